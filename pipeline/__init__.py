@@ -1,0 +1,1 @@
+"""What flows: data types and pure functions. Nothing here knows Ray, vLLM or DeepSpeed."""

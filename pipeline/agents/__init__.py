@@ -1,0 +1,1 @@
+"""Agents: async functions over tokens. `agent.entrypoint` in the config names the one that runs."""

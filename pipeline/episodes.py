@@ -1,0 +1,99 @@
+"""Episodes as the agent makes them, and groups of episodes as flat arrays for the object store."""
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Completion:
+    """What the language model returned for one prompt.
+
+    `tokens`, `logprobs` (of the sampled tokens, as processed by the temperature) and `versions` (the weight
+    version that wrote each token) have equal lengths; the end-of-sequence token is included when it was sampled.
+    `finish_reason` is "stop", or "length" when the limit cut the response off.
+    """
+
+    tokens: list[int]
+    logprobs: list[float]
+    versions: list[int]
+    finish_reason: str
+
+
+@dataclass(frozen=True)
+class Conversation:
+    """One independent context: a prompt and the model's response. `role` says what it was for."""
+
+    role: str
+    prompt: list[int]
+    response: Completion
+
+
+@dataclass
+class Episode:
+    """One run of an agent on a problem: its conversations, and the answer that is scored, as text."""
+
+    conversations: list[Conversation] = field(default_factory=list)
+    answer: str = ""
+
+
+@dataclass(frozen=True)
+class EpisodeGroup:
+    """The G episodes of one problem as flat arrays, read from the object store without copying.
+
+    With C conversations in all, T tokens (prompts and responses) and R response tokens:
+
+    tokens          int32 [T]    prompt then response, conversation after conversation
+    offsets         int64 [C+1]  where each conversation begins in `tokens`
+    prompt_lengths  int32 [C]
+    episodes        int32 [C]    which episode (0 … G-1) a conversation belongs to
+    logprobs        float32 [R]  behaviour log-probs, in the order of the response tokens
+    versions        int32 [R]    the weight version that wrote each response token
+    """
+
+    problem_id: str
+    tokens: np.ndarray
+    offsets: np.ndarray
+    prompt_lengths: np.ndarray
+    episodes: np.ndarray
+    logprobs: np.ndarray
+    versions: np.ndarray
+    roles: tuple[str, ...]
+    finish_reasons: tuple[str, ...]
+    answers: tuple[str, ...]
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """Tokens of each conversation, int64 [C]."""
+        return np.diff(self.offsets)
+
+    @property
+    def response_offsets(self) -> np.ndarray:
+        """Where each conversation's response begins in `logprobs` and `versions`, int64 [C+1]."""
+        return np.concatenate([[0], np.cumsum(self.lengths - self.prompt_lengths)])
+
+    def prompt(self, conversation: int) -> np.ndarray:
+        start = self.offsets[conversation]
+        return self.tokens[start : start + self.prompt_lengths[conversation]]
+
+    def response(self, conversation: int) -> np.ndarray:
+        start = self.offsets[conversation] + self.prompt_lengths[conversation]
+        return self.tokens[start : self.offsets[conversation + 1]]
+
+
+def pack_group(problem_id: str, episodes: list[Episode]) -> EpisodeGroup:
+    """Lay the episodes of one problem out as flat arrays."""
+    conversations = [(i, c) for i, episode in enumerate(episodes) for c in episode.conversations]
+    tokens = [np.asarray(c.prompt + c.response.tokens, dtype=np.int32) for _, c in conversations]
+    return EpisodeGroup(
+        problem_id=problem_id,
+        tokens=np.concatenate(tokens) if tokens else np.zeros(0, np.int32),
+        offsets=np.cumsum([0] + [len(t) for t in tokens], dtype=np.int64),
+        prompt_lengths=np.array([len(c.prompt) for _, c in conversations], dtype=np.int32),
+        episodes=np.array([i for i, _ in conversations], dtype=np.int32),
+        logprobs=np.array([x for _, c in conversations for x in c.response.logprobs], dtype=np.float32),
+        versions=np.array([x for _, c in conversations for x in c.response.versions], dtype=np.int32),
+        roles=tuple(c.role for _, c in conversations),
+        finish_reasons=tuple(c.response.finish_reason for _, c in conversations),
+        answers=tuple(episode.answer for episode in episodes),
+    )

@@ -1,0 +1,146 @@
+"""A problem: one question about one document. And the file format that holds them.
+
+The file is JSON lines, one object a line:
+
+    {"id": "q1", "question": "…", "answers": ["…"], "document": "…", "task": "qa", "metadata": {}}
+
+`id`, `task` and `metadata` may be left out. A row that breaks the rules is quarantined with its
+reason, counted and written aside; it is never dropped in silence.
+"""
+
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+
+class BadRow(ValueError):
+    """A row that is not a problem. The message says which field is wrong and why."""
+
+
+class QuestionTooLong(BadRow):
+    """The question does not fit the agent's budget for it."""
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One question about one document.
+
+    `answers` are alternatives for a task of one answer, and the wanted values for a task of several;
+    the task's scorer decides (pipeline/scoring.py).
+    """
+
+    id: str
+    question: str
+    answers: tuple[str, ...]
+    document: str
+    task: str = "qa"
+    metadata: dict = field(default_factory=dict)
+
+
+def problem_from_row(row: object, default_id: str) -> Problem:
+    """Check one decoded row of the file format above.
+
+    Raises:
+        BadRow: the row is not an object, or a field is missing, empty or of the wrong type.
+    """
+    if not isinstance(row, dict):
+        raise BadRow(f"the row is a {type(row).__name__}, not an object")
+    question, document = (_text(row, name) for name in ("question", "document"))
+    answers = row.get("answers")
+    if isinstance(answers, str):
+        answers = [answers]
+    if not isinstance(answers, list) or not all(isinstance(a, str) and a.strip() for a in answers) or not answers:
+        raise BadRow("'answers' must be a list of one or more non-empty strings")
+    task, metadata = row.get("task", "qa"), row.get("metadata", {})
+    if not isinstance(task, str) or not task:
+        raise BadRow("'task' must be the name of a scorer")
+    if not isinstance(metadata, dict):
+        raise BadRow("'metadata' must be an object")
+    return Problem(str(row.get("id", default_id)), question, tuple(answers), document, task, metadata)
+
+
+def _text(row: dict, name: str) -> str:
+    value = row.get(name)
+    if not isinstance(value, str):
+        raise BadRow(f"'{name}' must be text, not {type(value).__name__}")
+    if not value.strip():
+        raise BadRow(f"'{name}' is empty")
+    return value
+
+
+@dataclass
+class Quarantine:
+    """Counts the rows that were turned away, and writes each with its reason to `path`.
+
+    More than `max_share` bad rows (checked from the twentieth row on, and by `finish`) stops the reading:
+    a file that is mostly broken is the wrong file.
+    """
+
+    path: Path
+    max_share: float = 0.05
+    rows: int = 0
+    bad: int = 0
+
+    def add(self, row_id: str, reason: str, row: object) -> None:
+        self.bad += 1
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"id": row_id, "reason": reason, "row": row}, ensure_ascii=False) + "\n")
+        if self.rows >= 20:
+            self._check()
+
+    def finish(self) -> None:
+        """Raise `BadRow` when too many of all rows were bad, or when there was none at all."""
+        if self.rows == 0:
+            raise BadRow("the data holds no rows")
+        self._check()
+
+    def _check(self) -> None:
+        if self.bad > self.max_share * self.rows:
+            raise BadRow(
+                f"{self.bad} of {self.rows} rows are bad, more than data.max_bad_share={self.max_share}; "
+                f"their reasons are in {self.path}"
+            )
+
+
+def read_problem_file(path: str | Path, quarantine: Quarantine) -> Iterator[Problem]:
+    """Yield the problems of a JSON-lines file in the format above; bad rows go to `quarantine`.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        BadRow: too many rows were bad.
+    """
+    path = Path(path)
+    with path.open(encoding="utf-8", errors="replace") as file:
+        rows = ((f"{path.name}:{number}", line) for number, line in enumerate(file, 1) if line.strip())
+        yield from checked_rows(rows, lambda row_id, line: problem_from_row(_decode(line), row_id), quarantine)
+
+
+def checked_rows(rows: Iterable[tuple[str, object]], make, quarantine: Quarantine) -> Iterator[Problem]:
+    """Yield `make(row_id, row)` for every row; a `BadRow` sends the row to `quarantine` instead."""
+    for row_id, row in rows:
+        quarantine.rows += 1
+        try:
+            problem = make(row_id, row)
+        except BadRow as error:
+            quarantine.add(row_id, str(error), row)
+        else:
+            yield problem
+    quarantine.finish()
+
+
+def _decode(line: str) -> object:
+    try:
+        return json.loads(line)
+    except json.JSONDecodeError as error:
+        raise BadRow(f"not JSON: {error}") from None
+
+
+def write_problem_file(problems: Iterable[Problem], path: str | Path) -> int:
+    """Write problems as JSON lines; return how many."""
+    count = 0
+    with Path(path).open("w", encoding="utf-8") as file:
+        for count, problem in enumerate(problems, 1):
+            file.write(json.dumps(asdict(problem), ensure_ascii=False) + "\n")
+    return count

@@ -1,0 +1,107 @@
+"""The two prompts of the memory agent, as text templates and as tokens.
+
+A template is split at its slots. The text between them is ours, so special tokens in it count as such;
+what goes into a slot is data, so special tokens in it are spelled out as ordinary text (`encode_text`).
+The memory goes into its slot as the tokens that the model wrote, never decoded and encoded again.
+"""
+
+import re
+from dataclasses import dataclass
+
+SLOT = re.compile(r"\{(problem|memory|chunk)\}")
+
+
+@dataclass(frozen=True)
+class PromptTemplate:
+    """Texts with the slots {problem}, {memory} and {chunk}; `chat`: wrap them in the tokenizer's chat template."""
+
+    update: str
+    answer: str
+    empty_memory: str
+    chat: bool
+
+
+# The same instructions in training and in evaluation, so that what is asked for is what is scored.
+PROMPT_TEMPLATES = {
+    # The paper's order (arXiv 2507.02259, section 2.2): problem, memory, chunk.
+    "memagent": PromptTemplate(
+        update=(
+            "You are given a problem, one section of a long article, and the memory of what you have read so far. "
+            "Read the section carefully and write the updated memory: keep everything in the previous memory that "
+            "helps to answer the problem, and add what this section contributes.\n\n"
+            "<problem>\n{problem}\n</problem>\n\n"
+            "<memory>\n{memory}\n</memory>\n\n"
+            "<section>\n{chunk}\n</section>\n\n"
+            "Updated memory:\n"
+        ),
+        answer=(
+            "You are given a problem and the memory of an article that you have read. "
+            "Answer the problem from the memory alone and put the answer in \\boxed{}.\n\n"
+            "<problem>\n{problem}\n</problem>\n\n"
+            "<memory>\n{memory}\n</memory>\n\n"
+            "Your answer:\n"
+        ),
+        empty_memory="No previous memory",
+        chat=True,
+    ),
+    # For the embedded model of a hundred words (pipeline/documents/synthetic.py): the question comes again
+    # at the end, without which so small a model does not learn to look it up.
+    "tiny": PromptTemplate(
+        update="<bos> <problem> {problem} <memory> {memory} <section> {chunk} <update> {problem}",
+        answer="<bos> <problem> {problem} <memory> {memory} <answer> {problem}",
+        empty_memory="none",
+        chat=False,
+    ),
+}
+
+
+def encode_text(tokenizer, text: str) -> list[int]:
+    """Encode `text` as plain text: a special token spelled out in it becomes ordinary tokens.
+
+    Raises:
+        ValueError: the tokenizer cannot do that for this text.
+    """
+    tokens = tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True)
+    control = set(tokenizer.all_special_ids) - {tokenizer.unk_token_id}
+    if found := control.intersection(tokens):
+        names = ", ".join(tokenizer.convert_ids_to_tokens(sorted(found)))
+        raise ValueError(f"the tokenizer reads {names} in plain text as special tokens; documents must be data")
+    return tokens
+
+
+class Prompts:
+    """A prompt template bound to a tokenizer: builds prompts as token lists."""
+
+    def __init__(self, tokenizer, template: PromptTemplate):
+        self._update = _split(tokenizer, template, template.update)
+        self._answer = _split(tokenizer, template, template.answer)
+        self.empty_memory: list[int] = encode_text(tokenizer, template.empty_memory)
+
+    def update(self, problem: list[int], memory: list[int], chunk: list[int]) -> list[int]:
+        """The prompt of a memory conversation."""
+        return _fill(self._update, problem=problem, memory=memory, chunk=chunk)
+
+    def answer(self, problem: list[int], memory: list[int]) -> list[int]:
+        """The prompt of the answer conversation."""
+        return _fill(self._answer, problem=problem, memory=memory)
+
+    def longest(self, problem: int, memory: int, chunk: int) -> tuple[int, int]:
+        """The lengths in tokens of the longest update and answer prompts for slots of these lengths."""
+        memory = max(memory, len(self.empty_memory))
+        return (
+            len(self.update([0] * problem, [0] * memory, [0] * chunk)),
+            len(self.answer([0] * problem, [0] * memory)),
+        )
+
+
+def _split(tokenizer, template: PromptTemplate, text: str) -> list[list[int] | str]:
+    """Turn a text with slots into token lists (between slots) and slot names."""
+    if template.chat:
+        messages = [{"role": "user", "content": text}]
+        text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    parts = SLOT.split(text)  # text, slot, text, slot, …, text
+    return [part if i % 2 else tokenizer.encode(part, add_special_tokens=False) for i, part in enumerate(parts)]
+
+
+def _fill(parts: list[list[int] | str], **slots: list[int]) -> list[int]:
+    return [token for part in parts for token in (slots[part] if isinstance(part, str) else part)]

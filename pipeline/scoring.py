@@ -1,0 +1,62 @@
+"""Rewards: one function a task, from the answer's text and the problem's answers to a number in [0, 1].
+
+Formulas of MemAgent (arXiv 2507.02259, section 3): exact match of the last box for questions with one answer,
+the share of the wanted values found for tasks that ask for several.
+"""
+
+import importlib
+import re
+from collections.abc import Callable
+
+Scorer = Callable[[str, tuple[str, ...]], float]
+
+BOX_WINDOW = 300  # characters at the end of the answer in which the box is looked for
+LATEX_SPACING = re.compile(r"\\[,;:! ]|\\quad|\\qquad|~")
+
+
+def last_box(answer: str) -> str | None:
+    """The content of the last complete \\boxed{…} within the answer's last 300 characters; braces may nest."""
+    tail = answer[-BOX_WINDOW:]
+    start = len(tail)
+    while (start := tail.rfind("\\boxed{", 0, start)) != -1:
+        depth, begin = 1, start + len("\\boxed{")
+        for i in range(begin, len(tail)):
+            depth += {"{": 1, "}": -1}.get(tail[i], 0)
+            if depth == 0:
+                return tail[begin:i]
+    return None
+
+
+def normalized(text: str) -> str:
+    """Lower case, without LaTeX spacing and blanks."""
+    return "".join(LATEX_SPACING.sub("", text).lower().split())
+
+
+def boxed_match(answer: str, answers: tuple[str, ...]) -> float:
+    """1 if the last box equals any of the answers after normalisation, else 0."""
+    box = last_box(answer)
+    return float(box is not None and normalized(box) in {normalized(gold) for gold in answers})
+
+
+def values_found(answer: str, answers: tuple[str, ...]) -> float:
+    """The share of the wanted values that occur in the answer."""
+    return sum(normalized(gold) in normalized(answer) for gold in answers) / len(answers)
+
+
+SCORERS: dict[str, Scorer] = {"qa": boxed_match, "values": values_found}
+
+
+def scorer_for(task: str) -> Scorer:
+    """The scorer that a task names: one of `SCORERS`, or "module:function" for a user's own.
+
+    Raises:
+        ValueError: no such scorer.
+    """
+    if task in SCORERS:
+        return SCORERS[task]
+    module, _, name = task.partition(":")
+    try:
+        return getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError, ValueError):
+        known = ", ".join(sorted(SCORERS))
+        raise ValueError(f"no scorer for the task {task!r}; known are {known}, or name one as module:function") from None
