@@ -97,3 +97,47 @@ def pack_group(problem_id: str, episodes: list[Episode]) -> EpisodeGroup:
         finish_reasons=tuple(c.response.finish_reason for _, c in conversations),
         answers=tuple(episode.answer for episode in episodes),
     )
+
+
+@dataclass(frozen=True)
+class GroupRecord:
+    """What the ledger, the coordinator and the metrics know of a group: numbers, no tokens."""
+
+    group_id: str
+    problem_id: str
+    task: str
+    generator: str
+    lengths: np.ndarray  # tokens of each conversation, int64 [C]
+    response_tokens: int
+    oldest_version: int
+    newest_version: int
+    mixed_version_episodes: int  # episodes whose tokens were written by more than one version
+    cut_conversations: int  # responses that the length limit cut off
+    generation_seconds: float
+    rewards: np.ndarray  # float32 [G]
+    advantages: np.ndarray  # float32 [G]
+
+
+def group_record(
+    group_id: str, task: str, generator: str, group: EpisodeGroup, seconds: float, rewards: np.ndarray, advantages: np.ndarray
+) -> GroupRecord:
+    """Summarise a scored group."""
+    starts = group.response_offsets
+    of_episode: dict[int, set[int]] = {}
+    for c, episode in enumerate(group.episodes):
+        of_episode.setdefault(int(episode), set()).update(group.versions[starts[c] : starts[c + 1]].tolist())
+    return GroupRecord(
+        group_id=group_id,
+        problem_id=group.problem_id,
+        task=task,
+        generator=generator,
+        lengths=group.lengths,
+        response_tokens=int(starts[-1]),
+        oldest_version=int(group.versions.min()),
+        newest_version=int(group.versions.max()),
+        mixed_version_episodes=sum(len(versions) > 1 for versions in of_episode.values()),
+        cut_conversations=sum(reason == "length" for reason in group.finish_reasons),
+        generation_seconds=seconds,
+        rewards=rewards,
+        advantages=advantages,
+    )

@@ -1,0 +1,150 @@
+"""The one place that knows vLLM: an asynchronous engine over token ids whose weights change in flight.
+
+Written against vLLM 0.32 (`AsyncLLM`); tests/test_vllm_engine.py is the contract that an upgrade must keep.
+"""
+
+import asyncio
+import os
+import tempfile
+import time
+import uuid
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+from pipeline.config import Config
+from pipeline.episodes import Completion
+from pipeline.weight_buckets import WeightBucket
+
+# Read by vLLM at import.
+os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
+
+import vllm  # noqa: E402
+from vllm import SamplingParams, TokensPrompt  # noqa: E402
+from vllm.config import WeightTransferConfig  # noqa: E402
+from vllm.distributed.weight_transfer.base import WeightTransferUpdateRequest  # noqa: E402
+from vllm.engine.arg_utils import AsyncEngineArgs  # noqa: E402
+from vllm.platforms import current_platform  # noqa: E402
+from vllm.sampling_params import RequestOutputKind  # noqa: E402
+from vllm.v1.engine.async_llm import AsyncLLM  # noqa: E402
+from vllm.v1.engine.exceptions import EngineDeadError  # noqa: E402
+
+from actors.weight_transfer import BACKEND  # noqa: E402
+
+__all__ = ["EngineDeadError", "VllmEngine"]
+
+SHARED_MEMORY = Path("/dev/shm") if Path("/dev/shm").is_dir() else Path(tempfile.gettempdir())
+
+
+class VllmEngine:
+    """An `AsyncLLM` that returns tokens with their log-probs and weight versions."""
+
+    version_of_vllm = vllm.__version__
+
+    def __init__(self, config: Config, eos_token: int, seed: int):
+        self.temperature = config.generator.temperature
+        self.eos_token = eos_token
+        self.version = 0
+        self._llm = AsyncLLM.from_engine_args(_engine_args(config, seed))
+        self._updating = asyncio.Lock()
+        self._open = asyncio.Event()  # new requests wait while weights change, so that their salt is the right one
+        self._open.set()
+
+    async def start(self) -> None:
+        """Label the weights that the engine was started with as version 0."""
+        await self._llm.update_weight_version("0")
+
+    async def generate(self, prompt: list[int], max_tokens: int) -> Completion:
+        """Sample one response.
+
+        Raises:
+            EngineDeadError: the engine process died; this object is of no more use.
+        """
+        await self._open.wait()
+        # The KV cache of one version is never found by a request of another: its blocks are hashed with the salt.
+        # A request that is running when the weights change goes on with its cache, and its log-probs are those
+        # of what it really sampled from.
+        request = TokensPrompt(prompt_token_ids=prompt, cache_salt=f"v{self.version}")
+        sampling = SamplingParams(
+            temperature=self.temperature,
+            max_tokens=max_tokens,
+            stop_token_ids=[self.eos_token],
+            logprobs=0,  # of the sampled token alone
+            detokenize=False,
+            output_kind=RequestOutputKind.FINAL_ONLY,
+        )
+        async for output in self._llm.generate(request, sampling, request_id=uuid.uuid4().hex):
+            result = output.outputs[0]
+        tokens = list(result.token_ids)
+        logprobs = [entry[token].logprob for token, entry in zip(tokens, result.logprobs, strict=True)]
+        versions = [int(s.version) for s in result.weight_versions for _ in range(s.start, s.end)]
+        if len(versions) != len(tokens):
+            raise RuntimeError(f"vLLM named the weight version of {len(versions)} of {len(tokens)} tokens")
+        return Completion(tokens, logprobs, versions, result.finish_reason)
+
+    async def update_weights(self, version: int, buckets: AsyncIterator[WeightBucket]) -> float:
+        """Take up new weights without ending the requests in flight; return the pause in seconds.
+
+        All buckets are staged in shared memory before generation pauses, so the pause is loading alone.
+        """
+        async with self._updating:
+            staged = []
+            try:
+                async for bucket in buckets:
+                    staged.append(await asyncio.to_thread(_stage, bucket))
+                self._open.clear()
+                begin = time.perf_counter()
+                await self._llm.pause_generation(mode="keep", clear_cache=False)
+                await self._llm.start_weight_update()
+                for info in staged:
+                    await self._llm.update_weights(WeightTransferUpdateRequest(update_info=info))
+                await self._llm.finish_weight_update(weight_version=str(version))
+                self.version = version
+                await self._llm.resume_generation()
+                return time.perf_counter() - begin
+            finally:
+                self._open.set()
+                for info in staged:
+                    Path(info["path"]).unlink(missing_ok=True)
+
+    def shutdown(self) -> None:
+        self._llm.shutdown()
+
+
+def _engine_args(config: Config, seed: int) -> AsyncEngineArgs:
+    g = config.generator
+    on_cpu = current_platform.is_cpu()
+    device = (
+        # One process for the whole engine, and a KV cache of a size that a laptop can spare.
+        {"distributed_executor_backend": "uni", "kv_cache_memory_bytes": int(g.kv_cache_gib * 2**30)}
+        if on_cpu
+        else {"gpu_memory_utilization": g.gpu_memory_share, "tensor_parallel_size": g.tensor_parallel}
+    )
+    return AsyncEngineArgs(
+        model=config.model.path,
+        dtype=config.model.dtype,
+        trust_remote_code=config.model.trust_remote_code,
+        load_format="safetensors",
+        skip_tokenizer_init=True,  # tokens in, tokens out
+        max_model_len=config.agent.window,
+        max_num_seqs=g.max_sequences,
+        enforce_eager=g.enforce_eager,
+        enable_prefix_caching=True,
+        # The learner compares with log-probs after the temperature; vLLM's default is before it.
+        logprobs_mode="processed_logprobs",
+        # The model's own generation_config must not change the sampling.
+        generation_config="vllm",
+        seed=seed,
+        disable_log_stats=True,
+        worker_extension_cls="actors.weight_transfer.WeightTransferExtension",
+        weight_transfer_config=WeightTransferConfig(backend=BACKEND),
+        **device,
+    )
+
+
+def _stage(bucket: WeightBucket) -> dict:
+    """Copy a bucket into a file in shared memory that every worker process of the engine can map."""
+    handle, path = tempfile.mkstemp(prefix="palimpsest-bucket-", dir=SHARED_MEMORY)
+    with os.fdopen(handle, "wb") as file:
+        file.write(bucket.data)
+    return {"path": path, "size": bucket.data.size, "entries": [list(entry) for entry in bucket.entries]}

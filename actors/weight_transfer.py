@@ -1,0 +1,71 @@
+"""vLLM's worker side of a weight update: load buckets that the generator actor laid into shared memory.
+
+vLLM imports this module in its workers (`worker_extension_cls`), which registers the backend with vLLM's
+weight-transfer interface. The generator's side is in actors/vllm_engine.py.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from vllm.distributed.weight_transfer.base import (
+    WeightTransferEngine,
+    WeightTransferInitInfo,
+    WeightTransferUpdateInfo,
+)
+from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory
+from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead
+from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
+
+from pipeline.weight_buckets import unpack_bucket
+
+BACKEND = "shared_memory_buckets"
+
+
+@dataclass
+class BucketInfo(WeightTransferUpdateInfo):
+    """A bucket's bytes as a file in shared memory, and what lies in it (pipeline/weight_buckets.py)."""
+
+    path: str
+    size: int
+    entries: list
+
+
+class BucketWeightTransfer(WeightTransferEngine[WeightTransferInitInfo, BucketInfo]):
+    init_info_cls = WeightTransferInitInfo
+    update_info_cls = BucketInfo
+
+    def init_transfer_engine(self, init_info: WeightTransferInitInfo) -> None:
+        """Nothing to set up: every bucket names its own file."""
+
+    def start_weight_update(self) -> None:
+        initialize_layerwise_reload(self.model)
+
+    def update_weights(self, update_info: dict) -> None:
+        # Not the base class's: it synchronises torch.accelerator, which raises where there is none.
+        self.receive_weights(self.parse_update_info(update_info))
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+
+    def receive_weights(self, update_info: BucketInfo) -> None:
+        # The mapping lives as long as vLLM keeps views of it, which layerwise loading does until the end.
+        data = torch.from_file(update_info.path, shared=True, size=update_info.size, dtype=torch.uint8)
+        weights = unpack_bucket(update_info.entries, data)
+        self.model.load_weights((name, tensor.to(self.device)) for name, tensor in weights)
+
+    def finish_weight_update(self) -> None:
+        finalize_layerwise_reload(self.model, self.model_config)
+        # An lm_head tied to the embedding is loaded under the embedding's name only, so layerwise loading
+        # leaves its packed copy of the old weights in place (CPU).
+        for module in self.model.modules():
+            if isinstance(module, ParallelLMHead):
+                module.quant_method.process_weights_after_loading(module)
+
+    def shutdown(self) -> None:
+        """Nothing is held between updates."""
+
+
+WeightTransferEngineFactory.register_engine(BACKEND, BucketWeightTransfer)
+
+
+class WeightTransferExtension:
+    """Mixed into vLLM's worker class; importing this module is all that it is for."""

@@ -1,0 +1,109 @@
+"""The ledger: where every group is. It makes "no group lost, none trained twice" a fact that can be checked.
+
+A group is admitted (running on a generator, then with a scorer), buffered (scored, waiting), training, and then
+trained; or it fails, or is dropped as stale, and its problem is run again as a new group.
+"""
+
+from dataclasses import dataclass, field
+
+from pipeline.episodes import GroupRecord
+from pipeline.staleness import choose, feasible
+
+RUNNING, BUFFERED, TRAINING = "running", "buffered", "training"
+
+
+@dataclass
+class Entry:
+    generator: str
+    first_version: int  # of the generator at admission; no token can be older
+    state: str = RUNNING
+    record: GroupRecord | None = None
+
+
+@dataclass
+class Ledger:
+    """Pure state; actors/buffer.py is the actor around it."""
+
+    groups_per_step: int
+    max_staleness: int
+    steps: int
+    version: int = 0
+    entries: dict[str, Entry] = field(default_factory=dict)
+    generators: dict[str, int] = field(default_factory=dict)  # the weight version that each generator has
+    admitted: int = 0
+    trained: int = 0
+    failed: int = 0
+    dropped_stale: int = 0
+
+    def admit(self, group_id: str) -> str | None:
+        """Admit a group and return the generator that shall run it, or None if none may start now."""
+        if len(self.entries) >= (self.steps - self.version) * self.groups_per_step:
+            return None  # the steps that remain have their groups
+        deadlines = [self._deadline(entry) for entry in self.entries.values() if entry.state != TRAINING]
+        learner = self._next_version()
+        load = {name: 0 for name in self.generators}
+        for entry in self.entries.values():
+            if entry.state == RUNNING and entry.generator in load:
+                load[entry.generator] += 1
+        for name in sorted(load, key=lambda n: (load[n], n)):
+            deadline = self.generators[name] + self.max_staleness
+            if feasible([*deadlines, deadline], learner, self.groups_per_step):
+                self.entries[group_id] = Entry(name, self.generators[name])
+                self.admitted += 1
+                return name
+        return None
+
+    def add(self, group_id: str, record: GroupRecord) -> None:
+        """A group has been generated and scored."""
+        entry = self._expect(group_id, RUNNING)
+        entry.state, entry.record = BUFFERED, record
+
+    def fail(self, group_id: str) -> None:
+        """A group was lost on a generator or a scorer."""
+        self._expect(group_id, RUNNING)
+        del self.entries[group_id]
+        self.failed += 1
+
+    def take(self) -> tuple[list[str] | None, list[str]]:
+        """The groups of the next learner step, or None if it must wait; and the groups dropped as too old.
+
+        The staleness bound is checked here once more on the versions that really wrote the tokens.
+        """
+        dropped = [
+            group_id
+            for group_id, entry in self.entries.items()
+            if entry.state == BUFFERED and self.version - entry.record.oldest_version > self.max_staleness
+        ]
+        for group_id in dropped:
+            del self.entries[group_id]
+        self.dropped_stale += len(dropped)
+        ready = [(self._deadline(e), group_id) for group_id, e in self.entries.items() if e.state == BUFFERED]
+        running = [self._deadline(e) for e in self.entries.values() if e.state == RUNNING]
+        chosen = choose(ready, running, self.version, self.groups_per_step)
+        for group_id in chosen or ():
+            self.entries[group_id].state = TRAINING
+        return chosen, dropped
+
+    def step_done(self) -> None:
+        """The groups in training have made a new version."""
+        done = [group_id for group_id, entry in self.entries.items() if entry.state == TRAINING]
+        for group_id in done:
+            del self.entries[group_id]
+        self.trained += len(done)
+        self.version += 1
+
+    def count(self, state: str) -> int:
+        return sum(entry.state == state for entry in self.entries.values())
+
+    def _next_version(self) -> int:
+        """The learner's version once the step that runs now, if any, is done."""
+        return self.version + (self.count(TRAINING) > 0)
+
+    def _deadline(self, entry: Entry) -> int:
+        return entry.first_version + self.max_staleness
+
+    def _expect(self, group_id: str, state: str) -> Entry:
+        entry = self.entries.get(group_id)
+        if entry is None or entry.state != state:
+            raise KeyError(f"group {group_id} is not {state}: {entry.state if entry else 'unknown'}")
+        return entry

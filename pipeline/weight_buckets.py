@@ -1,0 +1,62 @@
+"""Weights on their way from learners to generators: named tensors laid end to end in byte buckets."""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+ALIGNMENT = 64  # bytes; every tensor begins at a multiple of this
+
+
+@dataclass(frozen=True)
+class WeightBucket:
+    """Some of a model's parameters. `data` is uint8 [bytes]; `entries` says what lies where in it."""
+
+    entries: tuple[tuple[str, str, tuple[int, ...], int], ...]  # name, dtype, shape, offset in bytes
+    data: np.ndarray
+
+
+def pack_buckets(parameters: Iterable[tuple[str, torch.Tensor]], bucket_bytes: int) -> Iterator[WeightBucket]:
+    """Yield buckets of at most `bucket_bytes`, in order; a larger tensor gets a bucket of its own."""
+    waiting: list[tuple[str, torch.Tensor]] = []
+    size = 0
+    for name, tensor in parameters:
+        need = _aligned(tensor.numel() * tensor.element_size())
+        if waiting and size + need > bucket_bytes:
+            yield _pack(waiting, size)
+            waiting, size = [], 0
+        waiting.append((name, tensor))
+        size += need
+    if waiting:
+        yield _pack(waiting, size)
+
+
+def unpack_bucket(entries, data: torch.Tensor) -> list[tuple[str, torch.Tensor]]:
+    """The named tensors of a bucket, as views of its bytes.
+
+    Args:
+        entries: as in `WeightBucket`.
+        data: uint8 [bytes].
+    """
+    tensors = []
+    for name, dtype, shape, offset in entries:
+        dtype = getattr(torch, dtype)
+        end = offset + dtype.itemsize * int(np.prod(shape, dtype=np.int64))
+        tensors.append((name, data[offset:end].view(dtype).view(tuple(shape))))
+    return tensors
+
+
+def _pack(parameters: list[tuple[str, torch.Tensor]], size: int) -> WeightBucket:
+    data = np.empty(size, dtype=np.uint8)
+    entries, offset = [], 0
+    for name, tensor in parameters:
+        raw = tensor.detach().contiguous().cpu().reshape(-1).view(torch.uint8).numpy()
+        data[offset : offset + raw.size] = raw
+        entries.append((name, str(tensor.dtype).removeprefix("torch."), tuple(tensor.shape), offset))
+        offset += _aligned(raw.size)
+    return WeightBucket(tuple(entries), data)
+
+
+def _aligned(size: int) -> int:
+    return -(-size // ALIGNMENT) * ALIGNMENT
