@@ -27,11 +27,8 @@ from vllm.engine.arg_utils import AsyncEngineArgs  # noqa: E402
 from vllm.platforms import current_platform  # noqa: E402
 from vllm.sampling_params import RequestOutputKind  # noqa: E402
 from vllm.v1.engine.async_llm import AsyncLLM  # noqa: E402
-from vllm.v1.engine.exceptions import EngineDeadError  # noqa: E402
 
 from actors.weight_transfer import BACKEND  # noqa: E402
-
-__all__ = ["EngineDeadError", "VllmEngine"]
 
 SHARED_MEMORY = Path("/dev/shm") if Path("/dev/shm").is_dir() else Path(tempfile.gettempdir())
 
@@ -58,7 +55,7 @@ class VllmEngine:
         """Sample one response.
 
         Raises:
-            EngineDeadError: the engine process died; this object is of no more use.
+            Exception: vLLM's own; when `is_dead` is true as well, this object is of no more use.
         """
         await self._open.wait()
         # The KV cache of one version is never found by a request of another: its blocks are hashed with the salt.
@@ -106,6 +103,11 @@ class VllmEngine:
                 self._open.set()
                 for info in staged:
                     Path(info["path"]).unlink(missing_ok=True)
+
+    @property
+    def is_dead(self) -> bool:
+        """Whether the engine process has died."""
+        return self._llm.errored
 
     def shutdown(self) -> None:
         self._llm.shutdown()

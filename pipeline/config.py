@@ -7,6 +7,7 @@ the defaults here. Units are in the comments.
 import dataclasses
 import difflib
 import re
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -149,7 +150,7 @@ def load_config(arguments: list[str]) -> Config:
     if missing := OmegaConf.missing_keys(config):
         raise ConfigError(f"set {', '.join(sorted(missing))} (or choose a preset: {', '.join(preset_names())})")
     if not config.run.name:
-        config.run.name = "-".join(presets) or "run"
+        config.run.name = "-".join([*presets, time.strftime("%Y%m%d-%H%M%S")])
     return OmegaConf.to_object(config)
 
 
@@ -271,6 +272,11 @@ def _rules(c: Config):
         "learner.clip_low must lie in (0, 1), learner.clip_high above 0 and learner.dual_clip above 1",
     )
     yield c.model.dtype in ("float32", "bfloat16"), f"model.dtype={c.model.dtype!r} must be float32 or bfloat16"
+    g = c.generator
+    yield (
+        g.tensor_parallel == 1 or g.num_gpus == g.tensor_parallel,
+        f"generator.num_gpus={g.num_gpus} must equal generator.tensor_parallel={g.tensor_parallel}",
+    )
     yield (
         c.model.attention in ("sdpa", "flash_attention_2"),
         f"model.attention={c.model.attention!r} must be sdpa or flash_attention_2",

@@ -64,6 +64,12 @@ class Ledger:
         del self.entries[group_id]
         self.failed += 1
 
+    def withdraw(self, group_id: str) -> None:
+        """A running group is taken back because its problem cannot be run at all; no failure of ours."""
+        self._expect(group_id, RUNNING)
+        del self.entries[group_id]
+        self.admitted -= 1
+
     def take(self) -> tuple[list[str] | None, list[str]]:
         """The groups of the next learner step, or None if it must wait; and the groups dropped as too old.
 

@@ -1,0 +1,317 @@
+"""The coordinator: starts the pools, keeps groups flowing from problems to the learners, and ends the run well.
+
+    problems ─▶ admit (buffer) ─▶ rollout (generator) ─▶ score (scorer) ─▶ add (buffer) ─▶ take ─▶ train ─▶ publish
+
+Two loops: `_dispatch` starts groups as the buffer admits them, `_train` takes whole steps from the buffer. They
+meet only in the buffer. The coordinator holds problems, records and references, never tokens.
+"""
+
+import asyncio
+import itertools
+import time
+import traceback
+from collections import Counter, deque
+from pathlib import Path
+
+import ray
+
+from actors.buffer import TrajectoryBuffer
+from actors.generator import Generator
+from actors.learner_gang import LearnerGang
+from actors.scorer_pool import ScorerPool
+from actors.tracker import Tracker
+from actors.weight_store import WeightStore
+from pipeline.config import Config
+from pipeline.metrics import RunTotals, step_row
+from pipeline.problems import BadRow, Problem, Quarantine
+from pipeline.report import step_line, write_summary
+from pipeline.sources import training_problems
+
+
+class RunFailed(RuntimeError):
+    """The run cannot go on. The message says why and what to look at."""
+
+
+@ray.remote(num_cpus=0, max_concurrency=100)
+class Coordinator:
+    def __init__(self, config: Config, folder: str):
+        self.config, self.folder = config, Path(folder)
+        self.quarantine = Quarantine(self.folder / "quarantine.jsonl", config.data.max_bad_share)
+        self.totals = RunTotals()
+        self.failures: Counter[str] = Counter()
+        self.problems_in_hand: dict[str, Problem] = {}  # by group id, until the group is trained
+        self.attempts: Counter[str] = Counter()
+        self.retry: deque[Problem] = deque()
+        self.version = 0
+        self.checkpoint: Path | None = None
+        self.engine_version = self.wandb_run = ""
+        self._stop = asyncio.Event()
+        self._lines: list[str] = []
+        self._line_added = asyncio.Event()
+        self._tasks: set[asyncio.Task] = set()
+
+    # What the driver calls.
+
+    async def lines(self, after: int, wait_s: float) -> list[str]:
+        """The progress lines from number `after` on; waits up to `wait_s` seconds for one."""
+        if len(self._lines) <= after:
+            self._line_added.clear()
+            try:
+                await asyncio.wait_for(self._line_added.wait(), wait_s)
+            except TimeoutError:
+                pass
+        return self._lines[after:]
+
+    async def stop(self) -> None:
+        """End the run after the step that is under way, and keep what was trained."""
+        self._say("· stopping after this step")
+        self._stop.set()
+
+    async def run(self) -> dict:
+        """Run to the end, to `stop`, or to a failure; return the summary, which is also in summary.json."""
+        begin, status, error = time.time(), "failed", None
+        self._failed = asyncio.get_running_loop().create_future()  # its exception ends the run
+        try:
+            await self._start()
+            await self._train()
+            status = "interrupted" if self._stop.is_set() and self.version < self.config.train.steps else "completed"
+        except Exception as failure:
+            error = str(failure) if isinstance(failure, RunFailed) else traceback.format_exc()
+        summary = {
+            "status": status,
+            "seconds": time.time() - begin,
+            "model": self.config.model.path,
+            "engine": "vllm",
+            "engine_version": self.engine_version,
+            "zero_stage": 3,
+            "learner_ranks": self.config.learner.ranks,
+            "generators": self.config.generator.count,
+            "scorers": self.config.scorer.count,
+            **self.totals.summary(),
+            "weight_version": self.version,
+            "groups_dropped_stale": self.failures["dropped_stale"],
+            "groups_failed": self.failures.total() - self.failures["dropped_stale"],
+            "failures": dict(self.failures),
+            "rows_quarantined": self.quarantine.bad,
+            "checkpoint": str(self.checkpoint) if self.checkpoint else None,
+            "wandb_run": self.wandb_run,
+            "error": error,
+        }
+        write_summary(self.folder, summary)
+        await self._close(summary)
+        return summary
+
+    # Starting and ending.
+
+    async def _start(self) -> None:
+        c = self.config
+        self._say(
+            f"· starting {c.generator.count} generator(s) (vLLM), {c.learner.ranks} learner ranks (DeepSpeed ZeRO-3), "
+            f"{c.scorer.count} scorer(s)"
+        )
+        self.problems = training_problems(c, self.quarantine)
+        self.retry.append(await asyncio.to_thread(next, self.problems))  # a wrong file shows before engines start
+        self.store, self.buffer = WeightStore.remote(), TrajectoryBuffer.remote(c)
+        self.tracker = Tracker.remote(c, str(self.folder))
+        self.gang, self.scorers = LearnerGang(c), ScorerPool(c)
+        self.generators = {
+            name: Generator.options(num_cpus=c.generator.num_cpus, num_gpus=c.generator.num_gpus).remote(
+                name, c, c.run.seed + number, self.buffer, self.store
+            )
+            for number, name in enumerate(f"generator-{i}" for i in range(c.generator.count))
+        }
+        begin = time.time()
+        self.wandb_run = await self.tracker.where.remote()
+        starting = [self._timed(self.gang.start(), "learners"), self._timed(self._start_generators(), "generators")]
+        await self._unless_failed(asyncio.gather(*starting))
+        self._say(f"· all started in {time.time() - begin:.0f} s")
+        self._spawn(self._dispatch())
+
+    async def _start_generators(self) -> None:
+        self.engine_version, *_ = await asyncio.gather(*(g.start.remote() for g in self.generators.values()))
+
+    async def _timed(self, work, name: str) -> None:
+        begin = time.time()
+        await work
+        self._say(f"· {name} ready after {time.time() - begin:.0f} s")
+
+    async def _close(self, summary: dict) -> None:
+        for task in list(self._tasks):
+            task.cancel()
+        for closing in (
+            lambda: asyncio.gather(*(g.close.remote() for g in self.generators.values())),
+            lambda: self.gang.close(),
+            lambda: self.tracker.finish.remote(summary),
+        ):
+            try:
+                await asyncio.wait_for(closing(), 60)
+            except Exception as error:  # the run's result stands; what is left behind ends with the job
+                self._say(f"· while closing: {error!r}")
+
+    # The two loops.
+
+    async def _dispatch(self) -> None:
+        """Start a group whenever the buffer admits one."""
+        for number in itertools.count():
+            problem = self.retry.popleft() if self.retry else await asyncio.to_thread(next, self.problems)
+            group_id = f"{problem.id}#{number}"
+            name = await self.buffer.admit.remote(group_id)
+            self.problems_in_hand[group_id] = problem
+            self._spawn(self._run_group(group_id, problem, name))
+
+    async def _run_group(self, group_id: str, problem: Problem, name: str) -> None:
+        """Generate and score one group; whatever goes wrong costs this group only."""
+        c = self.config
+        rollout = self.generators[name].rollout.options(num_returns=2)
+        try:
+            group, seconds = rollout.remote(problem, c.train.group_size)
+            try:
+                async with asyncio.timeout(c.generator.group_timeout_s):
+                    took = await seconds
+            except TimeoutError:
+                ray.cancel(seconds)
+                raise TimeoutError(f"no episodes within generator.group_timeout_s={c.generator.group_timeout_s}") from None
+            record = await self.scorers.score(group_id, group, problem.task, problem.answers, name, took)
+        except BadRow as error:
+            self._withdraw(group_id, problem, str(error))
+            await self.buffer.withdraw.remote(group_id)
+        except Exception as error:
+            self._count_failure(group_id, problem, error)
+            await self.buffer.fail.remote(group_id)
+        else:
+            self.totals.tokens_generated += record.response_tokens
+            await self.buffer.add.remote(group_id, record, [group])
+
+    async def _train(self) -> None:
+        t = self.config.train
+        self._generated_before, self._step_began = 0, time.time()
+        while self.version < t.steps and not self._stop.is_set():
+            groups = await self._take()
+            if groups is None:
+                break
+            waited = time.time() - self._step_began
+            ranks = await self.gang.train(self.version, groups)
+            trained = time.time() - self._step_began
+            self.version += 1
+            await self.store.publish.remote(self.version, await self.gang.publish())
+            await self.buffer.step_done.remote()
+            await self._report(groups, ranks, waited, trained)
+            if self.version % t.checkpoint_every == 0 or self.version == t.steps:
+                await self._save()
+        if self.version and (self.checkpoint is None or self.checkpoint.name != str(self.version)):
+            await self._save()
+
+    async def _take(self) -> list | None:
+        """The groups of the next step; None if the run is stopped before they are there."""
+        while True:
+            taking = asyncio.ensure_future(_result(self.buffer.take.remote()))
+            stopping = asyncio.ensure_future(self._stop.wait())
+            await self._unless_failed(asyncio.wait([taking, stopping], return_when=asyncio.FIRST_COMPLETED))
+            stopping.cancel()
+            if not taking.done():
+                taking.cancel()
+                return None
+            groups, dropped = taking.result()
+            for group_id in dropped:
+                self.failures["dropped_stale"] += 1
+                self.retry.append(self.problems_in_hand.pop(group_id))
+            if groups is not None:
+                return groups
+
+    async def _save(self) -> None:
+        folder = self.folder / "checkpoints" / str(self.version)
+        folder.mkdir(parents=True, exist_ok=True)
+        await self.gang.save(str(folder / "hf"))
+        self.checkpoint = folder
+        self._say(f"· saved checkpoints/{self.version}")
+
+    # Failures and reporting.
+
+    def _withdraw(self, group_id: str, problem: Problem, reason: str) -> None:
+        del self.problems_in_hand[group_id]
+        self._say(f"· quarantined {problem.id}: {reason}")
+        try:
+            self.quarantine.add(problem.id, reason, {"question": problem.question, "answers": problem.answers})
+        except BadRow as error:
+            self._fail(RunFailed(str(error)))
+
+    def _count_failure(self, group_id: str, problem: Problem, error: Exception) -> None:
+        del self.problems_in_hand[group_id]
+        self.failures[type(error).__name__] += 1
+        self.attempts[problem.id] += 1
+        reason = f"{type(error).__name__}: {str(error).strip().splitlines()[-1]}"
+        if self.attempts[problem.id] < self.config.train.max_attempts:
+            self.retry.append(problem)
+            self._say(f"· group {group_id} failed and will be run again: {reason}")
+        else:
+            self._withdraw_given_up(problem, reason)
+        t = self.config.train
+        failed, trained = sum(self.failures.values()), self.version * t.groups_per_step
+        if failed >= 2 * t.groups_per_step and failed > t.max_failed_share * (failed + trained):
+            self._fail(RunFailed(f"{failed} groups failed and {trained} were trained; the last failure: {reason}"))
+
+    def _withdraw_given_up(self, problem: Problem, reason: str) -> None:
+        self._say(f"· giving {problem.id} up after {self.config.train.max_attempts} attempts: {reason}")
+        self.quarantine.add(problem.id, reason, {"question": problem.question, "answers": problem.answers})
+
+    async def _report(self, groups: list, ranks: list[dict], waited: float, trained: float) -> None:
+        t, now = self.config.train, time.time()
+        counts = await self.buffer.counts.remote()
+        pauses = [p for g in self.generators.values() for p in await g.pauses.remote()]
+        row = step_row(self.version, [record for record, _ in groups], ranks) | {
+            "seconds": now - self._step_began,
+            "wait_seconds": waited,
+            "train_seconds": trained - waited,
+            "publish_seconds": now - self._step_began - trained,
+            "update_pause_max": max(pauses, default=None),
+            "tokens_generated": self.totals.tokens_generated,
+            "tokens_per_second": (self.totals.tokens_generated - self._generated_before) / (now - self._step_began),
+            "groups_running": counts["running"],
+            "groups_buffered": counts["buffered"],
+            "groups_failed": sum(self.failures.values()) - self.failures["dropped_stale"],
+            "groups_dropped_stale": counts["dropped_stale"],
+            "rows_quarantined": self.quarantine.bad,
+        }
+        self._generated_before, self._step_began = self.totals.tokens_generated, now
+        self.totals.add(row)
+        self._say(step_line(row, t.steps))
+        await self.tracker.log.remote(row)
+        w = self.config.wandb
+        if self.version == 1 or self.version % w.episodes_every == 0 or self.version == t.steps:
+            samples = [(self.problems_in_hand[r.group_id].question, r, ref) for r, ref in groups[: w.episodes]]
+            await self.tracker.episodes.remote(self.version, samples)
+        for record, _ in groups:
+            self.problems_in_hand.pop(record.group_id)
+
+    def _say(self, line: str) -> None:
+        self._lines.append(line)
+        self._line_added.set()
+
+    def _fail(self, error: Exception) -> None:
+        if not self._failed.done():
+            self._failed.set_exception(error)
+
+    async def _unless_failed(self, work) -> None:
+        """Wait for `work`, or raise the failure that ends the run, whichever comes first."""
+        work = asyncio.ensure_future(work)
+        await asyncio.wait([work, self._failed], return_when=asyncio.FIRST_COMPLETED)
+        if self._failed.done():
+            work.cancel()
+            self._failed.result()
+        work.result()
+
+    def _spawn(self, coroutine) -> None:
+        """Run in the background; an error there ends the run instead of being lost."""
+        task = asyncio.ensure_future(coroutine)
+        self._tasks.add(task)
+
+        def done(task: asyncio.Task) -> None:
+            self._tasks.discard(task)
+            if not task.cancelled() and task.exception():
+                self._fail(task.exception())
+
+        task.add_done_callback(done)
+
+
+async def _result(ref: ray.ObjectRef):
+    return await ref

@@ -1,0 +1,34 @@
+"""A scorer: rewards and advantages of whole groups, by the scorer that the problem's task names."""
+
+import numpy as np
+import ray
+
+from pipeline.advantages import group_advantages
+from pipeline.episodes import EpisodeGroup, GroupRecord, group_record
+from pipeline.scoring import scorer_for
+
+
+class BadReward(ValueError):
+    """A scorer returned something that is not a finite number."""
+
+
+@ray.remote(max_restarts=-1)
+class Scorer:
+    def score(
+        self, group_id: str, group: EpisodeGroup, task: str, answers: tuple[str, ...], generator: str, seconds: float
+    ) -> GroupRecord:
+        """Score every episode of a group and return the group's record.
+
+        Raises:
+            BadReward: the scorer returned NaN, infinity or no number.
+            Exception: whatever the task's scorer raises.
+        """
+        scorer = scorer_for(task)
+        rewards = np.array([_checked(scorer(answer, answers), task) for answer in group.answers], np.float32)
+        return group_record(group_id, task, generator, group, seconds, rewards, group_advantages(rewards))
+
+
+def _checked(reward: object, task: str) -> float:
+    if isinstance(reward, (int, float, np.number)) and np.isfinite(reward):
+        return float(reward)
+    raise BadReward(f"the scorer of task {task!r} returned {reward!r}, not a finite number")

@@ -1,0 +1,127 @@
+"""The one place that knows DeepSpeed: a policy under ZeRO-3 with AdamW.
+
+Written against DeepSpeed 0.19; tests/test_learner.py is the contract that an upgrade must keep.
+"""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+
+if not torch.cuda.is_available():
+    os.environ.setdefault("DS_ACCELERATOR", "cpu")
+
+import deepspeed  # noqa: E402
+from deepspeed.ops import __compatible_ops__  # noqa: E402
+from transformers import AutoModelForCausalLM  # noqa: E402
+from transformers.integrations import HfDeepSpeedConfig  # noqa: E402
+
+from pipeline.config import Config  # noqa: E402
+from pipeline.policy import Policy  # noqa: E402
+
+ZERO_STAGE = 3
+
+
+class ZeroEngine:
+    """One rank of the learner gang. All ranks call the same methods in the same order."""
+
+    def __init__(self, config: Config):
+        """Join the process group named by RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT, and load the model."""
+        on_gpu = torch.cuda.is_available()
+        # DeepSpeed would compile a shared-memory collective for one-node CPU groups; gloo does without a compiler.
+        __compatible_ops__["deepspeed_shm_comm"] = False
+        deepspeed.init_distributed(dist_backend="nccl" if on_gpu else "gloo")
+        self.rank = torch.distributed.get_rank()
+        self.ranks = torch.distributed.get_world_size()
+        settings = _deepspeed_settings(config)
+        # While this object lives, from_pretrained splits every parameter over the ranks as it loads it.
+        self._sharded_loading = HfDeepSpeedConfig(settings)
+        self.model = AutoModelForCausalLM.from_pretrained(
+            config.model.path,
+            dtype=getattr(torch, config.model.dtype),
+            attn_implementation=config.model.attention,
+            trust_remote_code=config.model.trust_remote_code,
+            use_safetensors=True,
+        )
+        policy = Policy(self.model, config.generator.temperature)
+        le = config.learner
+        optimizer = torch.optim.AdamW(policy.parameters(), lr=le.learning_rate, weight_decay=le.weight_decay)
+        warmup = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(1.0, (step + 1) / max(1, le.warmup_steps)))
+        self._engine, *_ = deepspeed.initialize(
+            model=policy, optimizer=optimizer, lr_scheduler=warmup, config=settings, dist_init_required=False
+        )
+        self.device = self._engine.device
+
+    def forward(self, *inputs: torch.Tensor) -> torch.Tensor:
+        """Response log-probs of a micro-batch (pipeline/policy.py), with gradient."""
+        return self._engine(*inputs)
+
+    def backward(self, loss: torch.Tensor, last: bool) -> None:
+        """Add the gradients of `loss`, to be summed over ranks and micro-batches; `last` ends the step's batch."""
+        self._engine.set_gradient_accumulation_boundary(last)
+        # DeepSpeed averages over ranks.
+        self._engine.backward(loss * self.ranks, scale_wrt_gas=False)
+
+    def step(self) -> tuple[float, float]:
+        """Clip, update the weights, advance the schedule. Returns the gradient norm and the learning rate used.
+
+        Raises:
+            FloatingPointError: the gradient is not finite; DeepSpeed has left the weights alone or not, so stop.
+        """
+        (learning_rate,) = self._engine.get_lr()
+        self._engine.step()
+        norm = float(self._engine.get_global_grad_norm())
+        if not torch.isfinite(torch.tensor(norm)):
+            raise FloatingPointError(f"the gradient norm is {norm}")
+        return norm, learning_rate
+
+    def parameters(self, group_bytes: int) -> Iterator[tuple[str, torch.Tensor]]:
+        """Yield every named parameter whole, in the names of the Hugging Face checkpoint, on all ranks.
+
+        They are gathered in groups of about `group_bytes`; a tensor is valid until the next one is asked for.
+        """
+        group, size = [], 0
+        for name, parameter in self.model.named_parameters():
+            group.append((name, parameter))
+            size += parameter.ds_numel * parameter.element_size()
+            if size >= group_bytes:
+                yield from _gathered(group)
+                group, size = [], 0
+        if group:
+            yield from _gathered(group)
+
+    def save(self, folder: Path) -> None:
+        """Write a Hugging Face folder in safetensors (rank 0 writes; all ranks must call)."""
+        state = {
+            name: tensor.detach().cpu().clone()
+            for name, tensor in self.parameters(group_bytes=2**28)
+            if self.rank == 0  # the others only take part in the gathering
+        }
+        if self.rank == 0:
+            self.model.save_pretrained(folder, state_dict=state, safe_serialization=True)
+
+    def close(self) -> None:
+        torch.distributed.destroy_process_group()
+
+
+def _gathered(group: list[tuple[str, torch.nn.Parameter]]) -> Iterator[tuple[str, torch.Tensor]]:
+    with deepspeed.zero.GatheredParameters([parameter for _, parameter in group]):
+        yield from ((name, parameter.data) for name, parameter in group)
+
+
+def _deepspeed_settings(config: Config) -> dict:
+    zero = {"stage": ZERO_STAGE, "contiguous_gradients": True, "overlap_comm": torch.cuda.is_available()}
+    if config.learner.offload:
+        zero["offload_optimizer"] = {"device": "cpu", "pin_memory": True}
+    return {
+        "train_micro_batch_size_per_gpu": 1,  # a packed row; the boundary of a step is set by hand
+        "gradient_accumulation_steps": 1,
+        "gradient_clipping": config.learner.max_grad_norm,
+        "bf16": {"enabled": config.model.dtype == "bfloat16"},
+        "zero_optimization": zero,
+        # torch's AdamW: no compiler needed, and the same arithmetic as the reference in the tests.
+        "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,
+        "steps_per_print": 2**31,
+    }
