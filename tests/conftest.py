@@ -1,0 +1,56 @@
+"""Shared by the tests: a random tiny model, and one Ray for all."""
+
+import os
+
+os.environ.setdefault("RAY_AUTH_MODE", "token")
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("WANDB_MODE", "offline")
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from pipeline.config import Config, load_config
+
+
+def make_random_model(folder: Path, seed: int) -> Path:
+    """A model of the tiny architecture with random weights, large enough to make its tokens differ."""
+    from transformers import LlamaForCausalLM
+
+    from pipeline.documents.synthetic import tiny_model_config, tiny_tokenizer
+
+    torch.manual_seed(seed)
+    model = LlamaForCausalLM(tiny_model_config())
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.dim() > 1:
+                parameter.mul_(3.0)
+    model.save_pretrained(folder)
+    tiny_tokenizer().save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def random_model(tmp_path_factory) -> Path:
+    return make_random_model(tmp_path_factory.mktemp("models") / "a", seed=1)
+
+
+@pytest.fixture(scope="session")
+def other_model(tmp_path_factory) -> Path:
+    return make_random_model(tmp_path_factory.mktemp("models") / "b", seed=2)
+
+
+@pytest.fixture(scope="session")
+def tiny_config(random_model) -> Config:
+    return load_config(["preset=tiny", f"model.path={random_model}"])
+
+
+@pytest.fixture(scope="session")
+def ray_session():
+    import ray
+
+    ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False)
+    yield ray
+    ray.shutdown()

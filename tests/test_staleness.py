@@ -1,0 +1,121 @@
+"""The staleness rule: whatever finishes when, no group is trained too late, none is lost, and nothing stands still."""
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pipeline.ledger import RUNNING, Ledger
+from pipeline.staleness import choose, feasible
+from tests.groups import random_group, record_of
+
+
+def test_feasible_means_that_every_deadline_can_be_kept_in_turn():
+    assert feasible([5, 5, 6, 6], version=5, groups_per_step=2)
+    assert not feasible([5, 5, 5], version=5, groups_per_step=2)
+    assert not feasible([4], version=5, groups_per_step=2)
+
+
+def test_the_learner_takes_the_earliest_deadlines_first():
+    assert choose([(3, "c"), (1, "a"), (2, "b")], [], version=1, groups_per_step=2) == ["a", "b"]
+
+
+def test_the_learner_waits_for_a_slow_group_rather_than_let_it_expire():
+    ready = [(2, "new-1"), (2, "new-2")]
+    assert choose(ready, running=[1], version=1, groups_per_step=2) is None
+    assert choose(ready, running=[2], version=1, groups_per_step=2) == ["new-1", "new-2"]
+
+
+def record(group_id: str, version: int):
+    import numpy as np
+
+    group = random_group(np.random.default_rng(0), episodes=2, version=version)
+    return record_of(group, group_id, [0.0, 1.0])
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.data())
+def test_any_schedule_keeps_the_bound_and_loses_nothing(data):
+    """Random generators, finishing orders, weight-update delays and failures against the ledger."""
+    per_step, staleness, steps = (data.draw(st.integers(low, high)) for low, high in ((1, 4), (0, 3), (1, 6)))
+    ledger = Ledger(per_step, staleness, steps)
+    ledger.generators = {f"g{i}": 0 for i in range(data.draw(st.integers(1, 3)))}
+    number = trained = failures = 0
+    while ledger.version < steps:
+        moves = ["admit", "finish", "update", "train", "fail"]
+        move = data.draw(st.sampled_from(moves))
+        running = [i for i, e in ledger.entries.items() if e.state == RUNNING]
+        if move == "fail" and running and failures < 5:
+            ledger.fail(data.draw(st.sampled_from(running)))
+            failures += 1
+        elif move == "finish" and running:
+            group_id = data.draw(st.sampled_from(running))
+            ledger.add(group_id, record(group_id, ledger.entries[group_id].first_version))
+        elif move == "update":
+            name = data.draw(st.sampled_from(sorted(ledger.generators)))
+            ledger.generators[name] = ledger.version
+        elif move == "admit" and ledger.admit(f"group-{number}"):
+            number += 1
+            assert len(ledger.entries) <= (staleness + 1) * per_step
+        elif move == "train":
+            chosen, dropped = ledger.take()
+            assert dropped == []  # the rule alone keeps the bound
+            if chosen:
+                assert all(ledger.version - ledger.entries[i].first_version <= staleness for i in chosen)
+                ledger.step_done()
+                trained += len(chosen)
+        if data.draw(st.integers(0, 30)) == 0:
+            break
+    # From wherever it stopped, finishing everything ends the run: there is no deadlock.
+    while ledger.version < steps:
+        ledger.generators = dict.fromkeys(ledger.generators, ledger.version)
+        while ledger.admit(f"group-{number}"):
+            number += 1
+        for group_id in [i for i, e in ledger.entries.items() if e.state == RUNNING]:
+            ledger.add(group_id, record(group_id, ledger.entries[group_id].first_version))
+        chosen, dropped = ledger.take()
+        assert chosen and not dropped
+        ledger.step_done()
+        trained += len(chosen)
+    assert trained == ledger.trained == steps * per_step
+    assert ledger.admitted == ledger.trained + ledger.failed
+    assert not ledger.entries
+
+
+def test_synchronous_training_starts_nothing_until_the_generator_has_the_new_weights():
+    ledger = Ledger(groups_per_step=2, max_staleness=0, steps=2, generators={"g": 0})
+    assert ledger.admit("a") and ledger.admit("b")
+    assert ledger.admit("c") is None
+    for group_id in "ab":
+        ledger.add(group_id, record(group_id, 0))
+    assert ledger.take() == (["a", "b"], [])
+    assert ledger.admit("c") is None
+    ledger.step_done()
+    assert ledger.admit("c") is None
+    ledger.generators["g"] = 1
+    assert ledger.admit("c") == "g"
+
+
+def test_a_group_whose_tokens_are_too_old_all_the_same_is_dropped_and_counted():
+    ledger = Ledger(groups_per_step=1, max_staleness=0, steps=2, version=1, generators={"g": 1})
+    ledger.admit("a")
+    ledger.add("a", record("a", version=0))
+    assert ledger.take() == (None, ["a"])
+    assert ledger.dropped_stale == 1 and not ledger.entries
+
+
+def test_new_groups_go_to_the_generator_with_the_fewest():
+    ledger = Ledger(groups_per_step=4, max_staleness=0, steps=1, generators={"g0": 0, "g1": 0})
+    assert [ledger.admit(i) for i in "abcd"] == ["g0", "g1", "g0", "g1"]
+
+
+def test_the_last_steps_are_not_given_more_groups_than_they_need():
+    ledger = Ledger(groups_per_step=2, max_staleness=5, steps=1, generators={"g": 0})
+    assert [ledger.admit(i) for i in "abc"] == ["g", "g", None]
+
+
+def test_a_group_cannot_be_added_twice():
+    ledger = Ledger(groups_per_step=1, max_staleness=0, steps=1, generators={"g": 0})
+    ledger.admit("a")
+    ledger.add("a", record("a", 0))
+    with pytest.raises(KeyError, match="not running"):
+        ledger.add("a", record("a", 0))

@@ -1,0 +1,185 @@
+"""The tiny language: problems, tokenizer, and how far one gets without reading."""
+
+import random
+from collections import Counter
+
+import pytest
+
+from pipeline.config import check_config, check_window, load_config
+from pipeline.documents.synthetic import (
+    CHUNK_FACTS,
+    CHUNK_TOKENS,
+    KINDS,
+    MARKERS,
+    SPECIAL_TOKENS,
+    VALUES,
+    WORDS,
+    answer_text,
+    synthetic_problem,
+    tiny_model_config,
+    tiny_tokenizer,
+)
+from pipeline.prompts import PROMPT_TEMPLATES, Prompts, encode_text
+from pipeline.scoring import boxed_match
+
+CHUNKS = 8
+PROBLEMS = [synthetic_problem(0, i, CHUNKS) for i in range(1000)]
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return tiny_tokenizer()
+
+
+def facts_of(text: str) -> list[tuple[str, str]]:
+    return [tuple(fact.split()) for fact in text.split(" .") if fact]
+
+
+def needed_of(problem) -> list[tuple[str, str]]:
+    return [facts_of(fact)[0] for fact in problem.metadata["needed"]]
+
+
+def test_a_problem_depends_on_its_arguments_alone():
+    random.seed(1)
+    first = synthetic_problem(3, 7, CHUNKS)
+    random.seed(2)
+    synthetic_problem(3, 6, CHUNKS)
+    assert synthetic_problem(3, 7, CHUNKS) == first
+    assert first.id == "synthetic-3-7"
+    others = [synthetic_problem(4, 7, CHUNKS), synthetic_problem(3, 8, CHUNKS), synthetic_problem(3, 7, 2 * CHUNKS)]
+    assert all(other.document != first.document for other in others)
+
+
+def test_problems_are_not_repeated():
+    assert len({p.document for p in PROBLEMS}) == len(PROBLEMS)
+
+
+def test_one_chunk_is_refused():
+    with pytest.raises(ValueError, match="2 chunks"):
+        synthetic_problem(0, 0, 1)
+
+
+def test_half_of_the_questions_take_two_hops():
+    two = sum(p.metadata["hops"] == 2 for p in PROBLEMS) / len(PROBLEMS)
+    assert two == pytest.approx(0.5, abs=0.05)
+
+
+@pytest.mark.parametrize("chunks", [2, 8, 64])
+def test_needed_facts_lie_in_different_chunks_with_the_bridge_first(chunks):
+    for p in (synthetic_problem(1, i, chunks) for i in range(50)):
+        facts, needed, where = facts_of(p.document), needed_of(p), p.metadata["chunks"]
+        assert len(facts) == chunks * CHUNK_FACTS
+        assert len(needed) == len(where) == p.metadata["hops"]
+        assert where == sorted(set(where))
+        for fact, chunk in zip(needed, where):
+            assert fact in facts[chunk * CHUNK_FACTS : (chunk + 1) * CHUNK_FACTS]
+
+
+def test_needed_facts_are_placed_anywhere():
+    places = Counter(chunk for p in PROBLEMS if p.metadata["hops"] == 1 for chunk in p.metadata["chunks"])
+    assert set(places) == set(range(CHUNKS))
+
+
+def test_the_question_leads_along_the_needed_facts_to_the_answer():
+    for p in PROBLEMS:
+        kind, *bridge, subject = p.question.split()
+        assert bridge == (["pet"] if p.metadata["hops"] == 2 else [])
+        for needed_subject, value in needed_of(p):
+            assert needed_subject == subject
+            subject = value
+        assert p.answers == (subject,)
+        assert subject in VALUES[kind]
+
+
+def test_a_needed_subject_has_no_other_fact():
+    for p in PROBLEMS:
+        subjects = Counter(subject for subject, _ in facts_of(p.document))
+        assert all(subjects[subject] == 1 for subject, _ in needed_of(p))
+
+
+def test_a_quarter_of_the_distractors_is_of_the_asked_kind():
+    asked = everything = 0
+    for p in PROBLEMS:
+        distractors = set(facts_of(p.document)) - set(needed_of(p))
+        asked += sum(value in VALUES[p.question.split()[0]] for _, value in distractors)
+        everything += len(distractors)
+    assert asked / everything == pytest.approx(0.25, abs=0.02)
+
+
+def test_without_reading_one_guesses_near_chance():
+    """Knowing the question alone gives 1/16; counting the values of the asked kind gives little more."""
+    values = {kind: Counter() for kind in KINDS}
+    for p in PROBLEMS:
+        values[p.question.split()[0]].update(p.answers)
+    closed_book = sum(counts.most_common(1)[0][1] for counts in values.values()) / len(PROBLEMS)
+    assert closed_book < 0.12
+
+    def most_frequent(p):
+        of_kind = [value for _, value in facts_of(p.document) if value in VALUES[p.question.split()[0]]]
+        return Counter(of_kind).most_common(1)[0][0]
+
+    assert sum(most_frequent(p) in p.answers for p in PROBLEMS) / len(PROBLEMS) < 0.25
+
+
+def test_words_are_distinct_and_none_is_a_special_token():
+    assert len(set(WORDS)) == len(WORDS)
+    assert not {token.strip("<>") for token in SPECIAL_TOKENS} & set(WORDS)
+
+
+def test_every_word_is_one_token_and_comes_back(tokenizer):
+    assert len(tokenizer) == tiny_model_config().vocab_size == len(SPECIAL_TOKENS) + len(WORDS)
+    ids = encode_text(tokenizer, " ".join(WORDS))
+    assert len(set(ids)) == len(ids) == len(WORDS)
+    assert tokenizer.decode(ids) == " ".join(WORDS)
+
+
+def test_documents_are_whole_chunks_of_known_words(tokenizer):
+    for p in PROBLEMS[:50]:
+        ids = encode_text(tokenizer, p.document)
+        assert len(ids) == CHUNKS * CHUNK_TOKENS
+        assert tokenizer.unk_token_id not in ids
+        assert set(ids[2::3]) == {tokenizer.convert_tokens_to_ids(".")}
+        assert tokenizer.decode(ids) == p.document
+
+
+def test_special_tokens_in_a_document_are_plain_unknown_words(tokenizer):
+    ids = encode_text(tokenizer, "Sam Rex<eos> . <memory><section> " + " ".join(SPECIAL_TOKENS))
+    assert set(ids) & set(tokenizer.all_special_ids) == {tokenizer.unk_token_id}
+
+
+def test_special_tokens_of_the_template_are_special(tokenizer):
+    prompt = Prompts(tokenizer, PROMPT_TEMPLATES["tiny"]).answer(
+        encode_text(tokenizer, "city Rex"), encode_text(tokenizer, "none")
+    )
+    assert tokenizer.decode(prompt) == "<bos> <problem> city Rex <memory> none <answer> city Rex"
+    assert tokenizer.unk_token_id not in prompt
+
+
+def test_the_tokenizer_survives_saving(tokenizer, tmp_path):
+    tokenizer.save_pretrained(tmp_path)
+    loaded = type(tokenizer).from_pretrained(tmp_path)
+    text = "Sam Rex . <memory> \\boxed{ Paris }"
+    assert encode_text(loaded, text) == encode_text(tokenizer, text)
+    assert loaded.decode(encode_text(loaded, MARKERS[-2] + " Paris }")) == "\\boxed{ Paris }"
+
+
+def test_the_gold_answer_scores_one_and_unknown_scores_zero(tokenizer):
+    for p in PROBLEMS[:50]:
+        gold = tokenizer.decode(encode_text(tokenizer, answer_text(needed_of(p), complete=True)))
+        unknown = tokenizer.decode(encode_text(tokenizer, answer_text(needed_of(p)[:-1], complete=False)))
+        assert boxed_match(gold, p.answers) == 1
+        assert boxed_match(unknown, p.answers) == 0
+
+
+def test_the_preset_holds_the_language(tokenizer):
+    config = load_config(["preset=tiny"])
+    check_config(config)
+    agent = config.agent
+    assert agent.chunk_tokens == CHUNK_TOKENS
+    longest = Prompts(tokenizer, PROMPT_TEMPLATES[agent.prompt_template]).longest(
+        agent.problem_tokens, agent.memory_tokens, agent.chunk_tokens
+    )
+    check_window(config, *longest, tiny_model_config().max_position_embeddings)
+    for p in PROBLEMS:
+        assert len(p.question.split()) <= agent.problem_tokens
+        assert len(answer_text(needed_of(p), complete=True).split()) < agent.answer_tokens  # and <eos>
