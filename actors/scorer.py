@@ -12,7 +12,7 @@ class BadReward(ValueError):
     """A scorer returned something that is not a finite number."""
 
 
-@ray.remote(max_restarts=-1)
+@ray.remote
 class Scorer:
     def score(
         self, group_id: str, group: EpisodeGroup, task: str, answers: tuple[str, ...], generator: str, seconds: float

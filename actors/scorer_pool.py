@@ -3,6 +3,7 @@
 import asyncio
 
 import ray
+from ray.exceptions import RayActorError
 
 from actors.scorer import Scorer
 from pipeline.config import Config
@@ -10,36 +11,39 @@ from pipeline.episodes import GroupRecord
 
 
 class ScorerHung(TimeoutError):
-    """A scorer did not answer within its limit; its process was ended and started again."""
+    """A scorer did not answer within its limit; its process was ended and another started."""
 
 
 class ScorerPool:
-    """Lives in the coordinator; the scorers are actors."""
+    """Lives in the coordinator; the scorers are actors. One that hung or died is replaced by a new one."""
 
     def __init__(self, config: Config):
-        self.timeout_s = config.scorer.timeout_s
-        self._scorers = [Scorer.options(num_cpus=config.scorer.num_cpus).remote() for _ in range(config.scorer.count)]
+        self.config = config.scorer
         self._idle: asyncio.Queue = asyncio.Queue()
-        for scorer in self._scorers:
-            self._idle.put_nowait(scorer)
+        for _ in range(self.config.count):
+            self._idle.put_nowait(self._new())
 
     async def score(self, group_id: str, *arguments) -> GroupRecord:
         """Score a group (see `Scorer.score`).
 
         Raises:
             ScorerHung: no answer within scorer.timeout_s.
-            Exception: what the scorer raised, or a Ray error when its process died.
+            RayActorError: the scorer's process died.
+            Exception: what the scorer raised.
         """
         scorer = await self._idle.get()
         try:
-            async with asyncio.timeout(self.timeout_s):
+            async with asyncio.timeout(self.config.timeout_s):
                 return await scorer.score.remote(group_id, *arguments)
         except TimeoutError:
-            ray.kill(scorer, no_restart=False)
-            raise ScorerHung(f"no reward within scorer.timeout_s={self.timeout_s}") from None
+            ray.kill(scorer)
+            scorer = self._new()
+            raise ScorerHung(f"no reward within scorer.timeout_s={self.config.timeout_s}") from None
+        except RayActorError:
+            scorer = self._new()
+            raise
         finally:
             self._idle.put_nowait(scorer)
 
-    def close(self) -> None:
-        for scorer in self._scorers:
-            ray.kill(scorer)
+    def _new(self):
+        return Scorer.options(num_cpus=self.config.num_cpus).remote()

@@ -1,0 +1,47 @@
+"""Scorers: whole groups, and whatever goes wrong costs one group only."""
+
+import asyncio
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from tests.groups import random_group
+
+
+@pytest.fixture(scope="module")
+def score(ray_session, tiny_config):
+    """Score one group after another on a pool of one scorer with a limit of three seconds."""
+    from actors.scorer_pool import ScorerPool
+
+    group = replace(random_group(np.random.default_rng(0)), answers=("\\boxed{ Paris }", "\\boxed{ Rome }", "Paris"))
+    loop = asyncio.new_event_loop()
+
+    async def make():
+        return ScorerPool(replace(tiny_config, scorer=replace(tiny_config.scorer, count=1, timeout_s=3)))
+
+    pool = loop.run_until_complete(make())
+    yield lambda task: loop.run_until_complete(pool.score("id", group, task, ("Paris",), "generator-0", 1.5))
+    loop.close()
+
+
+def test_a_group_gets_its_rewards_and_advantages(score):
+    record = score("qa")
+    assert record.rewards.tolist() == [1, 0, 0]
+    assert record.advantages.tolist() == pytest.approx([2 / 3, -1 / 3, -1 / 3])
+    assert record.generator == "generator-0" and record.generation_seconds == 1.5
+
+
+@pytest.mark.parametrize(
+    ("task", "error", "message"),
+    [
+        ("tests.bad_scorers:raises", ZeroDivisionError, "always raises"),
+        ("tests.bad_scorers:returns_nan", ValueError, "not a finite number"),
+        ("no_such_task", ValueError, "known are qa, values"),
+        ("tests.bad_scorers:hangs", TimeoutError, "scorer.timeout_s=3"),
+    ],
+)
+def test_a_bad_scorer_fails_its_group_and_the_next_group_is_scored(score, task, error, message):
+    with pytest.raises(error, match=message):
+        score(task)
+    assert score("qa").rewards.tolist() == [1, 0, 0]

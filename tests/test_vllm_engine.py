@@ -1,0 +1,136 @@
+"""The contract with vLLM (actors/vllm_engine.py), on real engines: log-probs, versions, weights that change in flight."""
+
+import asyncio
+from dataclasses import replace
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from pipeline.policy import Policy
+from pipeline.weight_buckets import pack_buckets
+
+PROMPT = [0, *range(9, 49)]  # longer than two blocks of the KV cache, so that prefix caching has something to keep
+EOS = 1
+
+
+@pytest.fixture(scope="module")
+def runner():
+    with asyncio.Runner() as runner:
+        yield runner
+
+
+def start_engine(runner, config, model):
+    from actors.vllm_engine import VllmEngine
+
+    async def start():
+        engine = VllmEngine(config, eos_token=EOS, seed=1)
+        await engine.start()
+        return engine
+
+    config = replace(
+        config,
+        model=replace(config.model, path=str(model)),
+        agent=replace(config.agent, window=256),
+        generator=replace(config.generator, temperature=0.7),
+    )
+    return runner.run(start())
+
+
+@pytest.fixture(scope="module")
+def engine(runner, tiny_config, random_model):
+    engine = start_engine(runner, tiny_config, random_model)
+    yield engine
+    engine.shutdown()
+
+
+@pytest.fixture(scope="module")
+def fresh_engine(runner, tiny_config, other_model):
+    engine = start_engine(runner, tiny_config, other_model)
+    yield engine
+    engine.shutdown()
+
+
+def learner_logprobs(model, temperature: float, tokens: list[int]) -> torch.Tensor:
+    """Log-probs of `tokens` after PROMPT by the learner's own code."""
+    from transformers import AutoModelForCausalLM
+
+    policy = Policy(AutoModelForCausalLM.from_pretrained(model), temperature)
+    row = torch.tensor(PROMPT + tokens)
+    at = torch.arange(len(PROMPT) - 1, len(row) - 1)
+    with torch.no_grad():
+        return policy(row, torch.arange(len(row)), at, torch.tensor(tokens))
+
+
+async def buckets(model):
+    weights = load_file(model / "model.safetensors")
+    for bucket in pack_buckets(weights.items(), bucket_bytes=300_000):
+        yield bucket
+
+
+def test_logprobs_agree_with_the_learners(runner, engine, random_model):
+    response = runner.run(engine.generate(PROMPT, 60))
+    difference = learner_logprobs(random_model, 0.7, response.tokens) - torch.tensor(response.logprobs)
+    assert difference.abs().mean() <= 1e-4
+    assert response.versions == [0] * len(response.tokens)
+
+
+def test_a_response_ends_with_the_end_of_sequence_token_or_at_its_limit(runner, engine):
+    async def many():
+        return await asyncio.gather(*(engine.generate(PROMPT, 150) for _ in range(24)))
+
+    responses = runner.run(many())
+    assert {r.finish_reason for r in responses} <= {"stop", "length"}
+    for r in responses:
+        assert len(r.tokens) == len(r.logprobs) == len(r.versions)
+        assert (r.tokens[-1] == EOS) == (r.finish_reason == "stop")
+        assert EOS not in r.tokens[:-1]
+        assert r.finish_reason == "stop" or len(r.tokens) == 150
+
+
+def test_weights_change_in_flight_and_new_requests_see_only_the_new_ones(runner, engine, fresh_engine, other_model):
+    """The prompt's KV cache under the old weights is there to be reused by mistake: the tests above left it."""
+
+    async def scenario():
+        running = [asyncio.create_task(engine.generate(PROMPT, 200)) for _ in range(32)]
+        await asyncio.sleep(0.5)
+        pause = await engine.update_weights(1, buckets(other_model))
+        new = await engine.generate(PROMPT, 60)
+        return await asyncio.gather(*running), new, pause
+
+    responses, new, pause = runner.run(scenario())
+    mixed = [r for r in responses if len(set(r.versions)) == 2]
+    assert mixed, "no request was in flight during the update"
+    assert all(r.versions == sorted(r.versions) and set(r.versions) <= {0, 1} for r in responses)
+    assert all(r.finish_reason in ("stop", "length") for r in responses)
+    assert new.versions == [1] * len(new.tokens)
+    assert pause > 0
+
+    difference = learner_logprobs(other_model, 0.7, new.tokens) - torch.tensor(new.logprobs)
+    assert difference.abs().mean() <= 1e-4
+
+    engine.temperature = fresh_engine.temperature = 0.0
+    updated, fresh = (runner.run(e.generate(PROMPT, 60)) for e in (engine, fresh_engine))
+    assert updated.tokens == fresh.tokens
+
+
+def test_a_failed_update_leaves_no_file_in_shared_memory(runner, engine):
+    from actors.vllm_engine import SHARED_MEMORY
+
+    async def broken():
+        async for bucket in buckets(engine_model):
+            yield bucket
+            raise ConnectionError("the object is lost")
+
+    engine_model = runner.run(_path_of(engine))
+    with pytest.raises(ConnectionError):
+        runner.run(engine.update_weights(2, broken()))
+    assert list(SHARED_MEMORY.glob("palimpsest-bucket-*")) == []
+    assert engine.version == 1
+    assert runner.run(engine.generate(PROMPT, 5)).versions == [1] * 5
+
+
+async def _path_of(engine):
+    from pathlib import Path
+
+    return Path(engine._llm.model_config.model)
