@@ -24,7 +24,7 @@ class StepSums:
     loss: float = 0.0
     clipped: int = 0
     ratio: float = 0.0
-    same_version_tokens: int = 0  # written by the very weights that the learner has now
+    same_version_tokens: int = 0  # written, prompt and all, by the very weights that the learner has now
     mismatch: float = 0.0  # Σ |learner log-prob - vLLM log-prob| over those
     mismatch_max: float = 0.0
     staleness: float = 0.0  # Σ of versions behind
@@ -135,7 +135,7 @@ def _copied(parameters):
 
 def _add(sums: StepSums, version: int, batch: dict, logprobs: torch.Tensor, loss: torch.Tensor, clipped) -> None:
     difference = logprobs - batch["behaviour"]
-    same = difference[batch["versions"] == version].abs()
+    same = difference[batch["cache_versions"] == version].abs()
     behind = version - batch["versions"]
     sums.tokens += len(logprobs)
     sums.loss += float(loss)

@@ -59,9 +59,10 @@ class VllmEngine:
         """
         await self._open.wait()
         # The KV cache of one version is never found by a request of another: its blocks are hashed with the salt.
-        # A request that is running when the weights change goes on with its cache, and its log-probs are those
-        # of what it really sampled from.
-        request = TokensPrompt(prompt_token_ids=prompt, cache_salt=f"v{self.version}")
+        # A request in flight when the weights change goes on with its cache, and its log-probs are those of what
+        # it really sampled from.
+        cache_version = self.version
+        request = TokensPrompt(prompt_token_ids=prompt, cache_salt=f"v{cache_version}")
         sampling = SamplingParams(
             temperature=self.temperature,
             max_tokens=max_tokens,
@@ -77,7 +78,7 @@ class VllmEngine:
         versions = [int(s.version) for s in result.weight_versions for _ in range(s.start, s.end)]
         if len(versions) != len(tokens):
             raise RuntimeError(f"vLLM named the weight version of {len(versions)} of {len(tokens)} tokens")
-        return Completion(tokens, logprobs, versions, result.finish_reason)
+        return Completion(tokens, logprobs, versions, result.finish_reason, cache_version)
 
     async def update_weights(self, version: int, buckets: AsyncIterator[WeightBucket]) -> float:
         """Take up new weights without ending the requests in flight; return the pause in seconds.

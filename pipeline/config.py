@@ -11,6 +11,7 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import yaml
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -143,10 +144,9 @@ def load_config(arguments: list[str]) -> Config:
         config = _merge(config, OmegaConf.load(_preset_path(preset)), f"configs/{preset}.yaml")
     for override in overrides:
         try:
-            layer = OmegaConf.from_dotlist([override])
-        except OmegaConfBaseException as error:
+            config = _merge(config, OmegaConf.from_dotlist([override]), override)
+        except (OmegaConfBaseException, yaml.YAMLError) as error:
             raise ConfigError(f"{override}: {_first_line(error)}") from None
-        config = _merge(config, layer, override)
     if missing := OmegaConf.missing_keys(config):
         raise ConfigError(f"set {', '.join(sorted(missing))} (or choose a preset: {', '.join(preset_names())})")
     if not config.run.name:
@@ -232,6 +232,7 @@ def check_config(config: Config) -> None:
 
 def _rules(c: Config):
     positive = {
+        "data": ("documents",),
         "agent": ("window", "problem_tokens", "chunk_tokens", "memory_tokens", "answer_tokens"),
         "generator": ("count", "tensor_parallel", "max_sequences", "temperature", "group_timeout_s"),
         "scorer": ("count", "timeout_s"),
@@ -242,6 +243,9 @@ def _rules(c: Config):
         for name in names:
             value = getattr(getattr(c, section), name)
             yield value > 0, f"{section}.{name}={value} must be greater than 0"
+    for section, name in (("data", "max_bad_share"), ("train", "max_failed_share")):
+        value = getattr(getattr(c, section), name)
+        yield 0 <= value <= 1, f"{section}.{name}={value} is a share, from 0 to 1"
     a, le, t = c.agent, c.learner, c.train
     slots = a.problem_tokens + a.memory_tokens
     yield (
@@ -267,6 +271,7 @@ def _rules(c: Config):
     )
     yield t.max_staleness >= 0, f"train.max_staleness={t.max_staleness} must be 0 or more"
     yield le.warmup_steps >= 0, f"learner.warmup_steps={le.warmup_steps} must be 0 or more"
+    yield le.weight_decay >= 0, f"learner.weight_decay={le.weight_decay} must be 0 or more"
     yield (
         0 < le.clip_low < 1 and le.clip_high > 0 and le.dual_clip > 1,
         "learner.clip_low must lie in (0, 1), learner.clip_high above 0 and learner.dual_clip above 1",
@@ -289,10 +294,14 @@ def _rules(c: Config):
         c.data.source in ("synthetic", "hotpotqa", "file"),
         f"data.source={c.data.source!r} must be synthetic, hotpotqa or file",
     )
+    yield (
+        c.data.synthetic_chunks >= 2,
+        f"data.synthetic_chunks={c.data.synthetic_chunks} must be at least 2: the two hops lie in different chunks",
+    )
     yield c.data.source == "synthetic" or c.data.path != "", f"set data.path: data.source={c.data.source} reads a file"
     yield (
-        re.fullmatch(r"[\w.-]+", c.run.name) is not None,
-        f"run.name={c.run.name!r} may hold letters, digits, '.', '_' and '-'",
+        re.fullmatch(r"\w[\w.-]*", c.run.name) is not None,
+        f"run.name={c.run.name!r} may hold letters, digits, '.', '_' and '-', and begins with neither '.' nor '-'",
     )
 
 

@@ -11,13 +11,15 @@ class Completion:
 
     `tokens`, `logprobs` (of the sampled tokens, as processed by the temperature) and `versions` (the weight
     version that wrote each token) have equal lengths; the end-of-sequence token is included when it was sampled.
-    `finish_reason` is "stop", or "length" when the limit cut the response off.
+    `finish_reason` is "stop", or "length" when the limit cut the response off. `cache_version` is the weight version
+    when the prompt was submitted: newer tokens than that may attend to a KV cache of older weights.
     """
 
     tokens: list[int]
     logprobs: list[float]
     versions: list[int]
     finish_reason: str
+    cache_version: int = 0
 
 
 @dataclass(frozen=True)
@@ -49,6 +51,7 @@ class EpisodeGroup:
     episodes        int32 [C]    which episode (0 … G-1) a conversation belongs to
     logprobs        float32 [R]  behaviour log-probs, in the order of the response tokens
     versions        int32 [R]    the weight version that wrote each response token
+    cache_versions  int32 [C]    the weight version when a conversation's prompt was submitted
     """
 
     problem_id: str
@@ -58,6 +61,7 @@ class EpisodeGroup:
     episodes: np.ndarray
     logprobs: np.ndarray
     versions: np.ndarray
+    cache_versions: np.ndarray
     roles: tuple[str, ...]
     finish_reasons: tuple[str, ...]
     answers: tuple[str, ...]
@@ -93,6 +97,7 @@ def pack_group(problem_id: str, episodes: list[Episode]) -> EpisodeGroup:
         episodes=np.array([i for i, _ in conversations], dtype=np.int32),
         logprobs=np.array([x for _, c in conversations for x in c.response.logprobs], dtype=np.float32),
         versions=np.array([x for _, c in conversations for x in c.response.versions], dtype=np.int32),
+        cache_versions=np.array([c.response.cache_version for _, c in conversations], dtype=np.int32),
         roles=tuple(c.role for _, c in conversations),
         finish_reasons=tuple(c.response.finish_reason for _, c in conversations),
         answers=tuple(episode.answer for episode in episodes),

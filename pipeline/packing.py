@@ -79,8 +79,9 @@ class MicroBatch:
     targets     int64 [R]    response token r
     behaviour   float32 [R]  log-prob under the policy that sampled it
     advantages  float32 [R]
-    versions    int64 [R]    weight version that sampled it
     weights     float32 [R]  1; 0 in the placeholder of an empty micro-batch
+    versions        int64 [R]  weight version that sampled it
+    cache_versions  int64 [R]  weight version when its prompt was submitted
     """
 
     tokens: np.ndarray
@@ -89,8 +90,9 @@ class MicroBatch:
     targets: np.ndarray
     behaviour: np.ndarray
     advantages: np.ndarray
-    versions: np.ndarray
     weights: np.ndarray
+    versions: np.ndarray
+    cache_versions: np.ndarray
 
 
 def build_micro_batch(items: list[Item], groups: dict[int, EpisodeGroup], advantages: dict[int, np.ndarray]) -> MicroBatch:
@@ -110,8 +112,9 @@ def build_micro_batch(items: list[Item], groups: dict[int, EpisodeGroup], advant
             targets=np.zeros(1, np.int64),
             behaviour=one.astype(np.float32),
             advantages=one.astype(np.float32),
-            versions=np.zeros(1, np.int64),
             weights=one.astype(np.float32),
+            versions=np.zeros(1, np.int64),
+            cache_versions=np.zeros(1, np.int64),
         )
     columns: list[tuple] = []
     start = 0
@@ -128,11 +131,12 @@ def build_micro_batch(items: list[Item], groups: dict[int, EpisodeGroup], advant
                 tokens[prompt:],
                 group.logprobs[responses],
                 np.full(length - prompt, advantages[g][group.episodes[c]], np.float32),
-                group.versions[responses],
                 np.ones(length - prompt, np.float32),
+                group.versions[responses],
+                np.full(length - prompt, group.cache_versions[c]),
             )
         )
         start += length
     merged = [np.concatenate(parts) for parts in zip(*columns, strict=True)]
-    integers = (0, 1, 2, 3, 6)
-    return MicroBatch(*(a.astype(np.int64 if i in integers else np.float32) for i, a in enumerate(merged)))
+    dtypes = [np.int64] * 4 + [np.float32] * 3 + [np.int64] * 2
+    return MicroBatch(*(column.astype(dtype) for column, dtype in zip(merged, dtypes, strict=True)))

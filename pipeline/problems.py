@@ -44,9 +44,7 @@ def problem_from_row(row: object, default_id: str) -> Problem:
     Raises:
         BadRow: the row is not an object, or a field is missing, empty or of the wrong type.
     """
-    if not isinstance(row, dict):
-        raise BadRow(f"the row is a {type(row).__name__}, not an object")
-    question, document = (_text(row, name) for name in ("question", "document"))
+    question, document = (text_field(row, name) for name in ("question", "document"))
     answers = row.get("answers")
     if isinstance(answers, str):
         answers = [answers]
@@ -60,12 +58,23 @@ def problem_from_row(row: object, default_id: str) -> Problem:
     return Problem(str(row.get("id", default_id)), question, tuple(answers), document, task, metadata)
 
 
-def _text(row: dict, name: str) -> str:
+def text_field(row: object, name: str) -> str:
+    """The text in the field `name` of a row.
+
+    Raises:
+        BadRow: the row is not an object, or the field is missing, not text, blank or not valid Unicode.
+    """
+    if not isinstance(row, dict):
+        raise BadRow(f"the row is a {type(row).__name__}, not an object")
     value = row.get(name)
     if not isinstance(value, str):
         raise BadRow(f"'{name}' must be text, not {type(value).__name__}")
     if not value.strip():
         raise BadRow(f"'{name}' is empty")
+    try:
+        value.encode()
+    except UnicodeEncodeError:  # JSON can spell out half a surrogate pair, which no tokenizer takes
+        raise BadRow(f"'{name}' is not valid Unicode") from None
     return value
 
 
@@ -85,7 +94,8 @@ class Quarantine:
     def add(self, row_id: str, reason: str, row: object) -> None:
         self.bad += 1
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        with self.path.open("a", encoding="utf-8") as file:
+        # What is not valid Unicode is written as the JSON escape that it came from.
+        with self.path.open("a", encoding="utf-8", errors="backslashreplace") as file:
             file.write(json.dumps({"id": row_id, "reason": reason, "row": row}, ensure_ascii=False) + "\n")
         if self.rows >= 20:
             self._check()
@@ -114,7 +124,7 @@ def read_problem_file(path: str | Path, quarantine: Quarantine) -> Iterator[Prob
     path = Path(path)
     with path.open(encoding="utf-8", errors="replace") as file:
         rows = ((f"{path.name}:{number}", line) for number, line in enumerate(file, 1) if line.strip())
-        yield from checked_rows(rows, lambda row_id, line: problem_from_row(_decode(line), row_id), quarantine)
+        yield from checked_rows(rows, lambda row_id, line: problem_from_row(decode_line(line), row_id), quarantine)
 
 
 def checked_rows(rows: Iterable[tuple[str, object]], make, quarantine: Quarantine) -> Iterator[Problem]:
@@ -130,7 +140,8 @@ def checked_rows(rows: Iterable[tuple[str, object]], make, quarantine: Quarantin
     quarantine.finish()
 
 
-def _decode(line: str) -> object:
+def decode_line(line: str) -> object:
+    """One line of a JSON-lines file; raises `BadRow` if it is not JSON."""
     try:
         return json.loads(line)
     except json.JSONDecodeError as error:

@@ -61,8 +61,9 @@ def encode_text(tokenizer, text: str) -> list[int]:
     Raises:
         ValueError: the tokenizer cannot do that for this text.
     """
-    tokens = tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True)
-    control = set(tokenizer.all_special_ids) - {tokenizer.unk_token_id}
+    # verbose=False: a document is meant to be longer than the model's window, no warning is due.
+    tokens = tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True, verbose=False)
+    control = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special} - {tokenizer.unk_token_id}
     if found := control.intersection(tokens):
         names = ", ".join(tokenizer.convert_ids_to_tokens(sorted(found)))
         raise ValueError(f"the tokenizer reads {names} in plain text as special tokens; documents must be data")

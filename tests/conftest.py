@@ -6,6 +6,7 @@ os.environ.setdefault("RAY_AUTH_MODE", "token")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("WANDB_MODE", "offline")
+os.environ["RAY_ADDRESS"] = "local"  # a Ray of the tests' own, whatever runs on this machine
 
 from pathlib import Path
 
@@ -51,6 +52,6 @@ def tiny_config(random_model) -> Config:
 def ray_session():
     import ray
 
-    ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False)
+    ray.init(address="local", num_cpus=4, include_dashboard=False, log_to_driver=False)
     yield ray
     ray.shutdown()

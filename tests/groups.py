@@ -14,7 +14,7 @@ def random_group(rng: np.random.Generator, name: str = "p", episodes: int = 3, v
         return Conversation(
             "memory",
             rng.integers(0, vocabulary, int(rng.integers(1, 31))).tolist(),
-            Completion(tokens, logprobs, [version] * n, "stop"),
+            Completion(tokens, logprobs, [version] * n, "stop", version),
         )
 
     return pack_group(

@@ -5,7 +5,6 @@ A question brings its own paragraphs, two of them gold. They are hidden among ra
 from (seed, question id): neither depends on the rows around it, and no two questions share a shuffle.
 """
 
-import json
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -13,7 +12,7 @@ from pathlib import Path
 
 import ijson
 
-from pipeline.problems import BadRow, Problem, Quarantine, checked_rows
+from pipeline.problems import BadRow, Problem, Quarantine, checked_rows, decode_line, text_field
 
 
 class HotpotQAError(ValueError):
@@ -47,7 +46,7 @@ def hotpotqa_problems(
     titles = list(pool)
 
     def problem(row_id: str, row: object) -> Problem:
-        question, own = _checked(row)
+        question, answer, own = text_field(row, "question"), text_field(row, "answer"), _own_paragraphs(row)
         problem_id = str(row.get("_id", row_id))
         if len(own) > documents:
             raise BadRow(f"the question brings {len(own)} paragraphs, more than data.documents={documents}")
@@ -65,7 +64,7 @@ def hotpotqa_problems(
         numbers = {p.title: i for i, p in enumerate(paragraphs, 1)}
         metadata = {"gold_titles": gold, "gold_documents": [numbers[title] for title in gold]}
         metadata |= {name: row[name] for name in ("type", "level") if name in row}
-        return Problem(problem_id, question, (row["answer"],), text, "qa", metadata)
+        return Problem(problem_id, question, (answer,), text, "qa", metadata)
 
     rows = ((f"{path.name}:{number}", row) for number, row in enumerate(_read_questions(path), 1))
     yield from checked_rows(rows, problem, quarantine)
@@ -79,17 +78,12 @@ def _draw(rng: random.Random, titles: list[str], taken: set[str], count: int) ->
     return free[:count] if len(free) >= count else None
 
 
-def _checked(row: object) -> tuple[str, list[Paragraph]]:
-    """The question and its own paragraphs; raises `BadRow`."""
-    if not isinstance(row, dict):
-        raise BadRow(f"the row is a {type(row).__name__}, not an object")
-    for name in ("question", "answer"):
-        if not isinstance(row.get(name), str) or not row[name].strip():
-            raise BadRow(f"'{name}' must be text, and not empty")
-    context = row.get("context")
+def _own_paragraphs(row: object) -> list[Paragraph]:
+    """The question's own paragraphs; raises `BadRow`."""
+    context = row.get("context") if isinstance(row, dict) else None
     if not isinstance(context, list) or not context:
         raise BadRow("'context' must be a list of one or more [title, [sentence, …]]")
-    return row["question"], [_paragraph(entry) for entry in context]
+    return [_paragraph(entry) for entry in context]
 
 
 def _paragraph(entry: object) -> Paragraph:
@@ -125,9 +119,10 @@ def _read_own_paragraphs(path: Path) -> Iterator[Paragraph]:
     """The paragraphs of all questions; bad rows are passed over here, they are counted when they are read as questions."""
     for row in _read_questions(path):
         try:
-            yield from (p for p in _checked(row)[1] if p.text)
+            paragraphs = _own_paragraphs(row)
         except BadRow:
             continue
+        yield from (p for p in paragraphs if p.text)
 
 
 def _read_distractors(path: Path) -> Iterator[Paragraph]:
@@ -136,13 +131,9 @@ def _read_distractors(path: Path) -> Iterator[Paragraph]:
             if not line.strip():
                 continue
             try:
-                row = json.loads(line)
-            except json.JSONDecodeError:
-                row = None
-            match row:
-                case {"title": str(title), "text": str(text)} if title.strip() and text.strip():
-                    yield Paragraph(title.strip(), text.strip())
-                case _:
-                    raise HotpotQAError(
-                        f'{path}:{number} is not a paragraph; expected a line like {{"title": "…", "text": "…"}}'
-                    )
+                row = decode_line(line)
+                paragraph = Paragraph(text_field(row, "title").strip(), text_field(row, "text").strip())
+            except BadRow as error:
+                expected = 'expected a line like {"title": "…", "text": "…"}'
+                raise HotpotQAError(f"{path}:{number}: {error}; {expected}") from None
+            yield paragraph

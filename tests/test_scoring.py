@@ -1,0 +1,77 @@
+"""Rewards: what counts as right."""
+
+import pytest
+
+from pipeline.scoring import BOX_WINDOW, boxed_match, last_box, scorer_for, values_found
+
+
+@pytest.mark.parametrize(
+    ("answer", "box"),
+    [
+        ("The answer is \\boxed{Paris}.", "Paris"),
+        ("\\boxed{Rome}, no: \\boxed{Paris}", "Paris"),
+        ("\\boxed{\\frac{1}{2}}", "\\frac{1}{2}"),
+        ("\\boxed{a {b} c} and } more", "a {b} c"),
+        ("\\boxed{\\boxed{Paris}}", "Paris"),  # the last one to begin
+        ("\\boxed{Paris} or \\boxed{Rome", "Paris"),  # cut off: the last complete one counts
+        ("\\boxed{}", ""),
+        ("\\boxed{Paris", None),
+        ("Paris", None),
+        ("", None),
+        ("boxed{Paris}", None),
+    ],
+)
+def test_the_last_complete_box_is_the_answer(answer, box):
+    assert last_box(answer) == box
+
+
+def test_the_box_is_looked_for_in_the_last_300_characters():
+    box = "\\boxed{Paris}"
+    assert last_box(box + "." * (BOX_WINDOW - len(box))) == "Paris"
+    assert last_box(box + "." * (BOX_WINDOW - len(box) + 1)) is None
+
+
+@pytest.mark.parametrize(
+    ("boxed", "gold"),
+    [
+        ("PARIS", "Paris"),
+        (" New   York\n", "New York"),
+        ("New\\ York\\,City\\!", "New York City"),
+        ("1\\;000\\:km~x", "1000 km x"),
+        ("10\\quad m\\qquad", "10 m"),
+        ("Γάμμα", "γάμμα"),
+    ],
+)
+def test_case_blanks_and_latex_spacing_do_not_matter(boxed, gold):
+    assert boxed_match(f"\\boxed{{{boxed}}}", (gold,)) == 1.0
+
+
+@pytest.mark.parametrize("answer", ["\\boxed{The}", "\\boxed{the Beatles and others}", "\\boxed{}", "the Beatles", ""])
+def test_only_the_whole_answer_in_a_box_is_right(answer):
+    assert boxed_match(answer, ("the Beatles",)) == 0.0
+
+
+def test_I_do_not_know_is_not_no():
+    assert boxed_match("\\boxed{I do not know}", ("no",)) == 0.0
+
+
+def test_any_of_the_gold_answers_will_do():
+    assert boxed_match("\\boxed{NYC}", ("New York City", "NYC")) == 1.0
+
+
+def test_the_share_of_wanted_values_that_are_found():
+    assert values_found("I read 12, 7 and Ninety.", ("12", "ninety", "44", "55")) == 0.5
+    assert values_found("nothing", ("12",)) == 0.0
+    assert values_found("12 7", ("12", "7")) == 1.0
+
+
+def test_a_task_names_its_scorer():
+    assert scorer_for("qa") is boxed_match
+    assert scorer_for("values") is values_found
+    assert scorer_for("pipeline.scoring:values_found") is values_found
+
+
+@pytest.mark.parametrize("task", ["quiz", "no.such.module:score", "pipeline.scoring:none", "pipeline.scoring", ":x", ""])
+def test_an_unknown_scorer_is_an_error_that_names_the_known(task):
+    with pytest.raises(ValueError, match="no scorer for the task .* qa, values"):
+        scorer_for(task)

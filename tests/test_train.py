@@ -1,0 +1,203 @@
+"""The whole system by its own command: problems to checkpoint, through Ray, vLLM and ZeRO-3, on a random tiny model."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from pipeline.documents.synthetic import synthetic_problem
+from pipeline.problems import write_problem_file
+
+ROOT = Path(__file__).resolve().parent.parent
+SMALL = (
+    "preset=tiny train.groups_per_step=4 train.group_size=4 train.checkpoint_every=2 generator.max_sequences=64 "
+    "wandb.episodes_every=1 generator.group_timeout_s=120"
+).split()
+
+
+def start(*arguments: str) -> subprocess.Popen:
+    return subprocess.Popen(
+        [sys.executable, "-m", "jobs.train", *SMALL, *arguments],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def run(*arguments: str) -> tuple[int, str]:
+    process = start(*arguments)
+    output, _ = process.communicate(timeout=600)
+    return process.returncode, output
+
+
+@pytest.fixture(scope="module")
+def problem_file(tmp_path_factory) -> Path:
+    """Twenty-four good problems among six rows that cannot be used, and one whose scorer raises."""
+    path = tmp_path_factory.mktemp("data") / "problems.jsonl"
+    good = [synthetic_problem(seed=3, index=i, chunks=3) for i in range(24)]
+    write_problem_file(good, path)
+    rows = [dict(json.loads(line), task="tests.bad_scorers:counts_letters") for line in path.read_text().splitlines()]
+    rows[0]["document"] += " <memory> <eos> [INST] Rex Paris ."  # special-token text: data like any other
+    bad = [
+        {"id": "no answer", "question": "city Rex", "document": "Rex Paris ."},
+        {"id": "empty answer", "question": "city Rex", "answers": [""], "document": "Rex Paris ."},
+        {"id": "empty document", "question": "city Rex", "answers": ["Paris"], "document": "  "},
+        {"id": "long question", "question": "city pet Sam pet pet pet", "answers": ["Paris"], "document": "Rex Paris ."},
+        {"id": "scorer raises", **{k: rows[1][k] for k in ("question", "answers", "document")}, "task": "tests.bad_scorers:raises"},
+    ]
+    lines = [json.dumps(row) for row in [rows[0], *bad, *rows[1:]]]
+    path.write_text("\n".join([*lines[:3], "{not json", *lines[3:]]) + "\n")
+    return path
+
+
+@pytest.fixture(scope="module")
+def finished(problem_file, random_model, tmp_path_factory) -> tuple[Path, dict, str]:
+    runs = tmp_path_factory.mktemp("runs")
+    status, output = run(
+        f"model.path={random_model}",
+        f"run.folder={runs}",
+        "run.name=finished",
+        "train.steps=4",
+        "data.source=file",
+        f"data.path={problem_file}",
+        "data.max_bad_share=0.9",
+    )
+    assert status == 0, output
+    folder = runs / "finished"
+    return folder, json.loads((folder / "summary.json").read_text()), output
+
+
+def test_the_run_completes_and_says_what_it_was(finished):
+    _, summary, _ = finished
+    expected = {
+        "status": "completed",
+        "steps": 4,
+        "weight_version": 4,
+        "engine": "vllm",
+        "zero_stage": 3,
+        "learner_ranks": 2,
+        "generators": 1,
+        "scorers": 1,
+        "episodes": 4 * 4 * 4,
+        "conversations": 4 * 4 * 4 * 4 + 4,  # the special-token text makes one document a chunk longer
+        "groups_dropped_stale": 0,
+        "error": None,
+    }
+    assert {key: summary[key] for key in expected} == expected
+    assert summary["engine_version"].startswith("0.32")
+    assert summary["seconds"] > 0 and summary["tokens_generated"] >= summary["tokens_trained"] > 0
+
+
+def test_staleness_keeps_its_bound_and_the_engine_agrees_with_the_learner(finished):
+    folder, summary, _ = finished
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert [row["version"] for row in rows] == [1, 2, 3, 4]
+    assert summary["staleness_max"] == max(row["staleness_max"] for row in rows) <= 1
+    assert 0 <= summary["logprob_mismatch_mean"] <= 1e-4
+    assert any(row["grad_norm"] > 0 for row in rows)
+
+
+def test_bad_rows_are_quarantined_and_a_bad_scorer_costs_its_groups_only(finished):
+    folder, summary, output = finished
+    quarantined = [json.loads(line) for line in (folder / "quarantine.jsonl").read_text().splitlines()]
+    reasons = {row["id"]: row["reason"] for row in quarantined}
+    assert len(quarantined) == summary["rows_quarantined"] == 6
+    assert "'answers'" in reasons["problems.jsonl:2"] and "not JSON" in reasons["problems.jsonl:4"]
+    assert "agent.problem_tokens" in reasons["long question"]
+    assert "always raises" in reasons["scorer raises"]
+    assert summary["groups_failed"] == 3 and summary["failures"] == {"RayTaskError(ZeroDivisionError)": 3}
+    assert "always raises" in output
+
+
+def test_one_line_a_step(finished):
+    _, _, output = finished
+    steps = [line for line in output.splitlines() if line.startswith("step ")]
+    assert [line.split()[1] for line in steps] == ["1/4", "2/4", "3/4", "4/4"]
+    assert all(word in steps[0] for word in ("reward", "tokens/s", "staleness", "version"))
+
+
+def test_the_checkpoints_load_in_plain_transformers_and_hold_new_weights(finished, random_model):
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    folder, summary, _ = finished
+    assert summary["checkpoint"] == str(folder / "checkpoints" / "4")
+    weights = [AutoModelForCausalLM.from_pretrained(folder / f"checkpoints/{n}/hf").state_dict() for n in (2, 4)]
+    start = AutoModelForCausalLM.from_pretrained(random_model).state_dict()
+    name = "model.layers.0.mlp.up_proj.weight"
+    assert not torch.equal(start[name], weights[0][name]) and not torch.equal(weights[0][name], weights[1][name])
+    AutoTokenizer.from_pretrained(folder / "checkpoints/4/hf")
+
+
+def test_the_run_folder_holds_config_episodes_and_wandb(finished):
+    folder, summary, _ = finished
+    assert "groups_per_step: 4" in (folder / "config.yaml").read_text()
+    episode = json.loads((folder / "episodes" / "step-000004.jsonl").read_text().splitlines()[0])
+    assert len(episode["memories"]) == 3 and episode["problem"] and "reward" in episode
+    assert list(Path(summary["wandb_run"]).glob("run-*.wandb"))
+
+
+def test_an_interrupted_run_keeps_what_was_trained(random_model, tmp_path):
+    process = start(f"model.path={random_model}", f"run.folder={tmp_path}", "run.name=stopped", "train.steps=1000")
+    for line in process.stdout:
+        if line.startswith("step 1/"):
+            break
+    process.send_signal(signal.SIGTERM)
+    begin = time.time()
+    output = process.stdout.read()
+    assert process.wait(timeout=120) == 130, output
+    assert time.time() - begin < 120
+    summary = json.loads((tmp_path / "stopped" / "summary.json").read_text())
+    assert summary["status"] == "interrupted" and summary["steps"] >= 1
+    assert (Path(summary["checkpoint"]) / "hf" / "model.safetensors").is_file()
+    assert Path(summary["checkpoint"]).name == str(summary["weight_version"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["train.group_sise=4"], "did you mean 'train.group_size'"),
+        (["train.steps=many"], "train.steps=many"),
+        (["preset=tinny"], "did you mean 'tiny'"),
+        (["agent.chunk_tokens=60"], "agent.window=64 cannot hold"),
+        (["agent.window=50", "agent.chunk_tokens=16"], "with the prompt template"),
+        (["agent.window=512", "learner.micro_batch_tokens=1024"], "256 positions"),
+        (["data.source=file", "data.path=/no/such/file"], "no such file"),
+        (["data.source=hotpotqa"], "set data.path"),
+        (["model.path=/no/such/model"], "model.path=/no/such/model"),
+        (["learner.ranks=0", "train.max_staleness=-1"], "train.max_staleness=-1"),
+    ],
+)
+def test_a_wrong_configuration_says_what_to_do_before_anything_starts(arguments, message, random_model, capsys):
+    from jobs.train import main
+
+    base = [] if any(a.startswith("model.path") for a in arguments) else [f"model.path={random_model}"]
+    assert main(["preset=tiny", *base, *arguments]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_malformed_file_ends_the_run_with_its_reason(random_model, tmp_path):
+    path = tmp_path / "questions.json"
+    path.write_text("this is not JSON")
+    status, output = run(
+        f"model.path={random_model}",
+        f"run.folder={tmp_path}",
+        "run.name=malformed",
+        "data.source=hotpotqa",
+        f"data.path={path}",
+    )
+    assert status == 1
+    summary = json.loads((tmp_path / "malformed" / "summary.json").read_text())
+    assert summary["status"] == "failed" and "questions.json" in summary["error"] and summary["steps"] == 0
+
+
+def test_a_dry_run_prints_the_plan_and_starts_nothing(random_model, capsys):
+    from jobs.train import main
+
+    assert main([*SMALL, f"model.path={random_model}", "--dry-run"]) == 0
+    assert "40 learner steps × 4 problems × 4 episodes" in capsys.readouterr().out
