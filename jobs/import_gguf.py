@@ -39,7 +39,7 @@ def import_gguf(gguf: Path, output: Path) -> int:
     """Write the model and the tokenizer in `gguf` to the folder `output`; return the number of parameters.
 
     Raises:
-        CannotImport: there is no such GGUF file, `output` holds something, or a package that reads GGUF is not installed.
+        CannotImport: there is no such GGUF file, `output` is there already, or a package is missing.
     """
     if missing := [name for name in ("gguf", "accelerate") if importlib.util.find_spec(name) is None]:
         raise CannotImport(f"not installed: {', '.join(missing)}; run {INSTALL}")

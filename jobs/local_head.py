@@ -1,4 +1,4 @@
-"""The Ray cluster that a job is submitted to: one that runs already, else a head started here and stopped at the end."""
+"""The Ray cluster that a job goes to: one that runs already, else a head started here and stopped at the end."""
 
 import contextlib
 import os
@@ -16,6 +16,7 @@ from ray.exceptions import AuthenticationError
 from ray.job_submission import JobSubmissionClient
 
 DASHBOARD_PORT = 8265
+START_TIMEOUT_S = 120.0
 # Ray's command-line tools of this very interpreter, whether or not its environment is activated.
 RAY = str(Path(sys.executable).parent / "ray")
 
@@ -115,12 +116,12 @@ def free_port(wanted: int) -> int:
     raise ClusterError("no free network port on this machine")
 
 
-def _wait_for_dashboard(head: subprocess.Popen, address: str, log: Path, timeout_s: float = 120.0) -> JobSubmissionClient:
-    deadline = time.monotonic() + timeout_s
+def _wait_for_dashboard(head: subprocess.Popen, address: str, log: Path) -> JobSubmissionClient:
+    deadline = time.monotonic() + START_TIMEOUT_S
     while time.monotonic() < deadline and head.poll() is None:
         with contextlib.suppress(OSError, RuntimeError):
             return JobSubmissionClient(address)
         time.sleep(0.5)
-    why = f"ended with status {head.returncode}" if head.returncode is not None else f"did not answer in {timeout_s:.0f} s"
+    why = "did not answer in time" if head.returncode is None else f"ended with status {head.returncode}"
     tail = "\n".join(log.read_text(errors="replace").splitlines()[-20:])
     raise ClusterError(f"the local Ray head {why}; the end of {log}:\n{tail}")

@@ -33,7 +33,7 @@ class RunConfig:
 class ModelConfig:
     path: str = MISSING  # Hugging Face folder or name
     dtype: str = "bfloat16"  # of the weights in generators and learners: float32 or bfloat16
-    attention: str = "sdpa"  # the learner's attention in transformers: sdpa (any device) or flash_attention_2 (GPU)
+    attention: str = "packed_sdpa"  # of the learner: packed_sdpa (any device) or flash_attention_2 (GPU, if installed)
     trust_remote_code: bool = False
 
 
@@ -252,7 +252,8 @@ def _rules(c: Config):
         slots + a.chunk_tokens + a.memory_tokens <= a.window,
         f"agent.window={a.window} cannot hold a memory conversation: problem {a.problem_tokens} + memory "
         f"{a.memory_tokens} + chunk {a.chunk_tokens} + new memory {a.memory_tokens} = "
-        f"{slots + a.chunk_tokens + a.memory_tokens}, template not counted; lower agent.chunk_tokens or raise agent.window",
+        f"{slots + a.chunk_tokens + a.memory_tokens}, template not counted; lower agent.chunk_tokens or raise "
+        "agent.window",
     )
     yield (
         slots + a.answer_tokens <= a.window,
@@ -267,7 +268,8 @@ def _rules(c: Config):
     yield t.group_size >= 2, f"train.group_size={t.group_size} must be at least 2: the group is the baseline"
     yield (
         t.groups_per_step >= le.ranks,
-        f"train.groups_per_step={t.groups_per_step} must be at least learner.ranks={le.ranks}: a group goes to one rank",
+        f"train.groups_per_step={t.groups_per_step} must be at least learner.ranks={le.ranks}: "
+        "a group goes to one rank",
     )
     yield t.max_staleness >= 0, f"train.max_staleness={t.max_staleness} must be 0 or more"
     yield le.warmup_steps >= 0, f"learner.warmup_steps={le.warmup_steps} must be 0 or more"
@@ -283,8 +285,8 @@ def _rules(c: Config):
         f"generator.num_gpus={g.num_gpus} must equal generator.tensor_parallel={g.tensor_parallel}",
     )
     yield (
-        c.model.attention in ("sdpa", "flash_attention_2"),
-        f"model.attention={c.model.attention!r} must be sdpa or flash_attention_2",
+        c.model.attention in ("packed_sdpa", "flash_attention_2"),
+        f"model.attention={c.model.attention!r} must be packed_sdpa or flash_attention_2",
     )
     yield (
         c.wandb.mode in ("auto", "online", "offline", "disabled"),

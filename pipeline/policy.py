@@ -9,6 +9,8 @@ from torch import nn
 from torch.nn import LinearCrossEntropyOptions
 from torch.nn.functional import linear_cross_entropy
 
+import pipeline.attention  # noqa: F401  registers packed_sdpa with transformers
+
 
 class ResponseHead(nn.Module):
     """Stands in for a causal model's lm_head: hidden states and target tokens to log-probs.
@@ -51,8 +53,8 @@ class Policy(nn.Module):
     def forward(self, tokens, positions, predict_at, targets) -> torch.Tensor:
         """Log-probs of the response tokens of one micro-batch (pipeline/packing.py), float32 [R].
 
-        Attention is block-diagonal: transformers reads the segments off the positions, which start again
-        from 0 in every conversation, when there is no attention mask and no cache.
+        Attention is block-diagonal: it reads the segments off the positions, which start again from 0 in every
+        conversation (pipeline/attention.py).
         """
         hidden = self.model.base_model(
             input_ids=tokens[None], position_ids=positions[None], use_cache=False

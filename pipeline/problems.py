@@ -50,6 +50,8 @@ def problem_from_row(row: object, default_id: str) -> Problem:
         answers = [answers]
     if not isinstance(answers, list) or not all(isinstance(a, str) and a.strip() for a in answers) or not answers:
         raise BadRow("'answers' must be a list of one or more non-empty strings")
+    if not all(map(_is_unicode, answers)):
+        raise BadRow("'answers' holds text that is not valid Unicode")
     task, metadata = row.get("task", "qa"), row.get("metadata", {})
     if not isinstance(task, str) or not task:
         raise BadRow("'task' must be the name of a scorer")
@@ -71,11 +73,18 @@ def text_field(row: object, name: str) -> str:
         raise BadRow(f"'{name}' must be text, not {type(value).__name__}")
     if not value.strip():
         raise BadRow(f"'{name}' is empty")
-    try:
-        value.encode()
-    except UnicodeEncodeError:  # JSON can spell out half a surrogate pair, which no tokenizer takes
-        raise BadRow(f"'{name}' is not valid Unicode") from None
+    if not _is_unicode(value):
+        raise BadRow(f"'{name}' is not valid Unicode")
     return value
+
+
+def _is_unicode(text: str) -> bool:
+    """False for text with half a surrogate pair, which JSON can spell out and no tokenizer takes."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 @dataclass
@@ -152,6 +161,7 @@ def write_problem_file(problems: Iterable[Problem], path: str | Path) -> int:
     """Write problems as JSON lines; return how many."""
     count = 0
     with Path(path).open("w", encoding="utf-8") as file:
-        for count, problem in enumerate(problems, 1):
+        for problem in problems:
             file.write(json.dumps(asdict(problem), ensure_ascii=False) + "\n")
+            count += 1
     return count

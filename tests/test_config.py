@@ -74,7 +74,7 @@ def test_an_unknown_key_names_the_nearest(key, nearest):
 def test_an_unknown_key_in_a_preset_names_the_file(tmp_path, monkeypatch):
     (tmp_path / "mine.yaml").write_text("agent:\n  windows: 64\n")
     monkeypatch.setattr("pipeline.config.CONFIGS", tmp_path)
-    with pytest.raises(ConfigError, match=r"configs/mine.yaml: unknown key 'agent.windows'; did you mean 'agent.window'"):
+    with pytest.raises(ConfigError, match="configs/mine.yaml: unknown key 'agent.windows'; did you mean"):
         load_config(["preset=mine"])
 
 
@@ -140,10 +140,9 @@ def test_all_broken_rules_are_reported_at_once():
 @pytest.mark.parametrize(
     ("section", "values", "message"),
     [
-        ("agent", {"window": 1000, "problem_tokens": 100, "chunk_tokens": 701, "memory_tokens": 100, "answer_tokens": 9},
-         "memory conversation: problem 100 + memory 100 + chunk 701 + new memory 100 = 1001"),
-        ("agent", {"window": 1000, "problem_tokens": 100, "chunk_tokens": 10, "memory_tokens": 100, "answer_tokens": 801},
-         "answer conversation: problem 100 + memory 100 + answer 801"),
+        ("agent", {"chunk_tokens": 5121},
+         "memory conversation: problem 1024 + memory 1024 + chunk 5121 + new memory 1024 = 8193, template not counted"),
+        ("agent", {"answer_tokens": 6145}, "answer conversation: problem 1024 + memory 1024 + answer 6145"),
         ("learner", {"micro_batch_tokens": 8191}, "learner.micro_batch_tokens=8191 must be at least agent.window=8192"),
         ("learner", {"dual_clip": 1.0}, "learner.dual_clip above 1"),
         ("learner", {"learning_rate": float("nan")}, "learner.learning_rate=nan must be greater than 0"),

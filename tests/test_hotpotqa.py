@@ -123,7 +123,7 @@ def test_as_many_documents_as_own_paragraphs_need_no_others(tmp_path):
     assert {title for title, _ in documents_of(problem)} == {f"Q1 paragraph {n}" for n in range(OWN)}
 
 
-def test_the_others_of_a_bad_row_are_not_lost_for_good_ones(tmp_path):
+def test_the_paragraphs_of_a_bad_row_still_serve_as_others(tmp_path):
     rows = [question(0, answer=None), *(question(i) for i in range(1, 3))]
     problems = read(questions_file(tmp_path, rows), None, 3 * OWN, quarantine=Quarantine(tmp_path / "q", max_share=0.5))
     assert [p.id for p in problems] == ["q1", "q2"]
@@ -204,7 +204,9 @@ def test_a_questions_file_of_another_format_is_an_error(tmp_path, distractors, c
             read(path, others)
 
 
-@pytest.mark.parametrize("line", ["not json", '["a", "b"]', '{"title": "a"}', '{"title": "a", "text": ""}', '{"title": 1, "text": "b"}'])
+@pytest.mark.parametrize(
+    "line", ["not json", '["a", "b"]', '{"title": "a"}', '{"title": "a", "text": ""}', '{"title": 1, "text": "b"}']
+)
 def test_a_distractors_file_of_another_format_is_an_error(tmp_path, distractors, line):
     path = questions_file(tmp_path, [question(1)])
     distractors.write_text(distractors.read_text() + "\n" + line + "\n")

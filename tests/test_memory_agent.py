@@ -61,7 +61,7 @@ def test_each_memory_is_passed_on_as_the_very_tokens_without_the_end_token(agent
     episode, model = run(agent, "x" * (4 * CHUNK), [*memories, [7, end]])
     tokenized, prompts = agent.tokenize(problem("x" * (4 * CHUNK))), agent.prompts
     passed_on = [prompts.empty_memory, [200, 255, 0], [128, 129], [], [9, end]]
-    expected = [prompts.update(tokenized.question, m, c) for m, c in zip(passed_on, tokenized.chunks)]
+    expected = [prompts.update(tokenized.question, m, c) for m, c in zip(passed_on[:-1], tokenized.chunks, strict=True)]
     assert [prompt for prompt, _ in model.asked] == [*expected, prompts.answer(tokenized.question, passed_on[-1])]
 
 

@@ -55,6 +55,7 @@ def test_id_task_and_metadata_may_be_left_out(tmp_path, quarantine):
         ({"answers": ["Ann", " "]}, "'answers' must be a list"),
         ({"answers": [3]}, "'answers' must be a list"),
         ({"answers": {"a": "Ann"}}, "'answers' must be a list"),
+        ({"answers": ["Ann", "\ud83d"]}, "'answers' holds text that is not valid Unicode"),
         ({"task": 1}, "'task' must be"),
         ({"task": ""}, "'task' must be"),
         ({"metadata": []}, "'metadata' must be an object"),
@@ -85,6 +86,11 @@ def test_text_that_is_not_unicode_is_set_aside_as_it_was_written(tmp_path, quara
     path = write_lines(tmp_path / "p.jsonl", [GOOD, GOOD, GOOD | {"document": "\ud83d"}])
     assert len(list(read_problem_file(path, quarantine))) == 2
     assert json.loads(quarantined(quarantine)[0]["row"])["document"] == "\ud83d"
+
+
+def test_a_decoded_row_that_is_not_unicode_can_be_set_aside(quarantine):
+    quarantine.add("row", "no reason", {"question": "\ud83d ✓"})
+    assert quarantined(quarantine) == [{"id": "row", "reason": "no reason", "row": {"question": "\ud83d ✓"}}]
 
 
 def test_bytes_that_are_not_utf8_do_not_stop_the_reading(tmp_path, quarantine):

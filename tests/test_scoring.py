@@ -71,7 +71,9 @@ def test_a_task_names_its_scorer():
     assert scorer_for("pipeline.scoring:values_found") is values_found
 
 
-@pytest.mark.parametrize("task", ["quiz", "no.such.module:score", "pipeline.scoring:none", "pipeline.scoring", ":x", ""])
+@pytest.mark.parametrize(
+    "task", ["quiz", "no.such.module:score", "pipeline.scoring:none", "pipeline.scoring", ":x", ""]
+)
 def test_an_unknown_scorer_is_an_error_that_names_the_known(task):
     with pytest.raises(ValueError, match="no scorer for the task .* qa, values"):
         scorer_for(task)

@@ -99,7 +99,7 @@ def _gold_titles(row: dict, own: list[Paragraph]) -> list[str]:
         raise BadRow("'supporting_facts' must be a list of [title, sentence number]")
     gold = list(dict.fromkeys(fact[0].strip() for fact in facts))
     if absent := set(gold) - {p.title for p in own if p.text}:
-        raise BadRow(f"'supporting_facts' names {', '.join(sorted(absent))}, which the question's paragraphs do not hold")
+        raise BadRow(f"'supporting_facts' names {', '.join(sorted(absent))}, which 'context' does not hold")
     return gold
 
 
@@ -116,7 +116,7 @@ def _read_questions(path: Path) -> Iterator[object]:
 
 
 def _read_own_paragraphs(path: Path) -> Iterator[Paragraph]:
-    """The paragraphs of all questions; bad rows are passed over here, they are counted when they are read as questions."""
+    """The paragraphs of all questions. Bad rows are passed over: they are counted when they are read as questions."""
     for row in _read_questions(path):
         try:
             paragraphs = _own_paragraphs(row)
