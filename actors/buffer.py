@@ -26,6 +26,11 @@ class TrajectoryBuffer:
             self._ledger.generators[name] = version
             self._changed.notify_all()
 
+    async def generator_gone(self, name: str) -> None:
+        """A generator died; it is given no more groups until it reports again."""
+        async with self._changed:
+            self._ledger.generators.pop(name, None)
+
     async def admit(self, group_id: str) -> str:
         """Wait until one more group may start; return the generator that shall run it."""
         async with self._changed:

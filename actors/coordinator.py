@@ -14,6 +14,7 @@ from collections import Counter, deque
 from pathlib import Path
 
 import ray
+from ray.exceptions import RayActorError
 
 from actors.buffer import TrajectoryBuffer
 from actors.generator import Generator
@@ -28,8 +29,15 @@ from pipeline.report import step_line, write_summary
 from pipeline.sources import training_problems
 
 
+REVIVE_ATTEMPTS = 8  # with waits of 1, 2, 4 … seconds between them
+
+
 class RunFailed(RuntimeError):
     """The run cannot go on. The message says why and what to look at."""
+
+
+class GeneratorLost(RuntimeError):
+    """The generator's process died under the group, which is nothing that the group's problem did."""
 
 
 @ray.remote(num_cpus=0, max_concurrency=100)
@@ -49,6 +57,7 @@ class Coordinator:
         self._lines: list[str] = []
         self._line_added = asyncio.Event()
         self._tasks: set[asyncio.Task] = set()
+        self._reviving: set[str] = set()
 
     # What the driver calls.
 
@@ -120,12 +129,23 @@ class Coordinator:
             )
             for number, name in enumerate(f"generator-{i}" for i in range(c.generator.count))
         }
+        self._say_what_is_missing()
         begin = time.time()
         self.wandb_run = await self.tracker.where.remote()
         starting = [self._timed(self.gang.start(), "learners"), self._timed(self._start_generators(), "generators")]
         await self._unless_failed(asyncio.gather(*starting))
         self._say(f"· all started in {time.time() - begin:.0f} s")
         self._spawn(self._dispatch())
+
+    def _say_what_is_missing(self) -> None:
+        """A cluster that is too small is waited for, as an autoscaler may be on its way; but not in silence."""
+        c = self.config
+        pools = [(c.generator, c.generator.count), (c.learner, c.learner.ranks), (c.scorer, c.scorer.count)]
+        has = ray.cluster_resources()
+        for kind, field in (("CPU", "num_cpus"), ("GPU", "num_gpus")):
+            needs = sum(getattr(pool, field, 0) * count for pool, count in pools)
+            if needs > has.get(kind, 0):
+                self._say(f"· the cluster has {has.get(kind, 0):g} {kind} and the pools ask for {needs:g}: waiting for more")
 
     async def _start_generators(self) -> None:
         self.engine_version, *_ = await asyncio.gather(*(g.start.remote() for g in self.generators.values()))
@@ -161,16 +181,8 @@ class Coordinator:
 
     async def _run_group(self, group_id: str, problem: Problem, name: str) -> None:
         """Generate and score one group; whatever goes wrong costs this group only."""
-        c = self.config
-        rollout = self.generators[name].rollout.options(num_returns=2)
         try:
-            group, seconds = rollout.remote(problem, c.train.group_size)
-            try:
-                async with asyncio.timeout(c.generator.group_timeout_s):
-                    took = await seconds
-            except TimeoutError:
-                ray.cancel(seconds)
-                raise TimeoutError(f"no episodes within generator.group_timeout_s={c.generator.group_timeout_s}") from None
+            group, took = await self._rollout(problem, name)
             record = await self.scorers.score(group_id, group, problem.task, problem.answers, name, took)
         except BadRow as error:
             self._withdraw(group_id, problem, str(error))
@@ -181,6 +193,38 @@ class Coordinator:
         else:
             self.totals.tokens_generated += record.response_tokens
             await self.buffer.add.remote(group_id, record, [group])
+
+    async def _rollout(self, problem: Problem, name: str) -> tuple[ray.ObjectRef, float]:
+        """Run a group's episodes; return the reference to them and the seconds it took."""
+        limit = self.config.generator.group_timeout_s
+        rollout = self.generators[name].rollout.options(num_returns=2)
+        group, seconds = rollout.remote(problem, self.config.train.group_size)
+        try:
+            async with asyncio.timeout(limit):
+                return group, await seconds
+        except TimeoutError:
+            ray.cancel(seconds)
+            raise TimeoutError(f"no episodes within generator.group_timeout_s={limit}") from None
+        except RayActorError as error:
+            if name not in self._reviving:
+                self._reviving.add(name)
+                self._spawn(self._revive(name))
+            raise GeneratorLost(f"{name} died") from error
+
+    async def _revive(self, name: str) -> None:
+        """Take a dead generator out of admission until Ray has started it again and it has the current weights."""
+        self._say(f"· {name} died; starting it again")
+        await self.buffer.generator_gone.remote(name)
+        for attempt in range(REVIVE_ATTEMPTS):
+            try:
+                await self.generators[name].start.remote()
+                break
+            except RayActorError:
+                await asyncio.sleep(2**attempt)
+        else:
+            raise RunFailed(f"{name} did not come back in {REVIVE_ATTEMPTS} attempts; see its log in Ray's dashboard")
+        self._reviving.remove(name)
+        self._say(f"· {name} is back")
 
     async def _train(self) -> None:
         t = self.config.train
@@ -238,7 +282,7 @@ class Coordinator:
     def _count_failure(self, group_id: str, problem: Problem, error: Exception) -> None:
         del self.problems_in_hand[group_id]
         self.failures[type(error).__name__] += 1
-        self.attempts[problem.id] += 1
+        self.attempts[problem.id] += not isinstance(error, GeneratorLost)
         reason = f"{type(error).__name__}: {str(error).strip().splitlines()[-1]}"
         if self.attempts[problem.id] < self.config.train.max_attempts:
             self.retry.append(problem)

@@ -50,6 +50,7 @@ MUON_LEARNING_RATE = 0.02  # on matrices
 ADAMW_LEARNING_RATE = 2e-3  # on embeddings and norms
 MAX_GRAD_NORM = 1.0
 CONSTANT_SHARE = 0.4  # of the steps at the full learning rate; a cosine to zero follows
+TWO_HOP_SHARE = 0.1
 MEMORY_FACTS = 4
 DRILL_FACTS = 8
 
@@ -136,7 +137,7 @@ class Examples:
     def update(self) -> Example:
         """A memory conversation: random memory and chunk; the new memory is the known part of the chain."""
         rng = self.rng
-        kind, question, needed = draw_question(rng)
+        kind, question, needed = draw_question(rng, TWO_HOP_SHARE)
         known = rng.randint(0, len(needed))
         memory = self._memory(kind, needed, known)
         chunk = [draw_distractor(rng, kind, needed) for _ in range(CHUNK_FACTS)]
@@ -149,7 +150,7 @@ class Examples:
     def answer(self) -> Example:
         """An answer conversation, from a random memory."""
         rng = self.rng
-        kind, question, needed = draw_question(rng)
+        kind, question, needed = draw_question(rng, TWO_HOP_SHARE)
         known = len(needed) if rng.random() < 0.7 else rng.randrange(len(needed))
         prompt = self.prompts.answer(self._encode(question), self._memory(kind, needed, known))
         return self._respond(prompt, answer_text(needed[:known], known == len(needed)))

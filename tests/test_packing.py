@@ -11,6 +11,8 @@ from pipeline.packing import build_micro_batch, pack_items, plan_step
 from pipeline.policy import Policy
 from tests.groups import random_group
 
+TEMPERATURE = 0.8
+
 group_lengths = st.lists(st.lists(st.integers(1, 50), min_size=1, max_size=9), min_size=1, max_size=12)
 
 
@@ -43,7 +45,7 @@ def test_a_conversation_over_the_budget_gets_a_micro_batch_of_its_own():
 def load(model, attention: str) -> Policy:
     from transformers import AutoModelForCausalLM
 
-    return Policy(AutoModelForCausalLM.from_pretrained(model, attn_implementation=attention), temperature=0.8)
+    return Policy(AutoModelForCausalLM.from_pretrained(model, attn_implementation=attention), TEMPERATURE)
 
 
 @pytest.fixture(scope="module")
@@ -82,7 +84,7 @@ def naive_gradient(policy, groups, advantages) -> tuple[float, torch.Tensor]:
             prompt, response = group.prompt(c), group.response(c)
             row = torch.tensor(np.concatenate([prompt, response]), dtype=torch.long)
             hidden = policy.model.base_model(input_ids=row[None], use_cache=False).last_hidden_state[0]
-            logprobs = torch.log_softmax(hidden @ embedding.T / policy.temperature, -1)
+            logprobs = torch.log_softmax(hidden @ embedding.T / TEMPERATURE, -1)
             for t, token in enumerate(response):
                 behaviour = group.logprobs[group.response_offsets[c] + t]
                 ratio = torch.exp(logprobs[len(prompt) - 1 + t, int(token)] - behaviour)

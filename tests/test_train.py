@@ -7,6 +7,7 @@ import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 from pipeline.documents.synthetic import synthetic_problem
@@ -142,18 +143,31 @@ def test_the_run_folder_holds_config_episodes_and_wandb(finished):
     assert list(Path(summary["wandb_run"]).glob("run-*.wandb"))
 
 
-def test_an_interrupted_run_keeps_what_was_trained(random_model, tmp_path):
-    process = start(f"model.path={random_model}", f"run.folder={tmp_path}", "run.name=stopped", "train.steps=1000")
+def wait_for(process: subprocess.Popen, text: str) -> None:
+    seen = []
     for line in process.stdout:
-        if line.startswith("step 1/"):
-            break
+        seen.append(line)
+        if text in line:
+            return
+    pytest.fail(f"{text!r} did not come:\n{''.join(seen)}")
+
+
+def test_a_dead_engine_is_replaced_and_an_interrupted_run_keeps_what_was_trained(random_model, tmp_path):
+    process = start(f"model.path={random_model}", f"run.folder={tmp_path}", "run.name=stopped", "train.steps=1000")
+    wait_for(process, "step 1/")
+    (engine,) = [p for p in psutil.Process(process.pid).children(recursive=True) if "EngineCor" in p.name()]
+    engine.kill()
+    wait_for(process, "generator-0 is back")
+    wait_for(process, "step ")
     process.send_signal(signal.SIGTERM)
     begin = time.time()
     output = process.stdout.read()
     assert process.wait(timeout=120) == 130, output
     assert time.time() - begin < 120
     summary = json.loads((tmp_path / "stopped" / "summary.json").read_text())
-    assert summary["status"] == "interrupted" and summary["steps"] >= 1
+    assert summary["status"] == "interrupted" and summary["steps"] >= 2
+    assert set(summary["failures"]) == {"GeneratorLost"} and summary["rows_quarantined"] == 0
+    assert summary["staleness_max"] <= 1
     assert (Path(summary["checkpoint"]) / "hf" / "model.safetensors").is_file()
     assert Path(summary["checkpoint"]).name == str(summary["weight_version"])
 

@@ -57,11 +57,11 @@ def synthetic_problem(seed: int, index: int, chunks: int) -> Problem:
     )
 
 
-def draw_question(rng: random.Random) -> tuple[str, str, list[Fact]]:
+def draw_question(rng: random.Random, two_hop_share: float = 0.5) -> tuple[str, str, list[Fact]]:
     """A kind of value, a question about it, and the one or two facts that answer it, the bridge first."""
     kind, pet = rng.choice(KINDS), rng.choice(PETS)
     needed = [(pet, rng.choice(VALUES[kind]))]
-    if rng.random() < 0.5:
+    if rng.random() >= two_hop_share:
         return kind, f"{kind} {pet}", needed
     person = rng.choice(PEOPLE)
     return kind, f"{kind} pet {person}", [(person, pet), *needed]

@@ -1,0 +1,40 @@
+"""The vocabulary projection in chunks against the plain full matrix; float32 softmax whatever the model's dtype."""
+
+import pytest
+import torch
+
+import pipeline.policy
+from pipeline.policy import Policy, token_logprobs
+
+
+@pytest.mark.parametrize("logits_in_memory", [1, 70, 10_000])  # one row a chunk, seven, all
+def test_chunks_change_neither_values_nor_gradients(monkeypatch, logits_in_memory):
+    monkeypatch.setattr(pipeline.policy, "LOGITS_IN_MEMORY", logits_in_memory)
+    torch.manual_seed(0)
+    hidden, weight = torch.randn(23, 6, requires_grad=True), torch.randn(10, 6, requires_grad=True)
+    targets, upstream = torch.randint(0, 10, (23,)), torch.randn(23)
+    full = torch.log_softmax(hidden @ weight.T / 0.7, -1)[torch.arange(23), targets]
+    expected = torch.autograd.grad(full @ upstream, [hidden, weight])
+    chunked = token_logprobs(hidden, weight, targets, 0.7)
+    assert torch.allclose(chunked, full, atol=1e-6)
+    for gradient, reference in zip(torch.autograd.grad(chunked @ upstream, [hidden, weight]), expected, strict=True):
+        assert torch.allclose(gradient, reference, atol=1e-5)
+
+
+def test_log_probs_of_a_bfloat16_model_are_not_rounded_to_bfloat16():
+    torch.manual_seed(0)
+    hidden, weight = torch.randn(200, 64).bfloat16(), (torch.randn(5000, 64) / 8).bfloat16()
+    targets = torch.randint(0, 5000, (200,))
+    exact = torch.log_softmax(hidden.double() @ weight.double().T, -1)[torch.arange(200), targets]
+    logprobs = token_logprobs(hidden, weight, targets, 1.0)
+    assert logprobs.dtype == torch.float32
+    assert (logprobs - exact).abs().mean() < 0.005
+
+
+def test_a_model_whose_logits_are_more_than_a_projection_is_refused(random_model):
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(random_model)
+    model.config.final_logit_softcapping = 30.0
+    with pytest.raises(ValueError, match="final_logit_softcapping"):
+        Policy(model, temperature=1.0)
