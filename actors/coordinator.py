@@ -24,7 +24,7 @@ from actors.tracker import Tracker
 from actors.weight_store import WeightStore
 from pipeline.config import Config
 from pipeline.metrics import RunTotals, step_row
-from pipeline.problems import BadRow, Problem, Quarantine
+from pipeline.problems import BadRow, DataError, Problem, Quarantine
 from pipeline.report import step_line, write_summary
 from pipeline.sources import training_problems
 
@@ -85,7 +85,7 @@ class Coordinator:
             await self._train()
             status = "interrupted" if self._stop.is_set() and self.version < self.config.train.steps else "completed"
         except Exception as failure:
-            error = str(failure) if isinstance(failure, RunFailed) else traceback.format_exc()
+            error = str(failure) if isinstance(failure, (RunFailed, DataError)) else traceback.format_exc()
         summary = {
             "status": status,
             "seconds": time.time() - begin,
@@ -276,8 +276,8 @@ class Coordinator:
         self._say(f"· quarantined {problem.id}: {reason}")
         try:
             self.quarantine.add(problem.id, reason, {"question": problem.question, "answers": problem.answers})
-        except BadRow as error:
-            self._fail(RunFailed(str(error)))
+        except DataError as error:
+            self._fail(error)
 
     def _count_failure(self, group_id: str, problem: Problem, error: Exception) -> None:
         del self.problems_in_hand[group_id]

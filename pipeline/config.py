@@ -43,6 +43,7 @@ class DataConfig:
     path: str = ""  # hotpotqa and file: the questions
     distractors: str = ""  # hotpotqa: JSON lines of {title, text}, further paragraphs to hide the gold ones among
     documents: int = 200  # hotpotqa: paragraphs in a document
+    task: str = "qa"  # hotpotqa: the scorer of the questions (pipeline/scoring.py)
     max_bad_share: float = 0.05  # more quarantined rows than this share stop the run
     synthetic_chunks: int = 8  # synthetic: chunks in a document
 

@@ -14,6 +14,10 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 
+class DataError(ValueError):
+    """The data as a whole cannot be used. The message names the file and says what was expected."""
+
+
 class BadRow(ValueError):
     """A row that is not a problem. The message says which field is wrong and why."""
 
@@ -99,8 +103,13 @@ class Quarantine:
     max_share: float = 0.05
     rows: int = 0
     bad: int = 0
+    _ids: set[str] = field(default_factory=set)
 
     def add(self, row_id: str, reason: str, row: object) -> None:
+        """Turn a row away; one that comes again when the data is read again is not counted twice."""
+        if row_id in self._ids:
+            return
+        self._ids.add(row_id)
         self.bad += 1
         self.path.parent.mkdir(parents=True, exist_ok=True)
         # What is not valid Unicode is written as the JSON escape that it came from.
@@ -110,14 +119,14 @@ class Quarantine:
             self._check()
 
     def finish(self) -> None:
-        """Raise `BadRow` when too many of all rows were bad, or when there was none at all."""
+        """Raise `DataError` when too many of all rows were bad, or when there was none at all."""
         if self.rows == 0:
-            raise BadRow("the data holds no rows")
+            raise DataError("the data holds no rows")
         self._check()
 
     def _check(self) -> None:
         if self.bad > self.max_share * self.rows:
-            raise BadRow(
+            raise DataError(
                 f"{self.bad} of {self.rows} rows are bad, more than data.max_bad_share={self.max_share}; "
                 f"their reasons are in {self.path}"
             )
@@ -128,7 +137,7 @@ def read_problem_file(path: str | Path, quarantine: Quarantine) -> Iterator[Prob
 
     Raises:
         FileNotFoundError: there is no such file.
-        BadRow: too many rows were bad.
+        DataError: too many rows were bad, or there was none.
     """
     path = Path(path)
     with path.open(encoding="utf-8", errors="replace") as file:

@@ -12,7 +12,7 @@ def training_problems(config: Config, quarantine: Quarantine) -> Iterator[Proble
     """The problems of `config.data`, for ever.
 
     Raises:
-        FileNotFoundError, BadRow: no such file; too many of its rows are bad, or there are none.
+        FileNotFoundError, DataError: no such file; another format; too many bad rows, or none at all.
     """
     data, seed = config.data, config.run.seed
     if data.source == "synthetic":
@@ -22,6 +22,6 @@ def training_problems(config: Config, quarantine: Quarantine) -> Iterator[Proble
             index += 1
     while True:
         if data.source == "hotpotqa":
-            yield from hotpotqa_problems(data.path, data.distractors, data.documents, seed, quarantine)
+            yield from hotpotqa_problems(data.path, data.distractors, data.documents, data.task, seed, quarantine)
         else:
             yield from read_problem_file(data.path, quarantine)

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.documents.hotpotqa import HotpotQAError, hotpotqa_problems
-from pipeline.problems import BadRow, Quarantine
+from pipeline.documents.hotpotqa import hotpotqa_problems
+from pipeline.problems import DataError, Quarantine
 
 OWN = 4  # paragraphs that each question of these tests brings
 
@@ -40,7 +40,7 @@ def distractors_file(folder: Path, titles: list[str]) -> Path:
 
 def read(path, distractors=None, documents=12, seed=0, quarantine=None) -> list:
     quarantine = quarantine or Quarantine(path.parent / "quarantine.jsonl")
-    return list(hotpotqa_problems(path, distractors, documents, seed, quarantine))
+    return list(hotpotqa_problems(path, distractors, documents, "qa", seed, quarantine))
 
 
 def documents_of(problem) -> list[tuple[str, str]]:
@@ -132,9 +132,9 @@ def test_the_paragraphs_of_a_bad_row_still_serve_as_others(tmp_path):
 def test_too_few_paragraphs_are_an_error_that_names_the_file(tmp_path, distractors):
     path = questions_file(tmp_path, [question(1)])
     assert len(documents_of(read(path, distractors, OWN + 50)[0])) == OWN + 50
-    with pytest.raises(HotpotQAError, match=r"distractors.jsonl: 50 paragraphs .* too few for data.documents=55"):
+    with pytest.raises(DataError, match=r"distractors.jsonl: 50 paragraphs .* too few for data.documents=55"):
         read(path, distractors, OWN + 51)
-    with pytest.raises(HotpotQAError, match=r"questions.json: 4 paragraphs"):
+    with pytest.raises(DataError, match=r"questions.json: 4 paragraphs"):
         read(path, None, OWN + 1)
 
 
@@ -175,12 +175,12 @@ def test_rows_that_are_no_objects_are_quarantined(tmp_path, distractors):
 
 
 def test_a_file_of_mostly_bad_rows_stops_the_reading(tmp_path, distractors):
-    with pytest.raises(BadRow, match="max_bad_share"):
+    with pytest.raises(DataError, match="max_bad_share"):
         read(questions_file(tmp_path, [question(i, answer="") for i in range(30)]), distractors)
 
 
 def test_an_empty_list_is_an_error(tmp_path, distractors):
-    with pytest.raises(BadRow, match="no rows"):
+    with pytest.raises(DataError, match="no rows"):
         read(questions_file(tmp_path, []), distractors)
 
 
@@ -200,7 +200,7 @@ def test_a_questions_file_of_another_format_is_an_error(tmp_path, distractors, c
     path = tmp_path / "questions.json"
     path.write_bytes(content)
     for others in (distractors, None):
-        with pytest.raises(HotpotQAError, match=f"questions.json {message}.*expected a JSON list of questions"):
+        with pytest.raises(DataError, match=f"questions.json {message}.*expected a JSON list of questions"):
             read(path, others)
 
 
@@ -210,7 +210,7 @@ def test_a_questions_file_of_another_format_is_an_error(tmp_path, distractors, c
 def test_a_distractors_file_of_another_format_is_an_error(tmp_path, distractors, line):
     path = questions_file(tmp_path, [question(1)])
     distractors.write_text(distractors.read_text() + "\n" + line + "\n")
-    with pytest.raises(HotpotQAError, match=r"distractors.jsonl:52: .*expected a line like \{\"title\""):
+    with pytest.raises(DataError, match=r"distractors.jsonl:52: .*expected a line like \{\"title\""):
         read(path, distractors)
 
 

@@ -5,7 +5,15 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.problems import BadRow, Problem, Quarantine, problem_from_row, read_problem_file, write_problem_file
+from pipeline.problems import (
+    BadRow,
+    DataError,
+    Problem,
+    Quarantine,
+    problem_from_row,
+    read_problem_file,
+    write_problem_file,
+)
 
 GOOD = {"id": "q1", "question": "Who?", "answers": ["Ann"], "document": "Ann did."}
 
@@ -102,7 +110,7 @@ def test_bytes_that_are_not_utf8_do_not_stop_the_reading(tmp_path, quarantine):
 def test_too_many_bad_rows_stop_the_reading_early(tmp_path):
     path = write_lines(tmp_path / "p.jsonl", [GOOD] * 18 + [{}] * 100)
     quarantine = Quarantine(tmp_path / "q.jsonl", max_share=0.05)
-    with pytest.raises(BadRow, match=r"2 of 20 rows are bad, more than data.max_bad_share=0.05.*q.jsonl"):
+    with pytest.raises(DataError, match=r"2 of 20 rows are bad, more than data.max_bad_share=0.05.*q.jsonl"):
         list(read_problem_file(path, quarantine))
     assert len(quarantined(quarantine)) == 2
 
@@ -115,17 +123,24 @@ def test_the_share_that_is_allowed_is_allowed(tmp_path):
 def test_a_small_file_is_judged_at_its_end(tmp_path):
     path = write_lines(tmp_path / "p.jsonl", [GOOD, {}, GOOD])
     read = []
-    with pytest.raises(BadRow, match="1 of 3 rows are bad"):
+    with pytest.raises(DataError, match="1 of 3 rows are bad"):
         for problem in read_problem_file(path, Quarantine(tmp_path / "q.jsonl", max_share=0.05)):
             read.append(problem)
     assert len(read) == 2
 
 
 def test_a_file_without_rows_is_an_error(tmp_path, quarantine):
-    with pytest.raises(BadRow, match="no rows"):
+    with pytest.raises(DataError, match="no rows"):
         list(read_problem_file(write_lines(tmp_path / "p.jsonl", ["\n", "  \n"]), quarantine))
 
 
 def test_a_missing_file_is_an_error(tmp_path, quarantine):
     with pytest.raises(FileNotFoundError):
         list(read_problem_file(tmp_path / "none.jsonl", quarantine))
+
+
+def test_a_bad_row_that_is_read_again_is_counted_once(tmp_path):
+    quarantine = Quarantine(tmp_path / "q.jsonl", max_share=1.0)
+    for _ in range(3):
+        quarantine.add("row 1", "no answer", {})
+    assert quarantine.bad == 1 and len((tmp_path / "q.jsonl").read_text().splitlines()) == 1

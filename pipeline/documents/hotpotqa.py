@@ -12,11 +12,7 @@ from pathlib import Path
 
 import ijson
 
-from pipeline.problems import BadRow, Problem, Quarantine, checked_rows, decode_line, text_field
-
-
-class HotpotQAError(ValueError):
-    """The files cannot give what was asked for. The message names the file and says what was expected."""
+from pipeline.problems import BadRow, DataError, Problem, Quarantine, checked_rows, decode_line, text_field
 
 
 @dataclass(frozen=True)
@@ -26,7 +22,12 @@ class Paragraph:
 
 
 def hotpotqa_problems(
-    path: str | Path, distractors: str | Path | None, documents: int, seed: int, quarantine: Quarantine
+    path: str | Path,
+    distractors: str | Path | None,
+    documents: int,
+    task: str,
+    seed: int,
+    quarantine: Quarantine,
 ) -> Iterator[Problem]:
     """Yield the questions in `path` as problems with `documents` paragraphs each; bad rows go to `quarantine`.
 
@@ -37,8 +38,7 @@ def hotpotqa_problems(
 
     Raises:
         FileNotFoundError: there is no such file.
-        HotpotQAError: a file has another format, or there are too few paragraphs.
-        BadRow: too many rows were bad.
+        DataError: a file has another format, there are too few paragraphs, or too many rows were bad.
     """
     path = Path(path)
     source = Path(distractors) if distractors else path
@@ -53,7 +53,7 @@ def hotpotqa_problems(
         rng = random.Random(f"{seed}/{problem_id}")
         others = _draw(rng, titles, {p.title for p in own}, documents - len(own))
         if others is None:
-            raise HotpotQAError(
+            raise DataError(
                 f"{source}: {len(titles)} paragraphs with different titles are too few for data.documents={documents}; "
                 "give more of them in data.distractors or ask for fewer"
             )
@@ -64,7 +64,7 @@ def hotpotqa_problems(
         numbers = {p.title: i for i, p in enumerate(paragraphs, 1)}
         metadata = {"gold_titles": gold, "gold_documents": [numbers[title] for title in gold]}
         metadata |= {name: row[name] for name in ("type", "level") if name in row}
-        return Problem(problem_id, question, (answer,), text, "qa", metadata)
+        return Problem(problem_id, question, (answer,), text, task, metadata)
 
     rows = ((f"{path.name}:{number}", row) for number, row in enumerate(_read_questions(path), 1))
     yield from checked_rows(rows, problem, quarantine)
@@ -107,12 +107,12 @@ def _read_questions(path: Path) -> Iterator[object]:
     expected = "expected a JSON list of questions, the format of hotpot_train_v1.1.json"
     with path.open("rb") as file:
         if not file.read(4096).lstrip().startswith(b"["):
-            raise HotpotQAError(f"{path} does not begin with '['; {expected}")
+            raise DataError(f"{path} does not begin with '['; {expected}")
         file.seek(0)
         try:
             yield from ijson.items(file, "item", use_float=True)
         except ijson.JSONError as error:
-            raise HotpotQAError(f"{path} is not JSON ({' '.join(str(error).split())}); {expected}") from None
+            raise DataError(f"{path} is not JSON ({' '.join(str(error).split())}); {expected}") from None
 
 
 def _read_own_paragraphs(path: Path) -> Iterator[Paragraph]:
@@ -135,5 +135,5 @@ def _read_distractors(path: Path) -> Iterator[Paragraph]:
                 paragraph = Paragraph(text_field(row, "title").strip(), text_field(row, "text").strip())
             except BadRow as error:
                 expected = 'expected a line like {"title": "…", "text": "…"}'
-                raise HotpotQAError(f"{path}:{number}: {error}; {expected}") from None
+                raise DataError(f"{path}:{number}: {error}; {expected}") from None
             yield paragraph
