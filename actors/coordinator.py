@@ -28,7 +28,6 @@ from pipeline.problems import BadRow, DataError, Problem, Quarantine
 from pipeline.report import step_line, write_summary
 from pipeline.sources import training_problems
 
-
 REVIVE_ATTEMPTS = 8  # with waits of 1, 2, 4 … seconds between them
 
 
@@ -145,7 +144,9 @@ class Coordinator:
         for kind, field in (("CPU", "num_cpus"), ("GPU", "num_gpus")):
             needs = sum(getattr(pool, field, 0) * count for pool, count in pools)
             if needs > has.get(kind, 0):
-                self._say(f"· the cluster has {has.get(kind, 0):g} {kind} and the pools ask for {needs:g}: waiting for more")
+                self._say(
+                    f"· the cluster has {has.get(kind, 0):g} {kind} and the pools ask for {needs:g}: waiting for more"
+                )
 
     async def _start_generators(self) -> None:
         self.engine_version, *_ = await asyncio.gather(*(g.start.remote() for g in self.generators.values()))

@@ -25,7 +25,9 @@ class LearnerGang:
             Learner.options(
                 num_cpus=le.num_cpus,
                 num_gpus=le.num_gpus,
-                scheduling_strategy=PlacementGroupSchedulingStrategy(self._placement, placement_group_bundle_index=rank),
+                scheduling_strategy=PlacementGroupSchedulingStrategy(
+                    self._placement, placement_group_bundle_index=rank
+                ),
             ).remote(config, rank)
             for rank in range(le.ranks)
         ]

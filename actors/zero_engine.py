@@ -47,7 +47,9 @@ class ZeroEngine:
         policy = Policy(self.model, config.generator.temperature)
         le = config.learner
         optimizer = torch.optim.AdamW(policy.parameters(), lr=le.learning_rate, weight_decay=le.weight_decay)
-        warmup = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(1.0, (step + 1) / max(1, le.warmup_steps)))
+        warmup = torch.optim.lr_scheduler.LambdaLR(
+            optimizer, lambda step: min(1.0, (step + 1) / max(1, le.warmup_steps))
+        )
         self._engine, *_ = deepspeed.initialize(
             model=policy, optimizer=optimizer, lr_scheduler=warmup, config=settings, dist_init_required=False
         )

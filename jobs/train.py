@@ -10,7 +10,6 @@ import traceback
 from pathlib import Path
 
 from pipeline.config import Config, ConfigError, check_config, check_window, config_yaml, load_config, save_config
-from pipeline.problems import BadRow
 from pipeline.report import plan_text, write_summary
 
 LINE_WAIT_S = 2.0
@@ -64,8 +63,12 @@ def check_model(config: Config) -> None:
     except (OSError, ValueError) as error:
         raise ConfigError(f"model.path={config.model.path}: {str(error).splitlines()[0]}") from None
     if PROMPT_TEMPLATES[a.prompt_template].chat and not tokenizer.chat_template:
-        raise ConfigError(f"agent.prompt_template={a.prompt_template} needs a chat template, which {config.model.path} lacks")
-    longest = Prompts(tokenizer, PROMPT_TEMPLATES[a.prompt_template]).longest(a.problem_tokens, a.memory_tokens, a.chunk_tokens)
+        raise ConfigError(
+            f"agent.prompt_template={a.prompt_template} needs a chat template, which {config.model.path} lacks"
+        )
+    longest = Prompts(tokenizer, PROMPT_TEMPLATES[a.prompt_template]).longest(
+        a.problem_tokens, a.memory_tokens, a.chunk_tokens
+    )
     check_window(config, *longest, getattr(model, "max_position_embeddings", None))
 
 

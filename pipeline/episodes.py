@@ -124,7 +124,13 @@ class GroupRecord:
 
 
 def group_record(
-    group_id: str, task: str, generator: str, group: EpisodeGroup, seconds: float, rewards: np.ndarray, advantages: np.ndarray
+    group_id: str,
+    task: str,
+    generator: str,
+    group: EpisodeGroup,
+    seconds: float,
+    rewards: np.ndarray,
+    advantages: np.ndarray,
 ) -> GroupRecord:
     """Summarise a scored group."""
     starts = group.response_offsets

@@ -95,7 +95,9 @@ class MicroBatch:
     cache_versions: np.ndarray
 
 
-def build_micro_batch(items: list[Item], groups: dict[int, EpisodeGroup], advantages: dict[int, np.ndarray]) -> MicroBatch:
+def build_micro_batch(
+    items: list[Item], groups: dict[int, EpisodeGroup], advantages: dict[int, np.ndarray]
+) -> MicroBatch:
     """Lay the conversations `items` end to end.
 
     Args:

@@ -13,7 +13,9 @@ import pipeline.attention  # noqa: F401  registers packed_sdpa with transformers
 LOGITS_IN_MEMORY = 2**26  # float32 numbers: 256 MiB
 
 
-def token_logprobs(hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor, temperature: float) -> torch.Tensor:
+def token_logprobs(
+    hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor, temperature: float
+) -> torch.Tensor:
     """Log-probs of `targets` under softmax(hidden · weightᵀ / temperature), float32 [R].
 
     The logits have the model's dtype, as in vLLM, and their softmax is float32. (torch's own linear_cross_entropy

@@ -36,7 +36,8 @@ def plan_text(config: Config) -> str:
             f"{groups} groups, {groups * t.group_size} episodes",
             f"window {a.window}: problem ≤ {a.problem_tokens}, memory ≤ {a.memory_tokens}, chunk ≤ {a.chunk_tokens}, "
             f"answer ≤ {a.answer_tokens}, the rest is the prompt template",
-            f"staleness ≤ {t.max_staleness}: at most {(t.max_staleness + 1) * t.groups_per_step} groups in flight and buffered",
+            f"staleness ≤ {t.max_staleness}: at most {(t.max_staleness + 1) * t.groups_per_step} groups "
+            "in flight and buffered",
             f"{config.generator.count} generator(s), {le.ranks} learner rank(s), {config.scorer.count} scorer(s)",
             f"checkpoints every {t.checkpoint_every} steps and at the end",
         ]

@@ -59,4 +59,6 @@ def scorer_for(task: str) -> Scorer:
         return getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError, ValueError):
         known = ", ".join(sorted(SCORERS))
-        raise ValueError(f"no scorer for the task {task!r}; known are {known}, or name one as module:function") from None
+        raise ValueError(
+            f"no scorer for the task {task!r}; known are {known}, or name one as module:function"
+        ) from None

@@ -5,7 +5,9 @@ import numpy as np
 from pipeline.episodes import Completion, Conversation, Episode, EpisodeGroup, GroupRecord, group_record, pack_group
 
 
-def random_group(rng: np.random.Generator, name: str = "p", episodes: int = 3, version: int = 0, vocabulary: int = 100) -> EpisodeGroup:
+def random_group(
+    rng: np.random.Generator, name: str = "p", episodes: int = 3, version: int = 0, vocabulary: int = 100
+) -> EpisodeGroup:
     """Episodes of 1 to 5 conversations, prompts of 1 to 30 tokens, responses of 1 to 12."""
 
     def conversation() -> Conversation:

@@ -21,7 +21,12 @@ def config(tiny_config):
     return replace(
         tiny_config,
         learner=replace(
-            tiny_config.learner, micro_batch_tokens=256, warmup_steps=2, weight_decay=0.01, num_cpus=0.5, max_grad_norm=0.5
+            tiny_config.learner,
+            micro_batch_tokens=256,
+            warmup_steps=2,
+            weight_decay=0.01,
+            num_cpus=0.5,
+            max_grad_norm=0.5,
         ),
     )
 
@@ -49,7 +54,9 @@ def trained(ray_session, config, batches, tmp_path_factory):
         weights = {}
         for ref in await gang.publish():
             bucket = await ref
-            weights.update((n, t.clone()) for n, t in unpack_bucket(bucket.entries, torch.from_numpy(bucket.data.copy())))
+            weights.update(
+                (n, t.clone()) for n, t in unpack_bucket(bucket.entries, torch.from_numpy(bucket.data.copy()))
+            )
         await gang.save(str(folder))
         await gang.close()
         return weights, ranks

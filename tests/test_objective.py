@@ -15,9 +15,7 @@ CLIP = {"clip_low": 0.2, "clip_high": 0.28, "dual_clip": 3.0}
 
 
 def losses(ratio: float, advantage: float) -> tuple[float, bool]:
-    loss, clipped = token_losses(
-        torch.tensor([math.log(ratio)]), torch.zeros(1), torch.tensor([advantage]), **CLIP
-    )
+    loss, clipped = token_losses(torch.tensor([math.log(ratio)]), torch.zeros(1), torch.tensor([advantage]), **CLIP)
     return loss.item(), clipped.item()
 
 

@@ -48,8 +48,17 @@ def problem_file(tmp_path_factory) -> Path:
         {"id": "no answer", "question": "city Rex", "document": "Rex Paris ."},
         {"id": "empty answer", "question": "city Rex", "answers": [""], "document": "Rex Paris ."},
         {"id": "empty document", "question": "city Rex", "answers": ["Paris"], "document": "  "},
-        {"id": "long question", "question": "city pet Sam pet pet pet", "answers": ["Paris"], "document": "Rex Paris ."},
-        {"id": "scorer raises", **{k: rows[1][k] for k in ("question", "answers", "document")}, "task": "tests.bad_scorers:raises"},
+        {
+            "id": "long question",
+            "question": "city pet Sam pet pet pet",
+            "answers": ["Paris"],
+            "document": "Rex Paris .",
+        },
+        {
+            "id": "scorer raises",
+            **{k: rows[1][k] for k in ("question", "answers", "document")},
+            "task": "tests.bad_scorers:raises",
+        },
     ]
     lines = [json.dumps(row) for row in [rows[0], *bad, *rows[1:]]]
     path.write_text("\n".join([*lines[:3], "{not json", *lines[3:]]) + "\n")

@@ -1,4 +1,4 @@
-"""The contract with vLLM (actors/vllm_engine.py), on real engines: log-probs, versions, weights that change in flight."""
+"""The contract with vLLM (actors/vllm_engine.py) on real engines: log-probs, versions, weights that change in flight."""
 
 import asyncio
 from dataclasses import replace
