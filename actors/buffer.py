@@ -18,11 +18,14 @@ class TrajectoryBuffer:
         t = config.train
         self._ledger = Ledger(t.groups_per_step, t.max_staleness, t.steps)
         self._refs: dict[str, ray.ObjectRef] = {}
+        self._pauses: list[float] = []
         self._changed = asyncio.Condition()
 
-    async def generator_has(self, name: str, version: int) -> None:
-        """A generator reports the weight version that it samples with from now on."""
+    async def generator_has(self, name: str, version: int, pause_s: float | None = None) -> None:
+        """A generator reports the weight version that it samples with from now on, and how long the update held
+        its generation up."""
         async with self._changed:
+            self._pauses += [] if pause_s is None else [pause_s]
             self._ledger.generators[name] = version
             self._changed.notify_all()
 
@@ -83,9 +86,11 @@ class TrajectoryBuffer:
             self._ledger.step_done()
             self._changed.notify_all()
 
-    async def counts(self) -> dict[str, int]:
-        ledger = self._ledger
+    async def counts(self) -> dict[str, int | float | None]:
+        """Where the groups are, and the longest pause of a weight update since this was last asked."""
+        ledger, pauses, self._pauses = self._ledger, self._pauses, []
         return {
+            "update_pause_max": max(pauses, default=None),
             "running": ledger.count(RUNNING),
             "buffered": ledger.count(BUFFERED),
             "admitted": ledger.admitted,

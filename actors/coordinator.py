@@ -29,6 +29,8 @@ from pipeline.report import step_line, write_summary
 from pipeline.sources import training_problems
 
 REVIVE_ATTEMPTS = 8  # with waits of 1, 2, 4 … seconds between them
+DEATHS_PER_STEP = 5  # a generator that dies more often before a step is done will not get better
+SAVE_LIMIT_S = 600
 
 
 class RunFailed(RuntimeError):
@@ -57,6 +59,9 @@ class Coordinator:
         self._line_added = asyncio.Event()
         self._tasks: set[asyncio.Task] = set()
         self._reviving: set[str] = set()
+        self._deaths: Counter[str] = Counter()
+        self.generators: dict = {}
+        self.gang = self.tracker = None
 
     # What the driver calls.
 
@@ -85,6 +90,10 @@ class Coordinator:
             status = "interrupted" if self._stop.is_set() and self.version < self.config.train.steps else "completed"
         except Exception as failure:
             error = str(failure) if isinstance(failure, (RunFailed, DataError)) else traceback.format_exc()
+        try:
+            await asyncio.wait_for(self._save_if_new(), SAVE_LIMIT_S)
+        except Exception as failure:
+            status, error = "failed", f"{error or ''}\nthe last version could not be saved: {failure!r}".strip()
         summary = {
             "status": status,
             "seconds": time.time() - begin,
@@ -159,13 +168,12 @@ class Coordinator:
     async def _close(self, summary: dict) -> None:
         for task in list(self._tasks):
             task.cancel()
-        for closing in (
-            lambda: asyncio.gather(*(g.close.remote() for g in self.generators.values())),
-            lambda: self.gang.close(),
-            lambda: self.tracker.finish.remote(summary),
-        ):
+        closing = [asyncio.gather(*(g.close.remote() for g in self.generators.values()))]
+        closing += [self.gang.close()] if self.gang else []
+        closing += [_result(self.tracker.finish.remote(summary))] if self.tracker else []
+        for work in closing:
             try:
-                await asyncio.wait_for(closing(), 60)
+                await asyncio.wait_for(work, 60)
             except Exception as error:  # the run's result stands; what is left behind ends with the job
                 self._say(f"· while closing: {error!r}")
 
@@ -214,6 +222,9 @@ class Coordinator:
 
     async def _revive(self, name: str) -> None:
         """Take a dead generator out of admission until Ray has started it again and it has the current weights."""
+        self._deaths[name] += 1
+        if self._deaths[name] > DEATHS_PER_STEP:
+            raise RunFailed(f"{name} died {self._deaths[name]} times within a step; see its log in Ray's dashboard")
         self._say(f"· {name} died; starting it again")
         await self.buffer.generator_gone.remote(name)
         for attempt in range(REVIVE_ATTEMPTS):
@@ -240,11 +251,10 @@ class Coordinator:
             self.version += 1
             await self.store.publish.remote(self.version, await self.gang.publish())
             await self.buffer.step_done.remote()
+            self._deaths.clear()
             await self._report(groups, ranks, waited, trained)
-            if self.version % t.checkpoint_every == 0 or self.version == t.steps:
-                await self._save()
-        if self.version and (self.checkpoint is None or self.checkpoint.name != str(self.version)):
-            await self._save()
+            if self.version % t.checkpoint_every == 0:
+                await self._save_if_new()
 
     async def _take(self) -> list | None:
         """The groups of the next step; None if the run is stopped before they are there."""
@@ -263,8 +273,11 @@ class Coordinator:
             if groups is not None:
                 return groups
 
-    async def _save(self) -> None:
+    async def _save_if_new(self) -> None:
+        """Write the checkpoint of the current version unless it is the one the run began with or is there already."""
         folder = self.folder / "checkpoints" / str(self.version)
+        if self.version == 0 or folder == self.checkpoint:
+            return
         folder.mkdir(parents=True, exist_ok=True)
         await self.gang.save(str(folder / "hf"))
         self.checkpoint = folder
@@ -291,7 +304,8 @@ class Coordinator:
         else:
             self._withdraw_given_up(problem, reason)
         t = self.config.train
-        failed, trained = sum(self.failures.values()), self.version * t.groups_per_step
+        failed = self.failures.total() - self.failures["dropped_stale"] - self.failures["GeneratorLost"]
+        trained = self.version * t.groups_per_step
         if failed >= 2 * t.groups_per_step and failed > t.max_failed_share * (failed + trained):
             self._fail(RunFailed(f"{failed} groups failed and {trained} were trained; the last failure: {reason}"))
 
@@ -302,18 +316,17 @@ class Coordinator:
     async def _report(self, groups: list, ranks: list[dict], waited: float, trained: float) -> None:
         t, now = self.config.train, time.time()
         counts = await self.buffer.counts.remote()
-        pauses = [p for g in self.generators.values() for p in await g.pauses.remote()]
         row = step_row(self.version, [record for record, _ in groups], ranks) | {
             "seconds": now - self._step_began,
             "wait_seconds": waited,
             "train_seconds": trained - waited,
             "publish_seconds": now - self._step_began - trained,
-            "update_pause_max": max(pauses, default=None),
-            "tokens_generated": self.totals.tokens_generated,
+            "update_pause_max": counts["update_pause_max"],
+            "tokens_generated_total": self.totals.tokens_generated,
             "tokens_per_second": (self.totals.tokens_generated - self._generated_before) / (now - self._step_began),
             "groups_running": counts["running"],
             "groups_buffered": counts["buffered"],
-            "groups_failed": sum(self.failures.values()) - self.failures["dropped_stale"],
+            "groups_failed": counts["failed"],
             "groups_dropped_stale": counts["dropped_stale"],
             "rows_quarantined": self.quarantine.bad,
         }

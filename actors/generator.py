@@ -24,7 +24,6 @@ class Generator:
         self.buffer, self.store = buffer, store
         self._started: asyncio.Task | None = None
         self._tokenizing = asyncio.Lock()  # tokenizers are not safe to use from two threads
-        self._pauses: list[float] = []
 
     async def start(self) -> str:
         """Start the engine if it is not running (also after Ray restarted this actor). Returns vLLM's version."""
@@ -70,11 +69,6 @@ class Generator:
             raise
         return group, time.perf_counter() - begin
 
-    async def pauses(self) -> list[float]:
-        """Seconds that each weight update since the last call held generation up."""
-        pauses, self._pauses = self._pauses, []
-        return pauses
-
     async def close(self) -> None:
         """Stop the engine, which would otherwise leave its process and shared memory behind."""
         if self._started is not None:
@@ -86,20 +80,20 @@ class Generator:
         try:
             while True:
                 version, refs = await self.store.newer_than.remote(self.engine.version)
-                await self._load(version, refs)
-                await self.buffer.generator_has.remote(self.name, version)
+                pause_s = await self._load(version, refs)
+                await self.buffer.generator_has.remote(self.name, version, pause_s)
         except asyncio.CancelledError:
             raise
         except Exception:
             log.exception("generator %s could not take up new weights", self.name)
             self._die("a weight update failed, so its weights are in doubt")
 
-    async def _load(self, version: int, refs: list[ray.ObjectRef]) -> None:
+    async def _load(self, version: int, refs: list[ray.ObjectRef]) -> float:
         async def buckets():
             for ref in refs:
                 yield await ref
 
-        self._pauses.append(await self.engine.update_weights(version, buckets()))
+        return await self.engine.update_weights(version, buckets())
 
     def _die(self, why: str) -> None:
         """End this actor's process: Ray starts it again, and the callers' groups are run elsewhere."""

@@ -32,12 +32,18 @@ def test_admission_waits_when_the_bound_is_reached_and_goes_on_when_a_step_is_do
     taken, dropped = ray.get(buffer.take.remote())
     assert [record.group_id for record, _ in taken] == ["a", "b"] and dropped == []
     assert all(refs == [ref] for _, refs in taken)
-    ray.get(buffer.generator_has.remote("g", 1))  # the weights of the step, once it is done
+    ray.get(buffer.generator_has.remote("g", 1, 0.25))  # the weights of the step, once it is done
     assert ray.wait([waiting], timeout=10)[0] == [waiting]  # two are training, two in flight
     ray.get(buffer.step_done.remote())
-    assert ray.get(buffer.counts.remote()) == {
-        "running": 3, "buffered": 0, "admitted": 5, "trained": 2, "failed": 0, "dropped_stale": 0
-    }  # fmt: skip
+    counts = ray.get(buffer.counts.remote())
+    assert {name: counts[name] for name in ("running", "buffered", "admitted", "trained", "failed")} == {
+        "running": 3,
+        "buffered": 0,
+        "admitted": 5,
+        "trained": 2,
+        "failed": 0,
+    }
+    assert counts["update_pause_max"] == 0.25
 
 
 def test_a_lost_group_makes_room(ray_session, buffer):
@@ -61,3 +67,13 @@ def test_the_learner_waits_for_whole_steps(ray_session, buffer):
     ray.get(buffer.add.remote("b", record_of(group, "b", [0, 1, 0]), [ray.put(group)]))
     taken, _ = ray.get(taking, timeout=10)
     assert len(taken) == 2
+
+
+def test_a_generator_that_died_is_given_no_groups_until_it_reports_again(ray_session, buffer):
+    ray = ray_session
+    ray.get(buffer.generator_has.remote("g", 0))
+    ray.get(buffer.generator_gone.remote("g"))
+    waiting = buffer.admit.remote("a")
+    assert ray.wait([waiting], timeout=0.5)[0] == []
+    ray.get(buffer.generator_has.remote("g", 0))
+    assert ray.get(waiting, timeout=10) == "g"
