@@ -23,9 +23,9 @@ from actors.scorer_pool import ScorerPool
 from actors.tracker import Tracker
 from actors.weight_store import WeightStore
 from pipeline.config import Config
-from pipeline.metrics import RunTotals, step_row
+from pipeline.metrics import DROPPED_STALE, RunTotals, step_row
 from pipeline.problems import BadRow, DataError, Problem, Quarantine
-from pipeline.report import step_line, write_summary
+from pipeline.report import run_summary, step_line, write_summary
 from pipeline.sources import training_problems
 
 REVIVE_ATTEMPTS = 8  # with waits of 1, 2, 4 … seconds between them
@@ -58,7 +58,6 @@ class Coordinator:
         self._lines: list[str] = []
         self._line_added = asyncio.Event()
         self._tasks: set[asyncio.Task] = set()
-        self._reviving: set[str] = set()
         self._deaths: Counter[str] = Counter()
         self.generators: dict = {}
         self.gang = self.tracker = None
@@ -94,26 +93,19 @@ class Coordinator:
             await asyncio.wait_for(self._save_if_new(), SAVE_LIMIT_S)
         except Exception as failure:
             status, error = "failed", f"{error or ''}\nthe last version could not be saved: {failure!r}".strip()
-        summary = {
-            "status": status,
-            "seconds": time.time() - begin,
-            "model": self.config.model.path,
-            "engine": "vllm",
-            "engine_version": self.engine_version,
-            "zero_stage": 3,
-            "learner_ranks": self.config.learner.ranks,
-            "generators": self.config.generator.count,
-            "scorers": self.config.scorer.count,
-            **self.totals.summary(),
-            "weight_version": self.version,
-            "groups_dropped_stale": self.failures["dropped_stale"],
-            "groups_failed": self.failures.total() - self.failures["dropped_stale"],
-            "failures": dict(self.failures),
-            "rows_quarantined": self.quarantine.bad,
-            "checkpoint": str(self.checkpoint) if self.checkpoint else None,
-            "wandb_run": self.wandb_run,
-            "error": error,
-        }
+        summary = run_summary(
+            self.config,
+            status,
+            self.totals,
+            seconds=time.time() - begin,
+            failures=self.failures,
+            engine_version=self.engine_version,
+            weight_version=self.version,
+            rows_quarantined=self.quarantine.bad,
+            checkpoint=self.checkpoint,
+            wandb_run=self.wandb_run,
+            error=error,
+        )
         write_summary(self.folder, summary)
         await self._close(summary)
         return summary
@@ -143,6 +135,8 @@ class Coordinator:
         starting = [self._timed(self.gang.start(), "learners"), self._timed(self._start_generators(), "generators")]
         await self._unless_failed(asyncio.gather(*starting))
         self._say(f"· all started in {time.time() - begin:.0f} s")
+        for name in self.generators:
+            self._spawn(self._watch(name))
         self._spawn(self._dispatch())
 
     def _say_what_is_missing(self) -> None:
@@ -215,10 +209,15 @@ class Coordinator:
             ray.cancel(seconds)
             raise TimeoutError(f"no episodes within generator.group_timeout_s={limit}") from None
         except RayActorError as error:
-            if name not in self._reviving:
-                self._reviving.add(name)
-                self._spawn(self._revive(name))
             raise GeneratorLost(f"{name} died") from error
+
+    async def _watch(self, name: str) -> None:
+        """Bring a generator back whenever it dies, busy or idle."""
+        while True:
+            try:
+                await self.generators[name].until_death.remote()
+            except RayActorError:
+                await self._revive(name)
 
     async def _revive(self, name: str) -> None:
         """Take a dead generator out of admission until Ray has started it again and it has the current weights."""
@@ -235,7 +234,6 @@ class Coordinator:
                 await asyncio.sleep(2**attempt)
         else:
             raise RunFailed(f"{name} did not come back in {REVIVE_ATTEMPTS} attempts; see its log in Ray's dashboard")
-        self._reviving.remove(name)
         self._say(f"· {name} is back")
 
     async def _train(self) -> None:
@@ -268,7 +266,7 @@ class Coordinator:
                 return None
             groups, dropped = taking.result()
             for group_id in dropped:
-                self.failures["dropped_stale"] += 1
+                self.failures[DROPPED_STALE] += 1
                 self.retry.append(self.problems_in_hand.pop(group_id))
             if groups is not None:
                 return groups
@@ -304,7 +302,7 @@ class Coordinator:
         else:
             self._withdraw_given_up(problem, reason)
         t = self.config.train
-        failed = self.failures.total() - self.failures["dropped_stale"] - self.failures["GeneratorLost"]
+        failed = self.failures.total() - self.failures[DROPPED_STALE] - self.failures["GeneratorLost"]
         trained = self.version * t.groups_per_step
         if failed >= 2 * t.groups_per_step and failed > t.max_failed_share * (failed + trained):
             self._fail(RunFailed(f"{failed} groups failed and {trained} were trained; the last failure: {reason}"))

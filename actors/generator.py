@@ -48,7 +48,7 @@ class Generator:
         if newer := await self.store.newer_than.remote(0, wait=False):
             await self._load(*newer)
         await self.buffer.generator_has.remote(self.name, self.engine.version)
-        self._follower = asyncio.create_task(self._follow_weights())
+        self._background = [asyncio.create_task(self._follow_weights()), asyncio.create_task(self._watch_engine())]
 
     async def rollout(self, problem: Problem, episodes: int) -> tuple[EpisodeGroup, float]:
         """Run the group of a problem. Returned as two objects: the group, and the seconds it took.
@@ -69,12 +69,23 @@ class Generator:
             raise
         return group, time.perf_counter() - begin
 
+    async def until_death(self) -> None:
+        """Never returns: the call fails when this actor's process ends, which tells its caller at once."""
+        await asyncio.Event().wait()
+
     async def close(self) -> None:
         """Stop the engine, which would otherwise leave its process and shared memory behind."""
         if self._started is not None:
             await self._started
-            self._follower.cancel()
+            for task in self._background:
+                task.cancel()
             self.engine.shutdown()
+
+    async def _watch_engine(self) -> None:
+        """Notice that the engine process died. What waits for it, such as a weight update, may never be told."""
+        while not self.engine.is_dead:
+            await asyncio.sleep(1)
+        self._die("the vLLM engine process is dead")
 
     async def _follow_weights(self) -> None:
         try:

@@ -10,7 +10,8 @@ import traceback
 from pathlib import Path
 
 from pipeline.config import Config, ConfigError, check_config, check_window, config_yaml, load_config, save_config
-from pipeline.report import plan_text, write_summary
+from pipeline.metrics import RunTotals
+from pipeline.report import plan_text, run_summary, write_summary
 
 LINE_WAIT_S = 2.0
 
@@ -102,7 +103,7 @@ def train(config: Config) -> int:
         _print_lines(ray, coordinator, shown, wait_s=0)
         summary = ray.get(running)
     except ray.exceptions.RayError:
-        summary = {"status": "failed", "error": traceback.format_exc()}
+        summary = run_summary(config, "failed", RunTotals(), error=traceback.format_exc())
         write_summary(folder, summary)
     if summary["error"]:
         print(summary["error"], file=sys.stderr)

@@ -6,6 +6,8 @@ import numpy as np
 
 from pipeline.episodes import GroupRecord
 
+DROPPED_STALE = "dropped_stale"  # among the failures of a run: trained by nobody, but no fault of anything
+
 
 def step_row(version: int, records: list[GroupRecord], ranks: list[dict]) -> dict:
     """The metrics of one learner step, averaged over the whole global batch.

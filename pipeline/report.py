@@ -2,9 +2,11 @@
 
 import json
 import os
+from collections import Counter
 from pathlib import Path
 
 from pipeline.config import Config
+from pipeline.metrics import DROPPED_STALE, RunTotals
 
 
 def step_line(row: dict, steps: int) -> str:
@@ -16,6 +18,53 @@ def step_line(row: dict, steps: int) -> str:
         f"clip {row['clip_fraction']:.3f}  grad {row['grad_norm']:.3g}  "
         f"mismatch {'-' if mismatch is None else f'{mismatch:.1e}'}  {row['seconds']:.1f} s"
     )
+
+
+def run_summary(
+    config: Config,
+    status: str,
+    totals: RunTotals,
+    *,
+    seconds: float | None = None,
+    failures: Counter[str] | None = None,
+    engine_version: str = "",
+    weight_version: int = 0,
+    rows_quarantined: int = 0,
+    checkpoint: Path | None = None,
+    wandb_run: str = "",
+    error: str | None = None,
+) -> dict:
+    """What summary.json holds; the same keys however the run ended.
+
+    Args:
+        config: of the run.
+        status: completed, interrupted or failed.
+        totals: of the steps that were done.
+        seconds: that the run took.
+        failures: how many groups were lost to what.
+        error: why the run failed.
+    """
+    failures = failures or Counter()
+    return {
+        "status": status,
+        "seconds": seconds,
+        "model": config.model.path,
+        "engine": "vllm",
+        "engine_version": engine_version,
+        "zero_stage": 3,
+        "learner_ranks": config.learner.ranks,
+        "generators": config.generator.count,
+        "scorers": config.scorer.count,
+        **totals.summary(),
+        "weight_version": weight_version,
+        "groups_dropped_stale": failures[DROPPED_STALE],
+        "groups_failed": failures.total() - failures[DROPPED_STALE],
+        "failures": dict(failures),
+        "rows_quarantined": rows_quarantined,
+        "checkpoint": str(checkpoint) if checkpoint else None,
+        "wandb_run": wandb_run,
+        "error": error,
+    }
 
 
 def write_summary(folder: Path, summary: dict) -> None:
