@@ -88,7 +88,9 @@ class Coordinator:
             await self._train()
             status = "interrupted" if self._stop.is_set() and self.version < self.config.train.steps else "completed"
         except Exception as failure:
-            error = str(failure) if isinstance(failure, (RunFailed, DataError)) else traceback.format_exc()
+            error = reason_of(failure)
+            if not isinstance(failure, (RunFailed, DataError)):
+                traceback.print_exc()  # into the job's log; the summary has the last line
         try:
             await asyncio.wait_for(self._save_if_new(), SAVE_LIMIT_S)
         except Exception as failure:
@@ -295,7 +297,7 @@ class Coordinator:
         del self.problems_in_hand[group_id]
         self.failures[type(error).__name__] += 1
         self.attempts[problem.id] += not isinstance(error, GeneratorLost)
-        reason = f"{type(error).__name__}: {str(error).strip().splitlines()[-1]}"
+        reason = reason_of(error)
         if self.attempts[problem.id] < self.config.train.max_attempts:
             self.retry.append(problem)
             self._say(f"· group {group_id} failed and will be run again: {reason}")
@@ -367,6 +369,12 @@ class Coordinator:
                 self._fail(task.exception())
 
         task.add_done_callback(done)
+
+
+def reason_of(error: Exception) -> str:
+    """One line: an error that crossed processes carries their tracebacks, and what it says comes last."""
+    last = (str(error).strip().splitlines() or [""])[-1]
+    return last if isinstance(error, (RunFailed, DataError)) else f"{type(error).__name__}: {last}"
 
 
 async def _result(ref: ray.ObjectRef):

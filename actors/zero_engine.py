@@ -16,11 +16,14 @@ import deepspeed  # noqa: E402
 from deepspeed.ops import __compatible_ops__  # noqa: E402
 from transformers import AutoModelForCausalLM  # noqa: E402
 from transformers.integrations import HfDeepSpeedConfig  # noqa: E402
+from transformers.utils import logging as transformers_logging  # noqa: E402
 
 from pipeline.config import Config  # noqa: E402
 from pipeline.policy import Policy  # noqa: E402
 
 ZERO_STAGE = 3
+
+transformers_logging.disable_progress_bar()
 
 
 class ZeroEngine:

@@ -223,4 +223,4 @@ def test_a_dry_run_prints_the_plan_and_starts_nothing(random_model, capsys):
     from jobs.train import main
 
     assert main([*SMALL, f"model.path={random_model}", "--dry-run"]) == 0
-    assert "40 learner steps × 4 problems × 4 episodes" in capsys.readouterr().out
+    assert "100 learner steps × 4 problems × 4 episodes" in capsys.readouterr().out
