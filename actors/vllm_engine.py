@@ -19,6 +19,7 @@ from pipeline.weight_buckets import WeightBucket
 os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
 os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
 
+import psutil  # noqa: E402
 import vllm  # noqa: E402
 from vllm import SamplingParams, TokensPrompt  # noqa: E402
 from vllm.config import WeightTransferConfig  # noqa: E402
@@ -31,6 +32,7 @@ from vllm.v1.engine.async_llm import AsyncLLM  # noqa: E402
 from actors.weight_transfer import BACKEND  # noqa: E402
 
 SHARED_MEMORY = Path("/dev/shm") if Path("/dev/shm").is_dir() else Path(tempfile.gettempdir())
+BUCKET_FILE = "palimpsest-bucket-"  # then the process id of the owner
 
 
 class VllmEngine:
@@ -42,6 +44,7 @@ class VllmEngine:
         self.temperature = config.generator.temperature
         self.eos_token = eos_token
         self.version = 0
+        remove_orphans()
         self._llm = AsyncLLM.from_engine_args(_engine_args(config, seed))
         self._updating = asyncio.Lock()
         self._open = asyncio.Event()  # new requests wait while weights change, so that their salt is the right one
@@ -147,7 +150,15 @@ def _engine_args(config: Config, seed: int) -> AsyncEngineArgs:
 
 def _stage(bucket: WeightBucket) -> dict:
     """Copy a bucket into a file in shared memory that every worker process of the engine can map."""
-    handle, path = tempfile.mkstemp(prefix="palimpsest-bucket-", dir=SHARED_MEMORY)
+    handle, path = tempfile.mkstemp(prefix=f"{BUCKET_FILE}{os.getpid()}-", dir=SHARED_MEMORY)
     with os.fdopen(handle, "wb") as file:
         file.write(bucket.data)
     return {"path": path, "size": bucket.data.size, "entries": [list(entry) for entry in bucket.entries]}
+
+
+def remove_orphans() -> None:
+    """Remove bucket files whose owner was killed in the middle of an update: they hold memory."""
+    for path in SHARED_MEMORY.glob(f"{BUCKET_FILE}*"):
+        owner = path.name.removeprefix(BUCKET_FILE).partition("-")[0]
+        if not psutil.pid_exists(int(owner)):
+            path.unlink(missing_ok=True)

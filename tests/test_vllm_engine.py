@@ -1,6 +1,8 @@
-"""The contract with vLLM (actors/vllm_engine.py) on real engines: log-probs, versions, weights that change in flight."""
+"""The contract with vLLM (actors/vllm_engine.py), on real engines: log-probs, versions, weights changed in flight."""
 
 import asyncio
+import os
+import subprocess
 from dataclasses import replace
 
 import pytest
@@ -114,9 +116,25 @@ def test_weights_change_in_flight_and_new_requests_see_only_the_new_ones(runner,
     assert updated.tokens == fresh.tokens
 
 
-def test_a_failed_update_leaves_no_file_in_shared_memory(runner, engine):
-    from actors.vllm_engine import SHARED_MEMORY
+def bucket_files(process: int) -> list:
+    from actors.vllm_engine import BUCKET_FILE, SHARED_MEMORY
 
+    return list(SHARED_MEMORY.glob(f"{BUCKET_FILE}{process}-*"))
+
+
+def test_what_a_killed_process_left_in_shared_memory_is_removed():
+    from actors.vllm_engine import BUCKET_FILE, SHARED_MEMORY, remove_orphans
+
+    ended = subprocess.Popen(["true"])
+    ended.wait()
+    for process in (ended.pid, os.getpid()):
+        (SHARED_MEMORY / f"{BUCKET_FILE}{process}-test").touch()
+    remove_orphans()
+    assert bucket_files(ended.pid) == [] and len(bucket_files(os.getpid())) == 1
+    bucket_files(os.getpid())[0].unlink()
+
+
+def test_a_failed_update_leaves_no_file_in_shared_memory(runner, engine):
     async def broken():
         async for bucket in buckets(engine_model):
             yield bucket
@@ -125,7 +143,7 @@ def test_a_failed_update_leaves_no_file_in_shared_memory(runner, engine):
     engine_model = runner.run(_path_of(engine))
     with pytest.raises(ConnectionError):
         runner.run(engine.update_weights(2, broken()))
-    assert list(SHARED_MEMORY.glob("palimpsest-bucket-*")) == []
+    assert bucket_files(os.getpid()) == []
     assert engine.version == 1
     assert runner.run(engine.generate(PROMPT, 5)).versions == [1] * 5
 
