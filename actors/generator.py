@@ -1,13 +1,13 @@
 """A generator: runs the agent's episodes on a vLLM engine and takes up new weights while they run."""
 
 import asyncio
-import importlib
 import logging
 import os
 import time
 
 import ray
 
+from pipeline.agents import load_agent
 from pipeline.config import Config
 from pipeline.episodes import EpisodeGroup, pack_group
 from pipeline.problems import Problem
@@ -110,12 +110,6 @@ class Generator:
         """End this actor's process: Ray starts it again, and the callers' groups are run elsewhere."""
         log.error("generator %s ends itself: %s", self.name, why)
         os._exit(1)
-
-
-def load_agent(entrypoint: str) -> type:
-    """The class that `agent.entrypoint` names as module:class."""
-    module, _, name = entrypoint.partition(":")
-    return getattr(importlib.import_module(module), name)
 
 
 async def gather_or_cancel(coroutines: list) -> list:

@@ -53,9 +53,11 @@ def check_model(config: Config) -> None:
     """
     from transformers import AutoConfig, AutoTokenizer
 
+    from pipeline.agents import load_agent
     from pipeline.prompts import PROMPT_TEMPLATES, Prompts
 
     a, trust = config.agent, config.model.trust_remote_code
+    load_agent(a.entrypoint)
     if a.prompt_template not in PROMPT_TEMPLATES:
         raise ConfigError(f"agent.prompt_template={a.prompt_template!r}; there are: {', '.join(PROMPT_TEMPLATES)}")
     try:

@@ -192,6 +192,7 @@ def test_a_dead_engine_is_replaced_and_an_interrupted_run_keeps_what_was_trained
         (["agent.window=512", "learner.micro_batch_tokens=1024"], "256 positions"),
         (["data.source=file", "data.path=/no/such/file"], "no such file"),
         (["data.source=hotpotqa"], "set data.path"),
+        (["agent.entrypoint=pipeline.agents.memory:MemoryAgnet"], "agent.entrypoint="),
         (["model.path=/no/such/model"], "model.path=/no/such/model"),
         (["learner.ranks=0", "train.max_staleness=-1"], "train.max_staleness=-1"),
     ],
