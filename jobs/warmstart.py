@@ -1,6 +1,6 @@
 """Make the embedded default's model: a supervised warm start on demonstrations of the tiny language.
 
-    python -m jobs.warmstart output=runs/warmstart steps=2700 stop_after=650 seed=0
+    python -m jobs.warmstart output=runs/warmstart steps=600 stop_after=474 seed=0
 
 The budget is counted in steps, so a run can be repeated. `steps` stretches the curriculum and the learning
 rate schedule; `stop_after` ends the run before its time, which leaves a model that can do some of the task
@@ -16,7 +16,7 @@ import random
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -27,11 +27,11 @@ from pipeline.agents.memory import MemoryAgent
 from pipeline.config import AgentConfig, load_config
 from pipeline.documents.synthetic import (
     CHUNK_FACTS,
-    Fact,
     KINDS,
     PEOPLE,
     PETS,
     VALUES,
+    Fact,
     answer_text,
     draw_distractor,
     draw_question,
@@ -49,18 +49,16 @@ TOKENS_PER_STEP = 4096
 MUON_LEARNING_RATE = 0.02  # on matrices
 ADAMW_LEARNING_RATE = 2e-3  # on embeddings and norms
 MAX_GRAD_NORM = 1.0
-CONSTANT_SHARE = 0.4  # of the steps at the full learning rate; a cosine to zero follows
-TWO_HOP_SHARE = 0.1
+CONSTANT_SHARE = 0.5  # of the steps at the full learning rate; a cosine to zero follows
 MEMORY_FACTS = 4
 DRILL_FACTS = 8
 
-# The mixture of examples, by the share of the steps up to which it holds: first whether a subject is there and
-# what follows it (existence), then more and more of the task itself.
+# The mixture of examples, by the share of the steps up to which it holds: whether a subject is there and what
+# follows it (existence); then reading a chunk into an empty memory; last, updating a memory that holds something.
 CURRICULUM = [
-    (0.20, {"existence": 1.0}),
-    (0.45, {"update": 0.42, "answer": 0.13, "existence": 0.45}),
-    (0.70, {"update": 0.60, "answer": 0.15, "existence": 0.25}),
-    (1.00, {"update": 0.75, "answer": 0.15, "existence": 0.10}),
+    (0.375, {"existence": 1.0}),
+    (0.75, {"first_update": 0.60, "answer": 0.15, "existence": 0.25}),
+    (1.0, {"update": 0.60, "answer": 0.15, "existence": 0.25}),
 ]
 
 EVALUATION_EPISODES = 512
@@ -74,8 +72,8 @@ Example = tuple[list[int], list[bool]]
 @dataclass(frozen=True)
 class Settings:
     output: str = "runs/warmstart"
-    steps: int = 2700
-    stop_after: int = 2700
+    steps: int = 600
+    stop_after: int = 600
     seed: int = 0
 
 
@@ -117,7 +115,7 @@ class Examples:
         labels = torch.full_like(ids, -100)
         for i, (row, learned) in enumerate(rows):
             ids[i, : len(row)] = torch.tensor(row)
-            labels[i, : len(row)] = torch.tensor([t if use else -100 for t, use in zip(row, learned)])
+            labels[i, : len(row)] = torch.tensor([t if use else -100 for t, use in zip(row, learned, strict=True)])
         return ids, labels
 
     def existence(self) -> Example:
@@ -134,26 +132,36 @@ class Examples:
         answers = self._encode(facts_text([(query, facts.get(query, "none")) for query in queries]))
         return prompt + answers, [False] * len(prompt) + [False, True, False] * len(queries)
 
+    def first_update(self) -> Example:
+        """A document's first memory conversation: the memory is empty."""
+        kind, question, needed = draw_question(self.rng)
+        return self._update(kind, question, needed, 0, self.prompts.empty_memory)
+
     def update(self) -> Example:
-        """A memory conversation: random memory and chunk; the new memory is the known part of the chain."""
-        rng = self.rng
-        kind, question, needed = draw_question(rng, TWO_HOP_SHARE)
-        known = rng.randint(0, len(needed))
-        memory = self._memory(kind, needed, known)
-        chunk = [draw_distractor(rng, kind, needed) for _ in range(CHUNK_FACTS)]
-        if known < len(needed) and rng.random() < 0.5:
-            chunk[rng.randrange(CHUNK_FACTS)] = needed[known]
-            known += 1
-        prompt = self.prompts.update(self._encode(question), memory, self._encode(facts_text(chunk)))
-        return self._respond(prompt, facts_text(needed[:known]) or "none")
+        """A memory conversation from a random memory."""
+        kind, question, needed = draw_question(self.rng)
+        known = self.rng.randint(0, len(needed))
+        return self._update(kind, question, needed, known, self._memory(kind, needed, known))
 
     def answer(self) -> Example:
         """An answer conversation, from a random memory."""
         rng = self.rng
-        kind, question, needed = draw_question(rng, TWO_HOP_SHARE)
+        kind, question, needed = draw_question(rng)
         known = len(needed) if rng.random() < 0.7 else rng.randrange(len(needed))
         prompt = self.prompts.answer(self._encode(question), self._memory(kind, needed, known))
         return self._respond(prompt, answer_text(needed[:known], known == len(needed)))
+
+    def _update(self, kind: str, question: str, needed: list[Fact], known: int, memory: list[int]) -> Example:
+        """Read a random chunk, which in half of the cases holds the next needed fact, if one is missing.
+
+        The new memory is the part of the chain that is then known, and nothing else.
+        """
+        chunk = [draw_distractor(self.rng, kind, needed) for _ in range(CHUNK_FACTS)]
+        if known < len(needed) and self.rng.random() < 0.5:
+            chunk[self.rng.randrange(CHUNK_FACTS)] = needed[known]
+            known += 1
+        prompt = self.prompts.update(self._encode(question), memory, self._encode(facts_text(chunk)))
+        return self._respond(prompt, facts_text(needed[:known]) or "none")
 
     def _memory(self, kind: str, needed: list[Fact], known: int) -> list[int]:
         """The first `known` needed facts; in three memories of ten, useless facts among them."""
@@ -208,10 +216,14 @@ def train(model: LlamaForCausalLM, examples: Examples, settings: Settings) -> It
 
 
 class BatchedModel:
-    """The `llm` of several agents at once: waits until each of them has asked, then answers all in one batch."""
+    """The `llm` of several agents at once: waits until each of them has asked, then answers all in one batch.
 
-    def __init__(self, generate: Callable[[list[list[int]], int], list[list[int]]], agents: int):
-        self.generate, self.agents = generate, agents
+    It samples at temperature 1, or decodes greedily.
+    """
+
+    def __init__(self, model, tokenizer, agents: int, sample: bool):
+        self.model, self.tokenizer, self.agents = model, tokenizer, agents
+        self.options = {"do_sample": sample} | ({"temperature": 1.0, "top_k": 0, "top_p": 1.0} if sample else {})
         self.waiting: list[tuple[list[int], asyncio.Future]] = []
 
     async def __call__(self, prompt: list[int], max_tokens: int) -> Completion:
@@ -219,28 +231,26 @@ class BatchedModel:
         self.waiting.append((prompt, future))
         if len(self.waiting) == self.agents:
             waiting, self.waiting = self.waiting, []
-            responses = self.generate([prompt for prompt, _ in waiting], max_tokens)
-            for (_, future_), tokens in zip(waiting, responses):
-                reason = "length" if len(tokens) == max_tokens else "stop"
-                # Nothing is trained on these, so their log-probs are not worth computing.
-                future_.set_result(Completion(tokens, [0.0] * len(tokens), [0] * len(tokens), reason))
+            responses = self._generate([prompt for prompt, _ in waiting], max_tokens)
+            for (_, asked), response in zip(waiting, responses, strict=True):
+                asked.set_result(response)
         return await future
 
+    def _generate(self, prompts: list[list[int]], max_tokens: int) -> list[Completion]:
+        batch = self.tokenizer.pad({"input_ids": prompts}, return_tensors="pt")
+        full = self.model.generate(**batch, max_new_tokens=max_tokens, **self.options)
+        return [self._completion(row) for row in full[:, batch["input_ids"].shape[1] :].tolist()]
 
-def generate(model, tokenizer, prompts: list[list[int]], max_tokens: int, sample: bool) -> list[list[int]]:
-    """Complete prompts of any lengths in one batch, at temperature 1 or greedily, up to and with `<eos>`."""
-    batch = tokenizer.pad({"input_ids": prompts}, return_tensors="pt")
-    options = {"temperature": 1.0, "top_k": 0, "top_p": 1.0} if sample else {}
-    full = model.generate(**batch, max_new_tokens=max_tokens, do_sample=sample, **options)
-    responses = full[:, batch["input_ids"].shape[1] :].tolist()
-    eos = tokenizer.eos_token_id
-    return [row[: row.index(eos) + 1] if eos in row else row for row in responses]
+    def _completion(self, row: list[int]) -> Completion:
+        eos = self.tokenizer.eos_token_id
+        tokens = row[: row.index(eos) + 1] if eos in row else row
+        # Nothing is trained on these, so their log-probs are not worth computing.
+        return Completion(tokens, [0.0] * len(tokens), [0] * len(tokens), "stop" if eos in row else "length")
 
 
 def run_episodes(model, tokenizer, problems: list[Problem], config: AgentConfig, sample: bool) -> list[Episode]:
     """One episode of the memory agent for each problem; the documents have the same number of chunks."""
-    agent = MemoryAgent(tokenizer, config)
-    llm = BatchedModel(lambda prompts, limit: generate(model, tokenizer, prompts, limit, sample), len(problems))
+    agent, llm = MemoryAgent(tokenizer, config), BatchedModel(model, tokenizer, len(problems), sample)
 
     async def run_all() -> list[Episode]:
         return await asyncio.gather(*(agent.run(agent.tokenize(problem), llm) for problem in problems))
@@ -262,7 +272,7 @@ def measure(tokenizer, problems: list[Problem], episodes: list[Episode]) -> dict
         good[name] += hit
         total[name] += 1
 
-    for problem, episode in zip(problems, episodes):
+    for problem, episode in zip(problems, episodes, strict=True):
         needed, where = problem.metadata["needed"], problem.metadata["chunks"]
         old = set()
         for chunk, conversation in enumerate(episode.conversations[:-1]):
@@ -320,7 +330,8 @@ def main(arguments: list[str]) -> None:
         losses.append(loss)
         if step % 25 == 0:
             curve[step] = round(sum(losses) / len(losses), 4)
-            print(f"step {step}/{settings.stop_after} loss {curve[step]} cpu {time.process_time() - start:.0f}s", flush=True)
+            cpu = time.process_time() - start
+            print(f"step {step}/{settings.stop_after} loss {curve[step]} cpu {cpu:.0f}s", flush=True)
             losses = []
     accuracy = evaluate(model, tokenizer, EVALUATION_CHUNKS)
     print(json.dumps(accuracy))

@@ -4,8 +4,10 @@ import random
 from collections import Counter
 
 import pytest
+from transformers import AutoConfig, AutoTokenizer
 
-from pipeline.config import check_config, check_window, load_config
+from jobs.warmstart import Examples, measure
+from pipeline.config import CONFIGS, check_config, check_window, load_config
 from pipeline.documents.synthetic import (
     CHUNK_FACTS,
     CHUNK_TOKENS,
@@ -19,6 +21,7 @@ from pipeline.documents.synthetic import (
     tiny_model_config,
     tiny_tokenizer,
 )
+from pipeline.episodes import Completion, Conversation, Episode
 from pipeline.prompts import PROMPT_TEMPLATES, Prompts, encode_text
 from pipeline.scoring import boxed_match
 
@@ -71,7 +74,7 @@ def test_needed_facts_lie_in_different_chunks_with_the_bridge_first(chunks):
         assert len(facts) == chunks * CHUNK_FACTS
         assert len(needed) == len(where) == p.metadata["hops"]
         assert where == sorted(set(where))
-        for fact, chunk in zip(needed, where):
+        for fact, chunk in zip(needed, where, strict=True):
             assert fact in facts[chunk * CHUNK_FACTS : (chunk + 1) * CHUNK_FACTS]
 
 
@@ -183,3 +186,48 @@ def test_the_preset_holds_the_language(tokenizer):
     for p in PROBLEMS:
         assert len(p.question.split()) <= agent.problem_tokens
         assert len(answer_text(needed_of(p), complete=True).split()) < agent.answer_tokens  # and <eos>
+
+
+def test_demonstrations_end_within_the_limits_of_the_preset(tokenizer):
+    agent = load_config(["preset=tiny"]).agent
+    examples = Examples(tokenizer, random.Random(0))
+    limits = {"first_update": agent.memory_tokens, "update": agent.memory_tokens, "answer": agent.answer_tokens}
+    for name, limit in limits.items():
+        for tokens, learned in (getattr(examples, name)() for _ in range(100)):
+            response = [token for token, use in zip(tokens, learned, strict=True) if use]
+            assert tokens[-len(response) :] == response
+            assert len(response) <= limit
+            assert response[-1] == tokenizer.eos_token_id
+            assert len(tokens) <= agent.window
+            assert tokenizer.unk_token_id not in tokens
+
+
+def test_measure_tells_writing_keeping_and_answering_apart(tokenizer):
+    """A model that writes both facts, forgets the first for a while, and answers right at last."""
+    problem = next(p for p in PROBLEMS if p.metadata["chunks"] == [1, 4])
+    bridge, value = problem.metadata["needed"]
+
+    def conversation(text):
+        tokens = encode_text(tokenizer, text)
+        return Conversation("memory", [], Completion(tokens, [0.0] * len(tokens), [0] * len(tokens), "stop"))
+
+    def measured(memories, answer):
+        turns = [conversation(text) for text in [*memories, answer]]
+        return measure(tokenizer, [problem], [Episode(turns, answer)])
+
+    right, both = f"\\boxed{{ {problem.answers[0]} }}", f"{bridge} {value}"
+    careful = measured(["none", bridge, bridge, bridge, both, both, both, both], right)
+    assert careful == {"accuracy": 1, "answered": 1, "kept": 1, "two_hop": 1, "written": 1}
+    # The value's fact cannot be recognised without the bridge: no failure to write it.
+    forgetful = measured(["none", bridge, "none", "none", "none", "none", "none", "none"], "unknown")
+    assert forgetful == {"accuracy": 0, "kept": 0, "two_hop": 0, "written": 1}
+    blind = measured(["none"] * 8, right)
+    assert blind == {"accuracy": 1, "two_hop": 1, "written": 0}
+
+
+def test_the_shipped_model_speaks_the_language(tokenizer):
+    folder = CONFIGS / "models" / "tiny"
+    assert AutoTokenizer.from_pretrained(folder).get_vocab() == tokenizer.get_vocab()
+    shipped, config = AutoConfig.from_pretrained(folder), tiny_model_config()
+    assert (shipped.vocab_size, shipped.hidden_size) == (config.vocab_size, config.hidden_size)
+    assert (shipped.eos_token_id, shipped.pad_token_id) == (tokenizer.eos_token_id, tokenizer.pad_token_id)

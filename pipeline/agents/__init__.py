@@ -15,4 +15,6 @@ def load_agent(entrypoint: str) -> type:
     try:
         return getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError, ValueError) as error:
-        raise ConfigError(f"agent.entrypoint={entrypoint!r} is not a module:class that can be loaded: {error}") from None
+        raise ConfigError(
+            f"agent.entrypoint={entrypoint!r} is not a module:class that can be loaded: {error}"
+        ) from None

@@ -20,10 +20,13 @@ CHUNK_TOKENS = 3 * CHUNK_FACTS
 PEOPLE = tuple("Adam Beth Carl Dora Emil Fay Gus Hana Ivan Jane Kurt Lena Nora Otto Paul Sam".split())
 PETS = tuple("Bello Coco Daisy Echo Fluffy Ginger Izzy Jumbo Kiki Luna Milo Nala Oscar Pixie Rex Zorro".split())
 VALUES = {
-    "city": tuple("Athens Berlin Cairo Delhi Dublin Geneva Lima London Madrid Oslo Paris Prague Rome Seoul Tokyo Vienna".split()),
-    "color": tuple("amber black blue brown coral crimson gold gray green indigo pink purple red teal white yellow".split()),
-    "food": tuple("apples beans bread cheese corn eggs fish honey milk nuts oats peas rice soup tuna yogurt".split()),
-    "toy": tuple("ball bell bone boot doll drum duck frisbee kite mouse ring rope shoe sock stick wheel".split()),
+    kind: tuple(words.split())
+    for kind, words in {
+        "city": "Athens Berlin Cairo Delhi Dublin Geneva Lima London Madrid Oslo Paris Prague Rome Seoul Tokyo Vienna",
+        "color": "amber black blue brown coral crimson gold gray green indigo pink purple red teal white yellow",
+        "food": "apples beans bread cheese corn eggs fish honey milk nuts oats peas rice soup tuna yogurt",
+        "toy": "ball bell bone boot doll drum duck frisbee kite mouse ring rope shoe sock stick wheel",
+    }.items()
 }
 KINDS = tuple(VALUES)
 MARKERS = (".", "pet", "none", "unknown", "\\boxed{", "}")
@@ -46,7 +49,7 @@ def synthetic_problem(seed: int, index: int, chunks: int) -> Problem:
     kind, question, needed = draw_question(rng)
     where = sorted(rng.sample(range(chunks), len(needed)))
     facts = [draw_distractor(rng, kind, needed) for _ in range(chunks * CHUNK_FACTS)]
-    for chunk, fact in zip(where, needed):
+    for chunk, fact in zip(where, needed, strict=True):
         facts[chunk * CHUNK_FACTS + rng.randrange(CHUNK_FACTS)] = fact
     return Problem(
         id=f"synthetic-{seed}-{index}",
@@ -57,11 +60,11 @@ def synthetic_problem(seed: int, index: int, chunks: int) -> Problem:
     )
 
 
-def draw_question(rng: random.Random, two_hop_share: float = 0.5) -> tuple[str, str, list[Fact]]:
+def draw_question(rng: random.Random) -> tuple[str, str, list[Fact]]:
     """A kind of value, a question about it, and the one or two facts that answer it, the bridge first."""
     kind, pet = rng.choice(KINDS), rng.choice(PETS)
     needed = [(pet, rng.choice(VALUES[kind]))]
-    if rng.random() >= two_hop_share:
+    if rng.random() < 0.5:
         return kind, f"{kind} {pet}", needed
     person = rng.choice(PEOPLE)
     return kind, f"{kind} pet {person}", [(person, pet), *needed]
