@@ -23,6 +23,7 @@ class Generator:
         self.name, self.config, self.seed = name, config, seed
         self.buffer, self.store = buffer, store
         self._started: asyncio.Task | None = None
+        self._closing = False
         self._tokenizing = asyncio.Lock()  # tokenizers are not safe to use from two threads
 
     async def start(self) -> str:
@@ -64,7 +65,7 @@ class Generator:
             runs = [self.agent.run(tokenized, self.engine.generate) for _ in range(episodes)]
             group = pack_group(problem.id, await gather_or_cancel(runs))
         except Exception:
-            if self.engine.is_dead:
+            if self.engine.is_dead and not self._closing:
                 self._die("the vLLM engine process is dead")
             raise
         return group, time.perf_counter() - begin
@@ -75,6 +76,7 @@ class Generator:
 
     async def close(self) -> None:
         """Stop the engine, which would otherwise leave its process and shared memory behind."""
+        self._closing = True
         if self._started is not None:
             await self._started
             for task in self._background:

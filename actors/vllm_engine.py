@@ -142,6 +142,7 @@ def _engine_args(config: Config, seed: int) -> AsyncEngineArgs:
         generation_config="vllm",
         seed=seed,
         disable_log_stats=True,
+        use_tqdm_on_load=False,
         worker_extension_cls="actors.weight_transfer.WeightTransferExtension",
         weight_transfer_config=WeightTransferConfig(backend=BACKEND),
         **device,
