@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from pipeline.policy import Policy
 from pipeline.weight_buckets import pack_buckets
 
-PROMPT = [0, *range(9, 49)]  # longer than two blocks of the KV cache, so that prefix caching has something to keep
+PROMPT = [0, *range(9, 109), *range(9, 49)]  # longer than a block of 128, so that prefix caching has something to keep
 EOS = 1
 
 
@@ -79,7 +79,7 @@ def test_logprobs_agree_with_the_learners(runner, engine, random_model):
 
 def test_a_response_ends_with_the_end_of_sequence_token_or_at_its_limit(runner, engine):
     async def many():
-        return await asyncio.gather(*(engine.generate(PROMPT, 150) for _ in range(24)))
+        return await asyncio.gather(*(engine.generate(PROMPT, 100) for _ in range(24)))
 
     responses = runner.run(many())
     assert {r.finish_reason for r in responses} <= {"stop", "length"}
@@ -87,14 +87,14 @@ def test_a_response_ends_with_the_end_of_sequence_token_or_at_its_limit(runner, 
         assert len(r.tokens) == len(r.logprobs) == len(r.versions)
         assert (r.tokens[-1] == EOS) == (r.finish_reason == "stop")
         assert EOS not in r.tokens[:-1]
-        assert r.finish_reason == "stop" or len(r.tokens) == 150
+        assert r.finish_reason == "stop" or len(r.tokens) == 100
 
 
 def test_weights_change_in_flight_and_new_requests_see_only_the_new_ones(runner, engine, fresh_engine, other_model):
     """The prompt's KV cache under the old weights is there to be reused by mistake: the tests above left it."""
 
     async def scenario():
-        running = [asyncio.create_task(engine.generate(PROMPT, 200)) for _ in range(32)]
+        running = [asyncio.create_task(engine.generate(PROMPT, 110)) for _ in range(32)]
         await asyncio.sleep(0.5)
         pause = await engine.update_weights(1, buckets(other_model))
         new = await engine.generate(PROMPT, 60)
