@@ -1,6 +1,7 @@
 """The trajectory buffer: groups by reference, the ledger of where each one is, and who may start or must wait."""
 
 import asyncio
+from math import ceil
 
 import ray
 
@@ -16,7 +17,8 @@ class TrajectoryBuffer:
 
     def __init__(self, config: Config):
         t = config.train
-        self._ledger = Ledger(t.groups_per_step, t.max_staleness, t.steps)
+        max_discarded = ceil(t.max_discarded * t.groups_per_step) if t.dynamic_sampling else 0
+        self._ledger = Ledger(t.groups_per_step, t.max_staleness, t.steps, max_discarded)
         self._refs: dict[str, ray.ObjectRef] = {}
         self._pauses: list[float] = []
         self._changed = asyncio.Condition()
@@ -41,12 +43,18 @@ class TrajectoryBuffer:
                 await self._changed.wait()
             return generator
 
-    async def add(self, group_id: str, record: GroupRecord, ref: list[ray.ObjectRef]) -> None:
-        """A group is generated and scored. `ref` is a list, so that Ray hands the reference on unresolved."""
+    async def add(self, group_id: str, record: GroupRecord, ref: list[ray.ObjectRef]) -> bool:
+        """A group is generated and scored. `ref` is a list, so that Ray hands the reference on unresolved.
+
+        Returns:
+            Whether it is kept; False if dynamic sampling discards it.
+        """
         async with self._changed:
-            self._ledger.add(group_id, record)
-            (self._refs[group_id],) = ref
+            kept = self._ledger.add(group_id, record)
+            if kept:
+                (self._refs[group_id],) = ref
             self._changed.notify_all()
+            return kept
 
     async def fail(self, group_id: str) -> None:
         """A running group is lost."""
@@ -97,4 +105,5 @@ class TrajectoryBuffer:
             "trained": ledger.trained,
             "failed": ledger.failed,
             "dropped_stale": ledger.dropped_stale,
+            "discarded": ledger.discarded,
         }

@@ -23,7 +23,8 @@ from actors.scorer_pool import ScorerPool
 from actors.tracker import Tracker
 from actors.weight_store import WeightStore
 from pipeline.config import Config
-from pipeline.metrics import DROPPED_STALE, RunTotals, step_row
+from pipeline.episodes import GroupRecord
+from pipeline.metrics import DROPPED_STALE, RunTotals, UpdateResult, step_row
 from pipeline.problems import BadRow, DataError, Problem, Quarantine
 from pipeline.report import run_summary, step_line, write_summary
 from pipeline.sources import training_problems
@@ -51,7 +52,9 @@ class Coordinator:
         self.problems_in_hand: dict[str, Problem] = {}  # by group id, until the group is trained
         self.attempts: Counter[str] = Counter()
         self.retry: deque[Problem] = deque()
+        self.discarded: list[GroupRecord] = []  # by dynamic sampling, since the last step
         self.version = 0
+        self.skipped_in_a_row = 0
         self.checkpoint: Path | None = None
         self.engine_version = self.wandb_run = ""
         self._stop = asyncio.Event()
@@ -197,7 +200,9 @@ class Coordinator:
             await self.buffer.fail.remote(group_id)
         else:
             self.totals.tokens_generated += record.response_tokens
-            await self.buffer.add.remote(group_id, record, [group])
+            if not await self.buffer.add.remote(group_id, record, [group]):
+                self.discarded.append(record)
+                del self.problems_in_hand[group_id]
 
     async def _rollout(self, problem: Problem, name: str) -> tuple[ray.ObjectRef, float]:
         """Run a group's episodes; return the reference to them and the seconds it took."""
@@ -246,13 +251,14 @@ class Coordinator:
             if groups is None:
                 break
             waited = time.time() - self._step_began
-            ranks = await self.gang.train(self.version, groups)
+            updates = await self.gang.train(self.version, groups)
             trained = time.time() - self._step_began
             self.version += 1
             await self.store.publish.remote(self.version, await self.gang.publish())
             await self.buffer.step_done.remote()
             self._deaths.clear()
-            await self._report(groups, ranks, waited, trained)
+            await self._report(groups, updates, waited, trained)
+            self._check_updates(groups, updates)
             if self.version % t.checkpoint_every == 0:
                 await self._save_if_new()
 
@@ -313,10 +319,12 @@ class Coordinator:
         self._say(f"· giving {problem.id} up after {self.config.train.max_attempts} attempts: {reason}")
         self.quarantine.add(problem.id, reason, {"question": problem.question, "answers": problem.answers})
 
-    async def _report(self, groups: list, ranks: list[dict], waited: float, trained: float) -> None:
+    async def _report(self, groups: list, updates: list[UpdateResult], waited: float, trained: float) -> None:
         t, now = self.config.train, time.time()
         counts = await self.buffer.counts.remote()
-        row = step_row(self.version, [record for record, _ in groups], ranks) | {
+        discarded, self.discarded = self.discarded, []
+        row = step_row(self.version, [record for record, _ in groups], updates, discarded) | {
+            "updates_total": self.totals.updates + sum(not update.skipped for update in updates),
             "seconds": now - self._step_began,
             "wait_seconds": waited,
             "train_seconds": trained - waited,
@@ -328,11 +336,17 @@ class Coordinator:
             "groups_buffered": counts["buffered"],
             "groups_failed": counts["failed"],
             "groups_dropped_stale": counts["dropped_stale"],
+            "groups_discarded_total": counts["discarded"],
             "rows_quarantined": self.quarantine.bad,
         }
         self._generated_before, self._step_began = self.totals.tokens_generated, now
         self.totals.add(row)
         self._say(step_line(row, t.steps))
+        if (row["logprob_mismatch_mean"] or 0) > t.mismatch_warning:
+            self._say(
+                f"· warning: vLLM's and the learner's log-probs differ by {row['logprob_mismatch_mean']:.2g} on average, "
+                f"more than train.mismatch_warning={t.mismatch_warning:g}; they should be the same model"
+            )
         await self.tracker.log.remote(row)
         w = self.config.wandb
         if self.version == 1 or self.version % w.episodes_every == 0 or self.version == t.steps:
@@ -340,6 +354,22 @@ class Coordinator:
             await self.tracker.episodes.remote(self.version, samples)
         for record, _ in groups:
             self.problems_in_hand.pop(record.group_id)
+
+    def _check_updates(self, groups: list, updates: list[UpdateResult]) -> None:
+        """Name the groups of skipped updates; end the run when there were too many in a row."""
+        for number, update in enumerate(updates, 1):
+            self.skipped_in_a_row = self.skipped_in_a_row + 1 if update.skipped else 0
+            if update.skipped:
+                names = ", ".join(groups[index][0].group_id for index in update.suspects)
+                self._say(
+                    f"· step {self.version}: update {number} of {len(updates)} was skipped, its loss or gradient is not "
+                    f"finite; groups: {names}"
+                )
+            if self.skipped_in_a_row >= self.config.train.max_skipped_updates:
+                raise RunFailed(
+                    f"{self.skipped_in_a_row} updates in a row were skipped, their loss or gradient is not finite; "
+                    "the weights are those of the last good update. Lower learner.learning_rate, or look at the groups named above"
+                )
 
     def _say(self, line: str) -> None:
         self._lines.append(line)

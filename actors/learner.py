@@ -11,20 +11,26 @@ import ray
 import torch
 
 from pipeline.config import Config
-from pipeline.objective import token_losses
-from pipeline.packing import Item, build_micro_batch
+from pipeline.episodes import EpisodeGroup
+from pipeline.objective import TokenLosses, token_losses
+from pipeline.packing import Item, Update, build_micro_batch
 from pipeline.weight_buckets import pack_buckets
 
 
 @dataclass
-class StepSums:
-    """What one rank adds up over its micro-batches; the coordinator adds up the ranks (pipeline/metrics.py)."""
+class UpdateSums:
+    """What one rank adds up over the micro-batches of an update; pipeline/metrics.py adds up the ranks."""
 
     tokens: int = 0
     loss: float = 0.0
     clipped: int = 0
     ratio: float = 0.0
-    same_version_tokens: int = 0  # written, prompt and all, by the very weights that the learner has now
+    importance: float = 0.0
+    importance_max: float = 0.0
+    importance_capped: int = 0
+    entropy: float = 0.0
+    kl: float = 0.0
+    same_version_tokens: int = 0  # written, prompt and all, by the very weights that the step starts with
     mismatch: float = 0.0  # Σ |learner log-prob - vLLM log-prob| over those
     mismatch_max: float = 0.0
     staleness: float = 0.0  # Σ of versions behind
@@ -59,47 +65,73 @@ class Learner:
         self.engine = ZeroEngine(self.config)
 
     def train(
-        self,
-        version: int,
-        plan: list[list[Item]],
-        refs: dict[int, list],
-        advantages: dict[int, np.ndarray],
-        step_tokens: int,
-    ) -> dict:
+        self, version: int, updates: list[Update], refs: dict[int, list], advantages: dict[int, np.ndarray]
+    ) -> list[dict]:
         """Train one step on this rank's share.
 
         Args:
             version: of the weights before the step.
-            plan: this rank's micro-batches (pipeline/packing.py).
+            updates: this rank's share of each optimizer step, in order (pipeline/packing.py).
             refs: for each of this rank's groups, by its index in the step, a list with its object reference.
             advantages: for each of these groups, float32 [G].
-            step_tokens: response tokens of the step on all ranks: the denominator of the loss.
+
+        Returns:
+            For each update, `UpdateSums` and what else is known of it; `grad_norm` is None if it was skipped, because
+            its loss or gradient was not finite on some rank, and `not_finite` names this rank's groups to blame.
         """
+        batches = _Batches({index: ray.get(ref) for index, (ref,) in refs.items()}, advantages, self.engine.device)
         begin = time.perf_counter()
-        groups = {index: ray.get(ref) for index, (ref,) in refs.items()}
-        le, sums = self.config.learner, StepSums()
-        for number, items in enumerate(plan, 1):
-            batch = build_micro_batch(items, groups, advantages)
-            tensors = {name: torch.tensor(value, device=self.engine.device) for name, value in vars(batch).items()}
-            logprobs = self.engine.forward(*(tensors[n] for n in ("tokens", "positions", "predict_at", "targets")))
-            losses, clipped = token_losses(
+        # In the first update the proximal policy is the policy itself: a pass of its own would find the same numbers.
+        proximal = [None] + [self._proximal(update, batches) for update in updates[1:]]
+        proximal_seconds = time.perf_counter() - begin
+        rows = []
+        for update, anchors in zip(updates, proximal, strict=True):
+            rows.append(self._update(version, update, batches, anchors) | {"proximal_seconds": proximal_seconds})
+            proximal_seconds = 0.0
+        return rows
+
+    @torch.no_grad()
+    def _proximal(self, update: Update, batches: "_Batches") -> list[torch.Tensor] | None:
+        """Log-probs under the weights that the step starts with, for each micro-batch; None if they are not used."""
+        if not self.config.objective.decoupled:
+            return None
+        return [self.engine.forward(*inputs_of(batches.build(items)))[0] for items in update.micro_batches]
+
+    def _update(
+        self, version: int, update: Update, batches: "_Batches", proximal: list[torch.Tensor] | None
+    ) -> dict[str, object]:
+        sums, not_finite, is_finite = UpdateSums(), set(), True
+        objective = self.config.objective
+        for number, items in enumerate(update.micro_batches):
+            batch = batches.build(items)
+            inputs = inputs_of(batch)
+            reference = self.engine.reference(*inputs)
+            logprobs, entropy = self.engine.forward(*inputs)
+            anchor = None if proximal is None else proximal[number]
+            tokens = token_losses(
                 logprobs,
-                tensors["behaviour"],
-                tensors["advantages"],
-                clip_low=le.clip_low,
-                clip_high=le.clip_high,
-                dual_clip=le.dual_clip,
+                entropy,
+                batch["advantages"],
+                behaviour=batch["behaviour"],
+                proximal=anchor,
+                reference=reference,
+                objective=objective,
             )
-            loss = (losses * tensors["weights"]).sum() / step_tokens
-            self.engine.backward(loss, last=number == len(plan))
+            loss = (tokens.losses * batch["weights"]).sum() / update.tokens
+            not_finite.update(batch["groups"][~torch.isfinite(tokens.losses)].tolist())
+            is_finite = is_finite and bool(torch.isfinite(loss))
+            last = number == len(update.micro_batches) - 1
+            # A loss that is not finite makes the whole gradient so, for then all ranks skip the update together.
+            self.engine.backward(loss if is_finite or not last else loss * torch.nan, last)
             if items:
-                _add(sums, version, tensors, logprobs.detach(), loss.detach(), clipped)
-        norm, learning_rate = self.engine.step()
+                at_start = logprobs.detach() if anchor is None else anchor
+                _add(sums, version, batch, at_start, entropy.detach(), tokens, loss.detach(), objective.importance_cap)
+        grad_norm, learning_rate = self.engine.step()
         return asdict(sums) | {
-            "grad_norm": norm,
+            "grad_norm": grad_norm,
             "learning_rate": learning_rate,
-            "micro_batches": len(plan),
-            "seconds": time.perf_counter() - begin,
+            "micro_batches": len(update.micro_batches),
+            "not_finite": sorted(not_finite),
         }
 
     def publish(self) -> list[ray.ObjectRef] | None:
@@ -133,16 +165,42 @@ def _copied(parameters):
     return ((name, tensor.detach().cpu().clone()) for name, tensor in parameters)
 
 
-def _add(sums: StepSums, version: int, batch: dict, logprobs: torch.Tensor, loss: torch.Tensor, clipped) -> None:
-    difference = logprobs - batch["behaviour"]
-    same = difference[batch["cache_versions"] == version].abs()
+class _Batches:
+    """Builds the micro-batches of a step as tensors on the device."""
+
+    def __init__(self, groups: dict[int, EpisodeGroup], advantages: dict[int, np.ndarray], device: torch.device):
+        self.groups, self.advantages, self.device = groups, advantages, device
+
+    def build(self, items: list[Item]) -> dict[str, torch.Tensor]:
+        batch = build_micro_batch(items, self.groups, self.advantages)
+        return {name: torch.tensor(value, device=self.device) for name, value in vars(batch).items()}
+
+
+def inputs_of(batch: dict[str, torch.Tensor]) -> list[torch.Tensor]:
+    """What the policy takes of a micro-batch."""
+    return [batch[name] for name in ("tokens", "positions", "predict_at", "targets")]
+
+
+def _add(
+    sums: UpdateSums, version: int, batch: dict, at_start: torch.Tensor, entropy, tokens: TokenLosses, loss, cap: float
+) -> None:
+    same = (at_start - batch["behaviour"])[batch["cache_versions"] == version].abs()
     behind = version - batch["versions"]
-    sums.tokens += len(logprobs)
+    sums.tokens += len(at_start)
     sums.loss += float(loss)
-    sums.clipped += int(clipped.sum())
-    sums.ratio += float(torch.exp(difference).sum())
+    sums.clipped += int(tokens.clipped.sum())
+    sums.ratio += float(tokens.ratios.sum())
+    sums.importance += float(tokens.importance.sum())
+    sums.importance_max = max(sums.importance_max, _max(tokens.importance))
+    sums.importance_capped += int((tokens.importance >= cap).sum())
+    sums.entropy += float(entropy.sum())
+    sums.kl += float(tokens.kl.sum())
     sums.same_version_tokens += len(same)
     sums.mismatch += float(same.sum())
-    sums.mismatch_max = max(sums.mismatch_max, float(same.max()) if len(same) else 0.0)
+    sums.mismatch_max = max(sums.mismatch_max, _max(same))
     sums.staleness += float(behind.sum())
-    sums.staleness_max = max(sums.staleness_max, int(behind.max()))
+    sums.staleness_max = max(sums.staleness_max, int(_max(behind)))
+
+
+def _max(values: torch.Tensor) -> float:
+    return float(values.max()) if len(values) else 0.0

@@ -10,7 +10,8 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 from actors.learner import Learner
 from pipeline.config import Config
 from pipeline.episodes import GroupRecord
-from pipeline.packing import plan_step
+from pipeline.metrics import UpdateResult
+from pipeline.packing import Update, plan_update, split_updates
 
 
 class LearnerGang:
@@ -37,18 +38,28 @@ class LearnerGang:
         host, port = await self.ranks[0].address.remote()
         await self._all("join", host, port)
 
-    async def train(self, version: int, groups: list[tuple[GroupRecord, list[ray.ObjectRef]]]) -> list[dict]:
-        """Train one step; return each rank's sums (actors/learner.py)."""
+    async def train(
+        self, version: int, groups: list[tuple[GroupRecord, list[ray.ObjectRef]]]
+    ) -> list[UpdateResult]:
+        """Train one step; return what became of its updates."""
         le = self.config.learner
-        plan = plan_step([record.lengths for record, _ in groups], le.ranks, le.micro_batch_tokens)
-        step_tokens = sum(record.response_tokens for record, _ in groups)
+        updates = split_updates(len(groups), self.config.train.updates_per_step, (self.config.run.seed, version))
+        shares: list[list[Update]] = [[] for _ in range(le.ranks)]
+        for chosen in updates:
+            lengths = {index: groups[index][0].lengths for index in chosen}
+            tokens = sum(groups[index][0].response_tokens for index in chosen)
+            for share, micro_batches in zip(
+                shares, plan_update(lengths, le.ranks, le.micro_batch_tokens), strict=True
+            ):
+                share.append(Update(micro_batches, tokens))
         calls = []
-        for learner, share in zip(self.ranks, plan, strict=True):
-            mine = sorted({group for micro_batch in share for group, _ in micro_batch})
-            refs: dict[int, list] = {group: groups[group][1] for group in mine}
-            advantages: dict[int, np.ndarray] = {group: groups[group][0].advantages for group in mine}
-            calls.append(learner.train.remote(version, share, refs, advantages, step_tokens))
-        return await asyncio.gather(*calls)
+        for learner, updates in zip(self.ranks, shares, strict=True):
+            mine = sorted({g for update in updates for items in update.micro_batches for g, _ in items})
+            refs: dict[int, list] = {index: groups[index][1] for index in mine}
+            advantages: dict[int, np.ndarray] = {index: groups[index][0].advantages for index in mine}
+            calls.append(learner.train.remote(version, updates, refs, advantages))
+        by_rank = await asyncio.gather(*calls)
+        return [UpdateResult(*result) for result in zip(updates, map(list, zip(*by_rank, strict=True)), strict=True)]
 
     async def publish(self) -> list[ray.ObjectRef]:
         """Put the weights into the object store; return the references of their buckets."""

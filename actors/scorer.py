@@ -4,7 +4,9 @@ import numpy as np
 import ray
 
 from pipeline.advantages import group_advantages
+from pipeline.config import ObjectiveConfig
 from pipeline.episodes import EpisodeGroup, GroupRecord, group_record
+from pipeline.overlong import overlong_penalties
 from pipeline.scoring import scorer_for
 
 
@@ -14,6 +16,9 @@ class BadReward(ValueError):
 
 @ray.remote
 class Scorer:
+    def __init__(self, objective: ObjectiveConfig):
+        self.objective = objective
+
     def score(
         self, group_id: str, group: EpisodeGroup, task: str, answers: tuple[str, ...], generator: str, seconds: float
     ) -> GroupRecord:
@@ -25,7 +30,9 @@ class Scorer:
         """
         scorer = scorer_for(task)
         rewards = np.array([_checked(scorer(answer, answers), task) for answer in group.answers], np.float32)
-        return group_record(group_id, task, generator, group, seconds, rewards, group_advantages(rewards))
+        penalties = overlong_penalties(group, self.objective.overlong_share)
+        advantages = group_advantages(rewards + self.objective.overlong_penalty * penalties, self.objective.advantage)
+        return group_record(group_id, task, generator, group, seconds, rewards, penalties, advantages)
 
 
 def _checked(reward: object, task: str) -> float:

@@ -18,7 +18,7 @@ class ScorerPool:
     """Lives in the coordinator; the scorers are actors. One that hung or died is replaced by a new one."""
 
     def __init__(self, config: Config):
-        self.config = config.scorer
+        self.config, self.objective = config.scorer, config.objective
         self._idle: asyncio.Queue = asyncio.Queue()
         for _ in range(self.config.count):
             self._idle.put_nowait(self._new())
@@ -46,4 +46,4 @@ class ScorerPool:
             self._idle.put_nowait(scorer)
 
     def _new(self):
-        return Scorer.options(num_cpus=self.config.num_cpus).remote()
+        return Scorer.options(num_cpus=self.config.num_cpus).remote(self.objective)

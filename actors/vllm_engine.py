@@ -81,7 +81,7 @@ class VllmEngine:
         versions = [int(s.version) for s in result.weight_versions for _ in range(s.start, s.end)]
         if len(versions) != len(tokens):
             raise RuntimeError(f"vLLM named the weight version of {len(versions)} of {len(tokens)} tokens")
-        return Completion(tokens, logprobs, versions, result.finish_reason, cache_version)
+        return Completion(tokens, logprobs, versions, result.finish_reason, cache_version, max_tokens)
 
     async def update_weights(self, version: int, buckets: AsyncIterator[WeightBucket]) -> float:
         """Take up new weights without ending the requests in flight; return the pause in seconds.

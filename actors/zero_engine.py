@@ -1,4 +1,4 @@
-"""The one place that knows DeepSpeed: a policy under ZeRO-3 with AdamW.
+"""The one place that knows DeepSpeed: a policy under ZeRO-3 with AdamW, and a reference model that is only read.
 
 Written against DeepSpeed 0.19; tests/test_learner.py is the contract that an upgrade must keep.
 """
@@ -16,10 +16,12 @@ import deepspeed  # noqa: E402
 from deepspeed.ops import __compatible_ops__  # noqa: E402
 from transformers import AutoModelForCausalLM  # noqa: E402
 from transformers.integrations import HfDeepSpeedConfig  # noqa: E402
+from transformers.modeling_layers import GradientCheckpointingLayer  # noqa: E402
 from transformers.utils import logging as transformers_logging  # noqa: E402
 
 from pipeline.config import Config  # noqa: E402
 from pipeline.policy import Policy  # noqa: E402
+from pipeline.schedule import learning_rate  # noqa: E402
 
 ZERO_STAGE = 3
 
@@ -37,49 +39,52 @@ class ZeroEngine:
         deepspeed.init_distributed(dist_backend="nccl" if on_gpu else "gloo")
         self.rank = torch.distributed.get_rank()
         self.ranks = torch.distributed.get_world_size()
-        settings = _deepspeed_settings(config)
-        # While this object lives, from_pretrained splits every parameter over the ranks as it loads it.
-        self._sharded_loading = HfDeepSpeedConfig(settings)
-        self.model = AutoModelForCausalLM.from_pretrained(
-            config.model.path,
-            dtype=getattr(torch, config.model.dtype),
-            attn_implementation=config.model.attention,
-            trust_remote_code=config.model.trust_remote_code,
-            use_safetensors=True,
-        )
-        policy = Policy(self.model, config.generator.temperature)
+        settings = _settings(config)
+        policy = _load_policy(config, settings)
+        self.model = policy.model
         le = config.learner
+        if le.activation_checkpointing:
+            _checkpoint_activations(self.model)
         optimizer = torch.optim.AdamW(policy.parameters(), lr=le.learning_rate, weight_decay=le.weight_decay)
-        warmup = torch.optim.lr_scheduler.LambdaLR(
-            optimizer, lambda step: min(1.0, (step + 1) / max(1, le.warmup_steps))
+        schedule = torch.optim.lr_scheduler.LambdaLR(
+            optimizer, lambda update: learning_rate(config, update) / le.learning_rate
         )
         self._engine, *_ = deepspeed.initialize(
-            model=policy, optimizer=optimizer, lr_scheduler=warmup, config=settings, dist_init_required=False
+            model=policy, optimizer=optimizer, lr_scheduler=schedule, config=settings, dist_init_required=False
         )
         self.device = self._engine.device
+        self._reference = None
+        if config.objective.kl_coefficient:
+            settings = _reference_settings(config)
+            reference = _load_policy(config, settings).requires_grad_(False)
+            self._reference, *_ = deepspeed.initialize(model=reference, config=settings, dist_init_required=False)
 
-    def forward(self, *inputs: torch.Tensor) -> torch.Tensor:
-        """Response log-probs of a micro-batch (pipeline/policy.py), with gradient."""
+    def forward(self, *inputs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Response log-probs and entropies of a micro-batch (pipeline/policy.py), with gradient if enabled."""
         return self._engine(*inputs)
 
+    @torch.no_grad()
+    def reference(self, *inputs: torch.Tensor) -> torch.Tensor | None:
+        """Response log-probs under the initial model; None if no KL is asked for."""
+        return None if self._reference is None else self._reference(*inputs)[0]
+
     def backward(self, loss: torch.Tensor, last: bool) -> None:
-        """Add the gradients of `loss`, to be summed over ranks and micro-batches; `last` ends the step's batch."""
+        """Add the gradients of `loss`, to be summed over ranks and micro-batches; `last` ends the update's batch."""
         self._engine.set_gradient_accumulation_boundary(last)
         # DeepSpeed averages over ranks.
         self._engine.backward(loss * self.ranks, scale_wrt_gas=False)
 
-    def step(self) -> tuple[float, float]:
-        """Clip, update the weights, advance the schedule. Returns the gradient norm and the learning rate used.
+    def step(self) -> tuple[float | None, float]:
+        """Clip, update the weights, advance the schedule. Returns the gradient norm and the learning rate.
 
-        Raises:
-            FloatingPointError: the gradient is not finite; DeepSpeed has left the weights alone or not, so stop.
+        When the gradient is not finite on any rank, no rank changes its weights, its optimizer state or its place in
+        the schedule, and the norm is None.
         """
-        (learning_rate,) = self._engine.get_lr()
+        (rate,) = self._engine.get_lr()
         self._engine.step()
-        norm = float(self._engine.get_global_grad_norm())
-        if not torch.isfinite(torch.tensor(norm)):
-            raise FloatingPointError(f"the gradient norm is {norm}")
-        return norm, learning_rate
+        if self._engine.optimizer.overflow:
+            return None, rate
+        return float(self._engine.get_global_grad_norm()), rate
 
     def parameters(self, group_bytes: int) -> Iterator[tuple[str, torch.Tensor]]:
         """Yield every named parameter whole, in the names of the Hugging Face checkpoint, on all ranks.
@@ -115,18 +120,52 @@ def _gathered(group: list[tuple[str, torch.nn.Parameter]]) -> Iterator[tuple[str
         yield from ((name, parameter.data) for name, parameter in group)
 
 
-def _deepspeed_settings(config: Config) -> dict:
+def _load_policy(config: Config, settings: dict) -> Policy:
+    """Load the model with every parameter split over the ranks from the start."""
+    sharded_loading = HfDeepSpeedConfig(settings)  # transformers looks at it while it lives
+    model = AutoModelForCausalLM.from_pretrained(
+        config.model.path,
+        dtype=getattr(torch, config.model.dtype),
+        attn_implementation=config.model.attention,
+        trust_remote_code=config.model.trust_remote_code,
+        use_safetensors=True,
+    )
+    del sharded_loading
+    return Policy(model, config.generator.temperature, train_entropy=config.objective.entropy_coefficient != 0)
+
+
+def _checkpoint_activations(model: torch.nn.Module) -> None:
+    """Keep only the inputs of the layers for the backward pass."""
+    model.gradient_checkpointing_enable({"use_reentrant": False})
+    for layer in model.modules():
+        # It is active in training mode only; the modules within stay in evaluation mode, without dropout.
+        if isinstance(layer, GradientCheckpointingLayer):
+            layer.training = True
+
+
+def _settings(config: Config) -> dict:
     zero = {"stage": ZERO_STAGE, "contiguous_gradients": True, "overlap_comm": torch.cuda.is_available()}
     if config.learner.offload:
         zero["offload_optimizer"] = {"device": "cpu", "pin_memory": True}
-    return {
-        "train_micro_batch_size_per_gpu": 1,  # a packed row; the boundary of a step is set by hand
-        "gradient_accumulation_steps": 1,
+    return _common_settings(config, zero) | {
         "gradient_clipping": config.learner.max_grad_norm,
-        "bf16": {"enabled": config.model.dtype == "bfloat16"},
-        "zero_optimization": zero,
         # torch's AdamW: no compiler needed, and the same arithmetic as the reference in the tests.
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,
+    }
+
+
+def _reference_settings(config: Config) -> dict:
+    """Split over the ranks and kept in host memory; on the device there is one layer at a time."""
+    offload = {"device": "cpu", "pin_memory": torch.cuda.is_available()}
+    return _common_settings(config, {"stage": ZERO_STAGE, "offload_param": offload})
+
+
+def _common_settings(config: Config, zero: dict) -> dict:
+    return {
+        "train_micro_batch_size_per_gpu": 1,  # a packed row; the boundary of an update is set by hand
+        "gradient_accumulation_steps": 1,
+        "bf16": {"enabled": config.model.dtype == "bfloat16"},
+        "zero_optimization": zero,
         "steps_per_print": 2**31,
     }

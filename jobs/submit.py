@@ -29,7 +29,8 @@ from ray.job_submission import JobStatus, JobSubmissionClient
 
 from jobs.local_head import DASHBOARD_PORT, RAY, ClusterError, find_cluster, local_head, require_token
 from jobs.progress import JobProgress
-from pipeline.config import Config, ConfigError, check_config, load_config
+from pipeline.config import Config, ConfigError, load_config
+from pipeline.config_rules import check_config, check_data_given
 
 TRAIN = ("python", "-m", "jobs.train")
 # Ray kills a stopped job after three seconds unless told otherwise; saving a checkpoint takes longer. The job's
@@ -47,7 +48,9 @@ def main(arguments: list[str]) -> int:
         return subprocess.run([sys.executable, *TRAIN[1:], *arguments]).returncode
     logging.disable(logging.INFO)  # the client announces the end of every stream
     try:
-        check_config(load_config(arguments))
+        config = load_config(arguments)
+        check_config(config)
+        check_data_given(config)
         require_token()
         return submit(arguments)
     except ConfigError as error:

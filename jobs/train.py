@@ -9,9 +9,11 @@ import sys
 import traceback
 from pathlib import Path
 
-from pipeline.config import Config, ConfigError, check_config, check_window, config_yaml, load_config, save_config
+from pipeline.config import CONFIGS, Config, ConfigError, config_yaml, load_config, save_config
+from pipeline.config_rules import check_config, check_data_given, check_window
 from pipeline.metrics import RunTotals
-from pipeline.report import plan_text, run_summary, write_summary
+from pipeline.plan import Architecture, architecture_of, plan_text
+from pipeline.report import run_summary, write_summary
 
 LINE_WAIT_S = 2.0
 
@@ -22,27 +24,42 @@ def main(arguments: list[str]) -> int:
     try:
         config = load_config([a for a in arguments if a != "--dry-run"])
         check_config(config)
+        if dry_run:
+            print(config_yaml(config), plan_text(config, architecture(config)), sep="\n")
         check_files(config)
         check_model(config)
     except ConfigError as error:
         print(f"configuration error:\n{error}", file=sys.stderr)
         return 2
-    if dry_run:
-        print(config_yaml(config), plan_text(config), sep="\n")
-        return 0
-    return train(config)
+    return 0 if dry_run else train(config)
 
 
 def check_files(config: Config) -> None:
     """The input files are there.
 
     Raises:
-        ConfigError: a path does not exist.
+        ConfigError: a path is not given or does not exist.
     """
+    check_data_given(config)
     for name in ("path", "distractors"):
         path = getattr(config.data, name)
         if path and not Path(path).is_file():
             raise ConfigError(f"data.{name}={path}: no such file (from {Path.cwd()})")
+
+
+def architecture(config: Config) -> Architecture | None:
+    """The sizes of the model, for the plan; without a network, those of the presets' models are known here too."""
+    from transformers import AutoConfig
+
+    known = CONFIGS / "models" / Path(config.model.path).name
+    for source in (config.model.path, known):
+        try:
+            return architecture_of(
+                AutoConfig.from_pretrained(source, trust_remote_code=config.model.trust_remote_code)
+            )
+        except (OSError, ValueError, AttributeError):
+            continue
+    return None
 
 
 def check_model(config: Config) -> None:

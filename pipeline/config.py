@@ -1,4 +1,4 @@
-"""The configuration: its schema, where it comes from, and the checks made before anything starts.
+"""The configuration: its schema, and where it comes from. pipeline/config_rules.py checks it.
 
 A value is taken from the command line (`key=value`), else from the preset (`configs/<preset>.yaml`), else from
 the defaults here. Units are in the comments.
@@ -6,7 +6,6 @@ the defaults here. Units are in the comments.
 
 import dataclasses
 import difflib
-import re
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -87,22 +86,42 @@ class LearnerConfig:
     num_gpus: float = 0.0  # per rank
     micro_batch_tokens: int = 8192  # tokens of one forward pass on one rank; at least agent.window
     learning_rate: float = 1e-6
-    warmup_steps: int = 20
+    schedule: str = "constant"  # of the learning rate after the warm-up: constant, or cosine down to 0 at the end
+    warmup_steps: int = 20  # optimizer steps
     weight_decay: float = 0.01
     max_grad_norm: float = 1.0
-    clip_low: float = 0.2
-    clip_high: float = 0.2
-    dual_clip: float = 3.0
+    activation_checkpointing: bool = False  # keep only the layers' inputs and compute the rest again: less memory
     offload: bool = False  # GPU: keep the optimizer state in host memory
     bucket_mib: int = 64  # size of a weight bucket on its way to the generators
 
 
 @dataclass
+class ObjectiveConfig:
+    """What is maximised; docs/objective.md has the formulas and their papers."""
+
+    advantage: str = "mean"  # reward less the group's mean; std: also divided by the std; leave_one_out: less the others'
+    clip_low: float = 0.2  # ε below 1
+    clip_high: float = 0.2  # ε above 1; DAPO's clip-higher is 0.28
+    dual_clip: float = 3.0  # a bad token's loss grows no further than at this ratio
+    kl_coefficient: float = 0.0  # β of the KL to the initial model; 0 loads no reference model
+    entropy_coefficient: float = 0.0  # bonus for entropy, which is reported in any case
+    decoupled: bool = True  # clip around the learner's policy of the step's start; false: around the sampling policy
+    importance_cap: float = 2.0  # decoupled: limit of the weight (policy of the step's start) / (sampling policy)
+    overlong_penalty: float = 0.0  # taken off the reward when all responses reach their limit; 0: no such shaping
+    overlong_share: float = 0.2  # the last part of a response's limit, in which the penalty grows from 0 to all of it
+
+
+@dataclass
 class TrainConfig:
-    steps: int = 100  # learner steps
+    steps: int = 100  # learner steps: each trains the groups of one rollout batch and makes one weight version
     groups_per_step: int = 128  # problems
+    updates_per_step: int = 1  # optimizer steps over disjoint sets of a step's groups
     group_size: int = 16  # episodes of one problem
+    dynamic_sampling: bool = False  # do not train groups whose rewards are all equal; generate others instead
+    max_discarded: float = 10.0  # dynamic sampling: at most so many times groups_per_step a step, then they are trained
     max_staleness: int = 1  # versions; 0 is synchronous
+    max_skipped_updates: int = 3  # stop after so many updates in a row whose loss or gradient was not finite
+    mismatch_warning: float = 0.1  # warn when vLLM's and the learner's log-probs differ more than this on average
     max_attempts: int = 3  # a problem whose group failed this often is given up and counted
     max_failed_share: float = 0.5  # stop when more than this share of all dispatched groups failed
     checkpoint_every: int = 50  # steps; the last step is always kept
@@ -126,6 +145,7 @@ class Config:
     generator: GeneratorConfig = field(default_factory=GeneratorConfig)
     scorer: ScorerConfig = field(default_factory=ScorerConfig)
     learner: LearnerConfig = field(default_factory=LearnerConfig)
+    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     wandb: WandbConfig = field(default_factory=WandbConfig)
 
@@ -142,7 +162,8 @@ def load_config(arguments: list[str]) -> Config:
     overrides = [a for a in arguments if not a.startswith("preset=")]
     config = OmegaConf.structured(Config)
     for preset in presets:
-        config = _merge(config, OmegaConf.load(_preset_path(preset)), f"configs/{preset}.yaml")
+        for name, layer in _layers(preset):
+            config = _merge(config, layer, f"configs/{name}.yaml")
     for override in overrides:
         try:
             config = _merge(config, OmegaConf.from_dotlist([override]), override)
@@ -165,6 +186,13 @@ def save_config(config: Config, path: Path) -> None:
 
 def config_yaml(config: Config) -> str:
     return OmegaConf.to_yaml(OmegaConf.structured(config))
+
+
+def _layers(preset: str) -> list[tuple[str, DictConfig]]:
+    """The preset and, before it, the preset that it says it builds on (`preset: <name>` in its file)."""
+    layer = OmegaConf.load(_preset_path(preset))
+    base = layer.pop("preset", None)
+    return [*(_layers(base) if base else []), (preset, layer)]
 
 
 def _preset_path(name: str) -> Path:
@@ -218,114 +246,3 @@ def _nearest(name: str, names: list[str]) -> str:
 
 def _first_line(error: Exception) -> str:
     return str(error).splitlines()[0]
-
-
-def check_config(config: Config) -> None:
-    """Check the rules between fields that need no file and no tokenizer. All that is wrong is reported at once.
-
-    Raises:
-        ConfigError: one line for each broken rule.
-    """
-    wrong = [message for ok, message in _rules(config) if not ok]
-    if wrong:
-        raise ConfigError("\n".join(wrong))
-
-
-def _rules(c: Config):
-    positive = {
-        "data": ("documents",),
-        "agent": ("window", "problem_tokens", "chunk_tokens", "memory_tokens", "answer_tokens"),
-        "generator": ("count", "tensor_parallel", "max_sequences", "temperature", "group_timeout_s"),
-        "scorer": ("count", "timeout_s"),
-        "learner": ("ranks", "micro_batch_tokens", "learning_rate", "max_grad_norm", "bucket_mib"),
-        "train": ("steps", "groups_per_step", "max_attempts", "checkpoint_every"),
-    }
-    for section, names in positive.items():
-        for name in names:
-            value = getattr(getattr(c, section), name)
-            yield value > 0, f"{section}.{name}={value} must be greater than 0"
-    for section, name in (("data", "max_bad_share"), ("train", "max_failed_share")):
-        value = getattr(getattr(c, section), name)
-        yield 0 <= value <= 1, f"{section}.{name}={value} is a share, from 0 to 1"
-    a, le, t = c.agent, c.learner, c.train
-    slots = a.problem_tokens + a.memory_tokens
-    yield (
-        slots + a.chunk_tokens + a.memory_tokens <= a.window,
-        f"agent.window={a.window} cannot hold a memory conversation: problem {a.problem_tokens} + memory "
-        f"{a.memory_tokens} + chunk {a.chunk_tokens} + new memory {a.memory_tokens} = "
-        f"{slots + a.chunk_tokens + a.memory_tokens}, template not counted; lower agent.chunk_tokens or raise "
-        "agent.window",
-    )
-    yield (
-        slots + a.answer_tokens <= a.window,
-        f"agent.window={a.window} cannot hold the answer conversation: problem {a.problem_tokens} + memory "
-        f"{a.memory_tokens} + answer {a.answer_tokens}; lower agent.answer_tokens or raise agent.window",
-    )
-    yield (
-        le.micro_batch_tokens >= a.window,
-        f"learner.micro_batch_tokens={le.micro_batch_tokens} must be at least agent.window={a.window}, "
-        "so that the longest conversation fits one forward pass",
-    )
-    yield t.group_size >= 2, f"train.group_size={t.group_size} must be at least 2: the group is the baseline"
-    yield (
-        t.groups_per_step >= le.ranks,
-        f"train.groups_per_step={t.groups_per_step} must be at least learner.ranks={le.ranks}: "
-        "a group goes to one rank",
-    )
-    yield t.max_staleness >= 0, f"train.max_staleness={t.max_staleness} must be 0 or more"
-    yield le.warmup_steps >= 0, f"learner.warmup_steps={le.warmup_steps} must be 0 or more"
-    yield le.weight_decay >= 0, f"learner.weight_decay={le.weight_decay} must be 0 or more"
-    yield (
-        0 < le.clip_low < 1 and le.clip_high > 0 and le.dual_clip > 1,
-        "learner.clip_low must lie in (0, 1), learner.clip_high above 0 and learner.dual_clip above 1",
-    )
-    yield c.model.dtype in ("float32", "bfloat16"), f"model.dtype={c.model.dtype!r} must be float32 or bfloat16"
-    g = c.generator
-    yield (
-        g.tensor_parallel == 1 or g.num_gpus == g.tensor_parallel,
-        f"generator.num_gpus={g.num_gpus} must equal generator.tensor_parallel={g.tensor_parallel}",
-    )
-    yield (
-        c.model.attention in ("packed_sdpa", "flash_attention_2"),
-        f"model.attention={c.model.attention!r} must be packed_sdpa or flash_attention_2",
-    )
-    yield (
-        c.wandb.mode in ("auto", "online", "offline", "disabled"),
-        f"wandb.mode={c.wandb.mode!r} must be auto, online, offline or disabled",
-    )
-    yield (
-        c.data.source in ("synthetic", "hotpotqa", "file"),
-        f"data.source={c.data.source!r} must be synthetic, hotpotqa or file",
-    )
-    yield (
-        c.data.synthetic_chunks >= 2,
-        f"data.synthetic_chunks={c.data.synthetic_chunks} must be at least 2: the two hops lie in different chunks",
-    )
-    yield c.data.source == "synthetic" or c.data.path != "", f"set data.path: data.source={c.data.source} reads a file"
-    yield (
-        re.fullmatch(r"\w[\w.-]*", c.run.name) is not None,
-        f"run.name={c.run.name!r} may hold letters, digits, '.', '_' and '-', and begins with neither '.' nor '-'",
-    )
-
-
-def check_window(config: Config, longest_update: int, longest_answer: int, positions: int | None) -> None:
-    """Check the window budget with the template counted in.
-
-    Args:
-        config: the configuration.
-        longest_update: tokens of the longest prompt of a memory conversation (pipeline/prompts.py).
-        longest_answer: tokens of the longest prompt of the answer conversation.
-        positions: what the model's own config allows, if it says.
-
-    Raises:
-        ConfigError: a conversation would not fit.
-    """
-    a = config.agent
-    needed = max(longest_update + a.memory_tokens, longest_answer + a.answer_tokens)
-    if needed > a.window:
-        raise ConfigError(
-            f"agent.window={a.window} is too small: with the prompt template the longest conversation has {needed} "
-            f"tokens; lower agent.chunk_tokens by {needed - a.window} or raise agent.window"
-        )
-    if positions is not None and a.window > positions:
-        raise ConfigError(f"agent.window={a.window} is over the model's {positions} positions ({config.model.path})")

@@ -12,7 +12,8 @@ class Completion:
     `tokens`, `logprobs` (of the sampled tokens, as processed by the temperature) and `versions` (the weight
     version that wrote each token) have equal lengths; the end-of-sequence token is included when it was sampled.
     `finish_reason` is "stop", or "length" when the limit cut the response off. `cache_version` is the weight version
-    when the prompt was submitted: newer tokens than that may attend to a KV cache of older weights.
+    when the prompt was submitted: newer tokens than that may attend to a KV cache of older weights. `max_tokens` is
+    the limit that the response was given; 0 if it had none.
     """
 
     tokens: list[int]
@@ -20,6 +21,7 @@ class Completion:
     versions: list[int]
     finish_reason: str
     cache_version: int = 0
+    max_tokens: int = 0
 
 
 @dataclass(frozen=True)
@@ -52,6 +54,7 @@ class EpisodeGroup:
     logprobs        float32 [R]  behaviour log-probs, in the order of the response tokens
     versions        int32 [R]    the weight version that wrote each response token
     cache_versions  int32 [C]    the weight version when a conversation's prompt was submitted
+    limits          int32 [C]    the limit that each response was given, in tokens; 0: none
     """
 
     problem_id: str
@@ -62,6 +65,7 @@ class EpisodeGroup:
     logprobs: np.ndarray
     versions: np.ndarray
     cache_versions: np.ndarray
+    limits: np.ndarray
     roles: tuple[str, ...]
     finish_reasons: tuple[str, ...]
     answers: tuple[str, ...]
@@ -86,8 +90,17 @@ class EpisodeGroup:
 
 
 def pack_group(problem_id: str, episodes: list[Episode]) -> EpisodeGroup:
-    """Lay the episodes of one problem out as flat arrays."""
+    """Lay the episodes of one problem out as flat arrays.
+
+    Raises:
+        ValueError: a prompt is empty, so that nothing predicts the response; a log-prob is not a number.
+    """
     conversations = [(i, c) for i, episode in enumerate(episodes) for c in episode.conversations]
+    for _, c in conversations:
+        if not c.prompt:
+            raise ValueError(f"the prompt of a {c.role} conversation is empty")
+        if not np.isfinite(c.response.logprobs).all():
+            raise ValueError(f"the engine returned a log-prob that is not finite in a {c.role} conversation")
     tokens = [np.asarray(c.prompt + c.response.tokens, dtype=np.int32) for _, c in conversations]
     return EpisodeGroup(
         problem_id=problem_id,
@@ -98,6 +111,7 @@ def pack_group(problem_id: str, episodes: list[Episode]) -> EpisodeGroup:
         logprobs=np.array([x for _, c in conversations for x in c.response.logprobs], dtype=np.float32),
         versions=np.array([x for _, c in conversations for x in c.response.versions], dtype=np.int32),
         cache_versions=np.array([c.response.cache_version for _, c in conversations], dtype=np.int32),
+        limits=np.array([c.response.max_tokens for _, c in conversations], dtype=np.int32),
         roles=tuple(c.role for _, c in conversations),
         finish_reasons=tuple(c.response.finish_reason for _, c in conversations),
         answers=tuple(episode.answer for episode in episodes),
@@ -119,8 +133,14 @@ class GroupRecord:
     mixed_version_episodes: int  # episodes whose tokens were written by more than one version
     cut_conversations: int  # responses that the length limit cut off
     generation_seconds: float
-    rewards: np.ndarray  # float32 [G]
-    advantages: np.ndarray  # float32 [G]
+    rewards: np.ndarray  # of the task, float32 [G]
+    penalties: np.ndarray  # for over-long responses, from -1 to 0, float32 [G]
+    advantages: np.ndarray  # of both together, float32 [G]
+
+    @property
+    def is_informative(self) -> bool:
+        """Whether the rewards differ: a group whose rewards are all equal has nothing to teach."""
+        return bool(np.ptp(self.rewards) > 0)
 
 
 def group_record(
@@ -130,6 +150,7 @@ def group_record(
     group: EpisodeGroup,
     seconds: float,
     rewards: np.ndarray,
+    penalties: np.ndarray,
     advantages: np.ndarray,
 ) -> GroupRecord:
     """Summarise a scored group."""
@@ -150,5 +171,6 @@ def group_record(
         cut_conversations=sum(reason == "length" for reason in group.finish_reasons),
         generation_seconds=seconds,
         rewards=rewards,
+        penalties=penalties,
         advantages=advantages,
     )

@@ -1,7 +1,8 @@
 """The ledger: where every group is. It makes "no group lost, none trained twice" a fact that can be checked.
 
 A group is admitted (running on a generator, then with a scorer), buffered (scored, waiting), training, and then
-trained; or it fails, or is dropped as stale, and its problem is run again as a new group.
+trained; or it fails, or is dropped as stale, and its problem is run again as a new group; or, under dynamic sampling
+(DAPO, arXiv 2503.14476), it is discarded because its rewards are all equal, and another problem takes its place.
 """
 
 from dataclasses import dataclass, field
@@ -27,6 +28,7 @@ class Ledger:
     groups_per_step: int
     max_staleness: int
     steps: int
+    max_discarded: int = 0  # groups of equal rewards that one step may discard; 0: no dynamic sampling
     version: int = 0
     entries: dict[str, Entry] = field(default_factory=dict)
     generators: dict[str, int] = field(default_factory=dict)  # the weight version that each generator has
@@ -34,6 +36,8 @@ class Ledger:
     trained: int = 0
     failed: int = 0
     dropped_stale: int = 0
+    discarded: int = 0
+    discarded_since_take: int = 0
 
     def admit(self, group_id: str) -> str | None:
         """Admit a group and return the generator that shall run it, or None if none may start now."""
@@ -53,10 +57,20 @@ class Ledger:
                 return name
         return None
 
-    def add(self, group_id: str, record: GroupRecord) -> None:
-        """A group has been generated and scored."""
+    def add(self, group_id: str, record: GroupRecord) -> bool:
+        """A group has been generated and scored. Returns False if dynamic sampling discards it.
+
+        Once the step that is being filled has discarded `max_discarded` groups, the others are kept whatever their
+        rewards: a model that has nothing more to learn must not generate for ever.
+        """
         entry = self._expect(group_id, RUNNING)
+        if not record.is_informative and self.discarded_since_take < self.max_discarded:
+            del self.entries[group_id]
+            self.discarded += 1
+            self.discarded_since_take += 1
+            return False
         entry.state, entry.record = BUFFERED, record
+        return True
 
     def fail(self, group_id: str) -> None:
         """A group was lost on a generator or a scorer."""
@@ -86,6 +100,8 @@ class Ledger:
         ready = [(self._deadline(e), group_id) for group_id, e in self.entries.items() if e.state == BUFFERED]
         running = [self._deadline(e) for e in self.entries.values() if e.state == RUNNING]
         chosen = choose(ready, running, self.version, self.groups_per_step)
+        if chosen:
+            self.discarded_since_take = 0
         for group_id in chosen or ():
             self.entries[group_id].state = TRAINING
         return chosen, dropped

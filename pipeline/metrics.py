@@ -1,6 +1,7 @@
 """What a step and a run amount to: one row of metrics.jsonl a step, one summary.json a run."""
 
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import numpy as np
 
@@ -9,45 +10,95 @@ from pipeline.episodes import GroupRecord
 DROPPED_STALE = "dropped_stale"  # among the failures of a run: trained by nobody, but no fault of anything
 
 
-def step_row(version: int, records: list[GroupRecord], ranks: list[dict]) -> dict:
-    """The metrics of one learner step, averaged over the whole global batch.
+@dataclass(frozen=True)
+class UpdateResult:
+    """What became of one optimizer step."""
+
+    groups: list[int]  # that it was to train, by their index in the step
+    ranks: list[dict]  # each rank's sums over its share (actors/learner.py)
+
+    @property
+    def grad_norm(self) -> float | None:
+        """Before clipping, over all ranks; None if the update was skipped."""
+        return self.ranks[0]["grad_norm"]
+
+    @property
+    def skipped(self) -> bool:
+        """Whether its loss or gradient was not finite on some rank, and no rank changed its weights."""
+        return self.grad_norm is None
+
+    @property
+    def suspects(self) -> list[int]:
+        """The groups to blame for a skipped update, by their index in the step: those whose loss was not finite.
+
+        All, when only the gradient was not.
+        """
+        return sorted({index for rank in self.ranks for index in rank["not_finite"]}) or self.groups
+
+
+def step_row(version: int, records: list[GroupRecord], updates: list[UpdateResult], discarded: list[GroupRecord]) -> dict:
+    """The metrics of one learner step, averaged over all that its updates trained on all ranks.
 
     Args:
         version: of the weights after the step.
         records: of the groups trained.
-        ranks: each rank's sums over its share (actors/learner.py).
+        updates: the step's optimizer steps.
+        discarded: records of the groups that dynamic sampling threw away since the step before.
     """
+    done = [update for update in updates if not update.skipped]  # the others trained nothing
+    ranks = [rank for update in done for rank in update.ranks]
+    norms = [update.grad_norm for update in done]
 
     def total(key: str) -> float:
         return sum(rank[key] for rank in ranks)
 
+    def highest(key: str) -> float:
+        return max(rank[key] for rank in ranks)
+
     rewards = np.concatenate([record.rewards for record in records])
-    tokens = int(total("tokens"))
-    same = int(total("same_version_tokens"))
+    sampled = np.concatenate([record.rewards for record in records + discarded])
+    tokens, same = int(total("tokens")), int(total("same_version_tokens"))
+
+    def mean(key: str) -> float | None:
+        return total(key) / tokens if tokens else None
+
     return {
         "step": version,
         "version": version,
-        "reward": float(rewards.mean()),
-        "reward_std": float(rewards.std()),
+        "reward": float(sampled.mean()),  # of everything generated, so that dynamic sampling does not embellish it
+        "reward_std": float(sampled.std()),
+        "reward_trained": float(rewards.mean()),
+        "overlong_penalty": float(np.mean([record.penalties.mean() for record in records])),
         "groups": len(records),
-        "groups_of_equal_reward": sum(bool(np.ptp(record.rewards) == 0) for record in records),
+        "groups_of_equal_reward": sum(not record.is_informative for record in records),
+        "groups_discarded": len(discarded),
+        "kept_fraction": len(records) / (len(records) + len(discarded)),
         "episodes": len(rewards),
         "conversations": sum(len(record.lengths) for record in records),
         "cut_conversations": sum(record.cut_conversations for record in records),
         "tokens_trained": tokens,
-        "staleness_mean": total("staleness") / tokens,
-        "staleness_max": max(rank["staleness_max"] for rank in ranks),
+        "staleness_mean": mean("staleness"),
+        "staleness_max": highest("staleness_max") if done else None,
         "mixed_version_episodes": sum(record.mixed_version_episodes for record in records),
-        "loss": total("loss"),
-        "clip_fraction": total("clipped") / tokens,
-        "ratio_mean": total("ratio") / tokens,
+        "updates": len(done),
+        "updates_skipped": len(updates) - len(done),
+        "learning_rate": updates[-1].ranks[0]["learning_rate"],
+        "grad_norm": float(np.mean(norms)) if done else None,
+        "grad_norm_max": max(norms, default=None),
+        "loss": total("loss") / len(done) if done else None,
+        "entropy": mean("entropy"),
+        "kl": mean("kl"),
+        "clip_fraction": mean("clipped"),
+        "ratio_mean": mean("ratio"),
+        "importance_mean": mean("importance"),
+        "importance_max": highest("importance_max") if done else None,
+        "importance_capped": mean("importance_capped"),
         # None when no token of the batch was sampled by the very weights that the learner had.
         "logprob_mismatch_mean": total("mismatch") / same if same else None,
-        "logprob_mismatch_max": max(rank["mismatch_max"] for rank in ranks) if same else None,
+        "logprob_mismatch_max": highest("mismatch_max") if same else None,
         "logprob_mismatch_tokens": same,
-        "grad_norm": ranks[0]["grad_norm"],
-        "learning_rate": ranks[0]["learning_rate"],
-        "micro_batches": ranks[0]["micro_batches"],
+        "micro_batches": sum(update.ranks[0]["micro_batches"] for update in updates),
+        "proximal_seconds": sum(max(rank["proximal_seconds"] for rank in update.ranks) for update in updates),
         "group_seconds_mean": float(np.mean([record.generation_seconds for record in records])),
         "group_seconds_max": float(max(record.generation_seconds for record in records)),
     }
@@ -57,6 +108,15 @@ def step_row(version: int, records: list[GroupRecord], ranks: list[dict]) -> dic
 class RunTotals:
     """Adds the rows of a run up to the numbers of summary.json."""
 
+    SUMMED: ClassVar = (
+        "episodes",
+        "conversations",
+        "tokens_trained",
+        "mixed_version_episodes",
+        "updates",
+        "updates_skipped",
+        "groups_discarded",
+    )
     rewards: list[float] = field(default_factory=list)
     episodes: int = 0
     conversations: int = 0
@@ -66,12 +126,15 @@ class RunTotals:
     staleness_max: int = 0
     mismatch: float = 0.0
     mismatch_tokens: int = 0
+    updates: int = 0
+    updates_skipped: int = 0
+    groups_discarded: int = 0
 
     def add(self, row: dict) -> None:
         self.rewards.append(row["reward"])
-        for name in ("episodes", "conversations", "tokens_trained", "mixed_version_episodes"):
+        for name in self.SUMMED:
             setattr(self, name, getattr(self, name) + row[name])
-        self.staleness_max = max(self.staleness_max, row["staleness_max"])
+        self.staleness_max = max(self.staleness_max, row["staleness_max"] or 0)
         if row["logprob_mismatch_tokens"]:
             self.mismatch += row["logprob_mismatch_mean"] * row["logprob_mismatch_tokens"]
             self.mismatch_tokens += row["logprob_mismatch_tokens"]
@@ -82,11 +145,8 @@ class RunTotals:
             "steps": len(self.rewards),
             "reward_first": float(np.mean(self.rewards[:tenth])) if self.rewards else None,
             "reward_last": float(np.mean(self.rewards[-tenth:])) if self.rewards else None,
-            "episodes": self.episodes,
-            "conversations": self.conversations,
+            **{name: getattr(self, name) for name in self.SUMMED},
             "tokens_generated": self.tokens_generated,
-            "tokens_trained": self.tokens_trained,
-            "mixed_version_episodes": self.mixed_version_episodes,
             "staleness_max": self.staleness_max,
             "logprob_mismatch_mean": self.mismatch / self.mismatch_tokens if self.mismatch_tokens else None,
         }

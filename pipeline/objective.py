@@ -1,39 +1,92 @@
-"""The loss of Multi-Conv DAPO (arXiv 2507.02259, section 2.3; DAPO is arXiv 2503.14476).
+"""The objective of Multi-Conv DAPO (arXiv 2507.02259, section 2.3). docs/objective.md explains it at length.
 
-    J = 1/N · Σ over response tokens of  min(ρ·A, clip(ρ, 1-ε_low, 1+ε_high)·A)
+    J = 1/N · Σ over response tokens of  w · min(ρ·A, clip(ρ, 1-ε_low, 1+ε_high)·A)  -  β·KL  +  η·H
 
-with ρ = π(token)/π_behaviour(token), A the advantage of the token's episode, and N the number of response tokens
-of all conversations of all episodes in the whole global batch, however it is split. Where A < 0 the objective is
-bounded below by c·A (dual clip, arXiv 1912.09729), so that one far-off token cannot rule the gradient.
+A is the advantage of the token's episode; N the number of response tokens of all conversations of all episodes in
+the whole global batch of the optimizer step, however it is split (DAPO's token mean, arXiv 2503.14476).
+
+Three policies take part (decoupled PPO, arXiv 2110.00641; AReaL, arXiv 2505.24298):
+    behaviour  sampled the token: vLLM, with weights that may be some versions old
+    proximal   the learner's weights at the start of the step, around which is clipped: ρ = π / π_proximal
+    π          the learner's weights now; the same as the proximal policy in the first update of a step
+w = min(π_proximal / π_behaviour, cap) corrects for staleness and for the numerical difference between vLLM and the
+learner (truncated importance weights, arXiv 1802.01561). Not decoupled, the behaviour policy is the proximal one: PPO.
+
+Where A < 0 the objective is bounded below by c·A (dual clip, arXiv 1912.09729), so that one far-off token cannot
+rule the gradient.
 """
 
+from dataclasses import dataclass
+
 import torch
+
+from pipeline.config import ObjectiveConfig
+
+
+@dataclass(frozen=True)
+class TokenLosses:
+    """Of each response token; all but `losses` without gradient.
+
+    losses      float [R]  to be summed and divided by N
+    ratios      float [R]  ρ
+    clipped     bool [R]   clipping took the policy's gradient away
+    importance  float [R]  w
+    kl          float [R]  estimate of the KL to the reference model; 0 without one
+    """
+
+    losses: torch.Tensor
+    ratios: torch.Tensor
+    clipped: torch.Tensor
+    importance: torch.Tensor
+    kl: torch.Tensor
+
+
+def k3(logprobs: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
+    """The low-variance estimate of KL(π ‖ reference) on tokens drawn from π: r - log r - 1, r = reference / π.
+
+    Never negative (Schulman, "Approximating KL Divergence", 2020; GRPO, arXiv 2402.03300).
+    """
+    log_r = reference - logprobs
+    return torch.exp(log_r) - log_r - 1
 
 
 def token_losses(
     logprobs: torch.Tensor,
-    behaviour: torch.Tensor,
+    entropy: torch.Tensor,
     advantages: torch.Tensor,
     *,
-    clip_low: float,
-    clip_high: float,
-    dual_clip: float,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """The loss of each response token, and whether clipping took its gradient away.
+    behaviour: torch.Tensor,
+    proximal: torch.Tensor | None,
+    reference: torch.Tensor | None,
+    objective: ObjectiveConfig,
+) -> TokenLosses:
+    """The loss of each response token.
 
     Args:
         logprobs: log-probs under the policy that is trained, float [R], with gradient.
-        behaviour: log-probs under the policy that sampled, float [R].
+        entropy: of the policy at each token, float [R]; with gradient if `entropy_coefficient` is not 0.
         advantages: float [R].
-        clip_low, clip_high, dual_clip: ε_low, ε_high and c above.
-
-    Returns:
-        losses, float [R], to be summed and divided by N; clipped, bool [R].
+        behaviour: log-probs under the policy that sampled, float [R].
+        proximal: log-probs under the learner's policy at the start of the step, float [R]; None while that is the
+            policy itself.
+        reference: log-probs under the reference model, float [R]; None without one.
+        objective: the coefficients above.
     """
-    ratio = torch.exp(logprobs - behaviour)
-    free = ratio * advantages
-    bounded = torch.clamp(ratio, 1 - clip_low, 1 + clip_high) * advantages
-    objective = torch.minimum(free, bounded)
-    floor = torch.where(advantages < 0, dual_clip * advantages, torch.full_like(advantages, -torch.inf))
-    clipped = (bounded < free) | (objective < floor)
-    return -torch.maximum(objective, floor), clipped
+    if not objective.decoupled:
+        proximal = behaviour
+    elif proximal is None:
+        proximal = logprobs.detach()
+    importance = torch.exp(proximal - behaviour).clamp(max=objective.importance_cap)
+    ratios = torch.exp(logprobs - proximal)
+    free = ratios * advantages
+    bounded = torch.clamp(ratios, 1 - objective.clip_low, 1 + objective.clip_high) * advantages
+    floor = torch.where(advantages < 0, objective.dual_clip * advantages, torch.full_like(advantages, -torch.inf))
+    gain = torch.minimum(free, bounded)
+    losses = -importance * torch.maximum(gain, floor)
+    kl = torch.zeros_like(losses)
+    if reference is not None:
+        kl = k3(logprobs, reference)
+        losses = losses + objective.kl_coefficient * kl
+    if objective.entropy_coefficient:
+        losses = losses - objective.entropy_coefficient * entropy
+    return TokenLosses(losses, ratios.detach(), (bounded < free) | (gain < floor), importance, kl.detach())

@@ -4,7 +4,9 @@ A micro-batch is a row of conversations laid end to end, described by tokens, po
 padding; attention is block-diagonal. All ranks run the same number of them: ZeRO-3's collectives pair up.
 """
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from math import ceil
 
 import numpy as np
 
@@ -13,18 +15,42 @@ from pipeline.episodes import EpisodeGroup
 Item = tuple[int, int]  # (group, conversation) by their indices in the step
 
 
-def assign_groups(group_tokens: list[int], ranks: int) -> list[list[int]]:
-    """Give whole groups to ranks, longest first, each to the rank with the fewest tokens so far.
+@dataclass(frozen=True)
+class Update:
+    """One rank's share of one optimizer step."""
 
-    Every rank gets a group when there are as many groups as ranks.
+    micro_batches: list[list[Item]]
+    tokens: int  # response tokens of the optimizer step on all ranks: the denominator of the loss
+
+
+def split_updates(groups: int, updates: int, seed: tuple[int, ...]) -> list[list[int]]:
+    """Deal the groups of a step out to its optimizer steps at random: disjoint sets of whole groups.
+
+    At random, because groups come in the order in which they were finished, the short documents first.
     """
-    assigned: list[list[int]] = [[] for _ in range(ranks)]
-    load = [(0, rank) for rank in range(ranks)]
-    for group in sorted(range(len(group_tokens)), key=lambda g: (-group_tokens[g], g)):
-        tokens, rank = min(load)
-        assigned[rank].append(group)
-        load[load.index((tokens, rank))] = (tokens + group_tokens[group], rank)
-    return assigned
+    order = np.random.default_rng(seed).permutation(groups)
+    return [sorted(part.tolist()) for part in np.array_split(order, updates)]
+
+
+def balanced(sizes: Sequence[int], bins: int) -> list[list[int]]:
+    """Deal indices out to bins, largest first, each to the bin with the least so far."""
+    dealt: list[list[int]] = [[] for _ in range(bins)]
+    load = [(0, b) for b in range(bins)]
+    for index in sorted(range(len(sizes)), key=lambda i: (-sizes[i], i)):
+        size, b = min(load)
+        dealt[b].append(index)
+        load[b] = (size + sizes[index], b)
+    return dealt
+
+
+def assign_items(lengths: Mapping[int, np.ndarray], ranks: int) -> list[list[Item]]:
+    """Give whole groups to ranks; where there are fewer groups than ranks, equal parts of groups."""
+    parts = ceil(ranks / len(lengths))
+    units = [
+        [(g, c) for c in sorted(part)] for g, group in lengths.items() for part in balanced(group.tolist(), parts)
+    ]
+    sizes = [sum(int(lengths[g][c]) for g, c in unit) for unit in units]
+    return [[item for unit in dealt for item in units[unit]] for dealt in balanced(sizes, ranks)]
 
 
 def pack_items(items: list[Item], lengths: dict[Item, int], budget: int) -> list[list[Item]]:
@@ -42,22 +68,19 @@ def pack_items(items: list[Item], lengths: dict[Item, int], budget: int) -> list
     return bins
 
 
-def plan_step(lengths: list[np.ndarray], ranks: int, budget: int) -> list[list[list[Item]]]:
-    """Plan one learner step: for each rank, its micro-batches as lists of (group, conversation).
+def plan_update(lengths: Mapping[int, np.ndarray], ranks: int, budget: int) -> list[list[list[Item]]]:
+    """Plan one optimizer step: for each rank, its micro-batches as lists of (group, conversation).
 
     All ranks get the same number of micro-batches. A rank that would have fewer splits its fullest ones, and
     runs empty ones only when it has no more conversations to split.
 
     Args:
-        lengths: for each group, tokens of each of its conversations, int [C].
+        lengths: for each group of the update, by its index in the step, tokens of each conversation, int [C].
         ranks: number of learner ranks.
         budget: tokens of a micro-batch.
     """
-    tokens = {(g, c): int(n) for g, group in enumerate(lengths) for c, n in enumerate(group)}
-    plan = [
-        pack_items([(g, c) for g in groups for c in range(len(lengths[g]))], tokens, budget)
-        for groups in assign_groups([int(group.sum()) for group in lengths], ranks)
-    ]
+    tokens = {(g, c): int(n) for g, group in lengths.items() for c, n in enumerate(group)}
+    plan = [pack_items(items, tokens, budget) for items in assign_items(lengths, ranks)]
     count = max(len(micro_batches) for micro_batches in plan)
     for micro_batches in plan:
         while len(micro_batches) < count:
@@ -82,6 +105,7 @@ class MicroBatch:
     weights     float32 [R]  1; 0 in the placeholder of an empty micro-batch
     versions        int64 [R]  weight version that sampled it
     cache_versions  int64 [R]  weight version when its prompt was submitted
+    groups          int64 [R]  index in the step of the group it belongs to; -1 in a placeholder
     """
 
     tokens: np.ndarray
@@ -93,6 +117,7 @@ class MicroBatch:
     weights: np.ndarray
     versions: np.ndarray
     cache_versions: np.ndarray
+    groups: np.ndarray
 
 
 def build_micro_batch(
@@ -117,6 +142,7 @@ def build_micro_batch(
             weights=one.astype(np.float32),
             versions=np.zeros(1, np.int64),
             cache_versions=np.zeros(1, np.int64),
+            groups=np.full(1, -1),
         )
     columns: list[tuple] = []
     start = 0
@@ -136,9 +162,10 @@ def build_micro_batch(
                 np.ones(length - prompt, np.float32),
                 group.versions[responses],
                 np.full(length - prompt, group.cache_versions[c]),
+                np.full(length - prompt, g),
             )
         )
         start += length
     merged = [np.concatenate(parts) for parts in zip(*columns, strict=True)]
-    dtypes = [np.int64] * 4 + [np.float32] * 3 + [np.int64] * 2
+    dtypes = [np.int64] * 4 + [np.float32] * 3 + [np.int64] * 3
     return MicroBatch(*(column.astype(dtype) for column, dtype in zip(merged, dtypes, strict=True)))

@@ -11,12 +11,15 @@ from pipeline.metrics import DROPPED_STALE, RunTotals
 
 def step_line(row: dict, steps: int) -> str:
     """One line a step; jobs/submit.py reads the first two words for its bar."""
-    mismatch = row["logprob_mismatch_mean"]
+    def shown(name: str, form: str) -> str:
+        return "-" if row[name] is None else format(row[name], form)
+
+    kept = f"kept {row['kept_fraction']:.2f}  " if row["groups_discarded"] else ""
     return (
-        f"step {row['step']}/{steps}  reward {row['reward']:.3f}  tokens/s {row['tokens_per_second']:.0f}  "
-        f"staleness {row['staleness_mean']:.2f} (max {row['staleness_max']})  version {row['version']}  "
-        f"clip {row['clip_fraction']:.3f}  grad {row['grad_norm']:.3g}  "
-        f"mismatch {'-' if mismatch is None else f'{mismatch:.1e}'}  {row['seconds']:.1f} s"
+        f"step {row['step']}/{steps}  reward {row['reward']:.3f}  {kept}tokens/s {row['tokens_per_second']:.0f}  "
+        f"staleness {shown('staleness_mean', '.2f')} (max {shown('staleness_max', 'd')})  version {row['version']}  "
+        f"clip {shown('clip_fraction', '.3f')}  entropy {shown('entropy', '.3f')}  grad {shown('grad_norm', '.3g')}  "
+        f"mismatch {shown('logprob_mismatch_mean', '.1e')}  {row['seconds']:.1f} s"
     )
 
 
@@ -72,22 +75,3 @@ def write_summary(folder: Path, summary: dict) -> None:
     partial = folder / "summary.json.partial"
     partial.write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
     os.replace(partial, folder / "summary.json")
-
-
-def plan_text(config: Config) -> str:
-    """What the run will do, for --dry-run."""
-    a, t, le = config.agent, config.train, config.learner
-    groups = t.steps * t.groups_per_step
-    return "\n".join(
-        [
-            "# plan",
-            f"{t.steps} learner steps × {t.groups_per_step} problems × {t.group_size} episodes = "
-            f"{groups} groups, {groups * t.group_size} episodes",
-            f"window {a.window}: problem ≤ {a.problem_tokens}, memory ≤ {a.memory_tokens}, chunk ≤ {a.chunk_tokens}, "
-            f"answer ≤ {a.answer_tokens}, the rest is the prompt template",
-            f"staleness ≤ {t.max_staleness}: at most {(t.max_staleness + 1) * t.groups_per_step} groups "
-            "in flight and buffered",
-            f"{config.generator.count} generator(s), {le.ranks} learner rank(s), {config.scorer.count} scorer(s)",
-            f"checkpoints every {t.checkpoint_every} steps and at the end",
-        ]
-    )

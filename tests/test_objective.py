@@ -1,22 +1,40 @@
-"""The loss against numbers worked by hand and a naive loop; the advantages likewise."""
+"""The objective against numbers worked by hand and a naive calculation."""
 
 import math
+from dataclasses import replace
 
-import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.advantages import group_advantages
-from pipeline.objective import token_losses
+from pipeline.config import ObjectiveConfig
+from pipeline.objective import k3, token_losses
 
-CLIP = {"clip_low": 0.2, "clip_high": 0.28, "dual_clip": 3.0}
+PPO = ObjectiveConfig(clip_low=0.2, clip_high=0.28, dual_clip=3.0, decoupled=False)
+DECOUPLED = replace(PPO, decoupled=True, importance_cap=2.0)
+ratio = st.floats(0.05, 20)
 
 
-def losses(ratio: float, advantage: float) -> tuple[float, bool]:
-    loss, clipped = token_losses(torch.tensor([math.log(ratio)]), torch.zeros(1), torch.tensor([advantage]), **CLIP)
-    return loss.item(), clipped.item()
+def losses(advantages, objective, *, now=1.0, proximal=None, behaviour=1.0, reference=None, entropy=0.0):
+    """The losses of tokens with these probabilities (of any common scale), and their gradient by the log-prob."""
+
+    def logs(values):
+        return None if values is None else torch.log(torch.as_tensor(values, dtype=torch.float64)).expand(len(a))
+
+    a = torch.as_tensor(advantages, dtype=torch.float64).reshape(-1)
+    logprobs = logs(now).clone().requires_grad_()
+    tokens = token_losses(
+        logprobs,
+        torch.full_like(a, entropy),
+        a,
+        behaviour=logs(behaviour),
+        proximal=logs(proximal),
+        reference=logs(reference),
+        objective=objective,
+    )
+    tokens.losses.sum().backward()
+    return tokens, logprobs.grad.tolist()
 
 
 @pytest.mark.parametrize(
@@ -31,31 +49,73 @@ def losses(ratio: float, advantage: float) -> tuple[float, bool]:
         (9.0, -0.5, 1.5, True),  # … but no further than the dual clip's 3
     ],
 )
-def test_a_token_by_hand(ratio, advantage, loss, clipped):
-    assert losses(ratio, advantage) == (pytest.approx(loss, rel=1e-5), clipped)
+@pytest.mark.parametrize("decoupled", [True, False])
+def test_clipping_by_hand(ratio, advantage, loss, clipped, decoupled):
+    """The same clip around the sampling policy, and around the proximal policy where that is the sampling one."""
+    tokens, _ = losses(advantage, replace(PPO, decoupled=decoupled), now=ratio, proximal=1.0)
+    assert tokens.losses.item() == pytest.approx(loss) and tokens.clipped.item() == clipped
 
 
-@given(st.floats(0.05, 20), st.floats(-2, 2))
-def test_the_loss_is_that_of_a_naive_calculation(ratio, advantage):
-    inside = min(max(ratio, 1 - CLIP["clip_low"]), 1 + CLIP["clip_high"])
-    objective = min(ratio * advantage, inside * advantage)
-    if advantage < 0:
-        objective = max(objective, CLIP["dual_clip"] * advantage)
-    assert losses(ratio, advantage)[0] == pytest.approx(-objective, rel=1e-4, abs=1e-6)
+@pytest.mark.parametrize(
+    ("now", "proximal", "behaviour", "advantage", "loss"),
+    [
+        (0.6, 0.5, 0.4, 1.0, -1.25 * 1.2),  # w = 0.5 / 0.4, ρ = 0.6 / 0.5
+        (0.6, 0.5, 0.1, 1.0, -2.0 * 1.2),  # w = 5 is cut at the cap
+        (0.9, 0.5, 0.4, 1.0, -1.25 * 1.28),  # ρ = 1.8 is clipped around the proximal policy
+        (0.1, 0.5, 0.4, -1.0, 1.25 * 0.8),
+        (0.5, None, 0.4, 1.0, -1.25),  # in the first update π is the proximal policy itself
+    ],
+)
+def test_decoupled_by_hand(now, proximal, behaviour, advantage, loss):
+    tokens, _ = losses(advantage, DECOUPLED, now=now, proximal=proximal, behaviour=behaviour)
+    assert tokens.losses.item() == pytest.approx(loss)
+
+
+@given(now=ratio, proximal=ratio, behaviour=ratio, reference=ratio, a=st.floats(-2, 2), entropy=st.floats(0, 5))
+def test_the_loss_is_that_of_a_naive_calculation(now, proximal, behaviour, reference, a, entropy):
+    objective = replace(DECOUPLED, kl_coefficient=0.3, entropy_coefficient=0.1)
+    rho, w = now / proximal, min(proximal / behaviour, 2.0)
+    gain = min(rho * a, min(max(rho, 0.8), 1.28) * a)
+    if a < 0:
+        gain = max(gain, 3.0 * a)
+    r = reference / now
+    expected = -w * gain + 0.3 * (r - math.log(r) - 1) - 0.1 * entropy
+    tokens, _ = losses(
+        a, objective, now=now, proximal=proximal, behaviour=behaviour, reference=reference, entropy=entropy
+    )
+    assert tokens.losses.item() == pytest.approx(expected, rel=1e-9, abs=1e-9)
+    assert tokens.importance.item() == pytest.approx(w)
 
 
 def test_a_clipped_token_has_no_gradient_and_the_others_that_of_the_policy_gradient():
-    ratios, advantages = [1.0, 1.5, 9.0, 1.1], torch.tensor([0.5, 0.5, -0.5, 0.0])
-    logprobs = torch.log(torch.tensor(ratios)).requires_grad_()
-    loss, clipped = token_losses(logprobs, torch.zeros(4), advantages, **CLIP)
-    loss.sum().backward()
-    assert clipped.tolist() == [False, True, True, False]
-    assert logprobs.grad.tolist() == pytest.approx([-0.5, 0.0, 0.0, 0.0])
+    tokens, gradient = losses([0.5, 0.5, -0.5, 0.0], PPO, now=[1.0, 1.5, 9.0, 1.1])
+    assert tokens.clipped.tolist() == [False, True, True, False]
+    assert gradient == pytest.approx([-0.5, 0.0, 0.0, 0.0])
 
 
-def test_advantages_are_rewards_less_their_mean_and_are_not_scaled():
-    assert group_advantages(np.array([1.0, 0.0, 0.0, 0.0])).tolist() == [0.75, -0.25, -0.25, -0.25]
+@given(now=ratio, behaviour=ratio, a=st.floats(-2, 2))
+def test_in_the_first_update_the_gradient_is_that_with_a_proximal_pass_of_its_own(now, behaviour, a):
+    """The shortcut: the proximal policy is π itself, whether its log-probs are computed again or not."""
+    skipped, gradient = losses(a, DECOUPLED, now=now, behaviour=behaviour)
+    passed, expected = losses(a, DECOUPLED, now=now, proximal=now, behaviour=behaviour)
+    assert gradient == expected and skipped.losses.item() == passed.losses.item()
+    assert gradient == pytest.approx([-min(now / behaviour, 2.0) * a])
 
 
-def test_a_group_of_equal_rewards_has_no_advantage():
-    assert group_advantages(np.full(8, 0.1)).tolist() == [0.0] * 8
+def test_the_importance_weight_has_no_gradient():
+    """The gradient is that of ρ alone, times w: π appears in w only through the learner's old log-probs."""
+    _, gradient = losses(1.0, DECOUPLED, now=0.55, proximal=0.5, behaviour=0.4)
+    assert gradient == pytest.approx([-1.25 * 1.1])
+
+
+@given(now=ratio, reference=ratio)
+def test_the_kl_estimate_is_never_negative_and_pulls_towards_the_reference(now, reference):
+    objective = replace(DECOUPLED, kl_coefficient=1.0)
+    tokens, (gradient,) = losses(0.0, objective, now=now, reference=reference)
+    assert tokens.kl.item() >= 0
+    assert gradient == pytest.approx(1 - reference / now)  # descending it moves log π towards the reference
+
+
+def test_the_kl_estimate_is_the_kl_on_average():
+    p, q = torch.tensor([0.5, 0.3, 0.2]), torch.tensor([0.2, 0.5, 0.3])
+    assert (p * k3(p.log(), q.log())).sum().item() == pytest.approx((p * (p / q).log()).sum().item(), rel=1e-5)

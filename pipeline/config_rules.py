@@ -1,0 +1,146 @@
+"""The checks of a configuration that are made before anything starts. All that is wrong is reported at once."""
+
+import re
+
+from pipeline.advantages import ADVANTAGES
+from pipeline.config import Config, ConfigError
+from pipeline.schedule import SCHEDULES
+
+
+def check_config(config: Config) -> None:
+    """Check the rules between fields that need no file and no tokenizer. All that is wrong is reported at once.
+
+    Raises:
+        ConfigError: one line for each broken rule.
+    """
+    wrong = [message for ok, message in _rules(config) if not ok]
+    if wrong:
+        raise ConfigError("\n".join(wrong))
+
+
+def check_data_given(config: Config) -> None:
+    """A data source that reads a file has been given one.
+
+    Raises:
+        ConfigError: data.path is missing.
+    """
+    if config.data.source != "synthetic" and not config.data.path:
+        raise ConfigError(f"set data.path: data.source={config.data.source} reads a file")
+
+
+def _rules(c: Config):
+    positive = {
+        "data": ("documents",),
+        "agent": ("window", "problem_tokens", "chunk_tokens", "memory_tokens", "answer_tokens"),
+        "generator": ("count", "tensor_parallel", "max_sequences", "temperature", "group_timeout_s"),
+        "scorer": ("count", "timeout_s"),
+        "learner": ("ranks", "micro_batch_tokens", "learning_rate", "max_grad_norm", "bucket_mib"),
+        "objective": ("importance_cap",),
+        "train": (
+            "steps",
+            "groups_per_step",
+            "updates_per_step",
+            "max_attempts",
+            "max_skipped_updates",
+            "mismatch_warning",
+            "checkpoint_every",
+        ),
+    }
+    for section, names in positive.items():
+        for name in names:
+            value = getattr(getattr(c, section), name)
+            yield value > 0, f"{section}.{name}={value} must be greater than 0"
+    for section, name in (("data", "max_bad_share"), ("train", "max_failed_share")):
+        value = getattr(getattr(c, section), name)
+        yield 0 <= value <= 1, f"{section}.{name}={value} is a share, from 0 to 1"
+    for section, name in (
+        ("learner", "warmup_steps"),
+        ("learner", "weight_decay"),
+        ("objective", "kl_coefficient"),
+        ("objective", "entropy_coefficient"),
+        ("objective", "overlong_penalty"),
+        ("train", "max_staleness"),
+    ):
+        value = getattr(getattr(c, section), name)
+        yield value >= 0, f"{section}.{name}={value} must be 0 or more"
+    choices = (
+        ("data", "source", ("synthetic", "hotpotqa", "file")),
+        ("model", "dtype", ("float32", "bfloat16")),
+        ("model", "attention", ("packed_sdpa", "flash_attention_2")),
+        ("learner", "schedule", SCHEDULES),
+        ("objective", "advantage", tuple(ADVANTAGES)),
+        ("wandb", "mode", ("auto", "online", "offline", "disabled")),
+    )
+    for section, name, valid in choices:
+        value = getattr(getattr(c, section), name)
+        yield value in valid, f"{section}.{name}={value!r} must be one of {', '.join(valid)}"
+    a, le, o, t = c.agent, c.learner, c.objective, c.train
+    slots = a.problem_tokens + a.memory_tokens
+    yield (
+        slots + a.chunk_tokens + a.memory_tokens <= a.window,
+        f"agent.window={a.window} cannot hold a memory conversation: problem {a.problem_tokens} + memory "
+        f"{a.memory_tokens} + chunk {a.chunk_tokens} + new memory {a.memory_tokens} = "
+        f"{slots + a.chunk_tokens + a.memory_tokens}, template not counted; lower agent.chunk_tokens or raise "
+        "agent.window",
+    )
+    yield (
+        slots + a.answer_tokens <= a.window,
+        f"agent.window={a.window} cannot hold the answer conversation: problem {a.problem_tokens} + memory "
+        f"{a.memory_tokens} + answer {a.answer_tokens}; lower agent.answer_tokens or raise agent.window",
+    )
+    yield (
+        le.micro_batch_tokens >= a.window,
+        f"learner.micro_batch_tokens={le.micro_batch_tokens} must be at least agent.window={a.window}, "
+        "so that the longest conversation fits one forward pass",
+    )
+    yield t.group_size >= 2, f"train.group_size={t.group_size} must be at least 2: the group is the baseline"
+    yield (
+        t.updates_per_step < 1 or t.groups_per_step % t.updates_per_step == 0,
+        f"train.groups_per_step={t.groups_per_step} must be a multiple of train.updates_per_step={t.updates_per_step}: "
+        "every optimizer step trains as many whole groups",
+    )
+    yield t.max_discarded >= 1, f"train.max_discarded={t.max_discarded} must be at least 1"
+    yield (
+        0 < o.clip_low < 1 and o.clip_high > 0 and o.dual_clip > 1,
+        "objective.clip_low must lie in (0, 1), objective.clip_high above 0 and objective.dual_clip above 1",
+    )
+    yield (
+        0 < o.overlong_share <= 1,
+        f"objective.overlong_share={o.overlong_share} is a share of a response's limit, above 0 and up to 1",
+    )
+    g = c.generator
+    yield (
+        g.tensor_parallel == 1 or g.num_gpus == g.tensor_parallel,
+        f"generator.num_gpus={g.num_gpus} must equal generator.tensor_parallel={g.tensor_parallel}",
+    )
+    yield (
+        c.data.synthetic_chunks >= 2,
+        f"data.synthetic_chunks={c.data.synthetic_chunks} must be at least 2: the two hops lie in different chunks",
+    )
+    yield (
+        re.fullmatch(r"\w[\w.-]*", c.run.name) is not None,
+        f"run.name={c.run.name!r} may hold letters, digits, '.', '_' and '-', and begins with neither '.' nor '-'",
+    )
+
+
+def check_window(config: Config, longest_update: int, longest_answer: int, positions: int | None) -> None:
+    """Check the window budget with the template counted in.
+
+    Args:
+        config: the configuration.
+        longest_update: tokens of the longest prompt of a memory conversation (pipeline/prompts.py).
+        longest_answer: tokens of the longest prompt of the answer conversation.
+        positions: what the model's own config allows, if it says.
+
+    Raises:
+        ConfigError: a conversation would not fit.
+    """
+    a = config.agent
+    needed = max(longest_update + a.memory_tokens, longest_answer + a.answer_tokens)
+    if needed > a.window:
+        raise ConfigError(
+            f"agent.window={a.window} is too small: with the prompt template the longest conversation has {needed} "
+            f"tokens; lower agent.chunk_tokens by {needed - a.window} or raise agent.window"
+        )
+    if positions is not None and a.window > positions:
+        raise ConfigError(f"agent.window={a.window} is over the model's {positions} positions ({config.model.path})")

@@ -1,0 +1,177 @@
+"""What a run will do and what it needs, for --dry-run: counts, learning rates, tokens, and memory of a learner rank."""
+
+from dataclasses import dataclass
+
+from pipeline.config import Config
+from pipeline.policy import LOGITS_IN_MEMORY
+from pipeline.schedule import ScheduledStep, schedule_table
+
+GIB = 2**30
+TOKENS_OF_A_PARAGRAPH = 140  # HotpotQA's, on average: 200 are about 28,000 tokens (arXiv 2507.02259)
+GATHERED_PARAMETERS = 10**9  # DeepSpeed's stage3_max_live_parameters
+ROWS_SHOWN = 12
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """The sizes of a decoder model with gated feed-forward layers."""
+
+    parameters: int
+    layers: int
+    hidden: int
+    intermediate: int
+    key_value: int  # width of the keys, and of the values
+    vocabulary: int
+
+
+def architecture_of(model_config) -> Architecture:
+    """Read the sizes off a Hugging Face model config; the parameters are counted on a model without memory.
+
+    Raises:
+        AttributeError: the config does not have these sizes under their usual names.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(model_config)
+    heads = model_config.num_attention_heads
+    width = getattr(model_config, "head_dim", None) or model_config.hidden_size // heads
+    return Architecture(
+        parameters=sum(parameter.numel() for parameter in model.parameters()),
+        layers=model_config.num_hidden_layers,
+        hidden=model_config.hidden_size,
+        intermediate=model_config.intermediate_size,
+        key_value=width * getattr(model_config, "num_key_value_heads", heads),
+        vocabulary=model_config.vocab_size,
+    )
+
+
+def layer_activations(architecture: Architecture, tokens: int, width: int) -> int:
+    """Bytes that one layer keeps for its backward pass.
+
+    The inputs of the two norms and their float32 copies, the normed states, queries, keys and values before and
+    after rotation, the attention's output, and four of the feed-forward width.
+
+    Args:
+        architecture: of the model.
+        tokens: in the micro-batch.
+        width: bytes of a number.
+    """
+    a = architecture
+    numbers = 8 * a.hidden + 4 * a.key_value + 4 * a.intermediate
+    return tokens * (width * numbers + 4 * 2 * a.hidden)
+
+
+def learner_memory(config: Config, architecture: Architecture) -> tuple[dict[str, int], dict[str, int]]:
+    """Estimated bytes of one learner rank: on its device, and in its host's memory.
+
+    ZeRO-3 splits weights, gradients and optimizer state over the ranks (arXiv 1910.02054); AdamW keeps a float32 copy
+    and two moments.
+    """
+    le, a = config.learner, architecture
+    width = 4 if config.model.dtype == "float32" else 2
+    share = -(-a.parameters // le.ranks)
+    tokens = le.micro_batch_tokens
+    layer = layer_activations(a, tokens, width)
+    kept = a.layers * tokens * a.hidden * width + layer if le.activation_checkpointing else a.layers * layer
+    device = {
+        "weights": width * share,
+        "gradients": width * share,
+        "layers gathered to compute": width * min(a.parameters, GATHERED_PARAMETERS),
+        "activations": kept,
+        "logits of a chunk, their softmax and its gradient": 3 * 4 * min(LOGITS_IN_MEMORY, tokens * a.vocabulary),
+    }
+    host = {}
+    (host if le.offload else device)["optimizer state"] = 12 * share
+    if config.objective.kl_coefficient:
+        host["reference model"] = width * share
+    return device, host
+
+
+def document_chunks(config: Config) -> int | None:
+    """Chunks of a training document, as far as the configuration tells."""
+    data = config.data
+    if data.source == "synthetic":
+        return data.synthetic_chunks
+    if data.source == "hotpotqa":
+        return -(-data.documents * TOKENS_OF_A_PARAGRAPH // config.agent.chunk_tokens)
+    return None
+
+
+def plan_text(config: Config, architecture: Architecture | None) -> str:
+    """What the run will do.
+
+    Args:
+        config: of the run, checked.
+        architecture: of the model, for the memory estimate; None if it is not known.
+    """
+    a, t, le = config.agent, config.train, config.learner
+    groups = t.steps * t.groups_per_step
+    return "\n".join(
+        [
+            "# plan",
+            f"{t.steps} learner steps × {t.groups_per_step} problems × {t.group_size} episodes = "
+            f"{groups} groups, {groups * t.group_size} episodes",
+            f"{t.updates_per_step} optimizer step(s) a learner step, of {t.groups_per_step // t.updates_per_step} groups "
+            f"each = {t.steps * t.updates_per_step} optimizer steps",
+            *_token_lines(config),
+            f"window {a.window}: problem ≤ {a.problem_tokens}, memory ≤ {a.memory_tokens}, chunk ≤ {a.chunk_tokens}, "
+            f"answer ≤ {a.answer_tokens}, the rest is the prompt template",
+            f"staleness ≤ {t.max_staleness}: at most {(t.max_staleness + 1) * t.groups_per_step} groups "
+            "in flight and buffered",
+            *_dynamic_sampling_line(config),
+            f"{config.generator.count} generator(s), {le.ranks} learner rank(s), {config.scorer.count} scorer(s)",
+            f"checkpoints every {t.checkpoint_every} steps and at the end",
+            "",
+            *_memory_lines(config, architecture),
+            "",
+            *schedule_lines(schedule_table(config)),
+        ]
+    )
+
+
+def _token_lines(config: Config) -> list[str]:
+    a, t = config.agent, config.train
+    chunks = document_chunks(config)
+    if chunks is None:
+        return ["the documents' lengths, and so the tokens of a step, are not known before they are read"]
+    episodes = t.groups_per_step * t.group_size
+    slots = a.problem_tokens + a.memory_tokens
+    written = episodes * (chunks * a.memory_tokens + a.answer_tokens)
+    read = episodes * (chunks * (slots + a.chunk_tokens) + slots)
+    return [
+        f"documents of about {chunks} chunks: {chunks + 1} conversations an episode, {episodes * (chunks + 1)} a step",
+        f"tokens a step: at most {read:,} in prompts, without their template, and {written:,} in responses",
+    ]
+
+
+def _dynamic_sampling_line(config: Config) -> list[str]:
+    t = config.train
+    if not t.dynamic_sampling:
+        return []
+    most = int(t.max_discarded * t.groups_per_step)
+    return [f"dynamic sampling: a step discards at most {most} groups of equal rewards, then it trains them too"]
+
+
+def _memory_lines(config: Config, architecture: Architecture | None) -> list[str]:
+    if architecture is None:
+        return ["the model's sizes are not known: no memory estimate"]
+    device, host = learner_memory(config, architecture)
+    lines = [f"{architecture.parameters:,} parameters; estimated memory of a learner rank, in GiB:"]
+    for place, parts in (("on its device", device), ("in host memory", host)):
+        if parts:
+            lines.append(f"  {sum(parts.values()) / GIB:7.2f}  {place}")
+            lines += [f"  {size / GIB:14.2f}  {what}" for what, size in parts.items()]
+    width = 4 if config.model.dtype == "float32" else 2
+    weights = width * architecture.parameters / config.generator.tensor_parallel / GIB
+    return [*lines, f"  {weights:7.2f}  for the weights in each device of a generator; its KV cache is what it is given"]
+
+
+def schedule_lines(table: list[ScheduledStep]) -> list[str]:
+    """The table of steps, optimizer steps and learning rates; a selection of rows when the run is long."""
+    last = len(table) - 1
+    shown = range(len(table)) if last < ROWS_SHOWN else sorted({round(last * i / ROWS_SHOWN) for i in range(ROWS_SHOWN + 1)})
+    return ["  step  optimizer steps  learning rate"] + [
+        f"{table[i].step:6}  {table[i].updates_total:15}  {table[i].learning_rate:13.6g}" for i in shown
+    ]

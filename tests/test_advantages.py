@@ -1,0 +1,54 @@
+"""Advantages and over-long shaping against numbers worked by hand."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipeline.advantages import ADVANTAGES, group_advantages
+from pipeline.episodes import Completion, Conversation, Episode, pack_group
+from pipeline.overlong import overlong_penalties, soft_punishment
+
+
+@pytest.mark.parametrize(
+    ("kind", "expected"),
+    [
+        ("mean", [0.75, -0.25, -0.25, -0.25]),
+        ("std", [1.5, -0.5, -0.5, -0.5]),  # the sample's variance is (0.75² + 3 · 0.25²) / 3 = 0.25
+        ("leave_one_out", [1.0, -1 / 3, -1 / 3, -1 / 3]),
+    ],
+)
+def test_advantages_by_hand(kind, expected):
+    advantages = group_advantages(np.array([1.0, 0.0, 0.0, 0.0]), kind)
+    assert advantages.dtype == np.float32 and advantages == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("kind", ADVANTAGES)
+def test_a_group_of_equal_rewards_has_no_advantage(kind):
+    assert group_advantages(np.full(8, 0.25), kind).tolist() == [0.0] * 8
+
+
+@given(st.lists(st.integers(0, 100), min_size=2, max_size=16))
+def test_leave_one_out_is_the_reward_less_the_mean_of_the_others(percent):
+    rewards = [p / 100 for p in percent]
+    for i, advantage in enumerate(group_advantages(np.array(rewards), "leave_one_out")):
+        others = rewards[:i] + rewards[i + 1 :]
+        assert advantage == pytest.approx(rewards[i] - sum(others) / len(others), abs=1e-6)
+
+
+def test_soft_punishment_by_hand():
+    """A limit of 100 with a tail of 20: free up to 80, half at 90, full at 100; no limit, no punishment."""
+    lengths, limits = np.array([1, 80, 90, 100, 5000]), np.array([100, 100, 100, 100, 0])
+    assert soft_punishment(lengths, limits, 0.2) == pytest.approx([0, 0, -0.5, -1, 0])
+
+
+def test_an_episode_is_punished_by_the_mean_of_its_responses():
+    def conversation(tokens: int, limit: int) -> Conversation:
+        response = Completion([5] * tokens, [-1.0] * tokens, [0] * tokens, "stop", max_tokens=limit)
+        return Conversation("memory", [1], response)
+
+    episodes = [
+        Episode([conversation(10, 10), conversation(3, 10), conversation(9, 10)]),  # -1, 0, -0.5
+        Episode([conversation(0, 10)]),
+    ]
+    assert overlong_penalties(pack_group("p", episodes), share=0.2) == pytest.approx([-0.5, 0.0])

@@ -1,0 +1,39 @@
+"""The learning rate by optimizer steps, against numbers worked by hand."""
+
+import math
+from dataclasses import replace
+
+import pytest
+
+from pipeline.config import load_config
+from pipeline.plan import schedule_lines
+from pipeline.schedule import learning_rate_factor, schedule_table
+
+
+def test_the_warm_up_is_a_line_whose_first_step_is_not_at_zero():
+    assert [learning_rate_factor(u, "constant", 4, 100) for u in range(6)] == [0.25, 0.5, 0.75, 1, 1, 1]
+    assert learning_rate_factor(0, "constant", 0, 100) == 1
+
+
+def test_the_cosine_falls_from_the_end_of_the_warm_up_to_the_end_of_the_run():
+    factors = [learning_rate_factor(u, "cosine", 2, 6) for u in range(6)]
+    assert factors == pytest.approx([0.5, 1, 1, 0.5 + math.sqrt(0.125), 0.5, 0.5 - math.sqrt(0.125)])
+
+
+def config(**train):
+    c = load_config(["preset=tiny", "learner.learning_rate=0.1", "learner.warmup_steps=3"])
+    return replace(c, train=replace(c.train, **train))
+
+
+def test_the_table_counts_optimizer_steps():
+    table = schedule_table(config(steps=3, updates_per_step=2))
+    assert [(row.step, row.updates_total) for row in table] == [(1, 2), (2, 4), (3, 6)]
+    assert [row.learning_rate for row in table] == pytest.approx([0.1 * 2 / 3, 0.1, 0.1])
+
+
+def test_a_long_table_is_shown_from_its_first_to_its_last_row():
+    table = schedule_table(config(steps=1000, updates_per_step=16))
+    lines = schedule_lines(table)
+    assert len(lines) < 20
+    assert lines[1].split() == ["1", "16", "0.1"] and lines[-1].split() == ["1000", "16000", "0.1"]
+    assert len(schedule_lines(table[:5])) == 6
