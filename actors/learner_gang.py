@@ -43,9 +43,9 @@ class LearnerGang:
     ) -> list[UpdateResult]:
         """Train one step; return what became of its updates."""
         le = self.config.learner
-        updates = split_updates(len(groups), self.config.train.updates_per_step, (self.config.run.seed, version))
+        sets = split_updates(len(groups), self.config.train.updates_per_step, (self.config.run.seed, version))
         shares: list[list[Update]] = [[] for _ in range(le.ranks)]
-        for chosen in updates:
+        for chosen in sets:
             lengths = {index: groups[index][0].lengths for index in chosen}
             tokens = sum(groups[index][0].response_tokens for index in chosen)
             for share, micro_batches in zip(
@@ -59,7 +59,7 @@ class LearnerGang:
             advantages: dict[int, np.ndarray] = {index: groups[index][0].advantages for index in mine}
             calls.append(learner.train.remote(version, updates, refs, advantages))
         by_rank = await asyncio.gather(*calls)
-        return [UpdateResult(*result) for result in zip(updates, map(list, zip(*by_rank, strict=True)), strict=True)]
+        return [UpdateResult(*result) for result in zip(sets, map(list, zip(*by_rank, strict=True)), strict=True)]
 
     async def publish(self) -> list[ray.ObjectRef]:
         """Put the weights into the object store; return the references of their buckets."""

@@ -8,13 +8,12 @@ from pipeline.config import (
     Config,
     ConfigError,
     ModelConfig,
-    check_config,
-    check_window,
     config_yaml,
     load_config,
     preset_names,
     save_config,
 )
+from pipeline.config_rules import check_config, check_data_given, check_window
 
 
 def sound(**sections: dict) -> Config:
@@ -117,8 +116,8 @@ def test_arguments_are_key_value():
 def test_all_broken_rules_are_reported_at_once():
     config = sound(
         agent={"window": 0},
-        learner={"ranks": 4, "clip_low": 1.5},
-        train={"group_size": 1, "groups_per_step": 3},
+        objective={"clip_low": 1.5, "advantage": "median"},
+        train={"group_size": 1, "groups_per_step": 3, "updates_per_step": 2},
         model={"dtype": "float16"},
         data={"source": "web"},
     )
@@ -128,10 +127,11 @@ def test_all_broken_rules_are_reported_at_once():
     for start in (
         "agent.window=0 must be greater than 0",
         "agent.window=0 cannot hold a memory conversation",
-        "learner.clip_low",
+        "objective.clip_low",
+        "objective.advantage='median' must be one of mean, std, leave_one_out",
         "train.group_size=1",
-        "train.groups_per_step=3 must be at least learner.ranks=4",
-        "model.dtype='float16'",
+        "train.groups_per_step=3 must be a multiple of train.updates_per_step=2",
+        "model.dtype='float16' must be one of float32, bfloat16",
         "data.source='web'",
     ):
         assert sum(line.startswith(start) for line in lines) == 1, start
@@ -144,7 +144,13 @@ def test_all_broken_rules_are_reported_at_once():
          "memory conversation: problem 1024 + memory 1024 + chunk 5121 + new memory 1024 = 8193, template not counted"),
         ("agent", {"answer_tokens": 6145}, "answer conversation: problem 1024 + memory 1024 + answer 6145"),
         ("learner", {"micro_batch_tokens": 8191}, "learner.micro_batch_tokens=8191 must be at least agent.window=8192"),
-        ("learner", {"dual_clip": 1.0}, "learner.dual_clip above 1"),
+        ("learner", {"schedule": "step"}, "learner.schedule='step' must be one of constant, cosine"),
+        ("objective", {"dual_clip": 1.0}, "objective.dual_clip above 1"),
+        ("objective", {"kl_coefficient": -1.0}, "objective.kl_coefficient=-1.0 must be 0 or more"),
+        ("objective", {"importance_cap": 0.0}, "objective.importance_cap=0.0 must be greater than 0"),
+        ("objective", {"overlong_share": 0.0}, "objective.overlong_share=0.0"),
+        ("train", {"updates_per_step": 0}, "train.updates_per_step=0 must be greater than 0"),
+        ("train", {"max_discarded": 0.5}, "train.max_discarded=0.5"),
         ("learner", {"learning_rate": float("nan")}, "learner.learning_rate=nan must be greater than 0"),
         ("learner", {"weight_decay": -0.1}, "learner.weight_decay"),
         ("learner", {"warmup_steps": -1}, "learner.warmup_steps"),
@@ -154,7 +160,6 @@ def test_all_broken_rules_are_reported_at_once():
         ("generator", {"tensor_parallel": 2, "num_gpus": 1.0}, "generator.num_gpus=1.0 must equal"),
         ("model", {"attention": "eager"}, "model.attention='eager'"),
         ("wandb", {"mode": "on"}, "wandb.mode='on'"),
-        ("data", {"path": ""}, "set data.path: data.source=file reads a file"),
         ("data", {"source": "synthetic", "synthetic_chunks": 1}, "data.synthetic_chunks=1"),
         ("data", {"documents": 0}, "data.documents=0 must be greater than 0"),
         ("data", {"max_bad_share": -0.1}, "data.max_bad_share=-0.1 is a share"),
@@ -168,8 +173,33 @@ def test_a_broken_rule_is_reported(section, values, message):
     assert message in str(error.value) and "\n" not in str(error.value)
 
 
-def test_synthetic_documents_need_no_file():
-    check_config(sound(data={"source": "synthetic", "path": ""}))
+def test_a_source_that_reads_a_file_needs_one():
+    check_data_given(sound())
+    check_data_given(sound(data={"source": "synthetic", "path": ""}))
+    with pytest.raises(ConfigError, match="set data.path: data.source=file reads a file"):
+        check_data_given(sound(data={"path": ""}))
+
+
+def test_a_preset_that_builds_on_another_changes_it():
+    base, dapo, large = (load_config([f"preset={name}"]) for name in ("memagent_7b", "memagent_7b_dapo", "memagent_14b"))
+    assert dapo.model == base.model and dapo.learner == base.learner
+    assert (base.objective.clip_high, dapo.objective.clip_high) == (0.2, 0.28)
+    assert not base.train.dynamic_sampling and dapo.train.dynamic_sampling
+    assert large.model.path == "Qwen/Qwen2.5-14B-Instruct" and large.train.updates_per_step == 16
+
+
+@pytest.mark.parametrize(("preset", "gpus", "problems"), [("memagent_7b", 32, 128), ("memagent_14b", 128, 256)])
+def test_the_paper_presets_have_the_papers_numbers(preset, gpus, problems):
+    c = load_config([f"preset={preset}"])
+    assert c.generator.count * c.generator.num_gpus + c.learner.ranks * c.learner.num_gpus == gpus
+    a, le, o, t = c.agent, c.learner, c.objective, c.train
+    assert (a.window, a.problem_tokens, a.chunk_tokens, a.memory_tokens, a.answer_tokens) == (8192, 1024, 5000, 1024, 1024)
+    assert (le.learning_rate, le.schedule, le.weight_decay, le.max_grad_norm) == (1e-6, "constant", 0.01, 1.0)
+    assert le.warmup_steps == 20 * t.updates_per_step
+    assert (o.advantage, o.clip_low, o.clip_high, o.dual_clip) == ("mean", 0.2, 0.2, 3.0)
+    assert (o.kl_coefficient, o.entropy_coefficient) == (1e-3, 0.0)
+    assert (t.groups_per_step, t.updates_per_step, t.group_size) == (problems, 16, 16)
+    assert c.generator.temperature == 1.0 and c.data.documents == 200
 
 
 def test_the_window_holds_the_longest_conversation_with_its_template():

@@ -1,17 +1,25 @@
 """A step's row and a run's summary against numbers worked by hand."""
 
+import dataclasses
+import json
+
 import numpy as np
 import pytest
 
-from pipeline.metrics import RunTotals, step_row
+from actors.learner import UpdateSums
+from pipeline.metrics import RunTotals, UpdateResult, step_row
+from pipeline.report import step_line
 from tests.groups import random_group, record_of
 
 
 def rank(**sums) -> dict:
-    zero = dict.fromkeys(
-        "tokens loss clipped ratio same_version_tokens mismatch mismatch_max staleness staleness_max".split(), 0
-    )
-    return zero | {"grad_norm": 0.5, "learning_rate": 1e-6, "micro_batches": 2, "seconds": 1.0} | sums
+    zero = dict.fromkeys((field.name for field in dataclasses.fields(UpdateSums)), 0)
+    known = {"grad_norm": 0.5, "learning_rate": 1e-6, "micro_batches": 2, "not_finite": [], "proximal_seconds": 0.0}
+    return zero | known | sums
+
+
+def update(*ranks, groups=(0, 1)) -> UpdateResult:
+    return UpdateResult(list(groups), list(ranks))
 
 
 def records(*rewards):
@@ -19,34 +27,64 @@ def records(*rewards):
     return [record_of(group, f"g{i}", r) for i, r in enumerate(rewards)]
 
 
-def test_a_row_averages_over_the_tokens_of_all_ranks():
+def test_a_row_averages_over_the_tokens_of_all_updates_and_ranks():
     row = step_row(
         3,
         records([1, 0], [0, 0]),
         [
-            rank(tokens=30, clipped=3, ratio=30.0, staleness=30, staleness_max=1, loss=0.1),
-            rank(tokens=10, clipped=1, ratio=14.0, loss=0.2, same_version_tokens=5, mismatch=0.01, mismatch_max=0.004),
+            update(
+                rank(tokens=20, clipped=3, ratio=30.0, staleness=30, staleness_max=1, loss=0.1, entropy=10.0),
+                rank(tokens=10, clipped=1, ratio=10.0, same_version_tokens=5, mismatch=0.01, mismatch_max=0.004),
+            ),
+            update(rank(tokens=10, loss=0.2, ratio=4.0, kl=2.0, importance=8.0, importance_max=1.5, grad_norm=1.5)),
         ],
+        [],
     )
-    assert row["reward"] == 0.25 and row["groups_of_equal_reward"] == 1
-    assert row["tokens_trained"] == 40
+    assert row["reward"] == row["reward_trained"] == 0.25 and row["groups_of_equal_reward"] == 1
+    assert row["tokens_trained"] == 40 and row["updates"] == 2 and row["updates_skipped"] == 0
     assert row["clip_fraction"] == pytest.approx(0.1) and row["ratio_mean"] == pytest.approx(1.1)
+    assert row["entropy"] == pytest.approx(0.25) and row["kl"] == pytest.approx(0.05)
+    assert row["importance_mean"] == pytest.approx(0.2) and row["importance_max"] == 1.5
+    assert row["grad_norm"] == 1.0 and row["grad_norm_max"] == 1.5
     assert row["staleness_mean"] == 0.75 and row["staleness_max"] == 1
-    assert row["loss"] == pytest.approx(0.3)
+    assert row["loss"] == pytest.approx(0.15)  # an update's loss is the sum of its ranks'
     assert row["logprob_mismatch_mean"] == pytest.approx(0.002) and row["logprob_mismatch_max"] == 0.004
 
 
+def test_the_reward_counts_what_dynamic_sampling_threw_away():
+    row = step_row(1, records([1, 0]), [update(rank(tokens=3))], records([1, 1], [0, 0], [0, 0]))
+    assert row["reward"] == pytest.approx(3 / 8) and row["reward_trained"] == 0.5
+    assert row["kept_fraction"] == 0.25 and row["groups_discarded"] == 3 and row["groups"] == 1
+
+
+def test_a_skipped_update_is_counted_and_left_out_of_the_averages():
+    bad = update(rank(grad_norm=None, tokens=9, loss=float("nan"), not_finite=[1]), groups=[0, 1])
+    row = step_row(1, records([1, 0]), [update(rank(tokens=10, loss=0.2)), bad], [])
+    assert row["updates"] == 1 and row["updates_skipped"] == 1
+    assert row["tokens_trained"] == 10 and row["loss"] == pytest.approx(0.2)
+    assert bad.suspects == [1]
+    assert update(rank(grad_norm=None), rank(grad_norm=None), groups=[0, 3]).suspects == [0, 3]
+
+
+def test_a_step_whose_updates_were_all_skipped_has_a_row_and_a_line():
+    row = step_row(1, records([1, 0]), [update(rank(grad_norm=None, not_finite=[0]))], [])
+    assert row["loss"] is None and row["tokens_trained"] == 0
+    assert "grad -" in step_line(row | {"tokens_per_second": 1.0, "seconds": 1.0}, 5)
+    json.dumps(row, allow_nan=False)
+
+
 def test_without_tokens_of_the_learners_version_there_is_no_mismatch_to_report():
-    assert step_row(1, records([1, 0]), [rank(tokens=3)])["logprob_mismatch_mean"] is None
+    assert step_row(1, records([1, 0]), [update(rank(tokens=3))], [])["logprob_mismatch_mean"] is None
 
 
 def test_the_summary_compares_the_first_and_the_last_tenth():
     totals = RunTotals()
     for reward in np.linspace(0, 1, 21):
-        row = step_row(1, records([reward, reward]), [rank(tokens=7, same_version_tokens=7, mismatch=0.7)])
-        totals.add(row)
+        ranks = [rank(tokens=7, same_version_tokens=7, mismatch=0.7)]
+        totals.add(step_row(1, records([reward, reward]), [update(*ranks)], []))
     summary = totals.summary()
-    assert summary["steps"] == 21 and summary["tokens_trained"] == 21 * 7 and summary["episodes"] == 42
+    assert summary["steps"] == summary["updates"] == 21
+    assert summary["tokens_trained"] == 21 * 7 and summary["episodes"] == 42
     assert summary["reward_first"] == pytest.approx(0.025) and summary["reward_last"] == pytest.approx(0.975)
     assert summary["logprob_mismatch_mean"] == pytest.approx(0.1)
 

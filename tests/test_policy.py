@@ -13,12 +13,21 @@ def test_chunks_change_neither_values_nor_gradients(monkeypatch, logits_in_memor
     torch.manual_seed(0)
     hidden, weight = torch.randn(23, 6, requires_grad=True), torch.randn(10, 6, requires_grad=True)
     targets, upstream = torch.randint(0, 10, (23,)), torch.randn(23)
-    full = torch.log_softmax(hidden @ weight.T / 0.7, -1)[torch.arange(23), targets]
-    expected = torch.autograd.grad(full @ upstream, [hidden, weight])
-    chunked = token_logprobs(hidden, weight, targets, 0.7)
-    assert torch.allclose(chunked, full, atol=1e-6)
-    for gradient, reference in zip(torch.autograd.grad(chunked @ upstream, [hidden, weight]), expected, strict=True):
-        assert torch.allclose(gradient, reference, atol=1e-5)
+    full = torch.log_softmax(hidden @ weight.T / 0.7, -1)
+    whole = full[torch.arange(23), targets], -(full.exp() * full).sum(-1)
+    chunked = token_logprobs(hidden, weight, targets, 0.7, train_entropy=True)
+    for values, reference in zip(chunked, whole, strict=True):
+        assert torch.allclose(values, reference, atol=1e-6)
+        gradients = torch.autograd.grad(values @ upstream, [hidden, weight], retain_graph=True)
+        expected = torch.autograd.grad(reference @ upstream, [hidden, weight], retain_graph=True)
+        for gradient, other in zip(gradients, expected, strict=True):
+            assert torch.allclose(gradient, other, atol=1e-5)
+
+
+def test_the_entropy_has_a_gradient_only_if_it_is_trained():
+    hidden, weight = torch.randn(5, 6, requires_grad=True), torch.randn(10, 6)
+    logprobs, entropy = token_logprobs(hidden, weight, torch.arange(5), 1.0)
+    assert logprobs.requires_grad and not entropy.requires_grad
 
 
 def test_log_probs_of_a_bfloat16_model_are_not_rounded_to_bfloat16():
@@ -26,7 +35,7 @@ def test_log_probs_of_a_bfloat16_model_are_not_rounded_to_bfloat16():
     hidden, weight = torch.randn(200, 64).bfloat16(), (torch.randn(5000, 64) / 8).bfloat16()
     targets = torch.randint(0, 5000, (200,))
     exact = torch.log_softmax(hidden.double() @ weight.double().T, -1)[torch.arange(200), targets]
-    logprobs = token_logprobs(hidden, weight, targets, 1.0)
+    logprobs, _ = token_logprobs(hidden, weight, targets, 1.0)
     assert logprobs.dtype == torch.float32
     assert (logprobs - exact).abs().mean() < 0.005
 

@@ -25,11 +25,11 @@ def test_the_learner_waits_for_a_slow_group_rather_than_let_it_expire():
     assert choose(ready, running=[2], version=1, groups_per_step=2) == ["new-1", "new-2"]
 
 
-def record(group_id: str, version: int):
+def record(group_id: str, version: int, rewards=(0.0, 1.0)):
     import numpy as np
 
     group = random_group(np.random.default_rng(0), episodes=2, version=version)
-    return record_of(group, group_id, [0.0, 1.0])
+    return record_of(group, group_id, rewards)
 
 
 @settings(max_examples=200, deadline=None)
@@ -37,7 +37,9 @@ def record(group_id: str, version: int):
 def test_any_schedule_keeps_the_bound_and_loses_nothing(data):
     """Random generators, finishing orders, weight-update delays and failures against the ledger."""
     per_step, staleness, steps = (data.draw(st.integers(low, high)) for low, high in ((1, 4), (0, 3), (1, 6)))
-    ledger = Ledger(per_step, staleness, steps)
+    most = data.draw(st.integers(0, 4))
+    ledger = Ledger(per_step, staleness, steps, max_discarded=most)
+    rewards = st.sampled_from([(0.0, 1.0), (0.0, 0.0), (1.0, 1.0)])
     ledger.generators = {f"g{i}": 0 for i in range(data.draw(st.integers(1, 3)))}
     number = trained = failures = 0
     while ledger.version < steps:
@@ -49,7 +51,10 @@ def test_any_schedule_keeps_the_bound_and_loses_nothing(data):
             failures += 1
         elif move == "finish" and running:
             group_id = data.draw(st.sampled_from(running))
-            ledger.add(group_id, record(group_id, ledger.entries[group_id].first_version))
+            finished = record(group_id, ledger.entries[group_id].first_version, data.draw(rewards))
+            kept = ledger.add(group_id, finished)
+            assert kept or not finished.is_informative
+            assert ledger.discarded_since_take <= most
         elif move == "update":
             name = data.draw(st.sampled_from(sorted(ledger.generators)))
             ledger.generators[name] = ledger.version
@@ -71,13 +76,16 @@ def test_any_schedule_keeps_the_bound_and_loses_nothing(data):
         while ledger.admit(f"group-{number}"):
             number += 1
         for group_id in [i for i, e in ledger.entries.items() if e.state == RUNNING]:
-            ledger.add(group_id, record(group_id, ledger.entries[group_id].first_version))
+            # Nothing to learn from any more: the cap alone lets the run end.
+            ledger.add(group_id, record(group_id, ledger.entries[group_id].first_version, (1.0, 1.0)))
         chosen, dropped = ledger.take()
-        assert chosen and not dropped
-        ledger.step_done()
-        trained += len(chosen)
+        assert not dropped
+        if chosen:
+            ledger.step_done()
+            trained += len(chosen)
     assert trained == ledger.trained == steps * per_step
-    assert ledger.admitted == ledger.trained + ledger.failed
+    assert ledger.admitted == ledger.trained + ledger.failed + ledger.discarded
+    assert ledger.discarded <= steps * most
     assert not ledger.entries
 
 
@@ -119,3 +127,24 @@ def test_a_group_cannot_be_added_twice():
     ledger.add("a", record("a", 0))
     with pytest.raises(KeyError, match="not running"):
         ledger.add("a", record("a", 0))
+
+
+def test_dynamic_sampling_discards_groups_of_equal_rewards_up_to_its_cap_for_each_step():
+    ledger = Ledger(groups_per_step=2, max_staleness=0, steps=2, max_discarded=2, generators={"g": 0})
+    equal = (1.0, 1.0)
+    kept = []
+    for group_id, rewards in [("a", equal), ("b", (0.0, 1.0)), ("c", equal), ("d", equal)]:
+        ledger.admit(group_id)
+        kept.append(ledger.add(group_id, record(group_id, 0, rewards)))
+    assert kept == [False, True, False, True]  # the cap is reached: "d" is trained though it teaches nothing
+    assert sorted(ledger.take()[0]) == ["b", "d"] and ledger.discarded == 2
+    ledger.step_done()
+    ledger.generators["g"] = 1
+    ledger.admit("e")
+    assert not ledger.add("e", record("e", 1, equal))
+
+
+def test_without_dynamic_sampling_every_group_is_trained():
+    ledger = Ledger(groups_per_step=1, max_staleness=0, steps=1, generators={"g": 0})
+    ledger.admit("a")
+    assert ledger.add("a", record("a", 0, (1.0, 1.0))) and ledger.take() == (["a"], [])

@@ -220,8 +220,104 @@ def test_a_malformed_file_ends_the_run_with_its_reason(random_model, tmp_path):
     assert summary["status"] == "failed" and "questions.json" in summary["error"] and summary["steps"] == 0
 
 
-def test_a_dry_run_prints_the_plan_and_starts_nothing(random_model, capsys):
+def rows_of(folder: Path) -> list[dict]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def scheduled(capsys, arguments: list[str]) -> list[tuple[int, int, float]]:
+    """The table of steps, optimizer steps and learning rates that --dry-run prints."""
     from jobs.train import main
 
-    assert main([*SMALL, f"model.path={random_model}", "--dry-run"]) == 0
-    assert "100 learner steps × 4 problems × 4 episodes" in capsys.readouterr().out
+    assert main([*SMALL, *arguments, "--dry-run"]) == 0
+    _, _, table = capsys.readouterr().out.partition("  step  optimizer steps  learning rate\n")
+    return [(int(step), int(updates), float(rate)) for step, updates, rate in map(str.split, table.splitlines())]
+
+
+def test_on_policy_the_importance_weight_is_one_and_nothing_is_clipped(problem_file, random_model, tmp_path, capsys):
+    arguments = [
+        f"model.path={random_model}",
+        f"run.folder={tmp_path}",
+        "run.name=on-policy",
+        "data.source=file",
+        f"data.path={problem_file}",
+        "data.max_bad_share=1",
+        "train.steps=3",
+        "train.max_staleness=0",
+        "learner.schedule=cosine",
+        "learner.warmup_steps=1",
+        "wandb.mode=disabled",
+    ]
+    status, output = run(*arguments)
+    assert status == 0, output
+    rows = rows_of(tmp_path / "on-policy")
+    for row in rows:
+        assert row["staleness_max"] == 0 and row["clip_fraction"] == 0 and row["kl"] == 0
+        assert row["ratio_mean"] == pytest.approx(1, abs=1e-6)
+        assert row["logprob_mismatch_tokens"] == row["tokens_trained"]
+        assert abs(row["importance_mean"] - 1) <= row["logprob_mismatch_mean"] * 1.1 + 1e-7
+        assert row["importance_max"] <= 1 + 1.1 * row["logprob_mismatch_max"] + 1e-7
+        assert row["entropy"] > 0 and row["updates"] == 1 and row["updates_skipped"] == 0
+    expected = scheduled(capsys, arguments)
+    assert [(row["step"], row["updates_total"]) for row in rows] == [row[:2] for row in expected]
+    assert [row["learning_rate"] for row in rows] == pytest.approx([row[2] for row in expected], rel=1e-5)
+    assert rows[2]["learning_rate"] < rows[1]["learning_rate"]
+
+
+def test_every_option_of_the_objective_at_work(problem_file, random_model, tmp_path, capsys):
+    """Several updates a step, a reference model, dynamic sampling, over-long shaping, activation checkpointing."""
+    arguments = [
+        f"model.path={random_model}",
+        f"run.folder={tmp_path}",
+        "run.name=options",
+        "data.source=file",
+        f"data.path={problem_file}",
+        "data.max_bad_share=1",
+        "train.steps=3",
+        "train.updates_per_step=2",
+        "train.dynamic_sampling=true",
+        "train.max_discarded=2",
+        "train.mismatch_warning=1e-12",
+        "objective.kl_coefficient=0.01",
+        "objective.entropy_coefficient=0.001",
+        "objective.overlong_penalty=0.5",
+        "objective.advantage=leave_one_out",
+        "learner.activation_checkpointing=true",
+        "wandb.mode=disabled",
+    ]
+    status, output = run(*arguments)
+    assert status == 0, output
+    rows = rows_of(tmp_path / "options")
+    assert [(r["step"], r["updates_total"], r["learning_rate"]) for r in rows] == [
+        (step, updates, pytest.approx(rate, rel=1e-5)) for step, updates, rate in scheduled(capsys, arguments)
+    ]
+    assert all(row["updates"] == 2 and row["groups"] == 4 for row in rows)
+    assert rows[0]["kl"] > 0 and rows[-1]["kl"] > rows[0]["kl"]  # the second update of a step has left the start
+    assert all(0 < row["kept_fraction"] <= 1 and row["groups_discarded"] <= 2 * 2 * 4 for row in rows)
+    assert all(row["proximal_seconds"] > 0 for row in rows)
+    assert any(row["overlong_penalty"] < 0 for row in rows)  # a random model seldom ends its responses by itself
+    assert output.count("more than train.mismatch_warning=1e-12") >= 1
+    summary = json.loads((tmp_path / "options" / "summary.json").read_text())
+    assert summary["updates"] == 6 and summary["groups_discarded"] == sum(row["groups_discarded"] for row in rows)
+
+
+def test_a_run_whose_losses_are_not_finite_stops_with_the_last_good_weights(random_model, tmp_path):
+    from safetensors.torch import load_file
+
+    status, output = run(
+        f"model.path={random_model}",
+        f"run.folder={tmp_path}",
+        "run.name=infinite",
+        "objective.entropy_coefficient=1e39",
+        "train.max_skipped_updates=2",
+        "wandb.mode=disabled",
+    )
+    assert status == 1, output
+    folder = tmp_path / "infinite"
+    summary = json.loads((folder / "summary.json").read_text())
+    assert summary["status"] == "failed" and "2 updates in a row were skipped" in summary["error"]
+    assert summary["steps"] == summary["updates_skipped"] == 2 and summary["updates"] == 0
+    (line,) = [line for line in output.splitlines() if line.startswith("· step 1: update 1 of 1 was skipped")]
+    assert len(line.partition("groups: ")[2].split(", ")) == 4
+    saved = load_file(Path(summary["checkpoint"]) / "hf" / "model.safetensors")
+    start = load_file(random_model / "model.safetensors")
+    assert all((saved[name] == start[name]).all() for name in saved)

@@ -1,0 +1,106 @@
+"""The plan: what --dry-run says of a run, and its memory estimate against measured bytes and the published sizes."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoConfig, LlamaConfig, LlamaForCausalLM
+
+from pipeline.config import CONFIGS, load_config
+from pipeline.plan import GIB, architecture_of, document_chunks, layer_activations, learner_memory
+
+
+def known(name: str):
+    return architecture_of(AutoConfig.from_pretrained(CONFIGS / "models" / name))
+
+
+def test_the_sizes_of_the_presets_models_are_the_published_ones():
+    assert known("Qwen2.5-7B-Instruct").parameters == 7_615_616_512
+    assert known("Qwen2.5-14B-Instruct").parameters == 14_770_033_664
+
+
+def test_the_state_of_a_rank_is_its_share_of_sixteen_bytes_a_parameter():
+    """bfloat16 weights and gradients, a float32 copy and two moments (arXiv 1910.02054)."""
+    config, sizes = load_config(["preset=memagent_7b"]), known("Qwen2.5-7B-Instruct")
+    device, host = learner_memory(config, sizes)
+    state = device["weights"] + device["gradients"] + device["optimizer state"]
+    assert state == pytest.approx(16 * 7_615_616_512 / 24, rel=1e-6)
+    assert host == {"reference model": device["weights"]}
+    assert sum(device.values()) < 60 * GIB  # of 80
+
+    offload = replace(config, learner=replace(config.learner, offload=True), objective=replace(config.objective, kl_coefficient=0.0))
+    device, host = learner_memory(offload, sizes)
+    assert "optimizer state" not in device and list(host) == ["optimizer state"]
+
+
+@pytest.mark.parametrize("key_value_heads", [1, 4])
+def test_the_activations_of_a_layer_are_about_what_torch_keeps(key_value_heads):
+    config = LlamaConfig(
+        hidden_size=128,
+        intermediate_size=384,
+        num_attention_heads=4,
+        num_key_value_heads=key_value_heads,
+        num_hidden_layers=1,
+        vocab_size=10,
+        attn_implementation="sdpa",
+    )
+    model = LlamaForCausalLM(config).bfloat16()
+    weights = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
+    kept = {}
+
+    def pack(tensor):
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in weights:
+            kept[storage.data_ptr()] = (storage.nbytes(), tensor)  # held, so that its place is not used again
+        return tensor
+
+    tokens = 512
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        model.base_model(input_ids=torch.zeros(1, tokens, dtype=torch.long), use_cache=False)
+    measured = sum(size for size, _ in kept.values())
+    assert layer_activations(architecture_of(config), tokens, width=2) == pytest.approx(measured, rel=0.25)
+
+
+def test_checkpointed_activations_are_the_inputs_of_the_layers_and_one_layer():
+    config, sizes = load_config(["preset=memagent_7b"]), known("Qwen2.5-7B-Instruct")
+    device, _ = learner_memory(config, sizes)
+    layer = layer_activations(sizes, 32768, 2)
+    assert device["activations"] == 28 * 32768 * 3584 * 2 + layer
+    without = replace(config, learner=replace(config.learner, activation_checkpointing=False))
+    assert learner_memory(without, sizes)[0]["activations"] == 28 * layer
+
+
+@pytest.mark.parametrize(
+    ("arguments", "chunks"),
+    [(["preset=tiny"], 8), (["preset=memagent_7b"], 6), (["preset=tiny", "data.source=file"], None)],
+)
+def test_the_chunks_of_a_document(arguments, chunks):
+    assert document_chunks(load_config(arguments)) == chunks
+
+
+@pytest.mark.parametrize(
+    ("preset", "updates", "conversations"),
+    [("memagent_7b", 6400, 128 * 16 * 7), ("memagent_14b", 6400, 256 * 16 * 7), ("memagent_7b_dapo", 6400, 128 * 16 * 7)],
+)
+def test_a_dry_run_of_a_paper_preset_prints_its_plan_without_data_or_network(preset, updates, conversations, capsys):
+    from jobs.train import main
+
+    assert main([f"preset={preset}", "--dry-run"]) == 2
+    printed, problem = capsys.readouterr()
+    assert "set data.path" in problem
+    assert f"= {updates} optimizer steps" in printed and f"{conversations} a step" in printed
+    assert "window 8192: problem ≤ 1024, memory ≤ 1024, chunk ≤ 5000" in printed
+    assert "on its device" in printed and "reference model" in printed
+    assert ("dynamic sampling: a step discards at most 1280" in printed) == (preset == "memagent_7b_dapo")
+    assert "   400             6400          1e-06" in printed
+
+
+def test_a_dry_run_prints_the_plan_and_starts_nothing(random_model, capsys):
+    from jobs.train import main
+
+    assert main(["preset=tiny", f"model.path={random_model}", "--dry-run"]) == 0
+    printed = capsys.readouterr().out
+    parameters = LlamaForCausalLM.from_pretrained(random_model).num_parameters()
+    assert "100 learner steps × 12 problems × 8 episodes" in printed and f"{parameters:,} parameters" in printed
