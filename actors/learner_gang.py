@@ -38,9 +38,7 @@ class LearnerGang:
         host, port = await self.ranks[0].address.remote()
         await self._all("join", host, port)
 
-    async def train(
-        self, version: int, groups: list[tuple[GroupRecord, list[ray.ObjectRef]]]
-    ) -> list[UpdateResult]:
+    async def train(self, version: int, groups: list[tuple[GroupRecord, list[ray.ObjectRef]]]) -> list[UpdateResult]:
         """Train one step; return what became of its updates."""
         le = self.config.learner
         sets = split_updates(len(groups), self.config.train.updates_per_step, (self.config.run.seed, version))
@@ -48,9 +46,7 @@ class LearnerGang:
         for chosen in sets:
             lengths = {index: groups[index][0].lengths for index in chosen}
             tokens = sum(groups[index][0].response_tokens for index in chosen)
-            for share, micro_batches in zip(
-                shares, plan_update(lengths, le.ranks, le.micro_batch_tokens), strict=True
-            ):
+            for share, micro_batches in zip(shares, plan_update(lengths, le.ranks, le.micro_batch_tokens), strict=True):
                 share.append(Update(micro_batches, tokens))
         calls = []
         for learner, updates in zip(self.ranks, shares, strict=True):

@@ -54,9 +54,7 @@ def architecture(config: Config) -> Architecture | None:
     known = CONFIGS / "models" / Path(config.model.path).name
     for source in (config.model.path, known):
         try:
-            return architecture_of(
-                AutoConfig.from_pretrained(source, trust_remote_code=config.model.trust_remote_code)
-            )
+            return architecture_of(AutoConfig.from_pretrained(source, trust_remote_code=config.model.trust_remote_code))
         except (OSError, ValueError, AttributeError):
             continue
     return None

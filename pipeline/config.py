@@ -99,7 +99,9 @@ class LearnerConfig:
 class ObjectiveConfig:
     """What is maximised; docs/objective.md has the formulas and their papers."""
 
-    advantage: str = "mean"  # reward less the group's mean; std: also divided by the std; leave_one_out: less the others'
+    advantage: str = (
+        "mean"  # reward less the group's mean; std: also divided by the std; leave_one_out: less the others'
+    )
     clip_low: float = 0.2  # ε below 1
     clip_high: float = 0.2  # ε above 1; DAPO's clip-higher is 0.28
     dual_clip: float = 3.0  # a bad token's loss grows no further than at this ratio

@@ -36,7 +36,9 @@ class UpdateResult:
         return sorted({index for rank in self.ranks for index in rank["not_finite"]}) or self.groups
 
 
-def step_row(version: int, records: list[GroupRecord], updates: list[UpdateResult], discarded: list[GroupRecord]) -> dict:
+def step_row(
+    version: int, records: list[GroupRecord], updates: list[UpdateResult], discarded: list[GroupRecord]
+) -> dict:
     """The metrics of one learner step, averaged over all that its updates trained on all ranks.
 
     Args:

@@ -46,9 +46,7 @@ def balanced(sizes: Sequence[int], bins: int) -> list[list[int]]:
 def assign_items(lengths: Mapping[int, np.ndarray], ranks: int) -> list[list[Item]]:
     """Give whole groups to ranks; where there are fewer groups than ranks, equal parts of groups."""
     parts = ceil(ranks / len(lengths))
-    units = [
-        [(g, c) for c in sorted(part)] for g, group in lengths.items() for part in balanced(group.tolist(), parts)
-    ]
+    units = [[(g, c) for c in sorted(part)] for g, group in lengths.items() for part in balanced(group.tolist(), parts)]
     sizes = [sum(int(lengths[g][c]) for g, c in unit) for unit in units]
     return [[item for unit in dealt for item in units[unit]] for dealt in balanced(sizes, ranks)]
 

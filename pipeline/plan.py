@@ -165,13 +165,20 @@ def _memory_lines(config: Config, architecture: Architecture | None) -> list[str
             lines += [f"  {size / GIB:14.2f}  {what}" for what, size in parts.items()]
     width = 4 if config.model.dtype == "float32" else 2
     weights = width * architecture.parameters / config.generator.tensor_parallel / GIB
-    return [*lines, f"  {weights:7.2f}  for the weights in each device of a generator; its KV cache is what it is given"]
+    return [
+        *lines,
+        f"  {weights:7.2f}  for the weights in each device of a generator; its KV cache is what it is given",
+    ]
 
 
 def schedule_lines(table: list[ScheduledStep]) -> list[str]:
     """The table of steps, optimizer steps and learning rates; a selection of rows when the run is long."""
     last = len(table) - 1
-    shown = range(len(table)) if last < ROWS_SHOWN else sorted({round(last * i / ROWS_SHOWN) for i in range(ROWS_SHOWN + 1)})
+    shown = (
+        range(len(table))
+        if last < ROWS_SHOWN
+        else sorted({round(last * i / ROWS_SHOWN) for i in range(ROWS_SHOWN + 1)})
+    )
     return ["  step  optimizer steps  learning rate"] + [
         f"{table[i].step:6}  {table[i].updates_total:15}  {table[i].learning_rate:13.6g}" for i in shown
     ]

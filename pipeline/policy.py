@@ -6,7 +6,6 @@ pass: the [tokens, vocabulary] matrix is never whole in memory.
 
 import torch
 from torch import nn
-from torch.utils.checkpoint import checkpoint
 
 import pipeline.attention  # noqa: F401  registers packed_sdpa with transformers
 
@@ -27,23 +26,57 @@ def token_logprobs(
         targets: int64 [R].
         train_entropy: give the entropy a gradient.
     """
-    rows = max(1, LOGITS_IN_MEMORY // weight.shape[0])
-    chunks = [
-        checkpoint(_chunk, h, weight, t, temperature, train_entropy, use_reentrant=False)
-        for h, t in zip(hidden.split(rows), targets.split(rows), strict=True)
-    ]
-    logprobs, entropies = zip(*chunks, strict=True)
-    return torch.cat(logprobs), torch.cat(entropies)
+    return _TokenLogprobs.apply(hidden, weight, targets, temperature, train_entropy)
 
 
-def _chunk(hidden, weight, targets, temperature, train_entropy):
-    logits = (hidden @ weight.T).float() / temperature
-    normalizer = logits.logsumexp(1)
-    logprobs = logits.gather(1, targets[:, None])[:, 0] - normalizer
-    # Last, so that an entropy without gradient is not computed again in the backward pass.
-    with torch.set_grad_enabled(train_entropy and torch.is_grad_enabled()):
-        entropy = normalizer - ((logits - normalizer[:, None]).exp() * logits).sum(1)
-    return logprobs, entropy
+class _TokenLogprobs(torch.autograd.Function):
+    """Goes through the rows in chunks, forward and, computing the logits again, backward."""
+
+    @staticmethod
+    def forward(ctx, hidden, weight, targets, temperature, train_entropy):
+        logprobs, entropies, normalizers = hidden.new_empty(3, len(hidden), dtype=torch.float32)
+        for rows in _chunks(len(hidden), weight):
+            logits = _logits(hidden[rows], weight, temperature)
+            normalizer = normalizers[rows] = logits.logsumexp(1)
+            logprobs[rows] = logits.gather(1, targets[rows, None])[:, 0] - normalizer
+            probabilities = (logits - normalizer[:, None]).exp_()
+            entropies[rows] = normalizer - _dot(probabilities, logits)
+        ctx.save_for_backward(hidden, weight, targets, normalizers, entropies)
+        ctx.temperature, ctx.train_entropy = temperature, train_entropy
+        if not train_entropy:
+            ctx.mark_non_differentiable(entropies)
+        return logprobs, entropies
+
+    @staticmethod
+    def backward(ctx, by_logprobs, by_entropies):
+        hidden, weight, targets, normalizers, entropies = ctx.saved_tensors
+        by_hidden, by_weight = torch.empty_like(hidden), torch.zeros_like(weight)
+        for rows in _chunks(len(hidden), weight):
+            # With logits z and p = softmax(z): dlog p_t/dz_j = [j = t] - p_j and dH/dz_j = -p_j (log p_j + H).
+            log_p = _logits(hidden[rows], weight, ctx.temperature).sub_(normalizers[rows, None])
+            scale = by_logprobs[rows, None]
+            if ctx.train_entropy:
+                scale = scale + by_entropies[rows, None] * (log_p + entropies[rows, None])
+            by_logits = log_p.exp_().mul_(-scale)
+            by_logits.scatter_add_(1, targets[rows, None], by_logprobs[rows, None])
+            by_logits = by_logits.div_(ctx.temperature).to(hidden.dtype)
+            by_hidden[rows] = by_logits @ weight
+            by_weight.addmm_(by_logits.T, hidden[rows])
+        return by_hidden, by_weight, None, None, None
+
+
+def _chunks(rows: int, weight: torch.Tensor) -> list[slice]:
+    size = max(1, LOGITS_IN_MEMORY // len(weight))
+    return [slice(start, start + size) for start in range(0, rows, size)]
+
+
+def _logits(hidden: torch.Tensor, weight: torch.Tensor, temperature: float) -> torch.Tensor:
+    return (hidden @ weight.T).float().div_(temperature)
+
+
+def _dot(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    """Row by row, without their product in memory."""
+    return torch.bmm(a[:, None], b[:, :, None])[:, 0, 0]
 
 
 class ResponseHead(nn.Module):

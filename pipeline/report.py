@@ -11,6 +11,7 @@ from pipeline.metrics import DROPPED_STALE, RunTotals
 
 def step_line(row: dict, steps: int) -> str:
     """One line a step; jobs/submit.py reads the first two words for its bar."""
+
     def shown(name: str, form: str) -> str:
         return "-" if row[name] is None else format(row[name], form)
 

@@ -181,7 +181,9 @@ def test_a_source_that_reads_a_file_needs_one():
 
 
 def test_a_preset_that_builds_on_another_changes_it():
-    base, dapo, large = (load_config([f"preset={name}"]) for name in ("memagent_7b", "memagent_7b_dapo", "memagent_14b"))
+    base, dapo, large = (
+        load_config([f"preset={name}"]) for name in ("memagent_7b", "memagent_7b_dapo", "memagent_14b")
+    )
     assert dapo.model == base.model and dapo.learner == base.learner
     assert (base.objective.clip_high, dapo.objective.clip_high) == (0.2, 0.28)
     assert not base.train.dynamic_sampling and dapo.train.dynamic_sampling
@@ -193,7 +195,13 @@ def test_the_paper_presets_have_the_papers_numbers(preset, gpus, problems):
     c = load_config([f"preset={preset}"])
     assert c.generator.count * c.generator.num_gpus + c.learner.ranks * c.learner.num_gpus == gpus
     a, le, o, t = c.agent, c.learner, c.objective, c.train
-    assert (a.window, a.problem_tokens, a.chunk_tokens, a.memory_tokens, a.answer_tokens) == (8192, 1024, 5000, 1024, 1024)
+    assert (a.window, a.problem_tokens, a.chunk_tokens, a.memory_tokens, a.answer_tokens) == (
+        8192,
+        1024,
+        5000,
+        1024,
+        1024,
+    )
     assert (le.learning_rate, le.schedule, le.weight_decay, le.max_grad_norm) == (1e-6, "constant", 0.01, 1.0)
     assert le.warmup_steps == 20 * t.updates_per_step
     assert (o.advantage, o.clip_low, o.clip_high, o.dual_clip) == ("mean", 0.2, 0.2, 3.0)

@@ -51,9 +51,7 @@ def case_config(tiny_config, case: dict):
 @pytest.fixture(scope="module")
 def batches():
     rng = np.random.default_rng(0)
-    return [
-        [random_group(rng, f"p{step}-{i}", episodes=4, empty=True) for i in range(GROUPS)] for step in range(STEPS)
-    ]
+    return [[random_group(rng, f"p{step}-{i}", episodes=4, empty=True) for i in range(GROUPS)] for step in range(STEPS)]
 
 
 def records(ray, groups):

@@ -60,7 +60,11 @@ def test_updates_are_disjoint_sets_of_as_many_groups(size, updates, seed):
 
 def test_groups_are_dealt_out_at_random():
     """Not in the order in which they were finished, and differently in every step."""
-    assert split_updates(64, 4, (0, 0)) != split_updates(64, 4, (0, 1)) != [list(range(i, i + 16)) for i in (0, 16, 32, 48)]
+    assert (
+        split_updates(64, 4, (0, 0))
+        != split_updates(64, 4, (0, 1))
+        != [list(range(i, i + 16)) for i in (0, 16, 32, 48)]
+    )
 
 
 def load(model, attention: str) -> Policy:

@@ -30,7 +30,9 @@ def test_the_state_of_a_rank_is_its_share_of_sixteen_bytes_a_parameter():
     assert host == {"reference model": device["weights"]}
     assert sum(device.values()) < 60 * GIB  # of 80
 
-    offload = replace(config, learner=replace(config.learner, offload=True), objective=replace(config.objective, kl_coefficient=0.0))
+    offload = replace(
+        config, learner=replace(config.learner, offload=True), objective=replace(config.objective, kl_coefficient=0.0)
+    )
     device, host = learner_memory(offload, sizes)
     assert "optimizer state" not in device and list(host) == ["optimizer state"]
 
@@ -82,7 +84,11 @@ def test_the_chunks_of_a_document(arguments, chunks):
 
 @pytest.mark.parametrize(
     ("preset", "updates", "conversations"),
-    [("memagent_7b", 6400, 128 * 16 * 7), ("memagent_14b", 6400, 256 * 16 * 7), ("memagent_7b_dapo", 6400, 128 * 16 * 7)],
+    [
+        ("memagent_7b", 6400, 128 * 16 * 7),
+        ("memagent_14b", 6400, 256 * 16 * 7),
+        ("memagent_7b_dapo", 6400, 128 * 16 * 7),
+    ],
 )
 def test_a_dry_run_of_a_paper_preset_prints_its_plan_without_data_or_network(preset, updates, conversations, capsys):
     from jobs.train import main

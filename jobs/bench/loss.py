@@ -1,0 +1,212 @@
+"""Peak memory and speed of the learner's loss against the plain one with all logits, on the same batch:
+
+    python -m jobs.bench.loss vocabulary=151936 hidden=896 layers=24 dtype=bfloat16
+
+Every variant runs in processes of its own, turn by turn, so that one's memory does not hide another's and all meet the
+same load of the machine. On a GPU the memory is what torch allocated, on a CPU what the process grew by. Ratios are to
+the first row. The model has random weights: only its sizes matter here.
+
+Left out on purpose: ZeRO-3 and the optimizer, which are the same for all variants.
+"""
+
+import json
+import statistics
+import subprocess
+import sys
+import time
+from dataclasses import asdict, dataclass
+
+import numpy as np
+import psutil
+import torch
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from torch.nn.functional import linear_cross_entropy
+
+from pipeline.config import ObjectiveConfig
+from pipeline.episodes import Completion, Conversation, Episode, pack_group
+from pipeline.objective import token_losses
+from pipeline.packing import build_micro_batch
+from pipeline.policy import Policy
+
+
+@dataclass
+class Settings:
+    vocabulary: int = 49152
+    hidden: int = 576
+    layers: int = 4
+    conversations: int = 4
+    prompt_tokens: int = 384  # of each conversation
+    response_tokens: int = 128  # of each conversation
+    dtype: str = "float32"
+    rounds: int = 3  # processes of each variant
+    repeats: int = 2  # timed steps in a process, after one to warm up
+
+
+def full(policy: Policy, batch: dict) -> torch.Tensor:
+    """The logits of every position, their float32 softmax, and what is needed of it."""
+    logits = hidden_states(policy, batch) @ head(policy).T
+    logprobs = torch.log_softmax(logits.float(), -1)
+    return logprobs[batch["predict_at"], batch["targets"]]
+
+
+def responses(policy: Policy, batch: dict) -> torch.Tensor:
+    """The logits of the response positions only, whole."""
+    hidden = hidden_states(policy, batch)[batch["predict_at"]]
+    return torch.log_softmax((hidden @ head(policy).T).float(), -1).gather(1, batch["targets"][:, None])[:, 0]
+
+
+def torch_chunks(policy: Policy, batch: dict) -> torch.Tensor:
+    """torch.nn.functional.linear_cross_entropy at the response positions."""
+    hidden = hidden_states(policy, batch)[batch["predict_at"]]
+    return -linear_cross_entropy(hidden, head(policy), batch["targets"], reduction="none").float()
+
+
+def chunks(policy: Policy, batch: dict) -> torch.Tensor:
+    """Ours: chunks of the response positions (pipeline/policy.py), with the entropy that the learner reports."""
+    return policy(*(batch[name] for name in ("tokens", "positions", "predict_at", "targets")))[0]
+
+
+def checkpointed(policy: Policy, batch: dict) -> torch.Tensor:
+    """Ours with learner.activation_checkpointing."""
+    policy.train()
+    policy.model.gradient_checkpointing_enable({"use_reentrant": False})
+    return chunks(policy, batch)
+
+
+VARIANTS = {
+    "all logits": full,
+    "logits of responses": responses,
+    "torch's linear_cross_entropy": torch_chunks,
+    "ours, in chunks": chunks,
+    "ours, activations checkpointed": checkpointed,
+}
+
+
+def head(policy: Policy) -> torch.Tensor:
+    return policy.model.get_output_embeddings().weight
+
+
+def hidden_states(policy: Policy, batch: dict) -> torch.Tensor:
+    states = policy.model.base_model(
+        input_ids=batch["tokens"][None], position_ids=batch["positions"][None], use_cache=False
+    )
+    return states.last_hidden_state[0]
+
+
+def make_policy(settings: Settings, device: str) -> Policy:
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    config = LlamaConfig(
+        vocab_size=settings.vocabulary,
+        hidden_size=settings.hidden,
+        intermediate_size=8 * settings.hidden // 3,
+        num_hidden_layers=settings.layers,
+        num_attention_heads=settings.hidden // 64,
+        max_position_embeddings=settings.prompt_tokens + settings.response_tokens,
+        attn_implementation="packed_sdpa",
+    )
+    torch.manual_seed(0)
+    return Policy(LlamaForCausalLM(config).to(device, getattr(torch, settings.dtype)), temperature=1.0)
+
+
+def make_batch(settings: Settings, device: str) -> dict[str, torch.Tensor]:
+    """One micro-batch of random conversations."""
+    rng, n = np.random.default_rng(0), settings.response_tokens
+
+    def tokens(count: int) -> list[int]:
+        return rng.integers(0, settings.vocabulary, count).tolist()
+
+    episodes = [
+        Episode(
+            [Conversation("memory", tokens(settings.prompt_tokens), Completion(tokens(n), [-9.0] * n, [0] * n, "stop"))]
+        )
+        for _ in range(settings.conversations)
+    ]
+    items = [(0, c) for c in range(settings.conversations)]
+    advantages = rng.choice([-0.5, 0.5], settings.conversations).astype(np.float32)
+    row = build_micro_batch(items, {0: pack_group("p", episodes)}, {0: advantages})
+    return {name: torch.tensor(value, device=device) for name, value in vars(row).items()}
+
+
+def measure(variant: str, settings: Settings) -> dict[str, float]:
+    """Forward and backward passes of one variant in this process."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    policy, batch = make_policy(settings, device), make_batch(settings, device)
+    before = psutil.Process().memory_info().rss
+    if device == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+
+    def step() -> float:
+        policy.zero_grad()
+        logprobs = VARIANTS[variant](policy, batch)
+        losses = token_losses(
+            logprobs,
+            torch.zeros_like(logprobs),
+            batch["advantages"],
+            behaviour=batch["behaviour"],
+            proximal=None,
+            reference=None,
+            objective=ObjectiveConfig(importance_cap=1e9),
+        ).losses
+        loss = losses.mean()
+        loss.backward()
+        return loss.item()  # waits for the device
+
+    loss, seconds = step(), []
+    for _ in range(settings.repeats):
+        begin = time.perf_counter()
+        step()
+        seconds.append(time.perf_counter() - begin)
+    peak = torch.cuda.max_memory_allocated() if device == "cuda" else _peak_rss()
+    return {"bytes": peak - before, "seconds": statistics.median(seconds), "loss": loss}
+
+
+def _peak_rss() -> int:
+    """The most memory that this process ever held, in bytes."""
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def table(settings: Settings, results: dict[str, list[dict]]) -> list[str]:
+    """The lines to print: medians over the rounds, and ratios to the first variant."""
+    tokens = settings.conversations * (settings.prompt_tokens + settings.response_tokens)
+    medians = {
+        name: {key: statistics.median(row[key] for row in rows) for key in rows[0]} for name, rows in results.items()
+    }
+    first = next(iter(medians.values()))
+    lines = [f"{'':32}{'peak MiB':>10}{'ratio':>8}{'tokens/s':>10}{'ratio':>8}{'loss':>12}"]
+    for name, row in medians.items():
+        lines.append(
+            f"{name:32}{row['bytes'] / 2**20:10.0f}{row['bytes'] / first['bytes']:8.2f}"
+            f"{tokens / row['seconds']:10.0f}{first['seconds'] / row['seconds']:8.2f}{row['loss']:12.6f}"
+        )
+    return lines
+
+
+def main(arguments: list[str]) -> int:
+    if arguments and arguments[0] == "--measure":  # a process of one variant
+        print(json.dumps(measure(arguments[1], Settings(**json.loads(arguments[2])))))
+        return 0
+    try:
+        merged = OmegaConf.merge(OmegaConf.structured(Settings), OmegaConf.from_dotlist(arguments))
+        settings: Settings = OmegaConf.to_object(merged)
+    except OmegaConfBaseException as error:
+        keys = ", ".join(f"{key}={value}" for key, value in asdict(Settings()).items())
+        print(f"{str(error).splitlines()[0]}\nthe settings and their defaults: {keys}", file=sys.stderr)
+        return 2
+    results: dict[str, list[dict]] = {name: [] for name in VARIANTS}
+    for number in range(settings.rounds):
+        for name in VARIANTS:
+            print(f"· round {number + 1} of {settings.rounds}: {name}", file=sys.stderr, flush=True)
+            command = [sys.executable, "-m", "jobs.bench.loss", "--measure", name, json.dumps(asdict(settings))]
+            output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
+            results[name].append(json.loads(output.splitlines()[-1]))
+    print(*table(settings, results), sep="\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
