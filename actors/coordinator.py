@@ -344,8 +344,8 @@ class Coordinator:
         self._say(step_line(row, t.steps))
         if (row["logprob_mismatch_mean"] or 0) > t.mismatch_warning:
             self._say(
-                f"· warning: vLLM's and the learner's log-probs differ by {row['logprob_mismatch_mean']:.2g} on average, "
-                f"more than train.mismatch_warning={t.mismatch_warning:g}; they should be the same model"
+                f"· warning: vLLM's and the learner's log-probs differ by {row['logprob_mismatch_mean']:.2g} on average, more "
+                f"than train.mismatch_warning={t.mismatch_warning:g}; with the same weights they should agree"
             )
         await self.tracker.log.remote(row)
         w = self.config.wandb
@@ -362,13 +362,14 @@ class Coordinator:
             if update.skipped:
                 names = ", ".join(groups[index][0].group_id for index in update.suspects)
                 self._say(
-                    f"· step {self.version}: update {number} of {len(updates)} was skipped, its loss or gradient is not "
-                    f"finite; groups: {names}"
+                    f"· step {self.version}: update {number} of {len(updates)} was skipped, its loss or gradient is "
+                    f"not finite; groups: {names}"
                 )
             if self.skipped_in_a_row >= self.config.train.max_skipped_updates:
                 raise RunFailed(
                     f"{self.skipped_in_a_row} updates in a row were skipped, their loss or gradient is not finite; "
-                    "the weights are those of the last good update. Lower learner.learning_rate, or look at the groups named above"
+                    "the weights are those of the last good update. Look at the groups named above, or lower "
+                    "learner.learning_rate"
                 )
 
     def _say(self, line: str) -> None:

@@ -113,8 +113,8 @@ def plan_text(config: Config, architecture: Architecture | None) -> str:
             "# plan",
             f"{t.steps} learner steps × {t.groups_per_step} problems × {t.group_size} episodes = "
             f"{groups} groups, {groups * t.group_size} episodes",
-            f"{t.updates_per_step} optimizer step(s) a learner step, of {t.groups_per_step // t.updates_per_step} groups "
-            f"each = {t.steps * t.updates_per_step} optimizer steps",
+            f"{t.updates_per_step} optimizer step(s) a learner step, of {t.groups_per_step // t.updates_per_step} "
+            f"groups each = {t.steps * t.updates_per_step} optimizer steps",
             *_token_lines(config),
             f"window {a.window}: problem ≤ {a.problem_tokens}, memory ≤ {a.memory_tokens}, chunk ≤ {a.chunk_tokens}, "
             f"answer ≤ {a.answer_tokens}, the rest is the prompt template",

@@ -1,8 +1,6 @@
 """The plan: what --dry-run says of a run, and its memory estimate against measured bytes and the published sizes."""
 
-import json
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
