@@ -344,8 +344,9 @@ class Coordinator:
         self._say(step_line(row, t.steps))
         if (row["logprob_mismatch_mean"] or 0) > t.mismatch_warning:
             self._say(
-                f"· warning: vLLM's and the learner's log-probs differ by {row['logprob_mismatch_mean']:.2g} on average, more "
-                f"than train.mismatch_warning={t.mismatch_warning:g}; with the same weights they should agree"
+                f"· warning: vLLM's and the learner's log-probs differ by {row['logprob_mismatch_mean']:.2g} on "
+                f"average, more than train.mismatch_warning={t.mismatch_warning:g}; with the same weights they should "
+                "agree"
             )
         await self.tracker.log.remote(row)
         w = self.config.wandb

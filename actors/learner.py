@@ -82,13 +82,11 @@ class Learner:
         batches = _Batches({index: ray.get(ref) for index, (ref,) in refs.items()}, advantages, self.engine.device)
         begin = time.perf_counter()
         # In the first update the proximal policy is the policy itself: a pass of its own would find the same numbers.
-        proximal = [None] + [self._proximal(update, batches) for update in updates[1:]]
+        later = [self._proximal(update, batches) for update in updates[1:]]
         proximal_seconds = time.perf_counter() - begin
-        rows = []
-        for update, anchors in zip(updates, proximal, strict=True):
-            rows.append(self._update(version, update, batches, anchors) | {"proximal_seconds": proximal_seconds})
-            proximal_seconds = 0.0
-        return rows
+        first = self._update(version, updates[0], batches, None, at_start=True)
+        others = [self._update(version, u, batches, proximal) for u, proximal in zip(updates[1:], later, strict=True)]
+        return [first | {"proximal_seconds": proximal_seconds}, *others]
 
     @torch.no_grad()
     def _proximal(self, update: Update, batches: "_Batches") -> list[torch.Tensor] | None:
@@ -98,8 +96,14 @@ class Learner:
         return [self.engine.forward(*inputs_of(batches.build(items)))[0] for items in update.micro_batches]
 
     def _update(
-        self, version: int, update: Update, batches: "_Batches", proximal: list[torch.Tensor] | None
+        self,
+        version: int,
+        update: Update,
+        batches: "_Batches",
+        proximal: list[torch.Tensor] | None,
+        at_start: bool = False,
     ) -> dict[str, object]:
+        """Train one update; `at_start`: the weights are still those that the step starts with."""
         sums, not_finite, is_finite = UpdateSums(), set(), True
         objective = self.config.objective
         for number, items in enumerate(update.micro_batches):
@@ -107,7 +111,7 @@ class Learner:
             inputs = inputs_of(batch)
             reference = self.engine.reference(*inputs)
             logprobs, entropy = self.engine.forward(*inputs)
-            anchor = None if proximal is None else proximal[number]
+            anchor = proximal[number] if proximal else None
             tokens = token_losses(
                 logprobs,
                 entropy,
@@ -124,14 +128,15 @@ class Learner:
             # A loss that is not finite makes the whole gradient so, for then all ranks skip the update together.
             self.engine.backward(loss if is_finite or not last else loss * torch.nan, last)
             if items:
-                at_start = logprobs.detach() if anchor is None else anchor
-                _add(sums, version, batch, at_start, entropy.detach(), tokens, loss.detach(), objective.importance_cap)
+                _add(sums, version, batch, entropy.detach(), tokens, loss.detach(), objective.importance_cap)
+                _add_mismatch(sums, version, batch, logprobs.detach() if at_start else anchor)
         grad_norm, learning_rate = self.engine.step()
         return asdict(sums) | {
             "grad_norm": grad_norm,
             "learning_rate": learning_rate,
             "micro_batches": len(update.micro_batches),
             "not_finite": sorted(not_finite),
+            "proximal_seconds": 0.0,
         }
 
     def publish(self) -> list[ray.ObjectRef] | None:
@@ -182,11 +187,10 @@ def inputs_of(batch: dict[str, torch.Tensor]) -> list[torch.Tensor]:
 
 
 def _add(
-    sums: UpdateSums, version: int, batch: dict, at_start: torch.Tensor, entropy, tokens: TokenLosses, loss, cap: float
+    sums: UpdateSums, version: int, batch: dict, entropy: torch.Tensor, tokens: TokenLosses, loss, cap: float
 ) -> None:
-    same = (at_start - batch["behaviour"])[batch["cache_versions"] == version].abs()
     behind = version - batch["versions"]
-    sums.tokens += len(at_start)
+    sums.tokens += len(entropy)
     sums.loss += float(loss)
     sums.clipped += int(tokens.clipped.sum())
     sums.ratio += float(tokens.ratios.sum())
@@ -195,11 +199,18 @@ def _add(
     sums.importance_capped += int((tokens.importance >= cap).sum())
     sums.entropy += float(entropy.sum())
     sums.kl += float(tokens.kl.sum())
+    sums.staleness += float(behind.sum())
+    sums.staleness_max = max(sums.staleness_max, int(_max(behind)))
+
+
+def _add_mismatch(sums: UpdateSums, version: int, batch: dict, logprobs: torch.Tensor | None) -> None:
+    """`logprobs`: under the weights that the step starts with; None if they are not known."""
+    if logprobs is None:
+        return
+    same = (logprobs - batch["behaviour"])[batch["cache_versions"] == version].abs()
     sums.same_version_tokens += len(same)
     sums.mismatch += float(same.sum())
     sums.mismatch_max = max(sums.mismatch_max, _max(same))
-    sums.staleness += float(behind.sum())
-    sums.staleness_max = max(sums.staleness_max, int(_max(behind)))
 
 
 def _max(values: torch.Tensor) -> float:
