@@ -1,13 +1,12 @@
 """The trajectory buffer: groups by reference, the ledger of where each one is, and who may start or must wait."""
 
 import asyncio
-from math import ceil
 
 import ray
 
 from pipeline.config import Config
 from pipeline.episodes import GroupRecord
-from pipeline.ledger import BUFFERED, RUNNING, Ledger
+from pipeline.ledger import BUFFERED, RUNNING, Ledger, discard_limit
 
 
 @ray.remote(num_cpus=0)
@@ -17,8 +16,7 @@ class TrajectoryBuffer:
 
     def __init__(self, config: Config):
         t = config.train
-        max_discarded = ceil(t.max_discarded * t.groups_per_step) if t.dynamic_sampling else 0
-        self._ledger = Ledger(t.groups_per_step, t.max_staleness, t.steps, max_discarded)
+        self._ledger = Ledger(t.groups_per_step, t.max_staleness, t.steps, discard_limit(t))
         self._refs: dict[str, ray.ObjectRef] = {}
         self._pauses: list[float] = []
         self._changed = asyncio.Condition()

@@ -52,7 +52,7 @@ class Coordinator:
         self.problems_in_hand: dict[str, Problem] = {}  # by group id, until the group is trained
         self.attempts: Counter[str] = Counter()
         self.retry: deque[Problem] = deque()
-        self.discarded: list[GroupRecord] = []  # by dynamic sampling, since the last step
+        self.discarded: list[GroupRecord] = []  # by dynamic sampling, while the next step's groups come together
         self.version = 0
         self.skipped_in_a_row = 0
         self.checkpoint: Path | None = None
@@ -250,6 +250,7 @@ class Coordinator:
             groups = await self._take()
             if groups is None:
                 break
+            discarded, self.discarded = self.discarded, []
             waited = time.time() - self._step_began
             updates = await self.gang.train(self.version, groups)
             trained = time.time() - self._step_began
@@ -257,7 +258,7 @@ class Coordinator:
             await self.store.publish.remote(self.version, await self.gang.publish())
             await self.buffer.step_done.remote()
             self._deaths.clear()
-            await self._report(groups, updates, waited, trained)
+            await self._report(groups, updates, discarded, waited, trained)
             self._check_updates(groups, updates)
             if self.version % t.checkpoint_every == 0:
                 await self._save_if_new()
@@ -311,18 +312,24 @@ class Coordinator:
             self._withdraw_given_up(problem, reason)
         t = self.config.train
         failed = self.failures.total() - self.failures[DROPPED_STALE] - self.failures["GeneratorLost"]
-        trained = self.version * t.groups_per_step
-        if failed >= 2 * t.groups_per_step and failed > t.max_failed_share * (failed + trained):
-            self._fail(RunFailed(f"{failed} groups failed and {trained} were trained; the last failure: {reason}"))
+        done = self.version * t.groups_per_step + self.totals.groups_discarded + len(self.discarded)
+        if failed >= 2 * t.groups_per_step and failed > t.max_failed_share * (failed + done):
+            self._fail(RunFailed(f"{failed} groups failed and {done} did not; the last failure: {reason}"))
 
     def _withdraw_given_up(self, problem: Problem, reason: str) -> None:
         self._say(f"· giving {problem.id} up after {self.config.train.max_attempts} attempts: {reason}")
         self.quarantine.add(problem.id, reason, {"question": problem.question, "answers": problem.answers})
 
-    async def _report(self, groups: list, updates: list[UpdateResult], waited: float, trained: float) -> None:
+    async def _report(
+        self,
+        groups: list,
+        updates: list[UpdateResult],
+        discarded: list[GroupRecord],
+        waited: float,
+        trained: float,
+    ) -> None:
         t, now = self.config.train, time.time()
         counts = await self.buffer.counts.remote()
-        discarded, self.discarded = self.discarded, []
         row = step_row(self.version, [record for record, _ in groups], updates, discarded) | {
             "updates_total": self.totals.updates + sum(not update.skipped for update in updates),
             "seconds": now - self._step_began,

@@ -83,7 +83,7 @@ class Learner:
         begin = time.perf_counter()
         # In the first update the proximal policy is the policy itself: a pass of its own would find the same numbers.
         later = [self._proximal(update, batches) for update in updates[1:]]
-        proximal_seconds = time.perf_counter() - begin
+        proximal_seconds = time.perf_counter() - begin if any(later) else 0.0
         first = self._update(version, updates[0], batches, None, at_start=True)
         others = [self._update(version, u, batches, proximal) for u, proximal in zip(updates[1:], later, strict=True)]
         return [first | {"proximal_seconds": proximal_seconds}, *others]
@@ -111,25 +111,26 @@ class Learner:
             inputs = inputs_of(batch)
             reference = self.engine.reference(*inputs)
             logprobs, entropy = self.engine.forward(*inputs)
-            anchor = proximal[number] if proximal else None
+            before = proximal[number] if proximal else None
             tokens = token_losses(
                 logprobs,
                 entropy,
                 batch["advantages"],
                 behaviour=batch["behaviour"],
-                proximal=anchor,
+                proximal=before,
                 reference=reference,
                 objective=objective,
             )
-            loss = (tokens.losses * batch["weights"]).sum() / update.tokens
-            not_finite.update(batch["groups"][~torch.isfinite(tokens.losses)].tolist())
+            losses = torch.where(batch["is_response"], tokens.losses, 0.0)
+            loss = losses.sum() / update.tokens
+            not_finite.update(batch["groups"][~torch.isfinite(losses)].tolist())
             is_finite = is_finite and bool(torch.isfinite(loss))
             last = number == len(update.micro_batches) - 1
             # A loss that is not finite makes the whole gradient so, for then all ranks skip the update together.
             self.engine.backward(loss if is_finite or not last else loss * torch.nan, last)
             if items:
                 _add(sums, version, batch, entropy.detach(), tokens, loss.detach(), objective.importance_cap)
-                _add_mismatch(sums, version, batch, logprobs.detach() if at_start else anchor)
+                _add_mismatch(sums, version, batch, logprobs.detach() if at_start else before)
         grad_norm, learning_rate = self.engine.step()
         return asdict(sums) | {
             "grad_norm": grad_norm,

@@ -44,7 +44,7 @@ class LearnerGang:
         sets = split_updates(len(groups), self.config.train.updates_per_step, (self.config.run.seed, version))
         shares: list[list[Update]] = [[] for _ in range(le.ranks)]
         for chosen in sets:
-            lengths = {index: groups[index][0].lengths for index in chosen}
+            lengths = {index: groups[index][0].trained_lengths for index in chosen}
             tokens = sum(groups[index][0].response_tokens for index in chosen)
             for share, micro_batches in zip(shares, plan_update(lengths, le.ranks, le.micro_batch_tokens), strict=True):
                 share.append(Update(micro_batches, tokens))

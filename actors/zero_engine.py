@@ -20,6 +20,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer  # noqa: E40
 from transformers.utils import logging as transformers_logging  # noqa: E402
 
 from pipeline.config import Config  # noqa: E402
+from pipeline.plan import GATHERED_PARAMETERS, REDUCE_BUCKET  # noqa: E402
 from pipeline.policy import Policy  # noqa: E402
 from pipeline.schedule import learning_rate  # noqa: E402
 
@@ -144,7 +145,13 @@ def _checkpoint_activations(model: torch.nn.Module) -> None:
 
 
 def _settings(config: Config) -> dict:
-    zero = {"stage": ZERO_STAGE, "contiguous_gradients": True, "overlap_comm": torch.cuda.is_available()}
+    zero = {
+        "stage": ZERO_STAGE,
+        "contiguous_gradients": True,
+        "overlap_comm": torch.cuda.is_available(),
+        "stage3_max_live_parameters": GATHERED_PARAMETERS,
+        "reduce_bucket_size": REDUCE_BUCKET,
+    }
     if config.learner.offload:
         zero["offload_optimizer"] = {"device": "cpu", "pin_memory": True}
     return _common_settings(config, zero) | {
@@ -156,7 +163,7 @@ def _settings(config: Config) -> dict:
 
 
 def _reference_settings(config: Config) -> dict:
-    """Split over the ranks and kept in host memory; on the device there is one layer at a time."""
+    """Split over the ranks and kept in host memory; the device holds what is being computed."""
     offload = {"device": "cpu", "pin_memory": torch.cuda.is_available()}
     return _common_settings(config, {"stage": ZERO_STAGE, "offload_param": offload})
 
@@ -166,6 +173,9 @@ def _common_settings(config: Config, zero: dict) -> dict:
         "train_micro_batch_size_per_gpu": 1,  # a packed row; the boundary of an update is set by hand
         "gradient_accumulation_steps": 1,
         "bf16": {"enabled": config.model.dtype == "bfloat16"},
+        # Gradients of bfloat16 weights are added up over micro-batches and ranks in float32.
+        "data_types": {"grad_accum_dtype": "fp32"},
+        "communication_data_type": "fp32",
         "zero_optimization": zero,
         "steps_per_print": 2**31,
     }

@@ -5,7 +5,7 @@ The advantage of an episode holds for every response token of every one of its c
 
 import numpy as np
 
-# Keeps a group whose rewards hardly differ from being blown up; GRPO's implementations use the same.
+# Where all rewards are equal, and the advantages 0.
 SMALLEST_STD = 1e-6
 
 

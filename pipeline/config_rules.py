@@ -40,6 +40,7 @@ def _rules(c: Config):
             "steps",
             "groups_per_step",
             "updates_per_step",
+            "max_discarded",
             "max_attempts",
             "max_skipped_updates",
             "mismatch_warning",
@@ -99,7 +100,6 @@ def _rules(c: Config):
         f"train.groups_per_step={t.groups_per_step} must be a multiple of train.updates_per_step={t.updates_per_step}: "
         "every optimizer step trains as many whole groups",
     )
-    yield t.max_discarded >= 1, f"train.max_discarded={t.max_discarded} must be at least 1"
     yield (
         0 < o.clip_low < 1 and o.clip_high > 0 and o.dual_clip > 1,
         "objective.clip_low must lie in (0, 1), objective.clip_high above 0 and objective.dual_clip above 1",

@@ -127,7 +127,7 @@ class GroupRecord:
     task: str
     generator: str
     lengths: np.ndarray  # tokens of each conversation, int64 [C]
-    response_tokens: int
+    response_lengths: np.ndarray  # tokens of each conversation's response, int64 [C]
     oldest_version: int
     newest_version: int
     mixed_version_episodes: int  # episodes whose tokens were written by more than one version
@@ -138,8 +138,17 @@ class GroupRecord:
     advantages: np.ndarray  # of both together, float32 [G]
 
     @property
+    def response_tokens(self) -> int:
+        return int(self.response_lengths.sum())
+
+    @property
+    def trained_lengths(self) -> np.ndarray:
+        """The lengths, 0 where the response is empty and there is nothing to train, int64 [C]."""
+        return np.where(self.response_lengths > 0, self.lengths, 0)
+
+    @property
     def is_informative(self) -> bool:
-        """Whether the rewards differ: a group whose rewards are all equal has nothing to teach."""
+        """Whether the task's rewards differ, which is what dynamic sampling asks for."""
         return bool(np.ptp(self.rewards) > 0)
 
 
@@ -164,7 +173,7 @@ def group_record(
         task=task,
         generator=generator,
         lengths=group.lengths,
-        response_tokens=int(starts[-1]),
+        response_lengths=np.diff(starts),
         oldest_version=int(group.versions.min()),
         newest_version=int(group.versions.max()),
         mixed_version_episodes=sum(len(versions) > 1 for versions in of_episode.values()),

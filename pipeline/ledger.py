@@ -6,11 +6,18 @@ trained; or it fails, or is dropped as stale, and its problem is run again as a 
 """
 
 from dataclasses import dataclass, field
+from math import ceil
 
+from pipeline.config import TrainConfig
 from pipeline.episodes import GroupRecord
 from pipeline.staleness import choose, feasible
 
 RUNNING, BUFFERED, TRAINING = "running", "buffered", "training"
+
+
+def discard_limit(train: TrainConfig) -> int:
+    """How many groups of equal rewards one step may discard."""
+    return ceil(train.max_discarded * train.groups_per_step) if train.dynamic_sampling else 0
 
 
 @dataclass

@@ -22,6 +22,9 @@ import torch
 
 from pipeline.config import ObjectiveConfig
 
+LARGEST_KL = 10.0  # of a token
+LARGEST_LOG_RATIO = 20.0  # keeps the exponential finite
+
 
 @dataclass(frozen=True)
 class TokenLosses:
@@ -44,10 +47,12 @@ class TokenLosses:
 def k3(logprobs: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
     """The low-variance estimate of KL(π ‖ reference) on tokens drawn from π: r - log r - 1, r = reference / π.
 
-    Never negative (Schulman, "Approximating KL Divergence", 2020; GRPO, arXiv 2402.03300).
+    Never negative (Schulman, "Approximating KL Divergence", 2020; GRPO, arXiv 2402.03300). It grows with r, so a token
+    that π has all but given up would rule the gradient: the estimate ends at `LARGEST_KL`, beyond which a token has
+    no gradient, as in the authors' trainer.
     """
-    log_r = reference - logprobs
-    return torch.exp(log_r) - log_r - 1
+    log_r = (reference - logprobs).clamp(-LARGEST_LOG_RATIO, LARGEST_LOG_RATIO)
+    return (torch.exp(log_r) - log_r - 1).clamp(max=LARGEST_KL)
 
 
 def token_losses(

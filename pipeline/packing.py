@@ -12,6 +12,8 @@ import numpy as np
 
 from pipeline.episodes import EpisodeGroup
 
+UNEVEN = 1.1  # groups are cut finer until no rank has more than this, times its fair share
+
 Item = tuple[int, int]  # (group, conversation) by their indices in the step
 
 
@@ -44,11 +46,27 @@ def balanced(sizes: Sequence[int], bins: int) -> list[list[int]]:
 
 
 def assign_items(lengths: Mapping[int, np.ndarray], ranks: int) -> list[list[Item]]:
-    """Give whole groups to ranks; where there are fewer groups than ranks, equal parts of groups."""
-    parts = ceil(ranks / len(lengths))
-    units = [[(g, c) for c in sorted(part)] for g, group in lengths.items() for part in balanced(group.tolist(), parts)]
-    sizes = [sum(int(lengths[g][c]) for g, c in unit) for unit in units]
-    return [[item for unit in dealt for item in units[unit]] for dealt in balanced(sizes, ranks)]
+    """Give whole groups to ranks; where there are fewer groups than ranks, parts of groups, equal in tokens.
+
+    Conversations of length 0 are left out.
+    """
+    fewest = ceil(ranks / len(lengths))
+    for parts in range(fewest, ranks + 1):
+        units = [
+            [(g, c) for c in sorted(part) if group[c]]
+            for g, group in lengths.items()
+            for part in balanced(group.tolist(), parts)
+        ]
+        dealt = balanced([_tokens(unit, lengths) for unit in units], ranks)
+        shares = [[item for unit in share for item in units[unit]] for share in dealt]
+        loads = [_tokens(share, lengths) for share in shares]
+        if fewest == 1 or max(loads) * ranks <= UNEVEN * sum(loads):
+            break
+    return shares
+
+
+def _tokens(items: list[Item], lengths: Mapping[int, np.ndarray]) -> int:
+    return sum(int(lengths[g][c]) for g, c in items)
 
 
 def pack_items(items: list[Item], lengths: dict[Item, int], budget: int) -> list[list[Item]]:
@@ -73,7 +91,8 @@ def plan_update(lengths: Mapping[int, np.ndarray], ranks: int, budget: int) -> l
     runs empty ones only when it has no more conversations to split.
 
     Args:
-        lengths: for each group of the update, by its index in the step, tokens of each conversation, int [C].
+        lengths: for each group of the update, by its index in the step, tokens of each conversation, int [C]; 0 for
+            one that is not to be trained.
         ranks: number of learner ranks.
         budget: tokens of a micro-batch.
     """
@@ -100,7 +119,7 @@ class MicroBatch:
     targets     int64 [R]    response token r
     behaviour   float32 [R]  log-prob under the policy that sampled it
     advantages  float32 [R]
-    weights     float32 [R]  1; 0 in the placeholder of an empty micro-batch
+    is_response bool [R]     true; false in the placeholder of an empty micro-batch
     versions        int64 [R]  weight version that sampled it
     cache_versions  int64 [R]  weight version when its prompt was submitted
     groups          int64 [R]  index in the step of the group it belongs to; -1 in a placeholder
@@ -112,7 +131,7 @@ class MicroBatch:
     targets: np.ndarray
     behaviour: np.ndarray
     advantages: np.ndarray
-    weights: np.ndarray
+    is_response: np.ndarray
     versions: np.ndarray
     cache_versions: np.ndarray
     groups: np.ndarray
@@ -137,7 +156,7 @@ def build_micro_batch(
             targets=np.zeros(1, np.int64),
             behaviour=one.astype(np.float32),
             advantages=one.astype(np.float32),
-            weights=one.astype(np.float32),
+            is_response=np.zeros(1, bool),
             versions=np.zeros(1, np.int64),
             cache_versions=np.zeros(1, np.int64),
             groups=np.full(1, -1),
@@ -157,7 +176,7 @@ def build_micro_batch(
                 tokens[prompt:],
                 group.logprobs[responses],
                 np.full(length - prompt, advantages[g][group.episodes[c]], np.float32),
-                np.ones(length - prompt, np.float32),
+                np.ones(length - prompt, bool),
                 group.versions[responses],
                 np.full(length - prompt, group.cache_versions[c]),
                 np.full(length - prompt, g),
@@ -165,5 +184,5 @@ def build_micro_batch(
         )
         start += length
     merged = [np.concatenate(parts) for parts in zip(*columns, strict=True)]
-    dtypes = [np.int64] * 4 + [np.float32] * 3 + [np.int64] * 3
+    dtypes = [np.int64] * 4 + [np.float32] * 2 + [np.bool_] + [np.int64] * 3
     return MicroBatch(*(column.astype(dtype) for column, dtype in zip(merged, dtypes, strict=True)))

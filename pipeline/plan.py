@@ -3,12 +3,15 @@
 from dataclasses import dataclass
 
 from pipeline.config import Config
+from pipeline.ledger import discard_limit
 from pipeline.policy import LOGITS_IN_MEMORY
 from pipeline.schedule import ScheduledStep, schedule_table
 
 GIB = 2**30
 TOKENS_OF_A_PARAGRAPH = 140  # HotpotQA's, on average: 200 are about 28,000 tokens (arXiv 2507.02259)
-GATHERED_PARAMETERS = 10**9  # DeepSpeed's stage3_max_live_parameters
+# What actors/zero_engine.py lets DeepSpeed hold on a device, in numbers.
+GATHERED_PARAMETERS = 10**9
+REDUCE_BUCKET = 10**8
 ROWS_SHOWN = 12
 
 
@@ -64,10 +67,11 @@ def layer_activations(architecture: Architecture, tokens: int, width: int) -> in
 
 
 def learner_memory(config: Config, architecture: Architecture) -> tuple[dict[str, int], dict[str, int]]:
-    """Estimated bytes of one learner rank: on its device, and in its host's memory.
+    """Estimated bytes of one learner rank: on its device at the height of a backward pass, and in its host's memory.
 
     ZeRO-3 splits weights, gradients and optimizer state over the ranks (arXiv 1910.02054); AdamW keeps a float32 copy
-    and two moments.
+    and two moments, and gradients are added up in float32. Not counted: the device's own context and communication
+    buffers, and in host memory the checkpoint and the weights on their way to the generators (rank 0).
     """
     le, a = config.learner, architecture
     width = 4 if config.model.dtype == "float32" else 2
@@ -77,13 +81,16 @@ def learner_memory(config: Config, architecture: Architecture) -> tuple[dict[str
     kept = a.layers * tokens * a.hidden * width + layer if le.activation_checkpointing else a.layers * layer
     device = {
         "weights": width * share,
-        "gradients": width * share,
         "layers gathered to compute": width * min(a.parameters, GATHERED_PARAMETERS),
         "activations": kept,
+        "their gradients, within a layer": 3 * width * tokens * a.intermediate,
+        "gradients on their way to their rank": 4 * REDUCE_BUCKET + 2 * 4 * a.vocabulary * a.hidden,
         "logits of a chunk, their softmax and its gradient": 3 * 4 * min(LOGITS_IN_MEMORY, tokens * a.vocabulary),
     }
     host = {}
-    (host if le.offload else device)["optimizer state"] = 12 * share
+    state = host if le.offload else device
+    state["gradients"] = 4 * share
+    state["optimizer state"] = 12 * share
     if config.objective.kl_coefficient:
         host["reference model"] = width * share
     return device, host
@@ -142,7 +149,7 @@ def _token_lines(config: Config) -> list[str]:
     read = episodes * (chunks * (slots + a.chunk_tokens) + slots)
     return [
         f"documents of about {chunks} chunks: {chunks + 1} conversations an episode, {episodes * (chunks + 1)} a step",
-        f"tokens a step: at most {read:,} in prompts, without their template, and {written:,} in responses",
+        f"tokens a step: about {read:,} in prompts, without their template, and at most {written:,} in responses",
     ]
 
 
@@ -150,8 +157,9 @@ def _dynamic_sampling_line(config: Config) -> list[str]:
     t = config.train
     if not t.dynamic_sampling:
         return []
-    most = int(t.max_discarded * t.groups_per_step)
-    return [f"dynamic sampling: a step discards at most {most} groups of equal rewards, then it trains them too"]
+    return [
+        f"dynamic sampling: a step discards at most {discard_limit(t)} groups of equal rewards, then it trains them too"
+    ]
 
 
 def _memory_lines(config: Config, architecture: Architecture | None) -> list[str]:

@@ -16,14 +16,17 @@ import torch
 from pipeline.config import Config, load_config
 
 
-def make_random_model(folder: Path, seed: int) -> Path:
+def make_random_model(folder: Path, seed: int, **sizes: int) -> Path:
     """A model of the tiny architecture with random weights, large enough to make its tokens differ."""
     from transformers import LlamaForCausalLM
 
     from pipeline.documents.synthetic import tiny_model_config, tiny_tokenizer
 
     torch.manual_seed(seed)
-    model = LlamaForCausalLM(tiny_model_config())
+    config = tiny_model_config()
+    for name, size in sizes.items():
+        setattr(config, name, size)
+    model = LlamaForCausalLM(config)
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.dim() > 1:
@@ -41,6 +44,13 @@ def random_model(tmp_path_factory) -> Path:
 @pytest.fixture(scope="session")
 def other_model(tmp_path_factory) -> Path:
     return make_random_model(tmp_path_factory.mktemp("models") / "b", seed=2)
+
+
+@pytest.fixture(scope="session")
+def wide_model(tmp_path_factory) -> Path:
+    """Its matrices have over 100,000 numbers each: smaller ones are never released by ZeRO-3."""
+    sizes = {"hidden_size": 320, "intermediate_size": 384, "head_dim": 80, "vocab_size": 400}
+    return make_random_model(tmp_path_factory.mktemp("models") / "wide", seed=3, **sizes)
 
 
 @pytest.fixture(scope="session")

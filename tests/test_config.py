@@ -150,7 +150,7 @@ def test_all_broken_rules_are_reported_at_once():
         ("objective", {"importance_cap": 0.0}, "objective.importance_cap=0.0 must be greater than 0"),
         ("objective", {"overlong_share": 0.0}, "objective.overlong_share=0.0"),
         ("train", {"updates_per_step": 0}, "train.updates_per_step=0 must be greater than 0"),
-        ("train", {"max_discarded": 0.5}, "train.max_discarded=0.5"),
+        ("train", {"max_discarded": 0.0}, "train.max_discarded=0.0 must be greater than 0"),
         ("learner", {"learning_rate": float("nan")}, "learner.learning_rate=nan must be greater than 0"),
         ("learner", {"weight_decay": -0.1}, "learner.weight_decay"),
         ("learner", {"warmup_steps": -1}, "learner.warmup_steps"),

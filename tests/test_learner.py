@@ -68,12 +68,14 @@ async def weights_of(gang) -> dict[str, torch.Tensor]:
 
 
 @pytest.fixture(scope="module", params=CASES)
-def trained(request, ray_session, tiny_config, batches, tmp_path_factory):
+def trained(request, ray_session, tiny_config, wide_model, batches, tmp_path_factory):
     """Three steps of a gang: its configuration, the weights it published, its updates, its checkpoint, and what a
     fourth step made of a reward that is not a number, and a fifth of the same groups with good ones."""
     from actors.learner_gang import LearnerGang
 
     config = case_config(tiny_config, CASES[request.param])
+    if request.param == "everything":
+        config = replace(config, model=replace(config.model, path=str(wide_model)))
     folder = tmp_path_factory.mktemp("checkpoint") / "hf"
 
     async def run():

@@ -39,11 +39,17 @@ def test_a_group_is_trained_on_one_rank_unless_there_are_more_ranks_than_groups(
         assert all(homes)
 
 
-def test_few_groups_are_divided_evenly_among_many_ranks():
-    """As in the 7B preset: eight groups of 112 conversations on 24 ranks."""
-    lengths = {g: np.full(112, 7000) for g in range(8)}
-    counts = [len(items) for items in assign_items(lengths, 24)]
-    assert min(counts) >= 37 and max(counts) <= 38
+@pytest.mark.parametrize(("groups", "ranks"), [(8, 24), (16, 96), (16, 24), (3, 4), (1, 7)])
+def test_few_groups_are_divided_evenly_among_many_ranks(groups, ranks):
+    """As in the paper's presets: eight groups of 112 conversations on 24 ranks, sixteen on 96."""
+    lengths = {g: np.full(112, 7000) for g in range(groups)}
+    counts = [len(items) for items in assign_items(lengths, ranks)]
+    assert sum(counts) == groups * 112 and max(counts) <= 1.1 * groups * 112 / ranks
+
+
+def test_a_conversation_with_nothing_to_train_is_left_out():
+    assert plan_update({0: np.array([5, 0, 7])}, 1, 100) == [[[(0, 2), (0, 0)]]]
+    assert plan_update({0: np.array([0, 0])}, 2, 100) == [[], []]
 
 
 def test_a_conversation_over_the_budget_gets_a_micro_batch_of_its_own():
@@ -108,7 +114,7 @@ def gradient(policy, reference, groups, advantages, plan) -> tuple[float, torch.
             reference=reference(*inputs)[0],
             objective=OBJECTIVE,
         ).losses
-        loss = (losses * batch["weights"]).sum() / tokens
+        loss = losses[batch["is_response"]].sum() / tokens
         loss.backward()
         total += loss.item()
     return total, torch.cat([p.grad.flatten() for p in policy.parameters()])
@@ -138,7 +144,7 @@ def naive_gradient(policy, reference, groups, advantages) -> tuple[float, torch.
                 gain = torch.minimum(rho * a, rho.clamp(0.8, 1.28) * a)
                 gain = gain if a >= 0 else torch.maximum(gain, torch.tensor(3.0 * a))
                 r = torch.exp(old[at, int(token)] - logprob)
-                terms.append(-w * gain + 0.1 * (r - torch.log(r) - 1) - 0.05 * entropy)
+                terms.append(-w * gain + 0.1 * (r - torch.log(r) - 1).clamp(max=10) - 0.05 * entropy)
     loss = torch.stack(terms).mean()
     loss.backward()
     return loss.item(), torch.cat([p.grad.flatten() for p in policy.parameters()])
@@ -222,7 +228,7 @@ def test_prompt_tokens_have_no_weight_and_every_response_token_has_that_of_its_e
         reference=None,
         objective=ObjectiveConfig(),
     ).losses
-    (losses * torch.tensor(row.weights)).sum().backward()
+    losses[torch.tensor(row.is_response)].sum().backward()
     weight = np.zeros(len(row.tokens))  # of the token at each place: the one after the position that predicts it
     weight[row.predict_at + 1] = logprobs.grad
     start = 0

@@ -6,6 +6,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from pipeline.config import ObjectiveConfig
+from pipeline.episodes import Completion, Conversation, Episode, pack_group
 from tests.groups import random_group
 
 
@@ -30,6 +32,24 @@ def test_a_group_gets_its_rewards_and_advantages(score):
     assert record.rewards.tolist() == [1, 0, 0]
     assert record.advantages.tolist() == pytest.approx([2 / 3, -1 / 3, -1 / 3])
     assert record.generator == "generator-0" and record.generation_seconds == 1.5
+
+
+def test_over_long_responses_lower_the_advantage_and_not_the_reward(ray_session):
+    """Limits of 10 tokens with a tail of 2: the first episode's turns are punished by 1 and 0.5, the second's not."""
+    from actors.scorer import Scorer
+
+    def conversation(tokens: int) -> Conversation:
+        return Conversation("m", [1], Completion([5] * tokens, [-1.0] * tokens, [0] * tokens, "stop", max_tokens=10))
+
+    episodes = [
+        Episode([conversation(10), conversation(9)], "\\boxed{ Paris }"),
+        Episode([conversation(8)], "\\boxed{ Rome }"),
+    ]
+    objective = ObjectiveConfig(overlong_penalty=0.4, overlong_share=0.2, advantage="leave_one_out")
+    scorer = Scorer.remote(objective)
+    record = ray_session.get(scorer.score.remote("id", pack_group("p", episodes), "qa", ("Paris",), "g", 1.0))
+    assert record.rewards.tolist() == [1, 0] and record.penalties.tolist() == [-0.75, 0]
+    assert record.advantages.tolist() == pytest.approx([0.7, -0.7])
 
 
 @pytest.mark.parametrize(

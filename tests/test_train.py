@@ -256,6 +256,7 @@ def test_on_policy_the_importance_weight_is_one_and_nothing_is_clipped(problem_f
         assert row["logprob_mismatch_tokens"] == row["tokens_trained"]
         assert abs(row["importance_mean"] - 1) <= row["logprob_mismatch_mean"] * 1.1 + 1e-7
         assert row["importance_max"] <= 1 + 1.1 * row["logprob_mismatch_max"] + 1e-7
+        assert row["proximal_seconds"] == 0  # the pass would add nothing
         assert row["entropy"] > 0 and row["updates"] == 1 and row["updates_skipped"] == 0
     expected = scheduled(capsys, arguments)
     assert [(row["step"], row["updates_total"]) for row in rows] == [row[:2] for row in expected]
@@ -265,12 +266,14 @@ def test_on_policy_the_importance_weight_is_one_and_nothing_is_clipped(problem_f
 
 def test_every_option_of_the_objective_at_work(problem_file, random_model, tmp_path, capsys):
     """Several updates a step, a reference model, dynamic sampling, over-long shaping, activation checkpointing."""
+    problems = tmp_path / "problems.jsonl"
+    problems.write_text(problem_file.read_text().replace("counts_letters", "often_equal"))
     arguments = [
         f"model.path={random_model}",
         f"run.folder={tmp_path}",
         "run.name=options",
         "data.source=file",
-        f"data.path={problem_file}",
+        f"data.path={problems}",
         "data.max_bad_share=1",
         "train.steps=3",
         "train.updates_per_step=2",
@@ -292,9 +295,11 @@ def test_every_option_of_the_objective_at_work(problem_file, random_model, tmp_p
     ]
     assert all(row["updates"] == 2 and row["groups"] == 4 for row in rows)
     assert rows[0]["kl"] > 0 and rows[-1]["kl"] > rows[0]["kl"]  # the second update of a step has left the start
-    assert all(0 < row["kept_fraction"] <= 1 and row["groups_discarded"] <= 2 * 2 * 4 for row in rows)
+    assert all(row["kept_fraction"] == 4 / (4 + row["groups_discarded"]) for row in rows)
+    assert 0 < sum(row["groups_discarded"] for row in rows) and all(row["groups_discarded"] <= 2 * 4 for row in rows)
+    assert "  kept 0." in output
     assert all(row["proximal_seconds"] > 0 for row in rows)
-    assert any(row["overlong_penalty"] < 0 for row in rows)  # a random model seldom ends its responses by itself
+    assert any(row["overlong_punishment"] < 0 for row in rows)  # a random model seldom ends its responses by itself
     assert output.count("more than train.mismatch_warning=1e-12") >= 1
     summary = json.loads((tmp_path / "options" / "summary.json").read_text())
     assert summary["updates"] == 6 and summary["groups_discarded"] == sum(row["groups_discarded"] for row in rows)

@@ -39,8 +39,8 @@ class Settings:
     prompt_tokens: int = 384  # of each conversation
     response_tokens: int = 128  # of each conversation
     dtype: str = "float32"
-    rounds: int = 3  # processes of each variant
-    repeats: int = 2  # timed steps in a process, after one to warm up
+    rounds: int = 2  # processes of each variant
+    repeats: int = 1  # timed steps in a process, after one to warm up
 
 
 def full(policy: Policy, batch: dict) -> torch.Tensor:
