@@ -37,6 +37,9 @@ class UpdateSums:
     staleness_max: int = 0
 
 
+Proximal = list[torch.Tensor | None]
+
+
 @ray.remote
 class Learner:
     def __init__(self, config: Config, rank: int):
@@ -80,30 +83,37 @@ class Learner:
             its loss or gradient was not finite on some rank, and `not_finite` names this rank's groups to blame.
         """
         batches = _Batches({index: ray.get(ref) for index, (ref,) in refs.items()}, advantages, self.engine.device)
-        begin = time.perf_counter()
+        proximal: list[Proximal] = [[None] * len(update.micro_batches) for update in updates]
+        proximal_seconds = 0.0
         # In the first update the proximal policy is the policy itself: a pass of its own would find the same numbers.
-        later = [self._proximal(update, batches) for update in updates[1:]]
-        proximal_seconds = time.perf_counter() - begin if any(later) else 0.0
-        first = self._update(version, updates[0], batches, None, at_start=True)
-        others = [self._update(version, u, batches, proximal) for u, proximal in zip(updates[1:], later, strict=True)]
-        return [first | {"proximal_seconds": proximal_seconds}, *others]
+        if self.config.objective.decoupled and len(updates) > 1:
+            begin = time.perf_counter()
+            proximal[1:] = [self._logprobs(update, batches) for update in updates[1:]]
+            proximal_seconds = time.perf_counter() - begin
+        rows = [
+            self._update(version, update, batches, proximal[number], at_start=number == 0)
+            for number, update in enumerate(updates)
+        ]
+        rows[0]["proximal_seconds"] = proximal_seconds
+        return rows
 
     @torch.no_grad()
-    def _proximal(self, update: Update, batches: "_Batches") -> list[torch.Tensor] | None:
-        """Log-probs under the weights that the step starts with, for each micro-batch; None if they are not used."""
-        if not self.config.objective.decoupled:
-            return None
+    def _logprobs(self, update: Update, batches: "_Batches") -> list[torch.Tensor]:
+        """Log-probs under the present weights, for each micro-batch."""
         return [self.engine.forward(*inputs_of(batches.build(items)))[0] for items in update.micro_batches]
 
     def _update(
-        self,
-        version: int,
-        update: Update,
-        batches: "_Batches",
-        proximal: list[torch.Tensor] | None,
-        at_start: bool = False,
+        self, version: int, update: Update, batches: "_Batches", proximal: Proximal, at_start: bool
     ) -> dict[str, object]:
-        """Train one update; `at_start`: the weights are still those that the step starts with."""
+        """Train one update.
+
+        Args:
+            version: of the weights before the step.
+            update: this rank's share.
+            batches: of the step.
+            proximal: log-probs under the weights that the step starts with, for each micro-batch, where they are known.
+            at_start: the weights are still those.
+        """
         sums, not_finite, is_finite = UpdateSums(), set(), True
         objective = self.config.objective
         for number, items in enumerate(update.micro_batches):
@@ -111,13 +121,12 @@ class Learner:
             inputs = inputs_of(batch)
             reference = self.engine.reference(*inputs)
             logprobs, entropy = self.engine.forward(*inputs)
-            before = proximal[number] if proximal else None
             tokens = token_losses(
                 logprobs,
                 entropy,
                 batch["advantages"],
                 behaviour=batch["behaviour"],
-                proximal=before,
+                proximal=proximal[number],
                 reference=reference,
                 objective=objective,
             )
@@ -130,7 +139,7 @@ class Learner:
             self.engine.backward(loss if is_finite or not last else loss * torch.nan, last)
             if items:
                 _add(sums, version, batch, entropy.detach(), tokens, loss.detach(), objective.importance_cap)
-                _add_mismatch(sums, version, batch, logprobs.detach() if at_start else before)
+                _add_mismatch(sums, version, batch, logprobs.detach() if at_start else proximal[number])
         grad_norm, learning_rate = self.engine.step()
         return asdict(sums) | {
             "grad_norm": grad_norm,

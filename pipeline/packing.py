@@ -87,8 +87,8 @@ def pack_items(items: list[Item], lengths: dict[Item, int], budget: int) -> list
 def plan_update(lengths: Mapping[int, np.ndarray], ranks: int, budget: int) -> list[list[list[Item]]]:
     """Plan one optimizer step: for each rank, its micro-batches as lists of (group, conversation).
 
-    All ranks get the same number of micro-batches. A rank that would have fewer splits its fullest ones, and
-    runs empty ones only when it has no more conversations to split.
+    All ranks get the same number of micro-batches, at least one. A rank that would have fewer splits its fullest ones,
+    and runs empty ones only when it has no more conversations to split.
 
     Args:
         lengths: for each group of the update, by its index in the step, tokens of each conversation, int [C]; 0 for
@@ -98,7 +98,7 @@ def plan_update(lengths: Mapping[int, np.ndarray], ranks: int, budget: int) -> l
     """
     tokens = {(g, c): int(n) for g, group in lengths.items() for c, n in enumerate(group)}
     plan = [pack_items(items, tokens, budget) for items in assign_items(lengths, ranks)]
-    count = max(len(micro_batches) for micro_batches in plan)
+    count = max(1, *(len(micro_batches) for micro_batches in plan))
     for micro_batches in plan:
         while len(micro_batches) < count:
             fullest = max(micro_batches, key=lambda m: (len(m) > 1, sum(tokens[i] for i in m)), default=[])

@@ -49,7 +49,7 @@ def test_few_groups_are_divided_evenly_among_many_ranks(groups, ranks):
 
 def test_a_conversation_with_nothing_to_train_is_left_out():
     assert plan_update({0: np.array([5, 0, 7])}, 1, 100) == [[[(0, 2), (0, 0)]]]
-    assert plan_update({0: np.array([0, 0])}, 2, 100) == [[], []]
+    assert plan_update({0: np.array([0, 0])}, 2, 100) == [[[]], [[]]]
 
 
 def test_a_conversation_over_the_budget_gets_a_micro_batch_of_its_own():
