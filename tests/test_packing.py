@@ -29,6 +29,8 @@ def test_every_conversation_is_trained_once_within_the_budget_in_equal_numbers_o
     items = [item for micro_batches in plan for micro_batch in micro_batches for item in micro_batch]
     assert sorted(items) == [(g, c) for g, group in lengths.items() for c in range(len(group))]
     assert all(sum(lengths[g][c] for g, c in m) <= budget for micro_batches in plan for m in micro_batches)
+    # An empty micro-batch is run only where there is nothing left to split.
+    assert all(len(m) <= 1 for micro_batches in plan if [] in micro_batches for m in micro_batches)
 
 
 @given(group_lengths, st.integers(1, 4))
