@@ -7,7 +7,8 @@ import pytest
 from transformers import AutoConfig, AutoTokenizer
 
 from jobs.warmstart import Examples, measure
-from pipeline.config import CONFIGS, check_config, check_window, load_config
+from pipeline.config import CONFIGS, load_config
+from pipeline.config_rules import check_config, check_window
 from pipeline.documents.synthetic import (
     CHUNK_FACTS,
     CHUNK_TOKENS,
