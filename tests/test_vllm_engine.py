@@ -61,7 +61,7 @@ def learner_logprobs(model, temperature: float, tokens: list[int]) -> torch.Tens
     row = torch.tensor(PROMPT + tokens)
     at = torch.arange(len(PROMPT) - 1, len(row) - 1)
     with torch.no_grad():
-        return policy(row, torch.arange(len(row)), at, torch.tensor(tokens))
+        return policy(row, torch.arange(len(row)), at, torch.tensor(tokens))[0]
 
 
 async def buckets(model):
@@ -84,7 +84,7 @@ def test_a_response_ends_with_the_end_of_sequence_token_or_at_its_limit(runner, 
     responses = runner.run(many())
     assert {r.finish_reason for r in responses} <= {"stop", "length"}
     for r in responses:
-        assert len(r.tokens) == len(r.logprobs) == len(r.versions)
+        assert len(r.tokens) == len(r.logprobs) == len(r.versions) and r.max_tokens == 100
         assert (r.tokens[-1] == EOS) == (r.finish_reason == "stop")
         assert EOS not in r.tokens[:-1]
         assert r.finish_reason == "stop" or len(r.tokens) == 100
@@ -94,11 +94,20 @@ def test_weights_change_in_flight_and_new_requests_see_only_the_new_ones(runner,
     """The prompt's KV cache under the old weights is there to be reused by mistake: the tests above left it."""
 
     async def scenario():
-        running = [asyncio.create_task(engine.generate(PROMPT, 110)) for _ in range(32)]
+        updated = asyncio.Event()
+
+        async def keep_generating():
+            responses = []
+            while not updated.is_set():
+                responses.append(await engine.generate(PROMPT, 110))
+            return responses
+
+        running = [asyncio.create_task(keep_generating()) for _ in range(32)]
         await asyncio.sleep(0.5)
         pause = await engine.update_weights(1, buckets(other_model))
+        updated.set()
         new = await engine.generate(PROMPT, 60)
-        return await asyncio.gather(*running), new, pause
+        return [response for responses in await asyncio.gather(*running) for response in responses], new, pause
 
     responses, new, pause = runner.run(scenario())
     mixed = [r for r in responses if len(set(r.versions)) == 2]
