@@ -16,7 +16,6 @@ import deepspeed  # noqa: E402
 from deepspeed.ops import __compatible_ops__  # noqa: E402
 from transformers import AutoModelForCausalLM  # noqa: E402
 from transformers.integrations import HfDeepSpeedConfig  # noqa: E402
-from transformers.modeling_layers import GradientCheckpointingLayer  # noqa: E402
 from transformers.utils import logging as transformers_logging  # noqa: E402
 
 from pipeline.config import Config  # noqa: E402
@@ -45,7 +44,7 @@ class ZeroEngine:
         self.model = policy.model
         le = config.learner
         if le.activation_checkpointing:
-            _checkpoint_activations(self.model)
+            policy.checkpoint_activations()
         optimizer = torch.optim.AdamW(policy.parameters(), lr=le.learning_rate, weight_decay=le.weight_decay)
         schedule = torch.optim.lr_scheduler.LambdaLR(
             optimizer, lambda update: learning_rate(config, update) / le.learning_rate
@@ -133,15 +132,6 @@ def _load_policy(config: Config, settings: dict) -> Policy:
     )
     del sharded_loading
     return Policy(model, config.generator.temperature, train_entropy=config.objective.entropy_coefficient != 0)
-
-
-def _checkpoint_activations(model: torch.nn.Module) -> None:
-    """Keep only the inputs of the layers for the backward pass."""
-    model.gradient_checkpointing_enable({"use_reentrant": False})
-    for layer in model.modules():
-        # It is active in training mode only; the modules within stay in evaluation mode, without dropout.
-        if isinstance(layer, GradientCheckpointingLayer):
-            layer.training = True
 
 
 def _settings(config: Config) -> dict:

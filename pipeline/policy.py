@@ -6,6 +6,7 @@ pass: the [tokens, vocabulary] matrix is never whole in memory.
 
 import torch
 from torch import nn
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 import pipeline.attention  # noqa: F401  registers packed_sdpa with transformers
 
@@ -115,6 +116,14 @@ class Policy(nn.Module):
                 raise ValueError(f"models with {field} are not supported: their log-probs would be wrong")
         model.set_output_embeddings(ResponseHead(model.get_output_embeddings(), temperature, train_entropy))
         self.model = model
+
+    def checkpoint_activations(self) -> None:
+        """From now on keep only the inputs of the layers for the backward pass, and compute the rest again."""
+        self.model.gradient_checkpointing_enable({"use_reentrant": False})
+        for layer in self.model.modules():
+            # It is active in training mode only; the modules within stay in evaluation mode, without dropout.
+            if isinstance(layer, GradientCheckpointingLayer):
+                layer.training = True
 
     def forward(self, tokens, positions, predict_at, targets) -> tuple[torch.Tensor, torch.Tensor]:
         """Log-probs of the response tokens of one micro-batch (pipeline/packing.py) and entropies, float32 [R] each.

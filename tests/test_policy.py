@@ -40,6 +40,25 @@ def test_log_probs_of_a_bfloat16_model_are_not_rounded_to_bfloat16():
     assert (logprobs - exact).abs().mean() < 0.005
 
 
+def test_checkpointed_activations_change_no_gradient_and_keep_less(random_model):
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(random_model, attn_implementation="packed_sdpa")
+    policy, tokens = Policy(model, temperature=1.0), torch.arange(60)
+    results = []
+    for _ in range(2):
+        kept = []
+        with torch.autograd.graph.saved_tensors_hooks(lambda t, kept=kept: (kept.append(t.nbytes), t)[1], lambda t: t):
+            logprobs, _ = policy(tokens, tokens, tokens[:-1], tokens[1:])
+        policy.zero_grad()
+        logprobs.sum().backward()
+        results.append((sum(kept), [parameter.grad.clone() for parameter in policy.parameters()]))
+        policy.checkpoint_activations()
+    (whole, expected), (less, gradients) = results
+    assert less < whole / 2
+    assert all(torch.allclose(a, b, rtol=1e-4, atol=1e-6) for a, b in zip(gradients, expected, strict=True))
+
+
 def test_a_model_whose_logits_are_more_than_a_projection_is_refused(random_model):
     from transformers import AutoModelForCausalLM
 

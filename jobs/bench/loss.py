@@ -69,8 +69,7 @@ def chunks(policy: Policy, batch: dict) -> torch.Tensor:
 
 def checkpointed(policy: Policy, batch: dict) -> torch.Tensor:
     """Ours with learner.activation_checkpointing."""
-    policy.train()
-    policy.model.gradient_checkpointing_enable({"use_reentrant": False})
+    policy.checkpoint_activations()
     return chunks(policy, batch)
 
 
