@@ -180,13 +180,14 @@ def _memory_lines(config: Config, architecture: Architecture | None) -> list[str
 
 
 def schedule_lines(table: list[ScheduledStep]) -> list[str]:
-    """The table of steps, optimizer steps and learning rates; a selection of rows when the run is long."""
+    """The table of steps, optimizer steps and learning rates.
+
+    Of a long run, evenly spaced rows and that of the end of the warm-up.
+    """
     last = len(table) - 1
-    shown = (
-        range(len(table))
-        if last < ROWS_SHOWN
-        else sorted({round(last * i / ROWS_SHOWN) for i in range(ROWS_SHOWN + 1)})
-    )
+    peak = max(range(len(table)), key=lambda i: table[i].learning_rate)  # the first of the highest
+    spaced = {round(last * i / ROWS_SHOWN) for i in range(ROWS_SHOWN + 1)}
+    shown = range(len(table)) if last < ROWS_SHOWN else sorted(spaced | {peak})
     return ["  step  optimizer steps  learning rate"] + [
         f"{table[i].step:6}  {table[i].updates_total:15}  {table[i].learning_rate:13.6g}" for i in shown
     ]

@@ -37,3 +37,8 @@ def test_a_long_table_is_shown_from_its_first_to_its_last_row():
     assert len(lines) < 20
     assert lines[1].split() == ["1", "16", "0.1"] and lines[-1].split() == ["1000", "16000", "0.1"]
     assert len(schedule_lines(table[:5])) == 6
+
+
+def test_a_long_table_shows_the_end_of_the_warm_up():
+    c = load_config(["preset=memagent_7b"])
+    assert "20 320 1e-06" in [" ".join(line.split()) for line in schedule_lines(schedule_table(c))]
