@@ -24,6 +24,7 @@ from actors.tracker import Tracker
 from actors.weight_store import WeightStore
 from pipeline.config import Config
 from pipeline.episodes import GroupRecord
+from pipeline.ledger import too_many_failed
 from pipeline.metrics import DROPPED_STALE, RunTotals, UpdateResult, step_row
 from pipeline.problems import BadRow, DataError, Problem, Quarantine
 from pipeline.report import run_summary, step_line, write_summary
@@ -313,7 +314,7 @@ class Coordinator:
         t = self.config.train
         failed = self.failures.total() - self.failures[DROPPED_STALE] - self.failures["GeneratorLost"]
         done = self.version * t.groups_per_step + self.totals.groups_discarded + len(self.discarded)
-        if failed >= 2 * t.groups_per_step and failed > t.max_failed_share * (failed + done):
+        if too_many_failed(failed, done, t):
             self._fail(RunFailed(f"{failed} groups failed and {done} did not; the last failure: {reason}"))
 
     def _withdraw_given_up(self, problem: Problem, reason: str) -> None:

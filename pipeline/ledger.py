@@ -20,6 +20,14 @@ def discard_limit(train: TrainConfig) -> int:
     return ceil(train.max_discarded * train.groups_per_step) if train.dynamic_sampling else 0
 
 
+def too_many_failed(failed: int, done: int, train: TrainConfig) -> bool:
+    """Whether so many groups failed that the run should end, of those that failed or are done.
+
+    Two steps' worth of failures at least, so that a bad start does not end it.
+    """
+    return failed >= 2 * train.groups_per_step and failed > train.max_failed_share * (failed + done)
+
+
 @dataclass
 class Entry:
     generator: str
