@@ -37,6 +37,7 @@ class UpdateSums:
     staleness_max: int = 0
 
 
+# Log-probs under the proximal policy for each micro-batch of an update; None where it is the policy itself or not used.
 Proximal = list[torch.Tensor | None]
 
 
@@ -111,8 +112,8 @@ class Learner:
             version: of the weights before the step.
             update: this rank's share.
             batches: of the step.
-            proximal: log-probs under the weights that the step starts with, for each micro-batch, where they are known.
-            at_start: the weights are still those.
+            proximal: of this update.
+            at_start: the weights are still those that the step starts with.
         """
         sums, not_finite, is_finite = UpdateSums(), set(), True
         objective = self.config.objective

@@ -6,7 +6,7 @@ import ray
 from pipeline.advantages import group_advantages
 from pipeline.config import ObjectiveConfig
 from pipeline.episodes import EpisodeGroup, GroupRecord, group_record
-from pipeline.overlong import overlong_penalties
+from pipeline.overlong import overlong_punishments
 from pipeline.scoring import scorer_for
 
 
@@ -30,9 +30,9 @@ class Scorer:
         """
         scorer = scorer_for(task)
         rewards = np.array([_checked(scorer(answer, answers), task) for answer in group.answers], np.float32)
-        penalties = overlong_penalties(group, self.objective.overlong_share)
-        advantages = group_advantages(rewards + self.objective.overlong_penalty * penalties, self.objective.advantage)
-        return group_record(group_id, task, generator, group, seconds, rewards, penalties, advantages)
+        punishments = overlong_punishments(group, self.objective.overlong_share)
+        advantages = group_advantages(rewards + self.objective.overlong_penalty * punishments, self.objective.advantage)
+        return group_record(group_id, task, generator, group, seconds, rewards, punishments, advantages)
 
 
 def _checked(reward: object, task: str) -> float:

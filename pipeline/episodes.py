@@ -134,7 +134,7 @@ class GroupRecord:
     cut_conversations: int  # responses that the length limit cut off
     generation_seconds: float
     rewards: np.ndarray  # of the task, float32 [G]
-    penalties: np.ndarray  # for over-long responses, from -1 to 0, float32 [G]
+    punishments: np.ndarray  # for over-long responses, from -1 to 0, float32 [G]
     advantages: np.ndarray  # of both together, float32 [G]
 
     @property
@@ -159,7 +159,7 @@ def group_record(
     group: EpisodeGroup,
     seconds: float,
     rewards: np.ndarray,
-    penalties: np.ndarray,
+    punishments: np.ndarray,
     advantages: np.ndarray,
 ) -> GroupRecord:
     """Summarise a scored group."""
@@ -180,6 +180,6 @@ def group_record(
         cut_conversations=sum(reason == "length" for reason in group.finish_reasons),
         generation_seconds=seconds,
         rewards=rewards,
-        penalties=penalties,
+        punishments=punishments,
         advantages=advantages,
     )

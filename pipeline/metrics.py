@@ -70,7 +70,7 @@ def step_row(
         "reward": float(sampled.mean()),  # of everything generated, so that dynamic sampling does not embellish it
         "reward_std": float(sampled.std()),
         "reward_trained": float(rewards.mean()),
-        "overlong_punishment": float(np.mean([record.penalties.mean() for record in records])),
+        "overlong_punishment": float(np.mean([record.punishments.mean() for record in records])),
         "groups": len(records),
         "groups_of_equal_reward": sum(not record.is_informative for record in records),
         "groups_discarded": len(discarded),

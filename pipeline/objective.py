@@ -49,7 +49,7 @@ def k3(logprobs: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
 
     Never negative (Schulman, "Approximating KL Divergence", 2020; GRPO, arXiv 2402.03300). It grows with r, so a token
     that π has all but given up would rule the gradient: the estimate ends at `LARGEST_KL`, beyond which a token has
-    no gradient, as in the authors' trainer.
+    no gradient, as in verl, on which the authors build.
     """
     log_r = (reference - logprobs).clamp(-LARGEST_LOG_RATIO, LARGEST_LOG_RATIO)
     return (torch.exp(log_r) - log_r - 1).clamp(max=LARGEST_KL)

@@ -17,7 +17,7 @@ def soft_punishment(lengths: np.ndarray, limits: np.ndarray, share: float) -> np
     return np.where(limits > 0, np.clip((limits - tail - lengths) / tail, -1, 0), 0.0)
 
 
-def overlong_penalties(group: EpisodeGroup, share: float) -> np.ndarray:
+def overlong_punishments(group: EpisodeGroup, share: float) -> np.ndarray:
     """The mean punishment of each episode's responses, float32 [G], from -1 to 0.
 
     The mean, so that a long document, with its many memory turns, is not punished more than a short one.

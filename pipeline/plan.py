@@ -66,6 +66,11 @@ def layer_activations(architecture: Architecture, tokens: int, width: int) -> in
     return tokens * (width * numbers + 4 * 2 * a.hidden)
 
 
+def weight_bytes(config: Config) -> int:
+    """Bytes of one weight of the model."""
+    return {"float32": 4, "bfloat16": 2}[config.model.dtype]
+
+
 def learner_memory(config: Config, architecture: Architecture) -> tuple[dict[str, int], dict[str, int]]:
     """Estimated bytes of one learner rank: on its device at the height of a backward pass, and in its host's memory.
 
@@ -74,7 +79,7 @@ def learner_memory(config: Config, architecture: Architecture) -> tuple[dict[str
     buffers, and in host memory the checkpoint and the weights on their way to the generators (rank 0).
     """
     le, a = config.learner, architecture
-    width = 4 if config.model.dtype == "float32" else 2
+    width = weight_bytes(config)
     share = -(-a.parameters // le.ranks)
     tokens = le.micro_batch_tokens
     layer = layer_activations(a, tokens, width)
@@ -171,8 +176,7 @@ def _memory_lines(config: Config, architecture: Architecture | None) -> list[str
         if parts:
             lines.append(f"  {sum(parts.values()) / GIB:7.2f}  {place}")
             lines += [f"  {size / GIB:14.2f}  {what}" for what, size in parts.items()]
-    width = 4 if config.model.dtype == "float32" else 2
-    weights = width * architecture.parameters / config.generator.tensor_parallel / GIB
+    weights = weight_bytes(config) * architecture.parameters / config.generator.tensor_parallel / GIB
     return [
         *lines,
         f"  {weights:7.2f}  for the weights in each device of a generator; its KV cache is what it is given",

@@ -1,4 +1,4 @@
-"""The policy as the learner computes it: log-probs of response tokens in packed rows, and nothing else.
+"""The policy as the learner computes it: log-probs of response tokens in packed rows, and the entropy beside them.
 
 Only response positions go through the vocabulary projection, in chunks that are computed again in the backward
 pass: the [tokens, vocabulary] matrix is never whole in memory.

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from pipeline.advantages import ADVANTAGES, group_advantages
 from pipeline.episodes import Completion, Conversation, Episode, pack_group
-from pipeline.overlong import overlong_penalties, soft_punishment
+from pipeline.overlong import overlong_punishments, soft_punishment
 
 
 @pytest.mark.parametrize(
@@ -51,4 +51,4 @@ def test_an_episode_is_punished_by_the_mean_of_its_responses():
         Episode([conversation(10, 10), conversation(3, 10), conversation(9, 10)]),  # -1, 0, -0.5
         Episode([conversation(0, 10)]),
     ]
-    assert overlong_penalties(pack_group("p", episodes), share=0.2) == pytest.approx([-0.5, 0.0])
+    assert overlong_punishments(pack_group("p", episodes), share=0.2) == pytest.approx([-0.5, 0.0])

@@ -48,7 +48,7 @@ def test_over_long_responses_lower_the_advantage_and_not_the_reward(ray_session)
     objective = ObjectiveConfig(overlong_penalty=0.4, overlong_share=0.2, advantage="leave_one_out")
     scorer = Scorer.remote(objective)
     record = ray_session.get(scorer.score.remote("id", pack_group("p", episodes), "qa", ("Paris",), "g", 1.0))
-    assert record.rewards.tolist() == [1, 0] and record.penalties.tolist() == [-0.75, 0]
+    assert record.rewards.tolist() == [1, 0] and record.punishments.tolist() == [-0.75, 0]
     assert record.advantages.tolist() == pytest.approx([0.7, -0.7])
 
 

@@ -233,19 +233,26 @@ def scheduled(capsys, arguments: list[str]) -> list[tuple[int, int, float]]:
     return [(int(step), int(updates), float(rate)) for step, updates, rate in map(str.split, table.splitlines())]
 
 
-def test_on_policy_the_importance_weight_is_one_and_nothing_is_clipped(problem_file, random_model, tmp_path, capsys):
-    arguments = [
-        f"model.path={random_model}",
-        f"run.folder={tmp_path}",
-        "run.name=on-policy",
+def three_steps(problems: Path, model: Path, folder: Path) -> list[str]:
+    """Arguments of a short run on a file of problems, some of which are bad."""
+    return [
+        f"model.path={model}",
+        f"run.folder={folder}",
         "data.source=file",
-        f"data.path={problem_file}",
+        f"data.path={problems}",
         "data.max_bad_share=1",
         "train.steps=3",
+        "wandb.mode=disabled",
+    ]
+
+
+def test_on_policy_the_importance_weight_is_one_and_nothing_is_clipped(problem_file, random_model, tmp_path, capsys):
+    arguments = [
+        *three_steps(problem_file, random_model, tmp_path),
+        "run.name=on-policy",
         "train.max_staleness=0",
         "learner.schedule=cosine",
         "learner.warmup_steps=1",
-        "wandb.mode=disabled",
     ]
     status, output = run(*arguments)
     assert status == 0, output
@@ -269,13 +276,8 @@ def test_every_option_of_the_objective_at_work(problem_file, random_model, tmp_p
     problems = tmp_path / "problems.jsonl"
     problems.write_text(problem_file.read_text().replace("counts_letters", "often_equal"))
     arguments = [
-        f"model.path={random_model}",
-        f"run.folder={tmp_path}",
+        *three_steps(problems, random_model, tmp_path),
         "run.name=options",
-        "data.source=file",
-        f"data.path={problems}",
-        "data.max_bad_share=1",
-        "train.steps=3",
         "train.updates_per_step=2",
         "train.dynamic_sampling=true",
         "train.max_discarded=2",
@@ -285,7 +287,6 @@ def test_every_option_of_the_objective_at_work(problem_file, random_model, tmp_p
         "objective.overlong_penalty=0.5",
         "objective.advantage=leave_one_out",
         "learner.activation_checkpointing=true",
-        "wandb.mode=disabled",
     ]
     status, output = run(*arguments)
     assert status == 0, output
