@@ -1,4 +1,4 @@
-"""A generator: runs the agent's episodes on a vLLM engine and takes up new weights while they run."""
+"""A generator: runs episodes of agents on a vLLM engine and takes up new weights while they run."""
 
 import asyncio
 import logging
@@ -8,8 +8,9 @@ import time
 import ray
 
 from pipeline.agents import load_agent
-from pipeline.config import Config
-from pipeline.episodes import EpisodeGroup, pack_group
+from pipeline.config import GenerationConfig
+from pipeline.episodes import Completion, EpisodeGroup, Sampling, pack_group, run_episode
+from pipeline.evaluation.answers import Answer, AnswerRecorder
 from pipeline.problems import Problem
 
 log = logging.getLogger(__name__)
@@ -17,14 +18,18 @@ log = logging.getLogger(__name__)
 
 @ray.remote(max_restarts=-1, max_concurrency=10_000)
 class Generator:
-    """All episodes of all its groups run at once; vLLM batches whatever conversations are open."""
+    """All episodes of all its groups run at once; vLLM batches whatever conversations are open.
 
-    def __init__(self, name: str, config: Config, seed: int, buffer, store):
+    `buffer` and `store` join it to a training run; without them it keeps the weights of `model.path`.
+    """
+
+    def __init__(self, name: str, config: GenerationConfig, seed: int, buffer=None, store=None):
         self.name, self.config, self.seed = name, config, seed
         self.buffer, self.store = buffer, store
         self._started: asyncio.Task | None = None
         self._closing = False
         self._tokenizing = asyncio.Lock()  # tokenizers are not safe to use from two threads
+        self._agents: dict[str, object] = {}  # by method
 
     async def start(self) -> str:
         """Start the engine if it is not running (also after Ray restarted this actor). Returns vLLM's version."""
@@ -39,19 +44,22 @@ class Generator:
 
         from actors.vllm_engine import VllmEngine
 
-        tokenizer = AutoTokenizer.from_pretrained(
+        self._tokenizer = AutoTokenizer.from_pretrained(
             self.config.model.path, trust_remote_code=self.config.model.trust_remote_code
         )
-        self.agent = load_agent(self.config.agent.entrypoint)(tokenizer, self.config.agent)
-        self.engine = VllmEngine(self.config, tokenizer.eos_token_id, self.seed)
+        self.engine = VllmEngine(self.config, self._tokenizer.eos_token_id, self.seed)
         await self.engine.start()
-        # One that starts late, or again, has the current weights before it takes its first group.
-        if newer := await self.store.newer_than.remote(0, wait=False):
-            await self._load(*newer)
-        await self.buffer.generator_has.remote(self.name, self.engine.version)
-        self._background = [asyncio.create_task(self._follow_weights()), asyncio.create_task(self._watch_engine())]
+        self._background = [asyncio.create_task(self._watch_engine())]
+        if self.store is not None:
+            # One that starts late, or again, has the current weights before it takes its first group.
+            if newer := await self.store.newer_than.remote(0, wait=False):
+                await self._load(*newer)
+            await self.buffer.generator_has.remote(self.name, self.engine.version)
+            self._background.append(asyncio.create_task(self._follow_weights()))
 
-    async def rollout(self, problem: Problem, episodes: int) -> tuple[EpisodeGroup, float]:
+    async def rollout(
+        self, problem: Problem, method: str, episodes: int, sampling: Sampling
+    ) -> tuple[EpisodeGroup, float]:
         """Run the group of a problem. Returned as two objects: the group, and the seconds it took.
 
         Raises:
@@ -59,16 +67,44 @@ class Generator:
         """
         await self.start()
         begin = time.perf_counter()
+        agent, tokenized = await self._tokenize(problem, method)
+
+        async def generate(prompt: list[int], max_tokens: int) -> Completion:
+            return await self.engine.generate(prompt, max_tokens, sampling)
+
+        runs = [run_episode(agent, tokenized, generate) for _ in range(episodes)]
+        group = pack_group(problem.id, await self._unless_engine_dies(gather_or_cancel(runs)))
+        return group, time.perf_counter() - begin
+
+    async def answer(self, problem: Problem, method: str, sampling: Sampling, memories: int) -> Answer:
+        """Run one episode for its answer: of its memories the text of the last `memories`, of its tokens the numbers.
+
+        Response number i is sampled with the seed `sampling.seed` + i.
+
+        Raises:
+            BadRow: as `rollout`.
+        """
+        await self.start()
+        agent, tokenized = await self._tokenize(problem, method)
+        recorder = AnswerRecorder(self.engine.generate, sampling, memories)
+        text = await self._unless_engine_dies(agent.run(tokenized, recorder))
+        return recorder.answer(text, tokenized, self._tokenizer)
+
+    async def _tokenize(self, problem: Problem, method: str) -> tuple[object, object]:
+        """The agent of a method, and the problem tokenized for it."""
+        if method not in self._agents:
+            self._agents[method] = load_agent(method)(self._tokenizer, self.config.agent)
+        agent = self._agents[method]
         async with self._tokenizing:  # a document of millions of tokens must not hold the others up
-            tokenized = await asyncio.to_thread(self.agent.tokenize, problem)
+            return agent, await asyncio.to_thread(agent.tokenize, problem)
+
+    async def _unless_engine_dies(self, work):
         try:
-            runs = [self.agent.run(tokenized, self.engine.generate) for _ in range(episodes)]
-            group = pack_group(problem.id, await gather_or_cancel(runs))
+            return await work
         except Exception:
             if self.engine.is_dead and not self._closing:
                 self._die("the vLLM engine process is dead")
             raise
-        return group, time.perf_counter() - begin
 
     async def until_death(self) -> None:
         """Never returns: the call fails when this actor's process ends, which tells its caller at once."""

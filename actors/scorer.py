@@ -7,11 +7,7 @@ from pipeline.advantages import group_advantages
 from pipeline.config import ObjectiveConfig
 from pipeline.episodes import EpisodeGroup, GroupRecord, group_record
 from pipeline.overlong import overlong_punishments
-from pipeline.scoring import scorer_for
-
-
-class BadReward(ValueError):
-    """A scorer returned something that is not a finite number."""
+from pipeline.scoring import reward
 
 
 @ray.remote
@@ -28,14 +24,7 @@ class Scorer:
             BadReward: the scorer returned NaN, infinity or no number.
             Exception: whatever the task's scorer raises.
         """
-        scorer = scorer_for(task)
-        rewards = np.array([_checked(scorer(answer, answers), task) for answer in group.answers], np.float32)
+        rewards = np.array([reward(task, answer, answers) for answer in group.answers], np.float32)
         punishments = overlong_punishments(group, self.objective.overlong_share)
         advantages = group_advantages(rewards + self.objective.overlong_penalty * punishments, self.objective.advantage)
         return group_record(group_id, task, generator, group, seconds, rewards, punishments, advantages)
-
-
-def _checked(reward: object, task: str) -> float:
-    if isinstance(reward, (int, float, np.number)) and np.isfinite(reward):
-        return float(reward)
-    raise BadReward(f"the scorer of task {task!r} returned {reward!r}, not a finite number")

@@ -6,14 +6,13 @@ from pathlib import Path
 
 import ray
 
-from pipeline.config import Config
+from pipeline.config import Config, GenerationConfig
 from pipeline.episodes import EpisodeGroup, GroupRecord
 
 
 @ray.remote(num_cpus=0)
 class Tracker:
     def __init__(self, config: Config, folder: str):
-        import wandb
         from transformers import AutoTokenizer
 
         self.folder = Path(folder)
@@ -21,19 +20,11 @@ class Tracker:
         self.tokenizer = AutoTokenizer.from_pretrained(
             config.model.path, trust_remote_code=config.model.trust_remote_code
         )
-        self._wandb = wandb
-        self._run = wandb.init(
-            project=config.wandb.project,
-            entity=config.wandb.entity or None,
-            name=config.run.name,
-            dir=folder,
-            config=asdict(config),
-            mode=_mode(config.wandb.mode, wandb),
-        )
+        self._run = start_wandb(config, self.folder)
 
     def where(self) -> str:
         """The address of the wandb run, or the folder of an offline one; empty when disabled."""
-        return self._run.url or ("" if self._run.disabled else str(Path(self._run.dir).parent))
+        return wandb_place(self._run)
 
     def log(self, row: dict) -> None:
         with (self.folder / "metrics.jsonl").open("a", encoding="utf-8") as file:
@@ -51,8 +42,10 @@ class Tracker:
             shown.append(readable_episode(self.tokenizer, question, record, group))
         with (self.folder / "episodes" / f"step-{step:06d}.jsonl").open("w", encoding="utf-8") as file:
             file.writelines(json.dumps(episode, ensure_ascii=False) + "\n" for episode in shown)
+        import wandb
+
         columns = ["problem", "memories", "answer", "reward"]
-        table = self._wandb.Table(columns=columns, data=[[_cell(e[c]) for c in columns] for e in shown])
+        table = wandb.Table(columns=columns, data=[[_cell(e[c]) for c in columns] for e in shown])
         self._run.log({"episodes": table}, step=step)
 
     def finish(self, summary: dict) -> None:
@@ -77,7 +70,23 @@ def _cell(value):
     return "\n---\n".join(value) if isinstance(value, list) else value
 
 
-def _mode(mode: str, wandb) -> str:
-    if mode != "auto":
-        return mode
-    return "online" if wandb.login(prompt=False) else "offline"
+def start_wandb(config: GenerationConfig, folder: Path):
+    """The wandb run of a job, with its files in `folder`."""
+    import wandb
+
+    mode = config.wandb.mode
+    if mode == "auto":
+        mode = "online" if wandb.login(prompt=False) else "offline"
+    return wandb.init(
+        project=config.wandb.project,
+        entity=config.wandb.entity or None,
+        name=config.run.name,
+        dir=str(folder),
+        config=asdict(config),
+        mode=mode,
+    )
+
+
+def wandb_place(run) -> str:
+    """The address of a wandb run, or the folder of an offline one; empty when disabled."""
+    return run.url or ("" if run.disabled else str(Path(run.dir).parent))

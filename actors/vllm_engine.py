@@ -11,8 +11,8 @@ import uuid
 from collections.abc import AsyncIterator
 from pathlib import Path
 
-from pipeline.config import Config
-from pipeline.episodes import Completion
+from pipeline.config import GenerationConfig
+from pipeline.episodes import Completion, Sampling
 from pipeline.weight_buckets import WeightBucket
 
 # Read by vLLM at import.
@@ -40,8 +40,7 @@ class VllmEngine:
 
     version_of_vllm = vllm.__version__
 
-    def __init__(self, config: Config, eos_token: int, seed: int):
-        self.temperature = config.generator.temperature
+    def __init__(self, config: GenerationConfig, eos_token: int, seed: int):
         self.eos_token = eos_token
         self.version = 0
         remove_orphans()
@@ -54,7 +53,7 @@ class VllmEngine:
         """Label the weights that the engine was started with as version 0."""
         await self._llm.update_weight_version("0")
 
-    async def generate(self, prompt: list[int], max_tokens: int) -> Completion:
+    async def generate(self, prompt: list[int], max_tokens: int, sampling: Sampling) -> Completion:
         """Sample one response.
 
         Raises:
@@ -66,15 +65,17 @@ class VllmEngine:
         # it really sampled from.
         cache_version = self.version
         request = TokensPrompt(prompt_token_ids=prompt, cache_salt=f"v{cache_version}")
-        sampling = SamplingParams(
-            temperature=self.temperature,
+        parameters = SamplingParams(
+            temperature=sampling.temperature,
+            top_p=sampling.top_p,
+            seed=sampling.seed,
             max_tokens=max_tokens,
             stop_token_ids=[self.eos_token],
             logprobs=0,  # of the sampled token alone
             detokenize=False,
             output_kind=RequestOutputKind.FINAL_ONLY,
         )
-        async for output in self._llm.generate(request, sampling, request_id=uuid.uuid4().hex):
+        async for output in self._llm.generate(request, parameters, request_id=uuid.uuid4().hex):
             result = output.outputs[0]
         tokens = list(result.token_ids)
         logprobs = [entry[token].logprob for token, entry in zip(tokens, result.logprobs, strict=True)]
@@ -117,7 +118,7 @@ class VllmEngine:
         self._llm.shutdown()
 
 
-def _engine_args(config: Config, seed: int) -> AsyncEngineArgs:
+def _engine_args(config: GenerationConfig, seed: int) -> AsyncEngineArgs:
     g = config.generator
     on_cpu = current_platform.is_cpu()
     device = (

@@ -131,7 +131,7 @@ def _load_policy(config: Config, settings: dict) -> Policy:
         use_safetensors=True,
     )
     del sharded_loading
-    return Policy(model, config.generator.temperature, train_entropy=config.objective.entropy_coefficient != 0)
+    return Policy(model, config.train.temperature, train_entropy=config.objective.entropy_coefficient != 0)
 
 
 def _settings(config: Config) -> dict:

@@ -6,7 +6,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.text import Text
 
-STEP = re.compile(r"step (\d+)/(\d+)\b\s*(.*)")
+STEP = re.compile(r"(?:step|question|sample) (\d+)/(\d+)\b\s*(.*)")
 # Ray's own messages and what other processes than the driver wrote. All of it is in the log file.
 NOISE = re.compile(
     r"""\s*$

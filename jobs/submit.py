@@ -36,7 +36,7 @@ TRAIN = ("python", "-m", "jobs.train")
 # Ray kills a stopped job after three seconds unless told otherwise; saving a checkpoint takes longer. The job's
 # supervisor reads this from the job's own runtime environment, so it holds on any cluster.
 STOP_WAIT_S = 120
-PATH_KEYS = ("model.path", "data.path", "data.distractors")
+PATH_KEYS = ("model.path", "data.path")
 
 
 class SubmissionError(RuntimeError):

@@ -4,18 +4,23 @@ Runs on the cluster that RAY_ADDRESS names (inside a Ray job: the job's cluster)
 Prints one line a step; leaves a run folder (README.md, "What a run leaves").
 """
 
-import signal
 import sys
-import traceback
 from pathlib import Path
+from statistics import median
 
+from jobs.driver import EXIT_STATUS, check_model, follow, run_folder, start_ray
 from pipeline.config import CONFIGS, Config, ConfigError, config_yaml, load_config, save_config
-from pipeline.config_rules import check_config, check_data_given, check_window
+from pipeline.config_rules import check_config, check_data_given
+from pipeline.documents.passages import document_text
+from pipeline.files import exists
 from pipeline.metrics import RunTotals
 from pipeline.plan import Architecture, architecture_of, plan_text
+from pipeline.problems import BadRow, DataError
 from pipeline.report import run_summary, write_summary
+from pipeline.sample_files import SampleFiles
 
-LINE_WAIT_S = 2.0
+CHARACTERS_OF_A_TOKEN = 4.5  # of English, about
+DOCUMENTS_LOOKED_AT = 16
 
 
 def main(arguments: list[str]) -> int:
@@ -25,9 +30,9 @@ def main(arguments: list[str]) -> int:
         config = load_config([a for a in arguments if a != "--dry-run"])
         check_config(config)
         if dry_run:
-            print(config_yaml(config), plan_text(config, architecture(config)), sep="\n")
+            print(config_yaml(config), plan_text(config, architecture(config), document_tokens(config)), sep="\n")
         check_files(config)
-        check_model(config)
+        check_model(config, [config.train.method])
     except ConfigError as error:
         print(f"configuration error:\n{error}", file=sys.stderr)
         return 2
@@ -41,10 +46,21 @@ def check_files(config: Config) -> None:
         ConfigError: a path is not given or does not exist.
     """
     check_data_given(config)
-    for name in ("path", "distractors"):
-        path = getattr(config.data, name)
-        if path and not Path(path).is_file():
-            raise ConfigError(f"data.{name}={path}: no such file (from {Path.cwd()})")
+    path = config.data.path
+    if path and not exists(path):
+        raise ConfigError(f"data.path={path}: no such file or folder (from {Path.cwd()})")
+
+
+def document_tokens(config: Config) -> int | None:
+    """The length of a typical document of the data, about, for the plan; None if it cannot be told."""
+    if config.data.source != "file" or not config.data.path:
+        return None
+    try:
+        source = SampleFiles.open(config.data.path)
+        texts = [document_text(source.sample(i)) for i in range(min(len(source), DOCUMENTS_LOOKED_AT))]
+    except (BadRow, DataError, OSError):
+        return None  # the run itself says what is wrong with the data
+    return round(median(map(len, texts)) / CHARACTERS_OF_A_TOKEN)
 
 
 def architecture(config: Config) -> Architecture | None:
@@ -60,44 +76,13 @@ def architecture(config: Config) -> Architecture | None:
     return None
 
 
-def check_model(config: Config) -> None:
-    """The longest conversation fits the window, counted with the model's own tokenizer and prompt template.
-
-    Raises:
-        ConfigError: it does not, or there is no such model, template or agent.
-    """
-    from transformers import AutoConfig, AutoTokenizer
-
-    from pipeline.agents import load_agent
-    from pipeline.prompts import PROMPT_TEMPLATES, Prompts
-
-    a, trust = config.agent, config.model.trust_remote_code
-    load_agent(a.entrypoint)
-    if a.prompt_template not in PROMPT_TEMPLATES:
-        raise ConfigError(f"agent.prompt_template={a.prompt_template!r}; there are: {', '.join(PROMPT_TEMPLATES)}")
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(config.model.path, trust_remote_code=trust)
-        model = AutoConfig.from_pretrained(config.model.path, trust_remote_code=trust)
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"model.path={config.model.path}: {str(error).splitlines()[0]}") from None
-    if PROMPT_TEMPLATES[a.prompt_template].chat and not tokenizer.chat_template:
-        raise ConfigError(
-            f"agent.prompt_template={a.prompt_template} needs a chat template, which {config.model.path} lacks"
-        )
-    longest = Prompts(tokenizer, PROMPT_TEMPLATES[a.prompt_template]).longest(
-        a.problem_tokens, a.memory_tokens, a.chunk_tokens
-    )
-    check_window(config, *longest, getattr(model, "max_position_embeddings", None))
-
-
 def train(config: Config) -> int:
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     from actors.coordinator import Coordinator
 
-    ray.init(log_to_driver=True, logging_level="WARNING")
-    folder = run_folder(config, in_job=bool(ray.get_runtime_context().runtime_env.get("working_dir")))
+    folder = run_folder(config, in_job=start_ray())
     if folder.exists() and any(folder.iterdir()):
         print(f"configuration error:\nthe run folder {folder} is not empty; choose another run.name", file=sys.stderr)
         return 2
@@ -105,42 +90,15 @@ def train(config: Config) -> int:
     save_config(config, folder / "config.yaml")
     print(f"· run folder {folder}", flush=True)
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
-    coordinator = Coordinator.options(scheduling_strategy=here).remote(config, str(folder))
-    running = coordinator.run.remote()
-
-    def stop(signum, frame):
-        coordinator.stop.remote()
-
-    signal.signal(signal.SIGTERM, stop)
-    signal.signal(signal.SIGINT, stop)
-    try:
-        shown = 0
-        while not ray.wait([running], timeout=0)[0]:
-            shown = _print_lines(ray, coordinator, shown)
-        _print_lines(ray, coordinator, shown, wait_s=0)
-        summary = ray.get(running)
-    except ray.exceptions.RayError:
-        summary = run_summary(config, "failed", RunTotals(), error=traceback.format_exc())
+    summary = follow(Coordinator.options(scheduling_strategy=here).remote(config, str(folder)))
+    if isinstance(summary, str):
+        summary = run_summary(config, "failed", RunTotals(), error=summary)
         write_summary(folder, summary)
     if summary["error"]:
         print(summary["error"], file=sys.stderr)
     print(f"· {summary['status']}; summary in {folder / 'summary.json'}", flush=True)
     ray.shutdown()
-    return {"completed": 0, "interrupted": 130}.get(summary["status"], 1)
-
-
-def run_folder(config: Config, in_job: bool) -> Path:
-    """Where the run leaves its files. A job works in a copy of the source that Ray deletes, so there a relative
-    `run.folder` is taken from the home directory."""
-    base = Path.home() / "palimpsest" if in_job else Path.cwd()
-    return base / config.run.folder / config.run.name
-
-
-def _print_lines(ray, coordinator, shown: int, wait_s: float = LINE_WAIT_S) -> int:
-    lines = ray.get(coordinator.lines.remote(shown, wait_s))
-    for line in lines:
-        print(line, flush=True)
-    return shown + len(lines)
+    return EXIT_STATUS.get(summary["status"], 1)
 
 
 if __name__ == "__main__":

@@ -40,7 +40,7 @@ from pipeline.documents.synthetic import (
     tiny_model_config,
     tiny_tokenizer,
 )
-from pipeline.episodes import Completion, Episode
+from pipeline.episodes import Completion, Episode, run_episode
 from pipeline.problems import Problem
 from pipeline.prompts import PROMPT_TEMPLATES, Prompts
 from pipeline.scoring import boxed_match
@@ -253,7 +253,7 @@ def run_episodes(model, tokenizer, problems: list[Problem], config: AgentConfig,
     agent, llm = MemoryAgent(tokenizer, config), BatchedModel(model, tokenizer, len(problems), sample)
 
     async def run_all() -> list[Episode]:
-        return await asyncio.gather(*(agent.run(agent.tokenize(problem), llm) for problem in problems))
+        return await asyncio.gather(*(run_episode(agent, agent.tokenize(problem), llm) for problem in problems))
 
     with torch.no_grad():
         return asyncio.run(run_all())

@@ -9,6 +9,7 @@ import difflib
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeVar
 
 import yaml
 from omegaconf import MISSING, DictConfig, OmegaConf
@@ -38,18 +39,16 @@ class ModelConfig:
 
 @dataclass
 class DataConfig:
-    source: str = "file"  # synthetic, hotpotqa, or file (the schema of pipeline/problems.py)
-    path: str = ""  # hotpotqa and file: the questions
-    distractors: str = ""  # hotpotqa: JSON lines of {title, text}, further paragraphs to hide the gold ones among
-    documents: int = 200  # hotpotqa: paragraphs in a document
-    task: str = "qa"  # hotpotqa: the scorer of the questions (pipeline/scoring.py)
+    """Where the problems of a training run come from; they are shuffled anew in every pass, by run.seed."""
+
+    source: str = "file"  # synthetic, or file (the sample schema of pipeline/problems.py)
+    path: str = ""  # file: samples as JSON lines or parquet, or a folder of such files, as jobs.prepare makes them
     max_bad_share: float = 0.05  # more quarantined rows than this share stop the run
     synthetic_chunks: int = 8  # synthetic: chunks in a document
 
 
 @dataclass
 class AgentConfig:
-    entrypoint: str = "pipeline.agents.memory:MemoryAgent"  # module:class
     prompt_template: str = "memagent"  # a name in pipeline/prompts.py
     window: int = 8192  # tokens: prompt and response of any one conversation fit in this
     problem_tokens: int = 1024  # longest question
@@ -68,8 +67,7 @@ class GeneratorConfig:
     kv_cache_gib: float = 1.0  # CPU engines: size of the KV cache
     gpu_memory_share: float = 0.9  # GPU engines: share of the device for weights and KV cache
     enforce_eager: bool = False  # do not compile; right for CPU engines and small models
-    temperature: float = 1.0
-    group_timeout_s: float = 3600.0  # a group that takes longer has failed
+    timeout_s: float = 3600.0  # a group, or a question of an evaluation, that takes longer has failed
 
 
 @dataclass
@@ -119,6 +117,8 @@ class TrainConfig:
     groups_per_step: int = 128  # problems
     updates_per_step: int = 1  # optimizer steps over disjoint sets of a step's groups
     group_size: int = 16  # episodes of one problem
+    method: str = "memory"  # how a document is read: a name in pipeline/agents, or module:class
+    temperature: float = 1.0  # of sampling
     dynamic_sampling: bool = False  # do not train groups whose rewards are all equal; generate others instead
     max_discarded: float = 10.0  # dynamic sampling: at most so many times groups_per_step a step, then they are trained
     max_staleness: int = 1  # versions; 0 is synchronous
@@ -127,6 +127,8 @@ class TrainConfig:
     max_attempts: int = 3  # a problem whose group failed this often is given up and counted
     max_failed_share: float = 0.5  # stop when more than this share of all dispatched groups failed
     checkpoint_every: int = 50  # steps; the last step is always kept
+    episodes_every: int = 10  # steps between samples of episodes to read, in the run's folder and in wandb
+    episodes_shown: int = 4  # in one sample
 
 
 @dataclass
@@ -134,26 +136,37 @@ class WandbConfig:
     project: str = "palimpsest"
     entity: str = ""
     mode: str = "auto"  # auto (online with an API key, offline without), online, offline, disabled
-    episodes_every: int = 10  # steps between tables of sampled episodes
-    episodes: int = 4  # episodes in one table
 
 
 @dataclass
-class Config:
+class GenerationConfig:
+    """What every job with generators has."""
+
     run: RunConfig = field(default_factory=RunConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
-    data: DataConfig = field(default_factory=DataConfig)
     agent: AgentConfig = field(default_factory=AgentConfig)
     generator: GeneratorConfig = field(default_factory=GeneratorConfig)
+    wandb: WandbConfig = field(default_factory=WandbConfig)
+
+
+@dataclass
+class Config(GenerationConfig):
+    """Of a training run."""
+
+    data: DataConfig = field(default_factory=DataConfig)
     scorer: ScorerConfig = field(default_factory=ScorerConfig)
     learner: LearnerConfig = field(default_factory=LearnerConfig)
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
-    wandb: WandbConfig = field(default_factory=WandbConfig)
 
 
-def load_config(arguments: list[str]) -> Config:
-    """Resolve `preset=<name> key=value …` to a typed configuration.
+Schema = TypeVar("Schema")
+
+
+def load_config(arguments: list[str], schema: type[Schema] = Config) -> Schema:
+    """Resolve `preset=<name> key=value …` to a typed configuration, of a training run unless `schema` is another one.
+
+    A schema with a `run` gets a name for it where none is given: the preset and the time.
 
     Raises:
         ConfigError: no such preset, an unknown key (the nearest valid one is named), or a value of the wrong type.
@@ -162,31 +175,35 @@ def load_config(arguments: list[str]) -> Config:
         raise ConfigError(f"arguments are key=value; got {', '.join(map(repr, bad))}")
     presets = [a.partition("=")[2] for a in arguments if a.startswith("preset=")]
     overrides = [a for a in arguments if not a.startswith("preset=")]
-    config = OmegaConf.structured(Config)
+    config = OmegaConf.structured(schema)
     for preset in presets:
         for name, layer in _layers(preset):
-            config = _merge(config, layer, f"configs/{name}.yaml")
+            config = _merge(schema, config, layer, f"configs/{name}.yaml")
     for override in overrides:
         try:
-            config = _merge(config, OmegaConf.from_dotlist([override]), override)
+            config = _merge(schema, config, OmegaConf.from_dotlist([override]), override)
         except (OmegaConfBaseException, yaml.YAMLError) as error:
             raise ConfigError(f"{override}: {_first_line(error)}") from None
     if missing := OmegaConf.missing_keys(config):
-        raise ConfigError(f"set {', '.join(sorted(missing))} (or choose a preset: {', '.join(preset_names())})")
-    if not config.run.name:
+        presets = preset_names(schema)
+        or_preset = f" (or choose a preset: {', '.join(presets)})" if presets else ""
+        raise ConfigError(f"set {', '.join(sorted(missing))}{or_preset}")
+    if "run" in config and not config.run.name:
         config.run.name = "-".join([*presets, time.strftime("%Y%m%d-%H%M%S")])
     return OmegaConf.to_object(config)
 
 
-def preset_names() -> list[str]:
-    return sorted(path.stem for path in CONFIGS.glob("*.yaml"))
+def preset_names(schema: type = Config) -> list[str]:
+    """The presets of a job, which are those whose values its schema knows."""
+    valid = {*_keys(schema), "preset"}
+    return sorted(path.stem for path in CONFIGS.glob("*.yaml") if valid.issuperset(_paths(OmegaConf.load(path))))
 
 
-def save_config(config: Config, path: Path) -> None:
+def save_config(config: object, path: Path) -> None:
     OmegaConf.save(OmegaConf.structured(config), path)
 
 
-def config_yaml(config: Config) -> str:
+def config_yaml(config: object) -> str:
     return OmegaConf.to_yaml(OmegaConf.structured(config))
 
 
@@ -200,12 +217,13 @@ def _layers(preset: str) -> list[tuple[str, DictConfig]]:
 def _preset_path(name: str) -> Path:
     path = CONFIGS / f"{name}.yaml"
     if not path.is_file():
-        raise ConfigError(f"no preset {name!r}{_nearest(name, preset_names())}; there are: {', '.join(preset_names())}")
+        names = sorted(path.stem for path in CONFIGS.glob("*.yaml"))
+        raise ConfigError(f"no preset {name!r}{_nearest(name, names)}; there are: {', '.join(names)}")
     return path
 
 
-def _merge(config: DictConfig, layer: DictConfig, where: str) -> DictConfig:
-    valid = list(_keys(Config))
+def _merge(schema: type, config: DictConfig, layer: DictConfig, where: str) -> DictConfig:
+    valid = list(_keys(schema))
     for key in _paths(layer):
         if key not in valid:
             raise ConfigError(f"{where}: unknown key {key!r}{_nearest(key, valid)}")

@@ -1,19 +1,28 @@
 """The checks of a configuration that are made before anything starts. All that is wrong is reported at once."""
 
+import itertools
 import re
+from collections.abc import Iterable, Iterator
 
 from pipeline.advantages import ADVANTAGES
-from pipeline.config import Config, ConfigError
+from pipeline.config import Config, ConfigError, GenerationConfig
 from pipeline.schedule import SCHEDULES
+
+Rules = Iterator[tuple[bool, str]]  # whether a rule holds, and what to say if not
 
 
 def check_config(config: Config) -> None:
-    """Check the rules between fields that need no file and no tokenizer. All that is wrong is reported at once.
+    """Check the rules of a training run that need no file and no tokenizer.
 
     Raises:
         ConfigError: one line for each broken rule.
     """
-    wrong = [message for ok, message in _rules(config) if not ok]
+    check_rules(generation_rules(config), training_rules(config))
+
+
+def check_rules(*rules: Rules) -> None:
+    """Raise a `ConfigError` with one line for each rule that is broken."""
+    wrong = [message for ok, message in itertools.chain(*rules) if not ok]
     if wrong:
         raise ConfigError("\n".join(wrong))
 
@@ -24,58 +33,39 @@ def check_data_given(config: Config) -> None:
     Raises:
         ConfigError: data.path is missing.
     """
-    if config.data.source != "synthetic" and not config.data.path:
-        raise ConfigError(f"set data.path: data.source={config.data.source} reads a file")
+    if config.data.source == "file" and not config.data.path:
+        raise ConfigError("set data.path: data.source=file reads samples, which jobs.prepare makes")
 
 
-def _rules(c: Config):
-    positive = {
-        "data": ("documents",),
-        "agent": ("window", "problem_tokens", "chunk_tokens", "memory_tokens", "answer_tokens"),
-        "generator": ("count", "tensor_parallel", "max_sequences", "temperature", "group_timeout_s"),
-        "scorer": ("count", "timeout_s"),
-        "learner": ("ranks", "micro_batch_tokens", "learning_rate", "max_grad_norm", "bucket_mib"),
-        "objective": ("importance_cap",),
-        "train": (
-            "steps",
-            "groups_per_step",
-            "updates_per_step",
-            "max_discarded",
-            "max_attempts",
-            "max_skipped_updates",
-            "mismatch_warning",
-            "checkpoint_every",
-        ),
-    }
-    for section, names in positive.items():
-        for name in names:
-            value = getattr(getattr(c, section), name)
-            yield value > 0, f"{section}.{name}={value} must be greater than 0"
-    for section, name in (("data", "max_bad_share"), ("train", "max_failed_share")):
+def positive(c: object, section: str, *names: str) -> Rules:
+    for name in names:
         value = getattr(getattr(c, section), name)
-        yield 0 <= value <= 1, f"{section}.{name}={value} is a share, from 0 to 1"
-    for section, name in (
-        ("learner", "warmup_steps"),
-        ("learner", "weight_decay"),
-        ("objective", "kl_coefficient"),
-        ("objective", "entropy_coefficient"),
-        ("objective", "overlong_penalty"),
-        ("train", "max_staleness"),
-    ):
+        yield value > 0, f"{section}.{name}={value} must be greater than 0"
+
+
+def not_negative(c: object, section: str, *names: str) -> Rules:
+    for name in names:
         value = getattr(getattr(c, section), name)
         yield value >= 0, f"{section}.{name}={value} must be 0 or more"
-    choices = (
-        ("data", "source", ("synthetic", "hotpotqa", "file")),
-        ("model", "dtype", ("float32", "bfloat16")),
-        ("model", "attention", ("packed_sdpa", "flash_attention_2")),
-        ("learner", "schedule", SCHEDULES),
-        ("objective", "advantage", tuple(ADVANTAGES)),
-        ("wandb", "mode", ("auto", "online", "offline", "disabled")),
-    )
-    for section, name, valid in choices:
-        value = getattr(getattr(c, section), name)
-        yield value in valid, f"{section}.{name}={value!r} must be one of {', '.join(valid)}"
-    a, le, o, t = c.agent, c.learner, c.objective, c.train
+
+
+def share(c: object, section: str, name: str) -> Rules:
+    value = getattr(getattr(c, section), name)
+    yield 0 <= value <= 1, f"{section}.{name}={value} is a share, from 0 to 1"
+
+
+def one_of(c: object, section: str, name: str, valid: Iterable[str]) -> Rules:
+    value = getattr(getattr(c, section), name)
+    yield value in valid, f"{section}.{name}={value!r} must be one of {', '.join(valid)}"
+
+
+def generation_rules(c: GenerationConfig) -> Rules:
+    """The rules of every job with generators."""
+    yield from positive(c, "agent", "window", "problem_tokens", "chunk_tokens", "memory_tokens", "answer_tokens")
+    yield from positive(c, "generator", "count", "tensor_parallel", "max_sequences", "timeout_s")
+    yield from one_of(c, "model", "dtype", ("float32", "bfloat16"))
+    yield from one_of(c, "wandb", "mode", ("auto", "online", "offline", "disabled"))
+    a, g = c.agent, c.generator
     slots = a.problem_tokens + a.memory_tokens
     yield (
         slots + a.chunk_tokens + a.memory_tokens <= a.window,
@@ -89,6 +79,34 @@ def _rules(c: Config):
         f"agent.window={a.window} cannot hold the answer conversation: problem {a.problem_tokens} + memory "
         f"{a.memory_tokens} + answer {a.answer_tokens}; lower agent.answer_tokens or raise agent.window",
     )
+    yield (
+        g.tensor_parallel == 1 or g.num_gpus == g.tensor_parallel,
+        f"generator.num_gpus={g.num_gpus} must equal generator.tensor_parallel={g.tensor_parallel}",
+    )
+    yield (
+        re.fullmatch(r"\w[\w.-]*", c.run.name) is not None,
+        f"run.name={c.run.name!r} may hold letters, digits, '.', '_' and '-', and begins with neither '.' nor '-'",
+    )
+
+
+def training_rules(c: Config) -> Rules:
+    """The rules of a training run beside those."""
+    yield from positive(c, "scorer", "count", "timeout_s")
+    yield from positive(c, "learner", "ranks", "micro_batch_tokens", "learning_rate", "max_grad_norm", "bucket_mib")
+    yield from positive(c, "objective", "importance_cap")
+    yield from positive(c, "train", "steps", "groups_per_step", "updates_per_step", "temperature", "episodes_every")
+    yield from positive(c, "train", "max_discarded", "max_attempts", "max_skipped_updates", "mismatch_warning")
+    yield from positive(c, "train", "checkpoint_every")
+    yield from share(c, "data", "max_bad_share")
+    yield from share(c, "train", "max_failed_share")
+    yield from not_negative(c, "learner", "warmup_steps", "weight_decay")
+    yield from not_negative(c, "objective", "kl_coefficient", "entropy_coefficient", "overlong_penalty")
+    yield from not_negative(c, "train", "max_staleness", "episodes_shown")
+    yield from one_of(c, "data", "source", ("synthetic", "file"))
+    yield from one_of(c, "model", "attention", ("packed_sdpa", "flash_attention_2"))
+    yield from one_of(c, "learner", "schedule", SCHEDULES)
+    yield from one_of(c, "objective", "advantage", tuple(ADVANTAGES))
+    a, le, o, t = c.agent, c.learner, c.objective, c.train
     yield (
         le.micro_batch_tokens >= a.window,
         f"learner.micro_batch_tokens={le.micro_batch_tokens} must be at least agent.window={a.window}, "
@@ -108,22 +126,13 @@ def _rules(c: Config):
         0 < o.overlong_share <= 1,
         f"objective.overlong_share={o.overlong_share} is a share of a response's limit, above 0 and up to 1",
     )
-    g = c.generator
-    yield (
-        g.tensor_parallel == 1 or g.num_gpus == g.tensor_parallel,
-        f"generator.num_gpus={g.num_gpus} must equal generator.tensor_parallel={g.tensor_parallel}",
-    )
     yield (
         c.data.synthetic_chunks >= 2,
         f"data.synthetic_chunks={c.data.synthetic_chunks} must be at least 2: the two hops lie in different chunks",
     )
-    yield (
-        re.fullmatch(r"\w[\w.-]*", c.run.name) is not None,
-        f"run.name={c.run.name!r} may hold letters, digits, '.', '_' and '-', and begins with neither '.' nor '-'",
-    )
 
 
-def check_window(config: Config, longest_update: int, longest_answer: int, positions: int | None) -> None:
+def check_window(config: GenerationConfig, longest_update: int, longest_answer: int, positions: int | None) -> None:
     """Check the window budget with the template counted in.
 
     Args:

@@ -6,6 +6,15 @@ import numpy as np
 
 
 @dataclass(frozen=True)
+class Sampling:
+    """How responses are sampled. `temperature` 0 takes the likeliest token; `top_p` 1 samples from all."""
+
+    temperature: float
+    top_p: float = 1.0
+    seed: int | None = None  # of this response alone; None: the engine's own series
+
+
+@dataclass(frozen=True)
 class Completion:
     """What the language model returned for one prompt.
 
@@ -39,6 +48,30 @@ class Episode:
 
     conversations: list[Conversation] = field(default_factory=list)
     answer: str = ""
+
+
+async def run_episode(agent, tokenized, generate) -> Episode:
+    """Run an agent (pipeline/agents) once on a tokenized problem.
+
+    Args:
+        agent: of any method.
+        tokenized: what its `tokenize` returned.
+        generate: async (prompt tokens, max_tokens) -> Completion.
+
+    Returns:
+        The episode, with its conversations in the order in which they were begun.
+    """
+    conversations: list[Conversation | None] = []
+
+    async def llm(prompt: list[int], max_tokens: int, role: str) -> Completion:
+        place = len(conversations)
+        conversations.append(None)
+        response = await generate(prompt, max_tokens)
+        conversations[place] = Conversation(role, prompt, response)
+        return response
+
+    answer = await agent.run(tokenized, llm)
+    return Episode(conversations, answer)
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,6 @@ from pipeline.policy import LOGITS_IN_MEMORY
 from pipeline.schedule import ScheduledStep, schedule_table
 
 GIB = 2**30
-TOKENS_OF_A_PARAGRAPH = 140  # HotpotQA's, on average: 200 are about 28,000 tokens (arXiv 2507.02259)
 # What actors/zero_engine.py lets DeepSpeed hold on a device, in numbers.
 GATHERED_PARAMETERS = 10**9
 REDUCE_BUCKET = 10**8
@@ -101,22 +100,20 @@ def learner_memory(config: Config, architecture: Architecture) -> tuple[dict[str
     return device, host
 
 
-def document_chunks(config: Config) -> int | None:
-    """Chunks of a training document, as far as the configuration tells."""
-    data = config.data
-    if data.source == "synthetic":
-        return data.synthetic_chunks
-    if data.source == "hotpotqa":
-        return -(-data.documents * TOKENS_OF_A_PARAGRAPH // config.agent.chunk_tokens)
-    return None
+def document_chunks(config: Config, document_tokens: int | None) -> int | None:
+    """Chunks of a typical training document of so many tokens; None if that is not known."""
+    if config.data.source == "synthetic":
+        return config.data.synthetic_chunks
+    return None if document_tokens is None else -(-document_tokens // config.agent.chunk_tokens)
 
 
-def plan_text(config: Config, architecture: Architecture | None) -> str:
+def plan_text(config: Config, architecture: Architecture | None, document_tokens: int | None = None) -> str:
     """What the run will do.
 
     Args:
         config: of the run, checked.
         architecture: of the model, for the memory estimate; None if it is not known.
+        document_tokens: of a typical document; None if it is not known.
     """
     a, t, le = config.agent, config.train, config.learner
     groups = t.steps * t.groups_per_step
@@ -127,7 +124,7 @@ def plan_text(config: Config, architecture: Architecture | None) -> str:
             f"{groups} groups, {groups * t.group_size} episodes",
             f"{t.updates_per_step} optimizer step(s) a learner step, of {t.groups_per_step // t.updates_per_step} "
             f"groups each = {t.steps * t.updates_per_step} optimizer steps",
-            *_token_lines(config),
+            *_token_lines(config, document_chunks(config, document_tokens)),
             f"window {a.window}: problem ≤ {a.problem_tokens}, memory ≤ {a.memory_tokens}, chunk ≤ {a.chunk_tokens}, "
             f"answer ≤ {a.answer_tokens}, the rest is the prompt template",
             f"staleness ≤ {t.max_staleness}: at most {(t.max_staleness + 1) * t.groups_per_step} groups "
@@ -143,11 +140,10 @@ def plan_text(config: Config, architecture: Architecture | None) -> str:
     )
 
 
-def _token_lines(config: Config) -> list[str]:
+def _token_lines(config: Config, chunks: int | None) -> list[str]:
     a, t = config.agent, config.train
-    chunks = document_chunks(config)
     if chunks is None:
-        return ["the documents' lengths, and so the tokens of a step, are not known before they are read"]
+        return ["the documents' lengths, and so the tokens of a step, are not known without data.path"]
     episodes = t.groups_per_step * t.group_size
     slots = a.problem_tokens + a.memory_tokens
     written = episodes * (chunks * a.memory_tokens + a.answer_tokens)

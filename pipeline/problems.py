@@ -1,16 +1,21 @@
-"""A problem: one question about one document. And the file format that holds them.
+"""A problem: one question about one document. And the sample schema, the form of a problem in a file.
 
-The file is JSON lines, one object a line:
+A sample is an object of a JSON-lines file or a row of a parquet file:
 
     {"id": "q1", "question": "…", "answers": ["…"], "document": "…", "task": "qa", "metadata": {}}
 
-`id`, `task` and `metadata` may be left out. A row that breaks the rules is quarantined with its
-reason, counted and written aside; it is never dropped in silence.
+`id`, `task` and `metadata` may be left out. A long document is better given by reference, so that many questions
+share its parts: instead of `document`, the row numbers of passages (from 0) and the file that holds them, looked for
+beside the sample's own file (pipeline/documents/passages.py has its format and how the passages become one text):
+
+    {"id": "q1", "question": "…", "answers": ["…"], "passages": [17, 3, 208], "passage_file": "passages.arrow"}
+
+A row that breaks the rules is quarantined with its reason, counted and written aside; it is never dropped in silence.
 """
 
 import json
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 
 
@@ -31,37 +36,74 @@ class Problem:
     """One question about one document.
 
     `answers` are alternatives for a task of one answer, and the wanted values for a task of several;
-    the task's scorer decides (pipeline/scoring.py).
+    the task's scorer decides (pipeline/scoring.py). The document is a text, or the rows `passages` of `passage_file`.
     """
 
     id: str
     question: str
     answers: tuple[str, ...]
-    document: str
+    document: str = ""
     task: str = "qa"
     metadata: dict = field(default_factory=dict)
+    passages: tuple[int, ...] = ()
+    passage_file: str = ""
 
 
-def problem_from_row(row: object, default_id: str) -> Problem:
-    """Check one decoded row of the file format above.
+def problem_from_row(row: object, default_id: str, folder: str = "") -> Problem:
+    """Check one decoded row of the schema above.
+
+    Args:
+        row: of the file.
+        default_id: for a row without an id.
+        folder: where a `passage_file` that is no whole path is looked for.
 
     Raises:
         BadRow: the row is not an object, or a field is missing, empty or of the wrong type.
     """
-    question, document = (text_field(row, name) for name in ("question", "document"))
+    question = text_field(row, "question")
+    by_reference = row.get("passages") is not None
+    if by_reference and row.get("document") is not None:
+        raise BadRow("'document' and 'passages' exclude each other")
+    document = "" if by_reference else text_field(row, "document")
+    passages, passage_file = _passages(row, folder) if by_reference else ((), "")
     answers = row.get("answers")
     if isinstance(answers, str):
         answers = [answers]
     if not isinstance(answers, list) or not all(isinstance(a, str) and a.strip() for a in answers) or not answers:
         raise BadRow("'answers' must be a list of one or more non-empty strings")
-    if not all(map(_is_unicode, answers)):
+    if not all(map(is_unicode, answers)):
         raise BadRow("'answers' holds text that is not valid Unicode")
-    task, metadata = row.get("task", "qa"), row.get("metadata", {})
+    # A parquet file has every column in every row, so that null there means left out.
+    given = {name: row[name] for name in ("id", "task", "metadata") if row.get(name) is not None}
+    task, metadata = given.get("task", "qa"), given.get("metadata", {})
+    if isinstance(metadata, str):  # a parquet file cannot hold objects of any shape, but their JSON
+        metadata = decode_line(metadata)
     if not isinstance(task, str) or not task:
         raise BadRow("'task' must be the name of a scorer")
     if not isinstance(metadata, dict):
         raise BadRow("'metadata' must be an object")
-    return Problem(str(row.get("id", default_id)), question, tuple(answers), document, task, metadata)
+    problem_id = str(given.get("id", default_id))
+    return Problem(problem_id, question, tuple(answers), document, task, metadata, passages, passage_file)
+
+
+def row_of(problem: Problem) -> dict:
+    """The row that `problem_from_row` reads as this problem."""
+    row = {"id": problem.id, "question": problem.question, "answers": list(problem.answers), "task": problem.task}
+    if problem.passage_file:
+        row |= {"passages": list(problem.passages), "passage_file": problem.passage_file}
+    else:
+        row |= {"document": problem.document}
+    return row | {"metadata": problem.metadata}
+
+
+def _passages(row: dict, folder: str) -> tuple[tuple[int, ...], str]:
+    passages = row["passages"]
+    numbers = isinstance(passages, list) and all(type(p) is int and p >= 0 for p in passages)
+    if not numbers or not passages:
+        raise BadRow("'passages' must be a list of one or more row numbers from 0 on")
+    file = text_field(row, "passage_file")
+    whole = "://" in file or file.startswith("/") or not folder
+    return tuple(passages), file if whole else f"{folder.rstrip('/')}/{file}"
 
 
 def text_field(row: object, name: str) -> str:
@@ -77,12 +119,12 @@ def text_field(row: object, name: str) -> str:
         raise BadRow(f"'{name}' must be text, not {type(value).__name__}")
     if not value.strip():
         raise BadRow(f"'{name}' is empty")
-    if not _is_unicode(value):
+    if not is_unicode(value):
         raise BadRow(f"'{name}' is not valid Unicode")
     return value
 
 
-def _is_unicode(text: str) -> bool:
+def is_unicode(text: str) -> bool:
     """False for text with half a surrogate pair, which JSON can spell out and no tokenizer takes."""
     try:
         text.encode()
@@ -171,6 +213,6 @@ def write_problem_file(problems: Iterable[Problem], path: str | Path) -> int:
     count = 0
     with Path(path).open("w", encoding="utf-8") as file:
         for problem in problems:
-            file.write(json.dumps(asdict(problem), ensure_ascii=False) + "\n")
+            file.write(json.dumps(row_of(problem), ensure_ascii=False) + "\n")
             count += 1
     return count

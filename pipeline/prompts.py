@@ -1,22 +1,31 @@
-"""The two prompts of the memory agent, as text templates and as tokens.
+"""The prompts of the agents, as text templates and as tokens.
 
 A template is split at its slots. The text between them is ours, so special tokens in it count as such;
 what goes into a slot is data, so special tokens in it are spelled out as ordinary text (`encode_text`).
 The memory goes into its slot as the tokens that the model wrote, never decoded and encoded again.
 """
 
+import itertools
 import re
 from dataclasses import dataclass
 
-SLOT = re.compile(r"\{(problem|memory|chunk)\}")
+import numpy as np
+
+SLOT = re.compile(r"\{(problem|memory|chunk|document)\}")
+BLOCK = 1 << 18  # characters of a document that are encoded at a time
+WORD_END = re.compile(r"\S(?=\s)")
+CONTEXT = 64  # characters on both sides by which a place to cut a document is judged
+PLACES = 100  # that are tried
 
 
 @dataclass(frozen=True)
 class PromptTemplate:
-    """Texts with the slots {problem}, {memory} and {chunk}; `chat`: wrap them in the tokenizer's chat template."""
+    """Texts with slots in braces; `chat`: wrap them in the tokenizer's chat template."""
 
-    update: str
-    answer: str
+    update: str  # problem, memory, chunk
+    answer: str  # problem, memory
+    direct: str  # problem, document
+    closed_book: str  # problem
     empty_memory: str
     chat: bool
 
@@ -41,6 +50,18 @@ PROMPT_TEMPLATES = {
             "<memory>\n{memory}\n</memory>\n\n"
             "Your answer:\n"
         ),
+        direct=(
+            "You are given a problem and an article. "
+            "Answer the problem from the article and put the answer in \\boxed{}.\n\n"
+            "<problem>\n{problem}\n</problem>\n\n"
+            "<article>\n{document}\n</article>\n\n"
+            "Your answer:\n"
+        ),
+        closed_book=(
+            "You are given a problem. Answer it and put the answer in \\boxed{}.\n\n"
+            "<problem>\n{problem}\n</problem>\n\n"
+            "Your answer:\n"
+        ),
         empty_memory="No previous memory",
         chat=True,
     ),
@@ -49,6 +70,8 @@ PROMPT_TEMPLATES = {
     "tiny": PromptTemplate(
         update="<bos> <problem> {problem} <memory> {memory} <section> {chunk} <update> {problem}",
         answer="<bos> <problem> {problem} <memory> {memory} <answer> {problem}",
+        direct="<bos> <problem> {problem} <section> {document} <answer> {problem}",
+        closed_book="<bos> <problem> {problem} <answer> {problem}",
         empty_memory="none",
         chat=False,
     ),
@@ -70,12 +93,40 @@ def encode_text(tokenizer, text: str) -> list[int]:
     return tokens
 
 
+def encode_document(tokenizer, text: str) -> np.ndarray:
+    """Encode a document of any length as `encode_text` does, int32 [N].
+
+    On its way a tokenizer takes some hundred bytes for every token, so a long text is encoded in blocks. They are cut
+    where the tokenizer itself cuts; if it does not between words, the text is encoded as a whole.
+
+    Raises:
+        ValueError: as `encode_text`.
+    """
+    blocks, begin = [], 0
+    while begin < len(text):
+        end = _place_to_cut(tokenizer, text, begin + BLOCK)
+        blocks.append(np.array(encode_text(tokenizer, text[begin:end]), np.int32))
+        begin = end
+    return np.concatenate([np.zeros(0, np.int32), *blocks])
+
+
+def _place_to_cut(tokenizer, text: str, start: int) -> int:
+    """The first end of a word from `start` on at which the text around encodes in two to the same as whole."""
+    for word in itertools.islice(WORD_END.finditer(text, start), PLACES):
+        before, after = text[word.end() - CONTEXT : word.end()], text[word.end() : word.end() + CONTEXT]
+        if encode_text(tokenizer, before + after) == encode_text(tokenizer, before) + encode_text(tokenizer, after):
+            return word.end()
+    return len(text)
+
+
 class Prompts:
     """A prompt template bound to a tokenizer: builds prompts as token lists."""
 
     def __init__(self, tokenizer, template: PromptTemplate):
         self._update = _split(tokenizer, template, template.update)
         self._answer = _split(tokenizer, template, template.answer)
+        self._direct = _split(tokenizer, template, template.direct)
+        self._closed_book = _split(tokenizer, template, template.closed_book)
         self.empty_memory: list[int] = encode_text(tokenizer, template.empty_memory)
 
     def update(self, problem: list[int], memory: list[int], chunk: list[int]) -> list[int]:
@@ -85,6 +136,14 @@ class Prompts:
     def answer(self, problem: list[int], memory: list[int]) -> list[int]:
         """The prompt of the answer conversation."""
         return _fill(self._answer, problem=problem, memory=memory)
+
+    def direct(self, problem: list[int], document: list[int]) -> list[int]:
+        """The prompt that holds the document itself."""
+        return _fill(self._direct, problem=problem, document=document)
+
+    def closed_book(self, problem: list[int]) -> list[int]:
+        """The prompt of the question alone."""
+        return _fill(self._closed_book, problem=problem)
 
     def longest(self, problem: int, memory: int, chunk: int) -> tuple[int, int]:
         """The lengths in tokens of the longest update and answer prompts for slots of these lengths."""

@@ -8,6 +8,8 @@ import importlib
 import re
 from collections.abc import Callable
 
+import numpy as np
+
 Scorer = Callable[[str, tuple[str, ...]], float]
 
 BOX_WINDOW = 300  # characters at the end of the answer in which the box is looked for
@@ -41,6 +43,24 @@ def boxed_match(answer: str, answers: tuple[str, ...]) -> float:
 def values_found(answer: str, answers: tuple[str, ...]) -> float:
     """The share of the wanted values that occur in the answer."""
     return sum(normalized(gold) in normalized(answer) for gold in answers) / len(answers)
+
+
+class BadReward(ValueError):
+    """A scorer returned something that is not a finite number."""
+
+
+def reward(task: str, answer: str, answers: tuple[str, ...]) -> float:
+    """What the scorer of a task gives an answer.
+
+    Raises:
+        ValueError: no such scorer.
+        BadReward: it returned NaN, infinity or no number.
+        Exception: whatever a user's own scorer raises.
+    """
+    value = scorer_for(task)(answer, answers)
+    if isinstance(value, (int, float, np.number)) and np.isfinite(value):
+        return float(value)
+    raise BadReward(f"the scorer of task {task!r} returned {value!r}, not a finite number")
 
 
 SCORERS: dict[str, Scorer] = {"qa": boxed_match, "values": values_found}

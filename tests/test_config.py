@@ -156,12 +156,11 @@ def test_all_broken_rules_are_reported_at_once():
         ("learner", {"warmup_steps": -1}, "learner.warmup_steps"),
         ("train", {"max_staleness": -1}, "train.max_staleness"),
         ("train", {"max_failed_share": 1.5}, "train.max_failed_share=1.5 is a share"),
-        ("generator", {"temperature": 0.0}, "generator.temperature=0.0 must be greater than 0"),
+        ("train", {"temperature": 0.0}, "train.temperature=0.0 must be greater than 0"),
         ("generator", {"tensor_parallel": 2, "num_gpus": 1.0}, "generator.num_gpus=1.0 must equal"),
         ("model", {"attention": "eager"}, "model.attention='eager'"),
         ("wandb", {"mode": "on"}, "wandb.mode='on'"),
         ("data", {"source": "synthetic", "synthetic_chunks": 1}, "data.synthetic_chunks=1"),
-        ("data", {"documents": 0}, "data.documents=0 must be greater than 0"),
         ("data", {"max_bad_share": -0.1}, "data.max_bad_share=-0.1 is a share"),
         ("run", {"name": "../elsewhere"}, "run.name='../elsewhere'"),
         ("run", {"name": ".."}, "run.name='..'"),
@@ -176,7 +175,7 @@ def test_a_broken_rule_is_reported(section, values, message):
 def test_a_source_that_reads_a_file_needs_one():
     check_data_given(sound())
     check_data_given(sound(data={"source": "synthetic", "path": ""}))
-    with pytest.raises(ConfigError, match="set data.path: data.source=file reads a file"):
+    with pytest.raises(ConfigError, match="set data.path: data.source=file reads samples"):
         check_data_given(sound(data={"path": ""}))
 
 
@@ -207,7 +206,7 @@ def test_the_paper_presets_have_the_papers_numbers(preset, gpus, problems):
     assert (o.advantage, o.clip_low, o.clip_high, o.dual_clip) == ("mean", 0.2, 0.2, 3.0)
     assert (o.kl_coefficient, o.entropy_coefficient) == (1e-3, 0.0)
     assert (t.groups_per_step, t.updates_per_step, t.group_size) == (problems, 16, 16)
-    assert c.generator.temperature == 1.0 and c.data.documents == 200
+    assert c.train.temperature == 1.0 and c.train.method == "memory"
 
 
 def test_the_window_holds_the_longest_conversation_with_its_template():

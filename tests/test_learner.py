@@ -108,7 +108,7 @@ def reference_weights(config, batches) -> tuple[dict, list[float]]:
 
     def load():
         model = AutoModelForCausalLM.from_pretrained(config.model.path, attn_implementation="sdpa")
-        return Policy(model, config.generator.temperature, train_entropy=True)
+        return Policy(model, config.train.temperature, train_entropy=True)
 
     policy, initial, o = load(), load(), config.objective
     le = config.learner

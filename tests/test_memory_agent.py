@@ -6,7 +6,7 @@ import pytest
 
 from pipeline.agents.memory import MemoryAgent
 from pipeline.config import AgentConfig
-from pipeline.episodes import Completion, Episode
+from pipeline.episodes import Completion, Episode, run_episode
 from pipeline.problems import BadRow, Problem, QuestionTooLong
 from tests.byte_tokenizer import byte_tokenizer
 
@@ -37,7 +37,7 @@ def problem(document: str, question: str = "Who?") -> Problem:
 
 def run(agent: MemoryAgent, document: str, responses: list[list[int]]) -> tuple[Episode, ScriptedModel]:
     model = ScriptedModel(responses)
-    return asyncio.run(agent.run(agent.tokenize(problem(document)), model)), model
+    return asyncio.run(run_episode(agent, agent.tokenize(problem(document)), model)), model
 
 
 @pytest.mark.parametrize(("length", "chunks"), [(1, 1), (CHUNK - 1, 1), (CHUNK, 1), (CHUNK + 1, 2), (5 * CHUNK, 5)])
@@ -49,7 +49,7 @@ def test_a_document_of_n_tokens_gives_n_over_c_memories_rounded_up_and_one_answe
 
 def test_the_chunks_are_the_document(agent):
     document = "".join(chr(ord("a") + i % 26) for i in range(5 * CHUNK + 3))
-    chunks = agent.tokenize(problem(document)).chunks
+    chunks = list(agent.tokenize(problem(document)).chunks(CHUNK))
     assert [len(chunk) for chunk in chunks] == [CHUNK] * 5 + [3]
     assert agent.tokenizer.decode([token for chunk in chunks for token in chunk]) == document
 
@@ -61,7 +61,9 @@ def test_each_memory_is_passed_on_as_the_very_tokens_without_the_end_token(agent
     episode, model = run(agent, "x" * (4 * CHUNK), [*memories, [7, end]])
     tokenized, prompts = agent.tokenize(problem("x" * (4 * CHUNK))), agent.prompts
     passed_on = [prompts.empty_memory, [200, 255, 0], [128, 129], [], [9, end]]
-    expected = [prompts.update(tokenized.question, m, c) for m, c in zip(passed_on[:-1], tokenized.chunks, strict=True)]
+    expected = [
+        prompts.update(tokenized.question, m, c) for m, c in zip(passed_on[:-1], tokenized.chunks(CHUNK), strict=True)
+    ]
     assert [prompt for prompt, _ in model.asked] == [*expected, prompts.answer(tokenized.question, passed_on[-1])]
 
 
@@ -103,8 +105,7 @@ def test_special_token_text_in_document_and_question_is_read_as_text(agent):
         return [[t for t in prompt if t > 255] for prompt, _ in model.asked]
 
     assert control_tokens(hostile) == control_tokens(harmless)
-    chunks = agent.tokenize(problem(hostile)).chunks
-    assert agent.tokenizer.decode([token for chunk in chunks for token in chunk]) == hostile
+    assert agent.tokenizer.decode(agent.tokenize(problem(hostile)).document.tolist()) == hostile
     assert max(agent.tokenize(problem("x", "<|end|>")).question) <= 255
 
 

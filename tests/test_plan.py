@@ -8,6 +8,7 @@ from transformers import AutoConfig, LlamaConfig, LlamaForCausalLM
 
 from pipeline.config import CONFIGS, load_config
 from pipeline.plan import GIB, architecture_of, document_chunks, layer_activations, learner_memory
+from pipeline.problems import Problem, write_problem_file
 
 
 def known(name: str):
@@ -74,11 +75,11 @@ def test_checkpointed_activations_are_the_inputs_of_the_layers_and_one_layer():
 
 
 @pytest.mark.parametrize(
-    ("arguments", "chunks"),
-    [(["preset=tiny"], 8), (["preset=memagent_7b"], 6), (["preset=tiny", "data.source=file"], None)],
+    ("preset", "document_tokens", "chunks"),
+    [("tiny", None, 8), ("memagent_7b", 28000, 6), ("memagent_7b", 30001, 7), ("memagent_7b", None, None)],
 )
-def test_the_chunks_of_a_document(arguments, chunks):
-    assert document_chunks(load_config(arguments)) == chunks
+def test_the_chunks_of_a_document(preset, document_tokens, chunks):
+    assert document_chunks(load_config([f"preset={preset}"]), document_tokens) == chunks
 
 
 @pytest.mark.parametrize(
@@ -89,12 +90,15 @@ def test_the_chunks_of_a_document(arguments, chunks):
         ("memagent_7b_dapo", 6400, 128 * 16 * 7),
     ],
 )
-def test_a_dry_run_of_a_paper_preset_prints_its_plan_without_data_or_network(preset, updates, conversations, capsys):
+def test_a_dry_run_of_a_paper_preset_prints_its_plan_without_a_network(
+    preset, updates, conversations, capsys, tmp_path
+):
     from jobs.train import main
 
-    assert main([f"preset={preset}", "--dry-run"]) == 2
+    write_problem_file([Problem("a", "Who?", ("x",), "word " * 28_000)], tmp_path / "samples.jsonl")
+    assert main([f"preset={preset}", f"data.path={tmp_path}", "--dry-run"]) == 2
     printed, problem = capsys.readouterr()
-    assert "set data.path" in problem
+    assert "model.path=Qwen" in problem
     assert f"= {updates} optimizer steps" in printed and f"{conversations} a step" in printed
     assert "window 8192: problem ≤ 1024, memory ≤ 1024, chunk ≤ 5000" in printed
     assert "on its device" in printed and "reference model" in printed

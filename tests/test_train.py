@@ -16,7 +16,7 @@ from pipeline.problems import write_problem_file
 ROOT = Path(__file__).resolve().parent.parent
 SMALL = (
     "preset=tiny train.groups_per_step=4 train.group_size=4 train.checkpoint_every=2 generator.max_sequences=64 "
-    "wandb.episodes_every=1 generator.group_timeout_s=120"
+    "train.episodes_every=1 generator.timeout_s=120"
 ).split()
 
 
@@ -191,8 +191,8 @@ def test_a_dead_engine_is_replaced_and_an_interrupted_run_keeps_what_was_trained
         (["agent.window=50", "agent.chunk_tokens=16"], "with the prompt template"),
         (["agent.window=512", "learner.micro_batch_tokens=1024"], "256 positions"),
         (["data.source=file", "data.path=/no/such/file"], "no such file"),
-        (["data.source=hotpotqa"], "set data.path"),
-        (["agent.entrypoint=pipeline.agents.memory:MemoryAgnet"], "agent.entrypoint="),
+        (["data.source=file"], "set data.path"),
+        (["train.method=pipeline.agents.memory:MemoryAgnet"], "the method 'pipeline.agents.memory:MemoryAgnet'"),
         (["model.path=/no/such/model"], "model.path=/no/such/model"),
         (["learner.ranks=0", "train.max_staleness=-1"], "train.max_staleness=-1"),
     ],
@@ -206,18 +206,18 @@ def test_a_wrong_configuration_says_what_to_do_before_anything_starts(arguments,
 
 
 def test_a_malformed_file_ends_the_run_with_its_reason(random_model, tmp_path):
-    path = tmp_path / "questions.json"
-    path.write_text("this is not JSON")
+    path = tmp_path / "problems.jsonl"
+    path.write_text("this is not JSON\n" * 30)
     status, output = run(
         f"model.path={random_model}",
         f"run.folder={tmp_path}",
         "run.name=malformed",
-        "data.source=hotpotqa",
+        "data.source=file",
         f"data.path={path}",
     )
-    assert status == 1
+    assert status == 1, output
     summary = json.loads((tmp_path / "malformed" / "summary.json").read_text())
-    assert summary["status"] == "failed" and "questions.json" in summary["error"] and summary["steps"] == 0
+    assert summary["status"] == "failed" and "20 of 20 rows are bad" in summary["error"] and summary["steps"] == 0
 
 
 def rows_of(folder: Path) -> list[dict]:

@@ -9,11 +9,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from pipeline.episodes import Sampling
 from pipeline.policy import Policy
 from pipeline.weight_buckets import pack_buckets
 
 PROMPT = [0, *range(9, 109), *range(9, 49)]  # longer than a block of 128, so that prefix caching has something to keep
 EOS = 1
+WARM = Sampling(temperature=0.7)
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +36,6 @@ def start_engine(runner, config, model):
         config,
         model=replace(config.model, path=str(model)),
         agent=replace(config.agent, window=256),
-        generator=replace(config.generator, temperature=0.7),
     )
     return runner.run(start())
 
@@ -71,7 +72,7 @@ async def buckets(model):
 
 
 def test_logprobs_agree_with_the_learners(runner, engine, random_model):
-    response = runner.run(engine.generate(PROMPT, 60))
+    response = runner.run(engine.generate(PROMPT, 60, WARM))
     difference = learner_logprobs(random_model, 0.7, response.tokens) - torch.tensor(response.logprobs)
     assert difference.abs().mean() <= 1e-4
     assert response.versions == [0] * len(response.tokens)
@@ -79,7 +80,7 @@ def test_logprobs_agree_with_the_learners(runner, engine, random_model):
 
 def test_a_response_ends_with_the_end_of_sequence_token_or_at_its_limit(runner, engine):
     async def many():
-        return await asyncio.gather(*(engine.generate(PROMPT, 100) for _ in range(24)))
+        return await asyncio.gather(*(engine.generate(PROMPT, 100, WARM) for _ in range(24)))
 
     responses = runner.run(many())
     assert {r.finish_reason for r in responses} <= {"stop", "length"}
@@ -99,14 +100,14 @@ def test_weights_change_in_flight_and_new_requests_see_only_the_new_ones(runner,
         async def keep_generating():
             responses = []
             while not updated.is_set():
-                responses.append(await engine.generate(PROMPT, 110))
+                responses.append(await engine.generate(PROMPT, 110, WARM))
             return responses
 
         running = [asyncio.create_task(keep_generating()) for _ in range(32)]
         await asyncio.sleep(0.5)
         pause = await engine.update_weights(1, buckets(other_model))
         updated.set()
-        new = await engine.generate(PROMPT, 60)
+        new = await engine.generate(PROMPT, 60, WARM)
         return [response for responses in await asyncio.gather(*running) for response in responses], new, pause
 
     responses, new, pause = runner.run(scenario())
@@ -120,9 +121,24 @@ def test_weights_change_in_flight_and_new_requests_see_only_the_new_ones(runner,
     difference = learner_logprobs(other_model, 0.7, new.tokens) - torch.tensor(new.logprobs)
     assert difference.abs().mean() <= 1e-4
 
-    engine.temperature = fresh_engine.temperature = 0.0
-    updated, fresh = (runner.run(e.generate(PROMPT, 60)) for e in (engine, fresh_engine))
+    updated, fresh = (runner.run(e.generate(PROMPT, 60, Sampling(0.0))) for e in (engine, fresh_engine))
     assert updated.tokens == fresh.tokens
+
+
+def test_a_seed_gives_the_same_response_whatever_else_is_asked(runner, engine):
+    async def asked(sampling, others):
+        first, *_ = await asyncio.gather(*(engine.generate(PROMPT, 40, s) for s in [sampling, *others]))
+        return first.tokens
+
+    seeded = Sampling(1.0, 0.9, seed=7)
+    alone, busy = (runner.run(asked(seeded, others)) for others in ([], [Sampling(1.0)] * 10))
+    assert alone == busy != runner.run(asked(Sampling(1.0, 0.9, seed=8), []))
+
+
+def test_a_small_nucleus_leaves_the_likeliest_token(runner, engine):
+    likeliest, nucleus = (runner.run(engine.generate(PROMPT, 30, s)) for s in (Sampling(0.0), Sampling(1.0, 1e-6)))
+    assert likeliest.tokens == nucleus.tokens
+    assert nucleus.logprobs == [0.0] * len(nucleus.tokens)  # as sampled: nothing else had a chance
 
 
 def bucket_files(process: int) -> list:
@@ -154,7 +170,7 @@ def test_a_failed_update_leaves_no_file_in_shared_memory(runner, engine):
         runner.run(engine.update_weights(2, broken()))
     assert bucket_files(os.getpid()) == []
     assert engine.version == 1
-    assert runner.run(engine.generate(PROMPT, 5)).versions == [1] * 5
+    assert runner.run(engine.generate(PROMPT, 5, WARM)).versions == [1] * 5
 
 
 async def _path_of(engine):

@@ -1,20 +1,34 @@
-"""Agents: async functions over tokens. `agent.entrypoint` in the config names the one that runs."""
+"""Agents: how a document is read and a question answered. An agent is an object with two methods,
+
+    tokenize(problem) -> tokens of its question and document, once for all episodes of the problem
+    async run(tokenized, llm) -> the answer as text, once an episode
+
+where `await llm(prompt_tokens, max_tokens, role)` samples one response, a `Completion`, and keeps it as a conversation
+of the episode. Its class is made with (tokenizer, AgentConfig); `METHODS` has those that come along.
+"""
 
 import importlib
 
 from pipeline.config import ConfigError
 
+METHODS = {
+    "memory": "pipeline.agents.memory:MemoryAgent",
+    "direct": "pipeline.agents.direct:DirectAgent",
+    "concat": "pipeline.agents.concat:ConcatAgent",
+    "closed_book": "pipeline.agents.closed_book:ClosedBookAgent",
+}
 
-def load_agent(entrypoint: str) -> type:
-    """The class that `agent.entrypoint` names as module:class.
+
+def load_agent(method: str) -> type:
+    """The class of a method: a name in `METHODS`, or module:class for a user's own.
 
     Raises:
-        ConfigError: there is no such module or class.
+        ConfigError: there is no such method, module or class.
     """
-    module, _, name = entrypoint.partition(":")
+    module, _, name = METHODS.get(method, method).partition(":")
     try:
         return getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError, ValueError) as error:
         raise ConfigError(
-            f"agent.entrypoint={entrypoint!r} is not a module:class that can be loaded: {error}"
+            f"the method {method!r} is none of {', '.join(METHODS)}, nor a module:class that can be loaded: {error}"
         ) from None

@@ -1,18 +1,44 @@
-"""HotpotQA's own JSON (hotpotqa.github.io) to problems over documents of any number of paragraphs.
+"""HotpotQA's own JSON (hotpotqa.github.io) to samples over documents of any number of paragraphs.
 
-A question brings its own paragraphs, two of them gold. They are hidden among random others, each written as
-"Document i:", its title and its text. Which others, and where everything stands, is drawn anew for each question
-from (seed, question id): neither depends on the rows around it, and no two questions share a shuffle.
+A question brings its own paragraphs, two of them gold. They are hidden among random others. Which others, and where
+everything stands, is drawn anew for each question from (seed, question id): neither depends on the questions around
+it, and no two questions share a shuffle.
+
+One pass over the questions writes all paragraphs into a passage file and a small row for each question into another
+(`build_passages`). From these two any worker makes any sample by itself (`HotpotqaRecipe`), by reference: a sample is
+a list of row numbers.
 """
 
+import functools
+import itertools
+import json
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import ijson
+import numpy as np
+import pyarrow as pa
 
-from pipeline.problems import BadRow, DataError, Problem, Quarantine, checked_rows, decode_line, text_field
+from pipeline.documents.passages import (
+    PASSAGES,
+    SCHEMA,
+    PassageFile,
+    TableWriter,
+    open_passages,
+    passage_text,
+    read_arrow,
+    read_passages,
+    table_writer,
+)
+from pipeline.files import exists, join, open_input
+from pipeline.problems import BadRow, DataError, Problem, text_field
+from pipeline.prompts import encode_text
+
+QUESTIONS = "questions.arrow"  # a column of JSON: not a file of samples, and any row is found at once
+QUESTIONS_SCHEMA = pa.schema([("question", pa.large_string())])
+# `drawable`: the paragraph may be another question's distractor; one of all paragraphs of the same title is.
+PASSAGES_SCHEMA = pa.schema([*SCHEMA, ("drawable", pa.bool_())])
 
 
 @dataclass(frozen=True)
@@ -21,66 +47,253 @@ class Paragraph:
     text: str
 
 
-def hotpotqa_problems(
-    path: str | Path,
-    distractors: str | Path | None,
-    documents: int,
-    task: str,
-    seed: int,
-    quarantine: Quarantine,
-) -> Iterator[Problem]:
-    """Yield the questions in `path` as problems with `documents` paragraphs each; bad rows go to `quarantine`.
+def build_passages(questions: str, distractors: str, folder: str) -> None:
+    """Read the questions once, from first to last, and write `passages.arrow` and `questions.arrow` into `folder`.
 
-    The questions are read one at a time, the paragraphs to choose from are held in memory: those of the file
-    `distractors`, JSON lines of {"title": …, "text": …}, or without it those of all questions. A paragraph with a title
-    that the question's own paragraphs have is never added. `metadata` holds the question's `type` and `level` and, in
-    the same order, `gold_titles` and `gold_documents`, the numbers i that they got.
+    The passages are those of the file `distractors` (pipeline/documents/passages.py has its formats), then each
+    question's own paragraphs. Others are drawn from the distractors, or if that path is empty from all questions' own
+    paragraphs, those of malformed questions too. A malformed question is kept with its reason and its row.
+
+    Memory does not grow with the number of questions, but with that of the different titles to draw from: about
+    150 bytes for each. Both files are written whole or not at all.
 
     Raises:
         FileNotFoundError: there is no such file.
-        DataError: a file has another format, there are too few paragraphs, or too many rows were bad.
+        DataError: a file has another format, or there are no questions.
     """
-    path = Path(path)
-    source = Path(distractors) if distractors else path
-    pool = {p.title: p for p in (_read_distractors(source) if distractors else _read_own_paragraphs(path))}
-    titles = list(pool)
-
-    def problem(row_id: str, row: object) -> Problem:
-        question, answer, own = text_field(row, "question"), text_field(row, "answer"), _own_paragraphs(row)
-        problem_id = str(row.get("_id", row_id))
-        if len(own) > documents:
-            raise BadRow(f"the question brings {len(own)} paragraphs, more than data.documents={documents}")
-        rng = random.Random(f"{seed}/{problem_id}")
-        others = _draw(rng, titles, {p.title for p in own}, documents - len(own))
-        if others is None:
-            raise DataError(
-                f"{source}: {len(titles)} paragraphs with different titles are too few for data.documents={documents}; "
-                "give more of them in data.distractors or ask for fewer"
-            )
-        paragraphs = own + [pool[title] for title in others]
-        rng.shuffle(paragraphs)
-        text = "\n\n".join(f"Document {i}:\n{p.title}\n{p.text}" for i, p in enumerate(paragraphs, 1))
-        gold = _gold_titles(row, own)
-        numbers = {p.title: i for i, p in enumerate(paragraphs, 1)}
-        metadata = {"gold_titles": gold, "gold_documents": [numbers[title] for title in gold]}
-        metadata |= {name: row[name] for name in ("type", "level") if name in row}
-        return Problem(problem_id, question, (answer,), text, task, metadata)
-
-    rows = ((f"{path.name}:{number}", row) for number, row in enumerate(_read_questions(path), 1))
-    yield from checked_rows(rows, problem, quarantine)
+    drawable: dict[str, int] = {}  # title: row
+    with (
+        table_writer(join(folder, QUESTIONS), QUESTIONS_SCHEMA) as rows,
+        table_writer(join(folder, PASSAGES), PASSAGES_SCHEMA) as passages,
+    ):
+        for paragraph in _read_distractors(distractors) if distractors else ():
+            _add(passages, paragraph, drawable)
+        name = questions.rpartition("/")[2]
+        for number, row in enumerate(_read_questions(questions), 1):
+            row_id = f"{name}:{number}"
+            try:
+                own = _own_paragraphs(row)
+                first = passages.rows
+                for paragraph in own:
+                    _add(passages, paragraph, None if distractors else drawable)
+                entry = _question(row, row_id, own, first, drawable)
+            except BadRow as error:
+                entry = {"id": row_id, "error": str(error), "row": row}
+            rows.add(json.dumps(entry))
+        if not rows.rows:
+            raise DataError(f"{questions} holds no questions")
 
 
-def _draw(rng: random.Random, titles: list[str], taken: set[str], count: int) -> list[str] | None:
-    """Draw `count` different titles that are not in `taken`; None when there are not enough."""
-    # At most len(taken) of the drawn ones fall away, so that many more are enough.
-    drawn = rng.sample(titles, min(len(titles), count + len(taken)))
-    free = [title for title in drawn if title not in taken]
-    return free[:count] if len(free) >= count else None
+def is_built(folder: str) -> bool:
+    return exists(join(folder, QUESTIONS)) and exists(join(folder, PASSAGES))
+
+
+@dataclass(frozen=True)
+class HotpotqaRecipe:
+    """The questions of a folder that `build_passages` wrote, as a `SampleSource` (pipeline/samples.py).
+
+    A document has `documents` paragraphs, or, if `tokens` is given, as many as keep its text within so many tokens of
+    the tokenizer at the path `tokenizer`: with the next one drawn it would be longer. No two paragraphs have the same
+    title, save that a question's own may. A shorter document's paragraphs are among those of a longer one; their
+    places are drawn anew for each length.
+
+    `metadata`: `gold_titles` and, in the same order, `gold_documents`, the numbers from 1 that they got; `set`;
+    `length` (paragraphs or tokens, as asked for); `documents`; the question's `type` and `level`.
+    """
+
+    folder: str
+    documents: int = 0
+    tokens: int = 0
+    tokenizer: str = ""
+    seed: int = 0
+    task: str = "qa"
+    set_name: str = "hotpotqa"
+
+    def __len__(self) -> int:
+        return len(_opened(self.folder).questions)
+
+    def sample(self, index: int) -> Problem:
+        """Raises:
+        BadRow: the question is malformed, or its own paragraphs are more than the document may have.
+        DataError: there are too few paragraphs to draw from.
+        """
+        opened = _opened(self.folder)
+        question = opened.question(index)
+        if "error" in question:
+            raise BadRow(question["error"])
+        others = opened.draw(f"{self.seed}/{question['id']}", question["excluded"])
+        rows = self._within_tokens(opened, question, others) if self.tokens else self._counted(question, others)
+        gold = question["gold"]
+        metadata = {
+            "gold_titles": [opened.passages.title(row) for row in gold],
+            "gold_documents": [rows.index(row) + 1 for row in gold],
+            "set": self.set_name,
+            "length": self.tokens or self.documents,
+            "documents": len(rows),
+        }
+        return Problem(
+            id=question["id"],
+            question=question["question"],
+            answers=(question["answer"],),
+            task=self.task,
+            metadata=metadata | {name: question[name] for name in ("type", "level") if name in question},
+            passages=tuple(rows),
+            passage_file=PASSAGES,
+        )
+
+    def row(self, index: int) -> tuple[str, object]:
+        opened = _opened(self.folder)
+        question = opened.question(index)
+        if "error" in question:
+            return question["id"], question["row"]
+        own = [[opened.passages.title(row), [opened.passages.text(row)]] for row in _own_rows(question)]
+        return question["id"], {"_id": question["id"], "question": question["question"], "context": own}
+
+    def _counted(self, question: dict, others: Iterator[int]) -> list[int]:
+        own = _own_rows(question)
+        if len(own) > self.documents:
+            raise BadRow(f"the question brings {len(own)} paragraphs, more than documents={self.documents}")
+        drawn = list(itertools.islice(others, self.documents - len(own)))
+        if len(own) + len(drawn) < self.documents:
+            raise self._too_few(f"documents={self.documents}", len(own) + len(drawn))
+        return self._placed(question, [*own, *drawn])
+
+    def _within_tokens(self, opened: "_Opened", question: dict, others: Iterator[int]) -> list[int]:
+        own, passages = _own_rows(question), opened.passages
+        tokenizer = _tokenizer(self.tokenizer)
+        # A guess from the paragraphs one by one, which differs a little from the tokens of the whole text.
+        drawn, tokens = [], 0
+        for number, row in enumerate(itertools.chain(own, others), 1):
+            text = passage_text(number, passages.title(row), passages.text(row))
+            tokens += len(encode_text(tokenizer, f"{text}\n\n"))
+            if number > len(own):
+                drawn.append(row)
+                if tokens > self.tokens:
+                    break
+        guess = max(0, len(drawn) - 1)
+
+        @functools.cache
+        def fits(count: int) -> bool:
+            drawn.extend(itertools.islice(others, max(0, count - len(drawn))))
+            if count > len(drawn):
+                return False
+            text = passages.document(self._placed(question, [*own, *drawn[:count]]))
+            return len(encode_text(tokenizer, text)) <= self.tokens
+
+        count = last_that_fits(fits, guess)
+        if count < 0:
+            raise BadRow(f"the question's own {len(own)} paragraphs are longer than tokens={self.tokens}")
+        if count == len(drawn):
+            raise self._too_few(f"tokens={self.tokens}", len(own) + len(drawn))
+        return self._placed(question, [*own, *drawn[:count]])
+
+    def _placed(self, question: dict, rows: list[int]) -> list[int]:
+        """The rows in an order of their own for every question and length."""
+        length = f"{self.tokens} tokens" if self.tokens else f"{self.documents} documents"
+        random.Random(f"{self.seed}/{question['id']}/{length}").shuffle(rows)
+        return rows
+
+    def _too_few(self, wanted: str, there: int) -> DataError:
+        return DataError(
+            f"{join(self.folder, PASSAGES)}: a question has {there} paragraphs with different titles, its own and all "
+            f"others, too few for {wanted}; give more paragraphs in distractors or ask for fewer"
+        )
+
+
+def last_that_fits(fits: Callable[[int], bool], guess: int) -> int:
+    """A number n ≥ 0 with fits(n) and not fits(n + 1), near `guess`; -1 if none up to there fits.
+
+    So many numbers as the logarithm of the guess's error are tried.
+    """
+    step = 1
+    if fits(guess):
+        low = guess
+        while fits(low + step):
+            low, step = low + step, 2 * step
+        high = low + step
+    else:
+        high = guess
+        while high >= step and not fits(high - step):
+            high, step = high - step, 2 * step
+        low = max(high - step, -1)
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if fits(middle) else (low, middle)
+    return low
+
+
+@dataclass(frozen=True)
+class _Opened:
+    """The files of a folder, in the memory of the node, and the rows that may be drawn (int32 [N])."""
+
+    questions: pa.ChunkedArray
+    passages: PassageFile
+    drawable: np.ndarray
+
+    def question(self, index: int) -> dict:
+        return json.loads(self.questions[index].as_py())
+
+    def draw(self, seed: str, excluded: Sequence[int]) -> Iterator[int]:
+        """All drawable rows but the excluded ones, in random order, drawn one by one.
+
+        A Fisher-Yates shuffle that is only done as far as it is asked for: so fewer are a beginning of more.
+        """
+        draw, excluded = random.Random(seed), set(excluded)
+        total, moved = len(self.drawable), {}
+        for place in range(total):
+            other = place + int(draw.random() * (total - place))
+            row = int(self.drawable[moved.get(other, other)])
+            moved[other] = moved.pop(place, place)
+            if row not in excluded:
+                yield row
+
+
+@functools.lru_cache(maxsize=4)
+def _opened(folder: str) -> _Opened:
+    passages = open_passages(join(folder, PASSAGES))
+    drawable = np.flatnonzero(passages.table.column("drawable").to_numpy()).astype(np.int32)
+    return _Opened(read_arrow(join(folder, QUESTIONS)).column("question"), passages, drawable)
+
+
+@functools.lru_cache(maxsize=2)
+def _tokenizer(path: str):
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(path)
+
+
+def _own_rows(question: dict) -> list[int]:
+    first, count = question["own"]
+    return list(range(first, first + count))
+
+
+def _add(passages: TableWriter, paragraph: Paragraph, drawable: dict[str, int] | None) -> None:
+    """Write a passage; the first of its title that is not empty may be drawn, if `drawable` is given."""
+    new = drawable is not None and paragraph.text != "" and paragraph.title not in drawable
+    row = passages.add(paragraph.title, paragraph.text, new)
+    if new:
+        drawable[paragraph.title] = row
+
+
+def _question(row: dict, row_id: str, own: list[Paragraph], first: int, drawable: dict[str, int]) -> dict:
+    """The small row of a question whose paragraphs begin at row `first`; raises `BadRow`."""
+    rows = {p.title: first + i for i, p in reversed(list(enumerate(own))) if p.text}
+    return {
+        "id": str(row.get("_id", row_id)),
+        "question": text_field(row, "question"),
+        "answer": text_field(row, "answer"),
+        **{name: row[name] for name in ("type", "level") if name in row},
+        "own": [first, len(own)],
+        "gold": [rows[title] for title in _gold_titles(row, own)],
+        "excluded": sorted({drawable[p.title] for p in own if p.title in drawable}),
+    }
 
 
 def _own_paragraphs(row: object) -> list[Paragraph]:
     """The question's own paragraphs; raises `BadRow`."""
-    context = row.get("context") if isinstance(row, dict) else None
+    if not isinstance(row, dict):
+        raise BadRow(f"the row is a {type(row).__name__}, not an object")
+    context = row.get("context")
     if not isinstance(context, list) or not context:
         raise BadRow("'context' must be a list of one or more [title, [sentence, …]]")
     return [_paragraph(entry) for entry in context]
@@ -89,7 +302,9 @@ def _own_paragraphs(row: object) -> list[Paragraph]:
 def _paragraph(entry: object) -> Paragraph:
     match entry:
         case [str(title), [*sentences]] if title.strip() and all(isinstance(s, str) for s in sentences):
-            return Paragraph(title.strip(), "".join(sentences).strip())  # sentences bring their own blanks
+            paragraph = Paragraph(title.strip(), "".join(sentences).strip())  # sentences bring their own blanks
+            text_field({"context": paragraph.title + paragraph.text}, "context")  # raises if it is not valid Unicode
+            return paragraph
     raise BadRow("every entry of 'context' must be [title, [sentence, …]]")
 
 
@@ -103,9 +318,9 @@ def _gold_titles(row: dict, own: list[Paragraph]) -> list[str]:
     return gold
 
 
-def _read_questions(path: Path) -> Iterator[object]:
+def _read_questions(path: str) -> Iterator[object]:
     expected = "expected a JSON list of questions, the format of hotpot_train_v1.1.json"
-    with path.open("rb") as file:
+    with open_input(path) as file:
         if not file.read(4096).lstrip().startswith(b"["):
             raise DataError(f"{path} does not begin with '['; {expected}")
         file.seek(0)
@@ -115,25 +330,8 @@ def _read_questions(path: Path) -> Iterator[object]:
             raise DataError(f"{path} is not JSON ({' '.join(str(error).split())}); {expected}") from None
 
 
-def _read_own_paragraphs(path: Path) -> Iterator[Paragraph]:
-    """The paragraphs of all questions. Bad rows are passed over: they are counted when they are read as questions."""
-    for row in _read_questions(path):
-        try:
-            paragraphs = _own_paragraphs(row)
-        except BadRow:
-            continue
-        yield from (p for p in paragraphs if p.text)
-
-
-def _read_distractors(path: Path) -> Iterator[Paragraph]:
-    with path.open(encoding="utf-8", errors="replace") as file:
-        for number, line in enumerate(file, 1):
-            if not line.strip():
-                continue
-            try:
-                row = decode_line(line)
-                paragraph = Paragraph(text_field(row, "title").strip(), text_field(row, "text").strip())
-            except BadRow as error:
-                expected = 'expected a line like {"title": "…", "text": "…"}'
-                raise DataError(f"{path}:{number}: {error}; {expected}") from None
-            yield paragraph
+def _read_distractors(path: str) -> Iterator[Paragraph]:
+    for place, title, text in read_passages(path):
+        if not title.strip() or not text.strip():
+            raise DataError(f"{place}: a distractor needs a title and a text")
+        yield Paragraph(title.strip(), text.strip())

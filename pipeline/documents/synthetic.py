@@ -6,7 +6,9 @@ facts; a word is a token, so a chunk of `CHUNK_TOKENS` holds `CHUNK_FACTS` whole
 """
 
 import random
+from dataclasses import dataclass, replace
 
+import numpy as np
 from tokenizers import AddedToken, Regex, Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, PreTrainedTokenizerFast
 
@@ -58,6 +60,33 @@ def synthetic_problem(seed: int, index: int, chunks: int) -> Problem:
         document=facts_text(facts),
         metadata={"hops": len(needed), "needed": [facts_text([fact]) for fact in needed], "chunks": where},
     )
+
+
+@dataclass(frozen=True)
+class SyntheticRecipe:
+    """The first `count` problems of the series `seed`, as a `SampleSource` (pipeline/samples.py).
+
+    `metadata` tells also the `set` and the `length` of the document in tokens of the language's own tokenizer.
+    """
+
+    seed: int
+    chunks: int
+    count: int
+
+    def __len__(self) -> int:
+        return self.count
+
+    def order(self, seed: int, epoch: int) -> np.ndarray:
+        """The problems in the order of their numbers, int64 [N]: drawn at random, they need no shuffling."""
+        return np.arange(self.count)
+
+    def sample(self, index: int) -> Problem:
+        problem = synthetic_problem(self.seed, index, self.chunks)
+        metadata = problem.metadata | {"set": "synthetic", "length": self.chunks * CHUNK_TOKENS}
+        return replace(problem, metadata=metadata)
+
+    def row(self, index: int) -> tuple[str, object]:
+        raise LookupError("no problem of the language is bad")
 
 
 def draw_question(rng: random.Random) -> tuple[str, str, list[Fact]]:

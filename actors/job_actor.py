@@ -1,0 +1,79 @@
+"""What the actor that runs a job has, whatever the job: progress lines, work in the background, and an end."""
+
+import asyncio
+from collections.abc import Awaitable, Coroutine
+
+from pipeline.problems import DataError
+
+
+class RunFailed(RuntimeError):
+    """The run cannot go on. The message says why and what to look at."""
+
+
+class JobActor:
+    """Base of the coordinator and the evaluator; jobs/driver.py is who calls `lines`, `stop` and `run`."""
+
+    def __init__(self):
+        self._stop = asyncio.Event()
+        self._lines: list[str] = []
+        self._line_added = asyncio.Event()
+        self._tasks: set[asyncio.Task] = set()
+        self._failure: asyncio.Future | None = None  # its exception ends the run
+
+    async def lines(self, after: int, wait_s: float) -> list[str]:
+        """The progress lines from number `after` on; waits up to `wait_s` seconds for one."""
+        if len(self._lines) <= after:
+            self._line_added.clear()
+            try:
+                await asyncio.wait_for(self._line_added.wait(), wait_s)
+            except TimeoutError:
+                pass
+        return self._lines[after:]
+
+    def say(self, line: str) -> None:
+        self._lines.append(line)
+        self._line_added.set()
+
+    def fail(self, error: Exception) -> None:
+        """End the run with this error."""
+        if not self._failed.done():
+            self._failed.set_exception(error)
+
+    async def unless_failed(self, work: Awaitable) -> None:
+        """Wait for `work`, or raise the failure that ends the run, whichever comes first."""
+        work = asyncio.ensure_future(work)
+        await asyncio.wait([work, self._failed], return_when=asyncio.FIRST_COMPLETED)
+        if self._failed.done():
+            work.cancel()
+            self._failed.result()
+        work.result()
+
+    def spawn(self, coroutine: Coroutine) -> asyncio.Task:
+        """Run in the background; an error there ends the run instead of being lost."""
+        task = asyncio.ensure_future(coroutine)
+        self._tasks.add(task)
+
+        def done(task: asyncio.Task) -> None:
+            self._tasks.discard(task)
+            if not task.cancelled() and task.exception():
+                self.fail(task.exception())
+
+        task.add_done_callback(done)
+        return task
+
+    def cancel_all(self) -> None:
+        """Cancel what runs in the background."""
+        for task in list(self._tasks):
+            task.cancel()
+
+    @property
+    def _failed(self) -> asyncio.Future:
+        if self._failure is None:  # made where there is a running loop
+            self._failure = asyncio.get_running_loop().create_future()
+        return self._failure
+
+
+def reason_of(error: Exception) -> str:
+    """One line: an error that crossed processes carries their tracebacks, and what it says comes last."""
+    last = (str(error).strip().splitlines() or [""])[-1]
+    return last if isinstance(error, (RunFailed, DataError)) else f"{type(error).__name__}: {last}"

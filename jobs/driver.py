@@ -1,0 +1,102 @@
+"""What the jobs that run an actor to its end have in common: their folder, their model's checks, and being followed."""
+
+import signal
+import traceback
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from pipeline.agents import load_agent
+from pipeline.config import ConfigError, GenerationConfig
+from pipeline.config_rules import check_window
+
+LINE_WAIT_S = 2.0
+EXIT_STATUS = {"completed": 0, "interrupted": 130}
+
+
+def base_folder(in_job: bool) -> Path:
+    """Where relative paths of output are taken from. A Ray job works in a copy of the source that Ray deletes, so there
+    it is a folder of the home directory."""
+    return Path.home() / "palimpsest" if in_job else Path.cwd()
+
+
+def run_folder(config: GenerationConfig, in_job: bool) -> Path:
+    """Where the run leaves its files."""
+    return base_folder(in_job) / config.run.folder / config.run.name
+
+
+def start_ray(show_workers: bool = True) -> bool:
+    """Join the cluster that RAY_ADDRESS names, else start one; return whether this is a Ray job.
+
+    Args:
+        show_workers: print what the workers print; else it is in Ray's own logs alone.
+    """
+    import ray
+
+    ray.init(log_to_driver=show_workers, logging_level="WARNING")
+    return bool(ray.get_runtime_context().runtime_env.get("working_dir"))
+
+
+def check_model(config: GenerationConfig, methods: Sequence[str]) -> None:
+    """The longest conversation fits the window, counted with the model's own tokenizer and prompt template.
+
+    Raises:
+        ConfigError: it does not, or there is no such model, template or method.
+    """
+    from transformers import AutoConfig, AutoTokenizer
+
+    from pipeline.prompts import PROMPT_TEMPLATES, Prompts
+
+    a, trust = config.agent, config.model.trust_remote_code
+    for method in methods:
+        load_agent(method)
+    if a.prompt_template not in PROMPT_TEMPLATES:
+        raise ConfigError(f"agent.prompt_template={a.prompt_template!r}; there are: {', '.join(PROMPT_TEMPLATES)}")
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(config.model.path, trust_remote_code=trust)
+        model = AutoConfig.from_pretrained(config.model.path, trust_remote_code=trust)
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"model.path={config.model.path}: {str(error).splitlines()[0]}") from None
+    if PROMPT_TEMPLATES[a.prompt_template].chat and not tokenizer.chat_template:
+        raise ConfigError(
+            f"agent.prompt_template={a.prompt_template} needs a chat template, which {config.model.path} lacks"
+        )
+    longest = Prompts(tokenizer, PROMPT_TEMPLATES[a.prompt_template]).longest(
+        a.problem_tokens, a.memory_tokens, a.chunk_tokens
+    )
+    check_window(config, *longest, getattr(model, "max_position_embeddings", None))
+
+
+def follow(actor, show: Callable[[str], None] = lambda line: print(line, flush=True)) -> dict | str:
+    """Run a `JobActor` to its end, showing its lines; the first SIGINT or SIGTERM asks it to stop.
+
+    Returns:
+        Its summary, or the traceback if the actor itself was lost.
+    """
+    import ray
+
+    running = actor.run.remote()
+
+    def stop(signum, frame):
+        actor.stop.remote()
+
+    before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        shown = 0
+        while not ray.wait([running], timeout=0)[0]:
+            shown = _show_lines(actor, show, shown, LINE_WAIT_S)
+        _show_lines(actor, show, shown, 0)
+        return ray.get(running)
+    except ray.exceptions.RayError:
+        return traceback.format_exc()
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _show_lines(actor, show: Callable[[str], None], shown: int, wait_s: float) -> int:
+    import ray
+
+    lines = ray.get(actor.lines.remote(shown, wait_s))
+    for line in lines:
+        show(line)
+    return shown + len(lines)

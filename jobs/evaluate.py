@@ -1,0 +1,118 @@
+"""Answer questions and score the answers: `python -m jobs.evaluate preset=<name> model.path=… data.path=… key=value …`.
+
+    python -m jobs.evaluate --compare runs/a runs/b …    # several evaluations in one figure, their differences in a table
+
+Runs on the cluster that RAY_ADDRESS names (inside a Ray job: the job's cluster), else on a Ray of its own. The same
+command with the same run.name takes an interrupted evaluation up. README.md, "Evaluate", tells what it leaves.
+"""
+
+import os
+import sys
+from collections import Counter
+from pathlib import Path
+
+os.environ.setdefault("RAY_AUTH_MODE", "token")  # Ray reads it once, when it is imported
+
+from omegaconf import OmegaConf
+
+from jobs.driver import EXIT_STATUS, check_model, follow, run_folder, start_ray
+from jobs.progress import JobProgress
+from pipeline.config import ConfigError, config_yaml, load_config, save_config
+from pipeline.evaluation.comparison import compare
+from pipeline.evaluation.config import EvaluationConfig, check_evaluation, check_same
+from pipeline.evaluation.plots import accuracy_figure
+from pipeline.evaluation.results import read_results
+from pipeline.evaluation.summary import evaluation_summary
+from pipeline.files import exists
+from pipeline.report import write_summary
+
+
+def main(arguments: list[str]) -> int:
+    """Returns the exit status: 0 completed, 1 failed, 2 wrong configuration, 130 interrupted."""
+    if arguments[:1] == ["--compare"]:
+        return compare_runs(arguments[1:])
+    dry_run = "--dry-run" in arguments
+    try:
+        config = load_config([a for a in arguments if a != "--dry-run"], EvaluationConfig)
+        check_evaluation(config)
+        if dry_run:
+            print(config_yaml(config))
+        if not exists(config.data.path):
+            raise ConfigError(f"data.path={config.data.path}: no such file or folder (from {Path.cwd()})")
+        check_model(config, config.evaluate.methods)
+        return 0 if dry_run else evaluate(config)
+    except ConfigError as error:
+        print(f"configuration error:\n{error}", file=sys.stderr)
+        return 2
+
+
+def evaluate(config: EvaluationConfig) -> int:
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    from actors.evaluator import Evaluator
+
+    folder = run_folder(config, in_job=start_ray(show_workers=False))
+    check_folder(config, folder)
+    save_config(config, folder / "config.yaml")
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
+    with JobProgress() as progress:
+        progress.say(f"run folder {folder}")
+        summary = follow(Evaluator.options(scheduling_strategy=here).remote(config, str(folder)), progress.line)
+    if isinstance(summary, str):
+        summary = evaluation_summary(config, "failed", [], failures=Counter(), error=summary)
+        write_summary(folder, summary)
+    ray.shutdown()
+    if summary["error"]:
+        print(summary["error"], file=sys.stderr)
+    if summary["answers"]:
+        print((folder / "table.md").read_text(encoding="utf-8"))
+        print(f"· answers {folder / 'results.jsonl'}\n· tables {folder / 'table.md'}, {folder / 'table.csv'}")
+        print(f"· figure {folder / 'accuracy.png'}")
+    if summary["status"] == "interrupted":
+        print(f"· interrupted; the same command with run.name={config.run.name} goes on")
+    else:
+        print(f"· {summary['status']}; summary in {folder / 'summary.json'}")
+    return EXIT_STATUS.get(summary["status"], 1)
+
+
+def check_folder(config: EvaluationConfig, folder: Path) -> None:
+    """The folder is new, or has an evaluation of the same configuration to be taken up. It is made if it is new.
+
+    Raises:
+        ConfigError: it has something else.
+    """
+    before = folder / "config.yaml"
+    if before.exists():
+        check_same(OmegaConf.to_container(OmegaConf.load(before)), OmegaConf.to_container(OmegaConf.structured(config)))
+    elif folder.exists() and any(folder.iterdir()):
+        raise ConfigError(f"the run folder {folder} is not empty and no evaluation; choose another run.name")
+    folder.mkdir(parents=True, exist_ok=True)
+
+
+def compare_runs(folders: list[str]) -> int:
+    """Draw the evaluations in `folders` into one figure, and compare each with the first, question by question."""
+    if len(folders) < 2:
+        print("name two folders of evaluations or more: --compare runs/a runs/b", file=sys.stderr)
+        return 2
+    names = [Path(folder).name for folder in folders]
+    if len(set(names)) < len(names):
+        names = folders
+    try:
+        runs = {name: read_results(Path(folder) / "results.jsonl") for name, folder in zip(names, folders, strict=True)}
+        first, *others = names
+        tables = [compare(runs[first], runs[other], first, other) for other in others]
+    except (OSError, ValueError) as error:
+        print(error, file=sys.stderr)
+        return 2
+    output = Path(folders[0]).parent / f"compare-{'-'.join(Path(folder).name for folder in folders)}"
+    output.mkdir(exist_ok=True)
+    (output / "comparison.md").write_text("\n\n".join(tables) + "\n", encoding="utf-8")
+    accuracy_figure(runs, output / "accuracy.png")
+    print("\n\n".join(tables))
+    print(f"· table {output / 'comparison.md'}\n· figure {output / 'accuracy.png'}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

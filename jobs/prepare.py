@@ -1,0 +1,105 @@
+"""Make samples: `python -m jobs.prepare <kind> key=value …`.
+
+Runs on the cluster that RAY_ADDRESS names (inside a Ray job: the job's cluster), else on a Ray of its own. The folder
+`output` has to be one that all nodes see, or an object store. A job that was stopped goes on when it is started again.
+"""
+
+import functools
+import signal
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+
+from pipeline.config import ConfigError, load_config
+from pipeline.files import exists
+from pipeline.preparation import QUARANTINE, Prepared, prepare_samples
+from pipeline.problems import DataError
+from pipeline.recipes import RECIPES, Settings
+
+
+def main(arguments: list[str]) -> int:
+    """Returns the exit status: 0 completed, 1 failed, 2 wrong configuration, 130 interrupted."""
+    kind = arguments[0] if arguments else ""
+    if kind not in KINDS:
+        print(f"usage: python -m jobs.prepare <kind> key=value …\nkinds: {', '.join(KINDS)}", file=sys.stderr)
+        return 2
+    try:
+        return KINDS[kind](arguments[1:])
+    except ConfigError as error:
+        print(f"configuration error:\n{error}", file=sys.stderr)
+        return 2
+
+
+def make_samples(kind: str, arguments: list[str]) -> int:
+    """Make the samples of one of the recipes. Raises `ConfigError`."""
+    settings = load_config(arguments, RECIPES[kind])
+    check_settings(settings)
+    import ray
+
+    ray.init(log_to_driver=True, logging_level="WARNING")
+    try:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, _interrupt)
+        folder = output_folder(settings, in_job=bool(ray.get_runtime_context().runtime_env.get("working_dir")))
+        workers = settings.workers or max(1, int(ray.cluster_resources().get("CPU", 1)))
+        prepared = prepare_samples(kind, settings, folder, workers, functools.partial(print, flush=True))
+    except KeyboardInterrupt:
+        print("· interrupted; the same command goes on from the files that are there", flush=True)
+        return 130
+    except (DataError, OSError) as error:
+        print(error, file=sys.stderr)
+        return 1
+    except ray.exceptions.RayError:
+        traceback.print_exc()
+        return 1
+    finally:
+        ray.shutdown()
+    print(report(prepared, folder), flush=True)
+    return 0
+
+
+# From the name of a kind to what makes it: a function from the remaining arguments to the exit status.
+KINDS: dict[str, Callable[[list[str]], int]] = {kind: functools.partial(make_samples, kind) for kind in RECIPES}
+
+
+def check_settings(settings: Settings) -> None:
+    """The settings make sense and the inputs are there.
+
+    Raises:
+        ConfigError: not so; the message lists everything.
+    """
+    found = settings.faults()
+    for path in settings.inputs():
+        try:
+            if not exists(path):
+                found.append(f"{path}: no such file" + ("" if "://" in path else f" (from {Path.cwd()})"))
+        except DataError as error:
+            found.append(str(error))
+    if found:
+        raise ConfigError("\n".join(found))
+
+
+def output_folder(settings: Settings, in_job: bool) -> str:
+    """Where the samples go. A job works in a copy of the source that Ray deletes, so there a relative folder is taken
+    from the home directory."""
+    if "://" in settings.output:
+        return settings.output
+    return str((Path.home() / "palimpsest" if in_job else Path.cwd()) / settings.output)
+
+
+def report(prepared: Prepared, folder: str) -> str:
+    tokens = f", at most {prepared.most_tokens:,} tokens of documents" if prepared.most_tokens else ""
+    aside = f" (see {folder}/{QUARANTINE})" if prepared.quarantined else ""
+    return (
+        f"· {prepared.samples} samples, files: {prepared.files}{tokens}; {prepared.quarantined} quarantined{aside}\n"
+        f"· completed; samples in {folder}"
+    )
+
+
+def _interrupt(signum, frame):
+    raise KeyboardInterrupt
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,34 @@
+"""The naive external compression: every chunk is compressed by itself, and the answer is given from all compressions.
+
+The prompts are those of the memory agent: a chunk is read with an empty memory, and what was written of all chunks, one
+below the other, is the memory that answers. Where they do not fit the window, the middle is cut out."""
+
+import asyncio
+
+from pipeline.agents.reader import Reader, TokenizedProblem
+from pipeline.prompts import encode_text
+
+AT_ONCE = 16  # chunks under way: a document of millions of tokens is not to be in the engine as a whole
+
+
+class ConcatAgent(Reader):
+    async def run(self, problem: TokenizedProblem, llm) -> str:
+        turn = asyncio.Semaphore(AT_ONCE)
+
+        async def compress(prompt: list[int]) -> list[int]:
+            try:
+                return self.tokens_of(await llm(prompt, self.config.memory_tokens, "memory"))
+            finally:
+                turn.release()
+
+        async with asyncio.TaskGroup() as tasks:
+            compressing = []
+            for chunk in problem.chunks(self.config.chunk_tokens):
+                await turn.acquire()
+                prompt = self.prompts.update(problem.question, self.prompts.empty_memory, chunk)
+                compressing.append(tasks.create_task(compress(prompt)))
+        new_line = encode_text(self.tokenizer, "\n")
+        joined = [token for task in compressing for token in [*task.result(), *new_line]]
+        memory = self.fit(joined, self.prompts.answer(problem.question, []))
+        prompt = self.prompts.answer(problem.question, memory)
+        return self.text_of(await llm(prompt, self.config.answer_tokens, "answer"))

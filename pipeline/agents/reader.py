@@ -1,0 +1,81 @@
+"""What the agents have in common: tokens of a problem, and text of a response."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from pipeline.config import AgentConfig, ConfigError
+from pipeline.documents.passages import document_text
+from pipeline.episodes import Completion
+from pipeline.problems import BadRow, Problem, QuestionTooLong
+from pipeline.prompts import PROMPT_TEMPLATES, Prompts, encode_document, encode_text
+
+
+@dataclass(frozen=True)
+class TokenizedProblem:
+    question: list[int]
+    document: np.ndarray | None  # int32 [N]; None: it is not read
+
+    def chunks(self, size: int) -> Iterator[list[int]]:
+        """The document cut at multiples of `size`."""
+        for start in range(0, len(self.document), size):
+            yield self.document[start : start + size].tolist()
+
+
+class Reader:
+    """Base of the agents. `config` has the lengths and the prompt template."""
+
+    def __init__(self, tokenizer, config: AgentConfig):
+        self.tokenizer, self.config = tokenizer, config
+        self.prompts = Prompts(tokenizer, PROMPT_TEMPLATES[config.prompt_template])
+
+    def tokenize(self, problem: Problem) -> TokenizedProblem:
+        """Encode the question, and the document by itself.
+
+        Raises:
+            QuestionTooLong: the question is over `problem_tokens`.
+            BadRow: the document encodes to nothing.
+        """
+        question = self.encode_question(problem)
+        document = encode_document(self.tokenizer, document_text(problem))
+        if not len(document):
+            raise BadRow("the document encodes to no tokens")
+        return TokenizedProblem(question, document)
+
+    def encode_question(self, problem: Problem) -> list[int]:
+        """Raises `QuestionTooLong`."""
+        question = encode_text(self.tokenizer, problem.question)
+        if len(question) > self.config.problem_tokens:
+            raise QuestionTooLong(
+                f"the question has {len(question)} tokens, over agent.problem_tokens={self.config.problem_tokens}"
+            )
+        return question
+
+    def tokens_of(self, response: Completion) -> list[int]:
+        """The response's tokens without the end-of-sequence token."""
+        tokens = response.tokens
+        return tokens[:-1] if tokens and tokens[-1] == self.tokenizer.eos_token_id else tokens
+
+    def text_of(self, response: Completion) -> str:
+        return self.tokenizer.decode(self.tokens_of(response))
+
+    def fit(self, tokens: list[int], empty_prompt: list[int]) -> list[int]:
+        """Cut the middle out of `tokens` so that the prompt around them and the answer fit the window.
+
+        Args:
+            tokens: that go into the prompt.
+            empty_prompt: the prompt without them.
+
+        Raises:
+            ConfigError: not one of them fits.
+        """
+        room = self.config.window - self.config.answer_tokens - len(empty_prompt)
+        if room < 1:
+            raise ConfigError(
+                f"agent.window={self.config.window} has no room for a document beside a prompt of {len(empty_prompt)} "
+                f"tokens and an answer of {self.config.answer_tokens}"
+            )
+        if len(tokens) <= room:
+            return tokens
+        return [*tokens[: room - room // 2], *tokens[len(tokens) - room // 2 :]]

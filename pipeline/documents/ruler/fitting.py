@@ -1,0 +1,123 @@
+"""A document of a wanted number of tokens, for any tokenizer, in a few encodings of the whole.
+
+A document is built of units (sentences, lines, paragraphs, words). First the number of whole units is searched, then,
+where one unit more is too much and one less leaves a gap, how many pieces (words) of one more unit go in, and last how
+many characters of one more piece.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from pipeline.problems import DataError
+
+CountTokens = Callable[[str], int]
+Build = Callable[[int, Sequence[str]], str]  # (whole units, pieces of one more unit) → document
+
+LEAST_SHARE = 0.99  # of the wanted tokens that a document holds
+FIRST_UNITS = 16  # measured to learn how many tokens a unit has
+GROWTH = 32  # times more units than measured so far: the first few may be unlike the rest
+UNLIMITED = 10**9
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """A document `text` = build(units, part), and its measured tokens."""
+
+    text: str
+    tokens: int
+    units: int
+    part: tuple[str, ...] = ()
+
+
+class TooFewUnits(DataError):
+    """All units together are shorter than the wanted document."""
+
+
+def fit(
+    task: str,
+    build: Build,
+    pieces: Callable[[int], Sequence[str]],
+    tokens: int,
+    count_tokens: CountTokens,
+    most_units: int = UNLIMITED,
+    cut_pieces: bool = True,
+) -> Fitted:
+    """The document by `build` that has 0.99 × `tokens` to `tokens` tokens.
+
+    `build(n, part)` is the document with `n` units and, as far as the task has a place for it, the text pieces `part`
+    besides; `pieces(n)` are the pieces that may follow `n` units, together at least one unit long. Unless `cut_pieces`,
+    pieces stay whole. A unit of about 1% of `tokens` or less needs no pieces: some five encodings in all.
+
+    Raises:
+        DataError: the document without any unit is too long, or just too short; the message says how many tokens
+            `task` needs.
+        TooFewUnits: `most_units` are not enough.
+    """
+
+    def measure(units: int, part: Sequence[str] = ()) -> int:
+        return count_tokens(build(units, part))
+
+    empty = measure(0)
+    if empty > tokens:
+        raise DataError(f"{task} needs at least {empty} tokens for what this document must hold, not {tokens}")
+    units, size = _search(measure, empty, most_units, tokens)
+    if _enough(size, tokens):
+        return Fitted(build(units, ()), size, units)
+    if units == most_units:
+        raise TooFewUnits(f"{task}: all {units} units together have {size} tokens, fewer than the wanted {tokens}")
+    # The first piece may be larger than the gap (a paragraph's heading): then one whole unit less and a longer part.
+    for whole in range(units, max(units - 2, -1), -1):
+        part = _longest_part(lambda part, whole=whole: measure(whole, part), pieces(whole), cut_pieces, tokens)
+        text = build(whole, part)
+        size = count_tokens(text)
+        if _enough(size, tokens):
+            return Fitted(text, size, whole, tuple(part))
+    least = measure(units, pieces(units)[:1])
+    raise DataError(
+        f"{task} needs at least {least} tokens for one unit more than this document must hold, not {tokens}"
+    )
+
+
+def _longest_part(
+    measure: Callable[[Sequence[str]], int], pieces: Sequence[str], cut_pieces: bool, tokens: int
+) -> Sequence[str]:
+    count, size = _search(lambda k: measure(pieces[:k]), measure(()), len(pieces), tokens)
+    part = list(pieces[:count])
+    if cut_pieces and count < len(pieces) and not _enough(size, tokens):
+        piece = pieces[count]
+        cut, _ = _search(lambda c: measure([*part, piece[:c]]), size, len(piece) - 1, tokens)
+        part += [piece[:cut]] if cut else []
+    return part
+
+
+def _search(measure: Callable[[int], int], none: int, most: int, tokens: int) -> tuple[int, int]:
+    """A number from 0 to `most` whose measure is within the bounds, or else the largest with a measure ≤ `tokens`.
+
+    `none` is the measure of 0 and ≤ `tokens`; the measure grows with the number, nearly in proportion: so it goes by
+    straight lines, with a halving in every third step where that fails. Returns the number and its measure.
+    """
+    low, low_size = 0, none
+    high, high_size = most + 1, None
+    aim = tokens * (1 + LEAST_SHARE) / 2
+    step = 0
+    while not _enough(low_size, tokens) and high - low > 1:
+        if high_size is None and low_size == none:
+            guess = max(FIRST_UNITS, 2 * low)
+        elif high_size is None:
+            guess = min(low * (aim - none) / (low_size - none), GROWTH * low)
+        elif step % 3 == 2:
+            guess = (low + high) / 2
+        else:
+            guess = low + (high - low) * (aim - low_size) / (high_size - low_size)
+        number = min(max(round(guess), low + 1), high - 1)
+        size = measure(number)
+        if size <= tokens:
+            low, low_size = number, size
+        else:
+            high, high_size = number, size
+        step += 1
+    return low, low_size
+
+
+def _enough(size: int, tokens: int) -> bool:
+    return size >= LEAST_SHARE * tokens

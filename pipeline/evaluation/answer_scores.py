@@ -1,0 +1,94 @@
+"""How right an answer is, by four metrics with names of their own.
+
+They are kept apart because they answer different questions. Lenient containment that was reported as accuracy, and
+that held in both directions, counted "The" as right for "the Beatles" and "I do not know" for "no".
+"""
+
+import re
+import string
+import unicodedata
+from collections import Counter
+
+from pipeline.scoring import LATEX_SPACING, boxed_match, last_box, values_found
+
+METRICS = ("exact_match", "containment", "f1", "recall")
+PRIMARY_METRIC = {"qa": "exact_match", "values": "recall"}  # of a task; any other task has a scorer of its own
+
+ARTICLES = frozenset({"a", "an", "the"})
+UNDIVIDED = ("yes", "no", "noanswer")
+# What stands between words without a blank: LaTeX commands and braces, tags, the em dash. Deleted like other
+# punctuation, they would weld words together: \boxed{Paris} would read "boxedparis".
+MARKUP = re.compile(r"\\[A-Za-z]+(?=\s*\{)|[{}—]|</?\w+>")
+
+
+def answer_scores(answer: str, answers: tuple[str, ...]) -> dict[str, float]:
+    """The metrics of one answer, each in [0, 1].
+
+    - exact_match: 1 if the last box equals a gold answer (`pipeline.scoring.boxed_match`).
+    - containment: 1 if a gold answer occurs in the answer as a run of whole words. The whole text is searched, its
+      reasoning too, however long: an answer that names many things contains the right one more easily.
+    - f1: of the words of the last box, or of the whole answer if it has no box, against the best gold answer (SQuAD,
+      arXiv 1606.05250). Yes, no and noanswer are right or wrong, as in HotpotQA's official script.
+    - recall: the share of the wanted values that occur, as substrings in any case (RULER, arXiv 2404.06654).
+
+    An exact match counts in full for containment and f1, too: it ignores blanks, which divide their words.
+
+    Args:
+        answer: the text of the answer; "" if there is none.
+        answers: the gold answers; any one of them will do, but recall wants them all.
+
+    Raises:
+        ValueError: there are no gold answers.
+    """
+    if not answers:
+        raise ValueError("an answer cannot be scored without gold answers")
+    exact_match = boxed_match(answer, answers)
+    box = last_box(answer)
+    return {
+        "exact_match": exact_match,
+        "containment": max(exact_match, *(contained(gold, answer) for gold in answers)),
+        "f1": max(exact_match, *(word_f1(answer if box is None else box, gold) for gold in answers)),
+        "recall": values_found(answer, answers),
+    }
+
+
+def contained(gold: str, answer: str) -> float:
+    """1 if the gold answer occurs in the answer as a run of whole words, else 0; an empty one never does."""
+    wanted, found = alike(gold, answer)
+    return float(bool(wanted) and f" {' '.join(wanted)} " in f" {' '.join(found)} ")
+
+
+def word_f1(prediction: str, gold: str) -> float:
+    """Harmonic mean of the precision and the recall of words, counted as often as they occur."""
+    wanted, found = alike(gold, prediction)
+    if wanted != found and (" ".join(wanted) in UNDIVIDED or " ".join(found) in UNDIVIDED):
+        return 0.0
+    common = (Counter(wanted) & Counter(found)).total()
+    return 2 * common / (len(wanted) + len(found)) if common else 0.0
+
+
+def alike(gold: str, text: str) -> tuple[list[str], list[str]]:
+    """The words of both, read alike. Articles, then punctuation, are kept if the gold answer has nothing else."""
+    for articles, punctuation in ((False, False), (True, False), (True, True)):
+        wanted = words(gold, articles, punctuation)
+        if wanted:
+            break
+    return wanted, words(text, articles, punctuation)
+
+
+def words(text: str, articles: bool = False, punctuation: bool = False) -> list[str]:
+    """The words as SQuAD's script normalises them: lower case, punctuation deleted, articles dropped.
+
+    Beyond that script: NFKC (é in one character or two, full-width digits), all of Unicode's punctuation as in MLQA's
+    script (arXiv 1910.07475), and LaTeX and tags read as blanks. As there, "Hepatitis A" and "hepatitis" are the same,
+    and a word is what blanks divide, so text in Chinese or Japanese has few.
+
+    Args:
+        articles: keep the articles.
+        punctuation: keep the punctuation.
+    """
+    text = unicodedata.normalize("NFKC", MARKUP.sub(" ", LATEX_SPACING.sub(" ", text))).casefold()
+    if not punctuation:
+        deleted = {c for c in set(text) if c in string.punctuation or unicodedata.category(c).startswith("P")}
+        text = text.translate({ord(c): None for c in deleted})
+    return [word for word in text.split() if articles or word not in ARTICLES]

@@ -1,0 +1,67 @@
+"""What an evaluation keeps of an episode: the answer, a few memories to read, and counts. No prompts, no log-probs:
+so a document of millions of tokens costs no more memory than its own tokens."""
+
+from collections import deque
+from dataclasses import dataclass, replace
+
+from pipeline.episodes import Completion, Sampling
+
+
+@dataclass(frozen=True)
+class Answer:
+    text: str
+    memories: tuple[str, ...]  # the last ones, in order
+    document_tokens: int | None  # None: the agent did not read it, or does not say
+    conversations: int
+    prompt_tokens: int
+    response_tokens: int
+    cut: bool  # some response reached its limit
+
+
+class AnswerRecorder:
+    """The `llm` of an agent (pipeline/agents) that keeps what an `Answer` needs.
+
+    Args:
+        generate: async (prompt tokens, max_tokens, sampling) -> Completion.
+        sampling: of all responses; response number i gets the seed `sampling.seed` + i.
+        memories: how many of the last ones are kept.
+    """
+
+    def __init__(self, generate, sampling: Sampling, memories: int):
+        self._generate, self._sampling = generate, sampling
+        self._memories: deque[tuple[int, Completion]] = deque(maxlen=memories)
+        self._conversations = self._prompt_tokens = self._response_tokens = 0
+        self._cut = False
+
+    async def __call__(self, prompt: list[int], max_tokens: int, role: str) -> Completion:
+        number, seed = self._conversations, self._sampling.seed
+        self._conversations += 1
+        response = await self._generate(
+            prompt, max_tokens, replace(self._sampling, seed=None if seed is None else seed + number)
+        )
+        self._prompt_tokens += len(prompt)
+        self._response_tokens += len(response.tokens)
+        self._cut |= response.finish_reason == "length"
+        if role == "memory":
+            self._memories.append((number, response))
+        return response
+
+    def answer(self, text: str, tokenized: object, tokenizer) -> Answer:
+        """All that was recorded, with the answer that the agent returned.
+
+        Args:
+            text: of the answer.
+            tokenized: problem, whose `document` is counted if it has one.
+            tokenizer: to read the memories.
+        """
+        document = getattr(tokenized, "document", None)
+        memories = sorted(self._memories, key=lambda memory: memory[0])
+        return Answer(
+            text=text,
+            memories=tuple(tokenizer.decode(m.tokens, skip_special_tokens=True) for _, m in memories),
+            document_tokens=None if document is None else len(document),
+            conversations=self._conversations,
+            prompt_tokens=self._prompt_tokens,
+            response_tokens=self._response_tokens,
+            cut=self._cut,
+        )

@@ -1,0 +1,87 @@
+"""The configuration of an evaluation, and the checks that are made before it starts."""
+
+from dataclasses import dataclass, field
+
+from omegaconf import MISSING
+
+from pipeline.agents import METHODS
+from pipeline.config import ConfigError, GenerationConfig
+from pipeline.config_rules import check_rules, generation_rules, not_negative, positive, share
+
+
+@dataclass
+class EvaluationData:
+    path: str = MISSING  # samples (pipeline/problems.py) as JSON lines or parquet, or a folder of such files
+    sets: list[str] = field(default_factory=list)  # only these sets, as the samples' metadata name them; none: all
+    lengths: list[str] = field(default_factory=list)  # only these lengths; none: all
+    limit: int = 0  # questions of each set and length, the first ones; 0: all
+    max_bad_share: float = 0.05  # more quarantined rows than this share stop the evaluation
+
+
+@dataclass
+class EvaluateConfig:
+    methods: list[str] = field(default_factory=lambda: ["memory"])  # memory, direct, concat, closed_book, module:class
+    temperature: float = 0.7
+    top_p: float = 0.95
+    samples: int = 1  # answers to each question by each method; run.seed seeds them all
+    memories: int = 8  # the last ones of an episode that results.jsonl keeps
+    max_attempts: int = 3  # a question that failed this often is an error, and counts as wrong
+
+
+@dataclass
+class EvaluationConfig(GenerationConfig):
+    data: EvaluationData = field(default_factory=EvaluationData)
+    evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
+
+
+def check_evaluation(config: EvaluationConfig) -> None:
+    """Check the rules that need no file and no tokenizer.
+
+    Raises:
+        ConfigError: one line for each broken rule.
+    """
+    check_rules(generation_rules(config), _rules(config))
+
+
+def _rules(c: EvaluationConfig):
+    yield from positive(c, "evaluate", "samples", "max_attempts")
+    yield from not_negative(c, "evaluate", "temperature", "memories")
+    yield from not_negative(c, "data", "limit")
+    yield from share(c, "data", "max_bad_share")
+    e = c.evaluate
+    yield 0 < e.top_p <= 1, f"evaluate.top_p={e.top_p} must be above 0 and at most 1"
+    yield bool(e.methods), f"evaluate.methods is empty; name some of {', '.join(METHODS)}"
+    yield len(set(e.methods)) == len(e.methods), f"evaluate.methods={e.methods} names one twice"
+
+
+# What may differ when an evaluation is taken up: none of it changes an answer.
+FREE_TO_CHANGE = ("wandb", "generator", "run.name", "run.folder")
+
+
+def check_same(before: dict, now: dict) -> None:
+    """What was configured when the evaluation began is what is configured now.
+
+    Args:
+        before: the configuration in the run's folder, as nested dicts.
+        now: that of the command line.
+
+    Raises:
+        ConfigError: something differs that changes what is asked or answered.
+    """
+    before, now = _flat(before), _flat(now)
+    different = [
+        f"  {key}: {before.get(key)!r} then, {now.get(key)!r} now"
+        for key in sorted(before.keys() | now.keys())
+        if before.get(key) != now.get(key) and not key.startswith(FREE_TO_CHANGE)
+    ]
+    if different:
+        raise ConfigError(
+            "this run.name has results of another configuration:\n" + "\n".join(different) + "\nchoose another run.name"
+        )
+
+
+def _flat(values: dict, prefix: str = "") -> dict:
+    flat = {}
+    for key, value in values.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return flat

@@ -1,0 +1,145 @@
+"""The figure of the argument: the score against the length of the document, one line a run and method."""
+
+from collections import Counter
+from itertools import count
+from math import ceil, floor, log2
+from pathlib import Path
+from statistics import median
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+
+from pipeline.evaluation.results import Cell, average_cells, cells, length_label, method_order
+
+COLUMNS = 4
+PANEL = (3.6, 3.0)  # inches
+MOST_TICKS = 6
+DPI = 150
+SPREAD = 0.06  # octaves between the points of a set of one length, which would hide each other
+# Okabe and Ito's colours, which the colour-blind can tell apart, without the yellow, too pale on white.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")  # not as many, so that a pair of both comes again after 56 lines
+STYLES = ("-", "--", ":", "-.")
+
+Line = tuple[str, str]  # run, method
+
+
+def accuracy_figure(runs: dict[str, list[dict]], path: str | Path) -> Figure:
+    """Draw the score against the median document length, one panel a set, and save it as PNG.
+
+    Where several sets have lengths in common, a last panel shows the average over as many of them as any length has;
+    a length, or a run, that lacks one of those sets is left out of it. A cell that knows neither its document tokens
+    nor a length stands where its set's others do.
+
+    Args:
+        runs: the rows of each run, by its name. With one run the lines are named by method alone.
+        path: of the PNG.
+
+    Returns:
+        The figure as drawn.
+
+    Raises:
+        ValueError: there are no rows.
+    """
+    of_runs = {name: cells(rows) for name, rows in runs.items()}
+    panels: dict[str, dict[Line, list[Cell]]] = {}
+    for name in sorted({cell.set for of_run in of_runs.values() for cell in of_run}):
+        panels[name] = by_line({run: [c for c in of_run if c.set == name] for run, of_run in of_runs.items()})
+    if not panels:
+        raise ValueError("there are no results to draw")
+    averages = {run: average_cells(rows) for run, rows in runs.items()}
+    # Over other sets the mean is of something else: a line must not bend because a set ended.
+    often = Counter(cell.sets for of_run in averages.values() for cell in of_run)
+    most = max(often, key=lambda sets: (len(sets), often[sets]), default=())
+    comparable = by_line({run: [c for c in of_run if c.sets == most] for run, of_run in averages.items()})
+    titles = [*panels, *([f"average of {len(most)} sets"] if comparable else [])]
+    of_panels = [*panels.values(), *([comparable] if comparable else [])]
+
+    lines = [(run, method) for run, rows in runs.items() for method in method_order(rows)]
+    labels = {line: line[1] if len(runs) == 1 else f"{line[0]} · {line[1]}" for line in lines}
+    columns = min(COLUMNS, len(titles))
+    panel_rows = ceil(len(titles) / columns)
+    figure = Figure(figsize=(PANEL[0] * columns + 0.4, PANEL[1] * panel_rows + 0.9), layout="constrained")
+    handles = {}
+    for place, title, of_panel in zip(count(1), titles, of_panels, strict=False):
+        axes = figure.add_subplot(panel_rows, columns, place)
+        handles |= draw_panel(axes, plain(title), of_panel, lines)
+        if (place - 1) % columns == 0:
+            axes.set_ylabel("score")
+        if place > len(titles) - columns:
+            axes.set_xlabel("document length (tokens)")
+    figure.suptitle("Score by document length, with 95% intervals over questions")
+    figure.legend(
+        [handles[line] for line in lines],
+        [plain(labels[line]) for line in lines],
+        loc="outside lower center",
+        ncols=min(len(lines), columns + 1),
+        frameon=False,
+    )
+    figure.savefig(path, dpi=DPI, format="png")
+    return figure
+
+
+def by_line(of_runs: dict[str, list[Cell]]) -> dict[Line, list[Cell]]:
+    """The cells of each run and method."""
+    lines: dict[Line, list[Cell]] = {}
+    for run, of_run in of_runs.items():
+        for cell in of_run:
+            lines.setdefault((run, cell.method), []).append(cell)
+    return lines
+
+
+def draw_panel(axes: Axes, title: str, of_panel: dict[Line, list[Cell]], lines: list[Line]) -> dict:
+    """Draw the lines of one set; a line's place among all lines gives it its colour and marker.
+
+    Returns:
+        Each line's handle for the legend.
+    """
+    known = [tokens for of_line in of_panel.values() for cell in of_line if (tokens := place_of(cell)) is not None]
+    elsewhere = median(known) if known else 1.0
+    single = len({cell.length for of_line in of_panel.values() for cell in of_line}) == 1
+    handles, places = {}, []
+    for number, line in enumerate(line for line in lines if line in of_panel):
+        shift = 2 ** (SPREAD * (number - (len(of_panel) - 1) / 2)) if single else 1.0
+        points = sorted((shift * (place_of(cell) or elsewhere), cell.interval) for cell in of_panel[line])
+        xs, intervals = zip(*points, strict=True)
+        style = lines.index(line)
+        handles[line] = axes.errorbar(
+            xs,
+            [i.mean for i in intervals],
+            yerr=[[i.mean - i.low for i in intervals], [i.high - i.mean for i in intervals]],
+            color=COLOURS[style % len(COLOURS)],
+            marker=MARKERS[style % len(MARKERS)],
+            linestyle=STYLES[style // len(COLOURS) % len(STYLES)],
+            markersize=5,
+            linewidth=1.4,
+            elinewidth=0.9,
+            capsize=2.5,
+            clip_on=False,  # a marker at 0 or 1 is drawn whole
+        )
+        places += xs
+    axes.set_title(title)
+    axes.set_ylim(0.0, 1.0)
+    axes.set_xscale("log", base=2)
+    axes.grid(alpha=0.3)
+    first, last = floor(log2(min(places))), ceil(log2(max(places)))
+    axes.set_xlim(2 ** (first - 0.4), 2 ** (last + 0.4))
+    step = ceil((last - first + 1) / MOST_TICKS)
+    axes.xaxis.set_major_locator(FixedLocator([2.0**power for power in range(first, last + 1, step)] if known else []))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda tokens, _: length_label(int(tokens))))
+    axes.xaxis.set_minor_locator(NullLocator())
+    return handles
+
+
+def place_of(cell: Cell) -> float | None:
+    """Where the cell stands on the axis: its median document tokens, else its length; None if it has neither."""
+    for tokens in (cell.document_tokens, cell.length):
+        if isinstance(tokens, (int, float)) and tokens > 0:
+            return float(tokens)
+    return None
+
+
+def plain(text: str) -> str:
+    """The text with its dollar signs as they are, not as mathematics."""
+    return text.replace("$", r"\$")

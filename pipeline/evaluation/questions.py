@@ -1,0 +1,93 @@
+"""The questions of an evaluation, and what of them is still to be answered."""
+
+import hashlib
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from pipeline.evaluation.config import EvaluationConfig
+from pipeline.problems import BadRow, Problem, Quarantine
+from pipeline.sample_files import SampleFiles
+
+CHARACTERS_OF_A_PASSAGE = 600  # about, to tell long documents from short ones before they are read
+
+
+@dataclass(frozen=True)
+class Question:
+    """One sample of the data, without its document."""
+
+    index: int  # in its source
+    set: str
+    length: int | float | str | None
+    id: str
+    size: int  # of the document in characters, about
+
+
+@dataclass(frozen=True)
+class Task:
+    """One answer to be given: a question, by a method, once."""
+
+    question: Question
+    method: str
+    sample: int
+
+    @property
+    def key(self) -> tuple:
+        """As pipeline/evaluation/results.py has it."""
+        return (self.question.set, self.question.length, self.question.id, self.method, self.sample)
+
+    @property
+    def work(self) -> int:
+        """How much there is to read, to tell the time that is left."""
+        return 1 if self.method == "closed_book" else 1 + self.question.size
+
+    def seed(self, run_seed: int) -> int:
+        """Of the answer's first response; 48 bits, of the seed of the run and the key alone."""
+        digest = hashlib.blake2b(repr((run_seed, *self.key)).encode(), digest_size=6)
+        return int.from_bytes(digest.digest(), "big")
+
+
+def set_and_length(problem: Problem) -> tuple[str, int | float | str | None]:
+    """The set and the length that the sample's metadata name; "questions" and None where they do not."""
+    name, length = problem.metadata.get("set"), problem.metadata.get("length")
+    valid = isinstance(length, (int, float, str)) and not isinstance(length, bool)
+    return name if isinstance(name, str) and name else "questions", length if valid else None
+
+
+def read_questions(source: SampleFiles, config: EvaluationConfig, quarantine: Quarantine) -> list[Question]:
+    """The questions that the configuration asks for, in the order of the data; bad rows go to `quarantine`.
+
+    Raises:
+        DataError: too many rows were bad, or there was none.
+    """
+    data, questions, counts, seen = config.data, [], Counter(), set()
+    for index in range(len(source)):
+        quarantine.rows += 1
+        try:
+            problem = source.sample(index)
+            name, length = set_and_length(problem)
+            key = (name, length, problem.id)
+            if key in seen:
+                raise BadRow(f"the id {problem.id!r} occurs twice in {name}" + (f" at {length}" if length else ""))
+            seen.add(key)
+        except BadRow as error:
+            row_id, row = source.row(index)
+            quarantine.add(row_id, str(error), row)
+            continue
+        wanted = (not data.sets or name in data.sets) and (not data.lengths or str(length) in data.lengths)
+        if wanted and not (data.limit and counts[name, length] >= data.limit):
+            counts[name, length] += 1
+            size = len(problem.document) or CHARACTERS_OF_A_PASSAGE * len(problem.passages)
+            questions.append(Question(index, name, length, problem.id, size))
+    quarantine.finish()
+    return questions
+
+
+def tasks(questions: list[Question], config: EvaluationConfig, done: set[tuple]) -> Iterator[Task]:
+    """What is still to be answered: all methods of a question together, so that the methods are compared early."""
+    for question in questions:
+        for sample in range(config.evaluate.samples):
+            for method in config.evaluate.methods:
+                task = Task(question, method, sample)
+                if task.key not in done:
+                    yield task

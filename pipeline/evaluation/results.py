@@ -1,0 +1,200 @@
+"""results.jsonl read back, and its rows grouped into the cells of a table.
+
+A row is one sample of one question under one method. Errors have scores of 0 and are never dropped; they and answers
+that were cut at a length limit are counted apart.
+"""
+
+import json
+import math
+from collections import defaultdict
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import TextIO
+
+from pipeline.evaluation.answer_scores import METRICS
+from pipeline.evaluation.intervals import Interval, mean_interval, stratified_mean
+
+KEY = ("set", "length", "id", "method", "sample")
+SCORES = ("score", *METRICS)
+REQUIRED = (*KEY, *SCORES, "task", "question", "answers", "error", "cut", "document_tokens")
+AVERAGE = "average"
+
+Length = int | float | str | None
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A metric of a method on a set at a length."""
+
+    set: str
+    length: Length
+    method: str
+    interval: Interval  # over questions
+    questions: int
+    errors: int  # rows, of which a question has one a sample
+    cut: int  # rows
+    document_tokens: float | None  # the median over questions; None if no row says
+    rows: int
+    sets: tuple[str, ...] = ()  # that an average is over; none for a set's own cell
+
+
+def row_key(row: dict) -> tuple:
+    """What tells a row from all others: set, length, question, method, sample."""
+    return tuple(row[name] for name in KEY)
+
+
+def read_results(path: str | Path) -> list[dict]:
+    """The rows of results.jsonl.
+
+    A last line that does not end and is no JSON was torn when the process was killed: it is left out.
+
+    Raises:
+        ValueError: any other line is no row, or two lines are of the same set, length, question, method and sample.
+    """
+    *lines, last = Path(path).read_bytes().split(b"\n")
+    rows, first_lines = [], {}
+    for number, line in enumerate([*lines, last] if last else lines, start=1):
+        where = f"{path}, line {number}"
+        try:
+            row = json.loads(line.decode("utf-8"))
+        except ValueError as error:
+            if number > len(lines):
+                break
+            raise ValueError(f"{where} is not JSON: {error}") from None
+        check_row(row, where)
+        first = first_lines.setdefault(row_key(row), number)
+        if first != number:
+            named = ", ".join(f"{name} {row[name]!r}" for name in KEY)
+            raise ValueError(f"{where} repeats line {first}: {named}")
+        rows.append(row)
+    return rows
+
+
+def check_row(row: object, where: str) -> None:
+    """Raise a ValueError that says where and what if this is no row of results."""
+    if not isinstance(row, dict):
+        raise ValueError(f"{where} is not a row of results but {type(row).__name__}")
+    missing = [name for name in REQUIRED if name not in row]
+    if missing:
+        raise ValueError(f"{where} lacks {', '.join(missing)}")
+    for name in KEY:
+        if isinstance(row[name], (list, dict)):
+            raise ValueError(f"{where}: {name} must be a text or a number, not {type(row[name]).__name__}")
+    for name in SCORES:
+        if not isinstance(row[name], (int, float)) or not math.isfinite(row[name]):
+            raise ValueError(f"{where}: {name} must be a finite number, not {row[name]!r}")
+
+
+def by_cell(rows: list[dict]) -> dict[tuple[str, Length, str], list[dict]]:
+    """The rows of each (set, length, method), sorted by set and length; methods in order of first appearance."""
+    methods = method_order(rows)
+    groups = defaultdict(list)
+    for row in rows:
+        groups[row["set"], row["length"], row["method"]].append(row)
+    return {key: groups[key] for key in sorted(groups, key=lambda k: (k[0], length_order(k[1]), methods[k[2]]))}
+
+
+def method_order(rows: list[dict]) -> dict[str, int]:
+    """The place of each method in the order of first appearance."""
+    return {method: place for place, method in enumerate(dict.fromkeys(row["method"] for row in rows))}
+
+
+def length_order(length: Length) -> tuple:
+    """A sort key: no length, then numbers by size, then names."""
+    if length is None:
+        return (0,)
+    return (1, length) if isinstance(length, (int, float)) else (2, length)
+
+
+def length_label(length: Length) -> str:
+    """8192 as 8K, 1048576 as 1M, 3670016 as 3.5M; other numbers and names as they are, none as "all"."""
+    if length is None:
+        return "all"
+    if isinstance(length, (int, float)):
+        for unit, letter in ((2**20, "M"), (2**10, "K")):
+            if length >= unit and length % (unit // 4) == 0:
+                return f"{length / unit:.12g}{letter}"
+    return str(length)
+
+
+def question_scores(rows: list[dict], metric: str = "score") -> dict[str, float]:
+    """Each question's mean over its samples, by its id. The rows are those of one cell."""
+    samples = defaultdict(list)
+    for row in rows:
+        samples[row["id"]].append(row[metric])
+    return {question: math.fsum(scores) / len(scores) for question, scores in samples.items()}
+
+
+def cells(rows: list[dict], metric: str = "score") -> list[Cell]:
+    """The cells of all (set, length, method), in the order of `by_cell`."""
+    return [cell_of(key, group, metric) for key, group in by_cell(rows).items()]
+
+
+def cell_of(key: tuple[str, Length, str], rows: list[dict], metric: str) -> Cell:
+    """The cell of the rows of one (set, length, method)."""
+    interval = mean_interval(list(question_scores(rows, metric).values()))
+    return Cell(*key, interval, interval.n, **counts(rows), document_tokens=median_tokens(rows), rows=len(rows))
+
+
+def average_cells(rows: list[dict], metric: str = "score") -> list[Cell]:
+    """For each method and length the mean of the sets' means, as RULER averages, where two sets or more have it.
+
+    Each set weighs the same. The interval is a bootstrap of the questions within each set, so a set on which all
+    answers score the same adds nothing to its width. `sets` names the sets: averages over different sets do not
+    compare. Rows without a length are left out.
+    """
+    methods = method_order(rows)
+    groups = defaultdict(dict)
+    for (name, length, method), group in by_cell([row for row in rows if row["length"] is not None]).items():
+        groups[length, method][name] = group
+    averages = []
+    for length, method in sorted(groups, key=lambda key: (length_order(key[0]), methods[key[1]])):
+        of_sets = groups[length, method]
+        if len(of_sets) < 2:
+            continue
+        interval = stratified_mean([list(question_scores(group, metric).values()) for group in of_sets.values()])
+        together = [row for group in of_sets.values() for row in group]
+        tokens = [median_tokens(group) for group in of_sets.values()]
+        averages.append(
+            Cell(
+                AVERAGE,
+                length,
+                method,
+                interval,
+                interval.n,
+                **counts(together),
+                document_tokens=median(known) if (known := [t for t in tokens if t is not None]) else None,
+                rows=len(together),
+                sets=tuple(of_sets),
+            )
+        )
+    return averages
+
+
+def counts(rows: list[dict]) -> dict[str, int]:
+    """How many rows are errors, and how many were cut."""
+    return {"errors": sum(row["error"] is not None for row in rows), "cut": sum(bool(row["cut"]) for row in rows)}
+
+
+def median_tokens(rows: list[dict]) -> float | None:
+    """The median number of document tokens over the questions, None if no row says."""
+    known = {row["id"]: row["document_tokens"] for row in rows if row["document_tokens"] is not None}
+    return median(known.values()) if known else None
+
+
+def open_results(path: Path) -> tuple[TextIO, list[dict]]:
+    """Open results.jsonl to add rows to it, and read those that it has; a torn last line is taken off it.
+
+    Raises:
+        ValueError: as `read_results`.
+    """
+    rows = read_results(path) if path.exists() else []
+    if path.exists() and not (content := path.read_bytes()).endswith(b"\n"):
+        with path.open("rb+") as file:
+            if len(rows) > content.count(b"\n"):  # only the line's end was lost
+                file.seek(0, 2)
+                file.write(b"\n")
+            else:
+                file.truncate(content.rfind(b"\n") + 1)
+    return path.open("a", encoding="utf-8"), rows

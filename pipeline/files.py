@@ -1,0 +1,148 @@
+"""Files by local path or by URI: whatever pyarrow's filesystems open (file, s3, gs, hf, hdfs, abfs).
+
+A path without `://` is local. Credentials of object stores come from where their own tools find them. Files are
+written whole or not at all.
+"""
+
+import io
+import os
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+import pyarrow
+from pyarrow import fs
+
+from pipeline.problems import DataError
+
+BUFFER_BYTES = 1 << 16  # small, because samples of a few KB are read from anywhere in a file
+
+
+def open_input(path: str | Path) -> BinaryIO:
+    """Open a file for reading: binary, buffered, seekable, by lines too, a context manager.
+
+    Raises:
+        FileNotFoundError: there is no such file; the message names it.
+        DataError: the URI cannot be read as one, or names a kind of store that is not supported.
+    """
+    return io.BufferedReader(_open(path), BUFFER_BYTES)
+
+
+def read_buffer(path: str | Path) -> pyarrow.Buffer:
+    """All bytes of a file; of a local one a view of the page cache, which processes share and which costs no memory.
+
+    Raises: as `open_input`.
+    """
+    with _open(path) as file:
+        if not is_local(path):
+            return file.read_buffer()
+    with pyarrow.memory_map(_locate(path)[1]) as file:
+        return file.read_buffer()
+
+
+def exists(path: str | Path) -> bool:
+    """Whether there is a file or folder of this name. Raises `DataError` as `open_input`."""
+    system, inner = _locate(path)
+    return system.get_file_info(inner).type != fs.FileType.NotFound
+
+
+def file_state(path: str | Path) -> dict:
+    """`size` (bytes) and `modified` (ns since 1970; None where a store does not tell): other values, another content.
+
+    Raises: as `open_input`.
+    """
+    system, inner = _locate(path)
+    info = system.get_file_info(inner)
+    if info.type != fs.FileType.File:
+        raise FileNotFoundError(f"{path}: no such file{_from_here(path)}")
+    return {"size": info.size, "modified": info.mtime_ns}
+
+
+def list_files(folder: str | Path, suffixes: Sequence[str]) -> list[str]:
+    """The paths of the files right in a folder whose names end in one of `suffixes`, in the order of their names.
+
+    Raises:
+        FileNotFoundError: there is no such folder.
+        DataError: as `open_input`.
+    """
+    system, inner = _locate(folder)
+    if system.get_file_info(inner).type != fs.FileType.Directory:
+        raise FileNotFoundError(f"{folder}: no such folder{_from_here(folder)}")
+    found = system.get_file_info(fs.FileSelector(inner))
+    names = sorted(info.base_name for info in found if info.type == fs.FileType.File)
+    return [join(folder, name) for name in names if name.endswith(tuple(suffixes))]
+
+
+def make_folder(folder: str | Path) -> None:
+    """Make a folder and those above it; an object store has none, so that there this does next to nothing."""
+    system, inner = _locate(folder)
+    system.create_dir(inner, recursive=True)
+
+
+def join(folder: str | Path, name: str) -> str:
+    return f"{str(folder).rstrip('/')}/{name}"
+
+
+def is_local(path: str | Path) -> bool:
+    return "://" not in str(path) or str(path).startswith("file://")
+
+
+@contextmanager
+def atomic_output(path: str | Path) -> Iterator[Path]:
+    """Yields a local path to write a file to, which becomes `path` when the block ends, and nothing if it fails.
+
+    A local file is renamed. Any other is uploaded in one go, and appears in its store when all of it is there.
+
+    Raises:
+        DataError: as `open_input`.
+    """
+    system, inner = _locate(path)
+    if not is_local(path):
+        with tempfile.TemporaryDirectory() as folder:
+            yield (partial := Path(folder) / "partial")
+            fs.copy_files(str(partial), inner, fs.LocalFileSystem(), system)
+        return
+    partial = Path(f"{inner}.partial")
+    partial.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        yield partial
+        with partial.open("rb") as file:
+            os.fsync(file.fileno())  # or a machine that goes down may keep the new name and lose the content
+        partial.replace(inner)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def write_bytes(path: str | Path, data: bytes) -> None:
+    """Write a file whole, over one that may be there. Raises `DataError` as `open_input`."""
+    with atomic_output(path) as partial:
+        partial.write_bytes(data)
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """Write a UTF-8 file whole, over one that may be there. Raises `DataError` as `open_input`."""
+    write_bytes(path, text.encode())
+
+
+def _open(path: str | Path) -> pyarrow.NativeFile:
+    system, inner = _locate(path)
+    if system.get_file_info(inner).type != fs.FileType.File:
+        raise FileNotFoundError(f"{path}: no such file{_from_here(path)}")
+    return system.open_input_file(inner)
+
+
+def _locate(path: str | Path) -> tuple[fs.FileSystem, str]:
+    path = str(path)
+    if "://" not in path:
+        return fs.LocalFileSystem(), path
+    try:
+        return fs.FileSystem.from_uri(path)
+    except (ValueError, ImportError) as error:  # pyarrow's own errors are ValueErrors; hf needs huggingface_hub
+        raise DataError(f"{path}: {error}; a local path, or a URI of s3, gs, hf or file is wanted") from None
+
+
+def _from_here(path: str | Path) -> str:
+    """For a relative path, where it was looked for."""
+    return "" if "://" in str(path) or Path(path).is_absolute() else f" (from {Path.cwd()})"

@@ -1,0 +1,127 @@
+"""Files in the sample schema (pipeline/problems.py), JSON lines or parquet, as one source of numbered samples."""
+
+import functools
+import json
+import posixpath
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline.files import list_files, open_input
+from pipeline.problems import DataError, Problem, decode_line, problem_from_row
+
+SUFFIXES = (".jsonl", ".parquet")
+READ_BYTES = 1 << 24
+# Where a sample is: of a line, `place` is its offset and `within` its length, in bytes; of a parquet row, the number of
+# its row group and its own in there. `number` counts the lines or rows of the file from 1, for people.
+ENTRY = np.dtype([("file", "i4"), ("place", "i8"), ("within", "i8"), ("number", "i8")])
+
+
+@dataclass(frozen=True)
+class SampleFiles:
+    """A `SampleSource` (pipeline/samples.py) over files; blank lines are passed over."""
+
+    files: tuple[str, ...]
+    entries: np.ndarray  # ENTRY [N], in the order of the files
+
+    @classmethod
+    def open(cls, path: str) -> "SampleFiles":
+        """The file `path`, or the sample files of the folder `path` in the order of their names.
+
+        Raises:
+            FileNotFoundError: there is no such file or folder.
+            DataError: it holds no samples, or a parquet file is not one.
+        """
+        files = tuple([path] if path.endswith(SUFFIXES) else list_files(path, SUFFIXES))
+        if not files:
+            raise DataError(f"{path} holds no file that ends in {' or '.join(SUFFIXES)}")
+        entries = [_entries(number, file) for number, file in enumerate(files)]
+        source = cls(files, np.concatenate(entries))
+        if not len(source):
+            raise DataError(f"{path} holds no rows")
+        return source
+
+    def __len__(self) -> int:
+        return len(self.entries)
+
+    def order(self, seed: int, epoch: int) -> np.ndarray:
+        """A shuffled order of all samples that depends on the arguments alone, int64 [N].
+
+        Lines are shuffled freely. The rows of a parquet row group stay together, in an order of their own, since a
+        group can only be read whole; the groups are shuffled.
+        """
+        draw = np.random.default_rng([seed, epoch])
+        _, unit = np.unique(self.entries[["file", "place"]], return_inverse=True)
+        unit_rank = draw.permutation(unit.max() + 1)[unit]
+        return np.lexsort((draw.permutation(len(self)), unit_rank))
+
+    def sample(self, index: int) -> Problem:
+        file, row_id, row = self._read(index)
+        return problem_from_row(decode_line(row) if isinstance(row, str) else row, row_id, posixpath.dirname(file))
+
+    def row(self, index: int) -> tuple[str, object]:
+        _, row_id, row = self._read(index)
+        try:
+            return row_id, json.loads(row) if isinstance(row, str) else json.loads(json.dumps(row, default=str))
+        except json.JSONDecodeError:
+            return row_id, row
+
+    def _read(self, index: int) -> tuple[str, str, object]:
+        """The file of a sample, its id for want of another, and its line or its parquet row."""
+        entry = self.entries[index]
+        file = self.files[entry["file"]]
+        row_id = f"{posixpath.basename(file)}:{entry['number']}"
+        if file.endswith(".parquet"):
+            return file, row_id, _row_group(file, int(entry["place"])).slice(int(entry["within"]), 1).to_pylist()[0]
+        line = _open(file).read_at(int(entry["within"]), int(entry["place"]))
+        return file, row_id, line.decode(errors="replace")
+
+
+def _entries(file_number: int, file: str) -> np.ndarray:
+    with open_input(file) as handle:
+        place, within, number = _parquet_rows(file, handle) if file.endswith(".parquet") else _lines(handle)
+    entries = np.empty(len(place), ENTRY)
+    for name, values in (("file", file_number), ("place", place), ("within", within), ("number", number)):
+        entries[name] = values
+    return entries
+
+
+def _parquet_rows(file: str, handle: pa.NativeFile) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    try:
+        metadata = pq.ParquetFile(handle).metadata
+    except pa.ArrowInvalid as error:
+        raise DataError(f"{file}: {error}") from None
+    sizes = [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
+    place = np.repeat(np.arange(len(sizes)), sizes)
+    within = np.concatenate([np.arange(0), *map(np.arange, sizes)])
+    return place, within, np.arange(1, len(place) + 1)
+
+
+def _lines(handle: pa.NativeFile) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The offset, the length and the number (from 1) of every line that is not blank."""
+    lines: list[tuple[int, int, int]] = []
+    begin, number, blank, position = 0, 1, True, 0
+    while data := handle.read(READ_BYTES):
+        done = 0
+        for end in np.flatnonzero(np.frombuffer(data, np.uint8) == ord("\n")).tolist():
+            if not blank or data[done:end].strip():
+                lines.append((begin, position + end - begin, number))
+            begin, number, blank, done = position + end + 1, number + 1, True, end + 1
+        blank = blank and not data[done:].strip()
+        position += len(data)
+    if not blank:
+        lines.append((begin, position - begin, number))
+    place, within, number = np.array(lines, np.int64).reshape(-1, 3).T
+    return place, within, number
+
+
+@functools.lru_cache(maxsize=64)
+def _open(file: str) -> pa.NativeFile:
+    return open_input(file).detach()  # without its buffer it may be read from anywhere by several threads
+
+
+@functools.lru_cache(maxsize=2)
+def _row_group(file: str, group: int) -> pa.Table:
+    return pq.ParquetFile(_open(file)).read_row_group(group)

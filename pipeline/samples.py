@@ -1,0 +1,107 @@
+"""Samples by number: read from files or made by a recipe, by Ray Data's workers, in any order that is asked for.
+
+A source gives sample number i by itself, whatever was read before. So a pass may be shuffled, split, stopped and taken
+up anywhere, and what comes out does not depend on the number of workers.
+"""
+
+import json
+import logging
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+from pipeline.problems import BadRow, DataError, Problem, is_unicode, problem_from_row, row_of
+
+ROWS_PER_TASK = 64
+
+
+class SampleSource(Protocol):
+    """Samples 0 … len - 1. It travels to the workers, so it is small and opens its files there."""
+
+    def __len__(self) -> int: ...
+
+    def sample(self, index: int) -> Problem:
+        """Sample number `index`. Raises `BadRow` if it cannot be used, `DataError` if nothing of the source can."""
+
+    def row(self, index: int) -> tuple[str, object]:
+        """The id and the row as it came of a sample that is a `BadRow`, to be written aside."""
+
+
+@dataclass(frozen=True)
+class SampleRow:
+    """One sample on its way out of a worker: a line of a sample file, or what was wrong with it."""
+
+    index: int
+    id: str
+    line: str  # JSON: the sample in the schema of pipeline/problems.py, or the row as it came
+    error: str | None
+
+    def problem(self) -> Problem:
+        return problem_from_row(json.loads(self.line), self.id)
+
+
+def sample_rows(
+    source: SampleSource, indices: Sequence[int], workers: int, num_cpus: float = 1.0
+) -> Iterator[SampleRow]:
+    """Yield the samples `indices` of `source` in that order, made by `workers` Ray Data tasks at a time.
+
+    Args:
+        source: of the samples.
+        indices: which samples, int [N]. They stream: neither the indices ahead nor the samples behind are held.
+        workers: tasks at a time.
+        num_cpus: of one task, as Ray counts them.
+
+    Raises:
+        DataError: the source as a whole cannot be used.
+    """
+    import ray
+    from ray.data import DataContext, TaskPoolStrategy, from_numpy
+
+    logging.getLogger("ray.data").setLevel(logging.ERROR)  # it announces every pass
+    context = DataContext.get_current()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    context.execution_options.preserve_order = True
+    blocks = [np.asarray(indices[i : i + ROWS_PER_TASK]) for i in range(0, len(indices), ROWS_PER_TASK)]
+    if not blocks:
+        return
+    made = from_numpy(blocks).map_batches(
+        _make_rows,
+        fn_kwargs={"source": ray.put(source)},
+        batch_size=None,
+        num_cpus=num_cpus,
+        compute=TaskPoolStrategy(size=workers),
+    )
+    for batch in made.iter_batches(batch_size=None, batch_format="pyarrow"):
+        for row in batch.to_pylist():
+            if row["fatal"]:
+                raise DataError(row["error"])
+            yield SampleRow(row["index"], row["id"], row["line"], row["error"])
+
+
+def _make_rows(batch: dict[str, np.ndarray], source) -> dict[str, list]:
+    import ray
+
+    source = ray.get(source)
+    rows = [_make_row(source, int(index)) for index in batch["data"]]
+    return {name: [row[name] for row in rows] for name in ("index", "id", "line", "error", "fatal")}
+
+
+def _make_row(source: SampleSource, index: int) -> dict:
+    row = {"index": index, "id": "", "line": "", "error": None, "fatal": False}
+    try:
+        problem = source.sample(index)
+        return row | {"id": problem.id, "line": _json(row_of(problem))}
+    except BadRow as error:
+        row_id, as_it_came = source.row(index)
+        return row | {"id": row_id, "line": _json(as_it_came), "error": str(error)}
+    except (DataError, OSError) as error:  # raised here, it would reach the reader as a trace through Ray Data
+        return row | {"error": str(error), "fatal": True}
+
+
+def _json(value: object) -> str:
+    """As it is read by people; with escapes where it holds what is not valid Unicode, which Arrow refuses."""
+    text = json.dumps(value, ensure_ascii=False)
+    return text if is_unicode(text) else json.dumps(value)

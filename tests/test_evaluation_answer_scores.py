@@ -1,0 +1,177 @@
+"""The four metrics of an answer: what each counts as right, and what it does not."""
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from pipeline.evaluation.answer_scores import METRICS, PRIMARY_METRIC, answer_scores
+from pipeline.scoring import SCORERS
+
+BEATLES = ("the Beatles",)
+ALL, NONE = (1.0, 1.0, 1.0, 1.0), (0.0, 0.0, 0.0, 0.0)
+
+
+def scores(answer: str, *answers: str) -> tuple[float, ...]:
+    """Exact match, containment, F1, recall."""
+    return tuple(answer_scores(answer, answers)[metric] for metric in METRICS)
+
+
+def test_the_scores_have_exactly_the_four_names_of_the_metrics():
+    assert tuple(answer_scores("", ("x",))) == METRICS == ("exact_match", "containment", "f1", "recall")
+
+
+@pytest.mark.parametrize("answer", ["\\boxed{Paris}", "\\boxed{Rome}, no: \\boxed{ paris }", "**\\boxed{PARIS}**"])
+def test_the_gold_answer_in_the_last_box_is_right_by_every_metric(answer):
+    assert scores(answer, "Paris") == ALL
+
+
+@pytest.mark.parametrize(
+    ("answer", "expected"),
+    [
+        ("", NONE),
+        ("\\boxed{}", NONE),
+        ("\\boxed{The}", NONE),
+        ("The", NONE),
+        ("It was the Beatles.", (0.0, 1.0, 0.5, 1.0)),  # found: it was beatles
+        ("\\boxed{Beatles}", (0.0, 1.0, 1.0, 0.0)),  # the article matters to exact match and to RULER's substring
+        ("The **Beatles**, I think", (0.0, 1.0, 0.5, 0.0)),
+        ("The Beatle", NONE),
+        ("beatlesmania", NONE),  # no whole word
+        ("Beetles", NONE),
+    ],
+)
+def test_a_part_of_the_gold_answer_is_not_the_gold_answer(answer, expected):
+    assert scores(answer, *BEATLES) == pytest.approx(expected)
+
+
+def test_a_gold_answer_of_nothing_but_an_article_or_punctuation_is_taken_as_it_is():
+    assert scores("\\boxed{the Beatles}", "The") == pytest.approx((0.0, 1.0, 2 / 3, 1.0))
+    assert scores("\\boxed{Beatles}", "The") == NONE
+    assert scores("\\boxed{then}", "The") == (0.0, 0.0, 0.0, 1.0)
+    assert scores("\\boxed{The}", "The") == scores("\\boxed{!}", "!") == scores("\\boxed{a}", "A") == ALL
+    assert scores("It is: the.", "The")[1] == 1.0
+    assert scores("Nothing at all.", "!") == NONE
+    assert scores("", "!") == NONE
+
+
+@pytest.mark.parametrize(
+    ("answer", "gold", "expected"),
+    [
+        ("I do not know", "no", (0.0, 0.0, 0.0, 1.0)),  # RULER's recall is of substrings
+        ("\\boxed{I do not know}", "no", (0.0, 0.0, 0.0, 1.0)),
+        ("I do not know, no", "no", (0.0, 1.0, 0.0, 1.0)),
+        ("\\boxed{yes, he did}", "yes", (0.0, 1.0, 0.0, 1.0)),
+        ("\\boxed{yes}", "yes, he did", (0.0, 0.0, 0.0, 0.0)),
+        ("\\boxed{Yes.}", "yes", (0.0, 1.0, 1.0, 1.0)),
+        ("\\boxed{no}", "yes", NONE),
+        ("\\boxed{noanswer}", "no", (0.0, 0.0, 0.0, 1.0)),
+        ("", "no", NONE),
+    ],
+)
+def test_yes_and_no_are_right_or_wrong(answer, gold, expected):
+    assert scores(answer, gold) == expected
+
+
+def test_f1_of_words_counts_each_as_often_as_it_occurs():
+    # 2 words in common; precision 2/3, recall 2/4.
+    assert scores("\\boxed{New New York}", "New York City Hall")[2] == pytest.approx(2 * (2 / 3) * (2 / 4) / (7 / 6))
+    assert scores("\\boxed{New York}", "Boston", "York")[2] == pytest.approx(2 / 3)  # the best gold answer
+
+
+def test_f1_is_of_the_box_and_only_without_one_of_the_whole_answer():
+    assert scores("Paris, or rather \\boxed{Rome}", "Paris") == (0.0, 1.0, 0.0, 1.0)
+    assert scores("Paris, or rather Rome", "Paris")[2] == pytest.approx(2 / 5)
+    assert scores("\\boxed{Paris" + " " * 300 + "Rome", "Paris")[2] > 0.0  # cut: no box
+
+
+@pytest.mark.parametrize(
+    ("boxed", "gold"),
+    [
+        ("Beyonc\u00e9", "Beyonce\u0301"),
+        ("Beyonce\u0301", "Beyonc\u00e9"),
+        ("１９８４", "1984"),
+        ("Ｐａｒｉｓ！", "Paris"),
+        ("“Paris”", "Paris"),
+        ("ΟΔΟΣ", "οδος"),
+        ("\\text{Paris}", "Paris"),
+        ("\\textbf{New}\\quad York", "New York"),
+        ("<answer>Paris</answer>", "Paris"),
+        ("1,000", "1000"),
+        ("U.S.A.", "USA"),
+        ("1990–1995", "1990-1995"),
+    ],
+)
+def test_containment_and_f1_see_through_unicode_punctuation_and_markup(boxed, gold):
+    assert scores(f"So: \\boxed{{{boxed}}}", gold)[1:3] == (1.0, 1.0)
+    assert scores(f"So {boxed}—or not", gold)[1] == 1.0
+
+
+@pytest.mark.parametrize(
+    ("answer", "gold"),
+    [("1000", "1"), ("1,000", "1"), ("1.5", "5"), ("twenty-one", "twenty"), ("no-one", "no"), ("York New", "New York")],
+)
+def test_a_part_of_a_number_or_of_a_compound_is_not_contained(answer, gold):
+    assert scores(answer, gold)[1] == 0.0
+
+
+def test_numbers_match_exactly_only_as_they_are_written():
+    assert scores("\\boxed{1,000}", "1,000") == ALL
+    assert scores("\\boxed{1\\,000}", "1000")[0] == 1.0  # a LaTeX thin space
+    assert scores("\\boxed{1,000}", "1000")[0] == 0.0
+
+
+def test_an_exact_match_is_full_marks_where_blanks_divide_the_words_otherwise():
+    assert scores("\\boxed{NewYork}", "New York") == ALL
+
+
+def test_braces_may_nest():
+    assert scores("\\boxed{\\frac{1}{2}}", "\\frac{1}{2}") == ALL
+    assert scores("\\boxed{a {b} c} and } more", "a {b} c") == ALL
+
+
+def test_recall_is_the_share_of_the_wanted_values_found_as_substrings():
+    assert scores("12, 7 and NINETY.", "12", "ninety", "44", "55")[3] == 0.5
+    assert scores("4455", "44", "55")[3] == 1.0
+    assert scores("\\boxed{12}", "12", "7") == (1.0, 1.0, 1.0, 0.5)
+
+
+def test_containment_searches_the_whole_of_a_long_answer():
+    assert scores("Paris. " + "So it goes. " * 10_000, "Paris")[1] == 1.0
+
+
+def test_without_gold_answers_there_is_nothing_to_score():
+    with pytest.raises(ValueError, match="without gold answers"):
+        answer_scores("Paris", ())
+
+
+def test_the_primary_metric_of_a_task_is_what_its_scorer_measures():
+    assert set(PRIMARY_METRIC) == set(SCORERS)
+    for answer in ("\\boxed{12}", "12", "7", ""):
+        for task, metric in PRIMARY_METRIC.items():
+            assert answer_scores(answer, ("12", "7"))[metric] == SCORERS[task](answer, ("12", "7"))
+
+
+texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=80)
+golds = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="{}\\"), min_size=1, max_size=60)
+
+
+@given(texts | golds.map(lambda text: f"\\boxed{{{text}}}"), st.lists(texts, min_size=1, max_size=3))
+def test_every_score_is_in_0_to_1_and_an_exact_match_is_contained(answer, answers):
+    found = answer_scores(answer, tuple(answers))
+    assert all(0.0 <= score <= 1.0 for score in found.values())
+    assert found["exact_match"] <= min(found["containment"], found["f1"])
+
+
+@given(golds)
+@example("The")
+@example("!")
+@example("~")
+@example("ΑΣ")
+@example("\u0338")
+def test_any_gold_answer_in_a_box_is_right_by_every_metric(gold):
+    assert scores(f"I have read it: \\boxed{{{gold}}}.", gold) == ALL
+
+
+@given(st.lists(st.sampled_from(["Paris", "12", "é", "Γάμμα", "don't"]), min_size=1, max_size=4).map(" ".join))
+def test_any_words_are_contained_in_prose(gold):
+    assert scores(f"I think that it is: {gold.upper()}, but who knows?", gold)[1] == 1.0

@@ -1,0 +1,171 @@
+"""Passage files in their three formats, and the text of a document by reference."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from pipeline.documents.passages import PassageFile, document_text, read_passages, table_writer
+from pipeline.files import atomic_output, exists, file_state, list_files, open_input, write_bytes, write_text
+from pipeline.problems import BadRow, DataError, Problem
+
+PASSAGES = [("Moon", "It is round."), ("", "No title."), ("Mars", "Two\n\nparagraphs, Ünïcode.")]
+
+
+def write_passages(path, passages=PASSAGES) -> str:
+    match path.suffix:
+        case ".arrow":
+            with table_writer(path) as writer:
+                assert [writer.add(*passage) for passage in passages] == list(range(len(passages)))
+        case ".parquet":
+            titles, texts = zip(*passages, strict=True)
+            pq.write_table(pa.table({"number": range(len(texts)), "text": texts, "title": titles}), path)
+        case ".jsonl":
+            lines = (json.dumps({"title": title, "text": text}) + "\n" for title, text in passages)
+            path.write_text("\n".join(lines))
+    return str(path)
+
+
+def problem(path: str, rows: list[int]) -> Problem:
+    return Problem("p", "?", ("a",), passages=tuple(rows), passage_file=path)
+
+
+@pytest.fixture(params=[".arrow", ".parquet", ".jsonl"])
+def path(request, tmp_path) -> str:
+    return write_passages(tmp_path / f"passages{request.param}")
+
+
+def test_passages_are_read_by_row(path):
+    passages = PassageFile(path)
+    assert [(passages.title(row), passages.text(row)) for row in range(len(passages))] == PASSAGES
+    assert [(title, text) for _, title, text in read_passages(path)] == PASSAGES
+
+
+def test_the_text_of_a_document_by_reference(path):
+    text = document_text(problem(path, [2, 1, 0]))
+    assert text == (
+        "Document 1:\nMars\nTwo\n\nparagraphs, Ünïcode.\n\nDocument 2:\nNo title.\n\nDocument 3:\nMoon\nIt is round."
+    )
+
+
+def test_the_text_of_a_document_by_value():
+    assert document_text(Problem("p", "?", ("a",), "text")) == "text"
+
+
+@pytest.mark.parametrize("row", [3, -1, 10**12])
+def test_a_row_that_is_not_there_makes_a_malformed_sample(path, row):
+    with pytest.raises(BadRow, match=f"'passages' names row {row}, but .* holds 3 rows"):
+        document_text(problem(path, [0, row]))
+
+
+@pytest.mark.parametrize("suffix", [".arrow", ".parquet", ".jsonl"])
+def test_a_missing_file_is_named(tmp_path, suffix):
+    with pytest.raises(FileNotFoundError, match=f"none{suffix}: no such file"):
+        document_text(problem(str(tmp_path / f"none{suffix}"), [0]))
+
+
+@pytest.mark.parametrize("suffix", [".arrow", ".parquet", ".jsonl", ".txt"])
+def test_a_malformed_file_is_an_error_that_names_it(tmp_path, suffix):
+    file = tmp_path / f"passages{suffix}"
+    file.write_text("not what it should be")
+    with pytest.raises(DataError, match=f"passages{suffix}"):
+        PassageFile(file)
+
+
+@pytest.mark.parametrize("columns", [{"title": ["a"]}, {"title": ["a"], "text": [1]}, {"title": ["a"], "text": [None]}])
+def test_other_columns_are_an_error(tmp_path, columns):
+    table = pa.table(columns)
+    pq.write_table(table, tmp_path / "passages.parquet")
+    with table_writer(tmp_path / "passages.arrow", table.schema) as writer:
+        writer.add(*(values[0] for values in columns.values()))
+    for name in ("passages.parquet", "passages.arrow"):
+        with pytest.raises(DataError, match=f"{name}.*'text'"):
+            PassageFile(tmp_path / name)
+
+
+@pytest.mark.parametrize("line", ["{", "[]", '{"title": "a"}', '{"title": 1, "text": "b"}', '{"title": "\\ud800", "text": "b"}'])
+def test_a_malformed_line_is_named(tmp_path, line):
+    (tmp_path / "passages.jsonl").write_text(f'{{"title": "a", "text": "b"}}\n\n{line}\n')
+    with pytest.raises(DataError, match=r"passages.jsonl:3: .*expected a line like"):
+        PassageFile(tmp_path / "passages.jsonl")
+
+
+def test_no_passages_are_a_file_too(tmp_path):
+    assert len(PassageFile(write_passages(tmp_path / "passages.arrow", []))) == 0
+    (tmp_path / "passages.jsonl").write_text("")
+    assert len(PassageFile(tmp_path / "passages.jsonl")) == 0
+
+
+def test_a_file_of_many_batches(tmp_path):
+    count = 10_000
+    path = write_passages(tmp_path / "passages.arrow", [(f"t{n}", f"text {n}") for n in range(count)])
+    passages = PassageFile(path)
+    assert passages.table.column("text").num_chunks > 1
+    assert all(passages.title(n) == f"t{n}" for n in range(0, count, 7))
+
+
+def test_an_arrow_file_is_mapped_and_not_copied(tmp_path):
+    path = write_passages(tmp_path / "passages.arrow", [("t", "x" * 20_000)] * 5000)
+    script = (
+        "import pyarrow as pa, sys; from pipeline.documents.passages import PassageFile; "
+        "file = PassageFile(sys.argv[1]); assert len(file.text(4999)) == 20_000; print(pa.total_allocated_bytes())"
+    )
+    allocated = subprocess.run([sys.executable, "-c", script, path], capture_output=True, text=True, check=True).stdout
+    assert os.path.getsize(path) > 100_000_000 and int(allocated) < 1_000_000
+
+
+def test_an_unfinished_file_is_not_there(tmp_path):
+    with pytest.raises(RuntimeError), table_writer(tmp_path / "passages.arrow") as writer:
+        writer.add("a", "b")
+        raise RuntimeError
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_uri_is_read_and_written_like_a_path(tmp_path):
+    uri = f"file://{tmp_path}/folder/passages.arrow"
+    with table_writer(uri) as writer:
+        writer.add("a", "b")
+    assert PassageFile(uri).title(0) == PassageFile(tmp_path / "folder/passages.arrow").title(0) == "a"
+    assert list_files(f"file://{tmp_path}/folder", [".arrow"]) == [uri]
+
+
+def test_files_are_read_whole_by_lines_and_from_anywhere(tmp_path):
+    write_text(tmp_path / "new folder" / "a.txt", "one\ntwö\n")
+    with open_input(tmp_path / "new folder" / "a.txt") as file:
+        assert list(file) == [b"one\n", "twö\n".encode()]
+        file.seek(4)
+        assert file.readline().decode() == "twö\n"
+
+
+def test_a_failed_writing_leaves_the_file_as_it_was(tmp_path):
+    path = tmp_path / "a.bin"
+    write_bytes(path, b"before")
+    with pytest.raises(RuntimeError), atomic_output(path) as partial:
+        partial.write_bytes(b"half")
+        raise RuntimeError
+    assert path.read_bytes() == b"before" and list(tmp_path.iterdir()) == [path]
+    state = file_state(path)
+    write_bytes(path, b"after")
+    assert path.read_bytes() == b"after" and file_state(path) != state
+
+
+def test_a_folder_is_listed_by_suffix_and_name(tmp_path):
+    for name in ("b.jsonl", "a.jsonl", "c.jsonl.partial", "d.txt"):
+        write_text(tmp_path / name, "")
+    write_text(tmp_path / "folder.jsonl" / "e.jsonl", "")
+    assert [path.rpartition("/")[2] for path in list_files(tmp_path, [".jsonl", ".parquet"])] == ["a.jsonl", "b.jsonl"]
+    with pytest.raises(FileNotFoundError, match="none: no such folder"):
+        list_files(tmp_path / "none", [""])
+
+
+def test_what_is_not_there_and_what_cannot_be_there(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert not exists("none.txt") and exists(tmp_path)
+    with pytest.raises(FileNotFoundError, match=f"none.txt: no such file \\(from {tmp_path}\\)"):
+        open_input("none.txt")
+    with pytest.raises(DataError, match="web://host/a.txt: .* s3, gs, hf or file"):
+        open_input("web://host/a.txt")
