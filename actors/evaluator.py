@@ -60,6 +60,7 @@ class Evaluator(JobActor):
                 (self.folder / "error.log").write_text(traceback.format_exc(), encoding="utf-8")
                 error += f" (traceback in {self.folder / 'error.log'})"
         self.cancel_all()
+        self.rows.sort(key=lambda row: self.config.evaluate.methods.index(row["method"]))  # the order of the tables
         summary = evaluation_summary(
             self.config,
             status,

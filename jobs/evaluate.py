@@ -34,19 +34,40 @@ def main(arguments: list[str]) -> int:
     dry_run = "--dry-run" in arguments
     try:
         config = load_config([a for a in arguments if a != "--dry-run"], EvaluationConfig)
-        check_evaluation(config)
         if dry_run:
             print(config_yaml(config))
-        if not exists(config.data.path):
-            raise ConfigError(f"data.path={config.data.path}: no such file or folder (from {Path.cwd()})")
-        check_model(config, config.evaluate.methods)
-        return 0 if dry_run else evaluate(config)
+        check(config)
+        if dry_run:
+            return 0
+        summary, folder = evaluate(config)
     except ConfigError as error:
         print(f"configuration error:\n{error}", file=sys.stderr)
         return 2
+    if summary["answers"]:
+        print((folder / "table.md").read_text(encoding="utf-8"))
+        print(f"· answers {folder / 'results.jsonl'}\n· tables {folder / 'table.md'}, {folder / 'table.csv'}")
+        print(f"· figure {folder / 'accuracy.png'}")
+    if summary["status"] == "interrupted":
+        print(f"· interrupted; the same command with run.name={config.run.name} goes on")
+    else:
+        print(f"· {summary['status']}; summary in {folder / 'summary.json'}")
+    return EXIT_STATUS.get(summary["status"], 1)
 
 
-def evaluate(config: EvaluationConfig) -> int:
+def check(config: EvaluationConfig) -> None:
+    """Raises `ConfigError` if the evaluation cannot work."""
+    check_evaluation(config)
+    if not exists(config.data.path):
+        raise ConfigError(f"data.path={config.data.path}: no such file or folder (from {Path.cwd()})")
+    check_model(config, config.evaluate.methods)
+
+
+def evaluate(config: EvaluationConfig) -> tuple[dict, Path]:
+    """Run the evaluation, or the rest of it; return its summary and its folder.
+
+    Raises:
+        ConfigError: the folder holds something else.
+    """
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
@@ -65,15 +86,7 @@ def evaluate(config: EvaluationConfig) -> int:
     ray.shutdown()
     if summary["error"]:
         print(summary["error"], file=sys.stderr)
-    if summary["answers"]:
-        print((folder / "table.md").read_text(encoding="utf-8"))
-        print(f"· answers {folder / 'results.jsonl'}\n· tables {folder / 'table.md'}, {folder / 'table.csv'}")
-        print(f"· figure {folder / 'accuracy.png'}")
-    if summary["status"] == "interrupted":
-        print(f"· interrupted; the same command with run.name={config.run.name} goes on")
-    else:
-        print(f"· {summary['status']}; summary in {folder / 'summary.json'}")
-    return EXIT_STATUS.get(summary["status"], 1)
+    return summary, folder
 
 
 def check_folder(config: EvaluationConfig, folder: Path) -> None:

@@ -11,6 +11,7 @@ import traceback
 from collections.abc import Callable
 from pathlib import Path
 
+from jobs.filter import filter_samples
 from pipeline.config import ConfigError, load_config
 from pipeline.files import exists
 from pipeline.preparation import QUARANTINE, Prepared, prepare_samples
@@ -60,7 +61,10 @@ def make_samples(kind: str, arguments: list[str]) -> int:
 
 
 # From the name of a kind to what makes it: a function from the remaining arguments to the exit status.
-KINDS: dict[str, Callable[[list[str]], int]] = {kind: functools.partial(make_samples, kind) for kind in RECIPES}
+KINDS: dict[str, Callable[[list[str]], int]] = {
+    **{kind: functools.partial(make_samples, kind) for kind in RECIPES},
+    "filter": filter_samples,
+}
 
 
 def check_settings(settings: Settings) -> None:

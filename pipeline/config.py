@@ -177,8 +177,10 @@ def load_config(arguments: list[str], schema: type[Schema] = Config) -> Schema:
     overrides = [a for a in arguments if not a.startswith("preset=")]
     config = OmegaConf.structured(schema)
     for preset in presets:
-        for name, layer in _layers(preset):
-            config = _merge(schema, config, layer, f"configs/{name}.yaml")
+        *bases, (name, layer) = _layers(preset)
+        for _, base in bases:  # one of another job gives what this one knows: the model, the lengths
+            config = OmegaConf.merge(config, _known(schema, base))
+        config = _merge(schema, config, layer, f"configs/{name}.yaml")
     for override in overrides:
         try:
             config = _merge(schema, config, OmegaConf.from_dotlist([override]), override)
@@ -231,6 +233,14 @@ def _merge(schema: type, config: DictConfig, layer: DictConfig, where: str) -> D
         return OmegaConf.merge(config, layer)
     except OmegaConfBaseException as error:
         raise ConfigError(f"{where}: {_first_line(error)}") from None
+
+
+def _known(schema: type, layer: DictConfig) -> DictConfig:
+    """The values of a layer that the schema has."""
+    known = OmegaConf.create({})
+    for key in set(_keys(schema)).intersection(_paths(layer)):
+        OmegaConf.update(known, key, OmegaConf.select(layer, key))
+    return known
 
 
 def _keys(schema: type, prefix: str = ""):

@@ -35,6 +35,9 @@ class Cursor:
     open: tuple[int, ...] = ()
 
 
+START = Cursor()
+
+
 def save_cursor(cursor: Cursor, path: Path) -> None:
     path.write_text(json.dumps(asdict(cursor)) + "\n", encoding="utf-8")
 
@@ -56,7 +59,7 @@ def training_source(config: Config) -> SampleFiles | SyntheticRecipe:
 
 
 def problem_stream(
-    source: SampleFiles | SyntheticRecipe, seed: int, quarantine: Quarantine, cursor: Cursor = Cursor()
+    source: SampleFiles | SyntheticRecipe, seed: int, quarantine: Quarantine, cursor: Cursor = START
 ) -> Iterator[tuple[int, Problem]]:
     """Yield (position, problem) for ever: first the open positions of the cursor, then from its position on.
 

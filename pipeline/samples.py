@@ -72,7 +72,7 @@ def sample_rows(
         fn_kwargs={"source": ray.put(source)},
         batch_size=None,
         num_cpus=num_cpus,
-        compute=TaskPoolStrategy(size=workers),
+        compute=TaskPoolStrategy(size=min(workers, len(blocks))),
     )
     for batch in made.iter_batches(batch_size=None, batch_format="pyarrow"):
         for row in batch.to_pylist():

@@ -3,6 +3,7 @@
 import itertools
 import json
 import pickle
+import re
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -64,7 +65,7 @@ def whole(source: HotpotqaRecipe, problem: Problem) -> Problem:
 
 def documents_of(problem: Problem) -> list[tuple[str, str]]:
     """(title, text) of each document, in order, with the numbers checked."""
-    parts = [part.split("\n") for part in document_text(problem).split("\n\n")]
+    parts = [part.split("\n") for part in re.split(r"\n\n(?=Document \d+:)", document_text(problem))]
     assert [part[0] for part in parts] == [f"Document {i}:" for i in range(1, len(parts) + 1)]
     return [(title, text) for _, title, text in parts]
 

@@ -87,7 +87,9 @@ def test_other_columns_are_an_error(tmp_path, columns):
             PassageFile(tmp_path / name)
 
 
-@pytest.mark.parametrize("line", ["{", "[]", '{"title": "a"}', '{"title": 1, "text": "b"}', '{"title": "\\ud800", "text": "b"}'])
+@pytest.mark.parametrize(
+    "line", ["{", "[]", '{"title": "a"}', '{"title": 1, "text": "b"}', '{"title": "\\ud800", "text": "b"}']
+)
 def test_a_malformed_line_is_named(tmp_path, line):
     (tmp_path / "passages.jsonl").write_text(f'{{"title": "a", "text": "b"}}\n\n{line}\n')
     with pytest.raises(DataError, match=r"passages.jsonl:3: .*expected a line like"):

@@ -95,7 +95,7 @@ def test_a_dry_run_of_a_paper_preset_prints_its_plan_without_a_network(
 ):
     from jobs.train import main
 
-    write_problem_file([Problem("a", "Who?", ("x",), "word " * 28_000)], tmp_path / "samples.jsonl")
+    write_problem_file([Problem("a", "Who?", ("x",), "word " * 25_000)], tmp_path / "samples.jsonl")
     assert main([f"preset={preset}", f"data.path={tmp_path}", "--dry-run"]) == 2
     printed, problem = capsys.readouterr()
     assert "model.path=Qwen" in problem

@@ -113,5 +113,5 @@ def test_a_slot_may_stand_more_than_once():
 
 
 def test_braces_that_are_no_slot_stay(tokenizer):
-    template = PromptTemplate("{x} {chunk} {}", "{problem}", "none", chat=False)
+    template = PromptTemplate("{x} {chunk} {}", "{problem}", "", "", empty_memory="none", chat=False)
     assert tokenizer.decode(Prompts(tokenizer, template).update([], [], [])) == "{x}  {}"

@@ -2,6 +2,7 @@
 
 import random
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 from transformers import AutoConfig, AutoTokenizer
@@ -17,6 +18,7 @@ from pipeline.documents.synthetic import (
     SPECIAL_TOKENS,
     VALUES,
     WORDS,
+    SyntheticRecipe,
     answer_text,
     synthetic_problem,
     tiny_model_config,
@@ -232,3 +234,14 @@ def test_the_shipped_model_speaks_the_language(tokenizer):
     shipped, config = AutoConfig.from_pretrained(folder), tiny_model_config()
     assert (shipped.vocab_size, shipped.hidden_size) == (config.vocab_size, config.hidden_size)
     assert (shipped.eos_token_id, shipped.pad_token_id) == (tokenizer.eos_token_id, tokenizer.pad_token_id)
+
+
+def test_a_recipe_gives_the_problems_of_its_series_with_set_and_length(tokenizer):
+    source = SyntheticRecipe(seed=3, chunks=CHUNKS, count=5)
+    assert [source.sample(i) for i in range(len(source))] == [
+        replace(p, metadata=p.metadata | {"set": "synthetic", "length": CHUNKS * CHUNK_TOKENS})
+        for p in (synthetic_problem(3, i, CHUNKS) for i in range(5))
+    ]
+    sample = source.sample(4)
+    assert len(encode_text(tokenizer, sample.document)) == sample.metadata["length"]
+    assert sorted(source.order(seed=0, epoch=1).tolist()) == list(range(5))

@@ -73,9 +73,7 @@ def fit(
         if _enough(size, tokens):
             return Fitted(text, size, whole, tuple(part))
     least = measure(units, pieces(units)[:1])
-    raise DataError(
-        f"{task} needs at least {least} tokens for one unit more than this document must hold, not {tokens}"
-    )
+    raise DataError(f"{task} needs at least {least} tokens for what this document must hold and more, not {tokens}")
 
 
 def _longest_part(

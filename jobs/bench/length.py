@@ -1,0 +1,93 @@
+"""Cost against document length: one document after the other through a generator of the embedded model.
+
+    python -m jobs.bench.length [tokens=8192,65536,1048576] [chunk_tokens=180]
+
+Prints, for each length, the time of a token and the peak memory of the generator's processes. MemAgent's promise is that
+the first is the same at every length and the second does not grow. The lengths are read twice, up and then down, so that
+a machine that grows slower or faster meanwhile does not favour one of them; the table has the means.
+"""
+
+import asyncio
+import sys
+import time
+from dataclasses import replace
+from statistics import fmean
+
+import psutil
+
+from actors.generator_pool import GeneratorPool
+from pipeline.config import load_config
+from pipeline.documents.synthetic import CHUNK_TOKENS, synthetic_problem
+from pipeline.episodes import Sampling
+
+SAMPLE_S = 0.2
+BASE = 65536  # tokens: what the times are compared with
+
+
+def main(arguments: list[str]) -> int:
+    try:
+        lengths, chunk_tokens = settings(arguments)
+    except ValueError:
+        print("usage: python -m jobs.bench.length [tokens=8192,65536,1048576] [chunk_tokens=180]", file=sys.stderr)
+        return 2
+    import ray
+
+    ray.init(log_to_driver=False, logging_level="ERROR")
+    print(f"{'tokens':>10} {'conversations':>13} {'seconds':>8} {'µs/token':>9} {'ratio':>6} {'peak MiB':>9}")
+    measured = asyncio.run(measure(lengths, chunk_tokens))
+    base = min(measured, key=lambda tokens: abs(tokens - BASE))
+    for tokens, runs in measured.items():
+        seconds = fmean(seconds for seconds, _, _ in runs)
+        ratio = seconds / tokens / fmean(s / base for s, _, _ in measured[base])
+        peak = max(peak for _, _, peak in runs) / 2**20
+        print(f"{tokens:10,} {runs[0][1]:13,} {seconds:8.1f} {seconds / tokens * 1e6:9.1f} {ratio:6.2f} {peak:9.0f}")
+    ray.shutdown()
+    return 0
+
+
+def settings(arguments: list[str]) -> tuple[list[int], int]:
+    """The lengths in tokens, and the chunk. Raises `ValueError`."""
+    values = dict(argument.split("=") for argument in arguments)
+    lengths = [int(tokens) for tokens in values.pop("tokens", "8192,65536,1048576").split(",")]
+    chunk_tokens = int(values.pop("chunk_tokens", 180))
+    if values or min(lengths) < 2 * CHUNK_TOKENS or not 1 <= chunk_tokens <= 220:
+        raise ValueError
+    return lengths, chunk_tokens
+
+
+async def measure(lengths: list[int], chunk_tokens: int) -> dict[int, list[tuple[float, int, int]]]:
+    """For each length, in tokens as read, the seconds, the conversations and the peak memory in bytes of both runs."""
+    config = load_config(["preset=tiny"])
+    config = replace(config, agent=replace(config.agent, window=256, chunk_tokens=chunk_tokens))
+    pool = GeneratorPool(config, print)
+    await pool.start()
+    await run(pool, BASE // 8)  # what is done once is not counted
+    measured: dict[int, list[tuple[float, int, int]]] = {}
+    for length in [*lengths, *reversed(lengths)]:
+        tokens, *rest = await run(pool, length)
+        measured.setdefault(tokens, []).append(tuple(rest))
+    await pool.close()
+    return measured
+
+
+async def run(pool: GeneratorPool, length: int) -> tuple[int, float, int, int]:
+    """Read one document: its tokens, the seconds, the conversations, the peak memory in bytes."""
+    problem = synthetic_problem(0, length, chunks=length // CHUNK_TOKENS)
+    peak, begin = 0, time.perf_counter()
+    answering = asyncio.ensure_future(pool.answer(pool.names[0], problem, "memory", Sampling(1.0, seed=0), 1))
+    while not answering.done():
+        peak = max(peak, generator_memory())
+        await asyncio.wait([answering], timeout=SAMPLE_S)
+    answer = answering.result()
+    return answer.document_tokens, time.perf_counter() - begin, answer.conversations, peak
+
+
+def generator_memory() -> int:
+    """Bytes of the generator's process and of its engine's."""
+    processes = [p for p in psutil.process_iter(["name"]) if p.info["name"].startswith("ray::Generator")]
+    processes += [child for p in processes for child in p.children(recursive=True)]
+    return sum(p.memory_info().rss for p in processes)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

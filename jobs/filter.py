@@ -1,0 +1,89 @@
+"""`python -m jobs.prepare filter`: drop the samples that a model answers without their document.
+
+They teach nothing about reading. The questions are asked through the evaluation (jobs/evaluate.py, method closed_book),
+so an interrupted filter is taken up by the same command.
+"""
+
+import json
+import os
+from collections import defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from omegaconf import MISSING
+
+from jobs.driver import EXIT_STATUS
+from jobs.evaluate import check, evaluate
+from pipeline.config import ConfigError, load_config
+from pipeline.evaluation.config import EvaluationConfig
+from pipeline.evaluation.questions import read_questions
+from pipeline.evaluation.results import read_results
+from pipeline.files import is_local
+from pipeline.problems import Problem, Quarantine, write_problem_file
+from pipeline.sample_files import SampleFiles
+
+
+@dataclass
+class FilterConfig(EvaluationConfig):
+    output: str = MISSING  # folder: kept.jsonl, dropped/dropped.jsonl, filter.json, and the answers in evaluation/
+
+
+def filter_samples(arguments: list[str]) -> int:
+    """Ask, and split the samples by what came of it; returns the exit status. Raises `ConfigError`."""
+    if fixed := [a for a in arguments if a.startswith(("run.name=", "run.folder="))]:
+        raise ConfigError(f"{fixed[0]}: a filter leaves all its files in output=…")
+    config = load_config(["preset=filter", *arguments], FilterConfig)
+    config.run.folder, config.run.name = config.output, "evaluation"
+    check(config)
+    summary, folder = evaluate(config)
+    if summary["error"] or summary["status"] != "completed":
+        print(f"· {summary['status']}; the same command goes on")
+        return EXIT_STATUS.get(summary["status"], 1)
+    report = split(config, folder)
+    (folder.parent / "filter.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    print(
+        f"· {report['dropped']} of {report['asked']} samples ({report['dropped_share']:.1%}) were answered without "
+        f"their document and dropped; {report['kept']} kept, of which {report['errors']} could not be asked; "
+        f"{report['quarantined']} quarantined\n· kept {folder.parent / 'kept.jsonl'}\n"
+        f"· dropped {folder.parent / 'dropped' / 'dropped.jsonl'}"
+    )
+    return 0
+
+
+def split(config: FilterConfig, evaluation: Path) -> dict:
+    """Write the samples with a right answer among theirs to dropped.jsonl, the others to kept.jsonl; return counts."""
+    best: dict[tuple, float] = defaultdict(float)
+    failed = set()
+    for row in read_results(evaluation / "results.jsonl"):
+        key = (row["set"], row["length"], row["id"])
+        best[key] = max(best[key], row["score"])
+        failed |= {key} if row["error"] else set()
+    source = SampleFiles.open(config.data.path)
+    quarantine = Quarantine(Path(os.devnull), max_share=1.0)  # counted and written by the evaluation
+    questions = read_questions(source, config, quarantine)
+    right = [best[q.set, q.length, q.id] >= 1 for q in questions]
+    counts = {}
+    for name, wanted in (("kept", False), ("dropped/dropped", True)):
+        path = evaluation.parent / f"{name}.jsonl"
+        path.parent.mkdir(exist_ok=True)
+        chosen = (source.sample(q.index) for q, is_right in zip(questions, right, strict=True) if is_right == wanted)
+        counts[path.stem] = write_problem_file(seen_from(path.parent, chosen), path)
+    return {
+        "model": config.model.path,
+        "data": config.data.path,
+        "answers_to_each": config.evaluate.samples,
+        "asked": len(questions),
+        **counts,
+        "dropped_share": counts["dropped"] / len(questions),
+        "errors": len(failed - {key for key, score in best.items() if score >= 1}),
+        "quarantined": quarantine.bad,
+    }
+
+
+def seen_from(folder: Path, problems: Iterable[Problem]) -> Iterable[Problem]:
+    """The problems with their passage file named as a sample file in `folder` has to name it."""
+    for problem in problems:
+        if problem.passage_file and is_local(problem.passage_file):
+            problem = replace(problem, passage_file=os.path.relpath(problem.passage_file, folder))
+        yield problem

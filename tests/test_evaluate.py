@@ -1,0 +1,267 @@
+"""The evaluation by its own command, on a random tiny model: every question once, whatever happens on the way."""
+
+import csv
+import json
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+import psutil
+import pytest
+
+from pipeline.documents.synthetic import SyntheticRecipe
+from pipeline.problems import row_of
+from tests.test_train import wait_for
+
+ROOT = Path(__file__).resolve().parent.parent
+METHODS = ["memory", "direct", "concat", "closed_book"]
+COUNT, CHUNKS = 12, (8, 60)
+
+
+def command(job: str, *arguments: str) -> list[str]:
+    return [sys.executable, "-m", job, *arguments]
+
+
+def run(*arguments: str) -> tuple[int, str]:
+    done = subprocess.run(command(*arguments), cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    return done.returncode, done.stdout
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> Path:
+    """Two lengths of a set by reference and by value, and a user's own questions, some of which cannot be used."""
+    folder = tmp_path_factory.mktemp("data")
+    for chunks in CHUNKS:
+        recipe = SyntheticRecipe(5, chunks, COUNT)
+        rows = [row_of(recipe.sample(i)) for i in range(COUNT)]
+        (folder / f"synthetic-{chunks}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (folder / "paragraphs").mkdir()
+    (folder / "paragraphs/p.jsonl").write_text('{"title": "Rex", "text": "Rex Paris ."}\n')
+    own = {"question": "city Rex", "answers": ["Paris"]}
+    rows = [
+        own | {"id": "by reference", "passages": [0, 0], "passage_file": "paragraphs/p.jsonl"},
+        own | {"id": "long question", "question": "city pet Sam pet pet", "document": "Rex Paris ."},
+        own | {"id": "scorer raises", "document": "Rex Paris .", "task": "tests.bad_scorers:raises"},
+        own | {"id": "own scorer", "document": "Rex Paris .", "task": "tests.bad_scorers:counts_letters"},
+        own | {"id": "row gone", "passages": [7], "passage_file": "paragraphs/p.jsonl"},
+        own | {"id": "by reference", "document": "the same id again"},
+        {"id": "no answer", "question": "city Rex", "document": "Rex Paris ."},
+    ]
+    (folder / "own.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def arguments(data, random_model, tmp_path_factory) -> list[str]:
+    return [
+        "preset=eval_tiny",
+        f"model.path={random_model}",
+        f"data.path={data}",
+        "data.max_bad_share=0.5",
+        "generator.max_sequences=2",  # slow enough to be stopped
+        f"run.folder={tmp_path_factory.mktemp('runs')}",
+        "run.name=whole",
+        "evaluate.max_attempts=2",
+        "evaluate.memories=3",
+    ]
+
+
+@pytest.fixture(scope="module")
+def interrupted(arguments) -> tuple[Path, list[dict], dict]:
+    """The folder, the rows and the summary of an evaluation whose engine was killed, and which was then stopped."""
+    process = subprocess.Popen(
+        command("jobs.evaluate", *arguments), cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    wait_for(process, "question ")
+    (engine,) = [p for p in psutil.Process(process.pid).children(recursive=True) if "EngineCor" in p.name()]
+    engine.kill()
+    wait_for(process, "generator-0 is back")
+    wait_for(process, "question ")
+    process.send_signal(signal.SIGTERM)
+    begin = time.time()
+    output = process.stdout.read()
+    assert process.wait(timeout=120) == 130, output
+    assert time.time() - begin < 90 and "the same command with run.name=whole goes on" in output
+    folder = Path(arguments[5].partition("=")[2]) / "whole"
+    return folder, rows_of(folder), json.loads((folder / "summary.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def finished(interrupted, arguments) -> tuple[Path, list[dict], dict, str]:
+    """The same evaluation taken up, after the last line that it had written was torn."""
+    folder, rows, _ = interrupted
+    path = folder / "results.jsonl"
+    path.write_bytes(path.read_bytes()[:-20])
+    status, output = run("jobs.evaluate", *arguments)
+    assert status == 0, output
+    return folder, rows_of(folder), json.loads((folder / "summary.json").read_text()), output
+
+
+def rows_of(folder: Path) -> list[dict]:
+    return [json.loads(line) for line in (folder / "results.jsonl").read_text().splitlines()]
+
+
+def key(row: dict) -> tuple:
+    return row["set"], row["length"], row["id"], row["method"]
+
+
+def test_an_interrupted_evaluation_keeps_what_it_has(interrupted):
+    _, rows, summary = interrupted
+    assert 0 < len(rows) < 4 * (2 * COUNT + 5)
+    assert summary["status"] == "interrupted" and summary["answers"] == len(rows)
+    assert summary["failures"]["GeneratorLost"] >= 1 and not any("died" in str(row["error"]) for row in rows)
+
+
+def test_taken_up_it_answers_every_question_once_and_what_it_had_stays(interrupted, finished):
+    _, before, _ = interrupted
+    folder, rows, summary, output = finished
+    questions = [("synthetic", 18 * n, f"synthetic-5-{i}") for n in CHUNKS for i in range(COUNT)]
+    own = ["by reference", "long question", "scorer raises", "own scorer", "row gone"]
+    questions += [("questions", None, name) for name in own]
+    assert Counter(map(key, rows)) == Counter((*question, method) for question in questions for method in METHODS)
+    assert rows[: len(before) - 1] == before[:-1]
+    assert f"{len(before) - 1} of {len(rows)} answers are there already" in output
+    assert summary["status"] == "completed" and summary["answers"] == len(rows)
+    # The answer that was torn off comes again: its seed is that of the question.
+    torn = next(row for row in rows if key(row) == key(before[-1]))
+    assert torn["answer"] == before[-1]["answer"]
+
+
+def test_errors_count_as_wrong_and_say_why(finished):
+    _, rows, summary, _ = finished
+    errors = {(row["id"], row["method"]): row for row in rows if row["error"]}
+    assert summary["errors"] == len(errors)
+    reasons = {name: {row["error"] for (i, _), row in errors.items() if i == name} for name, _ in errors}
+    assert all("over agent.problem_tokens" in reason for reason in reasons["long question"])
+    assert all("this scorer always raises" in reason for reason in reasons["scorer raises"])
+    assert all("row" in reason for reason in reasons["row gone"])
+    assert {name for name, _ in errors} == {"long question", "scorer raises", "row gone"}
+    assert ("row gone", "closed_book") not in errors  # which does not read it
+    assert all(row["score"] == 0 for row in errors.values())
+    assert {row["score"] for row in rows if row["id"] == "own scorer"} <= {0, 0.25, 0.5, 0.75, 1}
+
+
+def test_bad_rows_are_quarantined_and_counted_once(finished):
+    folder, _, summary, _ = finished
+    bad = [json.loads(line) for line in (folder / "quarantine.jsonl").read_text().splitlines()]
+    assert summary["rows_quarantined"] == len(bad) == 2
+    assert "occurs twice" in bad[0]["reason"] and "'answers'" in bad[1]["reason"]
+
+
+def test_a_row_says_what_was_read_and_written(finished):
+    _, rows, _, _ = finished
+    by_key = {key(row): row for row in rows}
+    memory, direct, concat, closed = (by_key["synthetic", 18 * 60, "synthetic-5-0", method] for method in METHODS)
+    assert memory["conversations"] == concat["conversations"] == 61
+    assert direct["conversations"] == closed["conversations"] == 1
+    assert memory["document_tokens"] == direct["document_tokens"] == 1080 and closed["document_tokens"] is None
+    assert direct["prompt_tokens"] == 256 - 16 and closed["prompt_tokens"] < 20
+    assert len(memory["memories"]) == len(concat["memories"]) == 3 and direct["memories"] == []
+    assert by_key["questions", None, "by reference", "direct"]["document_tokens"] > 6  # two paragraphs of three words
+
+
+def test_tables_and_figure_are_there(finished):
+    folder, rows, summary, output = finished
+    assert (folder / "accuracy.png").read_bytes().startswith(b"\x89PNG")
+    with (folder / "table.csv").open() as file:
+        cells = {(c["set"], c["length"], c["method"]): c for c in csv.DictReader(file) if c["metric"] == "score"}
+    assert len(cells) == len(METHODS) * (len(CHUNKS) + 1) == len(summary["cells"])
+    scores = [row["score"] for row in rows if row["set"] == "synthetic" and row["length"] == 144 and
+              row["method"] == "memory"]  # fmt: skip
+    assert float(cells["synthetic", "144", "memory"]["mean"]) == pytest.approx(sum(scores) / COUNT)
+    assert (folder / "table.md").read_text() in output + "\n"
+    assert [c["method"] for c in summary["cells"]][:4] == METHODS
+    assert list(Path(summary["wandb_run"]).glob("run-*.wandb"))
+
+
+def test_another_configuration_is_refused(finished, arguments, capsys):
+    from jobs.evaluate import check_folder
+    from pipeline.config import ConfigError, load_config
+    from pipeline.evaluation.config import EvaluationConfig
+
+    folder, *_ = finished
+    check_folder(
+        load_config([*arguments, "generator.max_sequences=64", "wandb.mode=disabled"], EvaluationConfig), folder
+    )
+    with pytest.raises(ConfigError, match="evaluate.temperature: 0.7 then, 0.1 now"):
+        check_folder(load_config([*arguments, "evaluate.temperature=0.1"], EvaluationConfig), folder)
+    with pytest.raises(ConfigError, match="not empty"):
+        check_folder(load_config(arguments, EvaluationConfig), folder.parent)
+
+
+def test_evaluations_are_compared_question_by_question(finished, tmp_path, capsys):
+    from jobs.evaluate import main
+
+    folder, rows, *_ = finished
+    other = tmp_path / "other"
+    other.mkdir()
+    with (other / "results.jsonl").open("w") as file:
+        file.writelines(json.dumps(row | {"score": 1.0}) + "\n" for row in rows[:-3])
+    assert main(["--compare", str(folder), str(other)]) == 0
+    (made,) = folder.parent.glob("compare-*")
+    assert (made / "accuracy.png").exists() and (made / "comparison.md").read_text() in capsys.readouterr().out + "\n"
+    assert main(["--compare", str(folder)]) == 2
+    assert main(["--compare", str(folder), str(tmp_path)]) == 2
+    assert "results.jsonl" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ("evaluate.methods=[memry]", "the method 'memry' is none of memory, direct"),
+        ("evaluate.methods=[]", "evaluate.methods is empty"),
+        ("evaluate.methods=[memory,memory]", "names one twice"),
+        ("evaluate.top_p=0", "evaluate.top_p=0.0 must be above 0"),
+        ("evaluate.samples=0", "evaluate.samples=0 must be greater than 0"),
+        ("train.steps=3", "unknown key 'train.steps'"),
+        ("data.path=/no/such/folder", "data.path=/no/such/folder: no such file or folder"),
+        ("agent.window=257", "256 positions"),
+    ],
+)
+def test_a_wrong_configuration_says_so_before_anything_starts(arguments, wrong, message, capsys):
+    from jobs.evaluate import main
+
+    assert main([*arguments, wrong]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_the_filter_drops_what_is_answered_without_the_document(data, random_model, tmp_path):
+    """By a scorer that finds the answers to half of the questions right."""
+    samples = tmp_path / "samples.jsonl"
+    rows = [json.loads(line) for line in (data / "synthetic-8.jsonl").read_text().splitlines()]
+    rows = [row | {"task": "tests.bad_scorers:half_are_right"} for row in rows]
+    reference = {"id": "by reference", "passages": [0], "passage_file": f"{data}/paragraphs/p.jsonl"}
+    rows.append({"question": "city Rex", "answers": ["x"], "task": "tests.bad_scorers:returns_nan", **reference})
+    samples.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    status, output = run(
+        "jobs.prepare",
+        "filter",
+        f"model.path={random_model}",
+        "model.dtype=float32",
+        "agent.prompt_template=tiny",
+        *"agent.window=64 agent.problem_tokens=4 agent.chunk_tokens=18 agent.memory_tokens=14".split(),
+        *"agent.answer_tokens=16 generator.kv_cache_gib=0.25 generator.enforce_eager=true".split(),
+        "wandb.mode=disabled",
+        f"data.path={samples}",
+        f"output={tmp_path / 'filtered'}",
+    )
+    assert status == 0, output
+    filtered = tmp_path / "filtered"
+    kept, dropped = (
+        [json.loads(line) for line in (filtered / name).read_text().splitlines()]
+        for name in ("kept.jsonl", "dropped/dropped.jsonl")
+    )
+    right = {row["id"] for row in rows if sum(map(ord, row["answers"][0])) % 2 and row["id"] != "by reference"}
+    assert {row["id"] for row in dropped} == right and 0 < len(right) < COUNT
+    assert {row["id"] for row in kept} == {row["id"] for row in rows} - right
+    (by_reference,) = [row for row in kept if row["id"] == "by reference"]
+    assert (filtered / by_reference["passage_file"]).resolve() == (data / "paragraphs/p.jsonl").resolve()
+    report = json.loads((filtered / "filter.json").read_text())
+    assert (report["asked"], report["kept"], report["dropped"], report["errors"]) == (13, len(kept), len(right), 1)
+    assert f"{len(right)} of 13 samples" in output
+    answers = [json.loads(line) for line in (filtered / "evaluation/results.jsonl").read_text().splitlines()]
+    assert Counter(row["id"] for row in answers) == {row["id"]: 2 for row in rows}
+    assert {row["method"] for row in answers} == {"closed_book"}

@@ -1,0 +1,117 @@
+"""The problems of a training run through Ray Data: every row in every pass, in one order whoever reads."""
+
+import json
+from dataclasses import dataclass
+from itertools import islice
+
+import pytest
+
+from pipeline.documents.synthetic import SyntheticRecipe, synthetic_problem
+from pipeline.problem_stream import START, Cursor, load_cursor, problem_stream, save_cursor, training_source
+from pipeline.problems import DataError, Problem, Quarantine
+from pipeline.sample_files import SampleFiles
+from pipeline.samples import sample_rows
+from tests.test_sample_files import jsonl, row
+
+ROWS = 150  # more than one task's
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory) -> SampleFiles:
+    """Of every ten rows the last is bad."""
+    rows = [row(i, **({"answers": []} if i % 10 == 9 else {})) for i in range(ROWS)]
+    return SampleFiles.open(str(jsonl(tmp_path_factory.mktemp("data") / "a.jsonl", rows)))
+
+
+def stream(source, tmp_path, seed=0, cursor=START, share=0.2):
+    return problem_stream(source, seed, Quarantine(tmp_path / "quarantine.jsonl", share), cursor)
+
+
+def test_samples_come_in_the_order_asked_for_whatever_the_number_of_workers(ray_session, source):
+    indices = source.order(3, 0)
+    one, three = (list(sample_rows(source, indices, workers, num_cpus=0.5)) for workers in (1, 3))
+    assert one == three and [r.index for r in one] == indices.tolist()
+    assert [r.error is not None for r in one] == [i % 10 == 9 for i in indices]
+    good = [r for r in one if r.error is None]
+    assert all(r.problem() == source.sample(r.index) for r in good)
+    assert json.loads(next(r for r in one if r.error).line)["answers"] == []
+
+
+def test_a_source_that_fails_as_a_whole_says_so_in_its_own_words(ray_session):
+    @dataclass(frozen=True)
+    class Broken:
+        def __len__(self):
+            return 3
+
+        def sample(self, index):
+            raise DataError("the passages are gone")
+
+    with pytest.raises(DataError, match="^the passages are gone$"):
+        list(sample_rows(Broken(), [0, 1], workers=1))
+
+
+def test_text_that_is_no_unicode_comes_through_as_its_escape(ray_session, tmp_path):
+    path = jsonl(tmp_path / "a.jsonl", ['{"id": "x", "question": "\\ud800"}', json.dumps(row(1, metadata={"a": "é"}))])
+    bad, good = sample_rows(SampleFiles.open(str(path)), [0, 1], workers=1)
+    assert "not valid Unicode" in bad.error and "\\ud800" in bad.line
+    assert "é" in good.line
+
+
+def test_every_pass_has_every_row_once_in_an_order_of_its_own(ray_session, source, tmp_path):
+    good = ROWS - ROWS // 10
+    read = list(islice(stream(source, tmp_path), 2 * good))
+    passes = [[problem.id for _, problem in read[:good]], [problem.id for _, problem in read[good:]]]
+    assert set(passes[0]) == set(passes[1]) == {f"q{i}" for i in range(ROWS) if i % 10 != 9}
+    assert passes[0] != passes[1]
+    positions = [position for position, _ in read]
+    assert positions == sorted(positions) and positions[good] >= ROWS > positions[good - 1]
+    quarantined = [json.loads(line) for line in (tmp_path / "quarantine.jsonl").read_text().splitlines()]
+    assert len(quarantined) == ROWS // 10 and all(q["row"]["answers"] == [] for q in quarantined)
+
+
+@pytest.mark.parametrize("after", [3, 60, 200])
+def test_a_run_that_is_taken_up_sees_what_the_stopped_one_would_have_seen(ray_session, source, tmp_path, after):
+    whole = list(islice(stream(source, tmp_path), 260))
+    read = whole[:after]
+    open_positions = [position for position, _ in read[-3:]]  # read, but not trained yet
+    save_cursor(Cursor(read[-1][0] + 1, tuple(open_positions)), tmp_path / "data.json")
+    again = stream(source, tmp_path, cursor=load_cursor(tmp_path / "data.json"))
+    assert list(islice(again, 260 - after + 3)) == whole[after - 3 :]
+
+
+def test_another_seed_gives_another_order(ray_session, source, tmp_path):
+    first, second = (list(islice(stream(source, tmp_path, seed), 20)) for seed in (0, 1))
+    assert [p.id for _, p in first] != [p.id for _, p in second]
+
+
+def test_too_many_bad_rows_stop_the_reading(ray_session, source, tmp_path):
+    with pytest.raises(DataError, match="max_bad_share"):
+        list(islice(stream(source, tmp_path, share=0.05), 2 * ROWS))
+
+
+def test_synthetic_problems_come_in_the_order_of_their_numbers(ray_session, tmp_path, tiny_config):
+    read = list(islice(stream(training_source(tiny_config), tmp_path), 5))
+    assert [position for position, _ in read] == list(range(5))
+    for position, problem in read:
+        expected = synthetic_problem(tiny_config.run.seed, position, tiny_config.data.synthetic_chunks)
+        assert (problem.id, problem.document) == (expected.id, expected.document)
+
+
+def test_a_short_source_starts_again(ray_session, tmp_path):
+    ids = [problem.id for _, problem in islice(stream(SyntheticRecipe(0, 2, count=2), tmp_path), 5)]
+    assert ids == [f"synthetic-0-{i}" for i in (0, 1, 0, 1, 0)]
+
+
+def test_a_problem_survives_the_way_through_a_worker(ray_session):
+    problem = Problem('é\n"', "q\u2028?", ("a\\", "b"), "<eos> \x00", "values", {"deep": {"list": [1, None, 2.5]}})
+
+    @dataclass(frozen=True)
+    class One:
+        def __len__(self):
+            return 1
+
+        def sample(self, index):
+            return problem
+
+    (row,) = sample_rows(One(), [0], workers=1)
+    assert row.problem() == problem
