@@ -1,12 +1,14 @@
 # make train: train the embedded default.   make train ARGS="preset=… train.steps=3": other settings.
 # make test:  run the tests.                make test ARGS="-k buffer -x": some of them.
-# Both first set up .venv, which takes minutes once and nothing after that.
+# make prepare ARGS="<kind> key=value …":  make samples to train or evaluate on (README.md).
+# make evaluate ARGS="preset=… data.path=…": answer questions, score the answers, draw accuracy against length.
+# All of them first set up .venv, which takes minutes once and nothing after that.
 # make smollm2: the model of preset=smollm2.
 # make setup GPU=1 sets .venv up for NVIDIA GPUs; PYTHON=/path/to/python3.11 chooses the interpreter.
 
 export RAY_AUTH_MODE = token
 
-.PHONY: train test setup smollm2
+.PHONY: train test prepare evaluate setup smollm2
 .DEFAULT_GOAL := train
 
 train: setup
@@ -15,6 +17,9 @@ train: setup
 test: setup
 	@.venv/bin/ray get-auth-token --generate >/dev/null
 	@OMP_NUM_THREADS=1 .venv/bin/python -m pytest $(ARGS)
+
+prepare evaluate: setup
+	@.venv/bin/python -m jobs.$@ $(ARGS)
 
 setup:
 	@PYTHON="$(PYTHON)" requirements/install.sh $(if $(GPU),gpu)

@@ -102,6 +102,7 @@ class Evaluator(JobActor):
 
     def _read(self) -> None:
         """Read the questions, and the results that are there already."""
+        self.quarantine.path.unlink(missing_ok=True)  # an evaluation that is taken up finds the same rows again
         self.questions = read_questions(self.source, self.config, self.quarantine)
         everything = list(tasks(self.questions, self.config, set()))
         self.total, self.work = len(everything), sum(task.work for task in everything)

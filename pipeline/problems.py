@@ -174,19 +174,6 @@ class Quarantine:
             )
 
 
-def read_problem_file(path: str | Path, quarantine: Quarantine) -> Iterator[Problem]:
-    """Yield the problems of a JSON-lines file in the format above; bad rows go to `quarantine`.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        DataError: too many rows were bad, or there was none.
-    """
-    path = Path(path)
-    with path.open(encoding="utf-8", errors="replace") as file:
-        rows = ((f"{path.name}:{number}", line) for number, line in enumerate(file, 1) if line.strip())
-        yield from checked_rows(rows, lambda row_id, line: problem_from_row(decode_line(line), row_id), quarantine)
-
-
 def checked_rows(rows: Iterable[tuple[str, object]], make, quarantine: Quarantine) -> Iterator[Problem]:
     """Yield `make(row_id, row)` for every row; a `BadRow` sends the row to `quarantine` instead."""
     for row_id, row in rows:

@@ -3,6 +3,7 @@
 import functools
 import json
 import posixpath
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.files import list_files, open_input
-from pipeline.problems import DataError, Problem, decode_line, problem_from_row
+from pipeline.problems import BadRow, DataError, Problem, Quarantine, decode_line, problem_from_row
 
 SUFFIXES = (".jsonl", ".parquet")
 READ_BYTES = 1 << 24
@@ -77,6 +78,24 @@ class SampleFiles:
             return file, row_id, _row_group(file, int(entry["place"])).slice(int(entry["within"]), 1).to_pylist()[0]
         line = _open(file).read_at(int(entry["within"]), int(entry["place"]))
         return file, row_id, line.decode(errors="replace")
+
+
+def read_samples(source: SampleFiles, quarantine: Quarantine) -> Iterator[tuple[int, Problem]]:
+    """Yield the number and the problem of every sample in order; bad rows go to `quarantine`.
+
+    Raises:
+        DataError: too many rows were bad.
+    """
+    for index in range(len(source)):
+        quarantine.rows += 1
+        try:
+            problem = source.sample(index)
+        except BadRow as error:
+            row_id, row = source.row(index)
+            quarantine.add(row_id, str(error), row)
+        else:
+            yield index, problem
+    quarantine.finish()
 
 
 def _entries(file_number: int, file: str) -> np.ndarray:

@@ -29,3 +29,11 @@ def test_the_table_has_medians_and_ratios_to_the_first_variant():
 def test_an_unknown_setting_is_named(capsys):
     assert main(["vocabluary=5"]) == 2
     assert "vocabluary" in capsys.readouterr().err
+
+
+def test_the_lengths_of_the_length_benchmark_are_checked(capsys):
+    from jobs.bench.length import main as length
+
+    assert length(["tokens=[10]"]) == length(["chunk_tokens=300"]) == length(["token=5"]) == 2
+    printed = capsys.readouterr().err
+    assert "lengths of 36 or more" in printed and "between 1 and 210" in printed and "did you mean 'tokens'" in printed

@@ -11,9 +11,9 @@ from pipeline.problems import (
     Problem,
     Quarantine,
     problem_from_row,
-    read_problem_file,
     write_problem_file,
 )
+from pipeline.sample_files import SampleFiles, read_samples
 
 GOOD = {"id": "q1", "question": "Who?", "answers": ["Ann"], "document": "Ann did."}
 
@@ -28,6 +28,10 @@ def quarantine(tmp_path):
     return Quarantine(tmp_path / "run" / "quarantine.jsonl", max_share=0.5)
 
 
+def read(path: Path, quarantine: Quarantine) -> list[Problem]:
+    return [problem for _, problem in read_samples(SampleFiles.open(str(path)), quarantine)]
+
+
 def quarantined(quarantine: Quarantine) -> list[dict]:
     return [json.loads(line) for line in quarantine.path.read_text(encoding="utf-8").splitlines()]
 
@@ -39,14 +43,14 @@ def test_what_is_written_is_read_back(tmp_path, quarantine):
     ]
     path = tmp_path / "problems.jsonl"
     assert write_problem_file(problems, path) == 2
-    assert list(read_problem_file(path, quarantine)) == problems
+    assert read(path, quarantine) == problems
     assert (quarantine.rows, quarantine.bad) == (2, 0)
 
 
 def test_id_task_and_metadata_may_be_left_out(tmp_path, quarantine):
     row = {"question": "Who?", "answers": "Ann", "document": "Ann did."}
     path = write_lines(tmp_path / "p.jsonl", ["\n", row])
-    assert list(read_problem_file(path, quarantine)) == [Problem("p.jsonl:2", "Who?", ("Ann",), "Ann did.", "qa", {})]
+    assert read(path, quarantine) == [Problem("p.jsonl:2", "Who?", ("Ann",), "Ann did.", "qa", {})]
 
 
 @pytest.mark.parametrize(
@@ -83,17 +87,17 @@ def test_a_row_is_an_object(row):
 def test_bad_rows_are_set_aside_with_their_reasons(tmp_path, quarantine):
     rows = [GOOD, "{not json}\n", GOOD | {"id": "q2", "answers": []}, GOOD | {"id": "q3"}, GOOD | {"id": "q4"}]
     path = write_lines(tmp_path / "p.jsonl", rows)
-    assert [p.id for p in read_problem_file(path, quarantine)] == ["q1", "q3", "q4"]
+    assert [p.id for p in read(path, quarantine)] == ["q1", "q3", "q4"]
     assert (quarantine.rows, quarantine.bad) == (5, 2)
     first, second = quarantined(quarantine)
-    assert first["id"] == "p.jsonl:2" and first["reason"].startswith("not JSON") and first["row"] == "{not json}\n"
+    assert first["id"] == "p.jsonl:2" and first["reason"].startswith("not JSON") and first["row"] == "{not json}"
     assert second["id"] == "p.jsonl:3" and "'answers'" in second["reason"]
 
 
 def test_text_that_is_not_unicode_is_set_aside_as_it_was_written(tmp_path, quarantine):
     path = write_lines(tmp_path / "p.jsonl", [GOOD, GOOD, GOOD | {"document": "\ud83d"}])
-    assert len(list(read_problem_file(path, quarantine))) == 2
-    assert json.loads(quarantined(quarantine)[0]["row"])["document"] == "\ud83d"
+    assert len(read(path, quarantine)) == 2
+    assert quarantined(quarantine)[0]["row"]["document"] == "\ud83d"
 
 
 def test_a_decoded_row_that_is_not_unicode_can_be_set_aside(quarantine):
@@ -104,39 +108,36 @@ def test_a_decoded_row_that_is_not_unicode_can_be_set_aside(quarantine):
 def test_bytes_that_are_not_utf8_do_not_stop_the_reading(tmp_path, quarantine):
     path = tmp_path / "p.jsonl"
     path.write_bytes(json.dumps(GOOD).encode().replace(b"Ann did", b"Ann \xff did") + b"\n")
-    assert [p.document for p in read_problem_file(path, quarantine)] == ["Ann \N{REPLACEMENT CHARACTER} did."]
+    assert [p.document for p in read(path, quarantine)] == ["Ann \N{REPLACEMENT CHARACTER} did."]
 
 
 def test_too_many_bad_rows_stop_the_reading_early(tmp_path):
     path = write_lines(tmp_path / "p.jsonl", [GOOD] * 18 + [{}] * 100)
     quarantine = Quarantine(tmp_path / "q.jsonl", max_share=0.05)
     with pytest.raises(DataError, match=r"2 of 20 rows are bad, more than data.max_bad_share=0.05.*q.jsonl"):
-        list(read_problem_file(path, quarantine))
+        read(path, quarantine)
     assert len(quarantined(quarantine)) == 2
 
 
 def test_the_share_that_is_allowed_is_allowed(tmp_path):
     path = write_lines(tmp_path / "p.jsonl", [GOOD] * 19 + [{}])
-    assert len(list(read_problem_file(path, Quarantine(tmp_path / "q.jsonl", max_share=0.05)))) == 19
+    assert len(read(path, Quarantine(tmp_path / "q.jsonl", max_share=0.05))) == 19
 
 
 def test_a_small_file_is_judged_at_its_end(tmp_path):
     path = write_lines(tmp_path / "p.jsonl", [GOOD, {}, GOOD])
-    read = []
     with pytest.raises(DataError, match="1 of 3 rows are bad"):
-        for problem in read_problem_file(path, Quarantine(tmp_path / "q.jsonl", max_share=0.05)):
-            read.append(problem)
-    assert len(read) == 2
+        read(path, Quarantine(tmp_path / "q.jsonl", max_share=0.05))
 
 
 def test_a_file_without_rows_is_an_error(tmp_path, quarantine):
     with pytest.raises(DataError, match="no rows"):
-        list(read_problem_file(write_lines(tmp_path / "p.jsonl", ["\n", "  \n"]), quarantine))
+        read(write_lines(tmp_path / "p.jsonl", ["\n", "  \n"]), quarantine)
 
 
 def test_a_missing_file_is_an_error(tmp_path, quarantine):
     with pytest.raises(FileNotFoundError):
-        list(read_problem_file(tmp_path / "none.jsonl", quarantine))
+        read(tmp_path / "none.jsonl", quarantine)
 
 
 def test_a_bad_row_that_is_read_again_is_counted_once(tmp_path):

@@ -1,40 +1,48 @@
 """Cost against document length: one document after the other through a generator of the embedded model.
 
-    python -m jobs.bench.length [tokens=8192,65536,1048576] [chunk_tokens=180]
+    python -m jobs.bench.length tokens=[8192,65536,1048576] chunk_tokens=180
 
-Prints, for each length, the time of a token and the peak memory of the generator's processes. MemAgent's promise is that
-the first is the same at every length and the second does not grow. The lengths are read twice, up and then down, so that
-a machine that grows slower or faster meanwhile does not favour one of them; the table has the means.
+Prints for each length the time of a token, its ratio to that at 64K, and the peak memory of the generator's processes.
+MemAgent's promise is that the first is the same at every length and that the last does not grow. All lengths are read
+once up and once down, so that a machine that grows slower meanwhile favours none; the times are means of both.
 """
 
 import asyncio
 import sys
 import time
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from statistics import fmean
 
 import psutil
 
 from actors.generator_pool import GeneratorPool
-from pipeline.config import load_config
+from pipeline.config import ConfigError, load_config
 from pipeline.documents.synthetic import CHUNK_TOKENS, synthetic_problem
 from pipeline.episodes import Sampling
 
 SAMPLE_S = 0.2
 BASE = 65536  # tokens: what the times are compared with
+MOST_CHUNK_TOKENS = 210  # that fit the model's 256 positions beside question, memory and new memory
+
+
+@dataclass
+class Settings:
+    tokens: list[int] = field(default_factory=lambda: [8192, 65536, 1048576])  # of the documents
+    chunk_tokens: int = 180  # ten times what the embedded model learned on: this is about time, not about answers
 
 
 def main(arguments: list[str]) -> int:
     try:
-        lengths, chunk_tokens = settings(arguments)
-    except ValueError:
-        print("usage: python -m jobs.bench.length [tokens=8192,65536,1048576] [chunk_tokens=180]", file=sys.stderr)
+        settings = load_config(arguments, Settings)
+        check(settings)
+    except ConfigError as error:
+        print(error, file=sys.stderr)
         return 2
     import ray
 
     ray.init(log_to_driver=False, logging_level="ERROR")
     print(f"{'tokens':>10} {'conversations':>13} {'seconds':>8} {'µs/token':>9} {'ratio':>6} {'peak MiB':>9}")
-    measured = asyncio.run(measure(lengths, chunk_tokens))
+    measured = asyncio.run(measure(settings))
     base = min(measured, key=lambda tokens: abs(tokens - BASE))
     for tokens, runs in measured.items():
         seconds = fmean(seconds for seconds, _, _ in runs)
@@ -45,25 +53,23 @@ def main(arguments: list[str]) -> int:
     return 0
 
 
-def settings(arguments: list[str]) -> tuple[list[int], int]:
-    """The lengths in tokens, and the chunk. Raises `ValueError`."""
-    values = dict(argument.split("=") for argument in arguments)
-    lengths = [int(tokens) for tokens in values.pop("tokens", "8192,65536,1048576").split(",")]
-    chunk_tokens = int(values.pop("chunk_tokens", 180))
-    if values or min(lengths) < 2 * CHUNK_TOKENS or not 1 <= chunk_tokens <= 220:
-        raise ValueError
-    return lengths, chunk_tokens
+def check(settings: Settings) -> None:
+    """Raises `ConfigError` if a document or a chunk cannot be."""
+    if not settings.tokens or min(settings.tokens) < 2 * CHUNK_TOKENS:
+        raise ConfigError(f"tokens={settings.tokens} must be lengths of {2 * CHUNK_TOKENS} or more")
+    if not 1 <= settings.chunk_tokens <= MOST_CHUNK_TOKENS:
+        raise ConfigError(f"chunk_tokens={settings.chunk_tokens} must lie between 1 and {MOST_CHUNK_TOKENS}")
 
 
-async def measure(lengths: list[int], chunk_tokens: int) -> dict[int, list[tuple[float, int, int]]]:
+async def measure(settings: Settings) -> dict[int, list[tuple[float, int, int]]]:
     """For each length, in tokens as read, the seconds, the conversations and the peak memory in bytes of both runs."""
     config = load_config(["preset=tiny"])
-    config = replace(config, agent=replace(config.agent, window=256, chunk_tokens=chunk_tokens))
+    config = replace(config, agent=replace(config.agent, window=256, chunk_tokens=settings.chunk_tokens))
     pool = GeneratorPool(config, print)
     await pool.start()
     await run(pool, BASE // 8)  # what is done once is not counted
     measured: dict[int, list[tuple[float, int, int]]] = {}
-    for length in [*lengths, *reversed(lengths)]:
+    for length in [*settings.tokens, *reversed(settings.tokens)]:
         tokens, *rest = await run(pool, length)
         measured.setdefault(tokens, []).append(tuple(rest))
     await pool.close()

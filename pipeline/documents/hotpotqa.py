@@ -55,7 +55,7 @@ def build_passages(questions: str, distractors: str, folder: str) -> None:
     paragraphs, those of malformed questions too. A malformed question is kept with its reason and its row.
 
     Memory does not grow with the number of questions, but with that of the different titles to draw from: about
-    150 bytes for each. Both files are written whole or not at all.
+    200 bytes for each. Both files are written whole or not at all.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -161,11 +161,13 @@ class HotpotqaRecipe:
     def _within_tokens(self, opened: "_Opened", question: dict, others: Iterator[int]) -> list[int]:
         own, passages = _own_rows(question), opened.passages
         tokenizer = _tokenizer(self.tokenizer)
-        # A guess from the paragraphs one by one, which differs a little from the tokens of the whole text.
+        # A guess from the paragraphs one by one, each with what follows it: that may join with a paragraph's end, so
+        # that the tokens of the whole text may be others.
+        follows = "Document"
         drawn, tokens = [], 0
         for number, row in enumerate(itertools.chain(own, others), 1):
             text = passage_text(number, passages.title(row), passages.text(row))
-            tokens += len(encode_text(tokenizer, f"{text}\n\n"))
+            tokens += len(encode_text(tokenizer, f"{text}\n\n{follows}")) - len(encode_text(tokenizer, follows))
             if number > len(own):
                 drawn.append(row)
                 if tokens > self.tokens:

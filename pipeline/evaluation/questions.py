@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from pipeline.evaluation.config import EvaluationConfig
-from pipeline.problems import BadRow, Problem, Quarantine
-from pipeline.sample_files import SampleFiles
+from pipeline.problems import Problem, Quarantine
+from pipeline.sample_files import SampleFiles, read_samples
 
 CHARACTERS_OF_A_PASSAGE = 600  # about, to tell long documents from short ones before they are read
 
@@ -61,19 +61,14 @@ def read_questions(source: SampleFiles, config: EvaluationConfig, quarantine: Qu
         DataError: too many rows were bad, or there was none.
     """
     data, questions, counts, seen = config.data, [], Counter(), set()
-    for index in range(len(source)):
-        quarantine.rows += 1
-        try:
-            problem = source.sample(index)
-            name, length = set_and_length(problem)
-            key = (name, length, problem.id)
-            if key in seen:
-                raise BadRow(f"the id {problem.id!r} occurs twice in {name}" + (f" at {length}" if length else ""))
-            seen.add(key)
-        except BadRow as error:
+    for index, problem in read_samples(source, quarantine):
+        name, length = set_and_length(problem)
+        if (name, length, problem.id) in seen:
             row_id, row = source.row(index)
-            quarantine.add(row_id, str(error), row)
+            where = name if length is None else f"{name} at {length}"
+            quarantine.add(row_id, f"the id {problem.id!r} occurs twice in {where}", row)
             continue
+        seen.add((name, length, problem.id))
         wanted = (not data.sets or name in data.sets) and (not data.lengths or str(length) in data.lengths)
         if wanted and not (data.limit and counts[name, length] >= data.limit):
             counts[name, length] += 1
