@@ -1,5 +1,6 @@
 """What the jobs that run an actor to its end have in common: their folder, their model's checks, and being followed."""
 
+import os
 import signal
 import traceback
 from collections.abc import Callable, Sequence
@@ -8,6 +9,8 @@ from pathlib import Path
 from pipeline.agents import load_agent
 from pipeline.config import ConfigError, GenerationConfig
 from pipeline.config_rules import check_window
+
+os.environ.setdefault("RAY_AUTH_MODE", "token")  # Ray reads it once, when it is imported
 
 LINE_WAIT_S = 2.0
 EXIT_STATUS = {"completed": 0, "interrupted": 130}

@@ -1,4 +1,4 @@
-"""Answer questions and score the answers: `python -m jobs.evaluate preset=<name> model.path=… data.path=… key=value …`.
+"""Answer questions and score the answers: `python -m jobs.evaluate preset=<name> data.path=… key=value …`.
 
     python -m jobs.evaluate --compare runs/a runs/b …    # several evaluations in one figure, their differences in a table
 
@@ -6,12 +6,9 @@ Runs on the cluster that RAY_ADDRESS names (inside a Ray job: the job's cluster)
 command with the same run.name takes an interrupted evaluation up. README.md, "Evaluate", tells what it leaves.
 """
 
-import os
 import sys
 from collections import Counter
 from pathlib import Path
-
-os.environ.setdefault("RAY_AUTH_MODE", "token")  # Ray reads it once, when it is imported
 
 from omegaconf import OmegaConf
 

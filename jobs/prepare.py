@@ -11,6 +11,7 @@ import traceback
 from collections.abc import Callable
 from pathlib import Path
 
+from jobs.driver import base_folder, start_ray
 from jobs.filter import filter_samples
 from pipeline.config import ConfigError, load_config
 from pipeline.files import exists
@@ -36,13 +37,13 @@ def make_samples(kind: str, arguments: list[str]) -> int:
     """Make the samples of one of the recipes. Raises `ConfigError`."""
     settings = load_config(arguments, RECIPES[kind])
     check_settings(settings)
+    in_job = start_ray(show_workers=False)
     import ray
 
-    ray.init(log_to_driver=True, logging_level="WARNING")
     try:
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, _interrupt)
-        folder = output_folder(settings, in_job=bool(ray.get_runtime_context().runtime_env.get("working_dir")))
+        folder = settings.output if "://" in settings.output else str(base_folder(in_job) / settings.output)
         workers = settings.workers or max(1, int(ray.cluster_resources().get("CPU", 1)))
         prepared = prepare_samples(kind, settings, folder, workers, functools.partial(print, flush=True))
     except KeyboardInterrupt:
@@ -82,14 +83,6 @@ def check_settings(settings: Settings) -> None:
             found.append(str(error))
     if found:
         raise ConfigError("\n".join(found))
-
-
-def output_folder(settings: Settings, in_job: bool) -> str:
-    """Where the samples go. A job works in a copy of the source that Ray deletes, so there a relative folder is taken
-    from the home directory."""
-    if "://" in settings.output:
-        return settings.output
-    return str((Path.home() / "palimpsest" if in_job else Path.cwd()) / settings.output)
 
 
 def report(prepared: Prepared, folder: str) -> str:

@@ -19,6 +19,7 @@ from pipeline.config import ConfigError
 from pipeline.files import atomic_output, exists, file_state, join, list_files, make_folder, open_input, write_text
 from pipeline.problems import DataError, Problem
 from pipeline.recipes import SampleSet, Settings, input_files
+from pipeline.report import duration
 from pipeline.samples import SampleRow, sample_rows
 
 RECORD = "prepare.json"
@@ -182,14 +183,8 @@ class Progress:
             return
         self._shown = now
         rate = (done - self._first) / max(now - self._start, 1e-3)
-        left = f"  {time_left((self._total - done) / rate)}" if rate and done < self._total else ""
+        left = f"  {duration((self._total - done) / rate)} left" if rate and done < self._total else ""
         self._show(f"sample {done}/{self._total}  {rate:.0f}/s{left}")
-
-
-def time_left(seconds: float) -> str:
-    if seconds < 90:
-        return f"{seconds:.0f} s left"
-    return f"{seconds / 60:.0f} min left" if seconds < 5400 else f"{seconds / 3600:.1f} h left"
 
 
 def _write_file(

@@ -169,7 +169,7 @@ class Quarantine:
     def _check(self) -> None:
         if self.bad > self.max_share * self.rows:
             raise DataError(
-                f"{self.bad} of {self.rows} rows are bad, more than data.max_bad_share={self.max_share}; "
+                f"{self.bad} of {self.rows} rows are bad, more than max_bad_share={self.max_share}; "
                 f"their reasons are in {self.path}"
             )
 

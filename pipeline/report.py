@@ -71,6 +71,13 @@ def run_summary(
     }
 
 
+def duration(seconds: float) -> str:
+    """As people say it: 40 s, 12 min, 3.5 h."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 90 * 60 else f"{seconds / 3600:.1f} h"
+
+
 def write_summary(folder: Path, summary: dict) -> None:
     """Write summary.json; whole or not at all."""
     partial = folder / "summary.json.partial"

@@ -14,7 +14,8 @@ import numpy as np
 
 from pipeline.problems import BadRow, DataError, Problem, is_unicode, problem_from_row, row_of
 
-ROWS_PER_TASK = 64
+ROWS_PER_TASK = 64  # at most; fewer when there are few rows, so that all workers get some
+BLOCK_BYTES = 1 << 24  # a worker passes its rows on when they are so large together
 
 
 class SampleSource(Protocol):
@@ -64,7 +65,8 @@ def sample_rows(
     context.enable_progress_bars = False
     context.print_on_execution_start = False
     context.execution_options.preserve_order = True
-    blocks = [np.asarray(indices[i : i + ROWS_PER_TASK]) for i in range(0, len(indices), ROWS_PER_TASK)]
+    size = min(ROWS_PER_TASK, -(-len(indices) // (4 * workers)))
+    blocks = [np.asarray(indices[i : i + size]) for i in range(0, len(indices), size)] if size else []
     if not blocks:
         return
     made = from_numpy(blocks).map_batches(
@@ -81,12 +83,23 @@ def sample_rows(
             yield SampleRow(row["index"], row["id"], row["line"], row["error"])
 
 
-def _make_rows(batch: dict[str, np.ndarray], source) -> dict[str, list]:
+def _make_rows(batch: dict[str, np.ndarray], source) -> Iterator[dict[str, list]]:
     import ray
 
     source = ray.get(source)
-    rows = [_make_row(source, int(index)) for index in batch["data"]]
-    return {name: [row[name] for row in rows] for name in ("index", "id", "line", "error", "fatal")}
+    rows, size = [], 0
+    for index in batch["data"]:
+        rows.append(_make_row(source, int(index)))
+        size += len(rows[-1]["line"])
+        if size >= BLOCK_BYTES:
+            yield _columns(rows)
+            rows, size = [], 0
+    if rows:
+        yield _columns(rows)
+
+
+def _columns(rows: list[dict]) -> dict[str, list]:
+    return {name: [row[name] for row in rows] for name in rows[0]}
 
 
 def _make_row(source: SampleSource, index: int) -> dict:

@@ -114,7 +114,7 @@ def test_bytes_that_are_not_utf8_do_not_stop_the_reading(tmp_path, quarantine):
 def test_too_many_bad_rows_stop_the_reading_early(tmp_path):
     path = write_lines(tmp_path / "p.jsonl", [GOOD] * 18 + [{}] * 100)
     quarantine = Quarantine(tmp_path / "q.jsonl", max_share=0.05)
-    with pytest.raises(DataError, match=r"2 of 20 rows are bad, more than data.max_bad_share=0.05.*q.jsonl"):
+    with pytest.raises(DataError, match=r"2 of 20 rows are bad, more than max_bad_share=0.05.*q.jsonl"):
         read(path, quarantine)
     assert len(quarantined(quarantine)) == 2
 

@@ -8,6 +8,7 @@ from pipeline.evaluation.config import EvaluationConfig
 from pipeline.evaluation.plots import accuracy_figure
 from pipeline.evaluation.results import cells
 from pipeline.evaluation.tables import csv_table, markdown_table
+from pipeline.report import duration
 
 
 def progress_line(rows: list[dict], total: int, tokens_per_second: float, seconds_left: float | None) -> str:
@@ -17,13 +18,6 @@ def progress_line(rows: list[dict], total: int, tokens_per_second: float, second
     faults = f"errors {errors}  " if errors else ""
     left = "" if seconds_left is None or len(rows) == total else f"  {duration(seconds_left)} left"
     return f"question {len(rows)}/{total}  {score}{faults}tokens/s {tokens_per_second:.0f}{left}"
-
-
-def duration(seconds: float) -> str:
-    """As people say it: 40 s, 12 min, 3.5 h."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 90 * 60 else f"{seconds / 3600:.1f} h"
 
 
 def evaluation_summary(
