@@ -122,8 +122,14 @@ def _engine_args(config: GenerationConfig, seed: int) -> AsyncEngineArgs:
     g = config.generator
     on_cpu = current_platform.is_cpu()
     device = (
-        # One process for the whole engine, and a KV cache of a size that a laptop can spare.
-        {"distributed_executor_backend": "uni", "kv_cache_memory_bytes": int(g.kv_cache_gib * 2**30)}
+        {
+            # One process for the whole engine, and a KV cache of a size that a laptop can spare.
+            "distributed_executor_backend": "uni",
+            "kv_cache_memory_bytes": int(g.kv_cache_gib * 2**30),
+            # With prompts split over steps, a seeded request ends the engine: vLLM 0.32 takes back a draw of the part
+            # that samples nothing, which torch's CPU generators cannot do.
+            "enable_chunked_prefill": False,
+        }
         if on_cpu
         else {"gpu_memory_utilization": g.gpu_memory_share, "tensor_parallel_size": g.tensor_parallel}
     )

@@ -1,6 +1,6 @@
 """Answer questions and score the answers: `python -m jobs.evaluate preset=<name> data.path=… key=value …`.
 
-    python -m jobs.evaluate --compare runs/a runs/b …    # several evaluations in one figure, their differences in a table
+    python -m jobs.evaluate --compare runs/a runs/b …    # several in one figure, their differences in a table
 
 Runs on the cluster that RAY_ADDRESS names (inside a Ray job: the job's cluster), else on a Ray of its own. The same
 command with the same run.name takes an interrupted evaluation up. README.md, "Evaluate", tells what it leaves.

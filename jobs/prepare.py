@@ -43,7 +43,7 @@ def make_samples(kind: str, arguments: list[str]) -> int:
     try:
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, _interrupt)
-        folder = settings.output if "://" in settings.output else str(base_folder(in_job) / settings.output)
+        folder = output_folder(settings, in_job)
         workers = settings.workers or max(1, int(ray.cluster_resources().get("CPU", 1)))
         prepared = prepare_samples(kind, settings, folder, workers, functools.partial(print, flush=True))
     except KeyboardInterrupt:
@@ -83,6 +83,11 @@ def check_settings(settings: Settings) -> None:
             found.append(str(error))
     if found:
         raise ConfigError("\n".join(found))
+
+
+def output_folder(settings: Settings, in_job: bool) -> str:
+    """Where the samples go."""
+    return settings.output if "://" in settings.output else str(base_folder(in_job) / settings.output)
 
 
 def report(prepared: Prepared, folder: str) -> str:

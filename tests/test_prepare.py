@@ -9,9 +9,10 @@ import pytest
 from jobs import prepare
 from pipeline.config import ConfigError, load_config
 from pipeline.documents.passages import document_text
-from pipeline.preparation import prepare_samples, time_left
+from pipeline.preparation import prepare_samples
 from pipeline.problems import DataError, problem_from_row
 from pipeline.recipes import RECIPES
+from pipeline.report import duration
 from pipeline.sample_files import SampleFiles
 
 WORKERS = 4
@@ -299,6 +300,4 @@ def test_a_relative_output_of_a_job_is_under_the_home_directory(monkeypatch, tmp
 
 
 def test_the_time_left_is_told_in_fitting_units():
-    assert [time_left(s) for s in (8, 89, 91, 1800, 7200)] == [
-        "8 s left", "89 s left", "2 min left", "30 min left", "2.0 h left"
-    ]  # fmt: skip
+    assert [duration(s) for s in (8, 89, 91, 1800, 7200)] == ["8 s", "89 s", "2 min", "30 min", "2.0 h"]

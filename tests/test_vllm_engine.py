@@ -135,6 +135,17 @@ def test_a_seed_gives_the_same_response_whatever_else_is_asked(runner, engine):
     assert alone == busy != runner.run(asked(Sampling(1.0, 0.9, seed=8), []))
 
 
+def test_many_seeded_prompts_at_once_are_answered(runner, engine):
+    """More than fit one step of the engine; on a CPU it would die if it split them."""
+
+    async def many(seeds):
+        responses = (engine.generate([*PROMPT, *range(9, 60), 9 + s], 5, Sampling(1.0, seed=s)) for s in seeds)
+        return [response.tokens for response in await asyncio.gather(*responses)]
+
+    assert len(runner.run(many(range(60)))) == 60 and not engine.is_dead
+    assert runner.run(many([3]))[0] == runner.run(many(range(60)))[3]
+
+
 def test_a_small_nucleus_leaves_the_likeliest_token(runner, engine):
     likeliest, nucleus = (runner.run(engine.generate(PROMPT, 30, s)) for s in (Sampling(0.0), Sampling(1.0, 1e-6)))
     assert likeliest.tokens == nucleus.tokens
