@@ -161,11 +161,11 @@ class Evaluator(JobActor):
     async def _row(
         self, task: Task, problem: Problem, answer: Answer | None, error: str | None, seconds: float
     ) -> dict:
-        """The row of results.jsonl. Without an answer all scores are 0."""
+        """The row of results.jsonl. Without an answer, or with one that was cut, all scores are 0."""
         scores = dict.fromkeys(("score", *METRICS), 0.0)
-        if answer:
+        if answer and not answer.cut:
             scores |= answer_scores(answer.text, problem.answers)
-            scores["score"], error = await self._score(problem, answer, scores)
+            scores["score"], error = await self._score(problem, answer.text)
         return {
             **dict(zip(("set", "length", "id", "method", "sample"), task.key, strict=True)),
             "task": problem.task,
@@ -174,6 +174,7 @@ class Evaluator(JobActor):
             "answer": answer.text if answer else None,
             **scores,
             "cut": bool(answer and answer.cut),
+            "cut_memories": answer.cut_memories if answer else 0,
             "error": error,
             "document_tokens": answer.document_tokens if answer else None,
             "conversations": answer.conversations if answer else 0,
@@ -183,12 +184,12 @@ class Evaluator(JobActor):
             "memories": list(answer.memories) if answer else [],
         }
 
-    async def _score(self, problem: Problem, answer: Answer, scores: dict) -> tuple[float, str | None]:
+    async def _score(self, problem: Problem, answer: str) -> tuple[float, str | None]:
         """The score of the problem's task, or 0 and why there is none."""
         if problem.task in SCORERS:
-            return reward(problem.task, answer.text, problem.answers), None
+            return reward(problem.task, answer, problem.answers), None
         try:
-            scoring = asyncio.to_thread(reward, problem.task, answer.text, problem.answers)
+            scoring = asyncio.to_thread(reward, problem.task, answer, problem.answers)
             return await asyncio.wait_for(scoring, SCORER_LIMIT_S), None
         except Exception as error:
             return 0.0, f"the scorer of task {problem.task!r}: {type(error).__name__}: {error}"

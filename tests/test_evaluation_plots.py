@@ -114,3 +114,11 @@ def test_names_with_dollar_signs_are_no_mathematics(tmp_path):
 def test_nothing_cannot_be_drawn(runs, tmp_path):
     with pytest.raises(ValueError, match="no results to draw"):
         accuracy_figure(runs, tmp_path / "a.png")
+
+
+def test_title_and_legend_fit_into_the_narrowest_figure(tmp_path):
+    runs = {f"a-rather-long-name-of-a-run-{i}": graded([1, 0]) for i in range(4)}
+    figure = accuracy_figure(runs, tmp_path / "a.png")
+    for part in (figure._suptitle, *figure.legends, *figure.axes):
+        box = part.get_window_extent()
+        assert 0 <= box.x0 < box.x1 <= figure.bbox.x1 and 0 <= box.y0 < box.y1 <= figure.bbox.y1

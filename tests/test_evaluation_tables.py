@@ -64,7 +64,7 @@ def test_errors_and_cut_answers_are_said_where_they_are():
     rows += [row(0.0, id="q3", length=16384, error="late", cut=True)]
     _, text = sections(markdown_table(rows))["niah"]
     assert "Errors, counted as wrong: memory at 8K 1 of 4; memory at 16K 1 of 4." in text
-    assert "Cut at a length limit, scored as they are: memory at 16K 2 of 4." in text
+    assert "Cut at their length limit, counted as wrong: memory at 16K 2 of 4." in text
 
 
 def test_the_score_of_each_task_is_named():

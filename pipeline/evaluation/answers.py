@@ -15,7 +15,8 @@ class Answer:
     conversations: int
     prompt_tokens: int
     response_tokens: int
-    cut: bool  # some response reached its limit
+    cut: bool  # the answer reached its length limit
+    cut_memories: int  # other responses that did
 
 
 class AnswerRecorder:
@@ -31,7 +32,7 @@ class AnswerRecorder:
         self._generate, self._sampling = generate, sampling
         self._memories: deque[tuple[int, Completion]] = deque(maxlen=memories)
         self._conversations = self._prompt_tokens = self._response_tokens = 0
-        self._cut = False
+        self._cut: list[str] = []  # the roles of the responses that reached their limit
 
     async def __call__(self, prompt: list[int], max_tokens: int, role: str) -> Completion:
         number, seed = self._conversations, self._sampling.seed
@@ -41,7 +42,8 @@ class AnswerRecorder:
         )
         self._prompt_tokens += len(prompt)
         self._response_tokens += len(response.tokens)
-        self._cut |= response.finish_reason == "length"
+        if response.finish_reason == "length":
+            self._cut.append(role)
         if role == "memory":
             self._memories.append((number, response))
         return response
@@ -63,5 +65,6 @@ class AnswerRecorder:
             conversations=self._conversations,
             prompt_tokens=self._prompt_tokens,
             response_tokens=self._response_tokens,
-            cut=self._cut,
+            cut="answer" in self._cut,
+            cut_memories=len(self._cut) - self._cut.count("answer"),
         )

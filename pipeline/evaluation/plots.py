@@ -14,6 +14,7 @@ from pipeline.evaluation.results import Cell, average_cells, cells, length_label
 
 COLUMNS = 4
 PANEL = (3.6, 3.0)  # inches
+NARROWEST = 5.0  # inches, for the title and long names
 MOST_TICKS = 6
 DPI = 150
 SPREAD = 0.06  # octaves between the points of a set of one length, which would hide each other
@@ -60,7 +61,9 @@ def accuracy_figure(runs: dict[str, list[dict]], path: str | Path) -> Figure:
     labels = {line: line[1] if len(runs) == 1 else f"{line[0]} · {line[1]}" for line in lines}
     columns = min(COLUMNS, len(titles))
     panel_rows = ceil(len(titles) / columns)
-    figure = Figure(figsize=(PANEL[0] * columns + 0.4, PANEL[1] * panel_rows + 0.9), layout="constrained")
+    legend_rows = ceil(len(lines) / columns)
+    size = (max(PANEL[0] * columns, NARROWEST), PANEL[1] * panel_rows + 0.5 + 0.25 * legend_rows)
+    figure = Figure(figsize=size, layout="constrained")
     handles = {}
     for place, title, of_panel in zip(count(1), titles, of_panels, strict=False):
         axes = figure.add_subplot(panel_rows, columns, place)
@@ -69,12 +72,12 @@ def accuracy_figure(runs: dict[str, list[dict]], path: str | Path) -> Figure:
             axes.set_ylabel("score")
         if place > len(titles) - columns:
             axes.set_xlabel("document length (tokens)")
-    figure.suptitle("Score by document length, with 95% intervals over questions")
+    figure.suptitle("Score by document length, with 95% intervals")
     figure.legend(
         [handles[line] for line in lines],
         [plain(labels[line]) for line in lines],
         loc="outside lower center",
-        ncols=min(len(lines), columns + 1),
+        ncols=min(len(lines), columns),
         frameon=False,
     )
     figure.savefig(path, dpi=DPI, format="png")
@@ -123,8 +126,10 @@ def draw_panel(axes: Axes, title: str, of_panel: dict[Line, list[Cell]], lines: 
     axes.set_ylim(0.0, 1.0)
     axes.set_xscale("log", base=2)
     axes.grid(alpha=0.3)
-    first, last = floor(log2(min(places))), ceil(log2(max(places)))
-    axes.set_xlim(2 ** (first - 0.4), 2 ** (last + 0.4))
+    lowest, highest = log2(min(places)), log2(max(places))
+    # Points of one length stand between two ticks; several need none beyond their ends.
+    first, last = (floor(lowest), ceil(highest)) if single else (round(lowest), round(highest))
+    axes.set_xlim(2 ** (min(first, lowest) - 0.4), 2 ** (max(last, highest) + 0.4))
     step = ceil((last - first + 1) / MOST_TICKS)
     axes.xaxis.set_major_locator(FixedLocator([2.0**power for power in range(first, last + 1, step)] if known else []))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda tokens, _: length_label(int(tokens))))

@@ -88,7 +88,7 @@ def faults(of_set: list[Cell]) -> str:
     return " ".join(
         [
             f"Errors, counted as wrong: {'; '.join(errors)}." if errors else "No errors.",
-            f"Cut at a length limit, scored as they are: {'; '.join(cut)}." if cut else "No cut answers.",
+            f"Cut at their length limit, counted as wrong: {'; '.join(cut)}." if cut else "No cut answers.",
         ]
     )
 
