@@ -108,7 +108,9 @@ class Coordinator(JobActor):
         self.gang, self.scorers = LearnerGang(c), ScorerPool(c)
         self.generators = GeneratorPool(c, self.say, self.buffer.generator_gone.remote, self.buffer, self.store)
         self.spawn(self._dispatch())  # the buffer admits when a generator is there; a wrong file shows before
-        self._say_what_is_missing()
+        self.say_what_is_missing(
+            [(c.generator, c.generator.count), (c.learner, c.learner.ranks), (c.scorer, c.scorer.count)]
+        )
         begin = time.time()
         self.wandb_run = await self.tracker.where.remote()
         starting = [self._timed(self.gang.start(), "learners"), self._timed(self._start_generators(), "generators")]
@@ -116,18 +118,6 @@ class Coordinator(JobActor):
         self.say(f"· all started in {time.time() - begin:.0f} s")
         for name in self.generators.names:
             self.spawn(self.generators.watch(name))
-
-    def _say_what_is_missing(self) -> None:
-        """A cluster that is too small is waited for, as an autoscaler may be on its way; but not in silence."""
-        c = self.config
-        pools = [(c.generator, c.generator.count), (c.learner, c.learner.ranks), (c.scorer, c.scorer.count)]
-        has = ray.cluster_resources()
-        for kind, field in (("CPU", "num_cpus"), ("GPU", "num_gpus")):
-            needs = sum(getattr(pool, field, 0) * count for pool, count in pools)
-            if needs > has.get(kind, 0):
-                self.say(
-                    f"· the cluster has {has.get(kind, 0):g} {kind} and the pools ask for {needs:g}: waiting for more"
-                )
 
     async def _start_generators(self) -> None:
         self.engine_version = await self.generators.start()

@@ -53,7 +53,9 @@ class Evaluator(JobActor):
         begin, status, error = time.time(), "failed", None
         try:
             await self._evaluate()
-            status = "interrupted" if self._stop.is_set() and self._left() else "completed"
+            if self.rows and all(row["error"] for row in self.rows):
+                raise RunFailed(f"not one question was answered; the last error: {self.rows[-1]['error']}")
+            status = "interrupted" if self._left() else "completed"
         except Exception as failure:
             error = reason_of(failure)
             if not isinstance(failure, (RunFailed, DataError)):
@@ -80,12 +82,14 @@ class Evaluator(JobActor):
 
     async def _evaluate(self) -> None:
         c = self.config
-        self.source = await asyncio.to_thread(SampleFiles.open, c.data.path)
-        self.say(f"· starting {c.generator.count} generator(s) (vLLM)")
-        self.pool = GeneratorPool(c, self.say)
-        reading = asyncio.create_task(asyncio.to_thread(self._read))
+        await asyncio.to_thread(self._read)
         self.wandb = await asyncio.to_thread(start_wandb, c, self.folder)
-        await self.unless_failed(asyncio.gather(reading, self._start_pool()))
+        if not self._left():
+            return
+        self.say(f"· starting {c.generator.count} generator(s) (vLLM)")
+        self.say_what_is_missing([(c.generator, c.generator.count)])
+        self.pool = GeneratorPool(c, self.say)
+        await self.unless_failed(self._start_pool())
         for name in self.pool.names:
             self.spawn(self.pool.watch(name))
         waiting = tasks(self.questions, c, {row_key(row) for row in self.rows})
@@ -102,20 +106,21 @@ class Evaluator(JobActor):
 
     def _read(self) -> None:
         """Read the questions, and the results that are there already."""
+        self.source = SampleFiles.open(self.config.data.path)
         self.quarantine.path.unlink(missing_ok=True)  # an evaluation that is taken up finds the same rows again
         self.questions = read_questions(self.source, self.config, self.quarantine)
         everything = list(tasks(self.questions, self.config, set()))
         self.total, self.work = len(everything), sum(task.work for task in everything)
         self.results, rows = open_results(self.folder / "results.jsonl")
-        self.rows = [_counted(row) for row in rows]
         asked = {task.key: task.work for task in everything}
-        if strange := [row for row in self.rows if row_key(row) not in asked]:
+        if strange := [row for row in rows if row_key(row) not in asked]:
             raise DataError(
                 f"results.jsonl answers {len(strange)} questions that the data does not hold, the first one "
                 f"{row_key(strange[0])}; choose another run.name"
             )
+        self.rows = [_counted(row) for row in rows]
         self.work_done = sum(asked[row_key(row)] for row in self.rows)
-        self.began, self.work_before, self.tokens = None, self.work_done, 0
+        self.work_before, self.tokens = self.work_done, 0
         if self.rows:
             self.say(f"· {len(self.rows)} of {self.total} answers are there already")
 

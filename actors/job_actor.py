@@ -3,6 +3,8 @@
 import asyncio
 from collections.abc import Awaitable, Coroutine
 
+import ray
+
 from pipeline.problems import DataError
 
 
@@ -33,6 +35,20 @@ class JobActor:
     def say(self, line: str) -> None:
         self._lines.append(line)
         self._line_added.set()
+
+    def say_what_is_missing(self, pools: list[tuple[object, int]]) -> None:
+        """A cluster that is too small is waited for, as an autoscaler may be on its way; but not in silence.
+
+        Args:
+            pools: the section of the configuration (num_cpus, num_gpus) and the number of actors of each pool.
+        """
+        has = ray.cluster_resources()
+        for kind, field in (("CPU", "num_cpus"), ("GPU", "num_gpus")):
+            needs = sum(getattr(section, field, 0) * count for section, count in pools)
+            if needs > has.get(kind, 0):
+                self.say(
+                    f"· the cluster has {has.get(kind, 0):g} {kind} and the pools ask for {needs:g}: waiting for more"
+                )
 
     def fail(self, error: Exception) -> None:
         """End the run with this error."""

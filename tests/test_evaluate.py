@@ -1,4 +1,4 @@
-"""The evaluation by its own command, on a random tiny model: every question once, whatever happens on the way."""
+"""The evaluation by its own command, on the embedded model: every question once, whatever happens on the way."""
 
 import csv
 import json
@@ -55,10 +55,9 @@ def data(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def arguments(data, random_model, tmp_path_factory) -> list[str]:
+def arguments(data, tmp_path_factory) -> list[str]:
     return [
         "preset=eval_tiny",
-        f"model.path={random_model}",
         f"data.path={data}",
         "data.max_bad_share=0.5",
         "generator.max_sequences=2",  # slow enough to be stopped
@@ -85,7 +84,7 @@ def interrupted(arguments) -> tuple[Path, list[dict], dict]:
     output = process.stdout.read()
     assert process.wait(timeout=120) == 130, output
     assert time.time() - begin < 90 and "the same command with run.name=whole goes on" in output
-    folder = Path(arguments[5].partition("=")[2]) / "whole"
+    folder = Path(arguments[4].partition("=")[2]) / "whole"
     return folder, rows_of(folder), json.loads((folder / "summary.json").read_text())
 
 
@@ -228,7 +227,7 @@ def test_a_wrong_configuration_says_so_before_anything_starts(arguments, wrong, 
     assert message in capsys.readouterr().err
 
 
-def test_the_filter_drops_what_is_answered_without_the_document(data, random_model, tmp_path):
+def test_the_filter_drops_what_is_answered_without_the_document(data, tmp_path):
     """By a scorer that finds the answers to half of the questions right."""
     samples = tmp_path / "samples.jsonl"
     rows = [json.loads(line) for line in (data / "synthetic-8.jsonl").read_text().splitlines()]
@@ -239,7 +238,7 @@ def test_the_filter_drops_what_is_answered_without_the_document(data, random_mod
     status, output = run(
         "jobs.prepare",
         "filter",
-        f"model.path={random_model}",
+        "model.path=configs/models/tiny",
         "model.dtype=float32",
         "agent.prompt_template=tiny",
         *"agent.window=64 agent.problem_tokens=4 agent.chunk_tokens=18 agent.memory_tokens=14".split(),

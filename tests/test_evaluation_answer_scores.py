@@ -1,7 +1,7 @@
 """The four metrics of an answer: what each counts as right, and what it does not."""
 
 import pytest
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from pipeline.evaluation.answer_scores import METRICS, PRIMARY_METRIC, answer_scores
@@ -155,6 +155,7 @@ texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=80)
 golds = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="{}\\"), min_size=1, max_size=60)
 
 
+@settings(deadline=None)
 @given(texts | golds.map(lambda text: f"\\boxed{{{text}}}"), st.lists(texts, min_size=1, max_size=3))
 def test_every_score_is_in_0_to_1_and_an_exact_match_is_contained(answer, answers):
     found = answer_scores(answer, tuple(answers))
@@ -162,6 +163,7 @@ def test_every_score_is_in_0_to_1_and_an_exact_match_is_contained(answer, answer
     assert found["exact_match"] <= min(found["containment"], found["f1"])
 
 
+@settings(deadline=None)
 @given(golds)
 @example("The")
 @example("!")
@@ -172,6 +174,7 @@ def test_any_gold_answer_in_a_box_is_right_by_every_metric(gold):
     assert scores(f"I have read it: \\boxed{{{gold}}}.", gold) == ALL
 
 
+@settings(deadline=None)
 @given(st.lists(st.sampled_from(["Paris", "12", "é", "Γάμμα", "don't"]), min_size=1, max_size=4).map(" ".join))
 def test_any_words_are_contained_in_prose(gold):
     assert scores(f"I think that it is: {gold.upper()}, but who knows?", gold)[1] == 1.0

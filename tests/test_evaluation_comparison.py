@@ -44,8 +44,8 @@ def test_errors_count_as_wrong_and_are_said():
     a = rows_of([1, 1]) + [row(0.0, id="q2", error="late"), row(0.0, id="q9", error="late")]
     text = compare(a, rows_of([1, 1]) + [row(1.0, id="q2", cut=True)], "a", "b")
     assert lines_of(text)[0][4:6] == ["66.7", "100.0"]
-    assert "- a: 1 errors (counted as wrong) and 0 cut, of 3 answers." in text
-    assert "- b: 0 errors (counted as wrong) and 1 cut, of 3 answers." in text
+    assert "- a: 1 errors and 0 cut (both counted as wrong), of 3 answers." in text
+    assert "- b: 0 errors and 1 cut (both counted as wrong), of 3 answers." in text
 
 
 def test_another_metric_can_be_compared():

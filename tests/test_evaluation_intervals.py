@@ -32,6 +32,7 @@ def test_wilsons_interval_is_that_of_newcombe_1998(successes, trials, low, high)
     assert interval == pytest.approx((successes / trials, low, high, trials), abs=5e-5)
 
 
+@settings(deadline=None)
 @given(st.integers(1, 500).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n))))
 def test_wilsons_bounds_are_the_proportions_that_the_normal_test_just_accepts(case):
     successes, trials = case
@@ -97,7 +98,7 @@ def test_zeros_and_ones_take_wilsons_interval_and_other_values_the_bootstrap():
     assert mean_interval([1.0] * 20).low == wilson(20, 20).low < 0.9
 
 
-@settings(max_examples=50)
+@settings(max_examples=50, deadline=None)
 @given(unit_values)
 def test_an_interval_holds_its_mean_and_stays_within_the_scores(values):
     interval = mean_interval(values)
@@ -133,10 +134,10 @@ def test_the_sign_test_is_the_share_of_coin_tosses_at_least_as_uneven(n):
 def test_the_sign_test_stays_exact_and_fast_with_many_questions():
     tail = sum(math.comb(3001, i) for i in range(1441))
     assert sign_test(1440, 1561) == pytest.approx(float(Fraction(2 * tail, 2**3001)), rel=1e-12)
-    start = time.perf_counter()
+    start = time.process_time()
     assert 0.52 < sign_test(50_000, 50_200) < 0.54  # normal, with the correction for continuity: 0.5296
     assert sign_test(0, 100_000) == 0.0
-    assert time.perf_counter() - start < 5.0
+    assert time.process_time() - start < 5.0
 
 
 def test_a_paired_difference_counts_who_was_better():

@@ -119,6 +119,7 @@ def test_nothing_cannot_be_drawn(runs, tmp_path):
 def test_title_and_legend_fit_into_the_narrowest_figure(tmp_path):
     runs = {f"a-rather-long-name-of-a-run-{i}": graded([1, 0]) for i in range(4)}
     figure = accuracy_figure(runs, tmp_path / "a.png")
+    figure.draw_without_rendering()
     for part in (figure._suptitle, *figure.legends, *figure.axes):
         box = part.get_window_extent()
         assert 0 <= box.x0 < box.x1 <= figure.bbox.x1 and 0 <= box.y0 < box.y1 <= figure.bbox.y1

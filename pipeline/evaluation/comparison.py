@@ -97,7 +97,7 @@ def place(key: tuple[str, Length, str]) -> str:
 def faults(name: str, rows: list[dict]) -> str:
     """The run's errors and cut answers to the paired questions."""
     number = counts(rows)
-    return f"{name}: {number['errors']} errors (counted as wrong) and {number['cut']} cut, of {len(rows)} answers"
+    return f"{name}: {number['errors']} errors and {number['cut']} cut (both counted as wrong), of {len(rows)} answers"
 
 
 def described(cells: dict[tuple[str, Length, str], list[dict]]) -> str:

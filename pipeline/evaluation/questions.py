@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from pipeline.evaluation.config import EvaluationConfig
-from pipeline.problems import Problem, Quarantine
+from pipeline.problems import DataError, Problem, Quarantine
 from pipeline.sample_files import SampleFiles, read_samples
 
 CHARACTERS_OF_A_PASSAGE = 600  # about, to tell long documents from short ones before they are read
@@ -58,7 +58,7 @@ def read_questions(source: SampleFiles, config: EvaluationConfig, quarantine: Qu
     """The questions that the configuration asks for, in the order of the data; bad rows go to `quarantine`.
 
     Raises:
-        DataError: too many rows were bad, or there was none.
+        DataError: too many rows were bad, or no question is asked for.
     """
     data, questions, counts, seen = config.data, [], Counter(), set()
     for index, problem in read_samples(source, quarantine):
@@ -75,6 +75,9 @@ def read_questions(source: SampleFiles, config: EvaluationConfig, quarantine: Qu
             size = len(problem.document) or CHARACTERS_OF_A_PASSAGE * len(problem.passages)
             questions.append(Question(index, name, length, problem.id, size))
     quarantine.finish()
+    if not questions:
+        there = ", ".join(sorted({f"{name} at {length}" for name, length, _ in seen}))
+        raise DataError(f"no question has data.sets={data.sets} and data.lengths={data.lengths}; there are: {there}")
     return questions
 
 

@@ -1,7 +1,7 @@
 """results.jsonl read back, and its rows grouped into the cells of a table.
 
-A row is one sample of one question under one method. Errors, and answers that were cut at their length limit, have scores of 0
-and are never dropped; both are counted apart.
+A row is one sample of one question under one method. Errors, and answers that were cut at their length limit, have
+scores of 0 and are never dropped; both are counted apart.
 """
 
 import json
