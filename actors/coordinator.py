@@ -43,7 +43,7 @@ class Coordinator(JobActor):
         self.failures: Counter[str] = Counter()
         self.position = 0  # in the data, of the next problem
         self.problems_in_hand: dict[int, Problem] = {}  # by position, until they are trained or given up
-        self.attempts: Counter[int] = Counter()
+        self.attempts: Counter[str] = Counter()  # by problem id: a later pass over the data makes no new ones
         self.retry: deque[int] = deque()
         self.groups: dict[str, int] = {}  # the position of the problem of each group that was begun
         self.discarded: list[GroupRecord] = []  # by dynamic sampling, while the next step's groups come together
@@ -238,10 +238,11 @@ class Coordinator(JobActor):
             self.fail(error)
 
     def _count_failure(self, group_id: str, error: Exception) -> None:
-        t, reason, position = self.config.train, reason_of(error), self.groups[group_id]
+        t, reason = self.config.train, reason_of(error)
+        problem_id = self.problems_in_hand[self.groups[group_id]].id
         self.failures[type(error).__name__] += 1
-        self.attempts[position] += not isinstance(error, GeneratorLost)
-        if self.attempts[position] < t.max_attempts:
+        self.attempts[problem_id] += not isinstance(error, GeneratorLost)
+        if self.attempts[problem_id] < t.max_attempts:
             self.retry.append(self.groups.pop(group_id))
             self.say(f"· group {group_id} failed and will be run again: {reason}")
         else:

@@ -6,6 +6,7 @@ the share of the wanted values found for tasks that ask for several.
 
 import importlib
 import re
+import unicodedata
 from collections.abc import Callable
 
 import numpy as np
@@ -30,8 +31,8 @@ def last_box(answer: str) -> str | None:
 
 
 def normalized(text: str) -> str:
-    """Lower case, without LaTeX spacing and blanks."""
-    return "".join(LATEX_SPACING.sub("", text).lower().split())
+    """Lower case, without LaTeX spacing and blanks; an é is the same in one character and in two."""
+    return "".join(LATEX_SPACING.sub("", unicodedata.normalize("NFC", text)).lower().split())
 
 
 def boxed_match(answer: str, answers: tuple[str, ...]) -> float:

@@ -40,6 +40,7 @@ def test_the_box_is_looked_for_in_the_last_300_characters():
         ("1\\;000\\:km~x", "1000 km x"),
         ("10\\quad m\\qquad", "10 m"),
         ("Γάμμα", "γάμμα"),
+        ("Beyonce\u0301", "Beyoncé"),
     ],
 )
 def test_case_blanks_and_latex_spacing_do_not_matter(boxed, gold):

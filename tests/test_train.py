@@ -38,9 +38,9 @@ def run(*arguments: str) -> tuple[int, str]:
 
 @pytest.fixture(scope="module")
 def problem_file(tmp_path_factory) -> Path:
-    """Twenty-four good problems among six rows that cannot be used, and one whose scorer raises."""
+    """Fourteen good problems, fewer than a run trains, among six rows that cannot be used, and one whose scorer raises."""
     path = tmp_path_factory.mktemp("data") / "problems.jsonl"
-    good = [synthetic_problem(seed=3, index=i, chunks=3) for i in range(24)]
+    good = [synthetic_problem(seed=3, index=i, chunks=3) for i in range(14)]
     write_problem_file(good, path)
     rows = [dict(json.loads(line), task="tests.bad_scorers:counts_letters") for line in path.read_text().splitlines()]
     rows[0]["document"] += " <memory> <eos> [INST] Rex Paris ."  # special-token text: data like any other
@@ -94,12 +94,13 @@ def test_the_run_completes_and_says_what_it_was(finished):
         "generators": 1,
         "scorers": 1,
         "episodes": 4 * 4 * 4,
-        "conversations": 4 * 4 * 4 * 4 + 4,  # the special-token text makes one document a chunk longer
         "groups_dropped_stale": 0,
         "error": None,
     }
     assert {key: summary[key] for key in expected} == expected
     assert summary["engine_version"].startswith("0.32")
+    # The special-token text makes one document a chunk longer; the second pass may have it again.
+    assert summary["conversations"] in (4 * 4 * 4 * 4 + 4, 4 * 4 * 4 * 4 + 8)
     assert summary["seconds"] > 0 and summary["tokens_generated"] >= summary["tokens_trained"] > 0
 
 
@@ -120,7 +121,8 @@ def test_bad_rows_are_quarantined_and_a_bad_scorer_costs_its_groups_only(finishe
     assert "'answers'" in reasons["problems.jsonl:2"] and "not JSON" in reasons["problems.jsonl:4"]
     assert "agent.problem_tokens" in reasons["long question"]
     assert "always raises" in reasons["scorer raises"]
-    assert summary["groups_failed"] == 3 and summary["failures"] == {"RayTaskError(ZeroDivisionError)": 3}
+    assert list(summary["failures"]) == ["RayTaskError(ZeroDivisionError)"]
+    assert summary["groups_failed"] in (3, 4)  # three attempts; in the second pass it gets no more than one
     assert "always raises" in output
 
 
@@ -142,6 +144,19 @@ def test_the_checkpoints_load_in_plain_transformers_and_hold_new_weights(finishe
     name = "model.layers.0.mlp.up_proj.weight"
     assert not torch.equal(start[name], weights[0][name]) and not torch.equal(weights[0][name], weights[1][name])
     AutoTokenizer.from_pretrained(folder / "checkpoints/4/hf")
+
+
+def test_a_checkpoint_says_where_the_run_stands_in_its_data(finished):
+    from pipeline.problem_stream import load_cursor
+
+    folder, summary, _ = finished
+    first, last = (load_cursor(folder / "checkpoints" / str(step) / "data.json") for step in (2, 4))
+    for cursor, trained in ((first, 8), (last, 16)):
+        assert all(position < cursor.position for position in cursor.open)
+        assert len(set(cursor.open)) == len(cursor.open) <= 3 * 4  # in flight, buffered, and one to come
+        # All rows handed out are trained, open, or turned away.
+        assert trained <= cursor.position - len(cursor.open) <= trained + 2 * 6
+    assert first.position < last.position
 
 
 def test_the_run_folder_holds_config_episodes_and_wandb(finished):
