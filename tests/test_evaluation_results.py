@@ -5,7 +5,7 @@ import json
 import pytest
 
 from pipeline.evaluation.intervals import stratified_mean, wilson
-from pipeline.evaluation.results import average_cells, cells, length_label, read_results, row_key
+from pipeline.evaluation.results import average_cells, cells, length_label, open_results, read_results, row_key
 
 
 def row(
@@ -69,6 +69,22 @@ def test_a_last_line_torn_anywhere_is_left_out(tmp_path):
     whole, torn = json.dumps(row()) + "\n", json.dumps(row(id="é"), ensure_ascii=False).encode()
     for length in {*range(1, len(torn), 11), torn.index("é".encode()) + 1, len(torn) - 1}:
         assert read_results(written(tmp_path, whole.encode() + torn[:length])) == [row()]
+
+
+@pytest.mark.parametrize("end", ["\n", "", "\n{torn", "\n{"])
+def test_rows_are_added_where_the_last_whole_one_ends(tmp_path, end):
+    path = written(tmp_path, json.dumps(row()) + end)
+    file, rows = open_results(path)
+    assert rows == [row()]
+    with file:
+        file.write(json.dumps(row(id="q1")) + "\n")
+    assert read_results(path) == [row(), row(id="q1")]
+
+
+def test_a_new_file_has_no_rows(tmp_path):
+    file, rows = open_results(tmp_path / "results.jsonl")
+    file.close()
+    assert rows == [] and read_results(tmp_path / "results.jsonl") == []
 
 
 @pytest.mark.parametrize(
