@@ -121,6 +121,9 @@ class VllmEngine:
 def _engine_args(config: GenerationConfig, seed: int) -> AsyncEngineArgs:
     g = config.generator
     on_cpu = current_platform.is_cpu()
+    if on_cpu:
+        # Or vLLM 0.32 takes the executor of two processes instead, which spend a good part of a core on their queue.
+        os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
     device = (
         {
             # One process for the whole engine, and a KV cache of a size that a laptop can spare.
