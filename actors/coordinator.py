@@ -186,10 +186,11 @@ class Coordinator(JobActor):
             updates = await self.gang.train(self.version, groups)
             trained = time.time() - self._step_began
             self.version += 1
+            problems = [self._done_with(record.group_id) for record, _ in groups]
             await self.store.publish.remote(self.version, await self.gang.publish())
             await self.buffer.step_done.remote()
             self.generators.work_done()
-            await self._report(groups, updates, discarded, waited, trained)
+            await self._report(groups, problems, updates, discarded, waited, trained)
             self._check_updates(groups, updates)
             if self.version % t.checkpoint_every == 0:
                 await self._save_if_new()
@@ -255,6 +256,7 @@ class Coordinator(JobActor):
     async def _report(
         self,
         groups: list,
+        problems: list[Problem],
         updates: list[UpdateResult],
         discarded: list[GroupRecord],
         waited: float,
@@ -288,7 +290,6 @@ class Coordinator(JobActor):
                 "agree"
             )
         await self.tracker.log.remote(row)
-        problems = [self._done_with(record.group_id) for record, _ in groups]
         if self.version == 1 or self.version % t.episodes_every == 0 or self.version == t.steps:
             shown = list(zip(problems, groups, strict=True))[: t.episodes_shown]
             samples = [(problem.question, record, ref) for problem, (record, ref) in shown]

@@ -4,11 +4,11 @@ results.jsonl is the state: an evaluation that was stopped is taken up by readin
 """
 
 import asyncio
+import contextlib
 import json
 import time
 import traceback
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 
 import ray
@@ -20,16 +20,20 @@ from pipeline.episodes import Sampling
 from pipeline.evaluation.answer_scores import METRICS, answer_scores
 from pipeline.evaluation.answers import Answer
 from pipeline.evaluation.config import EvaluationConfig
-from pipeline.evaluation.questions import Task, read_questions, tasks
-from pipeline.evaluation.results import open_results, row_key
-from pipeline.evaluation.summary import evaluation_summary, progress_line, write_tables
+from pipeline.evaluation.questions import Task, input_states, read_questions, tasks
+from pipeline.evaluation.results import KEY, SCORES, open_results, row_key
+from pipeline.evaluation.summary import Progress, evaluation_summary, write_tables
 from pipeline.problems import BadRow, DataError, Problem, Quarantine
 from pipeline.report import write_summary
 from pipeline.sample_files import SampleFiles
 from pipeline.scoring import SCORERS, reward
 
 PROGRESS_EVERY_S = 5.0
+PROGRESS_AT_LEAST_S = 60.0  # also when no answer has come
 SCORER_LIMIT_S = 60.0
+GENERATORS_LOST = 5  # a question under which so many generators died is an error
+DOCUMENTS_UNDER_WAY = 1 << 30  # characters
+KEPT = (*KEY, *SCORES, "task", "error", "cut", "document_tokens")  # of a row, for the tables
 
 
 @ray.remote(num_cpus=0, max_concurrency=100)
@@ -38,10 +42,15 @@ class Evaluator(JobActor):
         super().__init__()
         self.config, self.folder = config, Path(folder)
         self.quarantine = Quarantine(self.folder / "quarantine.jsonl", config.data.max_bad_share)
-        self.rows: list[dict] = []  # of results.jsonl, without what is only there to be read
+        self.rows: list[dict] = []  # of results.jsonl, what the tables need of them
         self.failures: Counter[str] = Counter()
-        self.pool = self.wandb = None
+        self.pool = self.wandb = self.progress = None
         self.engine_version = ""
+        self._waiting: asyncio.Queue[Task] = asyncio.Queue()
+        self._lost: Counter[tuple] = Counter()  # generators that died under a question, by its key
+        self._gone: set[str] = set()  # generators that did not come back
+        self._room = Room(DOCUMENTS_UNDER_WAY)
+        self._all_answered = asyncio.Event()
 
     async def stop(self) -> None:
         """End the evaluation now; what is under way is asked again when it is taken up."""
@@ -53,11 +62,11 @@ class Evaluator(JobActor):
         begin, status, error = time.time(), "failed", None
         try:
             await self._evaluate()
-            if self.rows and all(row["error"] for row in self.rows):
-                raise RunFailed(f"not one question was answered; the last error: {self.rows[-1]['error']}")
             status = "interrupted" if self._left() else "completed"
+            if not self._left() and all(row["error"] for row in self.rows):
+                raise RunFailed(f"not one question was answered; the last error: {self.rows[-1]['error']}")
         except Exception as failure:
-            error = reason_of(failure)
+            status, error = "failed", reason_of(failure)
             if not isinstance(failure, (RunFailed, DataError)):
                 (self.folder / "error.log").write_text(traceback.format_exc(), encoding="utf-8")
                 error += f" (traceback in {self.folder / 'error.log'})"
@@ -81,80 +90,107 @@ class Evaluator(JobActor):
         return summary
 
     async def _evaluate(self) -> None:
-        c = self.config
         await asyncio.to_thread(self._read)
-        self.wandb = await asyncio.to_thread(start_wandb, c, self.folder)
+        self.wandb = await asyncio.to_thread(start_wandb, self.config, self.folder)
         if not self._left():
             return
+        answering, stopping = self.spawn(self._answer_all()), self.spawn(self._stop.wait())
+        await self.unless_failed(asyncio.wait([answering, stopping], return_when=asyncio.FIRST_COMPLETED))
+
+    def _read(self) -> None:
+        """Read the questions, and the answers that are there already."""
+        self.source = SampleFiles.open(self.config.data.path)
+        self.quarantine.path.unlink(missing_ok=True)  # an evaluation that is taken up finds the same rows again
+        questions = read_questions(self.source, self.config, self.quarantine)
+        self.results, rows = open_results(self.folder / "results.jsonl")
+        self._check_inputs(input_states(self.source, questions, self.config.model.path), begun=bool(rows))
+        unanswered = {task.key: task for task in tasks(questions, self.config)}
+        self.progress = Progress(len(unanswered), sum(task.work for task in unanswered.values()))
+        for row in rows:
+            task = unanswered.pop(row_key(row), None)
+            if task is None:
+                raise DataError(f"results.jsonl answers {row_key(row)}, which is not asked; choose another run.name")
+            self._count(row, task)
+        for task in unanswered.values():
+            self._waiting.put_nowait(task)
+        self.work_before = self.progress.work_done
+        if self.rows:
+            self.say(f"· {len(self.rows)} of {self.progress.total} answers are there already")
+
+    def _check_inputs(self, states: dict[str, dict], begun: bool) -> None:
+        """The files are still those that the first answers were given from. Raises `DataError`."""
+        path = self.folder / "inputs.json"
+        before = json.loads(path.read_text()) if begun and path.exists() else states
+        if changed := [name for name in sorted({*before, *states}) if before.get(name) != states.get(name)]:
+            raise DataError(f"{', '.join(changed)} changed since this evaluation was begun; choose another run.name")
+        path.write_text(json.dumps(states, indent=1) + "\n", encoding="utf-8")
+
+    async def _answer_all(self) -> None:
+        """Start the generators and answer all that is waiting."""
+        c, begin = self.config, time.time()
         self.say(f"· starting {c.generator.count} generator(s) (vLLM)")
         self.say_what_is_missing([(c.generator, c.generator.count)])
         self.pool = GeneratorPool(c, self.say)
-        await self.unless_failed(self._start_pool())
-        for name in self.pool.names:
-            self.spawn(self.pool.watch(name))
-        waiting = tasks(self.questions, c, {row_key(row) for row in self.rows})
-        # As many questions at a time as an engine decodes together: an agent that reads in order has one response open.
-        workers = [
-            self.spawn(self._work(name, waiting)) for name in self.pool.names for _ in range(c.generator.max_sequences)
-        ]
-        reporting = self.spawn(self._report_progress())
-        stopping = self.spawn(self._stop.wait())
-        working = asyncio.gather(*workers)
-        await self.unless_failed(asyncio.wait([working, stopping], return_when=asyncio.FIRST_COMPLETED))
-        reporting.cancel()
-        self._report()
-
-    def _read(self) -> None:
-        """Read the questions, and the results that are there already."""
-        self.source = SampleFiles.open(self.config.data.path)
-        self.quarantine.path.unlink(missing_ok=True)  # an evaluation that is taken up finds the same rows again
-        self.questions = read_questions(self.source, self.config, self.quarantine)
-        everything = list(tasks(self.questions, self.config, set()))
-        self.total, self.work = len(everything), sum(task.work for task in everything)
-        self.results, rows = open_results(self.folder / "results.jsonl")
-        asked = {task.key: task.work for task in everything}
-        if strange := [row for row in rows if row_key(row) not in asked]:
-            raise DataError(
-                f"results.jsonl answers {len(strange)} questions that the data does not hold, the first one "
-                f"{row_key(strange[0])}; choose another run.name"
-            )
-        self.rows = [_counted(row) for row in rows]
-        self.work_done = sum(asked[row_key(row)] for row in self.rows)
-        self.work_before, self.tokens = self.work_done, 0
-        if self.rows:
-            self.say(f"· {len(self.rows)} of {self.total} answers are there already")
-
-    async def _start_pool(self) -> None:
-        begin = time.time()
         self.engine_version = await self.pool.start()
         self.say(f"· generators ready after {time.time() - begin:.0f} s")
         self.began = time.time()
+        for name in self.pool.names:
+            self.spawn(self._watch(name))
+            # As many questions as an engine decodes together: an agent that reads in order has one response open.
+            for _ in range(c.generator.max_sequences):
+                self.spawn(self._work(name))
+        reporting = self.spawn(self._report_progress())
+        await self._all_answered.wait()
+        reporting.cancel()
+        await self._report()
 
-    async def _work(self, name: str, waiting: Iterator[Task]) -> None:
+    async def _watch(self, name: str) -> None:
+        """Bring a generator back whenever it dies; without one that does not come back the others go on."""
+        try:
+            await self.pool.watch(name)
+        except RunFailed as error:
+            self.say(f"· {error}")
+            self._gone.add(name)
+            if len(self._gone) == len(self.pool.names):
+                raise
+
+    async def _work(self, name: str) -> None:
         """Answer one question after the other on one generator."""
-        for task in waiting:
-            begin = time.time()
-            problem = await asyncio.to_thread(self.source.sample, task.question.index)
-            answer, error = await self._answer(name, task, problem)
+        while True:
+            await self.pool.alive(name)
+            task = await self._waiting.get()
+            async with self._room.of(task.question.size):
+                begin = time.time()
+                problem = await asyncio.to_thread(self.source.sample, task.question.index)
+                try:
+                    answer, error = await self._answer(name, task, problem)
+                except GeneratorLost:
+                    self._waiting.put_nowait(task)  # for any generator
+                    continue
             row = await self._row(task, problem, answer, error, time.time() - begin)
             self.results.write(json.dumps(row, ensure_ascii=False) + "\n")
             self.results.flush()
-            self.rows.append(_counted(row))
-            self.work_done += task.work
-            self.tokens += row["prompt_tokens"] + row["response_tokens"]
+            self._count(row, task)
             self.pool.work_done()
 
     async def _answer(self, name: str, task: Task, problem: Problem) -> tuple[Answer | None, str | None]:
-        """The answer, or after some attempts the reason why there is none."""
+        """The answer, or after some attempts the reason why there is none.
+
+        Raises:
+            GeneratorLost: the generator died; the question is to be asked again.
+        """
         e = self.config.evaluate
         sampling = Sampling(e.temperature, e.top_p, task.seed(self.config.run.seed))
         attempt = 0
         while True:
             try:
-                await self.pool.alive(name)
                 return await self.pool.answer(name, problem, task.method, sampling, e.memories), None
-            except GeneratorLost:
+            except GeneratorLost as error:
                 self.failures["GeneratorLost"] += 1
+                self._lost[task.key] += 1
+                if self._lost[task.key] == GENERATORS_LOST:
+                    return None, f"{GENERATORS_LOST} generators died while they answered; the last: {error}"
+                raise
             except BadRow as error:
                 return None, reason_of(error)
             except Exception as error:
@@ -162,6 +198,12 @@ class Evaluator(JobActor):
                 self.failures[type(error).__name__] += 1
                 if attempt == e.max_attempts:
                     return None, reason_of(error)
+
+    def _count(self, row: dict, task: Task) -> None:
+        self.rows.append({name: row[name] for name in KEPT})
+        self.progress.add(row, task.work)
+        if not self._left():
+            self._all_answered.set()
 
     async def _row(
         self, task: Task, problem: Problem, answer: Answer | None, error: str | None, seconds: float
@@ -193,27 +235,32 @@ class Evaluator(JobActor):
         """The score of the problem's task, or 0 and why there is none."""
         if problem.task in SCORERS:
             return reward(problem.task, answer, problem.answers), None
+        scoring = score_apart.remote(problem.task, answer, problem.answers)
         try:
-            scoring = asyncio.to_thread(reward, problem.task, answer, problem.answers)
-            return await asyncio.wait_for(scoring, SCORER_LIMIT_S), None
+            async with asyncio.timeout(SCORER_LIMIT_S):
+                return await scoring, None
+        except TimeoutError:
+            ray.cancel(scoring, force=True)
+            return 0.0, f"the scorer of task {problem.task!r} took longer than {SCORER_LIMIT_S:.0f} s"
         except Exception as error:
-            return 0.0, f"the scorer of task {problem.task!r}: {type(error).__name__}: {error}"
+            return 0.0, f"the scorer of task {problem.task!r}: {reason_of(error)}"
 
     def _left(self) -> int:
-        return self.total - len(self.rows)
+        return self.progress.total - self.progress.answers
 
     async def _report_progress(self) -> None:
-        reported = len(self.rows)
+        answers, said = self.progress.answers, time.time()
         while True:
             await asyncio.sleep(PROGRESS_EVERY_S)
-            if len(self.rows) > reported:
-                reported = len(self.rows)
-                self._report()
+            if self.progress.answers > answers or time.time() - said > PROGRESS_AT_LEAST_S:
+                answers, said = self.progress.answers, time.time()
+                await self._report()
 
-    def _report(self) -> None:
-        seconds, done = time.time() - self.began, self.work_done - self.work_before
-        left = seconds * (self.work - self.work_done) / done if done else None
-        self.say(progress_line(self.rows, self.total, self.tokens / seconds, left))
+    async def _report(self) -> None:
+        seconds, p = time.time() - self.began, self.progress
+        done = p.work_done - self.work_before
+        left = seconds * (p.work - p.work_done) / done if done else None
+        self.say(p.line(await self.pool.tokens_done() / seconds, left))
 
     async def _close(self, summary: dict) -> None:
         closing = [self.pool.close()] if self.pool else []
@@ -240,6 +287,27 @@ class Evaluator(JobActor):
         self.wandb.finish(exit_code=0 if summary["status"] == "completed" else 1)
 
 
-def _counted(row: dict) -> dict:
-    """A row without the memories: all answers of an evaluation are held, to sum them up."""
-    return {name: value for name, value in row.items() if name != "memories"}
+@ray.remote(num_cpus=0, max_retries=0)
+def score_apart(task: str, answer: str, answers: tuple[str, ...]) -> float:
+    """A user's scorer in a process of its own, which can be ended if it hangs."""
+    return reward(task, answer, answers)
+
+
+class Room:
+    """Lets work in as long as all that is inside is not larger than `limit` together; what is larger goes in alone."""
+
+    def __init__(self, limit: int):
+        self.limit, self.inside = limit, 0
+        self._changed = asyncio.Condition()
+
+    @contextlib.asynccontextmanager
+    async def of(self, size: int):
+        async with self._changed:
+            await self._changed.wait_for(lambda: not self.inside or self.inside + size <= self.limit)
+            self.inside += size
+        try:
+            yield
+        finally:
+            self.inside -= size
+            async with self._changed:
+                self._changed.notify_all()

@@ -30,6 +30,7 @@ class Generator:
         self._closing = False
         self._tokenizing = asyncio.Lock()  # tokenizers are not safe to use from two threads
         self._agents: dict[str, object] = {}  # by method
+        self._tokens_done = 0
 
     async def start(self) -> str:
         """Start the engine if it is not running (also after Ray restarted this actor). Returns vLLM's version."""
@@ -83,20 +84,39 @@ class Generator:
 
         Raises:
             BadRow: as `rollout`.
+            TimeoutError: one of its responses took longer than generator.timeout_s.
         """
         await self.start()
         agent, tokenized = await self._tokenize(problem, method)
-        recorder = AnswerRecorder(self.engine.generate, sampling, memories)
+        recorder = AnswerRecorder(self._generate_in_time, sampling, memories)
         text = await self._unless_engine_dies(agent.run(tokenized, recorder))
         return recorder.answer(text, tokenized, self._tokenizer)
 
+    async def tokens_done(self) -> int:
+        """How many tokens it has read and written for `answer` since it was started."""
+        return self._tokens_done
+
+    async def _generate_in_time(self, prompt: list[int], max_tokens: int, sampling: Sampling) -> Completion:
+        limit = self.config.generator.timeout_s
+        try:
+            async with asyncio.timeout(limit):
+                response = await self.engine.generate(prompt, max_tokens, sampling)
+        except TimeoutError:
+            raise TimeoutError(f"no response within generator.timeout_s={limit}") from None
+        self._tokens_done += len(prompt) + len(response.tokens)
+        return response
+
     async def _tokenize(self, problem: Problem, method: str) -> tuple[object, object]:
         """The agent of a method, and the problem tokenized for it."""
-        if method not in self._agents:
-            self._agents[method] = load_agent(method)(self._tokenizer, self.config.agent)
-        agent = self._agents[method]
-        async with self._tokenizing:  # a document of millions of tokens must not hold the others up
-            return agent, await asyncio.to_thread(agent.tokenize, problem)
+
+        def tokenize() -> tuple[object, object]:
+            # The agent is made here too: to encode its prompts is to switch the tokenizer to special tokens and back.
+            if method not in self._agents:
+                self._agents[method] = load_agent(method)(self._tokenizer, self.config.agent)
+            return self._agents[method], self._agents[method].tokenize(problem)
+
+        async with self._tokenizing:  # in a thread: a document of millions of tokens must not hold the others up
+            return await asyncio.to_thread(tokenize)
 
     async def _unless_engine_dies(self, work):
         try:

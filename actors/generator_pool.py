@@ -3,7 +3,6 @@
 import asyncio
 from collections import Counter
 from collections.abc import Awaitable, Callable
-from typing import TypeVar
 
 import ray
 from ray.exceptions import RayActorError
@@ -11,11 +10,11 @@ from ray.exceptions import RayActorError
 from actors.generator import Generator
 from actors.job_actor import RunFailed
 from pipeline.config import GenerationConfig
+from pipeline.evaluation.answers import Answer
 
 REVIVE_ATTEMPTS = 8  # with waits of 1, 2, 4 … seconds between them
 DEATHS_IN_A_ROW = 5  # a generator that dies more often while nothing gets done will not get better
-
-Result = TypeVar("Result")
+TOKENS_WAIT_S = 5.0
 
 
 class GeneratorLost(RuntimeError):
@@ -51,6 +50,7 @@ class GeneratorPool:
         }
         self._deaths: Counter[str] = Counter()
         self._alive = {name: asyncio.Event() for name in self._generators}
+        self._tokens, self._tokens_of = 0, Counter()
 
     @property
     def names(self) -> list[str]:
@@ -79,12 +79,41 @@ class GeneratorPool:
             GeneratorLost: the generator died.
             Exception: what the generator raised.
         """
+        limit = self.config.generator.timeout_s
         group, seconds = self._generators[name].rollout.options(num_returns=2).remote(*arguments)
-        return group, await self._in_time(name, seconds)
+        try:
+            async with asyncio.timeout(limit):
+                return group, await seconds
+        except TimeoutError:
+            ray.cancel(seconds)
+            raise TimeoutError(f"no episodes within generator.timeout_s={limit}") from None
+        except RayActorError as error:
+            raise GeneratorLost(f"{name} died") from error
 
-    async def answer(self, name: str, *arguments):
-        """`Generator.answer`; raises as `rollout`."""
-        return await self._in_time(name, self._generators[name].answer.remote(*arguments))
+    async def answer(self, name: str, *arguments) -> Answer:
+        """`Generator.answer`.
+
+        Raises:
+            GeneratorLost: the generator died.
+            Exception: what the generator raised.
+        """
+        try:
+            return await self._generators[name].answer.remote(*arguments)
+        except RayActorError as error:
+            raise GeneratorLost(f"{name} died") from error
+
+    async def tokens_done(self) -> int:
+        """How many tokens the generators have read and written for answers, as far as they can tell now."""
+        asked = {asyncio.ensure_future(_result(g.tokens_done.remote())): n for n, g in self._generators.items()}
+        done, pending = await asyncio.wait(asked, timeout=TOKENS_WAIT_S)
+        for task in pending:
+            task.cancel()
+        for task in done:
+            if not task.exception():
+                before, now = self._tokens_of[asked[task]], task.result()
+                self._tokens += now - before if now >= before else now  # one that was started again counts from 0
+                self._tokens_of[asked[task]] = now
+        return self._tokens
 
     async def watch(self, name: str) -> None:
         """Bring a generator back whenever it dies, busy or idle."""
@@ -96,17 +125,6 @@ class GeneratorPool:
 
     async def close(self) -> None:
         await asyncio.gather(*(g.close.remote() for g in self._generators.values()))
-
-    async def _in_time(self, name: str, result: Awaitable[Result]) -> Result:
-        limit = self.config.generator.timeout_s
-        try:
-            async with asyncio.timeout(limit):
-                return await result
-        except TimeoutError:
-            ray.cancel(result)
-            raise TimeoutError(f"nothing within generator.timeout_s={limit}") from None
-        except RayActorError as error:
-            raise GeneratorLost(f"{name} died") from error
 
     async def _revive(self, name: str) -> None:
         """Take a dead generator out of service until Ray has started it again and it has the current weights."""
@@ -129,3 +147,7 @@ class GeneratorPool:
             raise RunFailed(f"{name} did not come back in {REVIVE_ATTEMPTS} attempts; see its log in Ray's dashboard")
         self._alive[name].set()
         self._say(f"· {name} is back")
+
+
+async def _result(ref: ray.ObjectRef):
+    return await ref

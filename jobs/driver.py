@@ -63,14 +63,18 @@ def check_model(config: GenerationConfig, methods: Sequence[str]) -> None:
         raise ConfigError(
             f"agent.prompt_template={a.prompt_template} needs a chat template, which {config.model.path} lacks"
         )
-    longest = Prompts(tokenizer, PROMPT_TEMPLATES[a.prompt_template]).longest(
-        a.problem_tokens, a.memory_tokens, a.chunk_tokens
-    )
+    prompts = Prompts(tokenizer, PROMPT_TEMPLATES[a.prompt_template])
+    longest = prompts.longest(a.problem_tokens, a.memory_tokens, a.chunk_tokens)
     check_window(config, *longest, getattr(model, "max_position_embeddings", None))
 
 
+def whole_path(path: str) -> str:
+    """A local path as it is found from anywhere; what is none (a Hugging Face name, a URI) as it is."""
+    return str(Path(path).resolve()) if path and "://" not in path and Path(path).exists() else path
+
+
 def follow(actor, show: Callable[[str], None] = lambda line: print(line, flush=True)) -> dict | str:
-    """Run a `JobActor` to its end, showing its lines; the first SIGINT or SIGTERM asks it to stop.
+    """Run a `JobActor` to its end, showing its lines; the first SIGINT or SIGTERM asks it to stop, the second gives up.
 
     Returns:
         Its summary, or the traceback if the actor itself was lost.
@@ -78,8 +82,13 @@ def follow(actor, show: Callable[[str], None] = lambda line: print(line, flush=T
     import ray
 
     running = actor.run.remote()
+    asked = False
 
     def stop(signum, frame):
+        nonlocal asked
+        if asked:
+            raise KeyboardInterrupt
+        asked = True
         actor.stop.remote()
 
     before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
@@ -91,6 +100,10 @@ def follow(actor, show: Callable[[str], None] = lambda line: print(line, flush=T
         return ray.get(running)
     except ray.exceptions.RayError:
         return traceback.format_exc()
+    except KeyboardInterrupt:
+        show("· gave up waiting for the end")
+        ray.shutdown()
+        raise SystemExit(EXIT_STATUS["interrupted"]) from None
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

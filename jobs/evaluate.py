@@ -12,7 +12,7 @@ from pathlib import Path
 
 from omegaconf import OmegaConf
 
-from jobs.driver import EXIT_STATUS, check_model, follow, run_folder, start_ray
+from jobs.driver import EXIT_STATUS, check_model, follow, run_folder, start_ray, whole_path
 from jobs.progress import JobProgress
 from pipeline.config import ConfigError, config_yaml, load_config, save_config
 from pipeline.evaluation.comparison import compare
@@ -70,6 +70,8 @@ def evaluate(config: EvaluationConfig) -> tuple[dict, Path]:
 
     from actors.evaluator import Evaluator
 
+    # The actors may stand elsewhere.
+    config.model.path, config.data.path = whole_path(config.model.path), whole_path(config.data.path)
     folder = run_folder(config, in_job=start_ray(show_workers=False))
     check_folder(config, folder)
     save_config(config, folder / "config.yaml")
@@ -92,10 +94,10 @@ def check_folder(config: EvaluationConfig, folder: Path) -> None:
     Raises:
         ConfigError: it has something else.
     """
-    before = folder / "config.yaml"
-    if before.exists():
+    before, results = folder / "config.yaml", folder / "results.jsonl"
+    if before.exists() and results.exists() and results.stat().st_size:
         check_same(OmegaConf.to_container(OmegaConf.load(before)), OmegaConf.to_container(OmegaConf.structured(config)))
-    elif folder.exists() and any(folder.iterdir()):
+    elif not before.exists() and folder.exists() and any(folder.iterdir()):
         raise ConfigError(f"the run folder {folder} is not empty and no evaluation; choose another run.name")
     folder.mkdir(parents=True, exist_ok=True)
 

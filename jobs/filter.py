@@ -22,6 +22,7 @@ from pipeline.evaluation.results import read_results
 from pipeline.files import is_local
 from pipeline.problems import Problem, Quarantine, write_problem_file
 from pipeline.sample_files import SampleFiles
+from pipeline.scoring import reward
 
 
 @dataclass
@@ -33,7 +34,11 @@ def filter_samples(arguments: list[str]) -> int:
     """Ask, and split the samples by what came of it; returns the exit status. Raises `ConfigError`."""
     if fixed := [a for a in arguments if a.startswith(("run.name=", "run.folder="))]:
         raise ConfigError(f"{fixed[0]}: a filter leaves all its files in output=…")
-    config = load_config(["preset=filter", *arguments], FilterConfig)
+    config = load_config([*arguments, "preset=filter"], FilterConfig)  # after the presets that are given
+    if config.evaluate.methods != ["closed_book"]:
+        raise ConfigError(f"evaluate.methods={config.evaluate.methods}: a filter asks by closed_book alone")
+    if not is_local(config.output):
+        raise ConfigError(f"output={config.output}: a filter writes to a local folder")
     config.run.folder, config.run.name = config.output, "evaluation"
     check(config)
     summary, folder = evaluate(config)
@@ -58,6 +63,8 @@ def split(config: FilterConfig, evaluation: Path) -> dict:
     for row in read_results(evaluation / "results.jsonl"):
         key = (row["set"], row["length"], row["id"])
         best[key] = max(best[key], row["score"])
+        if row["cut"]:  # wrong in an evaluation, but who goes on after the right answer knew it
+            best[key] = max(best[key], reward(row["task"], row["answer"], tuple(row["answers"])))
         failed |= {key} if row["error"] else set()
     source = SampleFiles.open(config.data.path)
     quarantine = Quarantine(Path(os.devnull), max_share=1.0)  # counted and written by the evaluation

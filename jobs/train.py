@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from statistics import median
 
-from jobs.driver import EXIT_STATUS, check_model, follow, run_folder, start_ray
+from jobs.driver import EXIT_STATUS, check_model, follow, run_folder, start_ray, whole_path
 from pipeline.config import CONFIGS, Config, ConfigError, config_yaml, load_config, save_config
 from pipeline.config_rules import check_config, check_data_given
 from pipeline.documents.passages import document_text
@@ -82,6 +82,8 @@ def train(config: Config) -> int:
 
     from actors.coordinator import Coordinator
 
+    # The actors may stand elsewhere.
+    config.model.path, config.data.path = whole_path(config.model.path), whole_path(config.data.path)
     folder = run_folder(config, in_job=start_ray())
     if folder.exists() and any(folder.iterdir()):
         print(f"configuration error:\nthe run folder {folder} is not empty; choose another run.name", file=sys.stderr)

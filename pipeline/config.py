@@ -67,7 +67,7 @@ class GeneratorConfig:
     kv_cache_gib: float = 1.0  # CPU engines: size of the KV cache
     gpu_memory_share: float = 0.9  # GPU engines: share of the device for weights and KV cache
     enforce_eager: bool = False  # do not compile; right for CPU engines and small models
-    timeout_s: float = 3600.0  # a group, or a question of an evaluation, that takes longer has failed
+    timeout_s: float = 3600.0  # a group, or in an evaluation a response, that takes longer has failed
 
 
 @dataclass

@@ -48,6 +48,12 @@ def exists(path: str | Path) -> bool:
     return system.get_file_info(inner).type != fs.FileType.NotFound
 
 
+def is_file(path: str | Path) -> bool:
+    """Whether there is a file, no folder, of this name. Raises `DataError` as `open_input`."""
+    system, inner = _locate(path)
+    return system.get_file_info(inner).type == fs.FileType.File
+
+
 def file_state(path: str | Path) -> dict:
     """`size` (bytes) and `modified` (ns since 1970; None where a store does not tell): other values, another content.
 

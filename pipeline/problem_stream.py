@@ -66,13 +66,14 @@ def problem_stream(
     Raises:
         DataError: too many rows were bad.
     """
+    quarantine.total = len(source)
     yield from _problems(source, seed, quarantine, cursor.open)
     position = cursor.position
     while True:
         end = min(position + SEGMENT, (position // len(source) + 1) * len(source))
         yield from _problems(source, seed, quarantine, range(position, end))
         position = end
-        if position >= len(source):
+        if position == len(source):  # the first pass is over
             quarantine.finish()
 
 

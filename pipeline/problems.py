@@ -83,6 +83,14 @@ def problem_from_row(row: object, default_id: str, folder: str = "") -> Problem:
     if not isinstance(metadata, dict):
         raise BadRow("'metadata' must be an object")
     problem_id = str(given.get("id", default_id))
+    if not is_unicode(problem_id):
+        raise BadRow("'id' is not valid Unicode")
+    try:
+        written = json.dumps(metadata, ensure_ascii=False)
+    except (TypeError, ValueError, RecursionError) as error:  # a parquet file can hold dates and bytes
+        raise BadRow(f"'metadata' cannot be written as JSON: {error}") from None
+    if not is_unicode(written):
+        raise BadRow("'metadata' holds text that is not valid Unicode")
     return Problem(problem_id, question, tuple(answers), document, task, metadata, passages, passage_file)
 
 
@@ -137,12 +145,13 @@ def is_unicode(text: str) -> bool:
 class Quarantine:
     """Counts the rows that were turned away, and writes each with its reason to `path`.
 
-    More than `max_share` bad rows (checked from the twentieth row on, and by `finish`) stops the reading:
-    a file that is mostly broken is the wrong file.
+    More than `max_share` bad rows stop the reading: a file that is mostly broken is the wrong file. This is judged by
+    `finish`, and before it, where the `total` of rows is known, as soon as the rest cannot make it good.
     """
 
     path: Path
     max_share: float = 0.05
+    total: int | None = None
     rows: int = 0
     bad: int = 0
     _ids: set[str] = field(default_factory=set)
@@ -157,19 +166,19 @@ class Quarantine:
         # What is not valid Unicode is written as the JSON escape that it came from.
         with self.path.open("a", encoding="utf-8", errors="backslashreplace") as file:
             file.write(json.dumps({"id": row_id, "reason": reason, "row": row}, ensure_ascii=False) + "\n")
-        if self.rows >= 20:
-            self._check()
+        if self.total is not None:
+            self._check(self.total)
 
     def finish(self) -> None:
         """Raise `DataError` when too many of all rows were bad, or when there was none at all."""
         if self.rows == 0:
             raise DataError("the data holds no rows")
-        self._check()
+        self._check(self.rows)
 
-    def _check(self) -> None:
-        if self.bad > self.max_share * self.rows:
+    def _check(self, rows: int) -> None:
+        if self.bad > self.max_share * rows:
             raise DataError(
-                f"{self.bad} of {self.rows} rows are bad, more than max_bad_share={self.max_share}; "
+                f"{self.bad} of {rows} rows are bad, more than max_bad_share={self.max_share}; "
                 f"their reasons are in {self.path}"
             )
 
@@ -191,7 +200,7 @@ def decode_line(line: str) -> object:
     """One line of a JSON-lines file; raises `BadRow` if it is not JSON."""
     try:
         return json.loads(line)
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:  # also a number of thousands of digits, or thousands of brackets
         raise BadRow(f"not JSON: {error}") from None
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.files import list_files, open_input
+from pipeline.files import is_file, list_files, open_input
 from pipeline.problems import BadRow, DataError, Problem, Quarantine, decode_line, problem_from_row
 
 SUFFIXES = (".jsonl", ".parquet")
@@ -35,6 +35,8 @@ class SampleFiles:
             FileNotFoundError: there is no such file or folder.
             DataError: it holds no samples, or a parquet file is not one.
         """
+        if not path.endswith(SUFFIXES) and is_file(path):
+            raise DataError(f"{path}: the name of a sample file ends in {' or '.join(SUFFIXES)}")
         files = tuple([path] if path.endswith(SUFFIXES) else list_files(path, SUFFIXES))
         if not files:
             raise DataError(f"{path} holds no file that ends in {' or '.join(SUFFIXES)}")
@@ -66,7 +68,7 @@ class SampleFiles:
         _, row_id, row = self._read(index)
         try:
             return row_id, json.loads(row) if isinstance(row, str) else json.loads(json.dumps(row, default=str))
-        except json.JSONDecodeError:
+        except (ValueError, RecursionError):
             return row_id, row
 
     def _read(self, index: int) -> tuple[str, str, object]:
@@ -86,6 +88,7 @@ def read_samples(source: SampleFiles, quarantine: Quarantine) -> Iterator[tuple[
     Raises:
         DataError: too many rows were bad.
     """
+    quarantine.total = len(source)
     for index in range(len(source)):
         quarantine.rows += 1
         try:

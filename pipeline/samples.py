@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
+import pyarrow as pa
 
 from pipeline.problems import BadRow, DataError, Problem, is_unicode, problem_from_row, row_of
 
@@ -58,7 +59,7 @@ def sample_rows(
         DataError: the source as a whole cannot be used.
     """
     import ray
-    from ray.data import DataContext, TaskPoolStrategy, from_numpy
+    from ray.data import DataContext, TaskPoolStrategy, from_blocks
 
     logging.getLogger("ray.data").setLevel(logging.ERROR)  # it announces every pass
     context = DataContext.get_current()
@@ -66,10 +67,11 @@ def sample_rows(
     context.print_on_execution_start = False
     context.execution_options.preserve_order = True
     size = min(ROWS_PER_TASK, -(-len(indices) // (4 * workers)))
-    blocks = [np.asarray(indices[i : i + size]) for i in range(0, len(indices), size)] if size else []
-    if not blocks:
+    if not size:
         return
-    made = from_numpy(blocks).map_batches(
+    # Blocks that are made here; from_numpy would start tasks that want a whole CPU each.
+    blocks = [pa.table({"index": np.asarray(indices[i : i + size])}) for i in range(0, len(indices), size)]
+    made = from_blocks(blocks).map_batches(
         _make_rows,
         fn_kwargs={"source": ray.put(source)},
         batch_size=None,
@@ -88,7 +90,7 @@ def _make_rows(batch: dict[str, np.ndarray], source) -> Iterator[dict[str, list]
 
     source = ray.get(source)
     rows, size = [], 0
-    for index in batch["data"]:
+    for index in batch["index"]:
         rows.append(_make_row(source, int(index)))
         size += len(rows[-1]["line"])
         if size >= BLOCK_BYTES:

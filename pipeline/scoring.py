@@ -36,14 +36,20 @@ def normalized(text: str) -> str:
 
 
 def boxed_match(answer: str, answers: tuple[str, ...]) -> float:
-    """1 if the last box equals any of the answers after normalisation, else 0."""
-    box = last_box(answer)
-    return float(box is not None and normalized(box) in {normalized(gold) for gold in answers})
+    """1 if the last box equals any of the answers after normalisation, else 0. An empty box is never right."""
+    box = normalized(last_box(answer) or "")
+    return float(box != "" and box in {normalized(gold) for gold in answers})
 
 
 def values_found(answer: str, answers: tuple[str, ...]) -> float:
-    """The share of the wanted values that occur in the answer."""
-    return sum(normalized(gold) in normalized(answer) for gold in answers) / len(answers)
+    """The share of the wanted values that occur in the answer, in any case (RULER, arXiv 2404.06654)."""
+    text = spaced(answer)
+    return sum(spaced(gold) in text for gold in answers) / len(answers)
+
+
+def spaced(text: str) -> str:
+    """Lower case, with one blank wherever there are some."""
+    return " ".join(unicodedata.normalize("NFC", text).lower().split())
 
 
 class BadReward(ValueError):

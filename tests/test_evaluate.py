@@ -121,8 +121,9 @@ def test_taken_up_it_answers_every_question_once_and_what_it_had_stays(interrupt
     own = ["by reference", "long question", "scorer raises", "own scorer", "row gone"]
     questions += [("questions", None, name) for name in own]
     assert Counter(map(key, rows)) == Counter((*question, method) for question in questions for method in METHODS)
-    assert rows[: len(before) - 1] == before[:-1]
-    assert f"{len(before) - 1} of {len(rows)} answers are there already" in output
+    kept = [row for row in before[:-1] if not row["error"]]  # errors are asked again
+    assert rows[: len(kept)] == kept
+    assert f"{len(kept)} of {len(rows)} answers are there already" in output
     assert summary["status"] == "completed" and summary["answers"] == len(rows)
     # The answer that was torn off comes again: its seed is that of the question.
     torn = next(row for row in rows if key(row) == key(before[-1]))
@@ -187,8 +188,56 @@ def test_another_configuration_is_refused(finished, arguments, capsys):
     )
     with pytest.raises(ConfigError, match="evaluate.temperature: 0.7 then, 0.1 now"):
         check_folder(load_config([*arguments, "evaluate.temperature=0.1"], EvaluationConfig), folder)
+    check_folder(load_config([*arguments, "data.max_bad_share=0.9", "evaluate.memories=1"], EvaluationConfig), folder)
     with pytest.raises(ConfigError, match="not empty"):
         check_folder(load_config(arguments, EvaluationConfig), folder.parent)
+
+
+def test_changed_inputs_are_noticed(finished, arguments, tmp_path):
+    from pipeline.evaluation.questions import Question, input_states
+    from pipeline.sample_files import SampleFiles
+
+    samples, passages, model = (tmp_path / name for name in ("a.jsonl", "p.arrow", "model"))
+    samples.write_text("{}\n")
+    passages.write_bytes(b"x")
+    model.mkdir()
+    (model / "model.safetensors").write_bytes(b"x")
+    questions = [Question(0, "a", None, "q", 1, str(passages))]
+
+    def states():
+        return input_states(SampleFiles.open(str(samples)), questions, str(model))
+
+    before = states()
+    assert set(before) == {str(samples), str(passages), str(model / "model.safetensors")}
+    for path in (samples, passages, model / "model.safetensors"):
+        then = states()
+        path.write_bytes(path.read_bytes() + b"\n")
+        assert [name for name in states() if states()[name] != then[name]] == [str(path)]
+    folder, *_ = finished
+    assert len(json.loads((folder / "inputs.json").read_text())) >= 6  # samples, passages, the model's
+
+
+def test_documents_under_way_are_bounded():
+    import asyncio
+
+    from actors.evaluator import Room
+
+    async def scenario():
+        room, inside, most = Room(10), 0, 0
+
+        async def work(size):
+            nonlocal inside, most
+            async with room.of(size):
+                inside += size
+                most = max(most, inside)
+                await asyncio.sleep(0.001)
+                inside -= size
+
+        sizes = [4, 5, 6, 1, 25, 3, 10, 2] * 5
+        await asyncio.wait_for(asyncio.gather(*map(work, sizes)), 10)
+        return most, room.inside
+
+    assert asyncio.run(scenario()) == (25, 0)  # what is larger goes in alone
 
 
 def test_evaluations_are_compared_question_by_question(finished, tmp_path, capsys):
@@ -216,6 +265,7 @@ def test_evaluations_are_compared_question_by_question(finished, tmp_path, capsy
         ("evaluate.top_p=0", "evaluate.top_p=0.0 must be above 0"),
         ("evaluate.samples=0", "evaluate.samples=0 must be greater than 0"),
         ("train.steps=3", "unknown key 'train.steps'"),
+        ("data.path=README.md", "the name of a sample file ends in .jsonl or .parquet"),
         ("data.path=/no/such/folder", "data.path=/no/such/folder: no such file or folder"),
         ("agent.window=257", "256 positions"),
     ],
@@ -224,6 +274,22 @@ def test_a_wrong_configuration_says_so_before_anything_starts(arguments, wrong, 
     from jobs.evaluate import main
 
     assert main([*arguments, wrong]) == 2
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        (["evaluate.methods=[memory]"], "a filter asks by closed_book alone"),
+        (["run.name=x"], "a filter leaves all its files in output"),
+        (["output=s3://bucket/x"], "a filter writes to a local folder"),
+    ],
+)
+def test_a_wrong_filter_says_so(data, tmp_path, wrong, message, capsys):
+    from jobs.prepare import main
+
+    good = ["filter", "preset=eval_tiny", f"data.path={data}", f"output={tmp_path}"]
+    assert main([*good, *wrong]) == 2
     assert message in capsys.readouterr().err
 
 
@@ -238,11 +304,7 @@ def test_the_filter_drops_what_is_answered_without_the_document(data, tmp_path):
     status, output = run(
         "jobs.prepare",
         "filter",
-        "model.path=configs/models/tiny",
-        "model.dtype=float32",
-        "agent.prompt_template=tiny",
-        *"agent.window=64 agent.problem_tokens=4 agent.chunk_tokens=18 agent.memory_tokens=14".split(),
-        *"agent.answer_tokens=16 generator.kv_cache_gib=0.25 generator.enforce_eager=true".split(),
+        "preset=eval_tiny",  # whose methods and samples do not matter
         "wandb.mode=disabled",
         f"data.path={samples}",
         f"output={tmp_path / 'filtered'}",

@@ -69,14 +69,28 @@ def test_every_pass_has_every_row_once_in_an_order_of_its_own(ray_session, sourc
     assert len(quarantined) == ROWS // 10 and all(q["row"]["answers"] == [] for q in quarantined)
 
 
-@pytest.mark.parametrize("after", [3, 60, 200])
+@pytest.mark.parametrize("after", [3, 60, 200, 300])
 def test_a_run_that_is_taken_up_sees_what_the_stopped_one_would_have_seen(ray_session, source, tmp_path, after):
-    whole = list(islice(stream(source, tmp_path), 260))
+    whole = list(islice(stream(source, tmp_path), 420))  # into the fourth pass
     read = whole[:after]
     open_positions = [position for position, _ in read[-3:]]  # read, but not trained yet
     save_cursor(Cursor(read[-1][0] + 1, tuple(open_positions)), tmp_path / "data.json")
     again = stream(source, tmp_path, cursor=load_cursor(tmp_path / "data.json"))
-    assert list(islice(again, 260 - after + 3)) == whole[after - 3 :]
+    assert list(islice(again, 420 - after + 3)) == whole[after - 3 :]
+
+
+def test_reading_needs_a_tenth_of_a_cpu_and_no_more(ray_session, source, tmp_path):
+    """All other CPUs are the pools': a task that asked for more would wait for ever, and nobody would say why."""
+
+    @ray_session.remote
+    class Pool:
+        def ready(self):
+            return True
+
+    pool = Pool.options(num_cpus=ray_session.cluster_resources()["CPU"] - 0.2).remote()
+    assert ray_session.get(pool.ready.remote())
+    assert len(list(islice(stream(source, tmp_path), 200))) == 200
+    ray_session.kill(pool)
 
 
 def test_another_seed_gives_another_order(ray_session, source, tmp_path):

@@ -1,5 +1,6 @@
 """The problem file: what a row must be, and what happens to one that is not."""
 
+import datetime
 import json
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from pipeline.problems import (
     DataError,
     Problem,
     Quarantine,
+    decode_line,
     problem_from_row,
     write_problem_file,
 )
@@ -71,11 +73,20 @@ def test_id_task_and_metadata_may_be_left_out(tmp_path, quarantine):
         ({"task": 1}, "'task' must be"),
         ({"task": ""}, "'task' must be"),
         ({"metadata": []}, "'metadata' must be an object"),
+        ({"metadata": {"when": datetime.date(2026, 1, 1)}}, "'metadata' cannot be written as JSON"),
+        ({"metadata": {"set": "half a pair: \ud83d"}}, "'metadata' holds text that is not valid Unicode"),
+        ({"id": "half a pair: \ud83d"}, "'id' is not valid Unicode"),
     ],
 )
 def test_a_bad_field_is_named(change, reason):
     with pytest.raises(BadRow, match=reason):
         problem_from_row(GOOD | change, "row")
+
+
+@pytest.mark.parametrize("line", ["[" * 100_000, '{"id": ' + "9" * 5000 + "}"])
+def test_a_line_that_python_cannot_read_is_a_bad_row(line):
+    with pytest.raises(BadRow, match="not JSON"):
+        decode_line(line)
 
 
 @pytest.mark.parametrize("row", [[GOOD], "text", 3, None])
@@ -114,9 +125,9 @@ def test_bytes_that_are_not_utf8_do_not_stop_the_reading(tmp_path, quarantine):
 def test_too_many_bad_rows_stop_the_reading_early(tmp_path):
     path = write_lines(tmp_path / "p.jsonl", [GOOD] * 18 + [{}] * 100)
     quarantine = Quarantine(tmp_path / "q.jsonl", max_share=0.05)
-    with pytest.raises(DataError, match=r"2 of 20 rows are bad, more than max_bad_share=0.05.*q.jsonl"):
+    with pytest.raises(DataError, match=r"6 of 118 rows are bad, more than max_bad_share=0.05.*q.jsonl"):
         read(path, quarantine)
-    assert len(quarantined(quarantine)) == 2
+    assert len(quarantined(quarantine)) == 6 and quarantine.rows == 24
 
 
 def test_the_share_that_is_allowed_is_allowed(tmp_path):

@@ -66,6 +66,19 @@ def test_the_share_of_wanted_values_that_are_found():
     assert values_found("12 7", ("12", "7")) == 1.0
 
 
+@pytest.mark.parametrize(("answer", "value"), [("the attic", "heat"), ("page 1234 567", "1234567"), ("x y", "xy")])
+def test_a_value_does_not_begin_in_one_word_and_end_in_the_next(answer, value):
+    assert values_found(answer, (value,)) == 0.0
+
+
+def test_a_value_of_several_words_is_found_whatever_blanks_are_between_them():
+    assert values_found("in New\n  York", ("new york",)) == 1.0
+
+
+def test_an_empty_box_is_never_right():
+    assert boxed_match("\\boxed{}", ("~",)) == boxed_match("\\boxed{ }", ("\\quad",)) == 0.0
+
+
 def test_a_task_names_its_scorer():
     assert scorer_for("qa") is boxed_match
     assert scorer_for("values") is values_found

@@ -232,7 +232,7 @@ def test_a_malformed_file_ends_the_run_with_its_reason(random_model, tmp_path):
     )
     assert status == 1, output
     summary = json.loads((tmp_path / "malformed" / "summary.json").read_text())
-    assert summary["status"] == "failed" and "20 of 20 rows are bad" in summary["error"] and summary["steps"] == 0
+    assert summary["status"] == "failed" and "2 of 30 rows are bad" in summary["error"] and summary["steps"] == 0
 
 
 def rows_of(folder: Path) -> list[dict]:

@@ -6,12 +6,17 @@ below the other, is the memory that answers. Where they do not fit the window, t
 import asyncio
 
 from pipeline.agents.reader import Reader, TokenizedProblem
+from pipeline.config import AgentConfig
 from pipeline.prompts import encode_text
 
 AT_ONCE = 16  # chunks under way: a document of millions of tokens is not to be in the engine as a whole
 
 
 class ConcatAgent(Reader):
+    def __init__(self, tokenizer, config: AgentConfig):
+        super().__init__(tokenizer, config)
+        self.new_line = encode_text(tokenizer, "\n")
+
     async def run(self, problem: TokenizedProblem, llm) -> str:
         turn = asyncio.Semaphore(AT_ONCE)
 
@@ -21,14 +26,16 @@ class ConcatAgent(Reader):
             finally:
                 turn.release()
 
-        async with asyncio.TaskGroup() as tasks:
-            compressing = []
-            for chunk in problem.chunks(self.config.chunk_tokens):
-                await turn.acquire()
-                prompt = self.prompts.update(problem.question, self.prompts.empty_memory, chunk)
-                compressing.append(tasks.create_task(compress(prompt)))
-        new_line = encode_text(self.tokenizer, "\n")
-        joined = [token for task in compressing for token in [*task.result(), *new_line]]
+        compressing = []
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                for chunk in problem.chunks(self.config.chunk_tokens):
+                    await turn.acquire()
+                    prompt = self.prompts.update(problem.question, self.prompts.empty_memory, chunk)
+                    compressing.append(tasks.create_task(compress(prompt)))
+        except ExceptionGroup as failures:
+            raise failures.exceptions[0] from None
+        joined = [token for task in compressing for token in [*task.result(), *self.new_line]]
         memory = self.fit(joined, self.prompts.answer(problem.question, []))
         prompt = self.prompts.answer(problem.question, memory)
         return self.text_of(await llm(prompt, self.config.answer_tokens, "answer"))

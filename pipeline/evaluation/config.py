@@ -55,7 +55,10 @@ def _rules(c: EvaluationConfig):
 
 
 # What may differ when an evaluation is taken up: none of it changes an answer.
-FREE_TO_CHANGE = ("wandb", "generator", "run.name", "run.folder")
+FREE_TO_CHANGE = (
+    *("wandb", "generator", "run.name", "run.folder"),
+    *("data.max_bad_share", "evaluate.max_attempts", "evaluate.memories"),
+)
 
 
 def check_same(before: dict, now: dict) -> None:

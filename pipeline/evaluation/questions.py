@@ -4,8 +4,10 @@ import hashlib
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 from pipeline.evaluation.config import EvaluationConfig
+from pipeline.files import exists, file_state, is_local, list_files
 from pipeline.problems import DataError, Problem, Quarantine
 from pipeline.sample_files import SampleFiles, read_samples
 
@@ -21,6 +23,7 @@ class Question:
     length: int | float | str | None
     id: str
     size: int  # of the document in characters, about
+    passage_file: str = ""  # of a document by reference
 
 
 @dataclass(frozen=True)
@@ -73,19 +76,31 @@ def read_questions(source: SampleFiles, config: EvaluationConfig, quarantine: Qu
         if wanted and not (data.limit and counts[name, length] >= data.limit):
             counts[name, length] += 1
             size = len(problem.document) or CHARACTERS_OF_A_PASSAGE * len(problem.passages)
-            questions.append(Question(index, name, length, problem.id, size))
+            questions.append(Question(index, name, length, problem.id, size, problem.passage_file))
     quarantine.finish()
+    there = {"sets": {name for name, _, _ in seen}, "lengths": {str(length) for _, length, _ in seen}}
+    for which, found in there.items():
+        if missing := set(getattr(data, which)) - found:
+            raise DataError(
+                f"data.{which}: there is no {', '.join(sorted(missing))}; there are: {', '.join(sorted(found))}"
+            )
     if not questions:
-        there = ", ".join(sorted({f"{name} at {length}" for name, length, _ in seen}))
-        raise DataError(f"no question has data.sets={data.sets} and data.lengths={data.lengths}; there are: {there}")
+        raise DataError(f"no question has data.sets={data.sets} and data.lengths={data.lengths} together")
     return questions
 
 
-def tasks(questions: list[Question], config: EvaluationConfig, done: set[tuple]) -> Iterator[Task]:
-    """What is still to be answered: all methods of a question together, so that the methods are compared early."""
+def input_states(source: SampleFiles, questions: list[Question], model: str) -> dict[str, dict]:
+    """Size and time of change of the files that the answers depend on, by path: the samples', the passages', and those
+    of a model that is a folder."""
+    paths = {*source.files, *(q.passage_file for q in questions if q.passage_file)}
+    if is_local(model) and Path(model).is_dir():
+        paths.update(list_files(model, (".json", ".safetensors")))
+    return {path: file_state(path) for path in sorted(paths) if exists(path)}
+
+
+def tasks(questions: list[Question], config: EvaluationConfig) -> Iterator[Task]:
+    """All that is to be answered: all methods of a question together, so that the methods are compared early."""
     for question in questions:
         for sample in range(config.evaluate.samples):
             for method in config.evaluate.methods:
-                task = Task(question, method, sample)
-                if task.key not in done:
-                    yield task
+                yield Task(question, method, sample)

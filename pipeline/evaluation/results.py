@@ -184,17 +184,16 @@ def median_tokens(rows: list[dict]) -> float | None:
 
 
 def open_results(path: Path) -> tuple[TextIO, list[dict]]:
-    """Open results.jsonl to add rows to it, and read those that it has; a torn last line is taken off it.
+    """Open results.jsonl to add rows to it, and read those that it has.
+
+    A torn last line and the errors are taken out of the file: they are to be asked again.
 
     Raises:
         ValueError: as `read_results`.
     """
-    rows = read_results(path) if path.exists() else []
-    if path.exists() and not (content := path.read_bytes()).endswith(b"\n"):
-        with path.open("rb+") as file:
-            if len(rows) > content.count(b"\n"):  # only the line's end was lost
-                file.seek(0, 2)
-                file.write(b"\n")
-            else:
-                file.truncate(content.rfind(b"\n") + 1)
+    rows = [row for row in read_results(path) if row["error"] is None] if path.exists() else []
+    partial = path.with_suffix(".partial")
+    with partial.open("w", encoding="utf-8") as file:
+        file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    partial.replace(path)
     return path.open("a", encoding="utf-8"), rows

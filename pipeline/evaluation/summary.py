@@ -1,8 +1,8 @@
 """What an evaluation amounts to: the line of its progress, its summary.json, its tables and its figure."""
 
 from collections import Counter
+from dataclasses import dataclass
 from pathlib import Path
-from statistics import fmean
 
 from pipeline.evaluation.config import EvaluationConfig
 from pipeline.evaluation.plots import accuracy_figure
@@ -11,13 +11,29 @@ from pipeline.evaluation.tables import csv_table, markdown_table
 from pipeline.report import duration
 
 
-def progress_line(rows: list[dict], total: int, tokens_per_second: float, seconds_left: float | None) -> str:
-    """One line; jobs/progress.py reads its first two words for its bar."""
-    score = f"score {fmean(row['score'] for row in rows):.3f}  " if rows else ""
-    errors = sum(row["error"] is not None for row in rows)
-    faults = f"errors {errors}  " if errors else ""
-    left = "" if seconds_left is None or len(rows) == total else f"  {duration(seconds_left)} left"
-    return f"question {len(rows)}/{total}  {score}{faults}tokens/s {tokens_per_second:.0f}{left}"
+@dataclass
+class Progress:
+    """How far an evaluation is."""
+
+    total: int  # answers
+    work: int  # of all of them, as `Task.work`
+    answers: int = 0
+    work_done: int = 0
+    errors: int = 0
+    score: float = 0.0  # of all answers together
+
+    def add(self, row: dict, work: int) -> None:
+        self.answers += 1
+        self.work_done += work
+        self.errors += row["error"] is not None
+        self.score += row["score"]
+
+    def line(self, tokens_per_second: float, seconds_left: float | None) -> str:
+        """One line; jobs/progress.py reads its first two words for its bar."""
+        score = f"score {self.score / self.answers:.3f}  " if self.answers else ""
+        faults = f"errors {self.errors}  " if self.errors else ""
+        left = "" if seconds_left is None or self.answers == self.total else f"  {duration(seconds_left)} left"
+        return f"question {self.answers}/{self.total}  {score}{faults}tokens/s {tokens_per_second:.0f}{left}"
 
 
 def evaluation_summary(
