@@ -9,6 +9,9 @@ from pathlib import Path
 from pipeline.agents import load_agent
 from pipeline.config import ConfigError, GenerationConfig
 from pipeline.config_rules import check_window
+from pipeline.files import exists
+from pipeline.problems import DataError
+from pipeline.sample_files import sample_files
 
 os.environ.setdefault("RAY_AUTH_MODE", "token")  # Ray reads it once, when it is imported
 
@@ -66,6 +69,16 @@ def check_model(config: GenerationConfig, methods: Sequence[str]) -> None:
     prompts = Prompts(tokenizer, PROMPT_TEMPLATES[a.prompt_template])
     longest = prompts.longest(a.problem_tokens, a.memory_tokens, a.chunk_tokens)
     check_window(config, *longest, getattr(model, "max_position_embeddings", None))
+
+
+def check_samples(path: str) -> None:
+    """Raises `ConfigError` if there is no sample file at `path`."""
+    try:
+        if not exists(path):
+            raise ConfigError(f"data.path={path}: no such file or folder (from {Path.cwd()})")
+        sample_files(path)
+    except (DataError, OSError) as error:
+        raise ConfigError(f"data.path: {error}") from None
 
 
 def whole_path(path: str) -> str:

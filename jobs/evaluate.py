@@ -12,7 +12,7 @@ from pathlib import Path
 
 from omegaconf import OmegaConf
 
-from jobs.driver import EXIT_STATUS, check_model, follow, run_folder, start_ray, whole_path
+from jobs.driver import EXIT_STATUS, check_model, check_samples, follow, run_folder, start_ray, whole_path
 from jobs.progress import JobProgress
 from pipeline.config import ConfigError, config_yaml, load_config, save_config
 from pipeline.evaluation.comparison import compare
@@ -20,7 +20,6 @@ from pipeline.evaluation.config import EvaluationConfig, check_evaluation, check
 from pipeline.evaluation.plots import accuracy_figure
 from pipeline.evaluation.results import read_results
 from pipeline.evaluation.summary import evaluation_summary
-from pipeline.files import exists
 from pipeline.report import write_summary
 
 
@@ -54,8 +53,7 @@ def main(arguments: list[str]) -> int:
 def check(config: EvaluationConfig) -> None:
     """Raises `ConfigError` if the evaluation cannot work."""
     check_evaluation(config)
-    if not exists(config.data.path):
-        raise ConfigError(f"data.path={config.data.path}: no such file or folder (from {Path.cwd()})")
+    check_samples(config.data.path)
     check_model(config, config.evaluate.methods)
 
 

@@ -8,11 +8,10 @@ import sys
 from pathlib import Path
 from statistics import median
 
-from jobs.driver import EXIT_STATUS, check_model, follow, run_folder, start_ray, whole_path
+from jobs.driver import EXIT_STATUS, check_model, check_samples, follow, run_folder, start_ray, whole_path
 from pipeline.config import CONFIGS, Config, ConfigError, config_yaml, load_config, save_config
 from pipeline.config_rules import check_config, check_data_given
 from pipeline.documents.passages import document_text
-from pipeline.files import exists
 from pipeline.metrics import RunTotals
 from pipeline.plan import Architecture, architecture_of, plan_text
 from pipeline.problems import BadRow, DataError
@@ -46,9 +45,8 @@ def check_files(config: Config) -> None:
         ConfigError: a path is not given or does not exist.
     """
     check_data_given(config)
-    path = config.data.path
-    if path and not exists(path):
-        raise ConfigError(f"data.path={path}: no such file or folder (from {Path.cwd()})")
+    if config.data.source == "file":
+        check_samples(config.data.path)
 
 
 def document_tokens(config: Config) -> int | None:

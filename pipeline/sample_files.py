@@ -29,17 +29,13 @@ class SampleFiles:
 
     @classmethod
     def open(cls, path: str) -> "SampleFiles":
-        """The file `path`, or the sample files of the folder `path` in the order of their names.
+        """The samples of the files that `sample_files` names.
 
         Raises:
             FileNotFoundError: there is no such file or folder.
             DataError: it holds no samples, or a parquet file is not one.
         """
-        if not path.endswith(SUFFIXES) and is_file(path):
-            raise DataError(f"{path}: the name of a sample file ends in {' or '.join(SUFFIXES)}")
-        files = tuple([path] if path.endswith(SUFFIXES) else list_files(path, SUFFIXES))
-        if not files:
-            raise DataError(f"{path} holds no file that ends in {' or '.join(SUFFIXES)}")
+        files = sample_files(path)
         entries = [_entries(number, file) for number, file in enumerate(files)]
         source = cls(files, np.concatenate(entries))
         if not len(source):
@@ -80,6 +76,21 @@ class SampleFiles:
             return file, row_id, _row_group(file, int(entry["place"])).slice(int(entry["within"]), 1).to_pylist()[0]
         line = _open(file).read_at(int(entry["within"]), int(entry["place"]))
         return file, row_id, line.decode(errors="replace")
+
+
+def sample_files(path: str) -> tuple[str, ...]:
+    """The file `path`, or the sample files of the folder `path` in the order of their names.
+
+    Raises:
+        FileNotFoundError: there is no such folder.
+        DataError: no name ends as it should.
+    """
+    if not path.endswith(SUFFIXES) and is_file(path):
+        raise DataError(f"{path}: the name of a sample file ends in {' or '.join(SUFFIXES)}")
+    files = tuple([path] if path.endswith(SUFFIXES) else list_files(path, SUFFIXES))
+    if not files:
+        raise DataError(f"{path} holds no file that ends in {' or '.join(SUFFIXES)}")
+    return files
 
 
 def read_samples(source: SampleFiles, quarantine: Quarantine) -> Iterator[tuple[int, Problem]]:

@@ -58,6 +58,7 @@ def data(tmp_path_factory) -> Path:
 def arguments(data, tmp_path_factory) -> list[str]:
     return [
         "preset=eval_tiny",
+        f"model.path={ROOT}/configs/models/tiny",
         f"data.path={data}",
         "data.max_bad_share=0.5",
         "generator.max_sequences=2",  # slow enough to be stopped
@@ -84,7 +85,7 @@ def interrupted(arguments) -> tuple[Path, list[dict], dict]:
     output = process.stdout.read()
     assert process.wait(timeout=120) == 130, output
     assert time.time() - begin < 90 and "the same command with run.name=whole goes on" in output
-    folder = Path(arguments[4].partition("=")[2]) / "whole"
+    folder = Path(arguments[5].partition("=")[2]) / "whole"
     return folder, rows_of(folder), json.loads((folder / "summary.json").read_text())
 
 

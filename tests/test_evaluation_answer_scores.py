@@ -121,7 +121,7 @@ def test_numbers_match_exactly_only_as_they_are_written():
 
 
 def test_an_exact_match_is_full_marks_where_blanks_divide_the_words_otherwise():
-    assert scores("\\boxed{NewYork}", "New York") == (1.0, 1.0, 1.0, 0.0)  # as a value, in RULER's sense, it is not there
+    assert scores("\\boxed{NewYork}", "New York") == (1.0, 1.0, 1.0, 0.0)  # recall is RULER's: a substring or not
 
 
 def test_braces_may_nest():

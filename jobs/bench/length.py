@@ -8,6 +8,7 @@ once up and once down, so that a machine that grows slower meanwhile favours non
 """
 
 import asyncio
+import contextlib
 import sys
 import time
 from dataclasses import dataclass, field, replace
@@ -40,7 +41,7 @@ def main(arguments: list[str]) -> int:
         return 2
     import ray
 
-    ray.init(log_to_driver=False, logging_level="ERROR")
+    ray.init(address="local", log_to_driver=False, logging_level="ERROR")
     print(f"{'tokens':>10} {'conversations':>13} {'seconds':>8} {'µs/token':>9} {'ratio':>6} {'peak MiB':>9}")
     measured = asyncio.run(measure(settings))
     base = min(measured, key=lambda tokens: abs(tokens - BASE))
@@ -89,10 +90,13 @@ async def run(pool: GeneratorPool, length: int) -> tuple[int, float, int, int]:
 
 
 def generator_memory() -> int:
-    """Bytes of the generator's process and of its engine's."""
-    processes = [p for p in psutil.process_iter(["name"]) if p.info["name"].startswith("ray::Generator")]
-    processes += [child for p in processes for child in p.children(recursive=True)]
-    return sum(p.memory_info().rss for p in processes)
+    """Bytes of the generator's process and of its engine's, among the processes of this benchmark's own Ray."""
+    total = 0
+    for process in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.NoSuchProcess):  # it ended meanwhile
+            if process.name().startswith("ray::Generator"):
+                total += sum(p.memory_info().rss for p in [process, *process.children(recursive=True)])
+    return total
 
 
 if __name__ == "__main__":
