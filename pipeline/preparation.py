@@ -2,7 +2,8 @@
 
 A file holds a fixed range of a set's samples and appears when it is whole: a job makes the files that are missing. Its
 bad rows are in the file of the same name in the folder `quarantine`, written just before. So nothing is written or
-counted twice, and the bytes do not depend on the number of workers, nor on how often the job was stopped.
+counted twice, and the bytes do not depend on the number of workers, nor on how often the job was stopped. A folder with
+no such file yet is begun anew, with whatever settings.
 """
 
 import bisect
@@ -18,15 +19,13 @@ import numpy as np
 from pipeline.config import ConfigError
 from pipeline.files import atomic_output, exists, file_state, join, list_files, make_folder, open_input, write_text
 from pipeline.problems import DataError, Problem
-from pipeline.recipes import SampleSet, Settings, input_files
+from pipeline.recipes import BAD_PASSAGES, QUARANTINE, SampleSet, Settings, input_files
 from pipeline.report import duration
 from pipeline.samples import SampleRow, sample_rows
 
 RECORD = "prepare.json"
-QUARANTINE = "quarantine"
 NOT_COMPARED = ("output", "workers", "max_bad_share")  # settings that change no sample
 PROGRESS_S = 3.0
-CHECKED_FROM = 20  # rows, from which on the share of bad ones counts
 
 Show = Callable[[str], None]
 
@@ -34,7 +33,7 @@ Show = Callable[[str], None]
 @dataclass(frozen=True)
 class Prepared:
     samples: int
-    quarantined: int
+    quarantined: int  # rows that are no samples, and distractors
     files: int
     most_tokens: int  # of the documents together, at most; 0 if their lengths are not given in tokens
 
@@ -84,20 +83,23 @@ def prepare_samples(kind: str, settings: Settings, folder: str, workers: int, sh
         "settings": _comparable(settings),
         "inputs": {p: file_state(p) for p in input_files(settings)},
     }
-    open_folder(folder, record)
+    begun = open_folder(folder, record)
     show(f"· writing to {folder}")
-    sets = settings.sets(folder)
+    sets = settings.sets(folder, anew=not begun)
     files = planned_files(sets, settings.rows_per_file)
     counts = write_files(folder, AllSamples(tuple(sets)), files, workers, settings.max_bad_share, show)
+    quarantined = counts.bad + _quarantined(folder, BAD_PASSAGES)
     of_sets = {f"{each.name}-{each.length}": {"samples": each.count, "unit": each.unit} for each in sets}
-    write_text(join(folder, RECORD), _record_text(record | {"sets": of_sets, "quarantined": counts.bad}))
+    write_text(join(folder, RECORD), _record_text(record | {"sets": of_sets, "quarantined": quarantined}))
     in_tokens = all(each.unit == "tokens" for each in sets)
     most_tokens = sum(each.count * each.length for each in sets) if in_tokens else 0
-    return Prepared(counts.rows - counts.bad, counts.bad, len(files), most_tokens)
+    return Prepared(counts.rows - counts.bad, quarantined, len(files), most_tokens)
 
 
-def open_folder(folder: str, record: dict) -> None:
-    """Make the folder and record in it what it is made from, or check that this is what it was begun with.
+def open_folder(folder: str, record: dict) -> bool:
+    """Make the folder and record in it what it is made from, or check that this is what its samples were made from.
+
+    Returns whether there are samples. If not, what a failed attempt left there does not count.
 
     Raises:
         ConfigError: the folder holds other things, or was made from something else; the message says what differs.
@@ -107,13 +109,17 @@ def open_folder(folder: str, record: dict) -> None:
         if exists(folder) and list_files(folder, [""]):
             raise ConfigError(f"output={folder} holds files that are not from this job; choose another output")
         make_folder(folder)
-        write_text(path, _record_text(record))
-        return
-    with open_input(path) as file:
-        there = json.load(file)
-    now = json.loads(_record_text(record))
-    if found := _differences(there, now):
-        raise ConfigError("\n".join([f"output={folder} was made otherwise; choose another output", *found]))
+    elif list_files(folder, [".jsonl"]):
+        with open_input(path) as file:
+            there = json.load(file)
+        if found := _differences(there, json.loads(_record_text(record))):
+            raise ConfigError("\n".join([f"output={folder} was made otherwise; choose another output", *found]))
+        return True
+    quarantine = join(folder, QUARANTINE)
+    for left in list_files(quarantine, [".jsonl"]) if exists(quarantine) else ():
+        write_text(left, "")  # or its rows would be counted among those of the new samples
+    write_text(path, _record_text(record))
+    return False
 
 
 def planned_files(sets: Sequence[SampleSet], rows_per_file: int) -> list[PlannedFile]:
@@ -128,15 +134,17 @@ def planned_files(sets: Sequence[SampleSet], rows_per_file: int) -> list[Planned
 
 @dataclass
 class Counts:
-    """Of rows done, in this job or an earlier one."""
+    """Of rows done, in this job or an earlier one, out of `total`."""
 
+    total: int
     rows: int = 0
     bad: int = 0
 
     def check(self, max_share: float, folder: str) -> None:
-        if self.bad > max_share * self.rows:
+        """Raise `DataError` when there are too many bad rows, even if all that are to come should be good."""
+        if self.bad > max_share * self.total:
             raise DataError(
-                f"{self.bad} of {self.rows} rows are bad, more than max_bad_share={max_share}; their reasons are in "
+                f"{self.bad} of {self.total} rows are bad, more than max_bad_share={max_share}; their reasons are in "
                 f"{join(folder, QUARANTINE)}"
             )
 
@@ -151,11 +159,11 @@ def write_files(
     """
     there = {path.rpartition("/")[2] for path in list_files(folder, [".jsonl"])}
     missing = [file for file in files if file.name not in there]
-    counts = Counts()
+    counts = Counts(len(source))
     for file in files:
         if file.name in there:
             counts.rows += file.count
-            counts.bad += _quarantined(folder, file)
+            counts.bad += _quarantined(folder, file.name)
     if len(missing) < len(files):
         show(f"· {len(files) - len(missing)} of {len(files)} files are there already")
     indices = np.concatenate([np.arange(0), *(np.arange(f.first, f.first + f.count) for f in missing)])
@@ -200,8 +208,7 @@ def _write_file(
                 else:
                     counts.bad += 1
                     bad.append(_aside(row))
-                    if counts.rows >= CHECKED_FROM:
-                        counts.check(max_bad_share, folder)
+                    counts.check(max_bad_share, folder)
                 progress(counts.rows)
             _put_aside(folder, file, bad)
     except DataError:
@@ -218,8 +225,8 @@ def _put_aside(folder: str, file: PlannedFile, bad: list[str]) -> None:
         write_text(join(join(folder, QUARANTINE), file.name), "".join(line + "\n" for line in bad))
 
 
-def _quarantined(folder: str, file: PlannedFile) -> int:
-    path = join(join(folder, QUARANTINE), file.name)
+def _quarantined(folder: str, name: str) -> int:
+    path = join(join(folder, QUARANTINE), name)
     if not exists(path):
         return 0
     with open_input(path) as lines:
@@ -240,11 +247,14 @@ def _differences(there: dict, now: dict) -> list[str]:
         if before.get(name) != after.get(name)
     ]
     before, after = there.get("inputs", {}), now["inputs"]
-    return found + [
-        f"  {path} has another size or time of change than then"
-        for path in sorted({*before} & {*after})
-        if before[path] != after[path]
-    ]
+    for path in sorted({*before, *after}):
+        if path not in before:
+            found.append(f"  {path} is new among the inputs")
+        elif path not in after:
+            found.append(f"  {path} is gone from the inputs")
+        elif before[path] != after[path]:
+            found.append(f"  {path} has another size or time of change than then")
+    return found
 
 
 def _record_text(record: dict) -> str:

@@ -3,8 +3,11 @@
 Units are in the comments. Paths may be URIs (pipeline/files.py).
 """
 
+import shutil
 import tempfile
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -14,9 +17,12 @@ from pipeline.documents.hotpotqa import HotpotqaRecipe, build_passages, is_built
 from pipeline.documents.ruler import RULER_TASKS, load_questions
 from pipeline.documents.ruler_recipe import RulerRecipe
 from pipeline.documents.synthetic import CHUNK_TOKENS, SyntheticRecipe
-from pipeline.files import exists, is_local, join, list_files, write_bytes
-from pipeline.problems import BadRow, Quarantine
+from pipeline.files import atomic_output, exists, is_file, join, list_files
+from pipeline.problems import BadRow, DataError, Quarantine
 from pipeline.samples import SampleSource
+
+QUARANTINE = "quarantine"  # folder of the output
+BAD_PASSAGES = "passages.jsonl"  # in it: the distractors that cannot be used
 
 
 @dataclass(frozen=True)
@@ -49,8 +55,10 @@ class Settings:
         """The files that are read."""
         return []
 
-    def sets(self, folder: str) -> list[SampleSet]:
+    def sets(self, folder: str, anew: bool) -> list[SampleSet]:
         """The sets of samples, for which files that they share are written into `folder`.
+
+        Those that are there are kept, unless all is made `anew`.
 
         Raises:
             FileNotFoundError, DataError: an input is not there, has another format, or there is too little of it.
@@ -81,11 +89,11 @@ class HotpotqaSettings(Settings):
     def inputs(self) -> list[str]:
         return [path for path in (self.path, self.distractors) if path]
 
-    def sets(self, folder: str) -> list[SampleSet]:
+    def sets(self, folder: str, anew: bool) -> list[SampleSet]:
         documents = 0 if self.tokens else self.documents
         tokenizer = _from_anywhere(self.tokenizer)
         recipe = HotpotqaRecipe(folder, documents, self.tokens, tokenizer, self.seed, self.task)
-        return _hotpotqa_sets(self, folder, [recipe])
+        return _hotpotqa_sets(self, folder, anew, [recipe])
 
 
 @dataclass
@@ -103,9 +111,9 @@ class RulerHqaSettings(Settings):
     def inputs(self) -> list[str]:
         return [path for path in (self.path, self.distractors) if path]
 
-    def sets(self, folder: str) -> list[SampleSet]:
+    def sets(self, folder: str, anew: bool) -> list[SampleSet]:
         recipes = [HotpotqaRecipe(folder, n, seed=self.seed, set_name="ruler_hqa") for n in self.documents]
-        return _hotpotqa_sets(self, folder, recipes)
+        return _hotpotqa_sets(self, folder, anew, recipes)
 
 
 @dataclass
@@ -133,7 +141,7 @@ class RulerSettings(Settings):
     def inputs(self) -> list[str]:
         return [path for path in (self.essay, self.questions, self.hotpotqa) if path]
 
-    def sets(self, folder: str) -> list[SampleSet]:
+    def sets(self, folder: str, anew: bool) -> list[SampleSet]:
         files = {"qa_1": self.questions, "qa_2": self.hotpotqa}
         for task in self.tasks:
             if task in files:
@@ -159,7 +167,7 @@ class SyntheticSettings(Settings):
     def faults(self) -> list[str]:
         return super().faults() + _at_least(self, 1, "count") + _lengths(self, "chunks", 2)
 
-    def sets(self, folder: str) -> list[SampleSet]:
+    def sets(self, folder: str, anew: bool) -> list[SampleSet]:
         recipes = [SyntheticRecipe(self.seed, chunks, self.count) for chunks in self.chunks]
         return [SampleSet("synthetic", r.chunks * CHUNK_TOKENS, "tokens", r, self.count) for r in recipes]
 
@@ -173,7 +181,7 @@ RECIPES: dict[str, type[Settings]] = {
 
 
 def input_files(settings: Settings) -> list[str]:
-    """The input files, those of a folder one by one.
+    """The input files; of a folder, which only an essay may be, its .txt files one by one.
 
     Raises:
         FileNotFoundError: an input is not there.
@@ -181,16 +189,16 @@ def input_files(settings: Settings) -> list[str]:
     """
     found = []
     for path in settings.inputs():
-        is_folder = is_local(path) and Path(path.removeprefix("file://")).is_dir()
-        found += list_files(path, [""]) if is_folder else [path]
+        found += list_files(path, [".txt"]) if exists(path) and not is_file(path) else [path]
     return found
 
 
 def _hotpotqa_sets(
-    settings: HotpotqaSettings | RulerHqaSettings, folder: str, recipes: list[HotpotqaRecipe]
+    settings: HotpotqaSettings | RulerHqaSettings, folder: str, anew: bool, recipes: list[HotpotqaRecipe]
 ) -> list[SampleSet]:
-    if not is_built(folder):
-        build_passages(settings.path, settings.distractors, folder)
+    if anew or not is_built(folder):
+        with _quarantine(folder, BAD_PASSAGES, settings.max_bad_share) as quarantine:
+            build_passages(settings.path, settings.distractors, folder, quarantine)
     sets = []
     for recipe in recipes:
         count = min(settings.limit, len(recipe)) if settings.limit else len(recipe)
@@ -210,11 +218,24 @@ def _try_first(recipe: HotpotqaRecipe) -> None:
 
 def _check_questions(task: str, path: str, max_bad_share: float, folder: str) -> None:
     """Write the malformed questions of a file aside, once; raises as `load_questions`."""
-    with tempfile.TemporaryDirectory() as here:
-        quarantine = Quarantine(Path(here) / "bad.jsonl", max_bad_share)
+    with _quarantine(folder, f"{task}-questions.jsonl", max_bad_share) as quarantine:
         load_questions(task, path, quarantine)
-        if quarantine.path.exists():
-            write_bytes(join(folder, f"quarantine/{task}-questions.jsonl"), quarantine.path.read_bytes())
+
+
+@contextmanager
+def _quarantine(folder: str, name: str, max_bad_share: float) -> Iterator[Quarantine]:
+    """A quarantine whose rows are in the file `name` of the folder's own at the end of the block, failed or not."""
+    path = join(join(folder, QUARANTINE), name)
+    with tempfile.TemporaryDirectory() as here:  # the folder may be in an object store
+        quarantine = Quarantine(Path(here) / name, max_bad_share)
+        try:
+            yield quarantine
+        except DataError as error:
+            raise DataError(str(error).replace(str(quarantine.path), path)) from None
+        finally:
+            if quarantine.path.exists():
+                with atomic_output(path) as partial:
+                    shutil.copyfile(quarantine.path, partial)
 
 
 def _from_anywhere(path: str) -> str:

@@ -48,11 +48,6 @@ def test_errors_count_as_wrong_and_are_said():
     assert "- b: 0 errors and 1 cut (both counted as wrong), of 3 answers." in text
 
 
-def test_another_metric_can_be_compared():
-    a = [row(0.0, id=f"q{i}", f1=1.0) for i in range(3)]
-    assert lines_of(compare(a, rows_of([0, 0, 0]), "a", "b", metric="f1"))[0][4] == "100.0"
-
-
 def test_a_tiny_p_value_is_a_bound():
     assert lines_of(compare(rows_of([1] * 50), rows_of([0] * 50), "a", "b"))[0][-1] == "<0.0001"
 

@@ -12,7 +12,7 @@ import pytest
 
 from pipeline.documents.hotpotqa import HotpotqaRecipe, build_passages, is_built, last_that_fits
 from pipeline.documents.passages import document_text, open_passages
-from pipeline.problems import BadRow, DataError, Problem
+from pipeline.problems import BadRow, DataError, Problem, Quarantine
 from pipeline.prompts import encode_text
 
 OWN = 4  # paragraphs that each question of these tests brings
@@ -45,10 +45,16 @@ def distractors_file(folder: Path, titles: list[str]) -> Path:
     return path
 
 
+def build(path: Path, distractors, folder: Path) -> Quarantine:
+    quarantine = Quarantine(path.parent / "bad passages.jsonl")
+    build_passages(str(path), str(distractors), str(folder), quarantine)
+    return quarantine
+
+
 def recipe(path: Path, distractors="", documents=12, **fields) -> HotpotqaRecipe:
     """A recipe over these files, in a folder of its own: what a process has open is not looked for again."""
     folder = path.parent / f"passages-{next(FOLDERS)}"
-    build_passages(str(path), str(distractors), str(folder))
+    build(path, distractors, folder)
     return HotpotqaRecipe(str(folder), documents, **fields)
 
 
@@ -179,11 +185,11 @@ def test_without_a_file_the_others_come_from_the_other_questions(tmp_path):
     for row in rows:
         row["context"].append(["Shared", [f"In {row['_id']}."]])
         row["context"].append([f"{row['_id']} is empty", []])
-    problems = samples(questions_file(tmp_path, rows), "", 3 * OWN + 2)
+    problems = samples(questions_file(tmp_path, rows), "", 3 * OWN + 1)
     everything = {f"Q{i} paragraph {n}" for i in range(3) for n in range(OWN)} | {"Shared"}
     for problem in problems:
         documents = dict(documents_of(problem))
-        assert set(documents) == everything | {f"{problem.id} is empty"}
+        assert set(documents) == everything  # and no paragraph without text
         assert documents["Shared"] == f"In {problem.id}."
 
 
@@ -260,6 +266,7 @@ def test_the_last_number_that_fits_is_found_from_any_guess(answer, guess):
         ({"context": [["title", [1]]]}, "every entry of 'context'"),
         ({"context": [["title"]]}, "every entry of 'context'"),
         ({"context": [["", ["text"]]]}, "every entry of 'context'"),
+        ({"context": [["a", []], ["b", [" "]]], "supporting_facts": []}, "no paragraph of 'context' holds text"),
         ({"supporting_facts": {"title": ["a"]}}, "'supporting_facts' must be a list"),
         ({"supporting_facts": [["Q1 paragraph 0", 0], ["Nowhere", 0]]}, "names Nowhere, which"),
         ({"supporting_facts": [["Blank", 0]], "context": [["Blank", []], ["b", ["c"]]]}, "names Blank, which"),
@@ -315,25 +322,70 @@ def test_an_empty_list_is_an_error(tmp_path, distractors):
         (b'[{"_id": "a"', "is not JSON"),
         (b"[{]", "is not JSON"),
         (b'["\xff\xfe"]', "is not JSON"),
+        (b"[" + b"9" * 5000 + b"]", "is not JSON"),
+        (b'[{"_id": "a"}, ' + b"[" * 20_000 + b"]" * 20_000 + b"]", "holds lists or objects nested deeper than 64"),
     ],
+    ids=range(9),
 )
 def test_a_questions_file_of_another_format_is_an_error_and_leaves_nothing(tmp_path, distractors, content, message):
     path = tmp_path / "questions.json"
     path.write_bytes(content)
     for others in (distractors, ""):
         with pytest.raises(DataError, match=f"questions.json {message}.*expected a JSON list of questions"):
-            build_passages(str(path), str(others), str(tmp_path / "output"))
+            build(path, others, tmp_path / "output")
     assert not is_built(str(tmp_path / "output")) and not list((tmp_path / "output").iterdir())
 
 
 @pytest.mark.parametrize(
-    "line", ["not json", '["a", "b"]', '{"title": "a"}', '{"title": "a", "text": ""}', '{"title": 1, "text": "b"}']
+    ("line", "reason"),
+    [
+        ("not json", "not JSON"),
+        ('["a", "b"]', "not an object with the texts"),
+        ('{"title": "a", "text": ""}', "a distractor needs a title and a text"),
+        ('{"title": "\\ud800", "text": "a"}', "not valid Unicode"),
+    ],
 )
-def test_a_distractors_file_of_another_format_is_an_error(tmp_path, distractors, line):
+def test_a_bad_distractor_is_put_aside_with_its_place_and_reason(tmp_path, distractors, line, reason):
     path = questions_file(tmp_path, [question(1)])
-    distractors.write_text(distractors.read_text() + "\n" + line + "\n")
-    with pytest.raises(DataError, match=r"distractors.jsonl:52: "):
-        recipe(path, distractors)
+    first, *others = distractors.read_text().splitlines()
+    distractors.write_text("\n".join([first, "", line, *others]))
+    quarantine = build(path, distractors, tmp_path / "output")
+    passages = open_passages(f"{tmp_path}/output/passages.arrow")
+    assert [passages.title(row) for row in range(50)] == [f"Other {n}" for n in range(50)]
+    entry = json.loads(quarantine.path.read_text())
+    assert (entry["id"], entry["row"]) == (f"{distractors}:3", line) and reason in entry["reason"]
+    assert (quarantine.rows, quarantine.bad) == (51, 1)
+
+
+def test_too_many_bad_distractors_are_an_error_and_leave_nothing(tmp_path, distractors):
+    path = questions_file(tmp_path, [question(1)])
+    distractors.write_text(distractors.read_text() + "{}\n" * 3)
+    with pytest.raises(DataError, match=r"distractors.jsonl: 3 of 53 rows are bad, more than max_bad_share=0.05"):
+        build(path, distractors, tmp_path / "output")
+    assert not list((tmp_path / "output").iterdir())
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("d.parquet", "d.parquet is not a parquet file"),
+        ("d.arrow", "d.arrow is not an Arrow IPC file"),
+        ("d.txt", "d.txt: a passage file ends in"),
+        ("d.jsonl", "d.jsonl: the data holds no rows"),
+    ],
+)
+def test_a_distractors_file_of_another_format_is_an_error(tmp_path, name, message):
+    (tmp_path / name).write_text("\n")
+    with pytest.raises(DataError, match=f"{tmp_path}/{message}"):
+        recipe(questions_file(tmp_path, [question(1)]), tmp_path / name)
+
+
+def test_a_folder_that_is_built_again_is_read_again(tmp_path, distractors):
+    folder = tmp_path / "output"
+    source = HotpotqaRecipe(str(folder), 12)
+    for count in (1, 3):
+        build(questions_file(tmp_path, [question(i) for i in range(count)]), distractors, folder)
+        assert len(source) == count and source.sample(count - 1).id == f"q{count - 1}"
 
 
 def test_missing_files_are_errors(tmp_path, distractors):

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline.documents.passages import PassageFile, document_text, read_passages, table_writer
+from pipeline.documents.passages import PassageFile, document_text, passage, read_passages, table_writer
 from pipeline.files import atomic_output, exists, file_state, list_files, open_input, write_bytes, write_text
 from pipeline.problems import BadRow, DataError, Problem
 
@@ -42,7 +42,7 @@ def path(request, tmp_path) -> str:
 def test_passages_are_read_by_row(path):
     passages = PassageFile(path)
     assert [(passages.title(row), passages.text(row)) for row in range(len(passages))] == PASSAGES
-    assert [(title, text) for _, title, text in read_passages(path)] == PASSAGES
+    assert [passage(row) for _, row in read_passages(path)] == PASSAGES
 
 
 def test_the_text_of_a_document_by_reference(path):
@@ -94,6 +94,46 @@ def test_a_malformed_line_is_named(tmp_path, line):
     (tmp_path / "passages.jsonl").write_text(f'{{"title": "a", "text": "b"}}\n\n{line}\n')
     with pytest.raises(DataError, match=r"passages.jsonl:3: .*expected a line like"):
         PassageFile(tmp_path / "passages.jsonl")
+
+
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [
+        (b"{", "not JSON"),
+        (b'["a", "b"]', "not an object with the texts"),
+        (b'"{}"', "not an object with the texts"),
+        (b'{"title": "a"}', "not an object with the texts"),
+        (b'{"title": "\\ud800", "text": "b"}', "not valid Unicode"),
+        (b'{"title": "a", "text": "\xff"}', "not valid Unicode"),
+        (b'{"title": ' + b"9" * 5000 + b"}", "not JSON"),
+        (b"[" * 100_000, "not JSON"),
+    ],
+    ids=range(8),
+)
+def test_a_malformed_line_is_read_with_its_place_and_found_bad(tmp_path, line, reason):
+    file = tmp_path / "passages.jsonl"
+    file.write_bytes(b'{"title": "a", "text": "b"}\n\n' + line + b"\n")
+    (_, good), (place, bad) = read_passages(file)
+    assert passage(good) == ("a", "b") and place == f"{file}:3"
+    with pytest.raises(BadRow, match=reason):
+        passage(bad)
+
+
+def test_malformed_rows_of_a_table_are_read_with_their_place_and_found_bad(tmp_path):
+    no_unicode = pa.array([b"a", b"b", b"\xff"]).view(pa.string())
+    table = pa.table({"title": no_unicode, "text": ["x", None, "z"]})
+    pq.write_table(table, tmp_path / "passages.parquet")
+    with pa.ipc.new_file(tmp_path / "passages.arrow", table.schema) as writer:
+        writer.write_table(table)
+    for path in (tmp_path / "passages.parquet", tmp_path / "passages.arrow"):
+        rows = dict(read_passages(path))
+        assert passage(rows[f"{path}: row 1"]) == ("a", "x")
+        with pytest.raises(BadRow, match="not an object with the texts"):
+            passage(rows[f"{path}: row 2"])
+        with pytest.raises(BadRow, match="not valid Unicode"):
+            passage(rows[f"{path}: row 3"])
+        with pytest.raises(DataError, match="'text' has rows without a value"):
+            PassageFile(path)
 
 
 def test_no_passages_are_a_file_too(tmp_path):

@@ -29,8 +29,8 @@ def question(i: int) -> dict:
     }
 
 
-def questions_file(path: Path, bad: tuple[int, ...] = ()) -> Path:
-    rows = [question(i) | ({"answer": ""} if i in bad else {}) for i in range(QUESTIONS)]
+def questions_file(path: Path, bad: tuple[int, ...] = (), count: int = QUESTIONS) -> Path:
+    rows = [question(i) | ({"answer": ""} if i in bad else {}) for i in range(count)]
     path.write_text(json.dumps(rows), encoding="utf-8")
     return path
 
@@ -179,6 +179,65 @@ def test_too_many_bad_rows_stop_the_job_each_time_it_is_tried(ray_session, tmp_p
     assert (prepared.samples, prepared.quarantined) == (QUESTIONS // 2, QUESTIONS // 2)
 
 
+def test_the_share_of_bad_rows_is_that_of_all_rows(ray_session, tmp_path):
+    arguments = ["documents=9", "rows_per_file=10"]
+    few = questions_file(tmp_path / "few.json", bad=(0, 1, 2, 3, 4), count=100)
+    assert make(tmp_path / "few", "hotpotqa", f"path={few}", *arguments).quarantined == 5
+    many = questions_file(tmp_path / "many.json", bad=(0, 1, 2, 3, 4, 99), count=100)
+    with pytest.raises(DataError, match="6 of 100 rows are bad"):
+        make(tmp_path / "many", "hotpotqa", f"path={many}", *arguments)
+    assert len(list((tmp_path / "many").glob("*.jsonl"))) == 9
+    early = questions_file(tmp_path / "early.json", bad=tuple(range(6)), count=100)
+    with pytest.raises(DataError, match="6 of 100 rows are bad"):
+        make(tmp_path / "early", "hotpotqa", f"path={early}", *arguments)
+    assert not list((tmp_path / "early").glob("*.jsonl"))
+
+
+def distractors_file(path: Path, bad: int, good: int = 40) -> Path:
+    rows = [{"title": f"Other {n}", "text": "Else."} for n in range(good)] + [{"title": "No text"}] * bad
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def test_bad_distractors_are_put_aside_and_counted(ray_session, tmp_path):
+    questions = questions_file(tmp_path / "questions.json", bad=(11,))
+    distractors = distractors_file(tmp_path / "distractors.jsonl", 2)
+    arguments = [f"path={questions}", f"distractors={distractors}", "documents=9", "rows_per_file=10"]
+    prepared = make(tmp_path / "out", "hotpotqa", *arguments)
+    assert (prepared.samples, prepared.quarantined) == (QUESTIONS - 1, 3)
+    aside = lines(tmp_path / "out" / "quarantine" / "passages.jsonl")
+    assert [row["id"] for row in aside] == [f"{distractors}:41", f"{distractors}:42"]
+    assert all("the texts 'title' and 'text'" in row["reason"] for row in aside)
+    assert json.loads((tmp_path / "out" / "prepare.json").read_text())["quarantined"] == 3
+    (tmp_path / "out" / "hotpotqa-9-00002.jsonl").unlink()
+    assert make(tmp_path / "out", "hotpotqa", *arguments) == prepared
+
+
+def test_too_many_bad_distractors_stop_the_job(ray_session, tmp_path, questions):
+    arguments = [f"path={questions}", f"distractors={distractors_file(tmp_path / 'd.jsonl', 3)}", "documents=9"]
+    with pytest.raises(DataError, match=f"d.jsonl: 3 of 43 .* reasons are in {tmp_path}/out/quarantine/passages.jsonl"):
+        make(tmp_path / "out", "hotpotqa", *arguments)
+    assert len(lines(tmp_path / "out" / "quarantine" / "passages.jsonl")) == 3
+    assert make(tmp_path / "out", "hotpotqa", *arguments, "max_bad_share=0.1").quarantined == 3
+
+
+def test_a_folder_without_samples_is_begun_anew(ray_session, tmp_path, questions):
+    """With other settings and other inputs; nothing of the failed attempt comes into the samples or the counts."""
+    distractors = distractors_file(tmp_path / "distractors.jsonl", 2)
+    arguments = [f"path={questions}", f"distractors={distractors}", "rows_per_file=10"]
+    with pytest.raises(DataError, match="43 paragraphs .* too few for documents=91"):
+        make(tmp_path / "out", "hotpotqa", *arguments, "documents=91")
+    quarantine = tmp_path / "out" / "quarantine"
+    assert len(lines(quarantine / "passages.jsonl")) == 2
+    (quarantine / "hotpotqa-9-00000.jsonl").write_text('{"id": "from too many bad rows"}\n')
+    distractors_file(distractors, 0, good=50)
+    prepared = make(tmp_path / "out", "hotpotqa", *arguments, "documents=9")
+    assert (prepared.samples, prepared.quarantined) == (QUESTIONS, 0)
+    assert make(tmp_path / "out", "hotpotqa", *arguments, "documents=9") == prepared
+    make(tmp_path / "new", "hotpotqa", *arguments, "documents=9")
+    assert {name: data for name, data in contents(tmp_path / "out").items() if data} == contents(tmp_path / "new")
+
+
 def test_other_settings_need_another_folder(ray_session, tmp_path, questions):
     make(tmp_path / "out", "hotpotqa", f"path={questions}", "documents=9")
     before = contents(tmp_path / "out")
@@ -196,6 +255,33 @@ def test_a_changed_input_is_noticed(ray_session, tmp_path, questions):
     questions.write_text(json.dumps([question(i) for i in range(4)]))
     with pytest.raises(ConfigError, match="questions.json has another size or time of change"):
         make(tmp_path / "out", "hotpotqa", f"path={questions}", "documents=9")
+
+
+def test_a_file_more_or_less_in_the_essay_folder_is_noticed(ray_session, tmp_path, random_model):
+    essay = tmp_path / "essay"
+    essay.mkdir()
+    for name in ("a", "b"):
+        (essay / f"{name}.txt").write_text(" ".join(f"Sentence {n} of {name} is here." for n in range(300)))
+    arguments = ["tasks=[niah_single_2]", "tokens=[400]", f"tokenizer={random_model}", "count=2"]
+    arguments.append(f"essay=file://{essay}")
+    prepared = make(tmp_path / "out", "ruler", *arguments)
+    (essay / "notes.md").write_text("Not read.")
+    assert make(tmp_path / "out", "ruler", *arguments) == prepared
+    (essay / "b.txt").rename(essay / "c.txt")
+    with pytest.raises(ConfigError) as raised:
+        make(tmp_path / "out", "ruler", *arguments)
+    assert str(raised.value).splitlines()[1:] == [
+        f"  file://{essay}/b.txt is gone from the inputs",
+        f"  file://{essay}/c.txt is new among the inputs",
+    ]
+
+
+def test_an_essay_that_was_left_out_can_be_given(ray_session, tmp_path, random_model):
+    arguments = ["tasks=[niah_single_2]", "tokens=[400]", f"tokenizer={random_model}", "count=2"]
+    with pytest.raises(DataError, match="essay"):
+        make(tmp_path / "out", "ruler", *arguments)
+    (tmp_path / "essay.txt").write_text(" ".join(f"Sentence {n} is here." for n in range(300)))
+    assert make(tmp_path / "out", "ruler", *arguments, f"essay={tmp_path}/essay.txt").samples == 2
 
 
 def test_a_folder_with_other_things_is_left_alone(ray_session, tmp_path, questions):
@@ -248,11 +334,13 @@ def test_the_command_makes_samples_and_says_so(command, tmp_path, questions):
     ]
 
 
-def test_the_command_fails_on_bad_data_and_refuses_another_folder(command, tmp_path, questions):
+def test_the_command_fails_on_bad_data_and_refuses_a_folder_of_other_samples(command, tmp_path, questions):
     status, _, errors = command("hotpotqa", f"path={questions}", "documents=91", f"output={tmp_path}/out")
     assert status == 1 and errors.startswith(str(tmp_path)) and "too few for documents=91" in errors
-    status, _, errors = command("hotpotqa", f"path={questions}", "documents=9", f"output={tmp_path}/out")
-    assert status == 2 and "documents was 91, is now 9" in errors
+    status, _, _ = command("hotpotqa", f"path={questions}", "documents=9", f"output={tmp_path}/out")
+    assert status == 0
+    status, _, errors = command("hotpotqa", f"path={questions}", "documents=8", f"output={tmp_path}/out")
+    assert status == 2 and "documents was 9, is now 8" in errors
 
 
 def test_an_interrupt_has_its_own_status_and_says_how_to_go_on(command, tmp_path, monkeypatch):

@@ -5,6 +5,7 @@ from collections import Counter
 
 import pytest
 
+from pipeline.documents.hotpotqa import HotpotqaRecipe, Paragraph, build_passages
 from pipeline.documents.ruler import RulerSources, load_essay, load_questions, ruler_problem
 from pipeline.problems import DataError, Quarantine
 from tests.ruler_sources import WORDS, count_bytes, count_pieces, count_words, hotpotqa, sources, squad, written
@@ -180,7 +181,7 @@ def test_a_bad_hotpotqa_question_is_quarantined(tmp_path, change, reason):
         ("qa_1", {"data": 5}, "not in SQuAD's format"),
         ("qa_1", {"data": [{"context": "a"}]}, "not in SQuAD's format"),
         ("qa_1", {"data": []}, "no rows"),
-        ("qa_2", {"data": []}, "not in HotpotQA's format"),
+        ("qa_2", {"data": []}, "does not begin with '\\['; expected a JSON list of questions"),
         ("qa_2", [], "no rows"),
         ("qa_2", [5] * 30, "30 of 30 rows are bad|20 of 20 rows are bad"),
         ("cwe", [], "'cwe' has no questions to read; qa_1 and qa_2 have"),
@@ -195,8 +196,48 @@ def test_a_file_that_is_no_json_is_an_error(tmp_path):
     (tmp_path / "bad.json").write_text('{"data": [')
     with pytest.raises(DataError, match="bad.json is not JSON .* qa_1 reads SQuAD's format"):
         load_questions("qa_1", tmp_path / "bad.json", Quarantine(tmp_path / "q"))
-    with pytest.raises(FileNotFoundError):
-        load_questions("qa_1", tmp_path / "none.json", Quarantine(tmp_path / "q"))
+    for task in ("qa_1", "qa_2"):
+        with pytest.raises(FileNotFoundError):
+            load_questions(task, tmp_path / "none.json", Quarantine(tmp_path / "q"))
+
+
+@pytest.mark.parametrize("value", ["9" * 5000, "[" * 20_000 + "]" * 20_000, "[" * 900 + "]" * 900])
+def test_numbers_and_depths_that_no_data_has_are_an_error(tmp_path, value):
+    (tmp_path / "bad.json").write_text(f'{{"data": [{{"paragraphs": [{value}]}}]}}')
+    with pytest.raises(DataError, match="bad.json (is not JSON|holds lists or objects nested deeper than 64)"):
+        load_questions("qa_1", tmp_path / "bad.json", Quarantine(tmp_path / "q"))
+    (tmp_path / "bad.json").write_text(f'[{{"question": {value}}}]')
+    with pytest.raises(DataError, match="bad.json (is not JSON|holds lists or objects nested deeper than 64)"):
+        load_questions("qa_2", tmp_path / "bad.json", Quarantine(tmp_path / "q"))
+
+
+def test_questions_are_read_from_a_uri(tmp_path):
+    for task, content in (("qa_1", squad(2, 3)), ("qa_2", hotpotqa(4))):
+        path = written(tmp_path / f"{task}.json", content)
+        here, there = (load_questions(task, p, Quarantine(tmp_path / "q")) for p in (path, f"file://{path}"))
+        assert there.questions == here.questions and there.paragraphs == here.paragraphs
+        assert there.path == f"file://{path}"
+
+
+def test_paragraphs_are_the_same_for_ruler_as_for_hotpotqa(tmp_path):
+    """Those without text are left out; of two with one title the first is gold."""
+    row = hotpotqa(1)[0] | {"supporting_facts": [["B", 0], ["A", 0], ["B", 1]]}
+    row["context"] = [["A", []], [" A ", ["First."]], ["A", ["Second."]], ["B", ["One.", " Two."]], ["C", [" "]]]
+    path = written(tmp_path / "questions.json", [row])
+    loaded, _ = load(tmp_path, "qa_2", [row])
+    assert loaded.paragraphs == (Paragraph("A", "First."), Paragraph("A", "Second."), Paragraph("B", "One. Two."))
+    assert (loaded.questions[0].gold, loaded.questions[0].near) == ((0, 2), (1,))
+    build_passages(str(path), "", str(tmp_path / "output"), Quarantine(tmp_path / "q"))
+    problem = HotpotqaRecipe(str(tmp_path / "output"), 3).sample(0)
+    assert sorted(problem.passages) == [0, 1, 2] and problem.metadata["gold_titles"] == ["B", "A"]
+    assert [problem.passages[n - 1] for n in problem.metadata["gold_documents"]] == [2, 0]
+
+
+def test_without_supporting_facts_all_own_paragraphs_are_gold(tmp_path):
+    row = hotpotqa(1, 8)[0]
+    del row["supporting_facts"]
+    loaded, _ = load(tmp_path, "qa_2", [row])
+    assert loaded.questions[0].gold == tuple(range(8)) and loaded.questions[0].near == ()
 
 
 TEXT = 'It rains.\nDoes it?  "It does!" Yes,\nsaid  he… 雨。雪。 The end'
@@ -215,6 +256,17 @@ def test_an_essay_is_split_into_sentences(tmp_path):
     assert load_essay(str(tmp_path / "lines.jsonl")) == ("A.", "B.", "C.")
 
 
+def test_an_essay_is_read_from_a_uri(tmp_path):
+    (tmp_path / "b.txt").write_text("Second.")
+    (tmp_path / "a.txt").write_text(TEXT)
+    assert load_essay(f"file://{tmp_path}/a.txt") == SENTENCES
+    assert load_essay(f"file://{tmp_path}") == (*SENTENCES, "Second.")
+    written(tmp_path / "one.json", {"text": TEXT})
+    assert load_essay(f"file://{tmp_path}/one.json") == SENTENCES
+    with pytest.raises(DataError, match="there is no essay file://.*none.txt"):
+        load_essay(f"file://{tmp_path}/none.txt")
+
+
 def test_a_text_without_full_stops_is_broken_at_words(tmp_path):
     (tmp_path / "a.txt").write_text(" ".join(WORDS * 50))
     sentences = load_essay(tmp_path / "a.txt")
@@ -230,7 +282,10 @@ def test_a_text_without_full_stops_is_broken_at_words(tmp_path):
         ("bad.json", '["a"]', "bad.json: the row is a str"),
         ("bad.json", "[]", "bad.json holds no text"),
         ("bad.jsonl", '{"text": "a"}\n{"text"', "bad.jsonl:2: not JSON"),
+        ("bad.json", f'{{"text": {"9" * 5000}}}', "bad.json is not JSON"),
+        ("bad.json", "[" * 100_000, "bad.json is not JSON"),
     ],
+    ids=range(8),
 )
 def test_an_essay_that_cannot_be_read_is_an_error(tmp_path, name, content, message):
     (tmp_path / name).write_text(content)

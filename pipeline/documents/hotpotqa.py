@@ -15,6 +15,7 @@ import json
 import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import ijson
 import numpy as np
@@ -26,19 +27,21 @@ from pipeline.documents.passages import (
     PassageFile,
     TableWriter,
     open_passages,
+    passage,
     passage_text,
     read_arrow,
     read_passages,
     table_writer,
 )
 from pipeline.files import exists, join, open_input
-from pipeline.problems import BadRow, DataError, Problem, text_field
+from pipeline.problems import BadRow, DataError, Problem, Quarantine, checked_rows, text_field
 from pipeline.prompts import encode_text
 
 QUESTIONS = "questions.arrow"  # a column of JSON: not a file of samples, and any row is found at once
 QUESTIONS_SCHEMA = pa.schema([("question", pa.large_string())])
 # `drawable`: the paragraph may be another question's distractor; one of all paragraphs of the same title is.
 PASSAGES_SCHEMA = pa.schema([*SCHEMA, ("drawable", pa.bool_())])
+DEEPEST = 64  # lists and objects within one another; deeper ones Python cannot write as JSON again
 
 
 @dataclass(frozen=True)
@@ -47,41 +50,56 @@ class Paragraph:
     text: str
 
 
-def build_passages(questions: str, distractors: str, folder: str) -> None:
+@dataclass(frozen=True)
+class HotpotqaQuestion:
+    """A row of HotpotQA's JSON. `gold` are the numbers of the paragraphs that its supporting facts name, in order."""
+
+    id: str
+    question: str
+    answer: str
+    paragraphs: tuple[Paragraph, ...]
+    gold: tuple[int, ...]
+
+
+def build_passages(questions: str, distractors: str, folder: str, quarantine: Quarantine) -> None:
     """Read the questions once, from first to last, and write `passages.arrow` and `questions.arrow` into `folder`.
 
     The passages are those of the file `distractors` (pipeline/documents/passages.py has its formats), then each
     question's own paragraphs. Others are drawn from the distractors, or if that path is empty from all questions' own
-    paragraphs, those of malformed questions too. A malformed question is kept with its reason and its row.
+    paragraphs, those of malformed questions too. A malformed question is kept with its reason and its row, a malformed
+    distractor goes to `quarantine`.
 
     Memory does not grow with the number of questions, but with that of the different titles to draw from: about
-    200 bytes for each. Both files are written whole or not at all.
+    270 bytes for each. Both files are written whole or not at all.
 
     Raises:
         FileNotFoundError: there is no such file.
-        DataError: a file has another format, or there are no questions.
+        DataError: a file has another format, there are no questions, or too many distractors were bad.
     """
     drawable: dict[str, int] = {}  # title: row
     with (
         table_writer(join(folder, QUESTIONS), QUESTIONS_SCHEMA) as rows,
         table_writer(join(folder, PASSAGES), PASSAGES_SCHEMA) as passages,
     ):
-        for paragraph in _read_distractors(distractors) if distractors else ():
+        for paragraph in _distractors(distractors, quarantine) if distractors else ():
             _add(passages, paragraph, drawable)
         name = questions.rpartition("/")[2]
-        for number, row in enumerate(_read_questions(questions), 1):
+        for number, row in enumerate(read_questions(questions), 1):
             row_id = f"{name}:{number}"
             try:
-                own = _own_paragraphs(row)
+                own = own_paragraphs(row)
                 first = passages.rows
                 for paragraph in own:
                     _add(passages, paragraph, None if distractors else drawable)
-                entry = _question(row, row_id, own, first, drawable)
+                entry = _small_row(row, hotpotqa_question(row, row_id, own), first, drawable)
             except BadRow as error:
                 entry = {"id": row_id, "error": str(error), "row": row}
             rows.add(json.dumps(entry))
         if not rows.rows:
             raise DataError(f"{questions} holds no questions")
+    # What this process had read of such files before.
+    _opened.cache_clear()
+    open_passages.cache_clear()
 
 
 def is_built(folder: str) -> bool:
@@ -160,7 +178,7 @@ class HotpotqaRecipe:
 
     def _within_tokens(self, opened: "_Opened", question: dict, others: Iterator[int]) -> list[int]:
         own, passages = _own_rows(question), opened.passages
-        tokenizer = _tokenizer(self.tokenizer)
+        tokenizer = load_tokenizer(self.tokenizer)
         # A guess from the paragraphs one by one, each with what follows it: that may join with a paragraph's end, so
         # that the tokens of the whole text may be others.
         follows = "Document"
@@ -258,7 +276,8 @@ def _opened(folder: str) -> _Opened:
 
 
 @functools.lru_cache(maxsize=2)
-def _tokenizer(path: str):
+def load_tokenizer(path: str):
+    """The tokenizer of a Hugging Face folder or name, loaded once in a process."""
     from transformers import AutoTokenizer
 
     return AutoTokenizer.from_pretrained(path)
@@ -269,36 +288,86 @@ def _own_rows(question: dict) -> list[int]:
     return list(range(first, first + count))
 
 
-def _add(passages: TableWriter, paragraph: Paragraph, drawable: dict[str, int] | None) -> None:
-    """Write a passage; the first of its title that is not empty may be drawn, if `drawable` is given."""
-    new = drawable is not None and paragraph.text != "" and paragraph.title not in drawable
-    row = passages.add(paragraph.title, paragraph.text, new)
-    if new:
-        drawable[paragraph.title] = row
+def own_paragraphs(row: object) -> tuple[Paragraph, ...]:
+    """The paragraphs of a question's context, but for those without text.
 
-
-def _question(row: dict, row_id: str, own: list[Paragraph], first: int, drawable: dict[str, int]) -> dict:
-    """The small row of a question whose paragraphs begin at row `first`; raises `BadRow`."""
-    rows = {p.title: first + i for i, p in reversed(list(enumerate(own))) if p.text}
-    return {
-        "id": str(row.get("_id", row_id)),
-        "question": text_field(row, "question"),
-        "answer": text_field(row, "answer"),
-        **{name: row[name] for name in ("type", "level") if name in row},
-        "own": [first, len(own)],
-        "gold": [rows[title] for title in _gold_titles(row, own)],
-        "excluded": sorted({drawable[p.title] for p in own if p.title in drawable}),
-    }
-
-
-def _own_paragraphs(row: object) -> list[Paragraph]:
-    """The question's own paragraphs; raises `BadRow`."""
+    Raises:
+        BadRow: the row is not an object, or its context is not in HotpotQA's format or holds no text.
+    """
     if not isinstance(row, dict):
         raise BadRow(f"the row is a {type(row).__name__}, not an object")
     context = row.get("context")
     if not isinstance(context, list) or not context:
         raise BadRow("'context' must be a list of one or more [title, [sentence, …]]")
-    return [_paragraph(entry) for entry in context]
+    own = tuple(paragraph for entry in context if (paragraph := _paragraph(entry)).text)
+    if not own:
+        raise BadRow("no paragraph of 'context' holds text")
+    return own
+
+
+def hotpotqa_question(row: dict, row_id: str, own: tuple[Paragraph, ...]) -> HotpotqaQuestion:
+    """Check one row of HotpotQA's JSON, whose `own_paragraphs` are `own`; `row_id` is for a row without an id.
+
+    Raises:
+        BadRow: a field is missing or of the wrong type, or a supporting fact is in none of the paragraphs.
+    """
+    facts = row.get("supporting_facts", [])
+    if not isinstance(facts, list) or not all(isinstance(f, list) and f and isinstance(f[0], str) for f in facts):
+        raise BadRow("'supporting_facts' must be a list of [title, sentence number]")
+    titles = [paragraph.title for paragraph in own]
+    gold = list(dict.fromkeys(fact[0].strip() for fact in facts))
+    if absent := set(gold) - set(titles):
+        raise BadRow(f"'supporting_facts' names {', '.join(sorted(absent))}, which 'context' does not hold")
+    return HotpotqaQuestion(
+        id=str(row.get("_id", row_id)),
+        question=text_field(row, "question"),
+        answer=text_field(row, "answer"),
+        paragraphs=own,
+        gold=tuple(titles.index(title) for title in gold),
+    )
+
+
+def read_questions(path: str | Path) -> Iterator[object]:
+    """Yield the rows of HotpotQA's JSON as they stand.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        DataError: it is not a JSON list.
+    """
+    expected = "expected a JSON list of questions, the format of hotpot_train_v1.1.json"
+    with open_input(path) as file:
+        if not file.read(4096).lstrip().startswith(b"["):
+            raise DataError(f"{path} does not begin with '['; {expected}")
+    return read_json(path, expected, listed=True)
+
+
+def read_json(path: str | Path, expected: str, listed: bool = False) -> Iterator[object]:
+    """Yield what a JSON file holds; if it is `listed`, the entries of this list one by one.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        DataError: it is not JSON, or holds numbers or depths that no data has; the message ends in `expected`.
+    """
+    with open_input(path) as file:
+        # Not ijson.items, which takes memory by the square of the depth.
+        events = ijson.basic_parse(file, use_float=True)
+        builder, depth = ijson.ObjectBuilder(), 0
+        try:
+            if listed:
+                next(events)
+            for event, value in events:
+                depth -= event in ("end_array", "end_map")
+                if depth < 0:  # the end of the list
+                    continue
+                builder.event(event, value)
+                depth += event in ("start_array", "start_map")
+                if depth > DEEPEST:
+                    raise DataError(f"{path} holds lists or objects nested deeper than {DEEPEST}; {expected}")
+                if depth == 0:
+                    yield builder.value
+                    builder = ijson.ObjectBuilder()
+        except ijson.JSONError as error:
+            raise DataError(f"{path} is not JSON ({' '.join(str(error).split())}); {expected}") from None
 
 
 def _paragraph(entry: object) -> Paragraph:
@@ -310,30 +379,37 @@ def _paragraph(entry: object) -> Paragraph:
     raise BadRow("every entry of 'context' must be [title, [sentence, …]]")
 
 
-def _gold_titles(row: dict, own: list[Paragraph]) -> list[str]:
-    facts = row.get("supporting_facts", [])
-    if not isinstance(facts, list) or not all(isinstance(f, list) and f and isinstance(f[0], str) for f in facts):
-        raise BadRow("'supporting_facts' must be a list of [title, sentence number]")
-    gold = list(dict.fromkeys(fact[0].strip() for fact in facts))
-    if absent := set(gold) - {p.title for p in own if p.text}:
-        raise BadRow(f"'supporting_facts' names {', '.join(sorted(absent))}, which 'context' does not hold")
-    return gold
+def _add(passages: TableWriter, paragraph: Paragraph, drawable: dict[str, int] | None) -> None:
+    """Write a passage; the first of its title may be drawn, if `drawable` is given."""
+    new = drawable is not None and paragraph.title not in drawable
+    row = passages.add(paragraph.title, paragraph.text, new)
+    if new:
+        drawable[paragraph.title] = row
 
 
-def _read_questions(path: str) -> Iterator[object]:
-    expected = "expected a JSON list of questions, the format of hotpot_train_v1.1.json"
-    with open_input(path) as file:
-        if not file.read(4096).lstrip().startswith(b"["):
-            raise DataError(f"{path} does not begin with '['; {expected}")
-        file.seek(0)
-        try:
-            yield from ijson.items(file, "item", use_float=True)
-        except ijson.JSONError as error:
-            raise DataError(f"{path} is not JSON ({' '.join(str(error).split())}); {expected}") from None
+def _small_row(row: dict, question: HotpotqaQuestion, first: int, drawable: dict[str, int]) -> dict:
+    """What is kept of a question whose paragraphs begin at row `first` of the passages."""
+    own = question.paragraphs
+    return {
+        "id": question.id,
+        "question": question.question,
+        "answer": question.answer,
+        **{name: row[name] for name in ("type", "level") if name in row},
+        "own": [first, len(own)],
+        "gold": [first + number for number in question.gold],
+        "excluded": sorted({drawable[p.title] for p in own if p.title in drawable}),
+    }
 
 
-def _read_distractors(path: str) -> Iterator[Paragraph]:
-    for place, title, text in read_passages(path):
-        if not title.strip() or not text.strip():
-            raise DataError(f"{place}: a distractor needs a title and a text")
-        yield Paragraph(title.strip(), text.strip())
+def _distractors(path: str, quarantine: Quarantine) -> Iterator[Paragraph]:
+    try:
+        yield from checked_rows(read_passages(path), _distractor, quarantine)
+    except DataError as error:
+        raise DataError(str(error) if str(error).startswith(path) else f"{path}: {error}") from None
+
+
+def _distractor(place: str, row: object) -> Paragraph:
+    title, text = passage(row)
+    if not title.strip() or not text.strip():
+        raise BadRow("a distractor needs a title and a text")
+    return Paragraph(title.strip(), text.strip())

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.files import atomic_output, open_input, read_buffer
-from pipeline.problems import BadRow, DataError, Problem, decode_line
+from pipeline.problems import BadRow, DataError, Problem, decode_line, is_unicode
 
 PASSAGES = "passages.arrow"  # the file's name in a folder of samples
 COLUMNS = ("title", "text")
@@ -78,22 +78,42 @@ def passage_text(number: int, title: str, text: str) -> str:
     return f"Document {number}:\n{title}\n{text}" if title else f"Document {number}:\n{text}"
 
 
-def read_passages(path: str | Path) -> Iterator[tuple[str, str, str]]:
-    """Yield (place, title, text) for each passage of a file of any of the three formats; the place is for messages.
+def read_passages(path: str | Path) -> Iterator[tuple[str, object]]:
+    """Yield (place, row) for each row of a file of any of the three formats, malformed ones too: `passage` checks them.
 
-    Raises: as `PassageFile`.
+    A row is a line, or {"title": …, "text": …} of a table. Bytes in it that are not UTF-8 become half surrogate pairs.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        DataError: it is in none of the formats.
     """
     path = str(path)
     if path.endswith(".jsonl"):
-        yield from _read_lines(path)
+        yield from _read_lines(path, "surrogateescape")
         return
-    row = 1
+    number = 0
     for batch in _batches(path):
-        for title, text in zip(*(batch.column(name).to_pylist() for name in COLUMNS), strict=True):
-            if title is None or text is None:
-                raise DataError(f"{path}: row {row} has no title or no text")
-            yield f"{path}: row {row}", title, text
-            row += 1
+        columns = [batch.column(name).cast(pa.large_binary()).to_pylist() for name in COLUMNS]
+        for values in zip(*columns, strict=True):
+            number += 1
+            texts = (None if value is None else value.decode(errors="surrogateescape") for value in values)
+            yield f"{path}: row {number}", dict(zip(COLUMNS, texts, strict=True))
+
+
+def passage(row: object) -> tuple[str, str]:
+    """Title and text of a row that `read_passages` yields.
+
+    Raises:
+        BadRow: the line is not JSON, or title or text are missing, not text or not valid Unicode.
+    """
+    if isinstance(row, str):
+        row = decode_line(row)
+    title, text = (row.get(name) for name in COLUMNS) if isinstance(row, dict) else (None, None)
+    if not isinstance(title, str) or not isinstance(text, str):
+        raise BadRow("the row is not an object with the texts 'title' and 'text'")
+    if not is_unicode(title + text):
+        raise BadRow("'title' or 'text' is not valid Unicode")
+    return title, text
 
 
 class TableWriter:
@@ -147,15 +167,14 @@ def read_arrow(path: str | Path) -> pa.Table:
 
 def _read_table(path: str) -> pa.Table:
     if path.endswith(".jsonl"):
-        columns = list(zip(*((title, text) for _, title, text in _read_lines(path)), strict=True)) or [(), ()]
+        passages = [_strict(place, line) for place, line in _read_lines(path, "replace")]
+        columns = list(zip(*passages, strict=True)) or [(), ()]
         return pa.table([pa.array(column, pa.large_string()) for column in columns], SCHEMA)
-    if path.endswith(".arrow"):
-        table = _checked(read_arrow(path), path)
-    elif path.endswith(".parquet"):
+    if path.endswith(".parquet"):
         with _parquet(path) as file:
             table = _checked(file.read(), path)
     else:
-        raise DataError(f"{path}: a passage file ends in .arrow, .parquet or .jsonl")
+        table = _read_arrow_passages(path)
     for name in COLUMNS:
         if table.column(name).null_count:
             raise DataError(f"{path}: the column '{name}' has rows without a value")
@@ -164,11 +183,17 @@ def _read_table(path: str) -> pa.Table:
 
 def _batches(path: str) -> Iterator[pa.RecordBatch]:
     if not path.endswith(".parquet"):
-        yield from _read_table(path).to_batches()
+        yield from _read_arrow_passages(path).to_batches(BATCH_ROWS)
         return
     with _parquet(path) as file:
         _checked(file.schema_arrow.empty_table(), path)
         yield from file.iter_batches(BATCH_ROWS, columns=list(COLUMNS))
+
+
+def _read_arrow_passages(path: str) -> pa.Table:
+    if not path.endswith(".arrow"):
+        raise DataError(f"{path}: a passage file ends in .arrow, .parquet or .jsonl")
+    return _checked(read_arrow(path), path)
 
 
 def _parquet(path: str) -> pq.ParquetFile:
@@ -187,20 +212,18 @@ def _checked(table: pa.Table, path: str) -> pa.Table:
     return table
 
 
-def _read_lines(path: str) -> Iterator[tuple[str, str, str]]:
-    expected = 'expected a line like {"title": "…", "text": "…"}'
+def _read_lines(path: str, errors: str) -> Iterator[tuple[str, str]]:
+    """Yield (place, line) for each line that is not blank; `errors` as for bytes.decode."""
     with open_input(path) as file:
         number = 0
         while line := file.readline():
             number += 1
-            if not line.strip():
-                continue
-            try:
-                row = decode_line(line.decode(errors="replace"))
-                title, text = (row.get(name) for name in COLUMNS) if isinstance(row, dict) else (None, None)
-                if not isinstance(title, str) or not isinstance(text, str):
-                    raise BadRow("the line is not an object with the texts 'title' and 'text'")
-                (title + text).encode()  # JSON can spell out half a surrogate pair, which no file takes
-            except (BadRow, UnicodeEncodeError) as error:
-                raise DataError(f"{path}:{number}: {error}; {expected}") from None
-            yield f"{path}:{number}", title, text
+            if line.strip():
+                yield f"{path}:{number}", line.rstrip(b"\r\n").decode(errors=errors)
+
+
+def _strict(place: str, line: str) -> tuple[str, str]:
+    try:
+        return passage(line)
+    except BadRow as error:
+        raise DataError(f'{place}: {error}; expected a line like {{"title": "…", "text": "…"}}') from None

@@ -5,6 +5,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from pipeline.documents.hotpotqa import load_tokenizer
 from pipeline.documents.ruler import RulerSources, load_essay, load_questions, ruler_problem
 from pipeline.problems import Problem, Quarantine
 from pipeline.prompts import encode_text
@@ -35,7 +36,7 @@ class RulerRecipe:
             essay=_essay(self.essay) if self.essay else None,
             questions=_questions(self.task, self.questions) if self.questions else None,
         )
-        tokenizer = _tokenizer(self.tokenizer)
+        tokenizer = load_tokenizer(self.tokenizer)
         return ruler_problem(
             self.task, self.seed, index, self.tokens, lambda text: len(encode_text(tokenizer, text)), sources
         )
@@ -52,10 +53,3 @@ def _essay(path: str):
 @functools.lru_cache(maxsize=2)
 def _questions(task: str, path: str):
     return load_questions(task, path, Quarantine(Path(os.devnull), max_share=1.0))
-
-
-@functools.lru_cache(maxsize=1)
-def _tokenizer(path: str):
-    from transformers import AutoTokenizer
-
-    return AutoTokenizer.from_pretrained(path)

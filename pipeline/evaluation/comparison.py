@@ -7,7 +7,7 @@ from pipeline.evaluation.tables import escaped, markdown_lines, percent
 SMALLEST_P = 1e-4
 
 
-def compare(rows_a: list[dict], rows_b: list[dict], name_a: str, name_b: str, metric: str = "score") -> str:
+def compare(rows_a: list[dict], rows_b: list[dict], name_a: str, name_b: str) -> str:
     """A Markdown table of every set, length and method that both runs have, question by question.
 
     Several samples of a question are averaged first. Questions and cells that only one run has are counted below.
@@ -17,7 +17,6 @@ def compare(rows_a: list[dict], rows_b: list[dict], name_a: str, name_b: str, me
         rows_b: of the second run.
         name_a: what to call the first run.
         name_b: what to call the second run.
-        metric: the score, or one of the four metrics.
 
     Raises:
         ValueError: no question is in both runs, or the two asked different questions under one id.
@@ -30,7 +29,7 @@ def compare(rows_a: list[dict], rows_b: list[dict], name_a: str, name_b: str, me
         if key not in cells_b:
             continue
         check_same_questions(key, cells_a[key], cells_b[key])
-        scores_a, scores_b = question_scores(cells_a[key], metric), question_scores(cells_b[key], metric)
+        scores_a, scores_b = question_scores(cells_a[key]), question_scores(cells_b[key])
         both = [question for question in scores_a if question in scores_b]
         if len(both) < len(scores_a) or len(both) < len(scores_b):
             alone = f"{len(scores_a) - len(both)} only in {a}, {len(scores_b) - len(both)} only in {b}"
@@ -42,7 +41,7 @@ def compare(rows_a: list[dict], rows_b: list[dict], name_a: str, name_b: str, me
         lines.append(line(key, [scores_a[question] for question in both], [scores_b[question] for question in both]))
     for name, own, other in ((a, cells_a, cells_b), (b, cells_b, cells_a)):
         notes += [
-            f"{place(key)}: only in {name}, {len(question_scores(own[key], metric))} questions"
+            f"{place(key)}: only in {name}, {len(question_scores(own[key]))} questions"
             for key in own
             if key not in other
         ]
@@ -54,7 +53,7 @@ def compare(rows_a: list[dict], rows_b: list[dict], name_a: str, name_b: str, me
     notes += [faults(a, paired_a), faults(b, paired_b)]
     header = ["Set", "Length", "Method", "n", a, b, f"{a} − {b}", f"only {a} better", f"only {b} better", "p"]
     caption = (
-        f"{metric} in percent over the n questions of both runs; the difference with its 95% interval over questions; "
+        "Score in percent over the n questions of both runs; the difference with its 95% interval over questions; "
         "p of the exact two-sided sign test (McNemar's), not corrected for the number of lines."
     )
     return "\n\n".join([caption, markdown_lines(header, lines), "\n".join(f"- {note}." for note in notes)]) + "\n"

@@ -4,9 +4,10 @@ import random
 from collections.abc import Sequence
 from functools import lru_cache
 
+from pipeline.documents.hotpotqa import Paragraph
 from pipeline.documents.ruler.fitting import CountTokens, TooFewUnits, fit
 from pipeline.documents.ruler.haystack import pieces
-from pipeline.documents.ruler.questions import QUESTION_FORMATS, Paragraph, Question, QuestionSet
+from pipeline.documents.ruler.questions import QUESTION_FORMATS, Question, QuestionSet
 from pipeline.documents.ruler.sample import Sample
 from pipeline.problems import DataError
 

@@ -1,11 +1,11 @@
 """The essay haystack: a user's text as sentences."""
 
-import json
 import re
 import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 
+from pipeline.files import exists, is_file, list_files, open_input
 from pipeline.problems import BadRow, DataError, decode_line, text_field
 
 SENTENCE_END = re.compile(r"(?<=[.!?])\s+|(?<=[.!?][\"')\]”’])\s+|(?<=[。！？])\s*")
@@ -16,12 +16,12 @@ def load_essay(path: str | Path) -> tuple[str, ...]:
     """The sentences of a text file, of all .txt files of a folder in the order of their names, or of JSON.
 
     A .jsonl file has an object with the field "text" in each line, a .json file one such object or a list of them.
-    Runs of blanks and line ends count as one blank.
+    Runs of blanks and line ends count as one blank. The path may be a URI (pipeline/files.py).
 
     Raises:
         DataError: there is no such file or folder, it has another format, or it holds no text.
     """
-    path = Path(path)
+    path = str(path)
     sentences = tuple(sentence for text in _texts(path) for sentence in _sentences(text))
     if not sentences:
         raise DataError(f"the essay {path} holds no text")
@@ -36,34 +36,42 @@ def _sentences(text: str) -> Iterator[str]:
             yield sentence
 
 
-def _texts(path: Path) -> Iterator[str]:
-    if path.is_dir():
-        files = sorted(path.glob("*.txt"))
+def _texts(path: str) -> Iterator[str]:
+    if not exists(path):
+        raise DataError(f"there is no essay {path}; give a text file, a folder of .txt files, .json or .jsonl")
+    if not is_file(path):
+        files = list_files(path, [".txt"])
         if not files:
             raise DataError(f"the essay folder {path} holds no .txt file")
-        yield from (file.read_text(encoding="utf-8", errors="replace") for file in files)
+        yield from map(_content, files)
         return
-    if not path.is_file():
-        raise DataError(f"there is no essay {path}; give a text file, a folder of .txt files, .json or .jsonl")
-    content = path.read_text(encoding="utf-8", errors="replace")
-    if path.suffix not in (".json", ".jsonl"):
-        yield content
+    if not path.endswith((".json", ".jsonl")):
+        yield _content(path)
         return
-    for place, row in _rows(path, content):
+    for place, row in _rows(path):
         try:
-            yield text_field(row() if callable(row) else row, "text")
+            yield text_field(row, "text")
         except BadRow as error:
             raise DataError(f"{place}: {error}; expected an object with the field 'text'") from None
 
 
-def _rows(path: Path, content: str) -> Iterator[tuple[str, object]]:
-    if path.suffix == ".jsonl":
-        for number, line in enumerate(content.split("\n"), 1):
+def _content(path: str) -> str:
+    with open_input(path) as file:
+        return file.read().decode(errors="replace")
+
+
+def _rows(path: str) -> Iterator[tuple[str, object]]:
+    if path.endswith(".jsonl"):
+        for number, line in enumerate(_content(path).split("\n"), 1):
             if line.strip():
-                yield f"{path}:{number}", lambda line=line: decode_line(line)
+                yield f"{path}:{number}", _decoded(line, f"{path}:{number}:")
         return
+    rows = _decoded(_content(path), f"{path} is")
+    yield from ((path, row) for row in (rows if isinstance(rows, list) else [rows]))
+
+
+def _decoded(text: str, subject: str) -> object:
     try:
-        rows = json.loads(content)
-    except json.JSONDecodeError as error:
-        raise DataError(f"{path} is not JSON: {error}") from None
-    yield from ((str(path), row) for row in (rows if isinstance(rows, list) else [rows]))
+        return decode_line(text)
+    except BadRow as error:
+        raise DataError(f"{subject} {error}") from None

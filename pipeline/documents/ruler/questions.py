@@ -1,19 +1,13 @@
 """The questions of SQuAD's JSON (qa_1) and of HotpotQA's (qa_2), with the paragraphs to hide their answers among."""
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from pipeline.documents.hotpotqa import Paragraph, hotpotqa_question, own_paragraphs, read_json, read_questions
 from pipeline.problems import BadRow, DataError, Quarantine, checked_rows, text_field
 
 QUESTION_FORMATS = {"qa_1": "SQuAD", "qa_2": "HotpotQA"}
-
-
-@dataclass(frozen=True)
-class Paragraph:
-    title: str
-    text: str
 
 
 @dataclass(frozen=True)
@@ -51,24 +45,17 @@ def load_questions(task: str, path: str | Path, quarantine: Quarantine) -> Quest
     """
     if task not in QUESTION_FORMATS:
         raise DataError(f"{task!r} has no questions to read; {' and '.join(QUESTION_FORMATS)} have")
-    path = Path(path)
-    try:
-        content = json.loads(path.read_text(encoding="utf-8", errors="replace"))
-    except json.JSONDecodeError as error:
-        raise DataError(f"{path} is not JSON ({error}); {task} reads {QUESTION_FORMATS[task]}'s format") from None
+    path = str(path)
     numbers: dict[Paragraph, int] = {}  # each paragraph's, in the order of the file
-    if task == "qa_1":
-        questions = _squad_questions(content, path, numbers, quarantine)
-    else:
-        questions = _hotpotqa_questions(content, path, numbers, quarantine)
+    read = _squad_questions if task == "qa_1" else _hotpotqa_questions
+    questions = read(path, numbers, quarantine)
     if not questions:
         raise DataError(f"{path} holds no question that {task} can ask; the reasons are in {quarantine.path}")
-    return QuestionSet(task, str(path), tuple(numbers), questions)
+    return QuestionSet(task, path, tuple(numbers), questions)
 
 
-def _squad_questions(
-    content: object, path: Path, numbers: dict[Paragraph, int], quarantine: Quarantine
-) -> tuple[Question, ...]:
+def _squad_questions(path: str, numbers: dict[Paragraph, int], quarantine: Quarantine) -> tuple[Question, ...]:
+    content = next(read_json(path, "qa_1 reads SQuAD's format"))
     articles = content.get("data") if isinstance(content, dict) else None
     if not isinstance(articles, list) or not all(
         isinstance(article, dict) and isinstance(article.get("paragraphs"), list) for article in articles
@@ -84,7 +71,7 @@ def _squad_questions(
             own = [_context_number(paragraph, numbers) for paragraph in article["paragraphs"]]
             article_numbers = tuple(dict.fromkeys(number for number in own if number is not None))
             for p, paragraph in enumerate(article["paragraphs"]):
-                place = f"{path.name}:data[{a}].paragraphs[{p}]"
+                place = f"{_name(path)}:data[{a}].paragraphs[{p}]"
                 if own[p] is None or not isinstance(paragraph.get("qas"), list):
                     yield place, paragraph
                     continue
@@ -118,44 +105,18 @@ def _context_number(paragraph: object, numbers: dict[Paragraph, int]) -> int | N
         return None
 
 
-def _hotpotqa_questions(
-    content: object, path: Path, numbers: dict[Paragraph, int], quarantine: Quarantine
-) -> tuple[Question, ...]:
-    if not isinstance(content, list):
-        raise DataError(f"{path} is not in HotpotQA's format, a list of questions")
-
+def _hotpotqa_questions(path: str, numbers: dict[Paragraph, int], quarantine: Quarantine) -> tuple[Question, ...]:
     def question(row_id: str, row: object) -> Question:
-        text, answer = text_field(row, "question"), text_field(row, "answer")
-        own = _titled_paragraphs(row)
-        facts = row.get("supporting_facts", [])
-        if not isinstance(facts, list) or not all(isinstance(f, list) and f and isinstance(f[0], str) for f in facts):
-            raise BadRow("'supporting_facts' must be a list of [title, sentence number]")
-        # Without them any paragraph may be needed.
-        gold_titles = {fact[0].strip() for fact in facts} or set(own)
-        if absent := gold_titles - set(own):
-            raise BadRow(f"'supporting_facts' names {', '.join(sorted(absent))}, which 'context' does not hold")
-        places = {title: numbers.setdefault(paragraph, len(numbers)) for title, paragraph in own.items()}
-        gold = tuple(number for title, number in places.items() if title in gold_titles)
-        near = tuple(number for title, number in places.items() if title not in gold_titles)
-        return Question(str(row.get("_id", row_id)), text, (answer,), gold, near)
+        read = hotpotqa_question(row, row_id, own_paragraphs(row))
+        own = [numbers.setdefault(paragraph, len(numbers)) for paragraph in read.paragraphs]
+        gold = {own[number] for number in read.gold} or set(own)  # without supporting facts any may be needed
+        own = dict.fromkeys(own)
+        near = tuple(number for number in own if number not in gold)
+        return Question(read.id, read.question, (read.answer,), tuple(n for n in own if n in gold), near)
 
-    rows = ((f"{path.name}:{number}", row) for number, row in enumerate(content, 1))
+    rows = ((f"{_name(path)}:{number}", row) for number, row in enumerate(read_questions(path), 1))
     return tuple(checked_rows(rows, question, quarantine))
 
 
-def _titled_paragraphs(row: dict) -> dict[str, Paragraph]:
-    """A HotpotQA question's own paragraphs that have text, by title; raises `BadRow`."""
-    context = row.get("context")
-    if not isinstance(context, list) or not context:
-        raise BadRow("'context' must be a list of one or more [title, [sentence, …]]")
-    own: dict[str, Paragraph] = {}
-    for entry in context:
-        match entry:
-            case [str(title), [*sentences]] if title.strip() and all(isinstance(s, str) for s in sentences):
-                if text := "".join(sentences).strip():  # sentences bring their own blanks
-                    own[title.strip()] = Paragraph(title.strip(), text)
-            case _:
-                raise BadRow("every entry of 'context' must be [title, [sentence, …]]")
-    if not own:
-        raise BadRow("no paragraph of 'context' holds text")
-    return own
+def _name(path: str) -> str:
+    return path.rpartition("/")[2]
