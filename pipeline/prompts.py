@@ -5,6 +5,7 @@ what goes into a slot is data, so special tokens in it are spelled out as ordina
 The memory goes into its slot as the tokens that the model wrote, never decoded and encoded again.
 """
 
+import functools
 import itertools
 import re
 from dataclasses import dataclass
@@ -76,6 +77,14 @@ PROMPT_TEMPLATES = {
         chat=False,
     ),
 }
+
+
+@functools.lru_cache(maxsize=2)
+def load_tokenizer(path: str):
+    """The tokenizer of a Hugging Face folder or name, loaded once in a process."""
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(path)
 
 
 def encode_text(tokenizer, text: str) -> list[int]:

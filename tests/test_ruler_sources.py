@@ -5,7 +5,8 @@ from collections import Counter
 
 import pytest
 
-from pipeline.documents.hotpotqa import HotpotqaRecipe, Paragraph, build_passages
+from pipeline.documents.hotpotqa import HotpotqaRecipe, build_passages
+from pipeline.documents.hotpotqa_json import Paragraph
 from pipeline.documents.ruler import RulerSources, load_essay, load_questions, ruler_problem
 from pipeline.problems import DataError, Quarantine
 from tests.ruler_sources import WORDS, count_bytes, count_pieces, count_words, hotpotqa, sources, squad, written

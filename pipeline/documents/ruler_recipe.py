@@ -5,10 +5,9 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline.documents.hotpotqa import load_tokenizer
 from pipeline.documents.ruler import RulerSources, load_essay, load_questions, ruler_problem
 from pipeline.problems import Problem, Quarantine
-from pipeline.prompts import encode_text
+from pipeline.prompts import encode_text, load_tokenizer
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ import random
 from collections.abc import Sequence
 from functools import lru_cache
 
-from pipeline.documents.hotpotqa import Paragraph
+from pipeline.documents.hotpotqa_json import Paragraph
 from pipeline.documents.ruler.fitting import CountTokens, TooFewUnits, fit
 from pipeline.documents.ruler.haystack import pieces
 from pipeline.documents.ruler.questions import QUESTION_FORMATS, Question, QuestionSet

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline.documents.hotpotqa import Paragraph, hotpotqa_question, own_paragraphs, read_json, read_questions
+from pipeline.documents.hotpotqa_json import Paragraph, hotpotqa_question, own_paragraphs, read_json, read_questions
 from pipeline.problems import BadRow, DataError, Quarantine, checked_rows, text_field
 
 QUESTION_FORMATS = {"qa_1": "SQuAD", "qa_2": "HotpotQA"}
