@@ -294,6 +294,7 @@ class Coordinator(JobActor):
             shown = list(zip(problems, groups, strict=True))[: t.episodes_shown]
             samples = [(problem.question, record, ref) for problem, (record, ref) in shown]
             await self.tracker.episodes.remote(self.version, samples)
+            self.tracker.draw.remote()  # nobody waits for the figure
 
     def _check_updates(self, groups: list, updates: list[UpdateResult]) -> None:
         """Name the groups of skipped updates; end the run when there were too many in a row."""

@@ -20,12 +20,11 @@ from pipeline.episodes import Sampling
 from pipeline.evaluation.answer_scores import METRICS, answer_scores
 from pipeline.evaluation.answers import Answer
 from pipeline.evaluation.config import EvaluationConfig
-from pipeline.evaluation.questions import Task, input_states, read_questions, tasks
+from pipeline.evaluation.questions import Task, input_states, open_source, read_questions, tasks
 from pipeline.evaluation.results import KEY, SCORES, open_results, row_key
 from pipeline.evaluation.summary import Progress, evaluation_summary, write_tables
 from pipeline.problems import BadRow, DataError, Problem, Quarantine
 from pipeline.report import write_summary
-from pipeline.sample_files import SampleFiles
 from pipeline.scoring import SCORERS, reward
 
 PROGRESS_EVERY_S = 5.0
@@ -33,7 +32,7 @@ PROGRESS_AT_LEAST_S = 60.0  # also when no answer has come
 SCORER_LIMIT_S = 60.0
 GENERATORS_LOST = 5  # a question under which so many generators died is an error
 DOCUMENTS_UNDER_WAY = 1 << 30  # characters
-KEPT = (*KEY, *SCORES, "task", "error", "cut", "document_tokens")  # of a row, for the tables
+KEPT = (*KEY, *SCORES, "task", "error", "cut", "document_tokens", "memory_trace")  # of a row, for the tables
 
 
 @ray.remote(num_cpus=0, max_concurrency=100)
@@ -99,11 +98,11 @@ class Evaluator(JobActor):
 
     def _read(self) -> None:
         """Read the questions, and the answers that are there already."""
-        self.source = SampleFiles.open(self.config.data.path)
+        self.source = open_source(self.config.data)
         self.quarantine.path.unlink(missing_ok=True)  # an evaluation that is taken up finds the same rows again
         questions = read_questions(self.source, self.config, self.quarantine)
         self.results, rows = open_results(self.folder / "results.jsonl")
-        self._check_inputs(input_states(self.source, questions, self.config.model.path), begun=bool(rows))
+        self._check_inputs(input_states(self.config.data, questions, self.config.model.path), begun=bool(rows))
         unanswered = {task.key: task for task in tasks(questions, self.config)}
         self.progress = Progress(len(unanswered), sum(task.work for task in unanswered.values()))
         for row in rows:
@@ -200,7 +199,7 @@ class Evaluator(JobActor):
                     return None, reason_of(error)
 
     def _count(self, row: dict, task: Task) -> None:
-        self.rows.append({name: row[name] for name in KEPT})
+        self.rows.append({name: row.get(name) for name in KEPT})  # an older row has no memory_trace
         self.progress.add(row, task.work)
         if not self._left():
             self._all_answered.set()
@@ -213,6 +212,7 @@ class Evaluator(JobActor):
         if answer and not answer.cut:
             scores |= answer_scores(answer.text, problem.answers)
             scores["score"], error = await self._score(problem, answer.text)
+        trace = answer and answer.memory_trace
         return {
             **dict(zip(("set", "length", "id", "method", "sample"), task.key, strict=True)),
             "task": problem.task,
@@ -229,6 +229,7 @@ class Evaluator(JobActor):
             "response_tokens": answer.response_tokens if answer else 0,
             "seconds": round(seconds, 3),
             "memories": list(answer.memories) if answer else [],
+            "memory_trace": vars(trace.scored(scores["score"])) if trace else None,
         }
 
     async def _score(self, problem: Problem, answer: str) -> tuple[float, str | None]:

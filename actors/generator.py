@@ -9,8 +9,9 @@ import ray
 
 from pipeline.agents import load_agent
 from pipeline.config import GenerationConfig
-from pipeline.episodes import Completion, EpisodeGroup, Sampling, pack_group, run_episode
+from pipeline.episodes import Completion, Episode, EpisodeGroup, Sampling, pack_group, run_episode
 from pipeline.evaluation.answers import Answer, AnswerRecorder
+from pipeline.memory_trace import MemoryCounts, MemoryTrace, needed_facts
 from pipeline.problems import Problem
 
 log = logging.getLogger(__name__)
@@ -74,8 +75,9 @@ class Generator:
             return await self.engine.generate(prompt, max_tokens, sampling)
 
         runs = [run_episode(agent, tokenized, generate) for _ in range(episodes)]
-        group = pack_group(problem.id, await self._unless_engine_dies(gather_or_cancel(runs)))
-        return group, time.perf_counter() - begin
+        done = await self._unless_engine_dies(gather_or_cancel(runs))
+        memory = await self._with_tokenizer(self._memory_counts, problem, method, tokenized, done)
+        return pack_group(problem.id, done, memory), time.perf_counter() - begin
 
     async def answer(self, problem: Problem, method: str, sampling: Sampling, memories: int) -> Answer:
         """Run one episode for its answer: of its memories the text of the last `memories`, of its tokens the numbers.
@@ -88,9 +90,17 @@ class Generator:
         """
         await self.start()
         agent, tokenized = await self._tokenize(problem, method)
-        recorder = AnswerRecorder(self._generate_in_time, sampling, memories)
+        (trace,) = await self._with_tokenizer(self._memory_traces, problem, method, tokenized, 1)
+
+        async def follow(memory: list[int]) -> None:
+            if trace.facts:
+                await self._with_tokenizer(trace.add, memory)
+            else:
+                trace.add(memory)  # which counts tokens and reads none: it need not wait for the tokenizer
+
+        recorder = AnswerRecorder(self._generate_in_time, sampling, memories, follow)
         text = await self._unless_engine_dies(agent.run(tokenized, recorder))
-        return recorder.answer(text, tokenized, self._tokenizer)
+        return recorder.answer(text, tokenized, self._tokenizer, trace.counts)
 
     async def tokens_done(self) -> int:
         """How many tokens it has read and written for `answer` since it was started."""
@@ -115,8 +125,27 @@ class Generator:
                 self._agents[method] = load_agent(method)(self._tokenizer, self.config.agent)
             return self._agents[method], self._agents[method].tokenize(problem)
 
+        return await self._with_tokenizer(tokenize)
+
+    def _memory_traces(self, problem: Problem, method: str, tokenized: object, episodes: int) -> list[MemoryTrace]:
+        """One an episode. They follow facts only where the memories are known to be a chain, one a chunk."""
+        facts = needed_facts(problem, tokenized.document, self._tokenizer) if method == "memory" else ()
+        return [MemoryTrace(self._tokenizer, self.config.agent, facts) for _ in range(episodes)]
+
+    def _memory_counts(
+        self, problem: Problem, method: str, tokenized: object, episodes: list[Episode]
+    ) -> tuple[MemoryCounts, ...]:
+        """Of each episode of a group."""
+        traces = self._memory_traces(problem, method, tokenized, len(episodes))
+        for trace, episode in zip(traces, episodes, strict=True):
+            for conversation in episode.conversations:
+                if conversation.role == "memory":
+                    trace.add(conversation.response.tokens)
+        return tuple(trace.counts for trace in traces)
+
+    async def _with_tokenizer(self, work, *arguments):
         async with self._tokenizing:  # in a thread: a document of millions of tokens must not hold the others up
-            return await asyncio.to_thread(tokenize)
+            return await asyncio.to_thread(work, *arguments)
 
     async def _unless_engine_dies(self, work):
         try:

@@ -1,20 +1,16 @@
 """A learner: one rank of the gang that trains the policy under ZeRO-3."""
 
-import os
-import socket
 import time
 from dataclasses import asdict, dataclass
-from pathlib import Path
 
 import numpy as np
 import ray
 import torch
 
-from pipeline.config import Config
+from actors.learner_rank import LearnerRank
 from pipeline.episodes import EpisodeGroup
 from pipeline.objective import TokenLosses, token_losses
 from pipeline.packing import Item, Update, build_micro_batch
-from pipeline.weight_buckets import pack_buckets
 
 
 @dataclass
@@ -42,31 +38,15 @@ Proximal = list[torch.Tensor | None]
 
 
 @ray.remote
-class Learner:
-    def __init__(self, config: Config, rank: int):
-        torch.set_num_threads(max(1, int(os.environ.get("OMP_NUM_THREADS", "1"))))
-        self.config = config
-        self.rank = rank
-
-    def address(self) -> tuple[str, int]:
-        """A host and free port at which this rank can be the gang's meeting point."""
-        with socket.socket() as s:
-            s.bind(("", 0))
-            return ray.util.get_node_ip_address(), s.getsockname()[1]
-
-    def join(self, host: str, port: int) -> None:
-        """Form the gang with the other ranks and load the model."""
-        os.environ.update(
-            RANK=str(self.rank),
-            WORLD_SIZE=str(self.config.learner.ranks),
-            LOCAL_RANK="0",  # Ray shows each rank its own GPU only
-            MASTER_ADDR=host,
-            MASTER_PORT=str(port),
-        )
-        # Imported here: who only holds a handle to this actor need not spend seconds on importing DeepSpeed.
-        from actors.zero_engine import ZeroEngine
-
-        self.engine = ZeroEngine(self.config)
+class Learner(LearnerRank):
+    def engine_options(self) -> dict:
+        c = self.config
+        return {
+            "updates": c.train.steps * c.train.updates_per_step,
+            "temperature": c.train.temperature,
+            "train_entropy": c.objective.entropy_coefficient != 0,
+            "with_reference": c.objective.kl_coefficient != 0,
+        }
 
     def train(
         self, version: int, updates: list[Update], refs: dict[int, list], advantages: dict[int, np.ndarray]
@@ -149,36 +129,6 @@ class Learner:
             "not_finite": sorted(not_finite),
             "proximal_seconds": 0.0,
         }
-
-    def publish(self) -> list[ray.ObjectRef] | None:
-        """Put the weights into the object store in buckets (rank 0; the others help to gather them)."""
-        size = self.config.learner.bucket_mib * 2**20
-        parameters = self.engine.parameters(size)
-        if self.rank == 0:
-            return [ray.put(bucket) for bucket in pack_buckets(_copied(parameters), size)]
-        for _ in parameters:
-            pass
-        return None
-
-    def save(self, folder: str) -> None:
-        """Write the Hugging Face folder of a checkpoint; complete or not there at all."""
-        partial = Path(folder + ".partial")
-        self.engine.save(partial)
-        if self.rank == 0:
-            from transformers import AutoTokenizer
-
-            AutoTokenizer.from_pretrained(
-                self.config.model.path, trust_remote_code=self.config.model.trust_remote_code
-            ).save_pretrained(partial)
-            partial.rename(folder)
-
-    def close(self) -> None:
-        self.engine.close()
-
-
-def _copied(parameters):
-    """Gathered parameters are freed when the next group is gathered; buckets may span groups."""
-    return ((name, tensor.detach().cpu().clone()) for name, tensor in parameters)
 
 
 class _Batches:

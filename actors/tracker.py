@@ -1,4 +1,4 @@
-"""The tracker: writes metrics.jsonl and sampled episodes into the run's folder, and sends both to wandb."""
+"""The tracker: writes metrics.jsonl, sampled episodes and a figure into the run's folder, and sends all to wandb."""
 
 import json
 from dataclasses import asdict
@@ -48,9 +48,23 @@ class Tracker:
         table = wandb.Table(columns=columns, data=[[_cell(e[c]) for c in columns] for e in shown])
         self._run.log({"episodes": table}, step=step)
 
+    def draw(self) -> None:
+        """Draw all steps so far into training.png."""
+        from pipeline.training_plot import training_figure
+
+        with (self.folder / "metrics.jsonl").open(encoding="utf-8") as file:
+            training_figure([json.loads(line) for line in file], self.folder / "training.png")
+
     def finish(self, summary: dict) -> None:
-        self._run.summary.update(summary)
-        self._run.finish(exit_code=0 if summary["status"] == "completed" else 1)
+        import wandb
+
+        try:
+            if (self.folder / "metrics.jsonl").exists():
+                self.draw()
+                self._run.log({"training": wandb.Image(str(self.folder / "training.png"))})
+        finally:
+            self._run.summary.update(summary)
+            self._run.finish(exit_code=0 if summary["status"] == "completed" else 1)
 
 
 def readable_episode(tokenizer, question: str, record: GroupRecord, group: EpisodeGroup) -> dict:

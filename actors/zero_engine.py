@@ -1,4 +1,4 @@
-"""The one place that knows DeepSpeed: a policy under ZeRO-3 with AdamW, and a reference model that is only read.
+"""The one place that knows DeepSpeed: a policy under ZeRO-3 with AdamW or Muon, and a reference model only to read.
 
 Written against DeepSpeed 0.19; tests/test_learner.py is the contract that an upgrade must keep.
 """
@@ -18,10 +18,10 @@ from transformers import AutoModelForCausalLM  # noqa: E402
 from transformers.integrations import HfDeepSpeedConfig  # noqa: E402
 from transformers.utils import logging as transformers_logging  # noqa: E402
 
-from pipeline.config import Config  # noqa: E402
+from pipeline.config import LearnerConfig, ModelConfig  # noqa: E402
 from pipeline.plan import GATHERED_PARAMETERS, REDUCE_BUCKET  # noqa: E402
 from pipeline.policy import Policy  # noqa: E402
-from pipeline.schedule import learning_rate  # noqa: E402
+from pipeline.schedule import learning_rate_factor  # noqa: E402
 
 ZERO_STAGE = 3
 
@@ -31,32 +31,49 @@ transformers_logging.disable_progress_bar()
 class ZeroEngine:
     """One rank of the learner gang. All ranks call the same methods in the same order."""
 
-    def __init__(self, config: Config):
-        """Join the process group named by RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT, and load the model."""
+    def __init__(
+        self,
+        model: ModelConfig,
+        learner: LearnerConfig,
+        *,
+        updates: int,
+        temperature: float = 1.0,
+        train_entropy: bool = False,
+        with_reference: bool = False,
+    ):
+        """Join the process group named by RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT, and load the model.
+
+        Args:
+            model: to be trained.
+            learner: how.
+            updates: optimizer steps of the whole run, over which the learning rate's schedule stretches.
+            temperature: of the log-probs.
+            train_entropy: give the entropies a gradient.
+            with_reference: load the model once more, to be read only.
+        """
         on_gpu = torch.cuda.is_available()
         # DeepSpeed would compile a shared-memory collective for one-node CPU groups; gloo does without a compiler.
         __compatible_ops__["deepspeed_shm_comm"] = False
         deepspeed.init_distributed(dist_backend="nccl" if on_gpu else "gloo")
         self.rank = torch.distributed.get_rank()
         self.ranks = torch.distributed.get_world_size()
-        settings = _settings(config)
-        policy = _load_policy(config, settings)
+        settings = _settings(model, learner)
+        policy = _load_policy(model, settings, temperature, train_entropy)
         self.model = policy.model
-        le = config.learner
-        if le.activation_checkpointing:
+        if learner.activation_checkpointing:
             policy.checkpoint_activations()
-        optimizer = torch.optim.AdamW(policy.parameters(), lr=le.learning_rate, weight_decay=le.weight_decay)
+        optimizer = _optimizer(policy, learner)
         schedule = torch.optim.lr_scheduler.LambdaLR(
-            optimizer, lambda update: learning_rate(config, update) / le.learning_rate
+            optimizer, lambda update: learning_rate_factor(update, learner, updates)
         )
         self._engine, *_ = deepspeed.initialize(
             model=policy, optimizer=optimizer, lr_scheduler=schedule, config=settings, dist_init_required=False
         )
         self.device = self._engine.device
         self._reference = None
-        if config.objective.kl_coefficient:
-            settings = _reference_settings(config)
-            reference = _load_policy(config, settings).requires_grad_(False)
+        if with_reference:
+            settings = _reference_settings(model)
+            reference = _load_policy(model, settings, temperature, False).requires_grad_(False)
             self._reference, *_ = deepspeed.initialize(model=reference, config=settings, dist_init_required=False)
 
     def forward(self, *inputs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -75,12 +92,13 @@ class ZeroEngine:
         self._engine.backward(loss * self.ranks, scale_wrt_gas=False)
 
     def step(self) -> tuple[float | None, float]:
-        """Clip, update the weights, advance the schedule. Returns the gradient norm and the learning rate.
+        """Clip, update the weights, advance the schedule. Returns the gradient norm and AdamW's learning rate.
 
+        Under Muon the norm is that of what the optimizer is given, matrices already orthogonalized.
         When the gradient is not finite on any rank, no rank changes its weights, its optimizer state or its place in
         the schedule, and the norm is None.
         """
-        (rate,) = self._engine.get_lr()
+        *_, rate = self._engine.get_lr()
         self._engine.step()
         if self._engine.optimizer.overflow:
             return None, rate
@@ -120,21 +138,48 @@ def _gathered(group: list[tuple[str, torch.nn.Parameter]]) -> Iterator[tuple[str
         yield from ((name, parameter.data) for name, parameter in group)
 
 
-def _load_policy(config: Config, settings: dict) -> Policy:
+def _load_policy(model: ModelConfig, settings: dict, temperature: float, train_entropy: bool) -> Policy:
     """Load the model with every parameter split over the ranks from the start."""
     sharded_loading = HfDeepSpeedConfig(settings)  # transformers looks at it while it lives
-    model = AutoModelForCausalLM.from_pretrained(
-        config.model.path,
-        dtype=getattr(torch, config.model.dtype),
-        attn_implementation=config.model.attention,
-        trust_remote_code=config.model.trust_remote_code,
+    loaded = AutoModelForCausalLM.from_pretrained(
+        model.path,
+        dtype=getattr(torch, model.dtype),
+        attn_implementation=model.attention,
+        trust_remote_code=model.trust_remote_code,
         use_safetensors=True,
     )
     del sharded_loading
-    return Policy(model, config.train.temperature, train_entropy=config.objective.entropy_coefficient != 0)
+    return Policy(loaded, temperature, train_entropy=train_entropy)
 
 
-def _settings(config: Config) -> dict:
+def _optimizer(policy: Policy, learner: LearnerConfig) -> torch.optim.Optimizer:
+    """AdamW for all parameters; or Muon for the layers' matrices and AdamW for embeddings, head, norms and biases."""
+    adamw = {"lr": learner.learning_rate, "weight_decay": learner.weight_decay}
+    if learner.optimizer == "adamw":
+        return torch.optim.AdamW(policy.parameters(), **adamw)
+    if not torch.cuda.is_available():
+        torch._dynamo.config.disable = True  # DeepSpeed compiles Muon's kernels, for which a CPU may lack a compiler
+    from deepspeed.runtime.zero.muon.muon_optimizer import MuonWithAuxAdam
+
+    ends = {
+        id(p)
+        for module in (policy.model.get_input_embeddings(), policy.model.get_output_embeddings())
+        for p in module.parameters()
+    }
+    halves: dict[bool, list[torch.nn.Parameter]] = {True: [], False: []}
+    for parameter in policy.parameters():
+        parameter.use_muon = len(parameter.ds_shape) == 2 and id(parameter) not in ends
+        halves[parameter.use_muon].append(parameter)
+    muon = {"lr": learner.muon_learning_rate, "weight_decay": learner.weight_decay, "momentum": 0.95}
+    return MuonWithAuxAdam(
+        [
+            {"params": halves[True], "use_muon": True, **muon},
+            {"params": halves[False], "use_muon": False, "betas": (0.9, 0.95), "eps": 1e-8, **adamw},
+        ]
+    )
+
+
+def _settings(model: ModelConfig, learner: LearnerConfig) -> dict:
     zero = {
         "stage": ZERO_STAGE,
         "contiguous_gradients": True,
@@ -142,27 +187,29 @@ def _settings(config: Config) -> dict:
         "stage3_max_live_parameters": GATHERED_PARAMETERS,
         "reduce_bucket_size": REDUCE_BUCKET,
     }
-    if config.learner.offload:
+    if learner.optimizer == "muon":
+        zero["reduce_scatter"] = False  # it needs whole gradients
+    if learner.offload:
         zero["offload_optimizer"] = {"device": "cpu", "pin_memory": True}
-    return _common_settings(config, zero) | {
-        "gradient_clipping": config.learner.max_grad_norm,
+    return _common_settings(model, zero) | {
+        "gradient_clipping": learner.max_grad_norm,
         # torch's AdamW: no compiler needed, and the same arithmetic as the reference in the tests.
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,
     }
 
 
-def _reference_settings(config: Config) -> dict:
+def _reference_settings(model: ModelConfig) -> dict:
     """Split over the ranks and kept in host memory; the device holds what is being computed."""
     offload = {"device": "cpu", "pin_memory": torch.cuda.is_available()}
-    return _common_settings(config, {"stage": ZERO_STAGE, "offload_param": offload})
+    return _common_settings(model, {"stage": ZERO_STAGE, "offload_param": offload})
 
 
-def _common_settings(config: Config, zero: dict) -> dict:
+def _common_settings(model: ModelConfig, zero: dict) -> dict:
     return {
         "train_micro_batch_size_per_gpu": 1,  # a packed row; the boundary of an update is set by hand
         "gradient_accumulation_steps": 1,
-        "bf16": {"enabled": config.model.dtype == "bfloat16"},
+        "bf16": {"enabled": model.dtype == "bfloat16"},
         # Gradients of bfloat16 weights are added up over micro-batches and ranks in float32.
         "data_types": {"grad_accum_dtype": "fp32"},
         "communication_data_type": "fp32",

@@ -15,6 +15,7 @@ from omegaconf import OmegaConf
 from jobs.driver import EXIT_STATUS, check_model, check_samples, follow, run_folder, start_ray, whole_path
 from jobs.progress import JobProgress
 from pipeline.config import ConfigError, config_yaml, load_config, save_config
+from pipeline.config_rules import check_data_given
 from pipeline.evaluation.comparison import compare
 from pipeline.evaluation.config import EvaluationConfig, check_evaluation, check_same
 from pipeline.evaluation.plots import accuracy_figure
@@ -53,7 +54,9 @@ def main(arguments: list[str]) -> int:
 def check(config: EvaluationConfig) -> None:
     """Raises `ConfigError` if the evaluation cannot work."""
     check_evaluation(config)
-    check_samples(config.data.path)
+    check_data_given(config)
+    if config.data.source == "file":
+        check_samples(config.data.path)
     check_model(config, config.evaluate.methods)
 
 

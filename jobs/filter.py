@@ -17,11 +17,10 @@ from jobs.driver import EXIT_STATUS
 from jobs.evaluate import check, evaluate
 from pipeline.config import ConfigError, load_config
 from pipeline.evaluation.config import EvaluationConfig
-from pipeline.evaluation.questions import read_questions
+from pipeline.evaluation.questions import open_source, read_questions
 from pipeline.evaluation.results import read_results
 from pipeline.files import is_local
 from pipeline.problems import Problem, Quarantine, write_problem_file
-from pipeline.sample_files import SampleFiles
 from pipeline.scoring import reward
 
 
@@ -66,7 +65,7 @@ def split(config: FilterConfig, evaluation: Path) -> dict:
         if row["cut"]:  # wrong in an evaluation, but who goes on after the right answer knew it
             best[key] = max(best[key], reward(row["task"], row["answer"], tuple(row["answers"])))
         failed |= {key} if row["error"] else set()
-    source = SampleFiles.open(config.data.path)
+    source = open_source(config.data)
     quarantine = Quarantine(Path(os.devnull), max_share=1.0)  # counted and written by the evaluation
     questions = read_questions(source, config, quarantine)
     right = [best[q.set, q.length, q.id] >= 1 for q in questions]

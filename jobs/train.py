@@ -5,13 +5,20 @@ Prints one line a step; leaves a run folder (README.md, "What a run leaves").
 """
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 from statistics import median
 
 from jobs.driver import EXIT_STATUS, check_model, check_samples, follow, run_folder, start_ray, whole_path
+from jobs.evaluate import check as check_evaluation_job
+from jobs.evaluate import evaluate
 from pipeline.config import CONFIGS, Config, ConfigError, config_yaml, load_config, save_config
 from pipeline.config_rules import check_config, check_data_given
 from pipeline.documents.passages import document_text
+from pipeline.evaluation.comparison import compare
+from pipeline.evaluation.config import EvaluationConfig
+from pipeline.evaluation.plots import accuracy_figure
+from pipeline.evaluation.results import read_results
 from pipeline.metrics import RunTotals
 from pipeline.plan import Architecture, architecture_of, plan_text
 from pipeline.problems import BadRow, DataError
@@ -32,6 +39,8 @@ def main(arguments: list[str]) -> int:
             print(config_yaml(config), plan_text(config, architecture(config), document_tokens(config)), sep="\n")
         check_files(config)
         check_model(config, [config.train.method])
+        if config.train.evaluation:
+            check_evaluation_job(evaluation_of(config, config.model.path))
     except ConfigError as error:
         print(f"configuration error:\n{error}", file=sys.stderr)
         return 2
@@ -98,7 +107,48 @@ def train(config: Config) -> int:
         print(summary["error"], file=sys.stderr)
     print(f"· {summary['status']}; summary in {folder / 'summary.json'}", flush=True)
     ray.shutdown()
-    return EXIT_STATUS.get(summary["status"], 1)
+    status = EXIT_STATUS.get(summary["status"], 1)
+    if config.train.evaluation and summary["status"] == "completed":
+        status = evaluate_run(config, folder, summary["checkpoint"])
+    return status
+
+
+def evaluate_run(config: Config, folder: Path, checkpoint: str) -> int:
+    """Evaluate the model that a run began with and the one that it ended with, and show both side by side.
+
+    Args:
+        config: of the run; `train.evaluation` names the preset of the evaluation.
+        folder: of the run; `evaluation/` in it gets the two evaluations, accuracy.png and accuracy.md.
+        checkpoint: of the run's last version.
+
+    Returns:
+        The exit status.
+    """
+    models = {"before RL": config.model.path, "after RL": str(Path(checkpoint) / "hf")}
+    folder = folder / "evaluation"
+    rows = {}
+    for name, model in models.items():
+        print(f"· evaluating the model {name}: {config.train.evaluation}", flush=True)
+        evaluation = evaluation_of(config, model)
+        evaluation.run.folder, evaluation.run.name = str(folder), name.replace(" ", "-")
+        summary, place = evaluate(evaluation)
+        if summary["status"] != "completed":
+            print(f"· the evaluation: {summary['status']}; summary in {place / 'summary.json'}", flush=True)
+            return EXIT_STATUS.get(summary["status"], 1)
+        rows[name] = read_results(place / "results.jsonl")
+    accuracy_figure(rows, folder / "accuracy.png")
+    table = compare(rows["after RL"], rows["before RL"], "after RL", "before RL")
+    (folder / "accuracy.md").write_text(table, encoding="utf-8")
+    print(table, f"· table {folder / 'accuracy.md'}", f"· figure {folder / 'accuracy.png'}", sep="\n", flush=True)
+    return 0
+
+
+def evaluation_of(config: Config, model: str) -> EvaluationConfig:
+    """The evaluation that `train.evaluation` names, of `model`, with the run's seed and wandb project."""
+    evaluation = load_config([f"preset={config.train.evaluation}", f"model.path={model}"], EvaluationConfig)
+    evaluation.model, evaluation.wandb = replace(config.model, path=model), config.wandb
+    evaluation.run.seed = config.run.seed
+    return evaluation
 
 
 if __name__ == "__main__":

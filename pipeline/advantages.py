@@ -24,7 +24,13 @@ def less_others(rewards: np.ndarray) -> np.ndarray:
     return rewards - (rewards.sum() - rewards) / (len(rewards) - 1)
 
 
-ADVANTAGES = {"mean": less_mean, "std": standardized, "leave_one_out": less_others}
+def rewards_alone(rewards: np.ndarray) -> np.ndarray:
+    """A_i = R_i, without a baseline. With rewards of 0 and 1: fine-tuning on the model's own successful episodes
+    (rejection sampling; expert iteration, as in STaR, arXiv 2203.14465), drawn anew at every step."""
+    return rewards
+
+
+ADVANTAGES = {"mean": less_mean, "std": standardized, "leave_one_out": less_others, "reward": rewards_alone}
 
 
 def group_advantages(rewards: np.ndarray, kind: str) -> np.ndarray:

@@ -83,11 +83,14 @@ class LearnerConfig:
     num_cpus: float = 1.0  # per rank
     num_gpus: float = 0.0  # per rank
     micro_batch_tokens: int = 8192  # tokens of one forward pass on one rank; at least agent.window
-    learning_rate: float = 1e-6
+    optimizer: str = "adamw"  # adamw, or muon for the layers' matrices and AdamW for the other parameters
+    learning_rate: float = 1e-6  # of AdamW
+    muon_learning_rate: float = 0.02
     schedule: str = "constant"  # of the learning rate after the warm-up: constant, or cosine down to 0 at the end
+    decay_share: float = 1.0  # cosine: over this last share of the optimizer steps; before, it is constant
     warmup_steps: int = 20  # optimizer steps
     weight_decay: float = 0.01
-    max_grad_norm: float = 1.0
+    max_grad_norm: float = 1.0  # longer gradients are cut to this; 0: they are not, which Muon asks for
     activation_checkpointing: bool = False  # keep only the layers' inputs and compute the rest again: less memory
     offload: bool = False  # GPU: keep the optimizer state in host memory
     bucket_mib: int = 64  # size of a weight bucket on its way to the generators
@@ -97,9 +100,9 @@ class LearnerConfig:
 class ObjectiveConfig:
     """What is maximised; docs/objective.md has the formulas and their papers."""
 
-    advantage: str = (
-        "mean"  # reward less the group's mean; std: also divided by the std; leave_one_out: less the others'
-    )
+    # mean: reward less the group's mean; std: also divided by the std; leave_one_out: less the others' mean;
+    # reward: the reward itself, which is fine-tuning on successful episodes
+    advantage: str = "mean"
     clip_low: float = 0.2  # ε below 1
     clip_high: float = 0.2  # ε above 1; DAPO's clip-higher is 0.28
     dual_clip: float = 3.0  # a bad token's loss grows no further than at this ratio
@@ -129,6 +132,7 @@ class TrainConfig:
     checkpoint_every: int = 50  # steps; the last step is always kept
     episodes_every: int = 10  # steps between samples of episodes to read, in the run's folder and in wandb
     episodes_shown: int = 4  # in one sample
+    evaluation: str = ""  # preset of an evaluation after a completed run, of the model before and after; empty: none
 
 
 @dataclass

@@ -59,12 +59,21 @@ def one_of(c: object, section: str, name: str, valid: Iterable[str]) -> Rules:
     yield value in valid, f"{section}.{name}={value!r} must be one of {', '.join(valid)}"
 
 
-def generation_rules(c: GenerationConfig) -> Rules:
-    """The rules of every job with generators."""
-    yield from positive(c, "agent", "window", "problem_tokens", "chunk_tokens", "memory_tokens", "answer_tokens")
-    yield from positive(c, "generator", "count", "tensor_parallel", "max_sequences", "timeout_s")
+def job_rules(c: object) -> Rules:
+    """The rules of every job that runs on a cluster; `c` has the sections run, model and wandb."""
     yield from one_of(c, "model", "dtype", ("float32", "bfloat16"))
     yield from one_of(c, "wandb", "mode", ("auto", "online", "offline", "disabled"))
+    yield (
+        re.fullmatch(r"\w[\w.-]*", c.run.name) is not None,
+        f"run.name={c.run.name!r} may hold letters, digits, '.', '_' and '-', and begins with neither '.' nor '-'",
+    )
+
+
+def generation_rules(c: GenerationConfig) -> Rules:
+    """The rules of every job with generators."""
+    yield from job_rules(c)
+    yield from positive(c, "agent", "window", "problem_tokens", "chunk_tokens", "memory_tokens", "answer_tokens")
+    yield from positive(c, "generator", "count", "tensor_parallel", "max_sequences", "timeout_s")
     a, g = c.agent, c.generator
     slots = a.problem_tokens + a.memory_tokens
     yield (
@@ -83,28 +92,41 @@ def generation_rules(c: GenerationConfig) -> Rules:
         g.tensor_parallel == 1 or g.num_gpus == g.tensor_parallel,
         f"generator.num_gpus={g.num_gpus} must equal generator.tensor_parallel={g.tensor_parallel}",
     )
+
+
+def learner_rules(c: object) -> Rules:
+    """The rules of every job with learners; `c` has the sections model and learner."""
+    yield from positive(
+        c, "learner", "ranks", "micro_batch_tokens", "learning_rate", "muon_learning_rate", "bucket_mib"
+    )
+    yield from not_negative(c, "learner", "warmup_steps", "weight_decay", "max_grad_norm")
+    yield from one_of(c, "learner", "optimizer", ("adamw", "muon"))
+    yield from one_of(c, "model", "attention", ("packed_sdpa", "flash_attention_2"))
+    yield from one_of(c, "learner", "schedule", SCHEDULES)
     yield (
-        re.fullmatch(r"\w[\w.-]*", c.run.name) is not None,
-        f"run.name={c.run.name!r} may hold letters, digits, '.', '_' and '-', and begins with neither '.' nor '-'",
+        0 < c.learner.decay_share <= 1,
+        f"learner.decay_share={c.learner.decay_share} is a share of the run, above 0 and up to 1",
+    )
+    yield (
+        c.learner.optimizer != "muon" or c.learner.max_grad_norm == 0,
+        "learner.optimizer=muon needs learner.max_grad_norm=0: its steps have a length of their own, which DeepSpeed "
+        "would cut",
     )
 
 
 def training_rules(c: Config) -> Rules:
     """The rules of a training run beside those."""
+    yield from learner_rules(c)
     yield from positive(c, "scorer", "count", "timeout_s")
-    yield from positive(c, "learner", "ranks", "micro_batch_tokens", "learning_rate", "max_grad_norm", "bucket_mib")
     yield from positive(c, "objective", "importance_cap")
     yield from positive(c, "train", "steps", "groups_per_step", "updates_per_step", "temperature", "episodes_every")
     yield from positive(c, "train", "max_discarded", "max_attempts", "max_skipped_updates", "mismatch_warning")
     yield from positive(c, "train", "checkpoint_every")
     yield from share(c, "data", "max_bad_share")
     yield from share(c, "train", "max_failed_share")
-    yield from not_negative(c, "learner", "warmup_steps", "weight_decay")
     yield from not_negative(c, "objective", "kl_coefficient", "entropy_coefficient", "overlong_penalty")
     yield from not_negative(c, "train", "max_staleness", "episodes_shown")
     yield from one_of(c, "data", "source", ("synthetic", "file"))
-    yield from one_of(c, "model", "attention", ("packed_sdpa", "flash_attention_2"))
-    yield from one_of(c, "learner", "schedule", SCHEDULES)
     yield from one_of(c, "objective", "advantage", tuple(ADVANTAGES))
     a, le, o, t = c.agent, c.learner, c.objective, c.train
     yield (

@@ -4,6 +4,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from pipeline.memory_trace import MemoryCounts
+
 
 @dataclass(frozen=True)
 class Sampling:
@@ -102,6 +104,7 @@ class EpisodeGroup:
     roles: tuple[str, ...]
     finish_reasons: tuple[str, ...]
     answers: tuple[str, ...]
+    memory: tuple[MemoryCounts, ...] | None = None  # of each episode, not yet scored; None: not counted
 
     @property
     def lengths(self) -> np.ndarray:
@@ -122,8 +125,10 @@ class EpisodeGroup:
         return self.tokens[start : self.offsets[conversation + 1]]
 
 
-def pack_group(problem_id: str, episodes: list[Episode]) -> EpisodeGroup:
-    """Lay the episodes of one problem out as flat arrays.
+def pack_group(
+    problem_id: str, episodes: list[Episode], memory: tuple[MemoryCounts, ...] | None = None
+) -> EpisodeGroup:
+    """Lay the episodes of one problem out as flat arrays, with what their memories did if that was counted.
 
     Raises:
         ValueError: a prompt is empty, so that nothing predicts the response; a log-prob is not a number.
@@ -148,6 +153,7 @@ def pack_group(problem_id: str, episodes: list[Episode]) -> EpisodeGroup:
         roles=tuple(c.role for _, c in conversations),
         finish_reasons=tuple(c.response.finish_reason for _, c in conversations),
         answers=tuple(episode.answer for episode in episodes),
+        memory=memory,
     )
 
 
@@ -169,6 +175,7 @@ class GroupRecord:
     rewards: np.ndarray  # of the task, float32 [G]
     punishments: np.ndarray  # for over-long responses, from -1 to 0, float32 [G]
     advantages: np.ndarray  # of both together, float32 [G]
+    memory: MemoryCounts  # of all its episodes; empty where they were not counted
 
     @property
     def response_tokens(self) -> int:
@@ -215,4 +222,5 @@ def group_record(
         rewards=rewards,
         punishments=punishments,
         advantages=advantages,
+        memory=sum(map(MemoryCounts.scored, group.memory or (), rewards), MemoryCounts()),
     )

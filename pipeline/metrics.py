@@ -6,6 +6,7 @@ from typing import ClassVar
 import numpy as np
 
 from pipeline.episodes import GroupRecord
+from pipeline.memory_trace import MemoryCounts, memory_shares
 
 DROPPED_STALE = "dropped_stale"  # among the failures of a run: trained by nobody, but no fault of anything
 
@@ -78,6 +79,7 @@ def step_row(
         "episodes": len(rewards),
         "conversations": sum(len(record.lengths) for record in records),
         "cut_conversations": sum(record.cut_conversations for record in records),
+        **memory_shares(sum((record.memory for record in records), MemoryCounts())),
         "tokens_trained": tokens,
         "staleness_mean": mean("staleness"),
         "staleness_max": highest("staleness_max") if done else None,

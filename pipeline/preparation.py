@@ -6,7 +6,6 @@ counted twice, and the bytes do not depend on the number of workers, nor on how 
 no such file yet is begun anew, with whatever settings.
 """
 
-import bisect
 import contextlib
 import itertools
 import json
@@ -18,10 +17,10 @@ import numpy as np
 
 from pipeline.config import ConfigError
 from pipeline.files import atomic_output, exists, file_state, join, list_files, make_folder, open_input, write_text
-from pipeline.problems import DataError, Problem
+from pipeline.problems import DataError
 from pipeline.recipes import BAD_PASSAGES, QUARANTINE, SampleSet, Settings, input_files
 from pipeline.report import duration
-from pipeline.samples import SampleRow, sample_rows
+from pipeline.samples import JoinedSamples, SampleRow, sample_rows
 
 RECORD = "prepare.json"
 NOT_COMPARED = ("output", "workers", "max_bad_share")  # settings that change no sample
@@ -40,34 +39,11 @@ class Prepared:
 
 @dataclass(frozen=True)
 class PlannedFile:
-    """The samples `first` to `first + count - 1` of `AllSamples`."""
+    """The samples `first` to `first + count - 1` of all sets joined."""
 
     name: str
     first: int
     count: int
-
-
-@dataclass(frozen=True)
-class AllSamples:
-    """Several sets one after the other as one `SampleSource` (pipeline/samples.py)."""
-
-    sets: tuple[SampleSet, ...]
-
-    def __len__(self) -> int:
-        return sum(each.count for each in self.sets)
-
-    def sample(self, index: int) -> Problem:
-        each, index = self._locate(index)
-        return each.source.sample(index)
-
-    def row(self, index: int) -> tuple[str, object]:
-        each, index = self._locate(index)
-        return each.source.row(index)
-
-    def _locate(self, index: int) -> tuple[SampleSet, int]:
-        ends = list(itertools.accumulate(each.count for each in self.sets))
-        number = bisect.bisect_right(ends, index)
-        return self.sets[number], index - ends[number] + self.sets[number].count
 
 
 def prepare_samples(kind: str, settings: Settings, folder: str, workers: int, show: Show) -> Prepared:
@@ -87,7 +63,7 @@ def prepare_samples(kind: str, settings: Settings, folder: str, workers: int, sh
     show(f"· writing to {folder}")
     sets = settings.sets(folder, anew=not begun)
     files = planned_files(sets, settings.rows_per_file)
-    counts = write_files(folder, AllSamples(tuple(sets)), files, workers, settings.max_bad_share, show)
+    counts = write_files(folder, JoinedSamples(tuple(sets)), files, workers, settings.max_bad_share, show)
     quarantined = counts.bad + _quarantined(folder, BAD_PASSAGES)
     of_sets = {f"{each.name}-{each.length}": {"samples": each.count, "unit": each.unit} for each in sets}
     write_text(join(folder, RECORD), _record_text(record | {"sets": of_sets, "quarantined": quarantined}))
@@ -150,7 +126,7 @@ class Counts:
 
 
 def write_files(
-    folder: str, source: AllSamples, files: Sequence[PlannedFile], workers: int, max_bad_share: float, show: Show
+    folder: str, source: JoinedSamples, files: Sequence[PlannedFile], workers: int, max_bad_share: float, show: Show
 ) -> Counts:
     """Make the files that are missing, in their order; a row is held no longer than it takes to write it.
 

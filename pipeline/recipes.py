@@ -6,7 +6,7 @@ Units are in the comments. Paths may be URIs (pipeline/files.py).
 import shutil
 import tempfile
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,9 +16,9 @@ from omegaconf import MISSING
 from pipeline.documents.hotpotqa import HotpotqaRecipe, build_passages, is_built
 from pipeline.documents.ruler import RULER_TASKS, load_questions
 from pipeline.documents.ruler_recipe import RulerRecipe
-from pipeline.documents.synthetic import CHUNK_TOKENS, SyntheticRecipe
+from pipeline.documents.synthetic import SYNTHETIC_TASKS, SyntheticRecipe
 from pipeline.files import atomic_output, exists, is_file, join, list_files
-from pipeline.problems import BadRow, DataError, Quarantine
+from pipeline.problems import BadRow, DataError, Problem, Quarantine
 from pipeline.samples import SampleSource
 
 QUARANTINE = "quarantine"  # folder of the output
@@ -27,13 +27,22 @@ BAD_PASSAGES = "passages.jsonl"  # in it: the distractors that cannot be used
 
 @dataclass(frozen=True)
 class SampleSet:
-    """The first `count` samples of a source: one set of questions at one length of the document."""
+    """The first `count` samples of a source, itself one: a set of questions at one length of the document."""
 
     name: str
     length: int
     unit: str  # of the length
     source: SampleSource
     count: int
+
+    def __len__(self) -> int:
+        return self.count
+
+    def sample(self, index: int) -> Problem:
+        return self.source.sample(index)
+
+    def row(self, index: int) -> tuple[str, object]:
+        return self.source.row(index)
 
 
 @dataclass
@@ -129,10 +138,7 @@ class RulerSettings(Settings):
     hotpotqa: str = ""  # for qa_2: HotpotQA's own JSON
 
     def faults(self) -> list[str]:
-        wrong = [task for task in self.tasks if task not in RULER_TASKS]
-        found = [f"tasks: there is no {task!r}; there are: {', '.join(RULER_TASKS)}" for task in wrong]
-        found += [f"tasks: {task} comes twice" for task, times in Counter(self.tasks).items() if times > 1]
-        found += ["tasks is empty"] * (not self.tasks)
+        found = _tasks(self.tasks, RULER_TASKS)
         for task, name in (("qa_1", "questions"), ("qa_2", "hotpotqa")):
             if task in self.tasks and not getattr(self, name):
                 found.append(f"the task {task} needs {name}; give it, or leave {task} out of tasks")
@@ -162,14 +168,17 @@ class SyntheticSettings(Settings):
     """Problems of the tiny language (pipeline/documents/synthetic.py), which need no input."""
 
     chunks: list[int] = field(default_factory=lambda: [8])  # of a document, 18 tokens each
-    count: int = 1000  # samples of each length
+    count: int = 1000  # samples of each task and length
+    tasks: list[str] = field(default_factory=lambda: ["chains"])  # names in SYNTHETIC_TASKS
 
     def faults(self) -> list[str]:
-        return super().faults() + _at_least(self, 1, "count") + _lengths(self, "chunks", 2)
+        needed = [SYNTHETIC_TASKS[task].most_needed for task in self.tasks if task in SYNTHETIC_TASKS]
+        found = _at_least(self, 1, "count") + _lengths(self, "chunks", max(needed, default=1))
+        return super().faults() + found + _tasks(self.tasks, SYNTHETIC_TASKS)
 
     def sets(self, folder: str, anew: bool) -> list[SampleSet]:
-        recipes = [SyntheticRecipe(self.seed, chunks, self.count) for chunks in self.chunks]
-        return [SampleSet("synthetic", r.chunks * CHUNK_TOKENS, "tokens", r, self.count) for r in recipes]
+        made = [SyntheticRecipe(self.seed, n, self.count, task) for task in self.tasks for n in self.chunks]
+        return [SampleSet(recipe.set_name, recipe.length, "tokens", recipe, self.count) for recipe in made]
 
 
 RECIPES: dict[str, type[Settings]] = {
@@ -245,6 +254,13 @@ def _from_anywhere(path: str) -> str:
 
 def _at_least(settings: Settings, least: int, *names: str) -> list[str]:
     return [f"{name} must be at least {least}" for name in names if getattr(settings, name) < least]
+
+
+def _tasks(tasks: list[str], valid: Collection[str]) -> list[str]:
+    """What is wrong with a list of tasks."""
+    found = [f"tasks: there is no {task!r}; there are: {', '.join(valid)}" for task in tasks if task not in valid]
+    found += [f"tasks: {task} comes twice" for task, times in Counter(tasks).items() if times > 1]
+    return found + ["tasks is empty"] * (not tasks)
 
 
 def _lengths(settings: Settings, name: str, least: int) -> list[str]:

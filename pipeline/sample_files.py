@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 
 from pipeline.files import is_file, list_files, open_input
 from pipeline.problems import BadRow, DataError, Problem, Quarantine, decode_line, problem_from_row
+from pipeline.samples import SampleSource
 
 SUFFIXES = (".jsonl", ".parquet")
 READ_BYTES = 1 << 24
@@ -93,7 +94,7 @@ def sample_files(path: str) -> tuple[str, ...]:
     return files
 
 
-def read_samples(source: SampleFiles, quarantine: Quarantine) -> Iterator[tuple[int, Problem]]:
+def read_samples(source: SampleSource, quarantine: Quarantine) -> Iterator[tuple[int, Problem]]:
     """Yield the number and the problem of every sample in order; bad rows go to `quarantine`.
 
     Raises:

@@ -4,6 +4,8 @@ A source gives sample number i by itself, whatever was read before. So a pass ma
 up anywhere, and what comes out does not depend on the number of workers.
 """
 
+import bisect
+import itertools
 import json
 import logging
 from collections.abc import Iterator, Sequence
@@ -29,6 +31,29 @@ class SampleSource(Protocol):
 
     def row(self, index: int) -> tuple[str, object]:
         """The id and the row as it came of a sample that is a `BadRow`, to be written aside."""
+
+
+@dataclass(frozen=True)
+class JoinedSamples:
+    """Several sources one after the other, as one `SampleSource`."""
+
+    sources: tuple[SampleSource, ...]
+
+    def __len__(self) -> int:
+        return sum(map(len, self.sources))
+
+    def sample(self, index: int) -> Problem:
+        source, index = self._locate(index)
+        return source.sample(index)
+
+    def row(self, index: int) -> tuple[str, object]:
+        source, index = self._locate(index)
+        return source.row(index)
+
+    def _locate(self, index: int) -> tuple[SampleSource, int]:
+        ends = list(itertools.accumulate(map(len, self.sources)))
+        number = bisect.bisect_right(ends, index)
+        return self.sources[number], index - ends[number] + len(self.sources[number])
 
 
 @dataclass(frozen=True)

@@ -3,30 +3,29 @@
 import math
 from dataclasses import dataclass
 
-from pipeline.config import Config
+from pipeline.config import Config, LearnerConfig
 
 SCHEDULES = ("constant", "cosine")
 
 
-def learning_rate_factor(update: int, schedule: str, warmup: int, total: int) -> float:
-    """What the learning rate is multiplied with in the optimizer step number `update`, from 0.
+def learning_rate_factor(update: int, learner: LearnerConfig, total: int) -> float:
+    """What the learning rate is multiplied with in the optimizer step number `update`, from 0, of `total`.
 
-    A line up to 1 over `warmup` optimizer steps, the first of which is not at 0; then 1 ("constant"), or a half cosine
-    from 1 that would reach 0 at the optimizer step after the last, number `total` ("cosine").
+    A line up to 1 over `warmup_steps`, the first of which is not at 0; then 1 ("constant"), or 1 and, in the last
+    `decay_share` of all steps, a half cosine that would reach 0 at the optimizer step after the last ("cosine").
     """
-    if update < warmup:
-        return (update + 1) / warmup
-    if schedule == "constant":
+    if update < learner.warmup_steps:
+        return (update + 1) / learner.warmup_steps
+    if learner.schedule == "constant":
         return 1.0
-    progress = (update - warmup) / max(1, total - warmup)
-    return 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+    begin = max(learner.warmup_steps, (1 - learner.decay_share) * total)
+    progress = (update - begin) / max(1, total - begin)
+    return 0.5 * (1 + math.cos(math.pi * min(1.0, max(0.0, progress))))
 
 
-def learning_rate(config: Config, update: int) -> float:
-    """The learning rate of the run's optimizer step number `update`, from 0."""
-    le, t = config.learner, config.train
-    total = t.steps * t.updates_per_step
-    return le.learning_rate * learning_rate_factor(update, le.schedule, le.warmup_steps, total)
+def learning_rate(learner: LearnerConfig, update: int, total: int) -> float:
+    """The learning rate of the optimizer step number `update`, from 0, of a run of `total`."""
+    return learner.learning_rate * learning_rate_factor(update, learner, total)
 
 
 @dataclass(frozen=True)
@@ -42,4 +41,6 @@ def schedule_table(config: Config) -> list[ScheduledStep]:
     """One row for each step of the run."""
     t = config.train
     ends = [step * t.updates_per_step for step in range(1, t.steps + 1)]
-    return [ScheduledStep(step, end, learning_rate(config, end - 1)) for step, end in enumerate(ends, 1)]
+    return [
+        ScheduledStep(step, end, learning_rate(config.learner, end - 1, ends[-1])) for step, end in enumerate(ends, 1)
+    ]

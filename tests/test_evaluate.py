@@ -66,6 +66,7 @@ def arguments(data, tmp_path_factory) -> list[str]:
         "run.name=whole",
         "evaluate.max_attempts=2",
         "evaluate.memories=3",
+        "data.source=file",  # the preset's is synthetic
     ]
 
 
@@ -161,6 +162,10 @@ def test_a_row_says_what_was_read_and_written(finished):
     assert memory["document_tokens"] == direct["document_tokens"] == 1080 and closed["document_tokens"] is None
     assert direct["prompt_tokens"] == 256 - 16 and closed["prompt_tokens"] < 20
     assert len(memory["memories"]) == len(concat["memories"]) == 3 and direct["memories"] == []
+    trace = memory["memory_trace"]
+    assert trace["written"][1] >= 1 and trace["tokens"][1] == concat["memory_trace"]["tokens"][1] == 60
+    assert 0 <= trace["kept"][0] <= trace["kept"][1] and 0 <= trace["junk"][0] <= trace["junk"][1]
+    assert concat["memory_trace"]["written"] == [0, 0] and direct["memory_trace"] is closed["memory_trace"] is None
     assert by_key["questions", None, "by reference", "direct"]["document_tokens"] > 6  # two paragraphs of three words
 
 
@@ -175,6 +180,12 @@ def test_tables_and_figure_are_there(finished):
     assert float(cells["synthetic", "144", "memory"]["mean"]) == pytest.approx(sum(scores) / COUNT)
     assert (folder / "table.md").read_text() in output + "\n"
     assert [c["method"] for c in summary["cells"]][:4] == METHODS
+    of_cell = {(c["set"], c["length"], c["method"]): c for c in summary["cells"]}
+    traces = [row["memory_trace"] for row in rows if key(row)[:2] + key(row)[3:] == ("synthetic", 144, "memory")]
+    kept, chances = (sum(trace["kept"][i] for trace in traces) for i in (0, 1))
+    assert of_cell["synthetic", 144, "memory"]["memory_kept"] == pytest.approx(kept / chances)
+    assert of_cell["synthetic", 144, "direct"]["memory_tokens"] is None
+    assert "## What the memory did" in (folder / "table.md").read_text()
     assert list(Path(summary["wandb_run"]).glob("run-*.wandb"))
 
 
@@ -195,8 +206,8 @@ def test_another_configuration_is_refused(finished, arguments, capsys):
 
 
 def test_changed_inputs_are_noticed(finished, arguments, tmp_path):
+    from pipeline.evaluation.config import EvaluationData
     from pipeline.evaluation.questions import Question, input_states
-    from pipeline.sample_files import SampleFiles
 
     samples, passages, model = (tmp_path / name for name in ("a.jsonl", "p.arrow", "model"))
     samples.write_text("{}\n")
@@ -206,7 +217,7 @@ def test_changed_inputs_are_noticed(finished, arguments, tmp_path):
     questions = [Question(0, "a", None, "q", 1, str(passages))]
 
     def states():
-        return input_states(SampleFiles.open(str(samples)), questions, str(model))
+        return input_states(EvaluationData(path=str(samples)), questions, str(model))
 
     before = states()
     assert set(before) == {str(samples), str(passages), str(model / "model.safetensors")}
@@ -216,6 +227,68 @@ def test_changed_inputs_are_noticed(finished, arguments, tmp_path):
         assert [name for name in states() if states()[name] != then[name]] == [str(path)]
     folder, *_ = finished
     assert len(json.loads((folder / "inputs.json").read_text())) >= 6  # samples, passages, the model's
+
+
+SYNTHETIC = ["preset=eval_tiny", "data.synthetic_tasks=[chains,values]", "data.synthetic_chunks=[3,8]"]
+
+
+def test_synthetic_questions_need_no_file():
+    """Those of every task and length; sets, lengths and limit choose among them as among the samples of files."""
+    from pipeline.config import load_config
+    from pipeline.evaluation.config import EvaluationConfig
+    from pipeline.evaluation.questions import input_states, open_source, read_questions
+    from pipeline.problems import Quarantine
+
+    def asked(*arguments):
+        config = load_config([*SYNTHETIC, "data.synthetic_count=5", *arguments], EvaluationConfig)
+        source = open_source(config.data)
+        questions = read_questions(source, config, Quarantine(Path("none")))
+        return source, config, questions
+
+    source, config, questions = asked()
+    assert [(q.set, q.length, q.id) for q in questions] == [
+        (name, 18 * chunks, f"{name}-1000000-{i}")
+        for name in ("synthetic", "values")
+        for chunks in (3, 8)
+        for i in range(5)
+    ]
+    last = source.sample(questions[-1].index)
+    assert (last.id, last.task) == ("values-1000000-4", "values") and len(last.document.split()) == 18 * 8
+    assert last == SyntheticRecipe(1_000_000, 8, 5, "values").sample(4)
+    assert set(input_states(config.data, questions, "no folder")) == set()
+    *_, some = asked("data.sets=[values]", "data.lengths=[144]", "data.limit=2", "data.synthetic_seed=7")
+    assert [(q.set, q.length, q.id) for q in some] == [("values", 144, "values-7-0"), ("values", 144, "values-7-1")]
+
+
+def test_a_synthetic_evaluation_is_taken_up_and_its_settings_may_not_change(finished, tmp_path):
+    """All is answered already, so that no engine is started."""
+    from jobs.evaluate import check, check_folder
+    from pipeline.config import ConfigError, load_config, save_config
+    from pipeline.evaluation.config import EvaluationConfig
+
+    settings = [f"run.folder={tmp_path}", "run.name=synthetic", "wandb.mode=disabled", "data.synthetic_count=2"]
+    settings += [f"model.path={ROOT}/configs/models/tiny", "evaluate.methods=[memory]"]
+    config = load_config([*SYNTHETIC, *settings], EvaluationConfig)
+    check(config)
+    folder = tmp_path / "synthetic"
+    folder.mkdir()
+    save_config(config, folder / "config.yaml")
+    _, [template, *_], *_ = finished
+    rows = [
+        template | {"set": name, "length": length, "id": f"{name}-1000000-{i}", "method": "memory", "score": 1.0}
+        for name, length in (("synthetic", 54), ("synthetic", 144), ("values", 54), ("values", 144))
+        for i in range(2)
+    ]
+    (folder / "results.jsonl").write_text("".join(json.dumps(row | {"error": None}) + "\n" for row in rows))
+    status, output = run("jobs.evaluate", *SYNTHETIC, *settings)
+    assert status == 0 and "8 of 8 answers are there already" in output, output
+    cells = json.loads((folder / "summary.json").read_text())["cells"]
+    assert [(cell["set"], cell["length"], cell["questions"]) for cell in cells] == [
+        ("synthetic", 54, 2), ("synthetic", 144, 2), ("values", 54, 2), ("values", 144, 2),
+    ]  # fmt: skip
+    for changed in ("chunks=[3,9]", "count=3", "tasks=[chains]", "seed=0"):
+        with pytest.raises(ConfigError, match=f"data.synthetic_{changed.partition('=')[0]}: .* then, .* now"):
+            check_folder(load_config([*SYNTHETIC, *settings, f"data.synthetic_{changed}"], EvaluationConfig), folder)
 
 
 def test_documents_under_way_are_bounded():
@@ -268,6 +341,9 @@ def test_evaluations_are_compared_question_by_question(finished, tmp_path, capsy
         ("train.steps=3", "unknown key 'train.steps'"),
         ("data.path=README.md", "the name of a sample file ends in .jsonl or .parquet"),
         ("data.path=/no/such/folder", "data.path=/no/such/folder: no such file or folder"),
+        ("data.path=''", "set data.path: data.source=file reads samples, which jobs.prepare makes"),
+        ("data.source=files", "data.source='files' must be one of file, synthetic"),
+        ("data.source=synthetic", "is not read with data.source=synthetic; set data.source=file"),
         ("agent.window=257", "256 positions"),
     ],
 )
@@ -275,6 +351,24 @@ def test_a_wrong_configuration_says_so_before_anything_starts(arguments, wrong, 
     from jobs.evaluate import main
 
     assert main([*arguments, wrong]) == 2
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ("chunks=[1,8]", "data.synthetic_chunks=1 must be at least 3"),
+        ("chunks=[8,8]", "data.synthetic_chunks: 8 comes twice"),
+        ("chunks=[]", "data.synthetic_chunks is empty"),
+        ("count=0", "data.synthetic_count must be at least 1"),
+        ("tasks=[needle]", "data.synthetic_tasks: there is no 'needle'; there are: chains, needles, values"),
+        ("tasks=[]", "data.synthetic_tasks is empty"),
+    ],
+)
+def test_wrong_synthetic_settings_say_so(wrong, message, capsys):
+    from jobs.evaluate import main
+
+    assert main([*SYNTHETIC, f"data.synthetic_{wrong}"]) == 2
     assert message in capsys.readouterr().err
 
 
@@ -289,7 +383,7 @@ def test_a_wrong_configuration_says_so_before_anything_starts(arguments, wrong, 
 def test_a_wrong_filter_says_so(data, tmp_path, wrong, message, capsys):
     from jobs.prepare import main
 
-    good = ["filter", "preset=eval_tiny", f"data.path={data}", f"output={tmp_path}"]
+    good = ["filter", "preset=eval_tiny", "data.source=file", f"data.path={data}", f"output={tmp_path}"]
     assert main([*good, *wrong]) == 2
     assert message in capsys.readouterr().err
 
@@ -307,6 +401,7 @@ def test_the_filter_drops_what_is_answered_without_the_document(data, tmp_path):
         "filter",
         "preset=eval_tiny",  # whose methods and samples do not matter
         "wandb.mode=disabled",
+        "data.source=file",
         f"data.path={samples}",
         f"output={tmp_path / 'filtered'}",
     )

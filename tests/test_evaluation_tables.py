@@ -93,6 +93,35 @@ def test_all_four_metrics_of_every_cell():
     ]
 
 
+def test_what_the_memory_did_in_each_cell():
+    traces = [
+        {"written": [1, 1], "kept": [3, 4], "answered": [1, 1], "junk": [6, 24], "tokens": [24, 5]},
+        {"written": [0, 1], "kept": [4, 4], "answered": [0, 0], "junk": [6, 6], "tokens": [6, 5]},
+    ]
+    rows = [row(1.0, id=f"q{i}") | {"memory_trace": trace} for i, trace in enumerate(traces)]
+    rows += [row(0.0, id="q2")]  # of an older run: it does not say
+    rows += [row(0.0, id="q3") | {"memory_trace": None}, row(1.0, method="direct") | {"memory_trace": None}]
+    empty = dict.fromkeys(("written", "kept", "answered", "junk"), [0, 0])
+    rows += [row(1.0, method="concat") | {"memory_trace": empty | {"tokens": [50, 4]}}]
+    lines, text = sections(markdown_table(rows))["What the memory did"]
+    of_cell = {"Set": "niah", "Length": "8K"}
+    assert lines == [
+        of_cell
+        | {"Method": "memory", "Written": "50.0", "Kept": "87.5", "Answered": "100.0"}
+        | {"Junk": "40.0", "Memory tokens": "3.0"},
+        of_cell
+        | {"Method": "concat", "Written": "–", "Kept": "–", "Answered": "–"}
+        | {"Junk": "–", "Memory tokens": "12.5"},
+    ]
+    assert "Kept: " in text
+    lines, text = sections(markdown_table(rows[-1:]))["What the memory did"]
+    assert lines == [of_cell | {"Method": "concat", "Memory tokens": "12.5"}] and "Kept" not in text
+
+
+def test_without_traces_nothing_is_said_of_the_memory():
+    assert "What the memory did" not in markdown_table(rows_of([1, 0]))
+
+
 def test_the_average_over_sets_says_over_how_many():
     a, b = [1, 0, 1, 1], [0, 1]
     rows = rows_of(a, set="a") + rows_of(b, set="b") + rows_of(a, set="a", length=None)

@@ -3,11 +3,17 @@
 import asyncio
 import threading
 
+import pytest
+
+from pipeline.episodes import Completion, Sampling
+from pipeline.memory_trace import MemoryCounts, Ratio
+from pipeline.problems import Problem
+from tests.groups import record_of
+
 
 def test_agents_are_made_in_turn_with_the_encoding_of_documents(tiny_config, monkeypatch):
     """Both switch the tokenizer between plain text and special tokens: at once, one would spoil the other."""
     from actors import generator as module
-    from pipeline.problems import Problem
 
     seen = []
 
@@ -31,3 +37,71 @@ def test_agents_are_made_in_turn_with_the_encoding_of_documents(tiny_config, mon
     assert [document for _, document in done] == [f"document {i}" for i in range(6)]
     assert len({id(agent) for agent, _ in done}) == 2
     assert set(seen) == {(True, False)} and len(seen) == 6 + 2
+
+
+def generator_with(config, monkeypatch, respond):
+    """A generator with the tiny language's tokenizer, whose engine answers by `respond(prompt)`."""
+    from actors import generator as module
+    from pipeline.documents.synthetic import tiny_tokenizer
+
+    class Engine:
+        is_dead = False
+
+        async def generate(self, prompt, max_tokens, sampling):
+            tokens = respond(prompt)
+            return Completion(tokens, [-0.1] * len(tokens), [0] * len(tokens), "stop")
+
+    async def started():
+        return None
+
+    generator = module.Generator.__ray_metadata__.modified_class("generator-0", config, 0)
+    generator._tokenizer, generator.engine = tiny_tokenizer(), Engine()
+    monkeypatch.setattr(generator, "start", started)
+    return generator
+
+
+def chain() -> Problem:
+    """Two hops in the first and the third of three chunks."""
+    needed, other = ["Sam Rex .", "Rex Paris ."], ["Adam Luna ."]
+    facts = [needed[0], *other * 11, needed[1], *other * 5]
+    metadata = {"needed": needed, "needed_at": [0, 36], "hops": 2}
+    return Problem("p", "city pet Sam", ("Paris",), " ".join(facts), metadata=metadata)
+
+
+@pytest.fixture
+def forgetful(tiny_config, monkeypatch):
+    """It writes the bridge, adds junk to it, then has the second fact alone, and answers right."""
+    memories = ["Sam Rex .", "Sam Rex . Adam Luna .", "Rex Paris ."]
+
+    def respond(prompt):
+        tokenizer = generator._tokenizer
+        text = tokenizer.decode(prompt)
+        if "<answer>" in text:
+            response = "\\boxed{ Paris }"
+        elif "<memory> none" in text:
+            response = memories[0]
+        else:
+            response = memories[2] if "Adam Luna . <section>" in text else memories[1]
+        return tokenizer.encode(response, add_special_tokens=False) + [tokenizer.eos_token_id]
+
+    generator = generator_with(tiny_config, monkeypatch, respond)
+    return generator
+
+
+COUNTS = MemoryCounts(written=Ratio(2, 2), kept=Ratio(1, 2), junk=Ratio(3, 12), tokens=Ratio(12, 3))
+
+
+def test_a_group_tells_what_the_memories_of_each_episode_did(forgetful):
+    group, _ = asyncio.run(forgetful.rollout(chain(), "memory", 2, Sampling(1.0)))
+    assert group.memory == (COUNTS, COUNTS) and group.roles[:4] == ("memory",) * 3 + ("answer",)
+    assert record_of(group, "g", [1, 0]).memory == COUNTS + COUNTS
+
+
+def test_an_answer_tells_what_its_memories_did(forgetful):
+    async def answer(method):
+        return await forgetful.answer(chain(), method, Sampling(0.0, seed=1), 2)
+
+    assert asyncio.run(answer("memory")).memory_trace == COUNTS
+    concat = asyncio.run(answer("concat"))  # each chunk by itself: its memories are no chain
+    assert concat.memory_trace == MemoryCounts(tokens=Ratio(9, 3))
+    assert asyncio.run(answer("closed_book")).memory_trace is None

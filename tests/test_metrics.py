@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from actors.learner import UpdateSums
+from pipeline.memory_trace import MemoryCounts, Ratio
 from pipeline.metrics import RunTotals, UpdateResult, step_row
 from pipeline.report import step_line
 from tests.groups import random_group, record_of
@@ -55,6 +56,27 @@ def test_the_reward_counts_what_dynamic_sampling_threw_away():
     row = step_row(1, records([1, 0]), [update(rank(tokens=3))], records([1, 1], [0, 0], [0, 0]))
     assert row["reward"] == pytest.approx(3 / 8) and row["reward_trained"] == 0.5
     assert row["kept_fraction"] == 0.25 and row["groups_discarded"] == 3 and row["groups"] == 1
+
+
+def test_a_row_tells_what_the_memories_of_the_trained_groups_did():
+    def traced(name, rewards, *memory):
+        return record_of(dataclasses.replace(random_group(np.random.default_rng(0)), memory=memory), name, rewards)
+
+    complete = MemoryCounts(Ratio(2, 2), Ratio(3, 4), Ratio(0, 1), Ratio(6, 24), Ratio(24, 4))
+    partial = MemoryCounts(Ratio(1, 2), Ratio(4, 4), Ratio(0, 0), Ratio(0, 12), Ratio(12, 4))
+    trained = [traced("a", [1, 0, 0.5], complete, complete, complete), traced("b", [1, 1, 1], *[partial] * 3)]
+    unknown = traced("c", [0, 0, 0], *[MemoryCounts(tokens=Ratio(36, 4))] * 3)
+    row = step_row(1, [*trained, unknown], [update(rank(tokens=3))], [traced("d", [0, 0, 0], *[partial] * 3)])
+    assert row["memory_written"] == 9 / 12 and row["memory_kept"] == 21 / 24
+    assert row["memory_answered"] == pytest.approx(1 / 3)  # only of the complete ones, and only a reward of 1
+    assert row["memory_junk"] == 18 / 108 and row["memory_tokens"] == 6.0
+    json.dumps(row, allow_nan=False)
+
+
+def test_without_counts_of_the_memories_their_numbers_are_unknown():
+    row = step_row(1, records([1, 0]), [update(rank(tokens=3))], [])
+    shares = ("written", "kept", "answered", "junk", "tokens")
+    assert [row[f"memory_{name}"] for name in shares] == [None] * 5
 
 
 def test_a_skipped_update_is_counted_and_left_out_of_the_averages():

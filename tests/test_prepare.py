@@ -90,7 +90,7 @@ def test_such_a_folder_is_read_as_samples(ray_session, tmp_path, questions):
         ("hotpotqa", ("path={questions}", "tokens=150", "tokenizer={model}", "limit=20")),
         ("ruler_hqa", ("path={questions}", "documents=[5,12]", "limit=17", "rows_per_file=10")),
         ("ruler", ("tasks=[niah_single_1,vt]", "tokens=[400,700]", "tokenizer={model}", "count=3")),
-        ("synthetic", ("chunks=[2,5]", "count=150", "rows_per_file=100")),
+        ("synthetic", ("chunks=[3,5]", "tasks=[chains,long_chains]", "count=70", "rows_per_file=50")),
     ],
 )
 def test_the_bytes_do_not_depend_on_the_number_of_workers(
@@ -114,10 +114,14 @@ def test_the_files_of_several_sets_are_named_by_set_and_length(ray_session, tmp_
     assert [row["id"] for row in short] == [row["id"] for row in long] == [f"q{i}" for i in range(10, 17)]
     assert all(set(a["passages"]) < set(b["passages"]) for a, b in zip(short, long, strict=True))
     assert {(row["metadata"]["set"], row["metadata"]["length"]) for row in long} == {("ruler_hqa", 12)}
-    prepared = make(tmp_path / "b", "synthetic", "chunks=[2,5]", "count=15", "rows_per_file=10")
-    names = [f"synthetic-{length}-0000{n}.jsonl" for length in (36, 90) for n in (0, 1)]
-    assert sorted(names) == [name for name in contents(tmp_path / "b") if name.endswith(".jsonl")]
-    assert prepared.most_tokens == 15 * (36 + 90)
+    arguments = ("chunks=[3,5]", "tasks=[chains,needles]", "count=15", "rows_per_file=10", "seed=4")
+    prepared = make(tmp_path / "b", "synthetic", *arguments)
+    names = [
+        f"{name}-{length}-0000{n}.jsonl" for name in ("synthetic", "needles") for length in (54, 90) for n in (0, 1)
+    ]
+    assert sorted(names) == sorted(name for name in contents(tmp_path / "b") if name.endswith(".jsonl"))
+    assert prepared.most_tokens == 2 * 15 * (54 + 90)
+    assert lines(tmp_path / "b" / "needles-90-00001.jsonl")[2]["id"] == "needles-4-12"
 
 
 def test_a_job_goes_on_from_the_files_that_are_there(ray_session, tmp_path):
@@ -369,6 +373,9 @@ def test_an_interrupt_has_its_own_status_and_says_how_to_go_on(command, tmp_path
         (["ruler", "output=o", "tokenizer=t", "tasks=[vt,niah]"], "there is no 'niah'"),
         (["ruler", "output=o", "tokenizer=t", "tasks=[qa_1]"], "the task qa_1 needs questions"),
         (["synthetic", "output=o", "chunks=[1]"], "chunks=1 must be at least 2"),
+        (["synthetic", "output=o", "chunks=[2]", "tasks=[chains,values]"], "chunks=2 must be at least 3"),
+        (["synthetic", "output=o", "tasks=[needle]"], "there is no 'needle'; there are: chains, needles, "),
+        (["synthetic", "output=o", "tasks=[chains,chains]"], "tasks: chains comes twice"),
         (["synthetic", "output=o", "count=0", "rows_per_file=0"], "rows_per_file must be at least 1\ncount must be"),
     ],
 )

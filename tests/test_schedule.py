@@ -5,19 +5,28 @@ from dataclasses import replace
 
 import pytest
 
-from pipeline.config import load_config
+from pipeline.config import LearnerConfig, load_config
 from pipeline.plan import schedule_lines
 from pipeline.schedule import learning_rate_factor, schedule_table
 
 
+def factors(total: int, **learner) -> list[float]:
+    return [learning_rate_factor(update, LearnerConfig(**learner), total) for update in range(total)]
+
+
 def test_the_warm_up_is_a_line_whose_first_step_is_not_at_zero():
-    assert [learning_rate_factor(u, "constant", 4, 100) for u in range(6)] == [0.25, 0.5, 0.75, 1, 1, 1]
-    assert learning_rate_factor(0, "constant", 0, 100) == 1
+    assert factors(6, schedule="constant", warmup_steps=4) == [0.25, 0.5, 0.75, 1, 1, 1]
+    assert factors(1, schedule="constant", warmup_steps=0) == [1]
 
 
 def test_the_cosine_falls_from_the_end_of_the_warm_up_to_the_end_of_the_run():
-    factors = [learning_rate_factor(u, "cosine", 2, 6) for u in range(6)]
-    assert factors == pytest.approx([0.5, 1, 1, 0.5 + math.sqrt(0.125), 0.5, 0.5 - math.sqrt(0.125)])
+    expected = [0.5, 1, 1, 0.5 + math.sqrt(0.125), 0.5, 0.5 - math.sqrt(0.125)]
+    assert factors(6, schedule="cosine", warmup_steps=2) == pytest.approx(expected)
+
+
+def test_the_cosine_may_fall_over_the_last_share_of_the_run_alone():
+    expected = [0.5, 1, 1, 1, 1, 0.5 + math.sqrt(0.125), 0.5, 0.5 - math.sqrt(0.125)]
+    assert factors(8, schedule="cosine", warmup_steps=2, decay_share=0.5) == pytest.approx(expected)
 
 
 def config(**train):

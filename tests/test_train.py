@@ -113,6 +113,14 @@ def test_staleness_keeps_its_bound_and_the_engine_agrees_with_the_learner(finish
     assert any(row["grad_norm"] > 0 for row in rows)
 
 
+def test_a_row_tells_what_the_memories_did(finished):
+    folder, _, _ = finished
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    # The random model writes random words: hardly a fact that is needed.
+    assert all(0 < row["memory_tokens"] <= 16 for row in rows)
+    assert all(row["memory_written"] < 0.2 and row["memory_junk"] > 0.8 for row in rows)
+
+
 def test_bad_rows_are_quarantined_and_a_bad_scorer_costs_its_groups_only(finished):
     folder, summary, output = finished
     quarantined = [json.loads(line) for line in (folder / "quarantine.jsonl").read_text().splitlines()]
@@ -164,6 +172,7 @@ def test_the_run_folder_holds_config_episodes_and_wandb(finished):
     assert "groups_per_step: 4" in (folder / "config.yaml").read_text()
     episode = json.loads((folder / "episodes" / "step-000004.jsonl").read_text().splitlines()[0])
     assert len(episode["memories"]) == 3 and episode["problem"] and "reward" in episode
+    assert (folder / "training.png").read_bytes().startswith(b"\x89PNG")
     assert list(Path(summary["wandb_run"]).glob("run-*.wandb"))
 
 

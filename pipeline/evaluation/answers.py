@@ -5,6 +5,7 @@ from collections import deque
 from dataclasses import dataclass, replace
 
 from pipeline.episodes import Completion, Sampling
+from pipeline.memory_trace import MemoryCounts
 
 
 @dataclass(frozen=True)
@@ -17,6 +18,7 @@ class Answer:
     response_tokens: int
     cut: bool  # the answer reached its length limit
     cut_memories: int  # other responses that did
+    memory_trace: MemoryCounts | None  # what its memories did, not yet scored; None: it wrote none
 
 
 class AnswerRecorder:
@@ -26,10 +28,11 @@ class AnswerRecorder:
         generate: async (prompt tokens, max_tokens, sampling) -> Completion.
         sampling: of all responses; response number i gets the seed `sampling.seed` + i.
         memories: how many of the last ones are kept.
+        follow: async (tokens) -> None, called with every memory before the agent goes on.
     """
 
-    def __init__(self, generate, sampling: Sampling, memories: int):
-        self._generate, self._sampling = generate, sampling
+    def __init__(self, generate, sampling: Sampling, memories: int, follow):
+        self._generate, self._sampling, self._follow = generate, sampling, follow
         self._memories: deque[tuple[int, Completion]] = deque(maxlen=memories)
         self._conversations = self._prompt_tokens = self._response_tokens = 0
         self._cut: list[str] = []  # the roles of the responses that reached their limit
@@ -46,15 +49,17 @@ class AnswerRecorder:
             self._cut.append(role)
         if role == "memory":
             self._memories.append((number, response))
+            await self._follow(response.tokens)
         return response
 
-    def answer(self, text: str, tokenized: object, tokenizer) -> Answer:
+    def answer(self, text: str, tokenized: object, tokenizer, counts: MemoryCounts) -> Answer:
         """All that was recorded, with the answer that the agent returned.
 
         Args:
             text: of the answer.
             tokenized: problem, whose `document` is counted if it has one.
             tokenizer: to read the memories.
+            counts: of all memories.
         """
         document = getattr(tokenized, "document", None)
         memories = sorted(self._memories, key=lambda memory: memory[0])
@@ -67,4 +72,5 @@ class AnswerRecorder:
             response_tokens=self._response_tokens,
             cut="answer" in self._cut,
             cut_memories=len(self._cut) - self._cut.count("answer"),
+            memory_trace=counts if counts.tokens.whole else None,
         )

@@ -2,16 +2,21 @@
 
 from dataclasses import dataclass, field
 
-from omegaconf import MISSING
-
 from pipeline.agents import METHODS
 from pipeline.config import ConfigError, GenerationConfig
-from pipeline.config_rules import check_rules, generation_rules, not_negative, positive, share
+from pipeline.config_rules import check_rules, generation_rules, not_negative, one_of, positive, share
+from pipeline.documents.synthetic import EVALUATION_SEED
+from pipeline.recipes import SyntheticSettings
 
 
 @dataclass
 class EvaluationData:
-    path: str = MISSING  # samples (pipeline/problems.py) as JSON lines or parquet, or a folder of such files
+    source: str = "file"  # file, or synthetic (problems of pipeline/documents/synthetic.py, made as they are asked)
+    path: str = ""  # file: samples (pipeline/problems.py) as JSON lines or parquet, or a folder of such files
+    synthetic_chunks: list[int] = field(default_factory=lambda: [8])  # synthetic: lengths of documents
+    synthetic_count: int = 256  # synthetic: questions of each task and length
+    synthetic_tasks: list[str] = field(default_factory=lambda: ["chains"])  # synthetic: names in SYNTHETIC_TASKS
+    synthetic_seed: int = EVALUATION_SEED  # synthetic: of the problems; a training run draws those of its run.seed
     sets: list[str] = field(default_factory=list)  # only these sets, as the samples' metadata name them; none: all
     lengths: list[str] = field(default_factory=list)  # only these lengths; none: all
     limit: int = 0  # questions of each set and length, the first ones; 0: all
@@ -48,10 +53,25 @@ def _rules(c: EvaluationConfig):
     yield from not_negative(c, "evaluate", "temperature", "memories")
     yield from not_negative(c, "data", "limit")
     yield from share(c, "data", "max_bad_share")
+    yield from one_of(c, "data", "source", ("file", "synthetic"))
+    if c.data.source == "synthetic":
+        yield not c.data.path, f"data.path={c.data.path} is not read with data.source=synthetic; set data.source=file"
+        for fault in synthetic_settings(c.data).faults():
+            yield False, f"data.synthetic_{fault}"
     e = c.evaluate
     yield 0 < e.top_p <= 1, f"evaluate.top_p={e.top_p} must be above 0 and at most 1"
     yield bool(e.methods), f"evaluate.methods is empty; name some of {', '.join(METHODS)}"
     yield len(set(e.methods)) == len(e.methods), f"evaluate.methods={e.methods} names one twice"
+
+
+def synthetic_settings(data: EvaluationData) -> SyntheticSettings:
+    """What jobs.prepare would make these questions by."""
+    return SyntheticSettings(
+        seed=data.synthetic_seed,
+        chunks=data.synthetic_chunks,
+        count=data.synthetic_count,
+        tasks=data.synthetic_tasks,
+    )
 
 
 # What may differ when an evaluation is taken up: none of it changes an answer.

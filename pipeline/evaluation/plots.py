@@ -26,7 +26,12 @@ STYLES = ("-", "--", ":", "-.")
 Line = tuple[str, str]  # run, method
 
 
-def accuracy_figure(runs: dict[str, list[dict]], path: str | Path) -> Figure:
+def accuracy_figure(
+    runs: dict[str, list[dict]],
+    path: str | Path,
+    title: str = "Score by document length, with 95% intervals",
+    with_average: bool = True,
+) -> Figure:
     """Draw the score against the median document length, one panel a set, and save it as PNG.
 
     Where several sets have lengths in common, a last panel shows the average over as many of them as any length has;
@@ -36,6 +41,8 @@ def accuracy_figure(runs: dict[str, list[dict]], path: str | Path) -> Figure:
     Args:
         runs: the rows of each run, by its name. With one run the lines are named by method alone.
         path: of the PNG.
+        title: above all panels.
+        with_average: draw that last panel.
 
     Returns:
         The figure as drawn.
@@ -49,7 +56,7 @@ def accuracy_figure(runs: dict[str, list[dict]], path: str | Path) -> Figure:
         panels[name] = by_line({run: [c for c in of_run if c.set == name] for run, of_run in of_runs.items()})
     if not panels:
         raise ValueError("there are no results to draw")
-    averages = {run: average_cells(rows) for run, rows in runs.items()}
+    averages = {run: average_cells(rows) if with_average else [] for run, rows in runs.items()}
     # Over other sets the mean is of something else: a line must not bend because a set ended.
     often = Counter(cell.sets for of_run in averages.values() for cell in of_run)
     most = max(often, key=lambda sets: (len(sets), often[sets]), default=())
@@ -72,7 +79,7 @@ def accuracy_figure(runs: dict[str, list[dict]], path: str | Path) -> Figure:
             axes.set_ylabel("score")
         if place > len(titles) - columns:
             axes.set_xlabel("document length (tokens)")
-    figure.suptitle("Score by document length, with 95% intervals")
+    figure.suptitle(title)
     figure.legend(
         [handles[line] for line in lines],
         [plain(labels[line]) for line in lines],

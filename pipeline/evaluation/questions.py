@@ -6,10 +6,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline.evaluation.config import EvaluationConfig
+from pipeline.evaluation.config import EvaluationConfig, EvaluationData, synthetic_settings
 from pipeline.files import exists, file_state, is_local, list_files
 from pipeline.problems import DataError, Problem, Quarantine
-from pipeline.sample_files import SampleFiles, read_samples
+from pipeline.sample_files import SampleFiles, read_samples, sample_files
+from pipeline.samples import JoinedSamples, SampleSource
 
 CHARACTERS_OF_A_PASSAGE = 600  # about, to tell long documents from short ones before they are read
 
@@ -57,7 +58,18 @@ def set_and_length(problem: Problem) -> tuple[str, int | float | str | None]:
     return name if isinstance(name, str) and name else "questions", length if valid else None
 
 
-def read_questions(source: SampleFiles, config: EvaluationConfig, quarantine: Quarantine) -> list[Question]:
+def open_source(data: EvaluationData) -> SampleSource:
+    """The samples that the questions are chosen from.
+
+    Raises:
+        FileNotFoundError, DataError: no such file, another format, or no row at all.
+    """
+    if data.source == "synthetic":
+        return JoinedSamples(tuple(synthetic_settings(data).sets("", anew=True)))
+    return SampleFiles.open(data.path)
+
+
+def read_questions(source: SampleSource, config: EvaluationConfig, quarantine: Quarantine) -> list[Question]:
     """The questions that the configuration asks for, in the order of the data; bad rows go to `quarantine`.
 
     Raises:
@@ -89,10 +101,11 @@ def read_questions(source: SampleFiles, config: EvaluationConfig, quarantine: Qu
     return questions
 
 
-def input_states(source: SampleFiles, questions: list[Question], model: str) -> dict[str, dict]:
+def input_states(data: EvaluationData, questions: list[Question], model: str) -> dict[str, dict]:
     """Size and time of change of the files that the answers depend on, by path: the samples', the passages', and those
     of a model that is a folder."""
-    paths = {*source.files, *(q.passage_file for q in questions if q.passage_file)}
+    samples = sample_files(data.path) if data.source == "file" else ()
+    paths = {*samples, *(q.passage_file for q in questions if q.passage_file)}
     if is_local(model) and Path(model).is_dir():
         paths.update(list_files(model, (".json", ".safetensors")))
     return {path: file_state(path) for path in sorted(paths) if exists(path)}

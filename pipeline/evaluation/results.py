@@ -14,6 +14,7 @@ from typing import TextIO
 
 from pipeline.evaluation.answer_scores import METRICS
 from pipeline.evaluation.intervals import Interval, mean_interval, stratified_mean
+from pipeline.memory_trace import MemoryCounts, Ratio
 
 KEY = ("set", "length", "id", "method", "sample")
 SCORES = ("score", *METRICS)
@@ -37,6 +38,7 @@ class Cell:
     document_tokens: float | None  # the median over questions; None if no row says
     rows: int
     sets: tuple[str, ...] = ()  # that an average is over; none for a set's own cell
+    memory: MemoryCounts = MemoryCounts()  # of all rows; an average has none
 
 
 def row_key(row: dict) -> tuple:
@@ -134,7 +136,15 @@ def cells(rows: list[dict], metric: str = "score") -> list[Cell]:
 def cell_of(key: tuple[str, Length, str], rows: list[dict], metric: str) -> Cell:
     """The cell of the rows of one (set, length, method)."""
     interval = mean_interval(list(question_scores(rows, metric).values()))
-    return Cell(*key, interval, interval.n, **counts(rows), document_tokens=median_tokens(rows), rows=len(rows))
+    return Cell(
+        *key,
+        interval,
+        interval.n,
+        **counts(rows),
+        document_tokens=median_tokens(rows),
+        rows=len(rows),
+        memory=memory_counts(rows),
+    )
 
 
 def average_cells(rows: list[dict], metric: str = "score") -> list[Cell]:
@@ -181,6 +191,13 @@ def median_tokens(rows: list[dict]) -> float | None:
     """The median number of document tokens over the questions, None if no row says."""
     known = {row["id"]: row["document_tokens"] for row in rows if row["document_tokens"] is not None}
     return median(known.values()) if known else None
+
+
+def memory_counts(rows: list[dict]) -> MemoryCounts:
+    """What the memories of all rows did together; rows of older runs do not say."""
+    traces = [trace for row in rows if (trace := row.get("memory_trace"))]
+    counted = (MemoryCounts(**{name: Ratio(*ratio) for name, ratio in trace.items()}) for trace in traces)
+    return sum(counted, MemoryCounts())
 
 
 def open_results(path: Path) -> tuple[TextIO, list[dict]]:

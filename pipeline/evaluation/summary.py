@@ -8,6 +8,7 @@ from pipeline.evaluation.config import EvaluationConfig
 from pipeline.evaluation.plots import accuracy_figure
 from pipeline.evaluation.results import cells
 from pipeline.evaluation.tables import csv_table, markdown_table
+from pipeline.memory_trace import memory_shares
 from pipeline.report import duration
 
 
@@ -83,6 +84,7 @@ def evaluation_summary(
                 "errors": cell.errors,
                 "cut": cell.cut,
                 "document_tokens": cell.document_tokens,
+                **memory_shares(cell.memory),
             }
             for cell in cells(rows)
         ],

@@ -19,10 +19,25 @@ from pipeline.evaluation.results import (
 NOTHING = "–"
 CSV_COLUMNS = ("set", "length", "method", "metric", "mean", "low", "high")
 CSV_COUNTS = ("questions", "errors", "cut", "document_tokens")
+MEMORY_COLUMNS = {
+    "written": "Written",
+    "kept": "Kept",
+    "answered": "Answered",
+    "junk": "Junk",
+    "tokens": "Memory tokens",
+}
+MEMORY_CAPTIONS = {
+    "written": "Written, in percent: a needed fact of the chunk, when the memory has all it builds on, gets into it.",
+    "kept": "Kept: a needed fact in the memory is in the next one, too.",
+    "answered": "Answered: with all needed facts in the last memory, the answer is right.",
+    "junk": "Junk: the share of the memories' tokens that belong to no needed fact.",
+    "tokens": "Memory tokens: the mean length of a memory.",
+}
 
 
 def markdown_table(rows: list[dict]) -> str:
-    """A table of the score a set, methods by lengths; their average over sets; and the four metrics of every cell.
+    """A table of the score a set, methods by lengths; their average over sets; what the memory did, where a row says;
+    and the four metrics of every cell.
 
     Scores are in percent with 95% intervals. Errors and cut answers stand below each table.
     """
@@ -37,6 +52,8 @@ def markdown_table(rows: list[dict]) -> str:
     averages = average_cells(rows)
     if averages:
         parts += ["## Average over sets", grid(averages, methods, "mean of the sets' means")]
+    if traced := [cell for cell in score_cells if cell.memory.tokens.whole]:
+        parts += ["## What the memory did", memory_table(traced)]
     parts += ["## All metrics", metrics_table(rows)]
     return "\n\n".join(parts) + "\n"
 
@@ -108,6 +125,25 @@ def metrics_table(rows: list[dict]) -> str:
         lines.append([*names, *means, str(cell.questions), str(cell.rows), str(cell.errors), str(cell.cut)])
     header = ["Set", "Length", "Method", *METRICS, "n", "Answers", "Errors", "Cut"]
     return "Means in percent over n questions.\n\n" + markdown_lines(header, lines)
+
+
+def memory_table(traced: list[Cell]) -> str:
+    """What the memories of each cell did; what no cell knows has no column."""
+    shares = [cell.memory.shares() for cell in traced]
+    known = [name for name in shares[0] if any(share[name] is not None for share in shares)]
+    lines = []
+    for cell, share in zip(traced, shares, strict=True):
+        names = [escaped(cell.set), escaped(length_label(cell.length)), escaped(cell.method)]
+        lines.append([*names, *(memory_number(name, share[name]) for name in known)])
+    caption = " ".join(MEMORY_CAPTIONS[name] for name in known)
+    header = ["Set", "Length", "Method", *(MEMORY_COLUMNS[name] for name in known)]
+    return f"{caption}\n\n{markdown_lines(header, lines)}"
+
+
+def memory_number(name: str, number: float | None) -> str:
+    if number is None:
+        return NOTHING
+    return f"{number:.1f}" if name == "tokens" else f"{100 * number:.1f}"
 
 
 def score_name(tasks: list[str]) -> str:

@@ -1,0 +1,172 @@
+"""The fine-tuner: draws examples, has the learner gang learn them, and keeps what was learned and from what."""
+
+import asyncio
+import hashlib
+import json
+import time
+import traceback
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+
+import ray
+
+from actors.job_actor import JobActor, RunFailed, reason_of
+from actors.learner_gang import SupervisedGang
+from actors.tracker import Tracker
+from pipeline.fine_tuning.config import FineTuningConfig
+from pipeline.fine_tuning.conversations import conversation_examples
+from pipeline.fine_tuning.demonstrations import demonstrations
+from pipeline.fine_tuning.examples import Example, ExampleBatch, pack_examples
+from pipeline.problems import DataError, Quarantine
+from pipeline.prompts import load_tokenizer
+from pipeline.report import write_summary
+from pipeline.sample_files import SampleFiles
+
+MAX_SKIPPED = 3  # updates in a row whose gradient was not finite
+
+
+@ray.remote(num_cpus=0, max_concurrency=100)
+class FineTuner(JobActor):
+    def __init__(self, config: FineTuningConfig, folder: str):
+        super().__init__()
+        self.config, self.folder = config, Path(folder)
+        self.quarantine = Quarantine(self.folder / "quarantine.jsonl", config.data.max_bad_share)
+        self.digest = hashlib.sha256()
+        self.curve: list[dict] = []  # of warmstart.json
+        self.step = self.tokens = 0
+        self.checkpoint: Path | None = None
+        self.gang = self.tracker = None
+
+    async def stop(self) -> None:
+        """End the run after the step that is under way, and keep what was learned."""
+        self.say("· stopping after this step")
+        self._stop.set()
+
+    async def run(self) -> dict:
+        """Run to the end, to `stop`, or to a failure; return the summary, which is also in summary.json."""
+        begin, status, error, wandb_run = time.time(), "failed", None, ""
+        try:
+            examples = await asyncio.to_thread(self._examples)
+            self.tracker = Tracker.remote(self.config, str(self.folder))
+            wandb_run = await self.tracker.where.remote()
+            await self._start()
+            await self._train(examples)
+            await self._save()
+            status = "completed" if self.step == self._last else "interrupted"
+        except Exception as failure:
+            error = reason_of(failure)
+            if not isinstance(failure, (RunFailed, DataError)):
+                traceback.print_exc()
+        summary = {
+            "status": status,
+            "seconds": time.time() - begin,
+            "model": self.config.model.path,
+            "learner_ranks": self.config.learner.ranks,
+            "steps": self.step,
+            "tokens": self.tokens,
+            "loss": self.curve[-1]["loss"] if self.curve else None,
+            "rows_quarantined": self.quarantine.bad,
+            "checkpoint": str(self.checkpoint) if self.checkpoint else None,
+            "wandb_run": wandb_run,
+            "error": error,
+        }
+        write_summary(self.folder, summary)
+        await self._close(summary)
+        return summary
+
+    def _examples(self) -> Iterator[Example]:
+        c = self.config
+        tokenizer = load_tokenizer(c.model.path)
+        if c.data.source == "demonstrations":
+            return demonstrations(tokenizer, c.data.curriculum, c.run.seed, lambda: self.step / c.sft.steps)
+        source = SampleFiles.open(c.data.path)
+        return conversation_examples(source, tokenizer, c.sft.max_tokens, c.run.seed, self.quarantine)
+
+    async def _start(self) -> None:
+        le, begin = self.config.learner, time.time()
+        self.say(f"· starting {le.ranks} learner ranks (DeepSpeed ZeRO-3)")
+        self.say_what_is_missing([(le, le.ranks)])
+        self.gang = SupervisedGang(self.config)
+        await self.unless_failed(self.gang.start())
+        self.say(f"· learners ready after {time.time() - begin:.0f} s")
+
+    @property
+    def _last(self) -> int:
+        return self.config.sft.stop_after or self.config.sft.steps
+
+    async def _train(self, examples: Iterator[Example]) -> None:
+        s, losses, skipped = self.config.sft, [], 0
+        while self.step < self._last and not self._stop.is_set():
+            begin = time.time()
+            batch = await asyncio.to_thread(self._batch, examples)
+            ranks = await self.gang.train(batch)
+            self.step += 1
+            self.tokens += len(batch.tokens)
+            batch.hash_into(self.digest)
+            losses.append(sum(rank["loss"] for rank in ranks))
+            row = {
+                "step": self.step,
+                "loss": losses[-1],
+                "grad_norm": ranks[0]["grad_norm"],
+                "learning_rate": ranks[0]["learning_rate"],
+                "examples": len(batch.lengths),
+                "tokens_trained": int(batch.learned.sum()),
+                "tokens_total": self.tokens,
+                "rows_quarantined": self.quarantine.bad,
+                "seconds": time.time() - begin,
+            }
+            await self.tracker.log.remote(row)
+            skipped = skipped + 1 if row["grad_norm"] is None else 0
+            if skipped == MAX_SKIPPED:
+                raise RunFailed(f"{skipped} steps in a row were skipped: their gradient is not finite")
+            if self.step % s.record_every == 0 or self.step == self._last:
+                self._record(losses)
+                losses = []
+                self.say(
+                    f"step {self.step}/{self._last}  loss {self.curve[-1]['loss']:.4f}  "
+                    f"tokens/s {len(batch.tokens) / row['seconds']:.0f}  {row['seconds']:.1f} s"
+                )
+            if self.step % s.checkpoint_every == 0:
+                await self._save()
+
+    def _batch(self, examples: Iterator[Example]) -> ExampleBatch:
+        drawn, tokens = [], 0
+        while tokens < self.config.sft.tokens_per_step:
+            drawn.append(next(examples))
+            tokens += len(drawn[-1].tokens)
+        return pack_examples(drawn)
+
+    def _record(self, losses: list[float]) -> None:
+        loss = sum(losses) / len(losses)
+        self.curve.append({"step": self.step, "loss": round(loss, 4), "data_sha256": self.digest.hexdigest()})
+
+    async def _save(self) -> None:
+        """Write the model as a Hugging Face folder, and beside the weights how they were made."""
+        folder = self.folder / "checkpoints" / str(self.step)
+        if self.step == 0 or folder == self.checkpoint:
+            return
+        folder.mkdir(parents=True, exist_ok=True)
+        await self.gang.save(str(folder / "hf"))
+        weights = hashlib.sha256((folder / "hf" / "model.safetensors").read_bytes()).hexdigest()
+        record = asdict(self.config)
+        for section in ("run", "wandb"):  # where the run was is not how
+            record.pop(section)
+        record = {"config": record | {"run": {"seed": self.config.run.seed}}, "steps": self.step, "tokens": self.tokens}
+        record |= {"weights_sha256": weights, "curve": self.curve}
+        (folder / "hf" / "fine_tuning.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+        self.checkpoint = folder
+        self.say(f"· saved checkpoints/{self.step}")
+
+    async def _close(self, summary: dict) -> None:
+        self.cancel_all()
+        closing = [self.gang.close()] if self.gang else []
+        closing += [self._finish_tracker(summary)] if self.tracker else []
+        for work in closing:
+            try:
+                await asyncio.wait_for(work, 60)
+            except Exception as error:  # the run's result stands; what is left behind ends with the job
+                self.say(f"· while closing: {error!r}")
+
+    async def _finish_tracker(self, summary: dict) -> None:
+        await self.tracker.finish.remote(summary)

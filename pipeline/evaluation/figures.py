@@ -1,0 +1,196 @@
+"""What `make figures` is made of: training runs of the embedded model, evaluations of what came of them, the figures.
+
+A step is a command of another job. Steps that are done are known by their summary.json and not repeated.
+"""
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from pipeline.config import ConfigError, load_config
+from pipeline.config_rules import check_rules
+from pipeline.evaluation.plots import accuracy_figure
+from pipeline.evaluation.results import read_results
+from pipeline.evaluation.tables import markdown_table
+
+# Temperature and top-p: as in training, the paper's evaluation, and the likeliest token.
+SAMPLINGS = {"sampled": (1.0, 1.0), "paper": (0.7, 0.95), "greedy": (0.0, 1.0)}
+SAMPLING_NAMES = {"sampled": "T = 1", "paper": "T = 0.7, top-p 0.95", "greedy": "greedy"}
+TRANSFER_TASKS = ("needles", "values", "long_chains")
+PROMPT_AND_RESPONSE = 42  # tokens of a conversation of the embedded model, about
+
+
+@dataclass
+class FiguresConfig:
+    folder: str = "runs/figures"  # the same folder goes on where it was stopped
+    preset: str = "tiny"  # of the training runs
+    seeds: list[int] = field(default_factory=lambda: [0, 1, 2])  # of the training runs; each is in the figures
+    questions: int = 256  # a point and seed
+    chunks: list[int] = field(default_factory=lambda: [8, 32, 128, 512, 2048])  # of the documents of figure 1
+    ablation_chunks: list[int] = field(default_factory=lambda: [8, 32, 128, 512])  # of figure 2
+    transfer_chunks: list[int] = field(default_factory=lambda: [8, 32, 128])  # of figure 3
+    samplings: list[str] = field(default_factory=lambda: list(SAMPLINGS))
+
+
+@dataclass(frozen=True)
+class Step:
+    """A job that is run once, in a run folder of its name."""
+
+    name: str
+    job: str  # a module
+    arguments: tuple[str, ...]  # without run.folder and run.name
+    model: str = ""  # the step whose checkpoint is its model.path; empty: `arguments` say which
+
+
+@dataclass(frozen=True)
+class Line:
+    """A line of a figure: a name, and the evaluations of it, one a training seed."""
+
+    name: str
+    evaluations: tuple[Step, ...]
+    sampling: str
+
+
+def check_figures(config: FiguresConfig) -> None:
+    """Raise `ConfigError` with one line for each thing that is wrong."""
+    wrong = [name for name in config.samplings if name not in SAMPLINGS]
+    rules = [
+        (bool(config.seeds), "seeds is empty"),
+        (config.questions > 0, f"questions={config.questions} must be greater than 0"),
+        (not wrong, f"samplings={config.samplings}: there are {', '.join(SAMPLINGS)}"),
+    ]
+    check_rules(iter(rules))
+
+
+def training_steps(config: FiguresConfig) -> dict[str, list[Step]]:
+    """The training runs, by what they train with, one a seed."""
+    c = load_config([f"preset={config.preset}"])
+    train = (f"preset={config.preset}", "train.evaluation=''")
+    conversations = c.train.groups_per_step * c.train.group_size * (c.data.synthetic_chunks + 1)
+    learner = ("optimizer", "learning_rate", "schedule", "decay_share", "warmup_steps", "max_grad_norm")
+    supervised = (
+        "preset=warmstart_tiny",
+        f"sft.steps={c.train.steps}",
+        f"sft.tokens_per_step={conversations * PROMPT_AND_RESPONSE}",
+        *(f"learner.{name}={getattr(c.learner, name)}" for name in learner),
+    )
+    demonstrator = (*supervised, "data.curriculum=careful", f"model.path={c.model.path}", "sft.from_scratch=false")
+    return {
+        "rl": [Step(f"rl-{seed}", "jobs.train", (*train, f"run.seed={seed}")) for seed in config.seeds],
+        "rejection": [
+            Step(f"rejection-{seed}", "jobs.train", (*train, f"run.seed={seed}", "objective.advantage=reward"))
+            for seed in config.seeds
+        ],
+        "demonstrator": [
+            Step(f"demonstrator-{seed}", "jobs.warmstart", (*demonstrator, f"run.seed={seed}")) for seed in config.seeds
+        ],
+        "direct": [
+            Step("direct", "jobs.warmstart", ("preset=warmstart_tiny", "data.curriculum=direct", "sft.steps=1600"))
+        ],
+    }
+
+
+def evaluation_step(
+    config: FiguresConfig,
+    model: str,
+    sampling: str,
+    chunks: list[int],
+    method: str = "memory",
+    tasks: tuple[str, ...] = (),
+) -> Step:
+    """An evaluation of the checkpoint of step `model`, or of the model that training begins with if that is empty."""
+    temperature, top_p = SAMPLINGS[sampling]
+    start = load_config([f"preset={config.preset}"]).model.path
+    return Step(
+        f"{'transfer' if tasks else 'length'}-{model or 'start'}-{sampling}",
+        "jobs.evaluate",
+        (
+            "preset=eval_tiny",
+            *([] if model else [f"model.path={start}"]),
+            f"evaluate.temperature={temperature}",
+            f"evaluate.top_p={top_p}",
+            f"data.synthetic_chunks={chunks}".replace(" ", ""),
+            f"data.synthetic_count={config.questions}",
+            f"evaluate.methods=[{method}]",
+            *([f"data.synthetic_tasks=[{','.join(tasks)}]"] if tasks else []),
+        ),
+        model,
+    )
+
+
+def figures(config: FiguresConfig) -> dict[str, list[Line]]:
+    """The lines of each figure, by its name."""
+    runs = training_steps(config)
+
+    def line(name: str, steps: list[Step] | None, sampling: str, chunks: list[int], **how) -> Line:
+        models = [""] if steps is None else [step.name for step in steps]
+        return Line(name, tuple(evaluation_step(config, m, sampling, chunks, **how) for m in models), sampling)
+
+    made: dict[str, list[Line]] = {"length": [], "ablation": [], "transfer": []}
+    for sampling in config.samplings:
+        after, before = (
+            line(name, steps, sampling, config.chunks)
+            for name, steps in (("after RL", runs["rl"]), ("before RL", None))
+        )
+        made["length"] += [after, before, line("direct", runs["direct"], sampling, config.chunks, method="direct")]
+        made["ablation"] += [
+            after,
+            line("own successes", runs["rejection"], sampling, config.ablation_chunks),
+            line("perfect demonstrator", runs["demonstrator"], sampling, config.ablation_chunks),
+            before,
+        ]
+        made["transfer"] += [
+            line("after RL", runs["rl"], sampling, config.transfer_chunks, tasks=TRANSFER_TASKS),
+            line("before RL", None, sampling, config.transfer_chunks, tasks=TRANSFER_TASKS),
+        ]
+    return made
+
+
+TITLES = {
+    "length": "Accuracy by document length: the memory agent before and after RL, and a reader of the whole",
+    "ablation": "The same training tokens from the same start, used in four ways",
+    "transfer": "Tasks it was not trained on, before and after RL",
+}
+
+
+def draw(name: str, lines: list[Line], folder: Path) -> str:
+    """Draw a figure from the results of its evaluations; write it and its table; return the table.
+
+    Args:
+        name: of the figure.
+        lines: of the figure.
+        folder: with the run folders of all steps; the figure and the table go there too.
+    """
+    rows = []
+    for line in lines:
+        for seed, step in enumerate(line.evaluations):
+            for row in read_results(folder / step.name / "results.jsonl"):
+                task = "" if name != "transfer" else f"{row['set']}, "
+                panel = f"{task}{SAMPLING_NAMES[line.sampling]}"
+                rows.append(row | {"set": panel, "method": line.name, "sample": seed})
+    accuracy_figure(
+        {name: rows}, folder / f"{name}.png", title=f"{TITLES[name]}, with 95% intervals", with_average=False
+    )
+    table = f"# {TITLES[name]}\n\n{markdown_table(rows)}"
+    (folder / f"{name}.md").write_text(table, encoding="utf-8")
+    return table
+
+
+def is_done(step: Step, folder: Path) -> bool:
+    """Whether the step was run to its end."""
+    try:
+        return json.loads((folder / step.name / "summary.json").read_text())["status"] == "completed"
+    except (OSError, ValueError):
+        return False
+
+
+def checkpoint_of(name: str, folder: Path) -> str:
+    """The model folder of a training step that is done.
+
+    Raises:
+        ConfigError: it is not.
+    """
+    try:
+        return str(Path(json.loads((folder / name / "summary.json").read_text())["checkpoint"]) / "hf")
+    except (OSError, ValueError, TypeError) as error:
+        raise ConfigError(f"{name} left no checkpoint: {error}") from None

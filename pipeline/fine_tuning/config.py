@@ -1,0 +1,63 @@
+"""The configuration of supervised fine-tuning, and the checks that are made before it starts."""
+
+from dataclasses import dataclass, field
+
+from pipeline.config import ConfigError, LearnerConfig, ModelConfig, RunConfig, WandbConfig
+from pipeline.config_rules import check_rules, job_rules, learner_rules, not_negative, one_of, positive, share
+from pipeline.fine_tuning.demonstrations import CURRICULA
+
+SOURCES = ("file", "demonstrations")
+
+
+@dataclass
+class FineTuningData:
+    source: str = "file"  # file, or demonstrations (of the tiny language, pipeline/fine_tuning/demonstrations.py)
+    path: str = ""  # file: conversations as JSON lines or parquet, or a folder of such files
+    max_bad_share: float = 0.05  # more quarantined rows than this share stop the run
+    curriculum: str = "warmstart"  # demonstrations: a name in CURRICULA
+
+
+@dataclass
+class SupervisedConfig:
+    steps: int = 1000  # optimizer steps over which the learning rate and the curriculum stretch
+    stop_after: int = 0  # end after so many of them, which leaves a model that is not finished; 0: do all
+    tokens_per_step: int = 65536  # of prompts and responses, about
+    max_tokens: int = 8192  # a longer conversation is quarantined
+    from_scratch: bool = False  # random weights (run.seed) in the architecture of model.path
+    checkpoint_every: int = 500  # steps; the last step is always kept
+    record_every: int = 25  # steps between lines of progress and entries of warmstart.json
+
+
+@dataclass
+class FineTuningConfig:
+    run: RunConfig = field(default_factory=RunConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    data: FineTuningData = field(default_factory=FineTuningData)
+    learner: LearnerConfig = field(default_factory=LearnerConfig)
+    sft: SupervisedConfig = field(default_factory=SupervisedConfig)
+    wandb: WandbConfig = field(default_factory=WandbConfig)
+
+
+def check_fine_tuning(config: FineTuningConfig) -> None:
+    """Check the rules that need no file and no tokenizer.
+
+    Raises:
+        ConfigError: one line for each broken rule.
+    """
+    check_rules(job_rules(config), learner_rules(config), _rules(config))
+    if config.data.source == "file" and not config.data.path:
+        raise ConfigError("set data.path: data.source=file reads conversations")
+
+
+def _rules(c: FineTuningConfig):
+    yield from positive(c, "sft", "steps", "tokens_per_step", "max_tokens", "checkpoint_every", "record_every")
+    yield from not_negative(c, "sft", "stop_after")
+    yield from one_of(c, "data", "source", SOURCES)
+    yield from one_of(c, "data", "curriculum", CURRICULA)
+    yield from share(c, "data", "max_bad_share")
+    s, budget = c.sft, c.learner.micro_batch_tokens
+    yield s.stop_after <= s.steps, f"sft.stop_after={s.stop_after} is over sft.steps={s.steps}"
+    yield (
+        s.max_tokens <= budget,
+        (f"sft.max_tokens={s.max_tokens} is over learner.micro_batch_tokens={budget}, which a conversation must fit"),
+    )

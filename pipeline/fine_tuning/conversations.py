@@ -1,0 +1,99 @@
+"""Conversations in files, as examples of supervised fine-tuning.
+
+A row of a JSON-lines or parquet file is a chat of a model with a chat template, whose assistant's messages are learned:
+
+    {"messages": [{"role": "user", "content": "…"}, {"role": "assistant", "content": "…"}]}
+
+or a plain text and how it goes on, of which the second part is learned:
+
+    {"prompt": "…", "response": "…"}
+"""
+
+from collections.abc import Iterator
+
+from pipeline.fine_tuning.examples import Example, respond
+from pipeline.problems import BadRow, Quarantine, text_field
+from pipeline.prompts import encode_text
+from pipeline.sample_files import SampleFiles
+
+ROLES = ("system", "user", "assistant")
+
+
+def conversation_examples(
+    source: SampleFiles, tokenizer, max_tokens: int, seed: int, quarantine: Quarantine
+) -> Iterator[Example]:
+    """Yield the conversations of the files for ever, shuffled anew in every pass; bad ones go to `quarantine`.
+
+    Raises:
+        DataError: too many rows were bad.
+    """
+    quarantine.total = len(source)
+    epoch = 0
+    while True:
+        for index in source.order(seed, epoch).tolist():
+            quarantine.rows += epoch == 0
+            row_id, row = source.row(index)
+            try:
+                yield conversation_example(row, tokenizer, max_tokens)
+            except BadRow as error:
+                quarantine.add(row_id, str(error), row)
+        quarantine.finish()
+        epoch += 1
+
+
+def conversation_example(row: object, tokenizer, max_tokens: int) -> Example:
+    """One decoded row as an example.
+
+    Raises:
+        BadRow: the row is neither of the two forms, is longer than `max_tokens`, or has nothing to learn.
+    """
+    if isinstance(row, dict) and row.get("messages") is not None:
+        example = _chat(row["messages"], tokenizer)
+    else:
+        prompt, response = text_field(row, "prompt"), text_field(row, "response")
+        example = respond(encode_text(tokenizer, prompt), [*encode_text(tokenizer, response), tokenizer.eos_token_id])
+    if len(example.tokens) > max_tokens:
+        raise BadRow(f"the conversation has {len(example.tokens)} tokens, over sft.max_tokens={max_tokens}")
+    if not any(example.learned[1:]):
+        raise BadRow("the conversation has nothing to learn: no message of the assistant's")
+    return example
+
+
+def _chat(messages: object, tokenizer) -> Example:
+    """The chat as the template writes it. What it adds for each assistant's message, and no more, is learned."""
+    if not tokenizer.chat_template:
+        raise BadRow("the row is a chat, and the model's tokenizer has no chat template; give prompt and response")
+    if not isinstance(messages, list) or not messages:
+        raise BadRow("'messages' must be a list of one or more messages")
+    special = {token for token in tokenizer.all_special_tokens if token.strip()}
+    for message in messages:
+        content = text_field(message, "content")
+        if message.get("role") not in ROLES:
+            raise BadRow(f"the role of a message is {message.get('role')!r}; it must be one of {', '.join(ROLES)}")
+        if found := sorted(token for token in special if token in content):
+            raise BadRow(
+                f"a message spells out the special token {found[0]}, which the chat template would take as such"
+            )
+    if messages[0]["role"] == "assistant":
+        raise BadRow("the conversation begins with the assistant: there is no prompt")
+    tokens: list[int] = []
+    learned: list[bool] = []
+    for i, message in enumerate(messages):
+        if message["role"] != "assistant":
+            continue
+        before = _template(tokenizer, messages[:i], add_generation_prompt=True)
+        after = _template(tokenizer, messages[: i + 1], add_generation_prompt=False)
+        if before[: len(tokens)] != tokens or after[: len(before)] != before:
+            raise BadRow(
+                "the chat template changes what it wrote before when a message is added: not to be learned from"
+            )
+        learned += [False] * (len(before) - len(tokens)) + [True] * (len(after) - len(before))
+        tokens = after
+    if not tokens:
+        raise BadRow("the conversation has nothing to learn: no message of the assistant's")
+    return Example(tokens, learned)
+
+
+def _template(tokenizer, messages: list[dict], add_generation_prompt: bool) -> list[int]:
+    text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=add_generation_prompt)
+    return tokenizer.encode(text, add_special_tokens=False)

@@ -1,0 +1,88 @@
+"""Examples of supervised fine-tuning: conversations of which some tokens are to be learned."""
+
+import hashlib
+from dataclasses import dataclass
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Example:
+    """Token ids, and for each whether it is to be learned; the first never is, for nothing predicts it."""
+
+    tokens: list[int]
+    learned: list[bool]
+
+
+def respond(prompt: list[int], response: list[int]) -> Example:
+    """An example that learns its whole response."""
+    return Example(prompt + response, [False] * len(prompt) + [True] * len(response))
+
+
+@dataclass(frozen=True)
+class ExampleBatch:
+    """The E examples of an optimizer step as flat arrays, read from the object store without copying.
+
+    tokens   int32 [T]    example after example
+    learned  bool [T]
+    offsets  int64 [E+1]  where each example begins
+    """
+
+    tokens: np.ndarray
+    learned: np.ndarray
+    offsets: np.ndarray
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """Tokens of each example, int64 [E]."""
+        return np.diff(self.offsets)
+
+    def hash_into(self, digest: "hashlib._Hash") -> None:
+        """Add the batch to a hash of the data."""
+        for array in (self.tokens, self.learned, self.offsets):
+            digest.update(array.tobytes())
+
+
+def pack_examples(examples: list[Example]) -> ExampleBatch:
+    """Lay examples out as flat arrays.
+
+    Raises:
+        ValueError: the first token of one is to be learned.
+    """
+    if any(example.learned[0] for example in examples):
+        raise ValueError("the first token of an example cannot be learned: nothing predicts it")
+    return ExampleBatch(
+        tokens=np.concatenate([np.asarray(example.tokens, np.int32) for example in examples]),
+        learned=np.concatenate([np.asarray(example.learned, bool) for example in examples]),
+        offsets=np.cumsum([0, *(len(example.tokens) for example in examples)], dtype=np.int64),
+    )
+
+
+@dataclass(frozen=True)
+class SupervisedMicroBatch:
+    """A row of T tokens of which R are learned.
+
+    tokens      int64 [T]
+    positions   int64 [T]  from 0 in every example; a new 0 begins a new segment of attention
+    predict_at  int64 [R]  the position in the row whose hidden state predicts learned token r
+    targets     int64 [R]  learned token r
+    is_learned  bool [R]   true; false in the placeholder of an empty micro-batch
+    """
+
+    tokens: np.ndarray
+    positions: np.ndarray
+    predict_at: np.ndarray
+    targets: np.ndarray
+    is_learned: np.ndarray
+
+
+def build_supervised_micro_batch(items: list[int], batch: ExampleBatch) -> SupervisedMicroBatch:
+    """Lay the examples `items` of the batch end to end; none gives a placeholder whose loss is zero."""
+    if not items:
+        zero = np.zeros(1, np.int64)
+        return SupervisedMicroBatch(np.zeros(2, np.int64), np.arange(2), zero, zero, np.zeros(1, bool))
+    spans = [slice(batch.offsets[i], batch.offsets[i + 1]) for i in items]
+    tokens = np.concatenate([batch.tokens[span] for span in spans]).astype(np.int64)
+    learned = np.flatnonzero(np.concatenate([batch.learned[span] for span in spans]))
+    positions = np.concatenate([np.arange(span.stop - span.start) for span in spans])
+    return SupervisedMicroBatch(tokens, positions, learned - 1, tokens[learned], np.ones(len(learned), bool))

@@ -1,0 +1,47 @@
+"""The figure of a training run: looked at as an object, and saved."""
+
+import pytest
+
+from pipeline.training_plot import WINDOW, training_figure
+
+MEMORY = {"memory_written": 0.8, "memory_kept": 0.9, "memory_answered": None, "memory_junk": 0.1, "memory_tokens": 6.0}
+
+
+def rows_of(rewards: list[float], **fields) -> list[dict]:
+    return [{"step": step, "reward": reward} | fields for step, reward in enumerate(rewards, 1)]
+
+
+def test_dots_are_steps_and_lines_the_means_of_the_last_steps(tmp_path):
+    rewards = [0.0, 1.0] * WINDOW + [1.0]
+    figure = training_figure(rows_of(rewards), tmp_path / "training.png")
+    assert (tmp_path / "training.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
+    (axes,) = figure.axes
+    dots, line = axes.lines
+    assert dots.get_xdata().tolist() == line.get_xdata().tolist() == list(range(1, 2 * WINDOW + 2))
+    assert dots.get_ydata().tolist() == rewards
+    means = line.get_ydata().tolist()
+    assert means[:4] == pytest.approx([0.0, 0.5, 1 / 3, 0.5]) and means[-2:] == pytest.approx([0.5, 0.6])
+    assert axes.get_ylim() == (0.0, 1.0)
+
+
+def test_what_is_known_of_the_memory_is_drawn(tmp_path):
+    rows = rows_of([0.5] * 3) + [{"step": 4, "reward": 0.5} | MEMORY, {"step": 5, "reward": 0.5} | MEMORY]
+    reward, shares, tokens = training_figure(rows, tmp_path / "a.png").axes
+    assert len(reward.lines) == 2 and reward.get_legend() is None
+    assert [text.get_text() for text in shares.get_legend().get_texts()] == ["written", "kept", "junk"]
+    assert [line.get_ydata().tolist() for line in shares.lines[::2]] == [[0.8] * 2, [0.9] * 2, [0.1] * 2]
+    assert shares.lines[0].get_xdata().tolist() == [4, 5] and shares.get_ylim() == (0.0, 1.0)
+    assert tokens.get_ylim()[0] == 0.0 and tokens.lines[0].get_ydata().tolist() == [6.0, 6.0]
+    colours = [line.get_color() for axes in (reward, shares, tokens) for line in axes.lines[::2]]
+    assert len(set(colours)) == len(colours) == 5
+
+
+def test_rewards_below_zero_have_an_axis_of_their_own(tmp_path):
+    (axes,) = training_figure(rows_of([-0.5, 0.5]), tmp_path / "a.png").axes
+    assert axes.get_ylim()[0] < -0.5
+
+
+def test_nothing_to_draw_is_an_error(tmp_path):
+    for rows in ([], [{"step": 1, "loss": 0.5}]):
+        with pytest.raises(ValueError, match="nothing to draw"):
+            training_figure(rows, tmp_path / "a.png")
