@@ -23,6 +23,7 @@ from pipeline.prompts import load_tokenizer
 from pipeline.report import write_summary
 from pipeline.sample_files import SampleFiles
 
+RECORD = "fine_tuning.json"  # in the model's folder: how it was made
 MAX_SKIPPED = 3  # updates in a row whose gradient was not finite
 
 
@@ -33,7 +34,7 @@ class FineTuner(JobActor):
         self.config, self.folder = config, Path(folder)
         self.quarantine = Quarantine(self.folder / "quarantine.jsonl", config.data.max_bad_share)
         self.digest = hashlib.sha256()
-        self.curve: list[dict] = []  # of warmstart.json
+        self.curve: list[dict] = []  # losses and hashes of the data, for the record
         self.step = self.tokens = 0
         self.checkpoint: Path | None = None
         self.gang = self.tracker = None
@@ -148,13 +149,9 @@ class FineTuner(JobActor):
             return
         folder.mkdir(parents=True, exist_ok=True)
         await self.gang.save(str(folder / "hf"))
-        weights = hashlib.sha256((folder / "hf" / "model.safetensors").read_bytes()).hexdigest()
-        record = asdict(self.config)
-        for section in ("run", "wandb"):  # where the run was is not how
-            record.pop(section)
-        record = {"config": record | {"run": {"seed": self.config.run.seed}}, "steps": self.step, "tokens": self.tokens}
-        record |= {"weights_sha256": weights, "curve": self.curve}
-        (folder / "hf" / "fine_tuning.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+        record = fine_tuning_record(self.config) | {"steps": self.step, "tokens": self.tokens, "curve": self.curve}
+        record["weights_sha256"] = await asyncio.to_thread(weights_hash, folder / "hf")
+        (folder / "hf" / RECORD).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
         self.checkpoint = folder
         self.say(f"· saved checkpoints/{self.step}")
 
@@ -170,3 +167,21 @@ class FineTuner(JobActor):
 
     async def _finish_tracker(self, summary: dict) -> None:
         await self.tracker.finish.remote(summary)
+
+
+def fine_tuning_record(config: FineTuningConfig) -> dict:
+    """What of a configuration decides what is learned."""
+    values = asdict(config)
+    if config.sft.from_scratch:
+        del values["model"]["path"]  # of the random weights, which the seed makes again
+    return {"config": {name: values[name] for name in ("model", "data", "learner", "sft")}, "seed": config.run.seed}
+
+
+def weights_hash(folder: Path) -> str:
+    """SHA-256 of the safetensors files of a model folder, in the order of their names."""
+    digest = hashlib.sha256()
+    for path in sorted(folder.glob("*.safetensors")):
+        with path.open("rb") as file:
+            while block := file.read(1 << 24):
+                digest.update(block)
+    return digest.hexdigest()

@@ -77,7 +77,7 @@ def split(config: FilterConfig, evaluation: Path) -> dict:
         counts[path.stem] = write_problem_file(seen_from(path.parent, chosen), path)
     return {
         "model": config.model.path,
-        "data": config.data.path,
+        "data": config.data.path or config.data.source,
         "answers_to_each": config.evaluate.samples,
         "asked": len(questions),
         **counts,

@@ -117,7 +117,7 @@ def evaluate_run(config: Config, folder: Path, checkpoint: str) -> int:
     """Evaluate the model that a run began with and the one that it ended with, and show both side by side.
 
     Args:
-        config: of the run; `train.evaluation` names the preset of the evaluation.
+        config: of the run; `train.evaluation` has the arguments of the evaluation.
         folder: of the run; `evaluation/` in it gets the two evaluations, accuracy.png and accuracy.md.
         checkpoint: of the run's last version.
 
@@ -128,7 +128,7 @@ def evaluate_run(config: Config, folder: Path, checkpoint: str) -> int:
     folder = folder / "evaluation"
     rows = {}
     for name, model in models.items():
-        print(f"· evaluating the model {name}: {config.train.evaluation}", flush=True)
+        print(f"· evaluating the model {name}", flush=True)
         evaluation = evaluation_of(config, model)
         evaluation.run.folder, evaluation.run.name = str(folder), name.replace(" ", "-")
         summary, place = evaluate(evaluation)
@@ -144,8 +144,15 @@ def evaluate_run(config: Config, folder: Path, checkpoint: str) -> int:
 
 
 def evaluation_of(config: Config, model: str) -> EvaluationConfig:
-    """The evaluation that `train.evaluation` names, of `model`, with the run's seed and wandb project."""
-    evaluation = load_config([f"preset={config.train.evaluation}", f"model.path={model}"], EvaluationConfig)
+    """The evaluation that `train.evaluation` describes, of `model`, with the run's seed and wandb settings.
+
+    Raises:
+        ConfigError: it describes none.
+    """
+    try:
+        evaluation = load_config([*config.train.evaluation.split(), f"model.path={model}"], EvaluationConfig)
+    except ConfigError as error:
+        raise ConfigError(f"train.evaluation={config.train.evaluation!r}: {error}") from None
     evaluation.model, evaluation.wandb = replace(config.model, path=model), config.wandb
     evaluation.run.seed = config.run.seed
     return evaluation

@@ -107,7 +107,7 @@ class ObjectiveConfig:
     clip_high: float = 0.2  # ε above 1; DAPO's clip-higher is 0.28
     dual_clip: float = 3.0  # a bad token's loss grows no further than at this ratio
     kl_coefficient: float = 0.0  # β of the KL to the initial model; 0 loads no reference model
-    entropy_coefficient: float = 0.0  # bonus for entropy, which is reported in any case
+    entropy_coefficient: float = 0.0  # bonus for entropy, below 0 a penalty; it is reported in any case
     decoupled: bool = True  # clip around the learner's policy of the step's start; false: around the sampling policy
     importance_cap: float = 2.0  # decoupled: limit of the weight (policy of the step's start) / (sampling policy)
     overlong_penalty: float = 0.0  # taken off the reward when all responses reach their limit; 0: no such shaping
@@ -132,7 +132,7 @@ class TrainConfig:
     checkpoint_every: int = 50  # steps; the last step is always kept
     episodes_every: int = 10  # steps between samples of episodes to read, in the run's folder and in wandb
     episodes_shown: int = 4  # in one sample
-    evaluation: str = ""  # preset of an evaluation after a completed run, of the model before and after; empty: none
+    evaluation: str = ""  # after a completed run, of the model before and after it: arguments of jobs.evaluate
 
 
 @dataclass
@@ -182,8 +182,8 @@ def load_config(arguments: list[str], schema: type[Schema] = Config) -> Schema:
     config = OmegaConf.structured(schema)
     for preset in presets:
         *bases, (name, layer) = _layers(preset)
-        for _, base in bases:  # one of another job gives what this one knows: the model, the lengths
-            config = OmegaConf.merge(config, _known(schema, base))
+        for base_name, base in bases:  # one of another job gives what this one knows: the model, the lengths
+            config = _merge(schema, config, _known(schema, base), f"configs/{base_name}.yaml")
         config = _merge(schema, config, layer, f"configs/{name}.yaml")
     for override in overrides:
         try:

@@ -124,7 +124,7 @@ def training_rules(c: Config) -> Rules:
     yield from positive(c, "train", "checkpoint_every")
     yield from share(c, "data", "max_bad_share")
     yield from share(c, "train", "max_failed_share")
-    yield from not_negative(c, "objective", "kl_coefficient", "entropy_coefficient", "overlong_penalty")
+    yield from not_negative(c, "objective", "kl_coefficient", "overlong_penalty")
     yield from not_negative(c, "train", "max_staleness", "episodes_shown")
     yield from one_of(c, "data", "source", ("synthetic", "file"))
     yield from one_of(c, "objective", "advantage", tuple(ADVANTAGES))

@@ -9,7 +9,6 @@ from dataclasses import replace
 import pytest
 from transformers import AutoConfig, AutoTokenizer
 
-from jobs.warmstart import Examples, measure
 from pipeline.config import CONFIGS, load_config
 from pipeline.config_rules import check_config, check_window
 from pipeline.documents.synthetic import (
@@ -30,7 +29,7 @@ from pipeline.documents.synthetic import (
     tiny_model_config,
     tiny_tokenizer,
 )
-from pipeline.episodes import Completion, Conversation, Episode
+from pipeline.fine_tuning.demonstrations import Examples
 from pipeline.problems import row_of
 from pipeline.prompts import PROMPT_TEMPLATES, Prompts, encode_text
 from pipeline.scoring import boxed_match, reward
@@ -297,38 +296,13 @@ def test_the_preset_holds_the_language(tokenizer):
 def test_demonstrations_end_within_the_limits_of_the_preset(tokenizer):
     agent = load_config(["preset=tiny"]).agent
     examples = Examples(tokenizer, random.Random(0))
-    limits = {"first_update": agent.memory_tokens, "update": agent.memory_tokens, "answer": agent.answer_tokens}
-    for name, limit in limits.items():
-        for tokens, learned in (getattr(examples, name)() for _ in range(100)):
-            response = [token for token, use in zip(tokens, learned, strict=True) if use]
-            assert tokens[-len(response) :] == response
-            assert len(response) <= limit
-            assert response[-1] == tokenizer.eos_token_id
-            assert len(tokens) <= agent.window
-            assert tokenizer.unk_token_id not in tokens
-
-
-def test_measure_tells_writing_keeping_and_answering_apart(tokenizer):
-    """A model that writes both facts, forgets the first for a while, and answers right at last."""
-    problem = next(p for p in PROBLEMS if p.metadata["chunks"] == [1, 4])
-    bridge, value = problem.metadata["needed"]
-
-    def conversation(text):
-        tokens = encode_text(tokenizer, text)
-        return Conversation("memory", [], Completion(tokens, [0.0] * len(tokens), [0] * len(tokens), "stop"))
-
-    def measured(memories, answer):
-        turns = [conversation(text) for text in [*memories, answer]]
-        return measure(tokenizer, [problem], [Episode(turns, answer)])
-
-    right, both = f"\\boxed{{ {problem.answers[0]} }}", f"{bridge} {value}"
-    careful = measured(["none", bridge, bridge, bridge, both, both, both, both], right)
-    assert careful == {"accuracy": 1, "answered": 1, "kept": 1, "two_hop": 1, "written": 1}
-    # The value's fact cannot be recognised without the bridge: no failure to write it.
-    forgetful = measured(["none", bridge, "none", "none", "none", "none", "none", "none"], "unknown")
-    assert forgetful == {"accuracy": 0, "kept": 0, "two_hop": 0, "written": 1}
-    blind = measured(["none"] * 8, right)
-    assert blind == {"accuracy": 1, "two_hop": 1, "written": 0}
+    limits = {"careful_update": agent.memory_tokens, "careless_update": agent.memory_tokens}
+    for name, limit in {**limits, "answer": agent.answer_tokens}.items():
+        for example in (getattr(examples, name)() for _ in range(100)):
+            assert sum(example.learned) <= limit
+            assert example.tokens[-1] == tokenizer.eos_token_id and example.learned[-1]
+            assert len(example.tokens) <= agent.window
+            assert tokenizer.unk_token_id not in example.tokens
 
 
 def test_the_shipped_model_speaks_the_language(tokenizer):

@@ -41,7 +41,13 @@ def test_rewards_below_zero_have_an_axis_of_their_own(tmp_path):
     assert axes.get_ylim()[0] < -0.5
 
 
+def test_of_supervised_fine_tuning_the_loss_is_drawn(tmp_path):
+    (axes,) = training_figure([{"step": 1, "loss": 2.0}, {"step": 2, "loss": 1.0}], tmp_path / "a.png").axes
+    assert axes.get_title(loc="left").startswith("Loss")
+    assert axes.lines[0].get_ydata().tolist() == [2.0, 1.0]
+
+
 def test_nothing_to_draw_is_an_error(tmp_path):
-    for rows in ([], [{"step": 1, "loss": 0.5}]):
+    for rows in ([], [{"step": 1}]):
         with pytest.raises(ValueError, match="nothing to draw"):
             training_figure(rows, tmp_path / "a.png")

@@ -72,9 +72,9 @@ def accuracy_figure(
     size = (max(PANEL[0] * columns, NARROWEST), PANEL[1] * panel_rows + 0.5 + 0.25 * legend_rows)
     figure = Figure(figsize=size, layout="constrained")
     handles = {}
-    for place, title, of_panel in zip(count(1), titles, of_panels, strict=False):
+    for place, heading, of_panel in zip(count(1), titles, of_panels, strict=False):
         axes = figure.add_subplot(panel_rows, columns, place)
-        handles |= draw_panel(axes, plain(title), of_panel, lines)
+        handles |= draw_panel(axes, plain(heading), of_panel, lines)
         if (place - 1) % columns == 0:
             axes.set_ylabel("score")
         if place > len(titles) - columns:

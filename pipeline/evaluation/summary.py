@@ -65,7 +65,7 @@ def evaluation_summary(
         "model": config.model.path,
         "engine": "vllm",
         "engine_version": engine_version,
-        "data": config.data.path,
+        "data": config.data.path or config.data.source,
         "methods": config.evaluate.methods,
         "answers": len(rows),
         "errors": sum(row["error"] is not None for row in rows),

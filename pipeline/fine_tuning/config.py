@@ -25,7 +25,7 @@ class SupervisedConfig:
     max_tokens: int = 8192  # a longer conversation is quarantined
     from_scratch: bool = False  # random weights (run.seed) in the architecture of model.path
     checkpoint_every: int = 500  # steps; the last step is always kept
-    record_every: int = 25  # steps between lines of progress and entries of warmstart.json
+    record_every: int = 25  # steps between lines of progress and entries of fine_tuning.json
 
 
 @dataclass

@@ -1,0 +1,103 @@
+"""What `make figures` runs and draws, on results that are made up."""
+
+import json
+from dataclasses import replace
+
+import pytest
+
+from jobs.figures import all_steps, main
+from pipeline.config import ConfigError, load_config
+from pipeline.evaluation.config import EvaluationConfig, check_evaluation
+from pipeline.evaluation.figures import (
+    SAMPLINGS,
+    FiguresConfig,
+    check_figures,
+    checkpoint_of,
+    draw,
+    figures,
+    is_done,
+    training_steps,
+)
+from pipeline.fine_tuning.config import FineTuningConfig, check_fine_tuning
+from tests.test_evaluation_results import rows_of
+
+CONFIG = FiguresConfig(seeds=[0, 1], chunks=[8, 2048])
+SCHEMAS = {"jobs.train": None, "jobs.warmstart": FineTuningConfig, "jobs.evaluate": EvaluationConfig}
+
+
+def test_every_step_is_run_once_and_its_arguments_are_sound():
+    steps = all_steps(CONFIG)
+    assert len({step.name for step in steps}) == len(steps)
+    for step in steps:
+        model = ["model.path=somewhere"] if step.model else []
+        arguments = [*step.arguments, *model, f"run.name={step.name}"]
+        if step.job == "jobs.train":
+            assert load_config(arguments).train.evaluation == ""
+        else:
+            config = load_config(arguments, SCHEMAS[step.job])
+            (check_evaluation if step.job == "jobs.evaluate" else check_fine_tuning)(config)
+
+
+def test_every_evaluation_stands_behind_the_training_it_needs():
+    names = [step.name for step in all_steps(CONFIG)]
+    for place, step in enumerate(all_steps(CONFIG)):
+        assert not step.model or names.index(step.model) < place
+
+
+def test_the_ablation_trains_as_many_steps_of_as_many_tokens_everywhere():
+    runs = training_steps(CONFIG)
+    tiny = load_config(["preset=tiny"])
+    for step in runs["demonstrator"]:
+        sft = load_config(list(step.arguments), FineTuningConfig)
+        assert sft.sft.steps == tiny.train.steps and not sft.sft.from_scratch
+        assert sft.model.path == tiny.model.path
+        conversations = tiny.train.groups_per_step * tiny.train.group_size * 9
+        assert 35 * conversations < sft.sft.tokens_per_step < 50 * conversations
+    assert all("objective.advantage=reward" in step.arguments for step in runs["rejection"])
+
+
+def test_the_figures_have_every_sampling_and_all_seeds():
+    made = figures(CONFIG)
+    assert set(made) == {"length", "ablation", "transfer"}
+    for lines in made.values():
+        assert {line.sampling for line in lines} == set(SAMPLINGS)
+        assert all(len(line.evaluations) == 2 for line in lines if line.name == "after RL")
+    assert "data.synthetic_chunks=[8,2048]" in made["length"][0].evaluations[0].arguments
+
+
+def test_a_figure_is_drawn_from_all_seeds_with_a_table(tmp_path):
+    lines = [line for line in figures(CONFIG)["length"] if line.sampling == "paper"]
+    for line in lines:
+        for seed, step in enumerate(line.evaluations):
+            folder = tmp_path / step.name
+            folder.mkdir()
+            score = float(line.name == "after RL" and seed == 0)
+            rows = [r for length in (144, 36864) for r in rows_of([score] * 4, set="synthetic", length=length)]
+            (folder / "results.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+    table = draw("length", lines, tmp_path)
+    assert (tmp_path / "length.png").stat().st_size > 0
+    assert (tmp_path / "length.md").read_text() == table
+    after = next(text for text in table.splitlines() if text.startswith("| after RL"))
+    assert "50.0" in after  # the mean of a seed that is always right and one that never is
+
+
+def test_what_is_done_is_known_by_its_summary(tmp_path):
+    step = training_steps(CONFIG)["rl"][0]
+    assert not is_done(step, tmp_path)
+    (tmp_path / step.name).mkdir()
+    with pytest.raises(ConfigError, match="left no checkpoint"):
+        checkpoint_of(step.name, tmp_path)
+    for status in ("interrupted", "completed"):
+        summary = {"status": status, "checkpoint": "/runs/rl-0/checkpoints/100"}
+        (tmp_path / step.name / "summary.json").write_text(json.dumps(summary))
+        assert is_done(step, tmp_path) == (status == "completed")
+    assert checkpoint_of(step.name, tmp_path) == "/runs/rl-0/checkpoints/100/hf"
+
+
+def test_wrong_settings_are_named(capsys):
+    with pytest.raises(ConfigError, match="seeds is empty\n.*there are sampled, paper, greedy"):
+        check_figures(replace(CONFIG, seeds=[], samplings=["hot"]))
+    assert main(["questions=many"]) == 2
+    assert "questions=many" in capsys.readouterr().err
+    assert main(["--dry-run", "seeds=[0]"]) == 0
+    assert "python -m jobs.train preset=tiny" in capsys.readouterr().out
