@@ -216,6 +216,8 @@ def report(run: Path) -> str | None:
     if None not in rewards:
         print("  reward      {:.3f} at the start, {:.3f} at the end".format(*rewards))
     places = {"checkpoint": summary.get("checkpoint"), "metrics": run / "metrics.jsonl"}
+    figures = {"curves": run / "training.png", "accuracy": run / "evaluation" / "accuracy.png"}
+    places |= {what: where for what, where in figures.items() if where.exists()}
     for what, where in (places | {"wandb run": summary.get("wandb_run")}).items():
         if where:
             print(f"  {what:<11} {where}")

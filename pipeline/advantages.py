@@ -30,7 +30,18 @@ def rewards_alone(rewards: np.ndarray) -> np.ndarray:
     return rewards
 
 
-ADVANTAGES = {"mean": less_mean, "std": standardized, "leave_one_out": less_others, "reward": rewards_alone}
+def nothing(rewards: np.ndarray) -> np.ndarray:
+    """A_i = 0: a control, of what the entropy or KL term does without any reward."""
+    return np.zeros_like(rewards)
+
+
+ADVANTAGES = {
+    "mean": less_mean,
+    "std": standardized,
+    "leave_one_out": less_others,
+    "reward": rewards_alone,
+    "none": nothing,
+}
 
 
 def group_advantages(rewards: np.ndarray, kind: str) -> np.ndarray:

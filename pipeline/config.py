@@ -101,7 +101,7 @@ class ObjectiveConfig:
     """What is maximised; docs/objective.md has the formulas and their papers."""
 
     # mean: reward less the group's mean; std: also divided by the std; leave_one_out: less the others' mean;
-    # reward: the reward itself, which is fine-tuning on successful episodes
+    # reward: the reward itself, which is fine-tuning on successful episodes; none: 0, a control
     advantage: str = "mean"
     clip_low: float = 0.2  # ε below 1
     clip_high: float = 0.2  # ε above 1; DAPO's clip-higher is 0.28

@@ -134,6 +134,10 @@ def training_rules(c: Config) -> Rules:
         f"learner.micro_batch_tokens={le.micro_batch_tokens} must be at least agent.window={a.window}, "
         "so that the longest conversation fits one forward pass",
     )
+    yield (
+        o.advantage != "none" or bool(o.kl_coefficient or o.entropy_coefficient),
+        "objective.advantage=none trains nothing without objective.entropy_coefficient or objective.kl_coefficient",
+    )
     yield t.group_size >= 2, f"train.group_size={t.group_size} must be at least 2: the group is the baseline"
     yield (
         t.updates_per_step < 1 or t.groups_per_step % t.updates_per_step == 0,

@@ -17,6 +17,7 @@ from pipeline.overlong import overlong_punishments, soft_punishment
         ("std", [1.5, -0.5, -0.5, -0.5]),  # the sample's variance is (0.75² + 3 · 0.25²) / 3 = 0.25
         ("leave_one_out", [1.0, -1 / 3, -1 / 3, -1 / 3]),
         ("reward", [1.0, 0.0, 0.0, 0.0]),
+        ("none", [0.0, 0.0, 0.0, 0.0]),
     ],
 )
 def test_advantages_by_hand(kind, expected):

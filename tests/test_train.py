@@ -16,7 +16,7 @@ from pipeline.problems import write_problem_file
 ROOT = Path(__file__).resolve().parent.parent
 SMALL = (
     "preset=tiny train.groups_per_step=4 train.group_size=4 train.checkpoint_every=2 generator.max_sequences=64 "
-    "train.episodes_every=1 generator.timeout_s=120"
+    "train.episodes_every=1 generator.timeout_s=120 train.evaluation=''"
 ).split()
 
 
@@ -76,10 +76,28 @@ def finished(problem_file, random_model, tmp_path_factory) -> tuple[Path, dict, 
         "data.source=file",
         f"data.path={problem_file}",
         "data.max_bad_share=0.9",
+        "train.evaluation=preset=eval_tiny data.synthetic_chunks=[3] data.synthetic_count=5 evaluate.methods=[memory] "
+        "generator.count=1",
     )
     assert status == 0, output
     folder = runs / "finished"
     return folder, json.loads((folder / "summary.json").read_text()), output
+
+
+def test_the_run_ends_with_an_evaluation_of_the_model_before_and_after(finished):
+    folder, summary, output = finished
+    evaluation = folder / "evaluation"
+    for name in ("before-RL", "after-RL"):
+        rows = [json.loads(line) for line in (evaluation / name / "results.jsonl").read_text().splitlines()]
+        assert len(rows) == 5 and not any(row["error"] for row in rows)
+        assert {row["document_tokens"] for row in rows} == {3 * 18}
+    models = [
+        json.loads((evaluation / name / "summary.json").read_text())["model"] for name in ("before-RL", "after-RL")
+    ]
+    assert models[1] == summary["checkpoint"] + "/hf" != models[0]
+    assert (evaluation / "accuracy.png").stat().st_size > 0
+    table = (evaluation / "accuracy.md").read_text()
+    assert "after RL" in table and "before RL" in table and table in output
 
 
 def test_the_run_completes_and_says_what_it_was(finished):

@@ -18,7 +18,15 @@ STEPS = 50
 
 def warmstart(folder: Path, *arguments: str) -> tuple[int, str]:
     done = subprocess.run(
-        [sys.executable, "-m", "jobs.warmstart", f"run.folder={folder}", "run.name=run", "wandb.mode=disabled", *arguments],
+        [
+            sys.executable,
+            "-m",
+            "jobs.warmstart",
+            f"run.folder={folder}",
+            "run.name=run",
+            "wandb.mode=disabled",
+            *arguments,
+        ],
         cwd=ROOT,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,

@@ -81,6 +81,10 @@ def training_steps(config: FiguresConfig) -> dict[str, list[Step]]:
             Step(f"rejection-{seed}", "jobs.train", (*train, f"run.seed={seed}", "objective.advantage=reward"))
             for seed in config.seeds
         ],
+        "entropy": [
+            Step(f"entropy-{seed}", "jobs.train", (*train, f"run.seed={seed}", "objective.advantage=none"))
+            for seed in config.seeds
+        ],
         "demonstrator": [
             Step(f"demonstrator-{seed}", "jobs.warmstart", (*demonstrator, f"run.seed={seed}")) for seed in config.seeds
         ],
@@ -136,6 +140,7 @@ def figures(config: FiguresConfig) -> dict[str, list[Line]]:
         made["ablation"] += [
             after,
             line("own successes", runs["rejection"], sampling, config.ablation_chunks),
+            line("entropy penalty alone", runs["entropy"], sampling, config.ablation_chunks),
             line("perfect demonstrator", runs["demonstrator"], sampling, config.ablation_chunks),
             before,
         ]
@@ -148,7 +153,7 @@ def figures(config: FiguresConfig) -> dict[str, list[Line]]:
 
 TITLES = {
     "length": "Accuracy by document length: the memory agent before and after RL, and a reader of the whole",
-    "ablation": "The same training tokens from the same start, used in four ways",
+    "ablation": "The same training tokens from the same start: reinforcement learning and what it is compared with",
     "transfer": "Tasks it was not trained on, before and after RL",
 }
 

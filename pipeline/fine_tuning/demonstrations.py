@@ -26,9 +26,9 @@ MEMORY_FACTS = 4
 DRILL_FACTS = 8
 LONGEST_DOCUMENT = 8  # chunks, of one that is read at once
 
-# A careless reader, at every chunk: keeps each fact of the memory with the first chance, whatever it is about, notes
-# the fact it needs next with the second, and any other with the third.
-KEEPS, NOTES, HOARDS = 0.92, 0.9, 0.03
+# A careless reader, at every chunk: keeps each fact of its memory that it needs with the first chance and each other
+# with the second, notes the fact that it needs next with the third, and any other with the last.
+KEEPS, KEEPS_USELESS, NOTES, HOARDS = 0.92, 0.4, 0.9, 0.03
 
 # The mixture of examples, by the share of the steps up to which it holds; each is a method of `Examples`.
 CURRICULA: dict[str, list[tuple[float, dict[str, float]]]] = {
@@ -93,7 +93,7 @@ class Examples:
 
         def read(memory: list[Fact], chunk: list[Fact], needed: list[Fact]) -> list[Fact]:
             rng = self.rng
-            new = [fact for fact in memory if rng.random() < KEEPS]
+            new = [fact for fact in memory if rng.random() < (KEEPS if fact in needed else KEEPS_USELESS)]
             new += [fact for fact in chunk if rng.random() < (NOTES if fact in needed else HOARDS)]
             while len(new) > MEMORY_FACTS:
                 new.pop(rng.randrange(len(new)))
