@@ -62,7 +62,12 @@ def test_the_figures_have_every_sampling_and_all_seeds():
     for lines in made.values():
         assert {line.sampling for line in lines} == set(SAMPLINGS)
         assert all(len(line.evaluations) == 2 for line in lines if line.name == "after RL")
-    assert "data.synthetic_chunks=[8,2048]" in made["length"][0].evaluations[0].arguments
+    after, before, _ = made["length"][:3]
+    assert "data.synthetic_chunks=[8,2048]" in after.evaluations[0].arguments
+    for line, counts in ((after, [128, 128]), (before, [256])):
+        data = [load_config([*e.arguments, "model.path=x"], EvaluationConfig).data for e in line.evaluations]
+        assert [d.synthetic_count for d in data] == counts
+        assert len({d.synthetic_seed for d in data}) == len(data)
 
 
 def test_a_figure_is_drawn_from_all_seeds_with_a_table(tmp_path):
@@ -73,6 +78,7 @@ def test_a_figure_is_drawn_from_all_seeds_with_a_table(tmp_path):
             folder.mkdir()
             score = float(line.name == "after RL" and seed == 0)
             rows = [r for length in (144, 36864) for r in rows_of([score] * 4, set="synthetic", length=length)]
+            rows = [r | {"id": f"{seed}-{r['id']}"} for r in rows]
             (folder / "results.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
     table = draw("length", lines, tmp_path)
     assert (tmp_path / "length.png").stat().st_size > 0

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from pipeline.config import ConfigError, load_config
 from pipeline.config_rules import check_rules
+from pipeline.documents.synthetic import EVALUATION_SEED
 from pipeline.evaluation.plots import accuracy_figure
 from pipeline.evaluation.results import read_results
 from pipeline.evaluation.tables import markdown_table
@@ -25,7 +26,7 @@ class FiguresConfig:
     folder: str = "runs/figures"  # the same folder goes on where it was stopped
     preset: str = "tiny"  # of the training runs
     seeds: list[int] = field(default_factory=lambda: [0, 1, 2])  # of the training runs; each is in the figures
-    questions: int = 256  # a point and seed
+    questions: int = 256  # of a point, other ones for each seed
     chunks: list[int] = field(default_factory=lambda: [8, 32, 128, 512, 2048])  # of the documents of figure 1
     ablation_chunks: list[int] = field(default_factory=lambda: [8, 32, 128, 512])  # of figure 2
     transfer_chunks: list[int] = field(default_factory=lambda: [8, 32, 128])  # of figure 3
@@ -101,8 +102,19 @@ def evaluation_step(
     chunks: list[int],
     method: str = "memory",
     tasks: tuple[str, ...] = (),
+    part: tuple[int, int] = (0, 1),
 ) -> Step:
-    """An evaluation of the checkpoint of step `model`, or of the model that training begins with if that is empty."""
+    """An evaluation of the checkpoint of step `model`, or of the model that training begins with if that is empty.
+
+    Args:
+        config: of the figures.
+        model: name of the step.
+        sampling: a key of `SAMPLINGS`.
+        chunks: of the documents.
+        method: of reading.
+        tasks: of the questions; none: the one that is trained.
+        part: which share of the point's questions it asks, from 0, and of how many.
+    """
     temperature, top_p = SAMPLINGS[sampling]
     start = load_config([f"preset={config.preset}"]).model.path
     return Step(
@@ -114,7 +126,8 @@ def evaluation_step(
             f"evaluate.temperature={temperature}",
             f"evaluate.top_p={top_p}",
             f"data.synthetic_chunks={chunks}".replace(" ", ""),
-            f"data.synthetic_count={config.questions}",
+            f"data.synthetic_count={-(-config.questions // part[1])}",
+            f"data.synthetic_seed={EVALUATION_SEED + part[0]}",
             f"evaluate.methods=[{method}]",
             *([f"data.synthetic_tasks=[{','.join(tasks)}]"] if tasks else []),
         ),
@@ -128,7 +141,12 @@ def figures(config: FiguresConfig) -> dict[str, list[Line]]:
 
     def line(name: str, steps: list[Step] | None, sampling: str, chunks: list[int], **how) -> Line:
         models = [""] if steps is None else [step.name for step in steps]
-        return Line(name, tuple(evaluation_step(config, m, sampling, chunks, **how) for m in models), sampling)
+        parts = [(i, len(models)) for i in range(len(models))]
+        evaluations = [
+            evaluation_step(config, model, sampling, chunks, part=part, **how)
+            for model, part in zip(models, parts, strict=True)
+        ]
+        return Line(name, tuple(evaluations), sampling)
 
     made: dict[str, list[Line]] = {"length": [], "ablation": [], "transfer": []}
     for sampling in config.samplings:
@@ -168,11 +186,10 @@ def draw(name: str, lines: list[Line], folder: Path) -> str:
     """
     rows = []
     for line in lines:
-        for seed, step in enumerate(line.evaluations):
+        for step in line.evaluations:
             for row in read_results(folder / step.name / "results.jsonl"):
-                task = "" if name != "transfer" else f"{row['set']}, "
-                panel = f"{task}{SAMPLING_NAMES[line.sampling]}"
-                rows.append(row | {"set": panel, "method": line.name, "sample": seed})
+                task = f"{row['set']}, " if name == "transfer" else ""
+                rows.append(row | {"set": f"{task}{SAMPLING_NAMES[line.sampling]}", "method": line.name})
     accuracy_figure(
         {name: rows}, folder / f"{name}.png", title=f"{TITLES[name]}, with 95% intervals", with_average=False
     )
