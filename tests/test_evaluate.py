@@ -67,6 +67,7 @@ def arguments(data, tmp_path_factory) -> list[str]:
         "evaluate.max_attempts=2",
         "evaluate.memories=3",
         "data.source=file",  # the preset's is synthetic
+        "generator.count=1",
     ]
 
 
