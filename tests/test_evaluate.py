@@ -401,6 +401,7 @@ def test_the_filter_drops_what_is_answered_without_the_document(data, tmp_path):
         "jobs.prepare",
         "filter",
         "preset=eval_tiny",  # whose methods and samples do not matter
+        "generator.count=1",
         "wandb.mode=disabled",
         "data.source=file",
         f"data.path={samples}",

@@ -112,4 +112,4 @@ def test_a_dry_run_prints_the_plan_and_starts_nothing(random_model, capsys):
     assert main(["preset=tiny", f"model.path={random_model}", "--dry-run"]) == 0
     printed = capsys.readouterr().out
     parameters = LlamaForCausalLM.from_pretrained(random_model).num_parameters()
-    assert "100 learner steps × 12 problems × 8 episodes" in printed and f"{parameters:,} parameters" in printed
+    assert "80 learner steps × 20 problems × 8 episodes" in printed and f"{parameters:,} parameters" in printed

@@ -30,7 +30,7 @@ def test_the_cosine_may_fall_over_the_last_share_of_the_run_alone():
 
 
 def config(**train):
-    c = load_config(["preset=tiny", "learner.learning_rate=0.1", "learner.warmup_steps=3"])
+    c = load_config(["preset=tiny", "learner.schedule=constant", "learner.learning_rate=0.1", "learner.warmup_steps=3"])
     return replace(c, train=replace(c.train, **train))
 
 
