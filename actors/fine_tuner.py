@@ -19,7 +19,6 @@ from pipeline.fine_tuning.conversations import conversation_examples
 from pipeline.fine_tuning.demonstrations import demonstrations
 from pipeline.fine_tuning.examples import Example, ExampleBatch, pack_examples
 from pipeline.problems import DataError, Quarantine
-from pipeline.prompts import load_tokenizer
 from pipeline.report import write_summary
 from pipeline.sample_files import SampleFiles
 
@@ -77,8 +76,10 @@ class FineTuner(JobActor):
         return summary
 
     def _examples(self) -> Iterator[Example]:
+        from transformers import AutoTokenizer
+
         c = self.config
-        tokenizer = load_tokenizer(c.model.path)
+        tokenizer = AutoTokenizer.from_pretrained(c.model.path, trust_remote_code=c.model.trust_remote_code)
         if c.data.source == "demonstrations":
             return demonstrations(tokenizer, c.data.curriculum, c.run.seed, lambda: self.step / c.sft.steps)
         source = SampleFiles.open(c.data.path)
@@ -158,15 +159,12 @@ class FineTuner(JobActor):
     async def _close(self, summary: dict) -> None:
         self.cancel_all()
         closing = [self.gang.close()] if self.gang else []
-        closing += [self._finish_tracker(summary)] if self.tracker else []
+        closing += [self.tracker.finish.remote(summary)] if self.tracker else []
         for work in closing:
             try:
                 await asyncio.wait_for(work, 60)
             except Exception as error:  # the run's result stands; what is left behind ends with the job
                 self.say(f"· while closing: {error!r}")
-
-    async def _finish_tracker(self, summary: dict) -> None:
-        await self.tracker.finish.remote(summary)
 
 
 def fine_tuning_record(config: FineTuningConfig) -> dict:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from pipeline.agents import load_agent
-from pipeline.config import ConfigError, GenerationConfig
+from pipeline.config import ConfigError, GenerationConfig, ModelConfig
 from pipeline.config_rules import check_window
 from pipeline.files import exists
 from pipeline.problems import DataError
@@ -48,20 +48,14 @@ def check_model(config: GenerationConfig, methods: Sequence[str]) -> None:
     Raises:
         ConfigError: it does not, or there is no such model, template or method.
     """
-    from transformers import AutoConfig, AutoTokenizer
-
     from pipeline.prompts import PROMPT_TEMPLATES, Prompts
 
-    a, trust = config.agent, config.model.trust_remote_code
+    a = config.agent
     for method in methods:
         load_agent(method)
     if a.prompt_template not in PROMPT_TEMPLATES:
         raise ConfigError(f"agent.prompt_template={a.prompt_template!r}; there are: {', '.join(PROMPT_TEMPLATES)}")
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(config.model.path, trust_remote_code=trust)
-        model = AutoConfig.from_pretrained(config.model.path, trust_remote_code=trust)
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"model.path={config.model.path}: {str(error).splitlines()[0]}") from None
+    tokenizer, model = load_model_files(config.model)
     if PROMPT_TEMPLATES[a.prompt_template].chat and not tokenizer.chat_template:
         raise ConfigError(
             f"agent.prompt_template={a.prompt_template} needs a chat template, which {config.model.path} lacks"
@@ -69,6 +63,19 @@ def check_model(config: GenerationConfig, methods: Sequence[str]) -> None:
     prompts = Prompts(tokenizer, PROMPT_TEMPLATES[a.prompt_template])
     longest = prompts.longest(a.problem_tokens, a.memory_tokens, a.chunk_tokens)
     check_window(config, *longest, getattr(model, "max_position_embeddings", None))
+
+
+def load_model_files(model: ModelConfig) -> tuple:
+    """The model's tokenizer and configuration, as transformers reads them. Raises `ConfigError` if there are none."""
+    from transformers import AutoConfig, AutoTokenizer
+
+    try:
+        return tuple(
+            kind.from_pretrained(model.path, trust_remote_code=model.trust_remote_code)
+            for kind in (AutoTokenizer, AutoConfig)
+        )
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"model.path={model.path}: {str(error).splitlines()[0]}") from None
 
 
 def check_samples(path: str) -> None:

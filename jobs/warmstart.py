@@ -12,7 +12,7 @@ in the run's folder, checkpoints/<step>/hf, with fine_tuning.json: its configura
 import sys
 from pathlib import Path
 
-from jobs.driver import EXIT_STATUS, check_samples, follow, run_folder, start_ray, whole_path
+from jobs.driver import EXIT_STATUS, check_samples, follow, load_model_files, run_folder, start_ray, whole_path
 from pipeline.config import ConfigError, config_yaml, load_config, save_config
 from pipeline.fine_tuning.config import FineTuningConfig, check_fine_tuning
 from pipeline.report import write_summary
@@ -31,6 +31,7 @@ def main(arguments: list[str]) -> int:
         check_fine_tuning(config)
         if config.data.source == "file":
             check_samples(config.data.path)
+        load_model_files(config.model)
         if dry_run:
             print(config_yaml(config))
             return 0

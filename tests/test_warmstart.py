@@ -108,3 +108,5 @@ def test_conversations_in_a_file_are_learned(tmp_path):
 def test_a_wrong_file_is_said_before_anything_starts(tmp_path):
     status, output = warmstart(tmp_path, "data.source=file", "data.path=nowhere.jsonl")
     assert status == 2 and "nowhere.jsonl" in output
+    status, output = warmstart(tmp_path, "model.path=no-such-folder/model")
+    assert status == 2 and "model.path=no-such-folder/model" in output
