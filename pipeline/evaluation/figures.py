@@ -13,12 +13,13 @@ from pipeline.documents.synthetic import EVALUATION_SEED
 from pipeline.evaluation.plots import accuracy_figure
 from pipeline.evaluation.results import read_results
 from pipeline.evaluation.tables import markdown_table
+from pipeline.fine_tuning.config import FineTuningConfig
 
 # Temperature and top-p: as in training, the paper's evaluation, and the likeliest token.
 SAMPLINGS = {"sampled": (1.0, 1.0), "paper": (0.7, 0.95), "greedy": (0.0, 1.0)}
 SAMPLING_NAMES = {"sampled": "T = 1", "paper": "T = 0.7, top-p 0.95", "greedy": "greedy"}
 TRANSFER_TASKS = ("needles", "values", "long_chains")
-PROMPT_AND_RESPONSE = 42  # tokens of a conversation of the embedded model, about
+PROMPT_AND_RESPONSE = 33  # tokens of a conversation of the embedded model, as counted in an evaluation at 8 chunks
 
 
 @dataclass
@@ -75,6 +76,9 @@ def training_steps(config: FiguresConfig) -> dict[str, list[Step]]:
         f"sft.tokens_per_step={conversations * PROMPT_AND_RESPONSE}",
         *(f"learner.{name}={getattr(c.learner, name)}" for name in learner),
     )
+    warmstart = load_config(["preset=warmstart_tiny"], FineTuningConfig).sft
+    # The direct reader has the tokens of the warm start and of the training together.
+    both = warmstart.steps + c.train.steps * conversations * PROMPT_AND_RESPONSE // warmstart.tokens_per_step
     demonstrator = (*supervised, "data.curriculum=careful", f"model.path={c.model.path}", "sft.from_scratch=false")
     return {
         "rl": [Step(f"rl-{seed}", "jobs.train", (*train, f"run.seed={seed}")) for seed in config.seeds],
@@ -90,7 +94,7 @@ def training_steps(config: FiguresConfig) -> dict[str, list[Step]]:
             Step(f"demonstrator-{seed}", "jobs.warmstart", (*demonstrator, f"run.seed={seed}")) for seed in config.seeds
         ],
         "direct": [
-            Step("direct", "jobs.warmstart", ("preset=warmstart_tiny", "data.curriculum=direct", "sft.steps=1600"))
+            Step("direct", "jobs.warmstart", ("preset=warmstart_tiny", "data.curriculum=direct", f"sft.steps={both}"))
         ],
     }
 
