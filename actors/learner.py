@@ -49,7 +49,12 @@ class Learner(LearnerRank):
         }
 
     def train(
-        self, version: int, updates: list[Update], refs: dict[int, list], advantages: dict[int, np.ndarray]
+        self,
+        version: int,
+        updates: list[Update],
+        refs: dict[int, list],
+        advantages: dict[int, np.ndarray],
+        rewards: dict[int, np.ndarray],
     ) -> list[dict]:
         """Train one step on this rank's share.
 
@@ -58,12 +63,14 @@ class Learner(LearnerRank):
             updates: this rank's share of each optimizer step, in order (pipeline/packing.py).
             refs: for each of this rank's groups, by its index in the step, a list with its object reference.
             advantages: for each of these groups, float32 [G].
+            rewards: likewise.
 
         Returns:
             For each update, `UpdateSums` and what else is known of it; `grad_norm` is None if it was skipped, because
             its loss or gradient was not finite on some rank, and `not_finite` names this rank's groups to blame.
         """
-        batches = _Batches({index: ray.get(ref) for index, (ref,) in refs.items()}, advantages, self.engine.device)
+        groups = {index: ray.get(ref) for index, (ref,) in refs.items()}
+        batches = _Batches(groups, advantages, rewards, self.engine.device)
         proximal: list[Proximal] = [[None] * len(update.micro_batches) for update in updates]
         proximal_seconds = 0.0
         # In the first update the proximal policy is the policy itself: a pass of its own would find the same numbers.
@@ -106,6 +113,7 @@ class Learner(LearnerRank):
                 logprobs,
                 entropy,
                 batch["advantages"],
+                batch["rewards"],
                 behaviour=batch["behaviour"],
                 proximal=proximal[number],
                 reference=reference,
@@ -134,11 +142,17 @@ class Learner(LearnerRank):
 class _Batches:
     """Builds the micro-batches of a step as tensors on the device."""
 
-    def __init__(self, groups: dict[int, EpisodeGroup], advantages: dict[int, np.ndarray], device: torch.device):
-        self.groups, self.advantages, self.device = groups, advantages, device
+    def __init__(
+        self,
+        groups: dict[int, EpisodeGroup],
+        advantages: dict[int, np.ndarray],
+        rewards: dict[int, np.ndarray],
+        device: torch.device,
+    ):
+        self.groups, self.advantages, self.rewards, self.device = groups, advantages, rewards, device
 
     def build(self, items: list[Item]) -> dict[str, torch.Tensor]:
-        batch = build_micro_batch(items, self.groups, self.advantages)
+        batch = build_micro_batch(items, self.groups, self.advantages, self.rewards)
         return {name: torch.tensor(value, device=self.device) for name, value in vars(batch).items()}
 
 

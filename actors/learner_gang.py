@@ -83,14 +83,16 @@ class LearnerGang(Gang):
             mine = sorted({g for update in updates for items in update.micro_batches for g, _ in items})
             refs: dict[int, list] = {index: groups[index][1] for index in mine}
             advantages: dict[int, np.ndarray] = {index: groups[index][0].advantages for index in mine}
-            calls.append(learner.train.remote(version, updates, refs, advantages))
+            rewards: dict[int, np.ndarray] = {index: groups[index][0].rewards for index in mine}
+            calls.append(learner.train.remote(version, updates, refs, advantages, rewards))
         by_rank = await asyncio.gather(*calls)
         return [UpdateResult(*result) for result in zip(sets, map(list, zip(*by_rank, strict=True)), strict=True)]
 
     def _lengths(self, record: GroupRecord) -> np.ndarray:
         """Tokens of each conversation to be computed, int64 [C]; 0 for one that cannot change the weights."""
         o = self.config.objective
-        has_gradient = record.advantages.any() or o.kl_coefficient or o.entropy_coefficient
+        of_entropy = o.entropy_coefficient and (o.entropy_weight == "one" or record.rewards.any())
+        has_gradient = record.advantages.any() or o.kl_coefficient or of_entropy
         return record.trained_lengths if has_gradient else np.zeros_like(record.trained_lengths)
 
 

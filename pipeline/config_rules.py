@@ -128,6 +128,7 @@ def training_rules(c: Config) -> Rules:
     yield from not_negative(c, "train", "max_staleness", "episodes_shown")
     yield from one_of(c, "data", "source", ("synthetic", "file"))
     yield from one_of(c, "objective", "advantage", tuple(ADVANTAGES))
+    yield from one_of(c, "objective", "entropy_weight", ("one", "reward"))
     a, le, o, t = c.agent, c.learner, c.objective, c.train
     yield (
         le.micro_batch_tokens >= a.window,

@@ -1,6 +1,6 @@
 """The objective of Multi-Conv DAPO (arXiv 2507.02259, section 2.3). docs/objective.md explains it at length.
 
-    J = 1/N · Σ over response tokens of  w · min(ρ·A, clip(ρ, 1-ε_low, 1+ε_high)·A)  -  β·KL  +  η·H
+    J = 1/N · Σ over response tokens of  w · min(ρ·A, clip(ρ, 1-ε_low, 1+ε_high)·A)  -  β·KL  +  η·v·H
 
 A is the advantage of the token's episode; N the number of response tokens of all conversations of all episodes in
 the whole global batch of the optimizer step, however it is split (DAPO's token mean, arXiv 2503.14476).
@@ -11,6 +11,8 @@ Three policies take part (decoupled PPO, arXiv 2110.00641; AReaL, arXiv 2505.242
     π          the learner's weights now; the same as the proximal policy in the first update of a step
 w = min(π_proximal / π_behaviour, cap) corrects for staleness and for the numerical difference between vLLM and the
 learner (truncated importance weights, arXiv 1802.01561). Not decoupled, the behaviour policy is the proximal one: PPO.
+
+H is the policy's entropy; its weight v is 1 or the reward of the token's episode.
 
 Where A < 0 the objective is bounded below by c·A (dual clip, arXiv 1912.09729), so that one far-off token cannot
 rule the gradient.
@@ -59,6 +61,7 @@ def token_losses(
     logprobs: torch.Tensor,
     entropy: torch.Tensor,
     advantages: torch.Tensor,
+    rewards: torch.Tensor,
     *,
     behaviour: torch.Tensor,
     proximal: torch.Tensor | None,
@@ -70,7 +73,8 @@ def token_losses(
     Args:
         logprobs: log-probs under the policy that is trained, float [R], with gradient.
         entropy: of the policy at each token, float [R]; with gradient if `entropy_coefficient` is not 0.
-        advantages: float [R].
+        advantages: of the token's episode, float [R].
+        rewards: of the token's episode, float [R].
         behaviour: log-probs under the policy that sampled, float [R].
         proximal: log-probs under the learner's policy at the start of the step, float [R]; None while that is the
             policy itself.
@@ -93,5 +97,6 @@ def token_losses(
         kl = k3(logprobs, reference)
         losses = losses + objective.kl_coefficient * kl
     if objective.entropy_coefficient:
-        losses = losses - objective.entropy_coefficient * entropy
+        weight = rewards if objective.entropy_weight == "reward" else 1.0
+        losses = losses - objective.entropy_coefficient * weight * entropy
     return TokenLosses(losses, ratios.detach(), (bounded < free) | (gain < floor), importance, kl.detach())

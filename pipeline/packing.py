@@ -118,7 +118,8 @@ class MicroBatch:
     predict_at  int64 [R]    the position in the row whose hidden state predicts response token r
     targets     int64 [R]    response token r
     behaviour   float32 [R]  log-prob under the policy that sampled it
-    advantages  float32 [R]
+    advantages  float32 [R]  of its episode
+    rewards     float32 [R]  of its episode
     is_response bool [R]     true; false in the placeholder of an empty micro-batch
     versions        int64 [R]  weight version that sampled it
     cache_versions  int64 [R]  weight version when its prompt was submitted
@@ -131,6 +132,7 @@ class MicroBatch:
     targets: np.ndarray
     behaviour: np.ndarray
     advantages: np.ndarray
+    rewards: np.ndarray
     is_response: np.ndarray
     versions: np.ndarray
     cache_versions: np.ndarray
@@ -138,7 +140,10 @@ class MicroBatch:
 
 
 def build_micro_batch(
-    items: list[Item], groups: dict[int, EpisodeGroup], advantages: dict[int, np.ndarray]
+    items: list[Item],
+    groups: dict[int, EpisodeGroup],
+    advantages: dict[int, np.ndarray],
+    rewards: dict[int, np.ndarray],
 ) -> MicroBatch:
     """Lay the conversations `items` end to end.
 
@@ -146,6 +151,7 @@ def build_micro_batch(
         items: (group, conversation) pairs; none gives a placeholder whose loss is zero.
         groups: the groups by index.
         advantages: the advantage of each episode of each group, float32 [G].
+        rewards: likewise.
     """
     if not items:
         one = np.zeros(1)
@@ -156,6 +162,7 @@ def build_micro_batch(
             targets=np.zeros(1, np.int64),
             behaviour=one.astype(np.float32),
             advantages=one.astype(np.float32),
+            rewards=one.astype(np.float32),
             is_response=np.zeros(1, bool),
             versions=np.zeros(1, np.int64),
             cache_versions=np.zeros(1, np.int64),
@@ -176,6 +183,7 @@ def build_micro_batch(
                 tokens[prompt:],
                 group.logprobs[responses],
                 np.full(length - prompt, advantages[g][group.episodes[c]], np.float32),
+                np.full(length - prompt, rewards[g][group.episodes[c]], np.float32),
                 np.ones(length - prompt, bool),
                 group.versions[responses],
                 np.full(length - prompt, group.cache_versions[c]),
@@ -184,5 +192,5 @@ def build_micro_batch(
         )
         start += length
     merged = [np.concatenate(parts) for parts in zip(*columns, strict=True)]
-    dtypes = [np.int64] * 4 + [np.float32] * 2 + [np.bool_] + [np.int64] * 3
+    dtypes = [np.int64] * 4 + [np.float32] * 3 + [np.bool_] + [np.int64] * 3
     return MicroBatch(*(column.astype(dtype) for column, dtype in zip(merged, dtypes, strict=True)))

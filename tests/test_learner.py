@@ -22,7 +22,7 @@ CASES = {
     # Everything that has a path of its own through the learner.
     "everything": {
         "learner": {"schedule": "cosine", "activation_checkpointing": True},
-        "objective": {"kl_coefficient": 0.5, "entropy_coefficient": 0.01},
+        "objective": {"kl_coefficient": 0.5, "entropy_coefficient": 0.01, "entropy_weight": "reward"},
         "train": {"updates_per_step": 3},
     },
     "one rank": {"learner": {"ranks": 1}},
@@ -100,8 +100,9 @@ def trained(request, ray_session, tiny_config, wide_model, batches, tmp_path_fac
 
 def rows_of(group, advantages):
     """Each conversation of a group by itself: inputs of the policy, and what the loss wants to know."""
+    rewards = np.array(REWARDS, np.float32)
     for c in range(len(group.lengths)):
-        row = build_micro_batch([(0, c)], {0: group}, {0: advantages})
+        row = build_micro_batch([(0, c)], {0: group}, {0: advantages}, {0: rewards})
         batch = {name: torch.tensor(value) for name, value in vars(row).items()}
         yield [batch[name] for name in ("tokens", "positions", "predict_at", "targets")], batch
 
@@ -134,6 +135,7 @@ def reference_weights(config, batches) -> tuple[dict, list[float]]:
                     losses = token_losses(
                         *policy(*inputs),
                         batch["advantages"],
+                        batch["rewards"],
                         behaviour=batch["behaviour"],
                         proximal=old,
                         reference=reference,

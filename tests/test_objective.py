@@ -16,7 +16,7 @@ DECOUPLED = replace(PPO, decoupled=True, importance_cap=2.0)
 ratio = st.floats(0.05, 20)
 
 
-def losses(advantages, objective, *, now=1.0, proximal=None, behaviour=1.0, reference=None, entropy=0.0):
+def losses(advantages, objective, *, now=1.0, proximal=None, behaviour=1.0, reference=None, entropy=0.0, reward=1.0):
     """The losses of tokens with these probabilities (of any common scale), and their gradient by the log-prob."""
 
     def logs(values):
@@ -28,6 +28,7 @@ def losses(advantages, objective, *, now=1.0, proximal=None, behaviour=1.0, refe
         logprobs,
         torch.full_like(a, entropy),
         a,
+        torch.full_like(a, reward),
         behaviour=logs(behaviour),
         proximal=logs(proximal),
         reference=logs(reference),
@@ -71,18 +72,28 @@ def test_decoupled_by_hand(now, proximal, behaviour, advantage, loss):
     assert tokens.losses.item() == pytest.approx(loss)
 
 
-@given(now=ratio, proximal=ratio, behaviour=ratio, reference=ratio, a=st.floats(-2, 2), entropy=st.floats(0, 5))
-def test_the_loss_is_that_of_a_naive_calculation(now, proximal, behaviour, reference, a, entropy):
-    objective = replace(DECOUPLED, kl_coefficient=0.3, entropy_coefficient=0.1)
+@pytest.mark.parametrize(("entropy_weight", "weigh"), [("one", lambda reward: 1.0), ("reward", lambda reward: reward)])
+@given(
+    now=ratio,
+    proximal=ratio,
+    behaviour=ratio,
+    reference=ratio,
+    a=st.floats(-2, 2),
+    entropy=st.floats(0, 5),
+    reward=st.floats(0, 1),
+)
+def test_the_loss_is_that_of_a_naive_calculation(
+    entropy_weight, weigh, now, proximal, behaviour, reference, a, entropy, reward
+):
+    objective = replace(DECOUPLED, kl_coefficient=0.3, entropy_coefficient=0.1, entropy_weight=entropy_weight)
     rho, w = now / proximal, min(proximal / behaviour, 2.0)
     gain = min(rho * a, min(max(rho, 0.8), 1.28) * a)
     if a < 0:
         gain = max(gain, 3.0 * a)
     r = reference / now
-    expected = -w * gain + 0.3 * min(r - math.log(r) - 1, 10) - 0.1 * entropy
-    tokens, _ = losses(
-        a, objective, now=now, proximal=proximal, behaviour=behaviour, reference=reference, entropy=entropy
-    )
+    expected = -w * gain + 0.3 * min(r - math.log(r) - 1, 10) - 0.1 * weigh(reward) * entropy
+    policies = {"now": now, "proximal": proximal, "behaviour": behaviour, "reference": reference}
+    tokens, _ = losses(a, objective, **policies, entropy=entropy, reward=reward)
     assert tokens.losses.item() == pytest.approx(expected, rel=1e-9, abs=1e-9)
     assert tokens.importance.item() == pytest.approx(w)
 

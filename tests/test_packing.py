@@ -14,7 +14,9 @@ from pipeline.policy import Policy
 from tests.groups import random_group
 
 TEMPERATURE = 0.8
-OBJECTIVE = ObjectiveConfig(clip_high=0.28, importance_cap=2.0, kl_coefficient=0.1, entropy_coefficient=0.05)
+OBJECTIVE = ObjectiveConfig(
+    clip_high=0.28, importance_cap=2.0, kl_coefficient=0.1, entropy_coefficient=0.05, entropy_weight="reward"
+)
 
 group_lengths = st.lists(
     st.lists(st.integers(1, 50), min_size=1, max_size=9).map(np.array), min_size=1, max_size=12
@@ -99,18 +101,28 @@ def reference(other_model):
     return load(other_model, "packed_sdpa").requires_grad_(False)
 
 
+def rewards_of(advantages):
+    """Any rewards that are not the advantages."""
+    return {g: np.abs(values) for g, values in advantages.items()}
+
+
+def micro_batch(items, groups, advantages):
+    return build_micro_batch(items, groups, advantages, rewards_of(advantages))
+
+
 def gradient(policy, reference, groups, advantages, plan) -> tuple[float, torch.Tensor]:
     """The loss and gradient of one update; `plan`: the micro-batches of all ranks."""
     policy.zero_grad()
     total, tokens = 0.0, sum(len(group.logprobs) for group in groups.values())
     for items in plan:
-        batch = {k: torch.tensor(v) for k, v in vars(build_micro_batch(items, groups, advantages)).items()}
+        batch = {k: torch.tensor(v) for k, v in vars(micro_batch(items, groups, advantages)).items()}
         inputs = [batch[k] for k in ("tokens", "positions", "predict_at", "targets")]
         logprobs, entropy = policy(*inputs)
         losses = token_losses(
             logprobs,
             entropy,
             batch["advantages"],
+            batch["rewards"],
             behaviour=batch["behaviour"],
             proximal=(batch["behaviour"] + logprobs.detach()) / 2,  # anything between, to have all terms at work
             reference=reference(*inputs)[0],
@@ -146,7 +158,7 @@ def naive_gradient(policy, reference, groups, advantages) -> tuple[float, torch.
                 gain = torch.minimum(rho * a, rho.clamp(0.8, 1.28) * a)
                 gain = gain if a >= 0 else torch.maximum(gain, torch.tensor(3.0 * a))
                 r = torch.exp(old[at, int(token)] - logprob)
-                terms.append(-w * gain + 0.1 * (r - torch.log(r) - 1).clamp(max=10) - 0.05 * entropy)
+                terms.append(-w * gain + 0.1 * (r - torch.log(r) - 1).clamp(max=10) - 0.05 * abs(a) * entropy)
     loss = torch.stack(terms).mean()
     loss.backward()
     return loss.item(), torch.cat([p.grad.flatten() for p in policy.parameters()])
@@ -219,12 +231,13 @@ def test_prompt_tokens_have_no_weight_and_every_response_token_has_that_of_its_e
     """The weight that a token of the row has in the loss is the derivative by its log-prob."""
     groups, advantages = ragged(seed)
     items = [(g, c) for g, group in groups.items() for c in range(len(group.lengths))]
-    row = build_micro_batch(items, groups, advantages)
+    row = micro_batch(items, groups, advantages)
     logprobs = torch.tensor(row.behaviour).requires_grad_()  # on-policy, so nothing is clipped
     losses = token_losses(
         logprobs,
         torch.zeros(len(logprobs)),
         torch.tensor(row.advantages),
+        torch.tensor(row.rewards),
         behaviour=torch.tensor(row.behaviour),
         proximal=None,
         reference=None,

@@ -124,7 +124,7 @@ def make_batch(settings: Settings, device: str) -> dict[str, torch.Tensor]:
     ]
     items = [(0, c) for c in range(settings.conversations)]
     advantages = rng.choice([-0.5, 0.5], settings.conversations).astype(np.float32)
-    row = build_micro_batch(items, {0: pack_group("p", episodes)}, {0: advantages})
+    row = build_micro_batch(items, {0: pack_group("p", episodes)}, {0: advantages}, {0: advantages + 0.5})
     return {name: torch.tensor(value, device=device) for name, value in vars(row).items()}
 
 
@@ -144,6 +144,7 @@ def measure(variant: str, settings: Settings) -> dict[str, float]:
             logprobs,
             torch.zeros_like(logprobs),
             batch["advantages"],
+            batch["rewards"],
             behaviour=batch["behaviour"],
             proximal=None,
             reference=None,
