@@ -1,6 +1,6 @@
 """The figures of the embedded model: `python -m jobs.figures [key=value …] [--dry-run]` (`make figures`).
 
-Trains the model in three ways with several seeds, evaluates everything, and draws accuracy against length, the
+Trains the model in several ways with several seeds, evaluates everything, and draws accuracy against length, the
 ablation and the transfer to other tasks, each as a PNG and a table with intervals. It takes hours on two cores;
 stopped, the same command goes on where it was. `--dry-run` lists the steps. The settings are `FiguresConfig`
 (pipeline/evaluation/figures.py).
@@ -17,12 +17,13 @@ from pipeline.config import ConfigError, load_config
 from pipeline.evaluation.figures import (
     FiguresConfig,
     Step,
+    all_steps,
     check_figures,
     checkpoint_of,
     draw,
     figures,
     is_done,
-    training_steps,
+    steps_of,
 )
 from pipeline.report import duration
 
@@ -42,13 +43,6 @@ def main(arguments: list[str]) -> int:
         return 130
 
 
-def all_steps(config: FiguresConfig) -> list[Step]:
-    """Every step once, the training runs first."""
-    training = [step for steps in training_steps(config).values() for step in steps]
-    evaluations = [step for lines in figures(config).values() for line in lines for step in line.evaluations]
-    return list(dict.fromkeys([*training, *evaluations]))
-
-
 def list_steps(config: FiguresConfig) -> int:
     folder = Path(config.folder).resolve()
     for step in all_steps(config):
@@ -61,18 +55,19 @@ def make_figures(config: FiguresConfig) -> int:
     """Run what is not done and draw the figures; return the exit status."""
     folder = Path(config.folder).resolve()
     folder.mkdir(parents=True, exist_ok=True)
-    steps = all_steps(config)
-    with JobProgress() as progress:
-        for number, step in enumerate(steps, 1):
-            if not is_done(step, folder):
+    missing = [step for step in all_steps(config) if not is_done(step, folder)]
+    for name, lines in figures(config).items():
+        with JobProgress() as progress:
+            for step in steps_of(lines, config):
+                if is_done(step, folder):
+                    continue
                 begin = time.time()
-                progress.say(f"step {number} of {len(steps)}: {step.name}")
+                progress.say(f"step {missing.index(step) + 1} of {len(missing)}: {step.name}")
                 status = run_step(step, folder, progress)
                 if status != 0:
                     progress.say(f"{step.name} ended with status {status}; its log is {folder / step.name}.log")
                     return status
                 progress.say(f"{step.name} took {duration(time.time() - begin)}")
-    for name, lines in figures(config).items():
         print(draw(name, lines, folder))
         print(f"· figure {folder / name}.png\n· table {folder / name}.md", flush=True)
     return 0

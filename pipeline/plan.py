@@ -94,7 +94,7 @@ def learner_memory(config: Config, architecture: Architecture) -> tuple[dict[str
     host = {}
     state = host if le.offload else device
     state["gradients"] = 4 * share
-    state["optimizer state"] = 12 * share
+    state["optimizer state"] = 12 * share  # AdamW; Muon keeps one moment of the matrices, not two
     if config.objective.kl_coefficient:
         host["reference model"] = width * share
     return device, host

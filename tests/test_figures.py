@@ -5,12 +5,13 @@ from dataclasses import replace
 
 import pytest
 
-from jobs.figures import all_steps, main
+from jobs.figures import main
 from pipeline.config import ConfigError, load_config
 from pipeline.evaluation.config import EvaluationConfig, check_evaluation
 from pipeline.evaluation.figures import (
     SAMPLINGS,
     FiguresConfig,
+    all_steps,
     check_figures,
     checkpoint_of,
     draw,
@@ -58,7 +59,7 @@ def test_the_ablation_trains_as_many_steps_of_as_many_tokens_everywhere():
     trained = sft.sft.steps * sft.sft.tokens_per_step  # by every other line
     both = warmstart.steps * warmstart.tokens_per_step + trained
     assert direct.steps * direct.tokens_per_step == pytest.approx(both, rel=0.001)
-    assert all("objective.advantage=reward" in step.arguments for step in runs["rejection"])
+    assert all("objective.advantage=reward" in step.arguments for step in runs["successes"])
 
 
 def test_the_figures_have_every_sampling_and_all_seeds():

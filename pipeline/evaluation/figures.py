@@ -18,6 +18,12 @@ from pipeline.fine_tuning.config import FineTuningConfig
 # Temperature and top-p: as in training, the paper's evaluation, and the likeliest token.
 SAMPLINGS = {"sampled": (1.0, 1.0), "paper": (0.7, 0.95), "greedy": (0.0, 1.0)}
 SAMPLING_NAMES = {"sampled": "T = 1", "paper": "T = 0.7, top-p 0.95", "greedy": "greedy"}
+# What the ablation changes in the training run.
+CHANGES = {
+    "plain": "objective.entropy_coefficient=0",
+    "successes": "objective.advantage=reward",
+    "penalty": "objective.advantage=none",
+}
 TRANSFER_TASKS = ("needles", "values", "long_chains")
 PROMPT_AND_RESPONSE = 33  # tokens of a conversation of the embedded model, as counted in an evaluation at 8 chunks
 
@@ -82,14 +88,10 @@ def training_steps(config: FiguresConfig) -> dict[str, list[Step]]:
     demonstrator = (*supervised, "data.curriculum=careful", f"model.path={c.model.path}", "sft.from_scratch=false")
     return {
         "rl": [Step(f"rl-{seed}", "jobs.train", (*train, f"run.seed={seed}")) for seed in config.seeds],
-        "rejection": [
-            Step(f"rejection-{seed}", "jobs.train", (*train, f"run.seed={seed}", "objective.advantage=reward"))
-            for seed in config.seeds
-        ],
-        "entropy": [
-            Step(f"entropy-{seed}", "jobs.train", (*train, f"run.seed={seed}", "objective.advantage=none"))
-            for seed in config.seeds
-        ],
+        **{
+            name: [Step(f"{name}-{seed}", "jobs.train", (*train, f"run.seed={seed}", change)) for seed in config.seeds]
+            for name, change in CHANGES.items()
+        },
         "demonstrator": [
             Step(f"demonstrator-{seed}", "jobs.warmstart", (*demonstrator, f"run.seed={seed}")) for seed in config.seeds
         ],
@@ -161,8 +163,9 @@ def figures(config: FiguresConfig) -> dict[str, list[Line]]:
         made["length"] += [after, before, line("direct", runs["direct"], sampling, config.chunks, method="direct")]
         made["ablation"] += [
             after,
-            line("own successes", runs["rejection"], sampling, config.ablation_chunks),
-            line("entropy penalty alone", runs["entropy"], sampling, config.ablation_chunks),
+            line("RL without entropy penalty", runs["plain"], sampling, config.ablation_chunks),
+            line("own successes", runs["successes"], sampling, config.ablation_chunks),
+            line("entropy penalty alone", runs["penalty"], sampling, config.ablation_chunks),
             line("perfect demonstrator", runs["demonstrator"], sampling, config.ablation_chunks),
             before,
         ]
@@ -171,6 +174,20 @@ def figures(config: FiguresConfig) -> dict[str, list[Line]]:
             line("before RL", None, sampling, config.transfer_chunks, tasks=TRANSFER_TASKS),
         ]
     return made
+
+
+def steps_of(lines: list[Line], config: FiguresConfig) -> list[Step]:
+    """What has to be run for the lines of a figure, in this order: what is evaluated is trained first."""
+    training = {step.name: step for steps in training_steps(config).values() for step in steps}
+    steps = []
+    for evaluation in (step for line in lines for step in line.evaluations):
+        steps += [training[evaluation.model], evaluation] if evaluation.model else [evaluation]
+    return list(dict.fromkeys(steps))
+
+
+def all_steps(config: FiguresConfig) -> list[Step]:
+    """The steps of all figures, each once."""
+    return list(dict.fromkeys(step for lines in figures(config).values() for step in steps_of(lines, config)))
 
 
 TITLES = {

@@ -26,15 +26,17 @@ MEMORY_FACTS = 4
 DRILL_FACTS = 8
 LONGEST_DOCUMENT = 8  # chunks, of one that is read at once
 
-# A careless reader, at every chunk: keeps each fact of its memory that it needs with the first chance and each other
-# with the second, notes the fact that it needs next with the third, and any other with the last.
-KEEPS, KEEPS_USELESS, NOTES, HOARDS = 0.92, 0.4, 0.9, 0.03
+# A careless reader keeps a fact that it needs, and notes the one that it needs next, with the first chance, or with the
+# second in a chunk that distracts it, which is one that begins with a fact about a person. Useless facts it keeps and
+# notes with the other two.
+ATTENTIVE, DISTRACTED = 0.97, 0.45
+KEEPS_USELESS, HOARDS = 0.4, 0.03
 
 # The mixture of examples, by the share of the steps up to which it holds; each is a method of `Examples`.
 CURRICULA: dict[str, list[tuple[float, dict[str, float]]]] = {
     "warmstart": [
-        (0.3, {"existence": 1.0}),
-        (1.0, {"careless_update": 0.65, "answer": 0.15, "existence": 0.2}),
+        (0.08, {"existence": 1.0}),
+        (1.0, {"careless_update": 0.6, "reading": 0.2, "answer": 0.1, "existence": 0.1}),
     ],
     "careful": [(1.0, {"careful_update": 8 / 9, "answer": 1 / 9})],
     "direct": [(0.3, {"existence": 1.0}), (1.0, {"direct": 0.8, "existence": 0.2})],
@@ -93,8 +95,9 @@ class Examples:
 
         def read(memory: list[Fact], chunk: list[Fact], needed: list[Fact]) -> list[Fact]:
             rng = self.rng
-            new = [fact for fact in memory if rng.random() < (KEEPS if fact in needed else KEEPS_USELESS)]
-            new += [fact for fact in chunk if rng.random() < (NOTES if fact in needed else HOARDS)]
+            useful = DISTRACTED if chunk[0][0] in PEOPLE else ATTENTIVE
+            new = [fact for fact in memory if rng.random() < (useful if fact in needed else KEEPS_USELESS)]
+            new += [fact for fact in chunk if rng.random() < (useful if fact in needed else HOARDS)]
             while len(new) > MEMORY_FACTS:
                 new.pop(rng.randrange(len(new)))
             return new
@@ -108,6 +111,18 @@ class Examples:
         memory = self._encode(facts_text(self._memory(kind, needed, known))) or self.prompts.empty_memory
         prompt = self.prompts.answer(self._encode(question), memory)
         return self._respond(prompt, answer_text(needed[:known], known == len(needed)))
+
+    def reading(self) -> Example:
+        """The answer of a reader who has a few facts before its eyes, the needed ones often not among them."""
+        rng = self.rng
+        kind, question, needed = draw_question(rng)
+        count = max(rng.randint(1, CHUNK_FACTS + 2), len(needed))
+        facts = [draw_distractor(rng, kind, needed) for _ in range(count)]
+        known = needed if rng.random() < 0.5 else needed[: rng.randrange(len(needed))]
+        for place, fact in zip(rng.sample(range(count), len(known)), known, strict=True):
+            facts[place] = fact
+        prompt = self.prompts.direct(self._encode(question), self._encode(facts_text(facts)))
+        return self._respond(prompt, answer_text(known, len(known) == len(needed)))
 
     def direct(self) -> Example:
         """The answer of a reader who has the whole document before its eyes."""
