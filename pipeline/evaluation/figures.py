@@ -198,24 +198,30 @@ TITLES = {
 
 
 def draw(name: str, lines: list[Line], folder: Path) -> str:
-    """Draw a figure from the results of its evaluations; write it and its table; return the table.
+    """Draw a figure from the results of its evaluations; write it and its tables; return the first of them.
+
+    The second table has the training seeds apart.
 
     Args:
         name: of the figure.
         lines: of the figure.
         folder: with the run folders of all steps; the figure and the table go there too.
     """
-    rows = []
+    rows, by_seed = [], []
     for line in lines:
         for step in line.evaluations:
             for row in read_results(folder / step.name / "results.jsonl"):
                 task = f"{row['set']}, " if name == "transfer" else ""
-                rows.append(row | {"set": f"{task}{SAMPLING_NAMES[line.sampling]}", "method": line.name})
+                row["set"] = f"{task}{SAMPLING_NAMES[line.sampling]}"
+                rows.append(row | {"method": line.name})
+                if len(line.evaluations) > 1:
+                    by_seed.append(row | {"method": step.model})
     accuracy_figure(
         {name: rows}, folder / f"{name}.png", title=f"{TITLES[name]}, with 95% intervals", with_average=False
     )
     table = f"# {TITLES[name]}\n\n{markdown_table(rows)}"
-    (folder / f"{name}.md").write_text(table, encoding="utf-8")
+    seeds = f"\n# Each training seed\n\n{markdown_table(by_seed)}" if by_seed else ""
+    (folder / f"{name}.md").write_text(table + seeds, encoding="utf-8")
     return table
 
 
