@@ -7,6 +7,7 @@ stopped, the same command goes on where it was. `--dry-run` lists the steps. The
 """
 
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -74,21 +75,37 @@ def make_figures(config: FiguresConfig) -> int:
 
 
 def run_step(step: Step, folder: Path, progress: JobProgress) -> int:
-    """Run a step to its end, showing what it prints, which also goes to its log; return its exit status."""
+    """Run a step to its end, showing what it prints, which also goes to its log; return its exit status.
+
+    Raises:
+        KeyboardInterrupt: SIGINT or SIGTERM came; the step has ended.
+    """
     if step.job != "jobs.evaluate":
         shutil.rmtree(folder / step.name, ignore_errors=True)  # a training run that was stopped begins anew
     model = [f"model.path={checkpoint_of(step.model, folder)}"] if step.model else []
     command = [sys.executable, "-m", step.job, *step.arguments, *model, f"run.folder={folder}", f"run.name={step.name}"]
     with (folder / f"{step.name}.log").open("a", encoding="utf-8") as log:
         running = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        stopped = False
+
+        def stop(signum, frame):
+            nonlocal stopped
+            stopped = True
+            if signum == signal.SIGTERM:
+                running.terminate()  # Ctrl-C reaches it by itself
+
+        before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
         try:
             for line in running.stdout:
                 print(line, end="", file=log, flush=True)
                 progress.line(line)
-        except KeyboardInterrupt:
-            running.wait()  # it got the signal too, and ends well
-            raise
-        return running.wait()
+            status = running.wait()
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+    if stopped:
+        raise KeyboardInterrupt
+    return status
 
 
 if __name__ == "__main__":

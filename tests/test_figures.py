@@ -1,6 +1,8 @@
 """What `make figures` runs and draws, on results that are made up."""
 
 import json
+import subprocess
+import sys
 from dataclasses import replace
 
 import pytest
@@ -11,6 +13,7 @@ from pipeline.evaluation.config import EvaluationConfig, check_evaluation
 from pipeline.evaluation.figures import (
     SAMPLINGS,
     FiguresConfig,
+    Step,
     all_steps,
     check_figures,
     checkpoint_of,
@@ -107,6 +110,22 @@ def test_what_is_done_is_known_by_its_summary(tmp_path):
         (tmp_path / step.name / "summary.json").write_text(json.dumps(summary))
         assert is_done(step, tmp_path) == (status == "completed")
     assert checkpoint_of(step.name, tmp_path) == "/runs/rl-0/checkpoints/100/hf"
+
+
+def test_sigterm_ends_the_step_under_way_too(tmp_path):
+    step = Step("endless", "tests.endless_job", ())
+    command = (
+        "from pathlib import Path; from jobs.figures import JobProgress, Step, run_step; "
+        f"run_step({step!r}, Path({str(tmp_path)!r}), JobProgress())"
+    )
+    running = subprocess.Popen(
+        [sys.executable, "-c", command], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    assert "· running" in running.stdout.readline()
+    running.terminate()
+    output, _ = running.communicate(timeout=60)
+    assert running.returncode != 0 and "KeyboardInterrupt" in output
+    assert (tmp_path / "endless.log").read_text().splitlines() == ["· running", "· stopping"]
 
 
 def test_wrong_settings_are_named(capsys):
