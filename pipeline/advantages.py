@@ -31,7 +31,7 @@ def rewards_alone(rewards: np.ndarray) -> np.ndarray:
 
 
 def nothing(rewards: np.ndarray) -> np.ndarray:
-    """A_i = 0: a control, of what the entropy or KL term does without any reward."""
+    """A_i = 0: a control, of what the entropy or KL term does by itself."""
     return np.zeros_like(rewards)
 
 

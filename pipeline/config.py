@@ -108,7 +108,7 @@ class ObjectiveConfig:
     dual_clip: float = 3.0  # a bad token's loss grows no further than at this ratio
     kl_coefficient: float = 0.0  # β of the KL to the initial model; 0 loads no reference model
     entropy_coefficient: float = 0.0  # bonus for entropy, below 0 a penalty; it is reported in any case
-    # of an episode in the entropy term: one, or its reward, so that a penalty makes sure only of what succeeded
+    # how an episode counts in the entropy term: one, or reward: by its reward, so that a penalty is on what succeeded
     entropy_weight: str = "one"
     decoupled: bool = True  # clip around the learner's policy of the step's start; false: around the sampling policy
     importance_cap: float = 2.0  # decoupled: limit of the weight (policy of the step's start) / (sampling policy)

@@ -123,8 +123,8 @@ def make_batch(settings: Settings, device: str) -> dict[str, torch.Tensor]:
         for _ in range(settings.conversations)
     ]
     items = [(0, c) for c in range(settings.conversations)]
-    advantages = rng.choice([-0.5, 0.5], settings.conversations).astype(np.float32)
-    row = build_micro_batch(items, {0: pack_group("p", episodes)}, {0: advantages}, {0: advantages + 0.5})
+    rewards = rng.choice([0.0, 1.0], settings.conversations).astype(np.float32)
+    row = build_micro_batch(items, {0: pack_group("p", episodes)}, {0: rewards - 0.5}, {0: rewards})
     return {name: torch.tensor(value, device=device) for name, value in vars(row).items()}
 
 

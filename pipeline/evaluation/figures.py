@@ -165,7 +165,7 @@ def figures(config: FiguresConfig) -> dict[str, list[Line]]:
             after,
             line("RL without entropy penalty", runs["plain"], sampling, config.ablation_chunks),
             line("own successes", runs["successes"], sampling, config.ablation_chunks),
-            line("entropy penalty alone", runs["penalty"], sampling, config.ablation_chunks),
+            line("entropy penalty on successes alone", runs["penalty"], sampling, config.ablation_chunks),
             line("perfect demonstrator", runs["demonstrator"], sampling, config.ablation_chunks),
             before,
         ]

@@ -26,9 +26,8 @@ MEMORY_FACTS = 4
 DRILL_FACTS = 8
 LONGEST_DOCUMENT = 8  # chunks, of one that is read at once
 
-# A careless reader keeps a fact that it needs, and notes the one that it needs next, with the first chance, or with the
-# second in a chunk that distracts it, which is one that begins with a fact about a person. Useless facts it keeps and
-# notes with the other two.
+# The careless reader's chances. ATTENTIVE: to keep a fact that it needs, and to note the one that it needs next;
+# DISTRACTED: the same at a chunk that begins with a fact about a person. The others: to keep or note a useless fact.
 ATTENTIVE, DISTRACTED = 0.97, 0.45
 KEEPS_USELESS, HOARDS = 0.4, 0.03
 
