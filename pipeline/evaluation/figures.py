@@ -18,7 +18,7 @@ from pipeline.fine_tuning.config import FineTuningConfig
 # Temperature and top-p: as in training, the paper's evaluation, and the likeliest token.
 SAMPLINGS = {"sampled": (1.0, 1.0), "paper": (0.7, 0.95), "greedy": (0.0, 1.0)}
 SAMPLING_NAMES = {"sampled": "T = 1", "paper": "T = 0.7, top-p 0.95", "greedy": "greedy"}
-# What the ablation changes in the training run.
+# What figures 2 and 4 change in the training run.
 CHANGES = {
     "plain": "objective.entropy_coefficient=0",
     "successes": "objective.advantage=reward",
@@ -35,7 +35,7 @@ class FiguresConfig:
     seeds: list[int] = field(default_factory=lambda: [0, 1, 2])  # of the training runs; each is in the figures
     questions: int = 256  # of a point, other ones for each seed
     chunks: list[int] = field(default_factory=lambda: [8, 32, 128, 512, 2048])  # of the documents of figure 1
-    ablation_chunks: list[int] = field(default_factory=lambda: [8, 32, 128, 512])  # of figure 2
+    ablation_chunks: list[int] = field(default_factory=lambda: [8, 32, 128, 512])  # of figures 2 and 4
     transfer_chunks: list[int] = field(default_factory=lambda: [8, 32, 128])  # of figure 3
     samplings: list[str] = field(default_factory=lambda: list(SAMPLINGS))
 
@@ -154,7 +154,7 @@ def figures(config: FiguresConfig) -> dict[str, list[Line]]:
         ]
         return Line(name, tuple(evaluations), sampling)
 
-    made: dict[str, list[Line]] = {"length": [], "ablation": [], "transfer": []}
+    made: dict[str, list[Line]] = {"length": [], "ablation": [], "transfer": [], "penalty": []}
     for sampling in config.samplings:
         after, before = (
             line(name, steps, sampling, config.chunks)
@@ -163,15 +163,19 @@ def figures(config: FiguresConfig) -> dict[str, list[Line]]:
         made["length"] += [after, before, line("direct", runs["direct"], sampling, config.chunks, method="direct")]
         made["ablation"] += [
             after,
-            line("RL without entropy penalty", runs["plain"], sampling, config.ablation_chunks),
             line("own successes", runs["successes"], sampling, config.ablation_chunks),
-            line("entropy penalty on successes alone", runs["penalty"], sampling, config.ablation_chunks),
             line("perfect demonstrator", runs["demonstrator"], sampling, config.ablation_chunks),
             before,
         ]
         made["transfer"] += [
             line("after RL", runs["rl"], sampling, config.transfer_chunks, tasks=TRANSFER_TASKS),
             line("before RL", None, sampling, config.transfer_chunks, tasks=TRANSFER_TASKS),
+        ]
+        made["penalty"] += [
+            after,
+            line("RL without entropy penalty", runs["plain"], sampling, config.ablation_chunks),
+            line("entropy penalty on successes alone", runs["penalty"], sampling, config.ablation_chunks),
+            before,
         ]
     return made
 
@@ -194,6 +198,7 @@ TITLES = {
     "length": "Accuracy by document length: the memory agent before and after RL, and a reader of the whole",
     "ablation": "The same training tokens from the same start: reinforcement learning and what it is compared with",
     "transfer": "Tasks it was not trained on, before and after RL",
+    "penalty": "Reinforcement learning, its entropy penalty, and both",
 }
 
 
