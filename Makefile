@@ -2,15 +2,16 @@
 # make test:  run the tests.                make test ARGS="-k buffer -x": some of them.
 # make prepare ARGS="<kind> key=value …":  make samples to train or evaluate on (README.md).
 # make evaluate ARGS="preset=… data.path=…": answer questions, score the answers, draw accuracy against length.
-# make figures: the three figures of the method in small; hours on two cores, goes on where it was stopped.
+# make figures: the figures of the method in small; hours on two cores, goes on where it was stopped.
 # make warmstart ARGS="preset=sft model.path=… data.path=…": supervised fine-tuning; without ARGS, the embedded model's.
 # All of them first set up .venv, which takes minutes once and nothing after that.
+# make chaos: break real runs in every way, and check that nothing was lost; writes its table to docs/reliability.md.
 # make smollm2: the model of preset=smollm2.
 # make setup GPU=1 sets .venv up for NVIDIA GPUs; PYTHON=/path/to/python3.11 chooses the interpreter.
 
 export RAY_AUTH_MODE = token
 
-.PHONY: train test prepare evaluate figures warmstart setup smollm2
+.PHONY: train test prepare evaluate figures warmstart chaos setup smollm2
 .DEFAULT_GOAL := train
 
 train: setup
@@ -22,6 +23,10 @@ test: setup
 
 prepare evaluate figures warmstart: setup
 	@.venv/bin/python -m jobs.$@ $(ARGS)
+
+chaos: setup
+	@.venv/bin/ray get-auth-token --generate >/dev/null
+	@.venv/bin/python -m tests.chaos $(or $(ARGS),--write)
 
 setup:
 	@PYTHON="$(PYTHON)" requirements/install.sh $(if $(GPU),gpu)

@@ -4,57 +4,78 @@
 
 Two loops: `_dispatch` starts groups as the buffer admits them, `_train` takes whole steps from the buffer. They
 meet only in the buffer. The coordinator holds problems, records and references, never tokens.
+
+What fails is put right where it is: a group goes on with another generator from its last finished conversation, a
+scorer is replaced, the learners start again from the last checkpoint while the generators go on. When the coordinator
+itself dies, Ray starts it again and it goes on from the last checkpoint with pools of its own.
 """
 
 import asyncio
 import itertools
 import time
 import traceback
-from collections import Counter, deque
+from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import ray
+from ray.exceptions import RayTaskError
 
 from actors.buffer import TrajectoryBuffer
-from actors.generator_pool import GeneratorLost, GeneratorPool
-from actors.job_actor import JobActor, RunFailed, reason_of
-from actors.learner_gang import LearnerGang
+from actors.generator_pool import GeneratorLeft, GeneratorLost, GeneratorPool
+from actors.job_actor import JobActor, RunFailed, reason_of, was_started_again
+from actors.journal import Journal
+from actors.learner_gang import GangLost, GroupsLost, LearnerGang, NoRoom, ranks_that_fit
+from actors.pool import result_of
 from actors.scorer_pool import ScorerPool
 from actors.tracker import Tracker
-from actors.weight_store import WeightStore
+from pipeline.checkpoints import Checkpoint, Checkpoints, RunState
 from pipeline.config import Config
 from pipeline.episodes import GroupRecord, Sampling
-from pipeline.ledger import too_many_failed
+from pipeline.ledger import BUFFERED, RUNNING, too_many_failed
 from pipeline.metrics import DROPPED_STALE, RunTotals, UpdateResult, step_row
-from pipeline.problem_stream import Cursor, problem_stream, save_cursor, training_source
+from pipeline.problem_queue import ProblemQueue
+from pipeline.problem_stream import START, training_source
 from pipeline.problems import BadRow, DataError, Problem, Quarantine
 from pipeline.report import run_summary, step_line, write_summary
 
 SAVE_LIMIT_S = 600
+MOVES = 5  # a group under which more generators die has failed
+GANG_RESTARTS_IN_A_ROW = 5  # learners that are lost more often without a step between will not get better
+LINGER_S = 300  # after the end, for a driver to ask for the summary
+SILENCE_S = 60  # without a step, after which is said what the run waits for
 
 
-@ray.remote(num_cpus=0, max_concurrency=100)
+@ray.remote(num_cpus=0, max_concurrency=100, max_restarts=-1, max_task_retries=-1)
 class Coordinator(JobActor):
     def __init__(self, config: Config, folder: str):
         super().__init__()
         self.config, self.folder = config, Path(folder)
         self.quarantine = Quarantine(self.folder / "quarantine.jsonl", config.data.max_bad_share)
-        self.totals = RunTotals()
+        self.checkpoints = Checkpoints(config.train.checkpoint_folder or self.folder / "checkpoints")
+        self.started_again = was_started_again()
+        self.checkpoint: Checkpoint | None = None  # the last one that was finished
+        self.buffer = TrajectoryBuffer(config)
+        self.rows: list[dict] = []  # of the steps that the weights stand for
         self.failures: Counter[str] = Counter()
-        self.position = 0  # in the data, of the next problem
-        self.problems_in_hand: dict[int, Problem] = {}  # by position, until they are trained or given up
+        self.recovered_before: Counter[str] = Counter()  # in earlier lives of this run, up to the checkpoint
         self.attempts: Counter[str] = Counter()  # by problem id: a later pass over the data makes no new ones
-        self.retry: deque[int] = deque()
         self.groups: dict[str, int] = {}  # the position of the problem of each group that was begun
         self.discarded: list[GroupRecord] = []  # by dynamic sampling, while the next step's groups come together
-        self.version = 0
         self.skipped_in_a_row = 0
-        self.checkpoint: Path | None = None
-        self.engine_version = self.wandb_run = ""
+        self.tokens_generated = self.moves = self.redone = self.steps_lost = 0
+        self.gang_restarts = self.gang_restarts_in_a_row = self.saves_failed = 0
+        self.pauses: list[float] = []  # of weight updates since the last step
+        self.wandb_run = self.wandb_id = ""
         self.sampling = Sampling(config.train.temperature)
-        self.generators = self.gang = self.tracker = None
+        self.generators = self.scorers = self.gang = self.tracker = self._saving = None
+        self._ended: asyncio.Future | None = None  # its result is the summary
 
     # What the driver calls.
+
+    def settings(self) -> Config:
+        """What this run was started with."""
+        return self.config
 
     async def stop(self) -> None:
         """End the run after the step that is under way, and keep what was trained."""
@@ -62,65 +83,99 @@ class Coordinator(JobActor):
         self._stop.set()
 
     async def run(self) -> dict:
-        """Run to the end, to `stop`, or to a failure; return the summary, which is also in summary.json."""
+        """Run to the end, to `stop`, or to a failure; return the summary, which is also in summary.json.
+
+        Who calls it again gets the same summary: a run has one life, however many drivers follow it.
+        """
+        if self._ended is None:
+            self._ended = asyncio.ensure_future(self._run())
+        return await asyncio.shield(self._ended)
+
+    async def _run(self) -> dict:
         begin, status, error = time.time(), "failed", None
         try:
             await self._start()
             await self._train()
-            status = "interrupted" if self._stop.is_set() and self.version < self.config.train.steps else "completed"
+            status = "interrupted" if self._stop.is_set() and self.step < self.config.train.steps else "completed"
         except Exception as failure:
             error = reason_of(failure)
             if not isinstance(failure, (RunFailed, DataError)):
                 traceback.print_exc()  # into the job's log; the summary has the last line
         try:
-            await asyncio.wait_for(self._save_if_new(), SAVE_LIMIT_S)
+            await asyncio.wait_for(self._save_the_last(), SAVE_LIMIT_S)
         except Exception as failure:
             status, error = "failed", f"{error or ''}\nthe last version could not be saved: {failure!r}".strip()
         summary = run_summary(
             self.config,
             status,
-            self.totals,
+            self._totals(),
             seconds=time.time() - begin,
             failures=self.failures,
-            engine_version=self.engine_version,
-            weight_version=self.version,
+            recoveries=self._recoveries(),
+            engine_version=self.generators.engine_version if self.generators else "",
+            weight_version=self.buffer.ledger.version,
             rows_quarantined=self.quarantine.bad,
-            checkpoint=self.checkpoint,
+            checkpoint=self.checkpoint.folder if self.checkpoint else None,
             wandb_run=self.wandb_run,
             error=error,
         )
         write_summary(self.folder, summary)
         await self._close(summary)
+        asyncio.get_running_loop().call_later(LINGER_S, ray.kill, ray.get_runtime_context().current_actor)
         return summary
+
+    @property
+    def step(self) -> int:
+        """Steps that were trained."""
+        return self.buffer.ledger.step
 
     # Starting and ending.
 
     async def _start(self) -> None:
         c = self.config
+        self.checkpoint = await self._where_to_go_on()
+        state = self.checkpoint and self.checkpoint.state
+        if state:
+            self.buffer.ledger.step, self.buffer.ledger.version = state.step, state.version
+            self.tokens_generated, self.wandb_id = state.tokens_generated, state.wandb_id
+            self.failures.update(state.failures)
+            self.recovered_before.update(state.recoveries)
         self.say(
             f"· starting {c.generator.count} generator(s) (vLLM), {c.learner.ranks} learner ranks (DeepSpeed ZeRO-3), "
             f"{c.scorer.count} scorer(s)"
         )
         source = await asyncio.to_thread(training_source, c)
-        self.problems = problem_stream(source, c.run.seed, self.quarantine)
-        self.store, self.buffer = WeightStore.remote(), TrajectoryBuffer.remote(c)
-        self.tracker = Tracker.remote(c, str(self.folder))
-        self.gang, self.scorers = LearnerGang(c), ScorerPool(c)
-        self.generators = GeneratorPool(c, self.say, self.buffer.generator_gone.remote, self.buffer, self.store)
+        self.problems = ProblemQueue(source, c.run.seed, self.quarantine, state.cursor if state else START)
+        self.journal = Journal.remote()
+        self.tracker = Tracker.remote(c, str(self.folder), self.step, self.wandb_id)
+        self.scorers = ScorerPool(c, self.say)
+        self.generators = GeneratorPool(c, self.say, self.journal, self._generator_joined, self.buffer.generator_gone)
         self.spawn(self._dispatch())  # the buffer admits when a generator is there; a wrong file shows before
         self.say_what_is_missing(
             [(c.generator, c.generator.count), (c.learner, c.learner.ranks), (c.scorer, c.scorer.count)]
         )
         begin = time.time()
-        self.wandb_run = await self.tracker.where.remote()
-        starting = [self._timed(self.gang.start(), "learners"), self._timed(self._start_generators(), "generators")]
+        self.rows, self.wandb_run, self.wandb_id = await self.tracker.begun.remote()
+        for pool in (self.generators, self.scorers):
+            self.spawn(pool.run())
+        starting = [
+            self._timed(self._start_learners(), "learners"),
+            self._timed(self.generators.ready(), "generators"),
+            self.scorers.ready(),
+        ]
         await self.unless_failed(asyncio.gather(*starting))
         self.say(f"· all started in {time.time() - begin:.0f} s")
-        for name in self.generators.names:
-            self.spawn(self.generators.watch(name))
+        self.spawn(self._say_what_it_waits_for())
 
-    async def _start_generators(self) -> None:
-        self.engine_version = await self.generators.start()
+    async def _where_to_go_on(self) -> Checkpoint | None:
+        """The checkpoint to resume from; None: the beginning."""
+        if self.started_again:
+            self.say("· the coordinator died and was started again")
+        if self.config.resume == "auto" or self.started_again:
+            if checkpoint := await asyncio.to_thread(self.checkpoints.newest_good, self.say):
+                self.say(f"· resuming after step {checkpoint.step}")
+            return checkpoint
+        return None
 
     async def _timed(self, work, name: str) -> None:
         begin = time.time()
@@ -129,109 +184,285 @@ class Coordinator(JobActor):
 
     async def _close(self, summary: dict) -> None:
         self.cancel_all()
-        closing = [self.generators.close()] if self.generators else []
-        closing += [self.gang.close()] if self.gang else []
-        closing += [_result(self.tracker.finish.remote(summary))] if self.tracker else []
+        closing = [pool.close() for pool in (self.generators, self.scorers, self.gang) if pool]
+        closing += [result_of(self.tracker.finish.remote(summary))] if self.tracker else []
         for work in closing:
             try:
                 await asyncio.wait_for(work, 60)
             except Exception as error:  # the run's result stands; what is left behind ends with the job
                 self.say(f"· while closing: {error!r}")
 
-    # The two loops.
+    # Groups.
 
     async def _dispatch(self) -> None:
         """Start a group whenever the buffer admits one."""
         for number in itertools.count():
-            position = self.retry.popleft() if self.retry else await self._next_position()
-            group_id = f"{self.problems_in_hand[position].id}#{number}"
-            name = await self.buffer.admit.remote(group_id)
+            await self.buffer.room()
+            position = await asyncio.to_thread(self.problems.next)
+            group_id = f"{self.problems.problem(position).id}#{number}"
+            name = self.buffer.admit(group_id, position)
+            if name is None:  # a generator died meanwhile
+                self.problems.again(position)
+                continue
             self.groups[group_id] = position
             self.spawn(self._run_group(group_id, name))
 
-    async def _next_position(self) -> int:
-        """Take one more problem in hand."""
-        position, problem = await asyncio.to_thread(next, self.problems)
-        self.problems_in_hand[position] = problem
-        self.position = position + 1
-        return position
+    async def _run_group(self, group_id: str, name: str | None) -> None:
+        """Generate and score one group; whatever goes wrong costs this group only.
 
-    async def _run_group(self, group_id: str, name: str) -> None:
-        """Generate and score one group; whatever goes wrong costs this group only."""
-        t, problem = self.config.train, self.problems_in_hand[self.groups[group_id]]
+        Args:
+            group_id: of the group.
+            name: of the generator; None: it was finished before, and its object was lost.
+        """
+        t, position = self.config.train, self.groups[group_id]
+        problem = self.problems.problem(position)
+        seed = (self.config.run.seed, position) if t.seeded_sampling else None
+        moves = deaths = 0
+        go_on = name is None
         try:
-            group, took = await self.generators.rollout(name, problem, t.method, t.group_size, self.sampling)
-            record = await self.scorers.score(group_id, group, problem.task, problem.answers, name, took)
+            while True:
+                name = name or await self.buffer.move(group_id)
+                try:
+                    group, notes = await self.generators.rollout(
+                        name, group_id, problem, t.method, t.group_size, self.sampling, seed, go_on
+                    )
+                    break
+                except GeneratorLost as lost:
+                    moves, deaths = moves + 1, deaths + (not isinstance(lost, GeneratorLeft))
+                    if moves > MOVES:
+                        raise
+                    name, go_on = None, True
+            record = await self.scorers.score(group_id, group, problem.task, problem.answers, name, notes.seconds)
         except BadRow as error:
             self._withdraw(group_id, str(error))
-            await self.buffer.withdraw.remote(group_id)
+            self.buffer.withdraw(group_id)
         except Exception as error:
             self._count_failure(group_id, error)
-            await self.buffer.fail.remote(group_id)
+            self.buffer.fail(group_id)
         else:
-            self.totals.tokens_generated += record.response_tokens
-            if not await self.buffer.add.remote(group_id, record, [group]):
+            # What the generators between the first and the last lost is not known better than by its bound.
+            redone = notes.went_on + (deaths - 1) * t.group_size if deaths else 0
+            self.moves, self.redone = self.moves + moves, self.redone + redone
+            self.tokens_generated += record.response_tokens
+            if not self.buffer.add(group_id, replace(record, moves=moves, redone_conversations=redone), group):
                 self.discarded.append(record)
                 self._done_with(group_id)
 
+    def _generator_joined(self, name: str, version: int, pause_s: float | None) -> None:
+        self.pauses += [] if pause_s is None else [pause_s]
+        self.buffer.generator_has(name, version)
+
+    # Steps.
+
     async def _train(self) -> None:
         t = self.config.train
-        self._generated_before, self._step_began = 0, time.time()
-        while self.version < t.steps and not self._stop.is_set():
-            groups = await self._take()
-            if groups is None:
-                break
-            discarded, self.discarded = self.discarded, []
-            waited = time.time() - self._step_began
-            updates = await self.gang.train(self.version, groups)
-            trained = time.time() - self._step_began
-            self.version += 1
-            problems = [self._done_with(record.group_id) for record, _ in groups]
-            await self.store.publish.remote(self.version, await self.gang.publish())
-            await self.buffer.step_done.remote()
-            self.generators.work_done()
-            await self._report(groups, problems, updates, discarded, waited, trained)
-            self._check_updates(groups, updates)
-            if self.version % t.checkpoint_every == 0:
-                await self._save_if_new()
+        self._rows_before, self._generated_before = len(self.rows), self.tokens_generated
+        self._training_began = self._step_began = time.time()
+        while self.step < t.steps and not self._stop.is_set():
+            try:
+                groups = await self._take()
+                if groups is None:
+                    break
+                await self._train_on(groups)
+            except GroupsLost as error:
+                lost = [groups[index][0].group_id for index in error.indices]
+                self.say(f"· {error}; they are made again from their conversations")
+                self.buffer.lose(lost)
+                for group_id in lost:
+                    self.spawn(self._run_group(group_id, None))
+            except GangLost as error:
+                await self._start_learners_again(str(error))
+
+    async def _train_on(self, groups: list) -> None:
+        """Train one step."""
+        ledger, t = self.buffer.ledger, self.config.train
+        discarded, self.discarded = self.discarded, []
+        waited = time.time() - self._step_began
+        updates = await self.gang.train(self.step, ledger.version, groups)
+        trained = time.time() - self._step_began
+        buckets = await self.gang.publish()
+        self.buffer.step_done()
+        await self.generators.publish(ledger.version, buckets)
+        positions = [self.groups.pop(record.group_id) for record, _ in groups]
+        problems = [self.problems.done(position) for position in positions]
+        self.journal.drop.remote([record.group_id for record, _ in groups])
+        self.gang_restarts_in_a_row = 0
+        for pool in (self.generators, self.scorers):
+            pool.work_done()
+        await self._report(groups, positions, problems, updates, discarded, waited, trained)
+        self._check_updates(groups, updates)
+        if self.step % t.checkpoint_every == 0:
+            await self._save()
+            await self._grow()
 
     async def _take(self) -> list | None:
         """The groups of the next step; None if the run is stopped before they are there."""
         while True:
-            taking = asyncio.ensure_future(_result(self.buffer.take.remote()))
+            taking = asyncio.ensure_future(self.buffer.take())
             stopping = asyncio.ensure_future(self._stop.wait())
-            await self.unless_failed(asyncio.wait([taking, stopping], return_when=asyncio.FIRST_COMPLETED))
-            stopping.cancel()
-            if not taking.done():
+            try:
+                await self.unless_failed(asyncio.wait([taking, stopping], return_when=asyncio.FIRST_COMPLETED))
+            finally:
+                stopping.cancel()
                 taking.cancel()
+            if not taking.done():
                 return None
             groups, dropped = taking.result()
             for group_id in dropped:
                 self.failures[DROPPED_STALE] += 1
-                self.retry.append(self.groups.pop(group_id))
+                self._again(group_id)
             if groups is not None:
                 return groups
 
-    async def _save_if_new(self) -> None:
-        """Write the checkpoint of the current version unless it is the one the run began with or is there already."""
-        folder = self.folder / "checkpoints" / str(self.version)
-        if self.version == 0 or folder == self.checkpoint:
+    # The learners' life.
+
+    async def _start_learners(self) -> None:
+        """Start as many ranks as the cluster has room for, from the last checkpoint if there is one."""
+        le, first = self.config.learner, self.gang is None
+        while True:
+            # At first the full number, for which an autoscaler may be making room; later, what fits now.
+            most = le.ranks if first else max(ranks_that_fit(le), le.min_ranks)
+            for size in range(most, le.min_ranks - 1, -1):
+                self.gang = LearnerGang(self.config, size)
+                try:
+                    await self.gang.placed(le.wait_s)
+                    await self.gang.start(*self._state_for(size))
+                    if size < le.ranks:
+                        self.say(f"· training with {size} of {le.ranks} learner ranks")
+                    if self.buffer.ledger.version > 0:  # the weights of version 0 are what generators begin with
+                        await self.generators.publish(self.buffer.ledger.version, await self.gang.publish())
+                    return
+                except NoRoom as error:
+                    self.say(f"· {error} after learner.wait_s={le.wait_s:g}")
+                    self.gang.kill()
+                except GangLost as error:
+                    if first and isinstance(error.__cause__, RayTaskError):
+                        raise RunFailed(f"the learners cannot start: {error}") from error
+                    self.say(f"· while the learners were started, {error}")
+                    self._count_gang_restart(str(error))
+                    self.gang.kill()
+            first = False
+
+    def _state_for(self, ranks: int) -> tuple[str, str]:
+        """The checkpoint to load, and where its state is to be converted if it was written by other ranks."""
+        if not self.checkpoint:
+            return "", ""
+        same = self.checkpoint.state.ranks == ranks
+        return self.checkpoint.folder, "" if same else str(self.folder / "universal" / "learner")
+
+    async def _start_learners_again(self, why: str) -> None:
+        """Go back to the last checkpoint, with the ledger and all that was counted. Generators go on meanwhile."""
+        begin = time.time()
+        self._count_gang_restart(why)
+        self.gang.kill()
+        await self._saved()
+        self.checkpoint = await asyncio.to_thread(self.checkpoints.newest_good, self.say)
+        step = self.checkpoint.step if self.checkpoint else 0
+        self.steps_lost += self.step - step
+        self.say(f"· {why}; going back from step {self.step} to step {step}")
+        self.buffer.roll_back(step)
+        self.problems.roll_back(self.checkpoint.state.cursor if self.checkpoint else START)
+        self.rows = await self.tracker.roll_back.remote(step)
+        await self.unless_failed(self._start_learners())
+        self.say(f"· learners are back after {time.time() - begin:.0f} s")
+        self._step_began, self._generated_before = time.time(), self.tokens_generated
+
+    def _count_gang_restart(self, why: str) -> None:
+        self.gang_restarts += 1
+        self.gang_restarts_in_a_row += 1
+        if self.gang_restarts_in_a_row > GANG_RESTARTS_IN_A_ROW:
+            raise RunFailed(
+                f"the learners were lost {self.gang_restarts_in_a_row} times before a step got done, the last time: "
+                f"{why}; see their logs in Ray's dashboard"
+            )
+
+    async def _grow(self) -> None:
+        """Right after a checkpoint: start the learners again with more ranks if there is room for more."""
+        le = self.config.learner
+        if self.gang.size == le.ranks or not self._room_for_ranks(le.ranks - self.gang.size):
             return
-        folder.mkdir(parents=True, exist_ok=True)
-        cursor = Cursor(self.position, tuple(self.problems_in_hand))
-        await self.gang.save(str(folder / "hf"))
-        save_cursor(cursor, folder / "data.json")
-        self.checkpoint = folder
-        self.say(f"· saved checkpoints/{self.version}")
+        await self._saved()
+        if not self.checkpoint or self.checkpoint.step != self.step:
+            return  # it could not be saved
+        self.say(f"· there is room for more than {self.gang.size} learner ranks: starting them again")
+        await self.gang.close()
+        await self.unless_failed(self._start_learners())
+        self._step_began = time.time()
+
+    def _room_for_ranks(self, more: int) -> bool:
+        """Whether at least one more rank fits beside everything that runs."""
+        free, le = ray.available_resources(), self.config.learner
+        return more > 0 and free.get("CPU", 0) >= le.num_cpus and free.get("GPU", 0) >= le.num_gpus
+
+    # Checkpoints.
+
+    async def _save(self) -> None:
+        """Copy the state of this step, and write it while training goes on."""
+        await self._saved()
+        ledger = self.buffer.ledger
+        before = self.checkpoint.step if self.checkpoint else 0
+        rewards = [row["reward"] for row in self.rows[before:]]
+        state = RunState(
+            step=ledger.step,
+            version=ledger.version,
+            cursor=self.problems.cursor(),
+            ranks=self.gang.size,
+            wandb_id=self.wandb_id,
+            tokens_generated=self.tokens_generated,
+            failures=dict(self.failures),
+            recoveries=self._recoveries(),
+            reward=sum(rewards) / len(rewards) if rewards else 0.0,
+        )
+        await asyncio.to_thread(self.checkpoints.clear, state.step)
+        await self.gang.copy_checkpoint(self.checkpoints.folder(state.step))
+        self._saving = asyncio.ensure_future(self._write(self.gang, state))
+
+    async def _write(self, gang: LearnerGang, state: RunState) -> None:
+        """Write what was copied. If that fails, the checkpoint before is still there, and the run goes on."""
+        t, begin = self.config.train, time.time()
+        try:
+            files = await gang.write_checkpoint()
+            checkpoint = await asyncio.to_thread(self.checkpoints.finish, state, files)
+            self.checkpoint = checkpoint
+            self.say(f"· saved checkpoints/{state.step} in {time.time() - begin:.0f} s, beside the training")
+            await asyncio.to_thread(self.checkpoints.prune, t.keep_last, t.keep_best)
+        except Exception as error:
+            self.saves_failed += 1
+            last = f"checkpoints/{self.checkpoint.step}" if self.checkpoint else "none"
+            self.say(f"· checkpoints/{state.step} could not be saved: {reason_of(error)}; the last good one is {last}")
+            await asyncio.to_thread(self.checkpoints.clear, state.step)
+
+    async def _saved(self) -> None:
+        """Wait for the checkpoint that is being written."""
+        if self._saving:
+            await self._saving
+            self._saving = None
+
+    async def _save_the_last(self) -> None:
+        """Write the checkpoint of the last step, unless it is there already. Raises `RunFailed` if that fails."""
+        await self._saved()
+        last = self.checkpoint.step if self.checkpoint else 0
+        if self.step != last and self.gang:
+            await self._save()
+            await self._saved()
+            if not self.checkpoint or self.checkpoint.step != self.step:
+                raise RunFailed("see the lines above")
 
     # Failures and reporting.
 
     def _done_with(self, group_id: str) -> Problem:
-        """The problem of this group will not be run again."""
-        return self.problems_in_hand.pop(self.groups.pop(group_id))
+        """The problem of this group need not be run again."""
+        self.journal.drop.remote([group_id])
+        return self.problems.done(self.groups.pop(group_id))
+
+    def _again(self, group_id: str) -> None:
+        """The problem of this group is run again, from its beginning, as another group."""
+        self.journal.drop.remote([group_id])
+        self.problems.again(self.groups.pop(group_id))
 
     def _withdraw(self, group_id: str, reason: str) -> None:
-        problem = self._done_with(group_id)
+        self.journal.drop.remote([group_id])
+        problem = self.problems.withdraw(self.groups.pop(group_id))
         self.say(f"· quarantined {problem.id}: {reason}")
         try:
             self.quarantine.add(problem.id, reason, {"question": problem.question, "answers": problem.answers})
@@ -240,48 +471,99 @@ class Coordinator(JobActor):
 
     def _count_failure(self, group_id: str, error: Exception) -> None:
         t, reason = self.config.train, reason_of(error)
-        problem_id = self.problems_in_hand[self.groups[group_id]].id
+        problem_id = self.problems.problem(self.groups[group_id]).id
         self.failures[type(error).__name__] += 1
-        self.attempts[problem_id] += not isinstance(error, GeneratorLost)
+        self.attempts[problem_id] += 1
         if self.attempts[problem_id] < t.max_attempts:
-            self.retry.append(self.groups.pop(group_id))
+            self._again(group_id)
             self.say(f"· group {group_id} failed and will be run again: {reason}")
         else:
             self._withdraw(group_id, f"given up after {t.max_attempts} attempts: {reason}")
-        failed = self.failures.total() - self.failures[DROPPED_STALE] - self.failures["GeneratorLost"]
-        done = self.version * t.groups_per_step + self.totals.groups_discarded + len(self.discarded)
+        failed = self.failures.total() - self.failures[DROPPED_STALE]
+        done = self.step * t.groups_per_step + self.buffer.ledger.discarded
         if too_many_failed(failed, done, t):
             self.fail(RunFailed(f"{failed} groups failed and {done} did not; the last failure: {reason}"))
+
+    def _recoveries(self) -> dict[str, int]:
+        """What was lost, and made good."""
+        recovered = {
+            "group_moves": self.moves,
+            "groups_lost": self.buffer.ledger.lost,
+            "conversations_redone": self.redone,
+            "generator_restarts": self.generators.restarts if self.generators else 0,
+            "scorer_restarts": self.scorers.restarts if self.scorers else 0,
+            "learner_restarts": self.gang_restarts,
+            "steps_lost": self.steps_lost,
+            "checkpoints_failed": self.saves_failed,
+            "coordinator_restarts": int(self.started_again),
+        }
+        return {name: number + self.recovered_before[name] for name, number in recovered.items()}
+
+    def _totals(self) -> RunTotals:
+        totals = RunTotals(tokens_generated=self.tokens_generated)
+        for row in self.rows:
+            totals.add(row)
+        return totals
+
+    async def _say_what_it_waits_for(self) -> None:
+        """Whenever there was no step for long: where everything is."""
+        step, since = self.step, time.time()
+        while True:
+            await asyncio.sleep(SILENCE_S / 4)
+            if self.step != step:
+                step, since = self.step, time.time()
+            elif time.time() - since > SILENCE_S:
+                c, ledger = self.config, self.buffer.ledger
+                self.say(
+                    f"· no step for {time.time() - self._step_began:.0f} s: {ledger.count(RUNNING)} groups running, "
+                    f"{ledger.count(BUFFERED)} buffered of {c.train.groups_per_step} for a step; in service "
+                    f"{self.generators.alive}/{c.generator.count} generators, {self.scorers.alive}/{c.scorer.count} "
+                    f"scorers, {self.gang.size}/{c.learner.ranks} learner ranks"
+                )
+                since = time.time()
 
     async def _report(
         self,
         groups: list,
+        positions: list[int],
         problems: list[Problem],
         updates: list[UpdateResult],
         discarded: list[GroupRecord],
         waited: float,
         trained: float,
     ) -> None:
-        t, now = self.config.train, time.time()
-        counts = await self.buffer.counts.remote()
-        row = step_row(self.version, [record for record, _ in groups], updates, discarded) | {
-            "updates_total": self.totals.updates + sum(not update.skipped for update in updates),
+        t, now, ledger = self.config.train, time.time(), self.buffer.ledger
+        pauses, self.pauses = self.pauses, []
+        updates_before = self.rows[-1]["updates_total"] if self.rows else 0
+        row = step_row(self.step, ledger.version, [record for record, _ in groups], updates, discarded) | {
+            "positions": positions,
+            "updates_total": updates_before + sum(not update.skipped for update in updates),
             "seconds": now - self._step_began,
             "wait_seconds": waited,
             "train_seconds": trained - waited,
             "publish_seconds": now - self._step_began - trained,
-            "update_pause_max": counts["update_pause_max"],
-            "tokens_generated_total": self.totals.tokens_generated,
-            "tokens_per_second": (self.totals.tokens_generated - self._generated_before) / (now - self._step_began),
-            "groups_running": counts["running"],
-            "groups_buffered": counts["buffered"],
-            "groups_failed": counts["failed"],
-            "groups_dropped_stale": counts["dropped_stale"],
-            "groups_discarded_total": counts["discarded"],
+            "update_pause_max": max(pauses, default=None),
+            "tokens_generated_total": self.tokens_generated,
+            "tokens_per_second": (self.tokens_generated - self._generated_before) / (now - self._step_began),
+            "groups_running": ledger.count(RUNNING),
+            "groups_buffered": ledger.count(BUFFERED),
+            "groups_unscored": self.scorers.waiting,
+            "groups_failed": ledger.failed,
+            "groups_dropped_stale": ledger.dropped_stale,
+            "groups_discarded_total": ledger.discarded,
             "rows_quarantined": self.quarantine.bad,
+            "generators": self.generators.alive,
+            "scorers": self.scorers.alive,
+            "learner_ranks": self.gang.size,
+            "generators_waited": self.generators.waited_share(),
+            "scorers_waited": self.scorers.waited_share(),
+            "learners_waited": waited / (now - self._step_began),
+            **self._recoveries(),
         }
-        self._generated_before, self._step_began = self.totals.tokens_generated, now
-        self.totals.add(row)
+        productive = sum(earlier["seconds"] for earlier in self.rows[self._rows_before :]) + row["seconds"]
+        row["effective_time_ratio"] = productive / (now - self._training_began)
+        self._generated_before, self._step_began = self.tokens_generated, now
+        self.rows.append(row)
         self.say(step_line(row, t.steps))
         if (row["logprob_mismatch_mean"] or 0) > t.mismatch_warning:
             self.say(
@@ -290,10 +572,11 @@ class Coordinator(JobActor):
                 "agree"
             )
         await self.tracker.log.remote(row)
-        if self.version == 1 or self.version % t.episodes_every == 0 or self.version == t.steps:
+        if self.step == 1 or self.step % t.episodes_every == 0 or self.step == t.steps:
             shown = list(zip(problems, groups, strict=True))[: t.episodes_shown]
-            samples = [(problem.question, record, ref) for problem, (record, ref) in shown]
-            await self.tracker.episodes.remote(self.version, samples)
+            # The references are in lists, so that Ray hands them on unresolved.
+            samples = [(problem.question, record, [ref]) for problem, (record, ref) in shown]
+            await self.tracker.episodes.remote(self.step, samples)
             self.tracker.draw.remote()  # nobody waits for the figure
 
     def _check_updates(self, groups: list, updates: list[UpdateResult]) -> None:
@@ -303,7 +586,7 @@ class Coordinator(JobActor):
             if update.skipped:
                 names = ", ".join(groups[index][0].group_id for index in update.suspects)
                 self.say(
-                    f"· step {self.version}: update {number} of {len(updates)} was skipped, its loss or gradient is "
+                    f"· step {self.step}: update {number} of {len(updates)} was skipped, its loss or gradient is "
                     f"not finite; groups: {names}"
                 )
             if self.skipped_in_a_row >= self.config.train.max_skipped_updates:
@@ -312,7 +595,3 @@ class Coordinator(JobActor):
                     "the weights are those of the last good update. Look at the groups named above, or lower "
                     "learner.learning_rate"
                 )
-
-
-async def _result(ref: ray.ObjectRef):
-    return await ref

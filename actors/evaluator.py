@@ -47,7 +47,6 @@ class Evaluator(JobActor):
         self.engine_version = ""
         self._waiting: asyncio.Queue[Task] = asyncio.Queue()
         self._lost: Counter[tuple] = Counter()  # generators that died under a question, by its key
-        self._gone: set[str] = set()  # generators that did not come back
         self._room = Room(DOCUMENTS_UNDER_WAY)
         self._all_answered = asyncio.Event()
 
@@ -130,39 +129,28 @@ class Evaluator(JobActor):
         self.say(f"· starting {c.generator.count} generator(s) (vLLM)")
         self.say_what_is_missing([(c.generator, c.generator.count)])
         self.pool = GeneratorPool(c, self.say)
-        self.engine_version = await self.pool.start()
+        self.spawn(self.pool.run())
+        await self.unless_failed(self.pool.ready())
+        self.engine_version = self.pool.engine_version
         self.say(f"· generators ready after {time.time() - begin:.0f} s")
         self.began = time.time()
-        for name in self.pool.names:
-            self.spawn(self._watch(name))
-            # As many questions as an engine decodes together: an agent that reads in order has one response open.
-            for _ in range(c.generator.max_sequences):
-                self.spawn(self._work(name))
+        # As many questions as the engines decode together: an agent that reads in order has one response open.
+        for _ in range(c.generator.count * c.generator.max_sequences):
+            self.spawn(self._work())
         reporting = self.spawn(self._report_progress())
         await self._all_answered.wait()
         reporting.cancel()
         await self._report()
 
-    async def _watch(self, name: str) -> None:
-        """Bring a generator back whenever it dies; without one that does not come back the others go on."""
-        try:
-            await self.pool.watch(name)
-        except RunFailed as error:
-            self.say(f"· {error}")
-            self._gone.add(name)
-            if len(self._gone) == len(self.pool.names):
-                raise
-
-    async def _work(self, name: str) -> None:
-        """Answer one question after the other on one generator."""
+    async def _work(self) -> None:
+        """Answer one question after the other."""
         while True:
-            await self.pool.alive(name)
             task = await self._waiting.get()
             async with self._room.of(task.question.size):
                 begin = time.time()
                 problem = await asyncio.to_thread(self.source.sample, task.question.index)
                 try:
-                    answer, error = await self._answer(name, task, problem)
+                    answer, error = await self._answer(task, problem)
                 except GeneratorLost:
                     self._waiting.put_nowait(task)  # for any generator
                     continue
@@ -172,7 +160,7 @@ class Evaluator(JobActor):
             self._count(row, task)
             self.pool.work_done()
 
-    async def _answer(self, name: str, task: Task, problem: Problem) -> tuple[Answer | None, str | None]:
+    async def _answer(self, task: Task, problem: Problem) -> tuple[Answer | None, str | None]:
         """The answer, or after some attempts the reason why there is none.
 
         Raises:
@@ -183,7 +171,7 @@ class Evaluator(JobActor):
         attempt = 0
         while True:
             try:
-                return await self.pool.answer(name, problem, task.method, sampling, e.memories), None
+                return await self.pool.answer(problem, task.method, sampling, e.memories), None
             except GeneratorLost as error:
                 self.failures["GeneratorLost"] += 1
                 self._lost[task.key] += 1

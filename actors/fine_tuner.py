@@ -49,7 +49,7 @@ class FineTuner(JobActor):
         try:
             examples = await asyncio.to_thread(self._examples)
             self.tracker = Tracker.remote(self.config, str(self.folder))
-            wandb_run = await self.tracker.where.remote()
+            _, wandb_run, _ = await self.tracker.begun.remote()
             await self._start()
             await self._train(examples)
             await self._save()
@@ -89,7 +89,7 @@ class FineTuner(JobActor):
         le, begin = self.config.learner, time.time()
         self.say(f"· starting {le.ranks} learner ranks (DeepSpeed ZeRO-3)")
         self.say_what_is_missing([(le, le.ranks)])
-        self.gang = SupervisedGang(self.config)
+        self.gang = SupervisedGang(self.config, le.ranks)
         await self.unless_failed(self.gang.start())
         self.say(f"· learners ready after {time.time() - begin:.0f} s")
 

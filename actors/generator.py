@@ -1,44 +1,71 @@
-"""A generator: runs episodes of agents on a vLLM engine and takes up new weights while they run."""
+"""A generator: runs episodes of agents on a vLLM engine and takes up new weights while they run.
+
+Every conversation that is finished goes to the journal before the next one of its episode begins, so that a group can
+go on elsewhere when this process dies, and no episode loses more than one conversation.
+"""
 
 import asyncio
 import logging
 import os
 import time
+from dataclasses import replace
 
 import ray
 
+from actors.journal import JournalWriter
 from pipeline.agents import load_agent
 from pipeline.config import GenerationConfig
-from pipeline.episodes import Completion, Episode, EpisodeGroup, Sampling, pack_group, run_episode
+from pipeline.episodes import (
+    Completion,
+    Episode,
+    EpisodeGroup,
+    RolloutNotes,
+    Sampling,
+    pack_group,
+    response_seed,
+    run_episode,
+)
 from pipeline.evaluation.answers import Answer, AnswerRecorder
 from pipeline.memory_trace import MemoryCounts, MemoryTrace, needed_facts
 from pipeline.problems import Problem
+from pipeline.replay import Finished, Replay, digest
 
 log = logging.getLogger(__name__)
 
 
-@ray.remote(max_restarts=-1, max_concurrency=10_000)
+class Draining(RuntimeError):
+    """The generator begins no more conversations."""
+
+
+class WeightsLost(RuntimeError):
+    """Published weights cannot be fetched any more; those in use stay."""
+
+
+@ray.remote(max_concurrency=10_000)
 class Generator:
     """All episodes of all its groups run at once; vLLM batches whatever conversations are open.
 
-    `buffer` and `store` join it to a training run; without them it keeps the weights of `model.path`.
+    With a `journal` it can `rollout`; without one it only answers.
     """
 
-    def __init__(self, name: str, config: GenerationConfig, seed: int, buffer=None, store=None):
+    def __init__(self, name: str, config: GenerationConfig, seed: int, journal=None):
         self.name, self.config, self.seed = name, config, seed
-        self.buffer, self.store = buffer, store
+        self._journal = JournalWriter(journal) if journal else None
+        self._read_journal = journal and journal.of.remote
         self._started: asyncio.Task | None = None
         self._closing = False
         self._tokenizing = asyncio.Lock()  # tokenizers are not safe to use from two threads
         self._agents: dict[str, object] = {}  # by method
         self._tokens_done = 0
+        self._open = 0  # conversations
+        self._draining: asyncio.Event | None = None  # set when no conversation is open any more
 
-    async def start(self) -> str:
-        """Start the engine if it is not running (also after Ray restarted this actor). Returns vLLM's version."""
+    async def start(self) -> tuple[str, str]:
+        """Start the engine; return vLLM's version and the id of this actor's node."""
         if self._started is None:
             self._started = asyncio.create_task(self._start())
         await self._started
-        return self.engine.version_of_vllm
+        return self.engine.version_of_vllm, ray.get_runtime_context().get_node_id()
 
     async def _start(self) -> None:
         # Imported here: who only holds a handle to this actor need not spend seconds on importing vLLM.
@@ -51,33 +78,50 @@ class Generator:
         )
         self.engine = VllmEngine(self.config, self._tokenizer.eos_token_id, self.seed)
         await self.engine.start()
-        self._background = [asyncio.create_task(self._watch_engine())]
-        if self.store is not None:
-            # One that starts late, or again, has the current weights before it takes its first group.
-            if newer := await self.store.newer_than.remote(0, wait=False):
-                await self._load(*newer)
-            await self.buffer.generator_has.remote(self.name, self.engine.version)
-            self._background.append(asyncio.create_task(self._follow_weights()))
+        self._watching = asyncio.create_task(self._watch_engine())
 
     async def rollout(
-        self, problem: Problem, method: str, episodes: int, sampling: Sampling
-    ) -> tuple[EpisodeGroup, float]:
-        """Run the group of a problem. Returned as two objects: the group, and the seconds it took.
+        self,
+        group_id: str,
+        problem: Problem,
+        method: str,
+        episodes: int,
+        sampling: Sampling,
+        seed: tuple[int, ...] | None = None,
+        go_on: bool = False,
+    ) -> tuple[EpisodeGroup, RolloutNotes]:
+        """Run the group of a problem. Returned as two objects.
+
+        Args:
+            group_id: of the group.
+            problem: of the group.
+            method: of reading.
+            episodes: G.
+            sampling: of all responses.
+            seed: the same for the same group; None: responses are not seeded.
+            go_on: another generator was at it, so there may be finished conversations.
 
         Raises:
             BadRow: the problem cannot be run (its question is too long, its document is empty).
+            Draining: the group must go on elsewhere.
         """
-        await self.start()
         begin = time.perf_counter()
         agent, tokenized = await self._tokenize(problem, method)
-
-        async def generate(prompt: list[int], max_tokens: int) -> Completion:
-            return await self.engine.generate(prompt, max_tokens, sampling)
-
-        runs = [run_episode(agent, tokenized, generate) for _ in range(episodes)]
-        done = await self._unless_engine_dies(gather_or_cancel(runs))
+        finished = await self._read_journal(group_id) if go_on else []
+        runs = [
+            _Run(self, group_id, number, sampling, seed, Replay(f for f in finished if f.episode == number))
+            for number in range(episodes)
+        ]
+        done = await self._unless_engine_dies(gather_or_cancel([run.episode(agent, tokenized) for run in runs]))
+        if None in done:
+            raise Draining(f"{self.name} is on a node that is being drained")
         memory = await self._with_tokenizer(self._memory_counts, problem, method, tokenized, done)
-        return pack_group(problem.id, done, memory), time.perf_counter() - begin
+        notes = RolloutNotes(
+            seconds=time.perf_counter() - begin,
+            replayed=sum(run.replayed for run in runs),
+            went_on=sum(run.generated > 0 for run in runs) if go_on else 0,
+        )
+        return pack_group(problem.id, done, memory), notes
 
     async def answer(self, problem: Problem, method: str, sampling: Sampling, memories: int) -> Answer:
         """Run one episode for its answer: of its memories the text of the last `memories`, of its tokens the numbers.
@@ -88,7 +132,6 @@ class Generator:
             BadRow: as `rollout`.
             TimeoutError: one of its responses took longer than generator.timeout_s.
         """
-        await self.start()
         agent, tokenized = await self._tokenize(problem, method)
         (trace,) = await self._with_tokenizer(self._memory_traces, problem, method, tokenized, 1)
 
@@ -110,11 +153,27 @@ class Generator:
         limit = self.config.generator.timeout_s
         try:
             async with asyncio.timeout(limit):
-                response = await self.engine.generate(prompt, max_tokens, sampling)
+                response = await self.generate(prompt, max_tokens, sampling)
         except TimeoutError:
             raise TimeoutError(f"no response within generator.timeout_s={limit}") from None
         self._tokens_done += len(prompt) + len(response.tokens)
         return response
+
+    async def generate(self, prompt: list[int], max_tokens: int, sampling: Sampling) -> Completion:
+        """One response. Raises `Draining`."""
+        if self._draining:
+            raise Draining(f"{self.name} is on a node that is being drained")
+        self._open += 1
+        try:
+            return await self.engine.generate(prompt, max_tokens, sampling)
+        finally:
+            self._open -= 1
+            if self._draining and not self._open:
+                self._draining.set()
+
+    async def finish(self, conversation: Finished) -> None:
+        """Note a finished conversation where it outlives this process."""
+        await self._journal.write(conversation)
 
     async def _tokenize(self, problem: Problem, method: str) -> tuple[object, object]:
         """The agent of a method, and the problem tokenized for it."""
@@ -155,6 +214,39 @@ class Generator:
                 self._die("the vLLM engine process is dead")
             raise
 
+    async def update_weights(self, version: int, buckets: list[ray.ObjectRef]) -> float:
+        """Take up new weights while episodes run; return the pause in seconds.
+
+        Raises:
+            WeightsLost: the buckets are not there any more.
+        """
+
+        async def fetched():
+            for bucket in buckets:
+                try:
+                    yield await bucket
+                except ray.exceptions.RayError as error:
+                    raise WeightsLost(str(error)) from None
+
+        try:
+            return await self.engine.update_weights(version, fetched())
+        except WeightsLost:
+            raise
+        except Exception:
+            log.exception("generator %s could not take up new weights", self.name)
+            self._die("a weight update failed, so its weights are in doubt")
+
+    async def heartbeat(self) -> None:
+        """Returns when the engine's loop has come round once more."""
+        await self.engine.heartbeat()
+
+    async def drain(self) -> None:
+        """Begin no more conversations; returns when none is open."""
+        self._draining = self._draining or asyncio.Event()
+        if not self._open:
+            self._draining.set()
+        await self._draining.wait()
+
     async def until_death(self) -> None:
         """Never returns: the call fails when this actor's process ends, which tells its caller at once."""
         await asyncio.Event().wait()
@@ -164,8 +256,7 @@ class Generator:
         self._closing = True
         if self._started is not None:
             await self._started
-            for task in self._background:
-                task.cancel()
+            self._watching.cancel()
             self.engine.shutdown()
 
     async def _watch_engine(self) -> None:
@@ -174,29 +265,55 @@ class Generator:
             await asyncio.sleep(1)
         self._die("the vLLM engine process is dead")
 
-    async def _follow_weights(self) -> None:
-        try:
-            while True:
-                version, refs = await self.store.newer_than.remote(self.engine.version)
-                pause_s = await self._load(version, refs)
-                await self.buffer.generator_has.remote(self.name, version, pause_s)
-        except asyncio.CancelledError:
-            raise
-        except Exception:
-            log.exception("generator %s could not take up new weights", self.name)
-            self._die("a weight update failed, so its weights are in doubt")
-
-    async def _load(self, version: int, refs: list[ray.ObjectRef]) -> float:
-        async def buckets():
-            for ref in refs:
-                yield await ref
-
-        return await self.engine.update_weights(version, buckets())
-
     def _die(self, why: str) -> None:
-        """End this actor's process: Ray starts it again, and the callers' groups are run elsewhere."""
+        """End this actor's process: the pool starts another, and the groups go on elsewhere."""
         log.error("generator %s ends itself: %s", self.name, why)
         os._exit(1)
+
+
+class _Run:
+    """One episode of a group: answers from the journal as long as there are some, then from the engine.
+
+    Args:
+        generator: on which it runs.
+        group_id, episode: which one it is.
+        sampling: of its responses.
+        seed: of the group; None: they are not seeded.
+        replay: of the conversations that are finished already.
+    """
+
+    def __init__(
+        self,
+        generator: "Generator",
+        group_id: str,
+        episode: int,
+        sampling: Sampling,
+        seed: tuple[int, ...] | None,
+        replay: Replay,
+    ):
+        self._generator, self._group_id, self._episode = generator, group_id, episode
+        self._sampling, self._seed, self._replay = sampling, seed, replay
+        self.replayed = self.generated = 0
+
+    async def episode(self, agent, tokenized) -> Episode | None:
+        """Run it. None if the generator is drained: each episode stops where it is, and ends what it has open."""
+        try:
+            return await run_episode(agent, tokenized, self._generate)
+        except Draining:
+            return None
+
+    async def _generate(self, prompt: list[int], max_tokens: int) -> Completion:
+        number = self.replayed + self.generated
+        if response := self._replay.take(prompt):
+            self.replayed += 1
+            return response
+        self.generated += 1
+        sampling = self._sampling
+        if self._seed:
+            sampling = replace(sampling, seed=response_seed(*self._seed, self._episode, number))
+        response = await self._generator.generate(prompt, max_tokens, sampling)
+        await self._generator.finish(Finished(self._group_id, self._episode, digest(prompt), response))
+        return response
 
 
 async def gather_or_cancel(coroutines: list) -> list:

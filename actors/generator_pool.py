@@ -1,153 +1,258 @@
-"""The generator pool: starts the generators, hands work to them by name, and brings one back when it dies."""
+"""The generator pool: generators join when they are up and have the current weights, and leave when they die, hang, or
+their node is drained."""
 
 import asyncio
-from collections import Counter
-from collections.abc import Awaitable, Callable
+import contextlib
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import ray
-from ray.exceptions import RayActorError
+from ray._private.state import state as cluster
+from ray.exceptions import RayActorError, RayError
 
-from actors.generator import Generator
-from actors.job_actor import RunFailed
+from actors.generator import Draining, Generator, WeightsLost
+from actors.pool import Hung, Pool, result_of
 from pipeline.config import GenerationConfig
+from pipeline.episodes import RolloutNotes
 from pipeline.evaluation.answers import Answer
 
-REVIVE_ATTEMPTS = 8  # with waits of 1, 2, 4 … seconds between them
-DEATHS_IN_A_ROW = 5  # a generator that dies more often while nothing gets done will not get better
+HEARTBEAT_S = 2.0
+DRAINING_S = 2.0  # between two looks at which nodes are being drained
 TOKENS_WAIT_S = 5.0
 
 
 class GeneratorLost(RuntimeError):
-    """The generator's process died under its work, which is nothing that the work did."""
+    """The generator died, or left, under its work, which is nothing that the work did."""
 
 
-class GeneratorPool:
+class GeneratorLeft(GeneratorLost):
+    """It finished the conversations that were open and begins no other, as its node is being drained."""
+
+
+@dataclass
+class Member:
+    """A generator in service."""
+
+    actor: object
+    node: str
+    version: int  # of its weights
+    open: int = 0  # answers under way
+    tokens: int = 0  # read and written for answers
+
+
+class GeneratorPool(Pool):
     """Lives in the actor of the job; the generators are actors.
 
     Args:
         config: of the job.
         say: takes a line for people to read.
-        gone: is awaited with the name of a generator that died.
-        buffer: the trajectory buffer that the generators report to; None when they do not train.
-        store: where they get new weights from; None when they keep those of `model.path`.
+        journal: where generators note finished conversations; None when they do not train.
+        joined: is called with a generator's name, its weight version and the pause of the update in seconds (None if it
+            was not yet in service), whenever it can be given work with these weights.
+        left: is called with the name of a generator that is out of service.
     """
 
     def __init__(
         self,
         config: GenerationConfig,
         say: Callable[[str], None],
-        gone: Callable[[str], Awaitable] | None = None,
-        buffer=None,
-        store=None,
+        journal=None,
+        joined: Callable[[str, int, float | None], None] = lambda *_: None,
+        left: Callable[[str], None] = lambda _: None,
     ):
-        self.config, self._say, self._gone = config, say, gone
         g = config.generator
-        self._generators = {
-            name: Generator.options(num_cpus=g.num_cpus, num_gpus=g.num_gpus).remote(
-                name, config, config.run.seed + number, buffer, store
+        super().__init__("generator", g.count, g.min_count, say)
+        self.config, self._journal, self._joined, self._left = config, journal, joined, left
+        self._members: dict[str, Member] = {}
+        self._weights: tuple[int, list[ray.ObjectRef]] = (0, [])  # version 0 is what every generator loads from disk
+        self._published = asyncio.Condition()
+        self._draining: set[str] = set()  # nodes
+        self._tokens_of_the_gone = 0
+        self.engine_version = ""
+        self._are_ready = False
+
+    def make(self, number: int):
+        g = self.config.generator
+        return Generator.options(num_cpus=g.num_cpus, num_gpus=g.num_gpus).remote(
+            f"generator-{number}", self.config, self.config.run.seed + number, self._journal
+        )
+
+    async def run(self) -> None:
+        looking = asyncio.create_task(self._look_for_drained_nodes())
+        try:
+            await super().run()
+        finally:
+            looking.cancel()
+
+    async def serve(self, name: str, actor) -> str:
+        self.engine_version, node = await actor.start.remote()
+        member = Member(actor, node, version=0)
+        await self._load_newer(name, member)
+        self._members[name] = member
+        self._joined(name, member.version, None)
+        await self.enter(name)
+        if self._are_ready:
+            self._say(f"· {name} is in service")
+        watched = [
+            asyncio.create_task(work)
+            for work in (
+                result_of(actor.until_death.remote()),
+                self._follow_weights(name, member),
+                self._feel_pulse(name, member),
+                self._until_drained(member),
             )
-            for number, name in enumerate(f"generator-{i}" for i in range(g.count))
-        }
-        self._deaths: Counter[str] = Counter()
-        self._alive = {name: asyncio.Event() for name in self._generators}
-        self._tokens, self._tokens_of = 0, Counter()
+        ]
+        try:
+            (first, *_), _ = await asyncio.wait(watched, return_when=asyncio.FIRST_COMPLETED)
+            first.result()  # all but the last end by raising
+            await self.leave(name)
+            await self._drain(name, actor)
+            return f"left node {member.node[:8]}, which is being drained"
+        finally:
+            for task in watched:
+                task.cancel()
 
-    @property
-    def names(self) -> list[str]:
-        return list(self._generators)
+    async def ready(self) -> None:
+        await super().ready()
+        self._are_ready = True
 
-    async def start(self) -> str:
-        """Start all engines; return vLLM's version."""
-        version, *_ = await asyncio.gather(*(g.start.remote() for g in self._generators.values()))
-        for alive in self._alive.values():
-            alive.set()
-        return version
+    async def leave(self, name: str) -> None:
+        if member := self._members.pop(name, None):
+            self._tokens_of_the_gone += member.tokens
+            self._left(name)
+        await super().leave(name)
 
-    async def alive(self, name: str) -> None:
-        """Wait until a generator that died is back."""
-        await self._alive[name].wait()
+    async def publish(self, version: int, buckets: list[ray.ObjectRef]) -> None:
+        """Let all generators, also those that come later, take up these weights."""
+        async with self._published:
+            self._weights = (version, buckets)
+            self._published.notify_all()
 
-    def work_done(self) -> None:
-        """Something got done, so deaths before it do not count as many in a row."""
-        self._deaths.clear()
+    # Work.
 
-    async def rollout(self, name: str, *arguments) -> tuple[ray.ObjectRef, float]:
-        """`Generator.rollout`: a reference to the group, and the seconds it took.
+    async def rollout(self, name: str, *arguments) -> tuple[ray.ObjectRef, RolloutNotes]:
+        """`Generator.rollout`: a reference to the group, and the notes.
 
         Raises:
             TimeoutError: it took longer than generator.timeout_s, and was cancelled.
-            GeneratorLost: the generator died.
+            GeneratorLost: the generator died, or leaves.
             Exception: what the generator raised.
         """
         limit = self.config.generator.timeout_s
-        group, seconds = self._generators[name].rollout.options(num_returns=2).remote(*arguments)
+        if name not in self._members:
+            raise _lost(name, None)
+        group, notes = self._members[name].actor.rollout.options(num_returns=2).remote(*arguments)
         try:
-            async with asyncio.timeout(limit):
-                return group, await seconds
+            with self._busy[name].work():
+                async with asyncio.timeout(limit):
+                    return group, await notes
         except TimeoutError:
-            ray.cancel(seconds)
+            ray.cancel(notes)
             raise TimeoutError(f"no episodes within generator.timeout_s={limit}") from None
-        except RayActorError as error:
-            raise GeneratorLost(f"{name} died") from error
+        except (RayActorError, Draining) as error:
+            raise _lost(name, error) from error
 
-    async def answer(self, name: str, *arguments) -> Answer:
-        """`Generator.answer`.
+    async def answer(self, *arguments) -> Answer:
+        """`Generator.answer` of the generator that has the fewest under way, once one has room.
 
         Raises:
-            GeneratorLost: the generator died.
+            GeneratorLost: the generator died, or leaves.
             Exception: what the generator raised.
         """
+        room = self.config.generator.max_sequences
+        async with self._changed:
+            await self._changed.wait_for(lambda: any(m.open < room for m in self._members.values()))
+        name, member = min(self._members.items(), key=lambda item: item[1].open)
+        member.open += 1
         try:
-            return await self._generators[name].answer.remote(*arguments)
-        except RayActorError as error:
-            raise GeneratorLost(f"{name} died") from error
+            return await member.actor.answer.remote(*arguments)
+        except (RayActorError, Draining) as error:
+            raise _lost(name, error) from error
+        finally:
+            member.open -= 1
+            async with self._changed:
+                self._changed.notify_all()
 
     async def tokens_done(self) -> int:
         """How many tokens the generators have read and written for answers, as far as they can tell now."""
-        asked = {asyncio.ensure_future(_result(g.tokens_done.remote())): n for n, g in self._generators.items()}
-        done, pending = await asyncio.wait(asked, timeout=TOKENS_WAIT_S)
-        for task in pending:
-            task.cancel()
-        for task in done:
-            if not task.exception():
-                before, now = self._tokens_of[asked[task]], task.result()
-                self._tokens += now - before if now >= before else now  # one that was started again counts from 0
-                self._tokens_of[asked[task]] = now
-        return self._tokens
-
-    async def watch(self, name: str) -> None:
-        """Bring a generator back whenever it dies, busy or idle."""
-        while True:
-            try:
-                await self._generators[name].until_death.remote()
-            except RayActorError:
-                await self._revive(name)
+        members = list(self._members.values())
+        asked = {asyncio.ensure_future(result_of(m.actor.tokens_done.remote())): m for m in members}
+        if asked:
+            done, pending = await asyncio.wait(asked, timeout=TOKENS_WAIT_S)
+            for task in pending:
+                task.cancel()
+            for task in done:
+                if not task.exception():
+                    asked[task].tokens = task.result()
+        return self._tokens_of_the_gone + sum(m.tokens for m in self._members.values())
 
     async def close(self) -> None:
-        await asyncio.gather(*(g.close.remote() for g in self._generators.values()))
+        await asyncio.gather(*(result_of(m.actor.close.remote()) for m in self._members.values()))
+        await super().close()
 
-    async def _revive(self, name: str) -> None:
-        """Take a dead generator out of service until Ray has started it again and it has the current weights."""
-        self._alive[name].clear()
-        self._deaths[name] += 1
-        if self._deaths[name] > DEATHS_IN_A_ROW:
-            raise RunFailed(
-                f"{name} died {self._deaths[name]} times before anything got done; see its log in Ray's dashboard"
-            )
-        self._say(f"· {name} died; starting it again")
-        if self._gone:
-            await self._gone(name)
-        for attempt in range(REVIVE_ATTEMPTS):
+    # The life of one generator.
+
+    async def _load_newer(self, name: str, member: Member) -> float | None:
+        """Take up the published weights as long as there are newer ones; return the last pause in seconds."""
+        limit, pause_s = self.config.generator.stall_s, None
+        while self._weights[0] > member.version:
+            version, buckets = self._weights
             try:
-                await self._generators[name].start.remote()
-                break
-            except RayActorError:
-                await asyncio.sleep(2**attempt)
-        else:
-            raise RunFailed(f"{name} did not come back in {REVIVE_ATTEMPTS} attempts; see its log in Ray's dashboard")
-        self._alive[name].set()
-        self._say(f"· {name} is back")
+                async with asyncio.timeout(limit):
+                    pause_s = await member.actor.update_weights.remote(version, buckets)
+                member.version = version
+            except TimeoutError:
+                raise Hung(f"took longer than generator.stall_s={limit:g} to take up weights") from None
+            except WeightsLost:  # the learners that made them are gone; others will publish
+                self._say(f"· {name} waits for weights: version {version} is lost")
+                while self._weights[1] is buckets:
+                    async with self._published:
+                        await self._published.wait()
+        return pause_s
+
+    async def _follow_weights(self, name: str, member: Member) -> None:
+        while True:
+            async with self._published:
+                await self._published.wait_for(lambda: self._weights[0] > member.version)
+            pause_s = await self._load_newer(name, member)
+            self._joined(name, member.version, pause_s)
+
+    async def _feel_pulse(self, name: str, member: Member) -> None:
+        """Raise `Hung` when the engine's loop stands still: it answers between two steps, however long those are."""
+        limit = self.config.generator.stall_s
+        while True:
+            try:
+                async with asyncio.timeout(limit):
+                    await member.actor.heartbeat.remote()
+            except TimeoutError:
+                raise Hung(f"hung: its engine did nothing for generator.stall_s={limit:g}") from None
+            await asyncio.sleep(HEARTBEAT_S)
+
+    async def _until_drained(self, member: Member) -> None:
+        async with self._changed:
+            await self._changed.wait_for(lambda: member.node in self._draining)
+
+    async def _drain(self, name: str, actor) -> None:
+        """Let the conversations that are open end, as long as that does not take too long."""
+        limit = self.config.generator.drain_s
+        self._say(f"· {name} leaves a node that is being drained; its groups go on elsewhere")
+        try:
+            async with asyncio.timeout(limit):
+                await actor.drain.remote()
+        except TimeoutError:
+            self._say(f"· {name} had conversations open after generator.drain_s={limit:g}; they are begun again")
+
+    async def _look_for_drained_nodes(self) -> None:
+        while True:
+            draining = self._draining
+            with contextlib.suppress(RayError, OSError):  # the cluster's head may be away for a while
+                draining = set(await asyncio.to_thread(cluster.get_draining_nodes))
+            if draining != self._draining:
+                async with self._changed:
+                    self._draining = draining
+                    self._changed.notify_all()
+            await asyncio.sleep(DRAINING_S)
 
 
-async def _result(ref: ray.ObjectRef):
-    return await ref
+def _lost(name: str, error: Exception | None) -> GeneratorLost:
+    return GeneratorLeft(f"{name} leaves") if isinstance(error, Draining) else GeneratorLost(f"{name} died")

@@ -1,6 +1,7 @@
 """What the actor that runs a job has, whatever the job: progress lines, work in the background, and an end."""
 
 import asyncio
+import warnings
 from collections.abc import Awaitable, Coroutine
 
 import ray
@@ -22,15 +23,20 @@ class JobActor:
         self._tasks: set[asyncio.Task] = set()
         self._failure: asyncio.Future | None = None  # its exception ends the run
 
-    async def lines(self, after: int, wait_s: float) -> list[str]:
-        """The progress lines from number `after` on; waits up to `wait_s` seconds for one."""
+    async def lines(self, after: int, wait_s: float) -> tuple[int, list[str]]:
+        """The progress lines from number `after` on, and the number of the next one; waits up to `wait_s` for one.
+
+        An actor that was started again has fewer lines than were shown, and begins with its first.
+        """
+        if after > len(self._lines):
+            after = 0
         if len(self._lines) <= after:
             self._line_added.clear()
             try:
                 await asyncio.wait_for(self._line_added.wait(), wait_s)
             except TimeoutError:
                 pass
-        return self._lines[after:]
+        return len(self._lines), self._lines[after:]
 
     def say(self, line: str) -> None:
         self._lines.append(line)
@@ -93,3 +99,10 @@ def reason_of(error: Exception) -> str:
     """One line: an error that crossed processes carries their tracebacks, and what it says comes last."""
     last = (str(error).strip().splitlines() or [""])[-1]
     return last if isinstance(error, (RunFailed, DataError)) else f"{type(error).__name__}: {last}"
+
+
+def was_started_again() -> bool:
+    """Whether the actor that this is called in died before, and Ray started it again."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Ray 2.60's property uses another one that is deprecated
+        return ray.get_runtime_context().was_current_actor_reconstructed

@@ -7,7 +7,7 @@ import numpy as np
 import ray
 import torch
 
-from actors.learner_rank import LearnerRank
+from actors.learner_rank import CONCURRENCY_GROUPS, LearnerRank
 from pipeline.episodes import EpisodeGroup
 from pipeline.objective import TokenLosses, token_losses
 from pipeline.packing import Item, Update, build_micro_batch
@@ -37,7 +37,7 @@ class UpdateSums:
 Proximal = list[torch.Tensor | None]
 
 
-@ray.remote
+@ray.remote(concurrency_groups=CONCURRENCY_GROUPS)
 class Learner(LearnerRank):
     def engine_options(self) -> dict:
         c = self.config
@@ -48,20 +48,33 @@ class Learner(LearnerRank):
             "with_reference": c.objective.kl_coefficient != 0,
         }
 
+    def fetch(self, refs: dict[int, list]) -> list[int]:
+        """Get this rank's groups of a step, before any rank begins with it; return the indices of those that are lost.
+
+        Args:
+            refs: for each of the groups, by its index in the step, a list with its object reference.
+        """
+        self._groups, lost = {}, []
+        for index, (ref,) in refs.items():
+            self.progress_made += 1
+            try:
+                self._groups[index] = ray.get(ref)
+            except ray.exceptions.ObjectLostError:
+                lost.append(index)
+        return lost
+
     def train(
         self,
         version: int,
         updates: list[Update],
-        refs: dict[int, list],
         advantages: dict[int, np.ndarray],
         rewards: dict[int, np.ndarray],
     ) -> list[dict]:
-        """Train one step on this rank's share.
+        """Train one step on this rank's share of the groups that were fetched.
 
         Args:
             version: of the weights before the step.
             updates: this rank's share of each optimizer step, in order (pipeline/packing.py).
-            refs: for each of this rank's groups, by its index in the step, a list with its object reference.
             advantages: for each of these groups, float32 [G].
             rewards: likewise.
 
@@ -69,7 +82,7 @@ class Learner(LearnerRank):
             For each update, `UpdateSums` and what else is known of it; `grad_norm` is None if it was skipped, because
             its loss or gradient was not finite on some rank, and `not_finite` names this rank's groups to blame.
         """
-        groups = {index: ray.get(ref) for index, (ref,) in refs.items()}
+        groups, self._groups = self._groups, {}
         batches = _Batches(groups, advantages, rewards, self.engine.device)
         proximal: list[Proximal] = [[None] * len(update.micro_batches) for update in updates]
         proximal_seconds = 0.0
@@ -105,6 +118,7 @@ class Learner(LearnerRank):
         sums, not_finite, is_finite = UpdateSums(), set(), True
         objective = self.config.objective
         for number, items in enumerate(update.micro_batches):
+            self.progress_made += 1
             batch = batches.build(items)
             inputs = inputs_of(batch)
             reference = self.engine.reference(*inputs)

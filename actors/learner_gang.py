@@ -1,31 +1,58 @@
 """The learner gangs: all ranks started together, given their shares of a step, and asked for the new weights."""
 
 import asyncio
+import time
+from pathlib import Path
 
 import numpy as np
 import ray
+from ray.exceptions import RayActorError, RayTaskError
 from ray.util.placement_group import placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from actors.learner import Learner
 from actors.supervised_learner import SupervisedLearner, SupervisedUpdate
-from pipeline.config import Config
+from pipeline.checkpoints import FileEntry
+from pipeline.config import Config, LearnerConfig
 from pipeline.episodes import GroupRecord
 from pipeline.fine_tuning.examples import ExampleBatch
 from pipeline.metrics import UpdateResult
 from pipeline.packing import Update, plan_update, split_updates
 
+START_LIMIT_S = 3600.0  # for a model to load
+PROGRESS_S = 5.0  # between two looks at how far the ranks are
+
+
+class GangLost(RuntimeError):
+    """A rank died, failed or stood still, so that all of them must start again. The message says what happened."""
+
+
+class NoRoom(RuntimeError):
+    """The cluster has no room for so many ranks now."""
+
+
+class GroupsLost(RuntimeError):
+    """Groups of a step cannot be fetched any more. `indices` are theirs in the step."""
+
+    def __init__(self, indices: list[int]):
+        super().__init__(f"{len(indices)} groups were lost with the nodes that held them")
+        self.indices = indices
+
 
 class Gang:
-    """Lives in the actor that runs the job; the ranks are actors of their own, of the class `LEARNER`."""
+    """Lives in the actor that runs the job; the ranks are actors of their own, of the class `LEARNER`.
+
+    Args:
+        config: of the job.
+        size: how many ranks.
+    """
 
     LEARNER: type
 
-    def __init__(self, config):
-        self.config = config
+    def __init__(self, config, size: int):
+        self.config, self.size = config, size
         le = config.learner
-        bundle = {"CPU": le.num_cpus} | ({"GPU": le.num_gpus} if le.num_gpus else {})
-        self._placement = placement_group([bundle] * le.ranks, strategy="PACK")
+        self._placement = placement_group([bundle_of(le)] * size, strategy="PACK")
         self.ranks = [
             self.LEARNER.options(
                 num_cpus=le.num_cpus,
@@ -33,32 +60,129 @@ class Gang:
                 scheduling_strategy=PlacementGroupSchedulingStrategy(
                     self._placement, placement_group_bundle_index=rank
                 ),
-            ).remote(config, rank)
-            for rank in range(le.ranks)
+            ).remote(config, rank, size)
+            for rank in range(size)
         ]
 
-    async def start(self) -> None:
-        """Wait for the resources, form the process group and load the model on all ranks."""
-        host, port = await self.ranks[0].address.remote()
-        await self._all("join", host, port)
+    async def placed(self, limit_s: float | None = None) -> None:
+        """Wait until there is room for all ranks. Raises `NoRoom` if there is none in time."""
+        try:
+            async with asyncio.timeout(limit_s):
+                await self._placement.ready()
+        except TimeoutError:
+            raise NoRoom(f"no room for {self.size} learner ranks") from None
+
+    async def start(self, checkpoint: str = "", universal: str = "") -> None:
+        """Form the process group and load the model on all ranks.
+
+        Args:
+            checkpoint: folder or URI of a checkpoint to go on from.
+            universal: a folder for its state in a format for any number of ranks; none: it is of as many as these.
+
+        Raises:
+            GangLost: a rank died or failed.
+        """
+        if checkpoint and universal:
+            await self._together([self.ranks[0].convert.remote(checkpoint, universal)], START_LIMIT_S)
+        ((host, port),) = await self._together([self.ranks[0].address.remote()], START_LIMIT_S)
+        state = Path(universal).parent if universal else checkpoint
+        joining = [rank.join.remote(host, port, str(state), bool(universal)) for rank in self.ranks]
+        await self._together(joining, START_LIMIT_S)
 
     async def publish(self) -> list[ray.ObjectRef]:
-        """Put the weights into the object store; return the references of their buckets."""
+        """Put the weights into the object store; return the references of their buckets. Raises `GangLost`."""
         buckets, *_ = await self._all("publish")
         return buckets
 
     async def save(self, folder: str) -> None:
-        """Write a Hugging Face folder."""
+        """Write a Hugging Face folder. Raises `GangLost`."""
         await self._all("save", folder)
 
+    async def copy_checkpoint(self, folder: str) -> None:
+        """Copy the whole state into host memory, for `write_checkpoint`. Raises `GangLost`."""
+        await self._all("copy_checkpoint", folder)
+
+    async def write_checkpoint(self) -> list[FileEntry]:
+        """Write what was copied, while training goes on; return the files.
+
+        Raises:
+            Exception: a rank's own, when it could not write.
+        """
+        written = await asyncio.gather(*(rank.write_checkpoint.remote() for rank in self.ranks))
+        return [entry for entries in written for entry in entries]
+
     async def close(self) -> None:
-        await self._all("close")
+        """End all ranks in good order."""
+        try:
+            await self._all("close")
+        finally:
+            self.kill()
+
+    def kill(self) -> None:
+        """End all ranks at once."""
         for rank in self.ranks:
             ray.kill(rank)
         remove_placement_group(self._placement)
 
     async def _all(self, method: str, *arguments) -> list:
-        return await asyncio.gather(*(getattr(rank, method).remote(*arguments) for rank in self.ranks))
+        return await self._together([getattr(rank, method).remote(*arguments) for rank in self.ranks])
+
+    async def _together(self, calls: list[ray.ObjectRef], limit_s: float | None = None) -> list:
+        """What all ranks return. Raises `GangLost` if one dies or fails, or if none moves for `limit_s`."""
+        limit_s = limit_s or self.config.learner.stall_s
+        working = asyncio.ensure_future(_all_of(calls))
+        standing = asyncio.ensure_future(self._until_it_stands_still(limit_s))
+        try:
+            await asyncio.wait([working, standing], return_when=asyncio.FIRST_COMPLETED)
+            if not working.done():
+                raise GangLost(f"the learners made no progress for {limit_s:g} s")
+            return working.result()
+        except (RayActorError, RayTaskError) as error:
+            raise GangLost(f"a learner rank {_what_happened(error)}") from error
+        finally:
+            working.cancel()
+            standing.cancel()
+
+    async def _until_it_stands_still(self, limit_s: float) -> None:
+        """Returns when no rank has moved for as long as is allowed. One whose process does not answer stands still."""
+        seen, since = None, time.monotonic()
+        while time.monotonic() - since < limit_s:
+            progress = await asyncio.gather(*map(_progress_of, self.ranks))
+            if progress != seen:
+                seen, since = progress, time.monotonic()
+            await asyncio.sleep(PROGRESS_S)
+
+
+def bundle_of(learner: LearnerConfig) -> dict[str, float]:
+    """The resources of one rank."""
+    return {"CPU": learner.num_cpus} | ({"GPU": learner.num_gpus} if learner.num_gpus else {})
+
+
+def ranks_that_fit(learner: LearnerConfig) -> int:
+    """How many ranks, of those that are wanted, the nodes of the cluster could hold if they held nothing else."""
+    bundle = bundle_of(learner)
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    room = (min(int(has.get(kind, 0) / amount) for kind, amount in bundle.items() if amount) for has in nodes)
+    return min(learner.ranks, sum(room))
+
+
+async def _all_of(calls: list[ray.ObjectRef]) -> list:
+    return await asyncio.gather(*calls)
+
+
+async def _progress_of(rank) -> int | None:
+    """None if it does not answer."""
+    try:
+        async with asyncio.timeout(PROGRESS_S):
+            return await rank.progress.remote()
+    except (TimeoutError, RayActorError):
+        return None
+
+
+def _what_happened(error: Exception) -> str:
+    if isinstance(error, RayActorError):
+        return "died"
+    return f"failed: {(str(error).strip().splitlines() or [''])[-1]}"
 
 
 class LearnerGang(Gang):
@@ -67,25 +191,43 @@ class LearnerGang(Gang):
     LEARNER = Learner
     config: Config
 
-    async def train(self, version: int, groups: list[tuple[GroupRecord, list[ray.ObjectRef]]]) -> list[UpdateResult]:
-        """Train one step; return what became of its updates."""
+    async def train(
+        self, step: int, version: int, groups: list[tuple[GroupRecord, ray.ObjectRef]]
+    ) -> list[UpdateResult]:
+        """Train one step; return what became of its updates.
+
+        Args:
+            step: how many came before.
+            version: of the weights.
+            groups: records and references.
+
+        Raises:
+            GroupsLost: some cannot be fetched; nothing was trained.
+            GangLost: a rank died, failed or stood still.
+        """
         le = self.config.learner
-        sets = split_updates(len(groups), self.config.train.updates_per_step, (self.config.run.seed, version))
-        shares: list[list[Update]] = [[] for _ in range(le.ranks)]
+        sets = split_updates(len(groups), self.config.train.updates_per_step, (self.config.run.seed, step))
+        shares: list[list[Update]] = [[] for _ in self.ranks]
         for chosen in sets:
             lengths = {index: self._lengths(groups[index][0]) for index in chosen}
             # Also of the groups without a gradient: the mean is over all that was sampled.
             tokens = sum(groups[index][0].response_tokens for index in chosen)
-            for share, micro_batches in zip(shares, plan_update(lengths, le.ranks, le.micro_batch_tokens), strict=True):
+            for share, micro_batches in zip(
+                shares, plan_update(lengths, self.size, le.micro_batch_tokens), strict=True
+            ):
                 share.append(Update(micro_batches, tokens))
+        indices = [sorted({g for u in updates for items in u.micro_batches for g, _ in items}) for updates in shares]
+        fetching = zip(self.ranks, indices, strict=True)
+        # The references are in lists, so that Ray hands them on unresolved.
+        lost = await self._together([rank.fetch.remote({i: [groups[i][1]] for i in mine}) for rank, mine in fetching])
+        if any(lost):
+            raise GroupsLost(sorted({index for of_rank in lost for index in of_rank}))
         calls = []
-        for learner, updates in zip(self.ranks, shares, strict=True):
-            mine = sorted({g for update in updates for items in update.micro_batches for g, _ in items})
-            refs: dict[int, list] = {index: groups[index][1] for index in mine}
+        for rank, updates, mine in zip(self.ranks, shares, indices, strict=True):
             advantages: dict[int, np.ndarray] = {index: groups[index][0].advantages for index in mine}
             rewards: dict[int, np.ndarray] = {index: groups[index][0].rewards for index in mine}
-            calls.append(learner.train.remote(version, updates, refs, advantages, rewards))
-        by_rank = await asyncio.gather(*calls)
+            calls.append(rank.train.remote(version, updates, advantages, rewards))
+        by_rank = await self._together(calls)
         return [UpdateResult(*result) for result in zip(sets, map(list, zip(*by_rank, strict=True)), strict=True)]
 
     def _lengths(self, record: GroupRecord) -> np.ndarray:
@@ -104,11 +246,11 @@ class SupervisedGang(Gang):
     async def train(self, batch: ExampleBatch) -> list[dict]:
         """Train one optimizer step; return what each rank says of it."""
         le, tokens = self.config.learner, int(batch.learned.sum())
-        plan = plan_update({0: batch.lengths}, le.ranks, le.micro_batch_tokens)
+        plan = plan_update({0: batch.lengths}, self.size, le.micro_batch_tokens)
         shares = [[[example for _, example in items] for items in micro_batches] for micro_batches in plan]
         ref = [ray.put(batch)]
         calls = [
             rank.train.remote(SupervisedUpdate(share, tokens), ref)
             for rank, share in zip(self.ranks, shares, strict=True)
         ]
-        return await asyncio.gather(*calls)
+        return await self._together(calls)

@@ -15,6 +15,9 @@ class Scorer:
     def __init__(self, objective: ObjectiveConfig):
         self.objective = objective
 
+    def ready(self) -> None:
+        """Returns once this process is up."""
+
     def score(
         self, group_id: str, group: EpisodeGroup, task: str, answers: tuple[str, ...], generator: str, seconds: float
     ) -> GroupRecord:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import ray
 import torch
 
-from actors.learner_rank import LearnerRank
+from actors.learner_rank import CONCURRENCY_GROUPS, LearnerRank
 from pipeline.fine_tuning.examples import ExampleBatch, build_supervised_micro_batch
 
 
@@ -17,7 +17,7 @@ class SupervisedUpdate:
     tokens: int
 
 
-@ray.remote
+@ray.remote(concurrency_groups=CONCURRENCY_GROUPS)
 class SupervisedLearner(LearnerRank):
     def engine_options(self) -> dict:
         return {"updates": self.config.sft.steps}
@@ -36,6 +36,7 @@ class SupervisedLearner(LearnerRank):
         batch: ExampleBatch = ray.get(ref[0])
         total = 0.0
         for number, items in enumerate(update.micro_batches):
+            self.progress_made += 1
             row = build_supervised_micro_batch(items, batch)
             tokens, positions, predict_at, targets, is_learned = (
                 torch.tensor(value, device=self.engine.device) for value in vars(row).values()

@@ -1,18 +1,33 @@
-"""The tracker: writes metrics.jsonl, sampled episodes and a figure into the run's folder, and sends all to wandb."""
+"""The tracker: writes metrics.jsonl, sampled episodes and a figure into the run's folder, and shows them in wandb, and
+to Prometheus by Ray's metrics."""
 
+import contextlib
 import json
+import sys
 from dataclasses import asdict
 from pathlib import Path
 
 import ray
+from ray.util.metrics import Gauge
 
+from actors.job_actor import was_started_again
 from pipeline.config import Config, GenerationConfig
 from pipeline.episodes import EpisodeGroup, GroupRecord
+from pipeline.files import write_text
 
 
-@ray.remote(num_cpus=0)
+@ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)
 class Tracker:
-    def __init__(self, config: Config, folder: str):
+    """Keeps the rows of a run. When its process dies, Ray starts it again and it goes on with them.
+
+    Args:
+        config: of the run.
+        folder: of the run.
+        step: the last one that counts; rows of later ones are set aside.
+        wandb_id: of the run so far; empty: it is a new one.
+    """
+
+    def __init__(self, config: Config, folder: str, step: int = 0, wandb_id: str = ""):
         from transformers import AutoTokenizer
 
         self.folder = Path(folder)
@@ -20,16 +35,63 @@ class Tracker:
         self.tokenizer = AutoTokenizer.from_pretrained(
             config.model.path, trust_remote_code=config.model.trust_remote_code
         )
-        self._run = start_wandb(config, self.folder)
+        self._metrics = self.folder / "metrics.jsonl"
+        self._gauges: dict[str, Gauge] = {}
+        self._run_name = config.run.name
+        if was_started_again():
+            step = sys.maxsize
+        kept = self.roll_back(step)
+        self._last_step = kept[-1]["step"] if kept else 0
+        self._run = start_wandb(config, self.folder, wandb_id)
+        # A run that goes back to a checkpoint logs some steps twice, which wandb's own counter cannot.
+        self._run.define_metric("step")
+        self._run.define_metric("*", step_metric="step")
 
-    def where(self) -> str:
-        """The address of the wandb run, or the folder of an offline one; empty when disabled."""
-        return wandb_place(self._run)
+    def begun(self) -> tuple[list[dict], str, str]:
+        """The rows so far; the address of the wandb run, or the folder of an offline one, empty when disabled; and its
+        id."""
+        return self._rows(), wandb_place(self._run), self._run.id or ""
 
     def log(self, row: dict) -> None:
-        with (self.folder / "metrics.jsonl").open("a", encoding="utf-8") as file:
-            file.write(json.dumps(row) + "\n")
-        self._run.log({name: value for name, value in row.items() if value is not None}, step=row["step"])
+        """Append a row to metrics.jsonl, and show it in wandb and to Prometheus."""
+        if row["step"] > self._last_step:  # else this actor died when it had written it
+            with self._metrics.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(row) + "\n")
+            self._last_step = row["step"]
+        self._run.log({name: value for name, value in row.items() if value is not None})
+        for name, value in row.items():
+            if isinstance(value, (int, float)):
+                self._gauge(name).set(value, {"run": self._run_name})
+
+    def roll_back(self, step: int) -> list[dict]:
+        """Move the rows of later steps to abandoned.jsonl: metrics.jsonl is the history that the weights stand for.
+
+        Returns:
+            The rows that are left.
+        """
+        rows = self._rows()
+        kept, gone = ([row for row in rows if (row["step"] <= step) == keep] for keep in (True, False))
+        if gone:
+            with (self.folder / "abandoned.jsonl").open("a", encoding="utf-8") as file:
+                file.writelines(json.dumps(row) + "\n" for row in gone)
+        if self._metrics.exists():
+            write_text(self._metrics, "".join(json.dumps(row) + "\n" for row in kept))
+        self._last_step = step
+        return kept
+
+    def _rows(self) -> list[dict]:
+        """The rows of metrics.jsonl. A last line that was cut off with its writer is not one."""
+        rows = []
+        if self._metrics.exists():
+            for line in self._metrics.read_text(encoding="utf-8").splitlines():
+                with contextlib.suppress(ValueError):
+                    rows.append(json.loads(line))
+        return rows
+
+    def _gauge(self, name: str) -> Gauge:
+        if name not in self._gauges:
+            self._gauges[name] = Gauge(f"palimpsest_{name}", f"{name} of the last step", ("run",))
+        return self._gauges[name]
 
     def episodes(self, step: int, samples: list[tuple[str, GroupRecord, list[ray.ObjectRef]]]) -> None:
         """Write one episode of each sample (question, record, reference to the group) to read, and to wandb."""
@@ -46,20 +108,19 @@ class Tracker:
 
         columns = ["problem", "memories", "answer", "reward"]
         table = wandb.Table(columns=columns, data=[[_cell(e[c]) for c in columns] for e in shown])
-        self._run.log({"episodes": table}, step=step)
+        self._run.log({"episodes": table, "step": step})
 
     def draw(self) -> None:
         """Draw all steps so far into training.png."""
         from pipeline.training_plot import training_figure
 
-        with (self.folder / "metrics.jsonl").open(encoding="utf-8") as file:
-            training_figure([json.loads(line) for line in file], self.folder / "training.png")
+        training_figure(self._rows(), self.folder / "training.png")
 
     def finish(self, summary: dict) -> None:
         import wandb
 
         try:
-            if (self.folder / "metrics.jsonl").exists():
+            if self._metrics.exists():
                 self.draw()
                 self._run.log({"training": wandb.Image(str(self.folder / "training.png"))})
         finally:
@@ -84,8 +145,8 @@ def _cell(value):
     return "\n---\n".join(value) if isinstance(value, list) else value
 
 
-def start_wandb(config: GenerationConfig, folder: Path):
-    """The wandb run of a job, with its files in `folder`."""
+def start_wandb(config: GenerationConfig, folder: Path, run_id: str = ""):
+    """The wandb run of a job, with its files in `folder`; the one of this id goes on."""
     import wandb
 
     mode = config.wandb.mode
@@ -98,6 +159,8 @@ def start_wandb(config: GenerationConfig, folder: Path):
         dir=str(folder),
         config=asdict(config),
         mode=mode,
+        id=run_id or None,
+        resume="allow" if run_id else None,
     )
 
 

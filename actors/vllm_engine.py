@@ -109,6 +109,10 @@ class VllmEngine:
                 for info in staged:
                     Path(info["path"]).unlink(missing_ok=True)
 
+    async def heartbeat(self) -> None:
+        """Returns when the engine's loop has come round once more, whether or not it has work."""
+        await self._llm.is_paused()
+
     @property
     def is_dead(self) -> bool:
         """Whether the engine process has died."""

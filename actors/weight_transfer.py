@@ -4,6 +4,9 @@ vLLM imports this module in its workers (`worker_extension_cls`), which register
 weight-transfer interface. The generator's side is in actors/vllm_engine.py.
 """
 
+import ctypes
+import signal
+import sys
 from dataclasses import dataclass
 
 import torch
@@ -19,6 +22,7 @@ from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, i
 from pipeline.weight_buckets import unpack_bucket
 
 BACKEND = "shared_memory_buckets"
+PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
 @dataclass
@@ -33,6 +37,10 @@ class BucketInfo(WeightTransferUpdateInfo):
 class BucketWeightTransfer(WeightTransferEngine[WeightTransferInitInfo, BucketInfo]):
     init_info_cls = WeightTransferInitInfo
     update_info_cls = BucketInfo
+
+    def __init__(self, *arguments, **named):
+        super().__init__(*arguments, **named)
+        _end_with_parent()
 
     def init_transfer_engine(self, init_info: WeightTransferInitInfo) -> None:
         """Nothing to set up: every bucket names its own file."""
@@ -62,6 +70,13 @@ class BucketWeightTransfer(WeightTransferEngine[WeightTransferInitInfo, BucketIn
 
     def shutdown(self) -> None:
         """Nothing is held between updates."""
+
+
+def _end_with_parent() -> None:
+    """Have the kernel end this process when the one that started it dies: an engine that stands still, or was left
+    behind by a generator that was killed, would hold its memory for ever. Linux only."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 WeightTransferEngineFactory.register_engine(BACKEND, BucketWeightTransfer)

@@ -4,6 +4,9 @@ Written against DeepSpeed 0.19; tests/test_learner.py is the contract that an up
 """
 
 import os
+import subprocess
+import sys
+from collections import OrderedDict
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,6 +17,7 @@ if not torch.cuda.is_available():
 
 import deepspeed  # noqa: E402
 from deepspeed.ops import __compatible_ops__  # noqa: E402
+from deepspeed.runtime.checkpoint_engine.checkpoint_engine import CheckpointEngine  # noqa: E402
 from transformers import AutoModelForCausalLM  # noqa: E402
 from transformers.integrations import HfDeepSpeedConfig  # noqa: E402
 from transformers.utils import logging as transformers_logging  # noqa: E402
@@ -24,6 +28,7 @@ from pipeline.policy import Policy  # noqa: E402
 from pipeline.schedule import learning_rate_factor  # noqa: E402
 
 ZERO_STAGE = 3
+STATE_TAG = "state"  # the name of DeepSpeed's folder within a checkpoint's
 
 transformers_logging.disable_progress_bar()
 
@@ -40,6 +45,7 @@ class ZeroEngine:
         temperature: float = 1.0,
         train_entropy: bool = False,
         with_reference: bool = False,
+        universal: bool = False,
     ):
         """Join the process group named by RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT, and load the model.
 
@@ -50,6 +56,7 @@ class ZeroEngine:
             temperature: of the log-probs.
             train_entropy: give the entropies a gradient.
             with_reference: load the model once more, to be read only.
+            universal: `load_state` is given a universal checkpoint (`make_universal`).
         """
         on_gpu = torch.cuda.is_available()
         # DeepSpeed would compile a shared-memory collective for one-node CPU groups; gloo does without a compiler.
@@ -57,7 +64,7 @@ class ZeroEngine:
         deepspeed.init_distributed(dist_backend="nccl" if on_gpu else "gloo")
         self.rank = torch.distributed.get_rank()
         self.ranks = torch.distributed.get_world_size()
-        settings = _settings(model, learner)
+        settings = _settings(model, learner) | {"checkpoint": {"load_universal": universal}}
         policy = _load_policy(model, settings, temperature, train_entropy)
         self.model = policy.model
         if learner.activation_checkpointing:
@@ -121,16 +128,89 @@ class ZeroEngine:
 
     def save(self, folder: Path) -> None:
         """Write a Hugging Face folder in safetensors (rank 0 writes; all ranks must call)."""
-        state = {
+        self.write_model(folder, self.copy_model())
+
+    def copy_model(self) -> dict[str, torch.Tensor]:
+        """All parameters in host memory on rank 0, nothing on the others; all ranks must call."""
+        return {
             name: tensor.detach().cpu().clone()
             for name, tensor in self.parameters(group_bytes=2**28)
             if self.rank == 0  # the others only take part in the gathering
         }
+
+    def write_model(self, folder: Path, parameters: dict[str, torch.Tensor]) -> None:
+        """Write what `copy_model` returned as a Hugging Face folder; on other ranks than 0 nothing."""
         if self.rank == 0:
-            self.model.save_pretrained(folder, state_dict=state, safe_serialization=True)
+            self.model.save_pretrained(folder, state_dict=parameters, safe_serialization=True)
+
+    def copy_state(self, folder: Path) -> dict[Path, dict]:
+        """This rank's part of DeepSpeed's checkpoint in host memory, as files to be written with torch.save; all ranks
+        must call, and DeepSpeed makes the folders."""
+        writer, self._engine.checkpoint_engine = self._engine.checkpoint_engine, StateCopies()
+        try:
+            self._engine.save_checkpoint(str(folder), tag=STATE_TAG, save_latest=False)
+            return self._engine.checkpoint_engine.files
+        finally:
+            self._engine.checkpoint_engine = writer
+
+    def load_state(self, folder: Path) -> None:
+        """Take up the state that a checkpoint's folder holds: weights, optimizer, and the place in the schedule.
+
+        Raises:
+            RuntimeError: it is not there.
+        """
+        loaded, _ = self._engine.load_checkpoint(str(folder), tag=STATE_TAG)
+        if loaded is None:
+            raise RuntimeError(f"DeepSpeed found no state in {folder}")
 
     def close(self) -> None:
         torch.distributed.destroy_process_group()
+
+
+class StateCopies(CheckpointEngine):
+    """What DeepSpeed would write, copied to host memory, so that training can go on while it is being written."""
+
+    def __init__(self):
+        super().__init__()
+        self.files: dict[Path, dict] = {}
+
+    def create(self, info) -> None:
+        """Nothing to prepare."""
+
+    def save(self, state_dict: dict, path: str) -> None:
+        self.files[Path(path)] = _copied(state_dict)
+
+    def load(self, path: str, map_location=None) -> dict:
+        raise NotImplementedError("this engine only saves")
+
+    def commit(self, info) -> bool:
+        return True
+
+    def preserves_storage_sharing(self) -> bool:
+        return False
+
+
+def _copied(state):
+    """The same with every tensor copied to host memory."""
+    if isinstance(state, torch.Tensor):
+        return state.detach().to("cpu", copy=True)
+    if type(state) in (dict, OrderedDict, list, tuple):
+        items = (
+            ((key, _copied(value)) for key, value in state.items()) if isinstance(state, dict) else map(_copied, state)
+        )
+        return type(state)(items)
+    return state
+
+
+def make_universal(folder: Path, universal: Path) -> None:
+    """Convert the state that `copy_state` laid out in `folder` into DeepSpeed's universal format, which any number of
+    ranks loads. In a process of its own, as DeepSpeed does it."""
+    command = [sys.executable, "-m", "deepspeed.checkpoint.ds_to_universal", "--inject_missing_state"]
+    command += ["--num_extract_workers=1", "--num_merge_workers=1"]
+    command += [f"--input_folder={folder / STATE_TAG}", f"--output_folder={universal / STATE_TAG}"]
+    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    if done.returncode != 0:
+        raise RuntimeError(f"{folder} could not be converted for another number of ranks:\n{done.stdout[-2000:]}")
 
 
 def _gathered(group: list[tuple[str, torch.nn.Parameter]]) -> Iterator[tuple[str, torch.Tensor]]:

@@ -132,7 +132,7 @@ def follow(actor, show: Callable[[str], None] = lambda line: print(line, flush=T
 def _show_lines(actor, show: Callable[[str], None], shown: int, wait_s: float) -> int:
     import ray
 
-    lines = ray.get(actor.lines.remote(shown, wait_s))
+    shown, lines = ray.get(actor.lines.remote(shown, wait_s))
     for line in lines:
         show(line)
-    return shown + len(lines)
+    return shown

@@ -25,6 +25,7 @@ from pipeline.problems import BadRow, DataError
 from pipeline.report import run_summary, write_summary
 from pipeline.sample_files import SampleFiles
 
+NAMESPACE = "palimpsest"  # of the coordinators, so that another driver finds them
 CHARACTERS_OF_A_TOKEN = 4.5  # of English, about
 DOCUMENTS_LOOKED_AT = 16
 
@@ -92,14 +93,21 @@ def train(config: Config) -> int:
     # The actors may stand elsewhere.
     config.model.path, config.data.path = whole_path(config.model.path), whole_path(config.data.path)
     folder = run_folder(config, in_job=start_ray())
-    if folder.exists() and any(folder.iterdir()):
-        print(f"configuration error:\nthe run folder {folder} is not empty; choose another run.name", file=sys.stderr)
+    try:
+        coordinator = running_coordinator(config, folder)
+    except ConfigError as error:
+        print(f"configuration error:\n{error}", file=sys.stderr)
         return 2
-    folder.mkdir(parents=True, exist_ok=True)
-    save_config(config, folder / "config.yaml")
-    print(f"· run folder {folder}", flush=True)
-    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
-    summary = follow(Coordinator.options(scheduling_strategy=here).remote(config, str(folder)))
+    if coordinator is None:
+        folder.mkdir(parents=True, exist_ok=True)
+        save_config(config, folder / "config.yaml")
+        print(f"· run folder {folder}", flush=True)
+        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
+        coordinator = Coordinator.options(
+            name=str(folder), namespace=NAMESPACE, lifetime="detached", scheduling_strategy=here
+        ).remote(config, str(folder))
+    summary = follow(coordinator)
+    ray.kill(coordinator)
     if isinstance(summary, str):
         summary = run_summary(config, "failed", RunTotals(), error=summary)
         write_summary(folder, summary)
@@ -111,6 +119,30 @@ def train(config: Config) -> int:
     if config.train.evaluation and summary["status"] == "completed":
         status = evaluate_run(config, folder, summary["checkpoint"])
     return status
+
+
+def running_coordinator(config: Config, folder: Path):
+    """The coordinator of this very run if it is at work, whose driver died; None if the run is to be begun or resumed.
+
+    Raises:
+        ConfigError: a run of this name is at work with other settings, or has been and is not to be resumed.
+    """
+    import ray
+
+    try:
+        coordinator = ray.get_actor(str(folder), namespace=NAMESPACE)
+    except ValueError:
+        if config.resume == "no" and folder.exists() and any(folder.iterdir()):
+            raise ConfigError(
+                f"the run folder {folder} is not empty; choose another run.name, or go on with that run by resume=auto"
+            ) from None
+        return None
+    if config_yaml(replace(config, resume="")) != config_yaml(
+        replace(ray.get(coordinator.settings.remote()), resume="")
+    ):
+        raise ConfigError(f"{folder.name} is at work with other settings; stop it, or choose another run.name")
+    print(f"· {folder.name} is at work: following it", flush=True)
+    return coordinator
 
 
 def evaluate_run(config: Config, folder: Path, checkpoint: str) -> int:

@@ -59,7 +59,8 @@ class AgentConfig:
 
 @dataclass
 class GeneratorConfig:
-    count: int = 1  # actors, one vLLM engine each
+    count: int = 1  # actors, one vLLM engine each; as many of them as the cluster has room for
+    min_count: int = 1  # with fewer the job waits
     num_cpus: float = 1.0  # per actor, as Ray counts them
     num_gpus: float = 0.0  # per actor
     tensor_parallel: int = 1  # GPUs of one engine
@@ -68,11 +69,14 @@ class GeneratorConfig:
     gpu_memory_share: float = 0.9  # GPU engines: share of the device for weights and KV cache
     enforce_eager: bool = False  # do not compile; right for CPU engines and small models
     timeout_s: float = 3600.0  # a group, or in an evaluation a response, that takes longer has failed
+    stall_s: float = 300.0  # an engine whose loop stands still for so long is replaced
+    drain_s: float = 30.0  # that conversations have to end when their node is to go
 
 
 @dataclass
 class ScorerConfig:
-    count: int = 1
+    count: int = 1  # actors; as many of them as the cluster has room for
+    min_count: int = 1  # with fewer the job does not begin
     num_cpus: float = 0.1  # per actor
     timeout_s: float = 60.0  # for one whole group
 
@@ -80,6 +84,9 @@ class ScorerConfig:
 @dataclass
 class LearnerConfig:
     ranks: int = 2
+    min_ranks: int = 1  # reinforcement learning starts again with fewer ranks, down to this, when nodes are lost
+    wait_s: float = 120.0  # for room for so many ranks, before it tries fewer
+    stall_s: float = 1800.0  # learners that make no progress for so long are started again
     num_cpus: float = 1.0  # per rank
     num_gpus: float = 0.0  # per rank
     micro_batch_tokens: int = 8192  # tokens of one forward pass on one rank; at least agent.window
@@ -131,7 +138,11 @@ class TrainConfig:
     mismatch_warning: float = 0.1  # warn when vLLM's and the learner's log-probs differ more than this on average
     max_attempts: int = 3  # a problem whose group failed this often is given up and counted
     max_failed_share: float = 0.5  # stop when more than this share of all dispatched groups failed
+    seeded_sampling: bool = False  # a seed for each response: with max_staleness=0 a run can be repeated
     checkpoint_every: int = 50  # steps; the last step is always kept
+    checkpoint_folder: str = ""  # a folder that all nodes share, or a URI (s3, gs, …); empty: in the run's folder
+    keep_last: int = 3  # checkpoints
+    keep_best: int = 1  # those with the best mean reward of the steps before them
     episodes_every: int = 10  # steps between samples of episodes to read, in the run's folder and in wandb
     episodes_shown: int = 4  # in one sample
     evaluation: str = ""  # after a completed run, of the model before and after it: arguments of jobs.evaluate
@@ -158,6 +169,8 @@ class GenerationConfig:
 @dataclass
 class Config(GenerationConfig):
     """Of a training run."""
+
+    resume: str = "no"  # auto: go on from the newest good checkpoint of run.name, or begin if there is none
 
     data: DataConfig = field(default_factory=DataConfig)
     scorer: ScorerConfig = field(default_factory=ScorerConfig)

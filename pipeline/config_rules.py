@@ -49,6 +49,11 @@ def not_negative(c: object, section: str, *names: str) -> Rules:
         yield value >= 0, f"{section}.{name}={value} must be 0 or more"
 
 
+def at_most(c: object, section: str, name: str, limit: str) -> Rules:
+    value, most = getattr(getattr(c, section), name), getattr(getattr(c, section), limit)
+    yield 1 <= value <= most, f"{section}.{name}={value} must lie between 1 and {section}.{limit}={most}"
+
+
 def share(c: object, section: str, name: str) -> Rules:
     value = getattr(getattr(c, section), name)
     yield 0 <= value <= 1, f"{section}.{name}={value} is a share, from 0 to 1"
@@ -73,7 +78,9 @@ def generation_rules(c: GenerationConfig) -> Rules:
     """The rules of every job with generators."""
     yield from job_rules(c)
     yield from positive(c, "agent", "window", "problem_tokens", "chunk_tokens", "memory_tokens", "answer_tokens")
-    yield from positive(c, "generator", "count", "tensor_parallel", "max_sequences", "timeout_s")
+    yield from positive(c, "generator", "count", "tensor_parallel", "max_sequences", "timeout_s", "stall_s")
+    yield from not_negative(c, "generator", "drain_s")
+    yield from at_most(c, "generator", "min_count", "count")
     a, g = c.agent, c.generator
     slots = a.problem_tokens + a.memory_tokens
     yield (
@@ -97,8 +104,9 @@ def generation_rules(c: GenerationConfig) -> Rules:
 def learner_rules(c: object) -> Rules:
     """The rules of every job with learners; `c` has the sections model and learner."""
     yield from positive(
-        c, "learner", "ranks", "micro_batch_tokens", "learning_rate", "muon_learning_rate", "bucket_mib"
+        c, "learner", "ranks", "micro_batch_tokens", "learning_rate", "muon_learning_rate", "bucket_mib", "stall_s"
     )
+    yield from at_most(c, "learner", "min_ranks", "ranks")
     yield from not_negative(c, "learner", "warmup_steps", "weight_decay", "max_grad_norm")
     yield from one_of(c, "learner", "optimizer", ("adamw", "muon"))
     yield from one_of(c, "model", "attention", ("packed_sdpa", "flash_attention_2"))
@@ -118,10 +126,13 @@ def training_rules(c: Config) -> Rules:
     """The rules of a training run beside those."""
     yield from learner_rules(c)
     yield from positive(c, "scorer", "count", "timeout_s")
+    yield from at_most(c, "scorer", "min_count", "count")
     yield from positive(c, "objective", "importance_cap")
     yield from positive(c, "train", "steps", "groups_per_step", "updates_per_step", "temperature", "episodes_every")
     yield from positive(c, "train", "max_discarded", "max_attempts", "max_skipped_updates", "mismatch_warning")
-    yield from positive(c, "train", "checkpoint_every")
+    yield from positive(c, "train", "checkpoint_every", "keep_last")
+    yield from not_negative(c, "train", "keep_best")
+    yield c.resume in ("no", "auto"), f"resume={c.resume!r} must be auto or no"
     yield from share(c, "data", "max_bad_share")
     yield from share(c, "train", "max_failed_share")
     yield from not_negative(c, "objective", "kl_coefficient", "overlong_penalty")

@@ -77,6 +77,20 @@ async def run_episode(agent, tokenized, generate) -> Episode:
 
 
 @dataclass(frozen=True)
+class RolloutNotes:
+    """How a generator came by a group."""
+
+    seconds: float
+    replayed: int = 0  # conversations that another generator had finished
+    went_on: int = 0  # episodes that went on here after another generator, by a conversation that it may have begun
+
+
+def response_seed(*numbers: int) -> int:
+    """A seed for one response, out of the numbers that say which one it is."""
+    return int(np.random.SeedSequence(numbers).generate_state(1)[0])
+
+
+@dataclass(frozen=True)
 class EpisodeGroup:
     """The G episodes of one problem as flat arrays, read from the object store without copying.
 
@@ -176,6 +190,8 @@ class GroupRecord:
     punishments: np.ndarray  # for over-long responses, from -1 to 0, float32 [G]
     advantages: np.ndarray  # of both together, float32 [G]
     memory: MemoryCounts  # of all its episodes; empty where they were not counted
+    moves: int = 0  # to another generator, because the one before died or left
+    redone_conversations: int = 0  # that were lost with a generator and begun again: at most one an episode and move
 
     @property
     def response_tokens(self) -> int:

@@ -81,6 +81,27 @@ def list_files(folder: str | Path, suffixes: Sequence[str]) -> list[str]:
     return [join(folder, name) for name in names if name.endswith(tuple(suffixes))]
 
 
+def folder_names(folder: str | Path) -> list[str]:
+    """The names of the folders right in a folder. Raises: as `list_files`."""
+    system, inner = _locate(folder)
+    if system.get_file_info(inner).type != fs.FileType.Directory:
+        raise FileNotFoundError(f"{folder}: no such folder{_from_here(folder)}")
+    return sorted(i.base_name for i in system.get_file_info(fs.FileSelector(inner)) if i.type == fs.FileType.Directory)
+
+
+def remove_folder(folder: str | Path) -> None:
+    """Remove a folder and all that is in it. Raises `DataError` as `open_input`."""
+    system, inner = _locate(folder)
+    system.delete_dir(inner)
+
+
+def copy_folder(source: str | Path, target: str | Path) -> None:
+    """Copy all that is in a folder into another one, which is made. Raises `DataError` as `open_input`."""
+    (source_system, source_inner), (system, inner) = _locate(source), _locate(target)
+    system.create_dir(inner, recursive=True)
+    fs.copy_files(source_inner, inner, source_system, system)
+
+
 def make_folder(folder: str | Path) -> None:
     """Make a folder and those above it; an object store has none, so that there this does next to nothing."""
     system, inner = _locate(folder)

@@ -1,8 +1,13 @@
 """The ledger: where every group is. It makes "no group lost, none trained twice" a fact that can be checked.
 
 A group is admitted (running on a generator, then with a scorer), buffered (scored, waiting), training, and then
-trained; or it fails, or is dropped as stale, and its problem is run again as a new group; or, under dynamic sampling
-(DAPO, arXiv 2503.14476), it is discarded because its rewards are all equal, and another problem takes its place.
+trained; or it fails or is dropped as stale, and its problem is run again as a new group; or, under dynamic sampling
+(DAPO, arXiv 2503.14476), it is discarded because its rewards are all equal, and another problem takes its place. It
+stays the same group when it moves to another generator, as its own died, and when it was finished, is lost, and is made
+again.
+
+Steps count what was trained, versions count what generators were given. Both go up by one with every step; after a
+rollback to a checkpoint the steps go back, and the weights of the checkpoint get a version that was never used.
 """
 
 from dataclasses import dataclass, field
@@ -30,6 +35,7 @@ def too_many_failed(failed: int, done: int, train: TrainConfig) -> bool:
 
 @dataclass
 class Entry:
+    position: int  # of its problem in the data
     generator: str
     first_version: int  # of the generator at admission; no token can be older
     state: str = RUNNING
@@ -38,39 +44,54 @@ class Entry:
 
 @dataclass
 class Ledger:
-    """Pure state; actors/buffer.py is the actor around it."""
+    """Pure state; actors/buffer.py is what waits for it to change."""
 
     groups_per_step: int
     max_staleness: int
     steps: int
     max_discarded: int = 0  # groups of equal rewards that one step may discard; 0: no dynamic sampling
-    version: int = 0
+    step: int = 0  # steps trained
+    version: int = 0  # of the learner's weights
     entries: dict[str, Entry] = field(default_factory=dict)
-    generators: dict[str, int] = field(default_factory=dict)  # the weight version that each generator has
+    generators: dict[str, int] = field(default_factory=dict)  # the weight version that each one in service has
     admitted: int = 0
-    trained: int = 0
     failed: int = 0
+    lost: int = 0  # with the node that held them, and made again
     dropped_stale: int = 0
     discarded: int = 0
     discarded_since_take: int = 0
 
-    def admit(self, group_id: str) -> str | None:
-        """Admit a group and return the generator that shall run it, or None if none may start now."""
-        if len(self.entries) >= (self.steps - self.version) * self.groups_per_step:
+    @property
+    def trained(self) -> int:
+        """Groups in the history that the weights stand for."""
+        return self.step * self.groups_per_step
+
+    def next_generator(self) -> str | None:
+        """The generator that would run a group that is admitted now; None if none may start."""
+        if len(self.entries) >= (self.steps - self.step) * self.groups_per_step:
             return None  # the steps that remain have their groups
         deadlines = [self._deadline(entry) for entry in self.entries.values() if entry.state != TRAINING]
         learner = self._next_version()
-        load = {name: 0 for name in self.generators}
-        for entry in self.entries.values():
-            if entry.state == RUNNING and entry.generator in load:
-                load[entry.generator] += 1
-        for name in sorted(load, key=lambda n: (load[n], n)):
+        for name in self._by_load():
             deadline = self.generators[name] + self.max_staleness
             if feasible([*deadlines, deadline], learner, self.groups_per_step):
-                self.entries[group_id] = Entry(name, self.generators[name])
-                self.admitted += 1
                 return name
         return None
+
+    def admit(self, group_id: str, position: int) -> str | None:
+        """Admit a group and return the generator that shall run it, or None if none may start now."""
+        name = self.next_generator()
+        if name is not None:
+            self.entries[group_id] = Entry(position, name, self.generators[name])
+            self.admitted += 1
+        return name
+
+    def move(self, group_id: str) -> str | None:
+        """Give a running group to the generator with the fewest, and return it; None if there is none."""
+        entry = self._expect(group_id, RUNNING)
+        name = next(iter(self._by_load()), None)
+        entry.generator = name or entry.generator
+        return name
 
     def add(self, group_id: str, record: GroupRecord) -> bool:
         """A group has been generated and scored. Returns False if dynamic sampling discards it.
@@ -112,7 +133,7 @@ class Ledger:
         for group_id in dropped:
             del self.entries[group_id]
         self.dropped_stale += len(dropped)
-        ready = [(self._deadline(e), group_id) for group_id, e in self.entries.items() if e.state == BUFFERED]
+        ready = [(self._deadline(e), e.position, i) for i, e in self.entries.items() if e.state == BUFFERED]
         running = [self._deadline(e) for e in self.entries.values() if e.state == RUNNING]
         chosen = choose(ready, running, self.version, self.groups_per_step)
         if chosen:
@@ -123,14 +144,44 @@ class Ledger:
 
     def step_done(self) -> None:
         """The groups in training have made a new version."""
-        done = [group_id for group_id, entry in self.entries.items() if entry.state == TRAINING]
-        for group_id in done:
+        for group_id in self._in_training():
             del self.entries[group_id]
-        self.trained += len(done)
+        self.step += 1
+        self.version += 1
+
+    def lose(self, group_ids: list[str]) -> None:
+        """Groups that were to be trained were lost with the node that held them: they run again, and the others of
+        their step were not trained."""
+        for group_id in group_ids:
+            entry = self._expect(group_id, TRAINING)
+            entry.state, entry.record = RUNNING, None
+        self.lost += len(group_ids)
+        self.put_back()
+
+    def put_back(self) -> None:
+        """The groups in training were not trained after all."""
+        for group_id in self._in_training():
+            self.entries[group_id].state = BUFFERED
+
+    def roll_back(self, step: int) -> None:
+        """The weights are those of step `step` again."""
+        self.put_back()
+        self.step = step
         self.version += 1
 
     def count(self, state: str) -> int:
         return sum(entry.state == state for entry in self.entries.values())
+
+    def _by_load(self) -> list[str]:
+        """The generators, those with the fewest running groups first."""
+        load = dict.fromkeys(self.generators, 0)
+        for entry in self.entries.values():
+            if entry.state == RUNNING and entry.generator in load:
+                load[entry.generator] += 1
+        return sorted(load, key=lambda name: (load[name], name))
+
+    def _in_training(self) -> list[str]:
+        return [group_id for group_id, entry in self.entries.items() if entry.state == TRAINING]
 
     def _next_version(self) -> int:
         """The learner's version once the step that runs now, if any, is done."""

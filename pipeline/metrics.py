@@ -38,12 +38,13 @@ class UpdateResult:
 
 
 def step_row(
-    version: int, records: list[GroupRecord], updates: list[UpdateResult], discarded: list[GroupRecord]
+    step: int, version: int, records: list[GroupRecord], updates: list[UpdateResult], discarded: list[GroupRecord]
 ) -> dict:
     """The metrics of one learner step, averaged over all that its updates trained on all ranks.
 
     Args:
-        version: of the weights after the step.
+        step: its number, from 1.
+        version: of the weights after it.
         records: of the groups trained.
         updates: the step's optimizer steps.
         discarded: records of the groups that dynamic sampling threw away since the step before.
@@ -66,7 +67,7 @@ def step_row(
         return total(key) / tokens if tokens else None
 
     return {
-        "step": version,
+        "step": step,
         "version": version,
         "reward": float(sampled.mean()),  # of everything generated, so that dynamic sampling does not embellish it
         "reward_std": float(sampled.std()),

@@ -7,8 +7,7 @@ that was stopped would have seen.
 
 import json
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -36,15 +35,6 @@ class Cursor:
 
 
 START = Cursor()
-
-
-def save_cursor(cursor: Cursor, path: Path) -> None:
-    path.write_text(json.dumps(asdict(cursor)) + "\n", encoding="utf-8")
-
-
-def load_cursor(path: Path) -> Cursor:
-    saved = json.loads(path.read_text(encoding="utf-8"))
-    return Cursor(saved["position"], tuple(saved["open"]))
 
 
 def training_source(config: Config) -> SampleFiles | SyntheticRecipe:
@@ -77,15 +67,27 @@ def problem_stream(
             quarantine.finish()
 
 
+def problem_at(source: SampleFiles | SyntheticRecipe, seed: int, position: int) -> Problem:
+    """The problem at a position, read here and now. Raises `BadRow`."""
+    (index,) = _indices(source, seed, np.array([position]))
+    return source.sample(int(index))
+
+
 def _problems(source, seed: int, quarantine: Quarantine, positions: Iterable[int]) -> Iterator[tuple[int, Problem]]:
     positions = np.array(positions, np.int64)
-    indices = np.zeros_like(positions)
-    for epoch in np.unique(positions // len(source)):
-        here = positions // len(source) == epoch
-        indices[here] = source.order(seed, int(epoch))[positions[here] % len(source)]
+    indices = _indices(source, seed, positions)
     for position, row in zip(positions.tolist(), sample_rows(source, indices, WORKERS, WORKER_CPUS), strict=True):
         quarantine.rows += position < len(source)  # a row is counted in its first pass
         if row.error:
             quarantine.add(row.id, row.error, json.loads(row.line))
         else:
             yield position, row.problem()
+
+
+def _indices(source, seed: int, positions: np.ndarray) -> np.ndarray:
+    """The rows at these positions, int64."""
+    indices = np.zeros_like(positions)
+    for epoch in np.unique(positions // len(source)):
+        here = positions // len(source) == epoch
+        indices[here] = source.order(seed, int(epoch))[positions[here] % len(source)]
+    return indices

@@ -31,6 +31,7 @@ def run_summary(
     *,
     seconds: float | None = None,
     failures: Counter[str] | None = None,
+    recoveries: dict[str, int] | None = None,
     engine_version: str = "",
     weight_version: int = 0,
     rows_quarantined: int = 0,
@@ -46,6 +47,7 @@ def run_summary(
         totals: of the steps that were done.
         seconds: that the run took.
         failures: how many groups were lost to what.
+        recoveries: what else was lost, and made good.
         error: why the run failed.
     """
     failures = failures or Counter()
@@ -60,6 +62,7 @@ def run_summary(
         "generators": config.generator.count,
         "scorers": config.scorer.count,
         **totals.summary(),
+        **(recoveries or {}),
         "weight_version": weight_version,
         "groups_dropped_stale": failures[DROPPED_STALE],
         "groups_failed": failures.total() - failures[DROPPED_STALE],

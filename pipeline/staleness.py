@@ -17,12 +17,12 @@ def feasible(deadlines: Iterable[int], version: int, groups_per_step: int) -> bo
 
 
 def choose(
-    ready: Sequence[tuple[int, str]], running: Iterable[int], version: int, groups_per_step: int
+    ready: Sequence[tuple[int, int, str]], running: Iterable[int], version: int, groups_per_step: int
 ) -> list[str] | None:
     """The groups that the learner at `version` trains now, or None if it must wait.
 
     Args:
-        ready: (deadline, group id) of the groups that wait to be trained.
+        ready: (deadline, position in the data, group id) of the groups that wait to be trained.
         running: deadlines of the groups still being generated or scored.
         version: the learner's version.
         groups_per_step: groups of one step.
@@ -30,7 +30,7 @@ def choose(
     if len(ready) < groups_per_step:
         return None
     ordered = sorted(ready)
-    rest = [deadline for deadline, _ in ordered[groups_per_step:]] + list(running)
+    rest = [deadline for deadline, *_ in ordered[groups_per_step:]] + list(running)
     if not feasible(rest, version + 1, groups_per_step):
         return None
-    return [group_id for _, group_id in ordered[:groups_per_step]]
+    return [group_id for *_, group_id in ordered[:groups_per_step]]

@@ -37,3 +37,29 @@ def test_the_lengths_of_the_length_benchmark_are_checked(capsys):
     assert length(["tokens=[10]"]) == length(["chunk_tokens=300"]) == length(["token=5"]) == 2
     printed = capsys.readouterr().err
     assert "lengths of 36 or more" in printed and "between 1 and 210" in printed and "did you mean 'tokens'" in printed
+
+
+def test_the_table_of_the_asynchrony_benchmark_compares_with_its_first_row():
+    from jobs.bench.asynchrony import table as table_of_asynchrony
+
+    def row(seconds: float, stale: int, pause: float | None) -> dict:
+        waited = {f"{pool}_waited": seconds / 10 for pool in ("generators", "scorers", "learners")}
+        return {
+            "seconds": seconds,
+            "update_pause_max": pause,
+            "staleness_mean": stale / 2,
+            "staleness_max": stale,
+        } | waited
+
+    lines = table_of_asynchrony({0: [row(4, 0, None)] * 3, 1: [row(3, 1, 0.05), row(1, 1, None), row(2, 0, 0.07)]})
+    assert lines.splitlines()[2:] == [
+        "| 0 | 4.00 | 1.00 | 40% | 40% | 40% | - | 0.00, 0 |",
+        "| 1 | 2.00 | 0.50 | 20% | 20% | 20% | 60 ms | 0.33, 1 |",
+    ]
+
+
+def test_the_settings_of_the_asynchrony_benchmark_are_checked(capsys):
+    from jobs.bench.asynchrony import main as asynchrony
+
+    assert asynchrony(["steps=3"]) == 2 and "steps must be over 4" in capsys.readouterr().err
+    assert asynchrony(["stps=3"]) == 2 and "stps" in capsys.readouterr().err

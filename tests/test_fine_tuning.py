@@ -250,7 +250,7 @@ def test_zero3_learns_what_plain_torch_learns(ray_session, random_model, example
 async def gang_weights(config, batches) -> tuple[dict[str, torch.Tensor], list[float]]:
     from actors.learner_gang import SupervisedGang
 
-    gang = SupervisedGang(config)
+    gang = SupervisedGang(config, config.learner.ranks)
     await gang.start()
     losses = [sum(rank["loss"] for rank in await gang.train(batch)) for batch in batches]
     weights = {}

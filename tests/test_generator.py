@@ -46,17 +46,20 @@ def generator_with(config, monkeypatch, respond):
 
     class Engine:
         is_dead = False
+        begun = 0
 
         async def generate(self, prompt, max_tokens, sampling):
+            self.begun += 1
+            await asyncio.sleep(0.001 * self.begun)  # no two responses take as long
             tokens = respond(prompt)
             return Completion(tokens, [-0.1] * len(tokens), [0] * len(tokens), "stop")
 
-    async def started():
-        return None
+    class Journal(list):
+        async def write(self, finished):
+            self.append(finished)
 
     generator = module.Generator.__ray_metadata__.modified_class("generator-0", config, 0)
-    generator._tokenizer, generator.engine = tiny_tokenizer(), Engine()
-    monkeypatch.setattr(generator, "start", started)
+    generator._tokenizer, generator.engine, generator._journal = tiny_tokenizer(), Engine(), Journal()
     return generator
 
 
@@ -92,7 +95,7 @@ COUNTS = MemoryCounts(written=Ratio(2, 2), kept=Ratio(1, 2), junk=Ratio(3, 12), 
 
 
 def test_a_group_tells_what_the_memories_of_each_episode_did(forgetful):
-    group, _ = asyncio.run(forgetful.rollout(chain(), "memory", 2, Sampling(1.0)))
+    group, _ = asyncio.run(forgetful.rollout("g", chain(), "memory", 2, Sampling(1.0)))
     assert group.memory == (COUNTS, COUNTS) and group.roles[:4] == ("memory",) * 3 + ("answer",)
     assert record_of(group, "g", [1, 0]).memory == COUNTS + COUNTS
 
@@ -105,3 +108,38 @@ def test_an_answer_tells_what_its_memories_did(forgetful):
     concat = asyncio.run(answer("concat"))  # each chunk by itself: its memories are no chain
     assert concat.memory_trace == MemoryCounts(tokens=Ratio(9, 3))
     assert asyncio.run(answer("closed_book")).memory_trace is None
+
+
+def test_a_group_goes_on_from_the_journal_and_generates_only_what_is_missing(forgetful):
+    """Of two episodes, one was finished but for its answer, the other had not begun."""
+    whole, notes = asyncio.run(forgetful.rollout("g", chain(), "memory", 2, Sampling(1.0)))
+    assert (notes.replayed, notes.went_on) == (0, 0)
+    journal = [f for f in forgetful._journal if f.episode == 0][:3]
+    forgetful._journal.clear()
+
+    async def read(group_id):
+        return journal if group_id == "g" else []
+
+    forgetful._read_journal = read
+    group, notes = asyncio.run(forgetful.rollout("g", chain(), "memory", 2, Sampling(1.0), go_on=True))
+    assert (notes.replayed, notes.went_on) == (3, 2)
+    assert [f.episode for f in forgetful._journal].count(0) == 1 and len(forgetful._journal) == 1 + 4
+    assert group.answers == whole.answers and group.memory == whole.memory
+    assert all((getattr(group, name) == getattr(whole, name)).all() for name in ("tokens", "offsets", "logprobs"))
+
+
+def test_a_generator_that_is_drained_ends_what_is_open_and_begins_nothing(forgetful):
+    from actors.generator import Draining
+
+    async def run():
+        rolling = asyncio.create_task(forgetful.rollout("g", chain(), "memory", 2, Sampling(1.0)))
+        while forgetful._open < 2:
+            await asyncio.sleep(0)
+        await asyncio.wait_for(forgetful.drain(), 10)
+        assert not forgetful._open
+        with pytest.raises(Draining):
+            await rolling
+
+    asyncio.run(run())
+    assert len(forgetful._journal) == forgetful.engine.begun  # whatever was open came to its end
+    assert {f.episode for f in forgetful._journal} == {0, 1}

@@ -56,7 +56,7 @@ def batches():
 
 
 def records(ray, groups):
-    return [(record_of(g, f"g{i}", REWARDS), [ray.put(g)]) for i, g in enumerate(groups)]
+    return [(record_of(g, f"g{i}", REWARDS), ray.put(g)) for i, g in enumerate(groups)]
 
 
 def rate_of(config, update: int) -> float:
@@ -83,14 +83,14 @@ def trained(request, ray_session, tiny_config, wide_model, batches, tmp_path_fac
     folder = tmp_path_factory.mktemp("checkpoint") / "hf"
 
     async def run():
-        gang = LearnerGang(config)
+        gang = LearnerGang(config, config.learner.ranks)
         await gang.start()
-        steps = [await gang.train(version, records(ray_session, groups)) for version, groups in enumerate(batches)]
+        steps = [await gang.train(step, step, records(ray_session, groups)) for step, groups in enumerate(batches)]
         weights = await weights_of(gang)
         await gang.save(str(folder))
         good = records(ray_session, batches[0])
         bad = [*good[:-1], (record_of(batches[0][-1], "bad", [np.nan, 0, 0, 0]), good[-1][1])]
-        spoiled = await gang.train(STEPS, bad), await weights_of(gang), await gang.train(STEPS, good)
+        spoiled = await gang.train(STEPS, STEPS, bad), await weights_of(gang), await gang.train(STEPS, STEPS, good)
         await gang.close()
         return weights, steps, spoiled
 

@@ -31,6 +31,7 @@ def records(*rewards):
 def test_a_row_averages_over_the_tokens_of_all_updates_and_ranks():
     row = step_row(
         3,
+        5,
         records([1, 0], [0, 0]),
         [
             update(
@@ -53,7 +54,7 @@ def test_a_row_averages_over_the_tokens_of_all_updates_and_ranks():
 
 
 def test_the_reward_counts_what_dynamic_sampling_threw_away():
-    row = step_row(1, records([1, 0]), [update(rank(tokens=3))], records([1, 1], [0, 0], [0, 0]))
+    row = step_row(1, 1, records([1, 0]), [update(rank(tokens=3))], records([1, 1], [0, 0], [0, 0]))
     assert row["reward"] == pytest.approx(3 / 8) and row["reward_trained"] == 0.5
     assert row["kept_fraction"] == 0.25 and row["groups_discarded"] == 3 and row["groups"] == 1
 
@@ -66,7 +67,7 @@ def test_a_row_tells_what_the_memories_of_the_trained_groups_did():
     partial = MemoryCounts(Ratio(1, 2), Ratio(4, 4), Ratio(0, 0), Ratio(0, 12), Ratio(12, 4))
     trained = [traced("a", [1, 0, 0.5], complete, complete, complete), traced("b", [1, 1, 1], *[partial] * 3)]
     unknown = traced("c", [0, 0, 0], *[MemoryCounts(tokens=Ratio(36, 4))] * 3)
-    row = step_row(1, [*trained, unknown], [update(rank(tokens=3))], [traced("d", [0, 0, 0], *[partial] * 3)])
+    row = step_row(1, 1, [*trained, unknown], [update(rank(tokens=3))], [traced("d", [0, 0, 0], *[partial] * 3)])
     assert row["memory_written"] == 9 / 12 and row["memory_kept"] == 21 / 24
     assert row["memory_answered"] == pytest.approx(1 / 3)  # only of the complete ones, and only a reward of 1
     assert row["memory_junk"] == 18 / 108 and row["memory_tokens"] == 6.0
@@ -74,14 +75,14 @@ def test_a_row_tells_what_the_memories_of_the_trained_groups_did():
 
 
 def test_without_counts_of_the_memories_their_numbers_are_unknown():
-    row = step_row(1, records([1, 0]), [update(rank(tokens=3))], [])
+    row = step_row(1, 1, records([1, 0]), [update(rank(tokens=3))], [])
     shares = ("written", "kept", "answered", "junk", "tokens")
     assert [row[f"memory_{name}"] for name in shares] == [None] * 5
 
 
 def test_a_skipped_update_is_counted_and_left_out_of_the_averages():
     bad = update(rank(grad_norm=None, tokens=9, loss=float("nan"), not_finite=[1]), groups=[0, 1])
-    row = step_row(1, records([1, 0]), [update(rank(tokens=10, loss=0.2)), bad], [])
+    row = step_row(1, 1, records([1, 0]), [update(rank(tokens=10, loss=0.2)), bad], [])
     assert row["updates"] == 1 and row["updates_skipped"] == 1
     assert row["tokens_trained"] == 10 and row["loss"] == pytest.approx(0.2)
     assert bad.suspects == [1]
@@ -89,21 +90,21 @@ def test_a_skipped_update_is_counted_and_left_out_of_the_averages():
 
 
 def test_a_step_whose_updates_were_all_skipped_has_a_row_and_a_line():
-    row = step_row(1, records([1, 0]), [update(rank(grad_norm=None, not_finite=[0]))], [])
+    row = step_row(1, 1, records([1, 0]), [update(rank(grad_norm=None, not_finite=[0]))], [])
     assert row["loss"] is None and row["tokens_trained"] == 0
     assert "grad -" in step_line(row | {"tokens_per_second": 1.0, "seconds": 1.0}, 5)
     json.dumps(row, allow_nan=False)
 
 
 def test_without_tokens_of_the_learners_version_there_is_no_mismatch_to_report():
-    assert step_row(1, records([1, 0]), [update(rank(tokens=3))], [])["logprob_mismatch_mean"] is None
+    assert step_row(1, 1, records([1, 0]), [update(rank(tokens=3))], [])["logprob_mismatch_mean"] is None
 
 
 def test_the_summary_compares_the_first_and_the_last_tenth():
     totals = RunTotals()
     for reward in np.linspace(0, 1, 21):
         ranks = [rank(tokens=7, same_version_tokens=7, mismatch=0.7)]
-        totals.add(step_row(1, records([reward, reward]), [update(*ranks)], []))
+        totals.add(step_row(1, 1, records([reward, reward]), [update(*ranks)], []))
     summary = totals.summary()
     assert summary["steps"] == summary["updates"] == 21
     assert summary["tokens_trained"] == 21 * 7 and summary["episodes"] == 42

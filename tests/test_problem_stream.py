@@ -7,7 +7,8 @@ from itertools import islice
 import pytest
 
 from pipeline.documents.synthetic import SyntheticRecipe, synthetic_problem
-from pipeline.problem_stream import START, Cursor, load_cursor, problem_stream, save_cursor, training_source
+from pipeline.problem_queue import ProblemQueue
+from pipeline.problem_stream import START, Cursor, problem_stream, training_source
 from pipeline.problems import DataError, Problem, Quarantine
 from pipeline.sample_files import SampleFiles
 from pipeline.samples import sample_rows
@@ -74,8 +75,7 @@ def test_a_run_that_is_taken_up_sees_what_the_stopped_one_would_have_seen(ray_se
     whole = list(islice(stream(source, tmp_path), 420))  # into the fourth pass
     read = whole[:after]
     open_positions = [position for position, _ in read[-3:]]  # read, but not trained yet
-    save_cursor(Cursor(read[-1][0] + 1, tuple(open_positions)), tmp_path / "data.json")
-    again = stream(source, tmp_path, cursor=load_cursor(tmp_path / "data.json"))
+    again = stream(source, tmp_path, cursor=Cursor(read[-1][0] + 1, tuple(open_positions)))
     assert list(islice(again, 420 - after + 3)) == whole[after - 3 :]
 
 
@@ -129,3 +129,68 @@ def test_a_problem_survives_the_way_through_a_worker(ray_session):
 
     (row,) = sample_rows(One(), [0], workers=1)
     assert row.problem() == problem
+
+
+# The queue.
+
+
+@pytest.fixture
+def queue(ray_session, source, tmp_path):
+    def make(cursor=START) -> ProblemQueue:
+        return ProblemQueue(source, 0, Quarantine(tmp_path / "quarantine.jsonl", 0.5), cursor)
+
+    return make
+
+
+def test_problems_that_are_run_again_come_first_and_in_order(queue, source, tmp_path):
+    queue = queue()
+    read = [queue.next() for _ in range(5)]
+    for position in (read[3], read[1]):
+        queue.again(position)
+    assert [queue.next(), queue.next()] == [read[1], read[3]] and queue.next() > read[-1]
+    expected = dict(islice(stream(source, tmp_path), 6))
+    assert all(queue.problem(position) == expected[position] for position in read)
+
+
+def test_the_cursor_has_all_that_is_not_done_with(queue):
+    first = queue()
+    read = [first.next() for _ in range(6)]
+    first.done(read[0])
+    first.withdraw(read[2])
+    first.again(read[4])
+    cursor = first.cursor()
+    assert cursor == Cursor(read[-1] + 1, (read[1], read[3], read[4], read[5]))
+    second = queue(cursor)
+    assert [second.next(), second.next()] == [read[1], read[3]]
+    assert second.cursor() == cursor  # those that were not yet read again are open too
+    assert [second.next(), second.next()] == [read[4], read[5]] and second.next() > read[5]
+
+
+def test_a_rollback_hands_out_what_was_done_with_since_and_nothing_else(queue):
+    queue = queue()
+    read = [queue.next() for _ in range(3)]
+    queue.done(read[0])
+    before = queue.cursor()
+    read += [queue.next() for _ in range(9)]
+    problems = [queue.problem(position) for position in read[1:5]]
+    for position in read[1:5]:
+        queue.done(position)
+    queue.withdraw(read[5])
+    queue.again(read[6])  # as well as what is open anyway
+    queue.roll_back(before)
+    assert [queue.next() for _ in range(5)] == [*read[1:5], read[6]]
+    assert [queue.problem(position) for position in read[1:5]] == problems
+    assert queue.next() > read[-1]
+    queue.done(read[1])
+    queue.roll_back(START)  # that checkpoint was found broken
+    assert [queue.next(), queue.next()] == read[:2]
+
+
+def test_bad_rows_stay_away_after_a_rollback(queue):
+    queue = queue()
+    read = [queue.next() for _ in range(40)]
+    for position in read:
+        queue.done(position)
+    assert len(read) < read[-1] + 1  # some were bad
+    queue.roll_back(START)
+    assert [queue.next() for _ in range(40)] == read

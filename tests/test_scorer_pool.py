@@ -20,10 +20,16 @@ def score(ray_session, tiny_config):
     loop = asyncio.new_event_loop()
 
     async def make():
-        return ScorerPool(replace(tiny_config, scorer=replace(tiny_config.scorer, count=1, timeout_s=3)))
+        scorer = replace(tiny_config.scorer, count=1, timeout_s=3)
+        pool = ScorerPool(replace(tiny_config, scorer=scorer), said.append)
+        return pool, asyncio.create_task(pool.run())
 
-    pool = loop.run_until_complete(make())
+    said: list[str] = []
+    pool, running = loop.run_until_complete(make())
     yield lambda task: loop.run_until_complete(pool.score("id", group, task, ("Paris",), "generator-0", 1.5))
+    running.cancel()
+    loop.run_until_complete(asyncio.gather(running, return_exceptions=True))
+    loop.run_until_complete(pool.close())
     loop.close()
 
 

@@ -16,12 +16,12 @@ def test_feasible_means_that_every_deadline_can_be_kept_in_turn():
     assert not feasible([4], version=5, groups_per_step=2)
 
 
-def test_the_learner_takes_the_earliest_deadlines_first():
-    assert choose([(3, "c"), (1, "a"), (2, "b")], [], version=1, groups_per_step=2) == ["a", "b"]
+def test_the_learner_takes_the_earliest_deadlines_first_and_of_those_the_first_in_the_data():
+    assert choose([(3, 0, "c"), (1, 7, "a"), (2, 5, "b"), (1, 6, "z")], [], version=1, groups_per_step=2) == ["z", "a"]
 
 
 def test_the_learner_waits_for_a_slow_group_rather_than_let_it_expire():
-    ready = [(2, "new-1"), (2, "new-2")]
+    ready = [(2, 0, "new-1"), (2, 1, "new-2")]
     assert choose(ready, running=[1], version=1, groups_per_step=2) is None
     assert choose(ready, running=[2], version=1, groups_per_step=2) == ["new-1", "new-2"]
 
@@ -43,7 +43,7 @@ def test_any_schedule_keeps_the_bound_and_loses_nothing(data):
     rewards = st.sampled_from([(0.0, 1.0), (0.0, 0.0), (1.0, 1.0)])
     ledger.generators = {f"g{i}": 0 for i in range(data.draw(st.integers(1, 3)))}
     number = trained = failures = 0
-    while ledger.version < steps:
+    while ledger.step < steps:
         moves = ["admit", "finish", "update", "train", "fail"]
         move = data.draw(st.sampled_from(moves))
         running = [i for i, e in ledger.entries.items() if e.state == RUNNING]
@@ -59,7 +59,7 @@ def test_any_schedule_keeps_the_bound_and_loses_nothing(data):
         elif move == "update":
             name = data.draw(st.sampled_from(sorted(ledger.generators)))
             ledger.generators[name] = ledger.version
-        elif move == "admit" and ledger.admit(f"group-{number}"):
+        elif move == "admit" and ledger.admit(f"group-{number}", number):
             number += 1
             assert len(ledger.entries) <= (staleness + 1) * per_step
         elif move == "train":
@@ -72,9 +72,9 @@ def test_any_schedule_keeps_the_bound_and_loses_nothing(data):
         if data.draw(st.integers(0, 30)) == 0:
             break
     # From wherever it stopped, finishing everything ends the run: there is no deadlock.
-    while ledger.version < steps:
+    while ledger.step < steps:
         ledger.generators = dict.fromkeys(ledger.generators, ledger.version)
-        while ledger.admit(f"group-{number}"):
+        while ledger.admit(f"group-{number}", number):
             number += 1
         for group_id in [i for i, e in ledger.entries.items() if e.state == RUNNING]:
             # Nothing to learn from any more: the cap alone lets the run end.
@@ -90,23 +90,98 @@ def test_any_schedule_keeps_the_bound_and_loses_nothing(data):
     assert not ledger.entries
 
 
+@settings(max_examples=200, deadline=None)
+@given(st.data())
+def test_any_faults_leave_a_history_that_has_every_problem_once(data):
+    """Generators that die and come back, groups lost when they are to be trained, and learners that go back to a
+    checkpoint, in any order: in the history that is left no problem is missing and none is there twice."""
+    per_step, staleness, steps = (data.draw(st.integers(low, high)) for low, high in ((1, 3), (0, 2), (2, 6)))
+    ledger = Ledger(per_step, staleness, steps, generators={"g0": 0, "g1": 0})
+    history: list[list[int]] = []  # positions, by step
+    again: list[int] = []
+    position = number = rollbacks = saved = 0
+
+    def run(move: str) -> None:
+        nonlocal position, number, rollbacks, saved, history
+        running = [i for i, e in ledger.entries.items() if e.state == RUNNING]
+        if move == "admit":
+            chosen = min(again) if again else position
+            if ledger.admit(f"group-{number}", chosen):
+                number += 1
+                if again:
+                    again.remove(chosen)
+                else:
+                    position += 1
+        elif move == "finish" and running:
+            group_id = running[0]
+            assert ledger.add(group_id, record(group_id, ledger.entries[group_id].first_version))
+        elif move == "update":
+            ledger.generators = dict.fromkeys(ledger.generators, ledger.version)
+        elif move == "kill":
+            gone = ledger.generators.pop(sorted(ledger.generators)[0])
+            for group_id in running:
+                assert ledger.move(group_id) in ledger.generators
+            ledger.generators[f"g{number}-{gone}"] = ledger.version
+        elif move in ("train", "train, but some are lost", "train, but the learners die"):
+            chosen, dropped = ledger.take()
+            assert staleness == 0 or rollbacks or not dropped
+            again.extend(dropped_positions(dropped))
+            if chosen and move == "train":
+                positions = [ledger.entries[i].position for i in chosen]
+                assert all(ledger.version - ledger.entries[i].record.oldest_version <= staleness for i in chosen)
+                ledger.step_done()
+                history.append(positions)
+                if data.draw(st.booleans()):
+                    saved = ledger.step
+            elif chosen and move == "train, but some are lost":
+                ledger.lose(chosen[:1])
+                assert ledger.entries[chosen[0]].state == RUNNING
+            elif chosen and rollbacks < 4:
+                rollbacks += 1
+                ledger.roll_back(saved)
+                history, gone = history[:saved], history[saved:]
+                again.extend(p for positions in gone for p in positions)
+            elif chosen:
+                ledger.put_back()
+
+    known: dict[str, int] = {}
+
+    def dropped_positions(dropped: list[str]) -> list[int]:
+        return [known[i] for i in dropped]
+
+    moves = ["admit", "finish", "update", "kill", "train", "train, but some are lost", "train, but the learners die"]
+    for move in data.draw(st.lists(st.sampled_from(moves), max_size=80)):
+        run(move)
+        known |= {i: e.position for i, e in ledger.entries.items()}
+    for _ in range(20 * steps):
+        if ledger.step == steps:
+            break
+        for move in ["update", *["admit"] * 9, *["finish"] * 9, "train"]:
+            run(move)
+            known |= {i: e.position for i, e in ledger.entries.items()}
+    assert [len(positions) for positions in history] == [per_step] * steps
+    trained = [p for positions in history for p in positions]
+    open_positions = [e.position for e in ledger.entries.values()] + again
+    assert sorted(trained + open_positions) == list(range(position))
+
+
 def test_synchronous_training_starts_nothing_until_the_generator_has_the_new_weights():
     ledger = Ledger(groups_per_step=2, max_staleness=0, steps=2, generators={"g": 0})
-    assert ledger.admit("a") and ledger.admit("b")
-    assert ledger.admit("c") is None
+    assert ledger.admit("a", 0) and ledger.admit("b", 0)
+    assert ledger.admit("c", 0) is None
     for group_id in "ab":
         ledger.add(group_id, record(group_id, 0))
     assert ledger.take() == (["a", "b"], [])
-    assert ledger.admit("c") is None
+    assert ledger.admit("c", 0) is None
     ledger.step_done()
-    assert ledger.admit("c") is None
+    assert ledger.admit("c", 0) is None
     ledger.generators["g"] = 1
-    assert ledger.admit("c") == "g"
+    assert ledger.admit("c", 0) == "g"
 
 
 def test_a_group_whose_tokens_are_too_old_all_the_same_is_dropped_and_counted():
-    ledger = Ledger(groups_per_step=1, max_staleness=0, steps=2, version=1, generators={"g": 1})
-    ledger.admit("a")
+    ledger = Ledger(groups_per_step=1, max_staleness=0, steps=2, step=1, version=1, generators={"g": 1})
+    ledger.admit("a", 0)
     ledger.add("a", record("a", version=0))
     assert ledger.take() == (None, ["a"])
     assert ledger.dropped_stale == 1 and not ledger.entries
@@ -114,17 +189,17 @@ def test_a_group_whose_tokens_are_too_old_all_the_same_is_dropped_and_counted():
 
 def test_new_groups_go_to_the_generator_with_the_fewest():
     ledger = Ledger(groups_per_step=4, max_staleness=0, steps=1, generators={"g0": 0, "g1": 0})
-    assert [ledger.admit(i) for i in "abcd"] == ["g0", "g1", "g0", "g1"]
+    assert [ledger.admit(i, 0) for i in "abcd"] == ["g0", "g1", "g0", "g1"]
 
 
 def test_the_last_steps_are_not_given_more_groups_than_they_need():
     ledger = Ledger(groups_per_step=2, max_staleness=5, steps=1, generators={"g": 0})
-    assert [ledger.admit(i) for i in "abc"] == ["g", "g", None]
+    assert [ledger.admit(i, 0) for i in "abc"] == ["g", "g", None]
 
 
 def test_a_group_cannot_be_added_twice():
     ledger = Ledger(groups_per_step=1, max_staleness=0, steps=1, generators={"g": 0})
-    ledger.admit("a")
+    ledger.admit("a", 0)
     ledger.add("a", record("a", 0))
     with pytest.raises(KeyError, match="not running"):
         ledger.add("a", record("a", 0))
@@ -135,13 +210,13 @@ def test_dynamic_sampling_discards_groups_of_equal_rewards_up_to_its_cap_for_eac
     equal = (1.0, 1.0)
     kept = []
     for group_id, rewards in [("a", equal), ("b", (0.0, 1.0)), ("c", equal), ("d", equal)]:
-        ledger.admit(group_id)
+        ledger.admit(group_id, 0)
         kept.append(ledger.add(group_id, record(group_id, 0, rewards)))
     assert kept == [False, True, False, True]  # the cap is reached: "d" is trained though it teaches nothing
     assert sorted(ledger.take()[0]) == ["b", "d"] and ledger.discarded == 2
     ledger.step_done()
     ledger.generators["g"] = 1
-    ledger.admit("e")
+    ledger.admit("e", 0)
     assert not ledger.add("e", record("e", 1, equal))
 
 
@@ -155,5 +230,5 @@ def test_a_run_ends_when_more_than_its_share_of_groups_failed(failed, done, ends
 
 def test_without_dynamic_sampling_every_group_is_trained():
     ledger = Ledger(groups_per_step=1, max_staleness=0, steps=1, generators={"g": 0})
-    ledger.admit("a")
+    ledger.admit("a", 0)
     assert ledger.add("a", record("a", 0, (1.0, 1.0))) and ledger.take() == (["a"], [])

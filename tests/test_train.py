@@ -10,6 +10,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from pipeline.checkpoints import Checkpoints
 from pipeline.documents.synthetic import synthetic_problem
 from pipeline.problems import write_problem_file
 
@@ -173,10 +174,10 @@ def test_the_checkpoints_load_in_plain_transformers_and_hold_new_weights(finishe
 
 
 def test_a_checkpoint_says_where_the_run_stands_in_its_data(finished):
-    from pipeline.problem_stream import load_cursor
-
     folder, summary, _ = finished
-    first, last = (load_cursor(folder / "checkpoints" / str(step) / "data.json") for step in (2, 4))
+    checkpoints = Checkpoints(folder / "checkpoints")
+    assert checkpoints.steps() == [4, 2]
+    first, last = (checkpoints.read(step).state.cursor for step in (2, 4))
     for cursor, trained in ((first, 8), (last, 16)):
         assert all(position < cursor.position for position in cursor.open)
         assert len(set(cursor.open)) == len(cursor.open) <= 4 * 4  # in flight, buffered, to be retried, and one to come
@@ -208,7 +209,7 @@ def test_a_dead_engine_is_replaced_and_an_interrupted_run_keeps_what_was_trained
     wait_for(process, "step 1/")
     (engine,) = [p for p in psutil.Process(process.pid).children(recursive=True) if "EngineCor" in p.name()]
     engine.kill()
-    wait_for(process, "generator-0 is back")
+    wait_for(process, "generator-0 is in service")
     wait_for(process, "step ")
     process.send_signal(signal.SIGTERM)
     begin = time.time()

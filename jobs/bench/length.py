@@ -67,12 +67,14 @@ async def measure(settings: Settings) -> dict[int, list[tuple[float, int, int]]]
     config = load_config(["preset=tiny"])
     config = replace(config, agent=replace(config.agent, window=256, chunk_tokens=settings.chunk_tokens))
     pool = GeneratorPool(config, print)
-    await pool.start()
+    running = asyncio.ensure_future(pool.run())
+    await pool.ready()
     await run(pool, BASE // 8)  # what is done once is not counted
     measured: dict[int, list[tuple[float, int, int]]] = {}
     for length in [*settings.tokens, *reversed(settings.tokens)]:
         tokens, *rest = await run(pool, length)
         measured.setdefault(tokens, []).append(tuple(rest))
+    running.cancel()
     await pool.close()
     return measured
 
@@ -81,7 +83,7 @@ async def run(pool: GeneratorPool, length: int) -> tuple[int, float, int, int]:
     """Read one document: its tokens, the seconds, the conversations, the peak memory in bytes."""
     problem = synthetic_problem(0, length, chunks=length // CHUNK_TOKENS)
     peak, begin = 0, time.perf_counter()
-    answering = asyncio.ensure_future(pool.answer(pool.names[0], problem, "memory", Sampling(1.0, seed=0), 1))
+    answering = asyncio.ensure_future(pool.answer(problem, "memory", Sampling(1.0, seed=0), 1))
     while not answering.done():
         peak = max(peak, generator_memory())
         await asyncio.wait([answering], timeout=SAMPLE_S)

@@ -1,0 +1,92 @@
+"""What asynchrony gains: the same training run with several bounds of staleness, side by side.
+
+    python -m jobs.bench.asynchrony max_staleness=[0,1,4] steps=20 preset=tiny
+
+The runs take turns, a few steps of each, so that all meet the same load of the machine; ratios are to the first one.
+Every turn is a whole run of its own, whose first steps are not counted: in them the pools begin to work together.
+"""
+
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+WARM_UP = 4  # steps
+
+
+@dataclass
+class Settings:
+    max_staleness: list[int] = field(default_factory=lambda: [0, 1, 4])
+    steps: int = 20  # of a turn
+    turns: int = 2  # of each
+    preset: str = "tiny"
+    arguments: str = "generator.count=1"  # more settings of the run
+
+
+def main(arguments: list[str]) -> int:
+    try:
+        settings = OmegaConf.to_object(
+            OmegaConf.merge(OmegaConf.structured(Settings), OmegaConf.from_dotlist(arguments))
+        )
+    except OmegaConfBaseException as error:
+        print(f"configuration error:\n{str(error).splitlines()[0]}", file=sys.stderr)
+        return 2
+    if not settings.max_staleness or settings.steps <= WARM_UP or settings.turns < 1:
+        print(
+            f"configuration error:\nsteps must be over {WARM_UP}, turns and max_staleness not be none", file=sys.stderr
+        )
+        return 2
+    rows: dict[int, list[dict]] = {bound: [] for bound in settings.max_staleness}
+    for turn in range(settings.turns):
+        for bound in settings.max_staleness:
+            print(f"· turn {turn + 1} of {settings.turns}: max_staleness {bound}", flush=True)
+            rows[bound] += run(settings, bound)
+    print(table(rows))
+    return 0
+
+
+def run(settings: Settings, bound: int) -> list[dict]:
+    """The rows of metrics.jsonl of one turn, without the first steps. Raises `RuntimeError` if the run failed."""
+    with tempfile.TemporaryDirectory() as folder:
+        command = [sys.executable, "-m", "jobs.train", f"preset={settings.preset}", f"train.max_staleness={bound}"]
+        command += [f"train.steps={settings.steps}", "train.evaluation=''", "wandb.mode=disabled"]
+        command += [*settings.arguments.split(), f"run.folder={folder}", "run.name=bench"]
+        done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        if done.returncode != 0:
+            raise RuntimeError(f"max_staleness={bound} ended with status {done.returncode}:\n{done.stdout[-3000:]}")
+        lines = (Path(folder) / "bench" / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    return [json.loads(line) for line in lines[WARM_UP:]]
+
+
+def table(rows: dict[int, list[dict]]) -> str:
+    """One row a bound: medians over steps of seconds and pause, means of the shares, and the oldest token."""
+    lines = [
+        "| max_staleness | seconds a step | ratio | generators waited | scorers waited | learners waited | pause of a "
+        "weight update | staleness, mean and max |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    first = None
+    for bound, of in rows.items():
+        seconds = statistics.median(row["seconds"] for row in of)
+        first = first or seconds
+        shares = (
+            statistics.mean(row[f"{pool}_waited"] for row in of) for pool in ("generators", "scorers", "learners")
+        )
+        pauses = [row["update_pause_max"] for row in of if row["update_pause_max"] is not None]
+        pause = f"{1000 * statistics.median(pauses):.0f} ms" if pauses else "-"
+        stale = [row for row in of if row["staleness_mean"] is not None]
+        mean = f"{statistics.mean(row['staleness_mean'] for row in stale):.2f}" if stale else "-"
+        most = max((row["staleness_max"] for row in stale), default="-")
+        waited = " | ".join(f"{share:.0%}" for share in shares)
+        lines.append(f"| {bound} | {seconds:.2f} | {seconds / first:.2f} | {waited} | {pause} | {mean}, {most} |")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,173 @@
+"""Checkpoints: folders by step, in a local folder or in an object store, that are complete or not there.
+
+    <base>/<step>/hf/            the model for transformers and vLLM, in safetensors
+    <base>/<step>/learner/       the learners' state, written by DeepSpeed
+    <base>/<step>/run.json       where the run stands (`RunState`)
+    <base>/<step>/manifest.json  size and checksum of all other files; written last
+
+A folder without a manifest was not finished and counts for nothing; nor does one whose files are not those of its
+manifest.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from pipeline.files import copy_folder, exists, folder_names, join, open_input, remove_folder, write_text
+from pipeline.problem_stream import Cursor
+
+MANIFEST, RUN_STATE = "manifest.json", "run.json"
+MODEL, LEARNER = "hf", "learner"
+PIECE = 1 << 24  # bytes that are read at once
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint cannot be used. The message says what is wrong with it."""
+
+
+@dataclass(frozen=True)
+class FileEntry:
+    """A file of a checkpoint; `path` is relative to its folder."""
+
+    path: str
+    size: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class RunState:
+    """What a checkpoint keeps of a run beside the learners' state.
+
+    The order of the data, the split of a step into updates and the seeds of the responses are functions of
+    `run.seed` and of what is here, so that there are no random states to keep.
+    """
+
+    step: int
+    version: int  # of the weights
+    cursor: Cursor
+    ranks: int  # of the learners that wrote it
+    wandb_id: str = ""
+    tokens_generated: int = 0
+    failures: dict[str, int] = field(default_factory=dict)
+    recoveries: dict[str, int] = field(default_factory=dict)
+    reward: float = 0.0  # mean of the steps since the checkpoint before
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint that is there and whole."""
+
+    folder: str
+    state: RunState
+
+    @property
+    def step(self) -> int:
+        return self.state.step
+
+
+class Checkpoints:
+    """All checkpoints of a run.
+
+    Args:
+        base: a folder that all nodes share, or a URI.
+    """
+
+    def __init__(self, base: str | Path):
+        self.base = str(base)
+
+    def folder(self, step: int) -> str:
+        return join(self.base, str(step))
+
+    def steps(self) -> list[int]:
+        """Of the checkpoints that were finished, newest first."""
+        if not exists(self.base):
+            return []
+        steps = sorted((int(name) for name in folder_names(self.base) if name.isdecimal()), reverse=True)
+        return [step for step in steps if exists(join(self.folder(step), MANIFEST))]
+
+    def newest_good(self, say=lambda line: None) -> Checkpoint | None:
+        """The newest one whose files are all there and whole; what is wrong with newer ones is said."""
+        for step in self.steps():
+            try:
+                return self.read(step)
+            except CheckpointError as error:
+                say(f"· checkpoints/{step} cannot be used: {error}")
+        return None
+
+    def read(self, step: int) -> Checkpoint:
+        """A checkpoint, all of whose files were read and compared with their checksums.
+
+        Raises:
+            CheckpointError: one is missing or is not what was written.
+        """
+        folder = self.folder(step)
+        try:
+            manifest = json.loads(_text(join(folder, MANIFEST)))
+            entries = [FileEntry(**entry) for entry in manifest["files"]]
+            for entry in entries:
+                _check(folder, entry)
+            state = json.loads(_text(join(folder, RUN_STATE)))
+            cursor = state.pop("cursor")
+            return Checkpoint(folder, RunState(cursor=Cursor(cursor["position"], tuple(cursor["open"])), **state))
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise CheckpointError(f"{type(error).__name__}: {error}") from None
+
+    def finish(self, state: RunState, files: Iterable[FileEntry]) -> Checkpoint:
+        """Make the checkpoint of a step count, all other files of which are written."""
+        folder = self.folder(state.step)
+        text = json.dumps(asdict(state), indent=1) + "\n"
+        write_text(join(folder, RUN_STATE), text)
+        run_state = FileEntry(RUN_STATE, len(text.encode()), hashlib.sha256(text.encode()).hexdigest())
+        entries = [asdict(entry) for entry in sorted([*files, run_state], key=lambda entry: entry.path)]
+        write_text(join(folder, MANIFEST), json.dumps({"files": entries}, indent=1) + "\n")
+        return Checkpoint(folder, state)
+
+    def clear(self, step: int) -> None:
+        """Remove what there may be of a step: a writing that was not finished, or a later history that was left."""
+        if exists(folder := self.folder(step)):
+            remove_folder(folder)
+
+    def prune(self, keep_last: int, keep_best: int) -> list[int]:
+        """Remove all but the newest and those of the best reward; return the steps that are gone."""
+        steps = self.steps()
+        rewards = {step: json.loads(_text(join(self.folder(step), RUN_STATE)))["reward"] for step in steps}
+        best = sorted(steps, key=lambda step: (rewards[step], step), reverse=True)[:keep_best]
+        gone = [step for step in steps[keep_last:] if step not in best]
+        for step in gone:
+            self.clear(step)
+        return gone
+
+
+def file_entries(folder: Path, paths: Iterable[Path]) -> list[FileEntry]:
+    """What a manifest says of local files in a checkpoint's folder."""
+    return [FileEntry(path.relative_to(folder).as_posix(), path.stat().st_size, _sha256(path)) for path in paths]
+
+
+def upload(local: Path, folder: str) -> None:
+    """Copy what lies in a local folder into the folder of a checkpoint."""
+    copy_folder(local, folder)
+
+
+def _check(folder: str, entry: FileEntry) -> None:
+    found = _sha256(join(folder, entry.path), entry.size)
+    if found != entry.sha256:
+        raise CheckpointError(f"{entry.path} is not what was written")
+
+
+def _sha256(path: str | Path, size: int | None = None) -> str:
+    """Raises `CheckpointError` if the file does not have this many bytes."""
+    digest, read = hashlib.sha256(), 0
+    with open_input(path) as file:
+        while piece := file.read(PIECE):
+            digest.update(piece)
+            read += len(piece)
+    if size is not None and read != size:
+        raise CheckpointError(f"{Path(str(path)).name} has {read} bytes instead of {size}")
+    return digest.hexdigest()
+
+
+def _text(path: str) -> str:
+    with open_input(path) as file:
+        return file.read().decode()

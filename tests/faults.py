@@ -1,0 +1,145 @@
+"""Breaks a training run on purpose, and checks from what it leaves that nothing was lost and nothing trained twice."""
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from pathlib import Path
+
+import psutil
+
+ROOT = Path(__file__).resolve().parent.parent
+SMALL = (
+    "preset=tiny train.groups_per_step=4 train.group_size=4 train.checkpoint_every=2 generator.max_sequences=64 "
+    "train.evaluation='' wandb.mode=disabled generator.timeout_s=120"
+).split()
+
+
+class Run:
+    """A training run in a process of its own, whose lines are read as they come."""
+
+    def __init__(self, *arguments: str, environment: dict[str, str] | None = None):
+        self.lines: list[tuple[float, str]] = []
+        self._came = threading.Condition()
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "jobs.train", *SMALL, *arguments],
+            cwd=ROOT,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            env=os.environ | (environment or {}),
+        )
+        threading.Thread(target=self._read, daemon=True).start()
+
+    def _read(self) -> None:
+        for line in self.process.stdout:
+            with self._came:
+                self.lines.append((time.time(), line.rstrip("\n")))
+                self._came.notify_all()
+        with self._came:
+            self._came.notify_all()
+
+    @property
+    def output(self) -> str:
+        return "\n".join(line for _, line in self.lines)
+
+    def wait_for(self, text: str, limit_s: float = 300, after: int = 0) -> int:
+        """The number of the first line from `after` on that contains the text, plus one."""
+        deadline = time.time() + limit_s
+        with self._came:
+            while True:
+                for number in range(after, len(self.lines)):
+                    if text in self.lines[number][1]:
+                        return number + 1
+                left = deadline - time.time()
+                if left <= 0 or (self.process.poll() is not None and not self._came.wait(2)):
+                    raise AssertionError(f"{text!r} did not come:\n{self.output}")
+                self._came.wait(min(left, 1))
+
+    def end(self, limit_s: float = 300) -> int:
+        """Wait for the end; return the exit status."""
+        try:
+            return self.process.wait(limit_s)
+        except subprocess.TimeoutExpired:
+            raise AssertionError(f"the run did not end:\n{self.output}") from None
+
+    def processes(self, kind: str) -> list[psutil.Process]:
+        """The processes of an actor class, or EngineCore, of this run's own Ray."""
+        return processes(psutil.Process(self.process.pid), kind)
+
+    def busy_engine(self, limit_s: float = 60) -> psutil.Process:
+        """An engine process that is generating just now."""
+        deadline = time.time() + limit_s
+        while time.time() < deadline:
+            for engine in self.processes("EngineCore"):
+                with contextlib.suppress(psutil.Error):
+                    if engine.cpu_percent(interval=0.2) > 15:
+                        return engine
+        raise AssertionError("no engine is busy")
+
+    def kill(self, kind: str, number: int = 0, how: int = signal.SIGKILL) -> None:
+        found = self.processes(kind)
+        assert len(found) > number, f"there is no {kind} number {number}"
+        found[number].send_signal(how)
+
+
+def processes(root: psutil.Process, kind: str) -> list[psutil.Process]:
+    """The processes below `root` of an actor class, or EngineCore."""
+    found = []
+    for process in root.children(recursive=True):
+        try:
+            command = process.cmdline()
+        except psutil.Error:
+            continue
+        if command and command[0].startswith((f"ray::{kind}", f"VLLM::{kind}")):
+            found.append(process)
+    return sorted(found, key=lambda p: p.create_time())
+
+
+def rows_of(folder: Path) -> list[dict]:
+    """The rows of metrics.jsonl; a last line that is being written is none."""
+    lines = (folder / "metrics.jsonl").read_text().splitlines()
+    rows = []
+    for line in lines:
+        with contextlib.suppress(ValueError):
+            rows.append(json.loads(line))
+    return rows
+
+
+def check_rows(rows: list[dict], groups_per_step: int, max_staleness: int | None = None) -> list[int]:
+    """All steps are there in order, each with its groups, no problem twice; return the positions that were trained."""
+    assert [row["step"] for row in rows] == list(range(1, len(rows) + 1))
+    trained = [position for row in rows for position in row["positions"]]
+    assert len(trained) == len(rows) * groups_per_step
+    assert [position for position, times in Counter(trained).items() if times > 1] == []
+    versions = [row["version"] for row in rows]
+    assert versions == sorted(set(versions))
+    assert max_staleness is None or all((row["staleness_max"] or 0) <= max_staleness for row in rows)
+    return trained
+
+
+def check_history(folder: Path, groups_per_step: int, max_staleness: int, steps: int | None = None) -> dict:
+    """What a run left agrees with itself: every group once, none missing; return its summary.
+
+    With `steps` the run was to complete so many; without, it was interrupted at whatever step.
+
+    From metrics.jsonl alone: all steps in order, each with its groups, no problem twice. From the ledger's checkpoint:
+    what was read is trained or open.
+    """
+    summary = json.loads((folder / "summary.json").read_text())
+    assert summary["status"] == ("completed" if steps else "interrupted"), summary
+    rows = rows_of(folder)
+    assert len(rows) == summary["steps"] and len(rows) == (steps or len(rows))
+    trained = check_rows(rows, groups_per_step, max_staleness)
+    checkpoint = json.loads((Path(summary["checkpoint"]) / "run.json").read_text())
+    assert checkpoint["step"] == len(rows)
+    cursor = checkpoint["cursor"]
+    discarded = sum(row["groups_discarded"] for row in rows)
+    read = set(range(cursor["position"])) - set(cursor["open"])
+    assert set(trained) <= read and len(read) - len(trained) == discarded + summary["rows_quarantined"]
+    return summary

@@ -1,0 +1,115 @@
+"""Episodes that go on elsewhere: replay, the journal, and what a generator does with both."""
+
+import asyncio
+
+import pytest
+
+from pipeline.episodes import Completion, response_seed, run_episode
+from pipeline.replay import Finished, Replay, digest
+
+
+def completion(*tokens: int) -> Completion:
+    return Completion(list(tokens), [-0.5] * len(tokens), [1] * len(tokens), "stop")
+
+
+class Chain:
+    """An agent whose every prompt is the response before; it ends after four."""
+
+    async def run(self, first, llm) -> str:
+        tokens = first
+        for _ in range(4):
+            tokens = (await llm(tokens, 8, "memory")).tokens
+        return str(tokens)
+
+
+def successor(prompt: list[int]) -> Completion:
+    return completion(*(token + 1 for token in prompt))
+
+
+@pytest.mark.parametrize("finished", range(5))
+def test_an_episode_goes_on_from_any_conversation_to_the_same_end(finished):
+    async def generate(prompt, max_tokens):
+        generated.append(prompt)
+        return successor(prompt)
+
+    generated: list = []
+    whole = asyncio.run(run_episode(Chain(), [0], generate))
+    replay = Replay(Finished("g", 0, digest(c.prompt), c.response) for c in whole.conversations[:finished])
+
+    async def generate_or_replay(prompt, max_tokens):
+        return replay.take(prompt) or await generate(prompt, max_tokens)
+
+    generated.clear()
+    assert asyncio.run(run_episode(Chain(), [0], generate_or_replay)) == whole
+    assert generated == [c.prompt for c in whole.conversations[finished:]]
+
+
+def test_equal_prompts_get_their_responses_in_order_and_each_once():
+    replay = Replay([Finished("g", 0, digest([1]), completion(n)) for n in (5, 6)])
+    assert [replay.take([1]), replay.take([1]), replay.take([1])] == [completion(5), completion(6), None]
+    assert replay.take([2]) is None
+
+
+def test_what_one_conversation_lacks_is_generated_and_nothing_else_is_made_up():
+    """A journal that lost its beginning is of no use for that episode, and does no harm."""
+    replay = Replay([Finished("g", 0, digest([7]), completion(8))])
+    assert replay.take([0]) is None
+
+
+def test_seeds_differ_for_all_that_a_response_is_part_of_and_stay_the_same():
+    numbers = [(0, p, e, c) for p in range(20) for e in range(8) for c in range(9)]
+    seeds = [response_seed(*n) for n in numbers]
+    assert len(set(seeds)) == len(seeds) and seeds == [response_seed(*n) for n in numbers]
+    assert all(0 <= seed < 2**32 for seed in seeds)
+
+
+@pytest.fixture
+def journal(ray_session):
+    from actors.journal import Journal
+
+    actor = Journal.remote()
+    yield actor
+    ray_session.kill(actor)
+
+
+def test_the_journal_keeps_groups_apart_and_forgets_those_that_are_done(ray_session, journal):
+    ray = ray_session
+    entries = [Finished(group, episode, digest([episode]), completion(1)) for group in "ab" for episode in range(2)]
+    ray.get(journal.add.remote(entries))
+    assert ray.get(journal.of.remote("a")) == entries[:2]
+    ray.get(journal.drop.remote(["a", "unknown"]))
+    assert ray.get([journal.of.remote(g) for g in "ab"]) == [[], entries[2:]]
+
+
+def test_what_was_written_is_in_the_journal_when_the_writer_returns(ray_session, journal):
+    from actors.journal import JournalWriter
+
+    async def write():
+        writer = JournalWriter(journal)
+
+        async def episode(number: int):
+            for turn in range(10):
+                await writer.write(Finished("g", number, digest([turn]), completion(turn)))
+                there = await journal.of.remote("g")
+                assert sum(f.episode == number for f in there) == turn + 1
+
+        await asyncio.gather(*map(episode, range(5)))
+        return await journal.of.remote("g")
+
+    there = asyncio.run(write())
+    assert [[f.response.tokens[0] for f in there if f.episode == e] for e in range(5)] == [list(range(10))] * 5
+
+
+def test_a_writer_that_is_cancelled_does_not_hold_the_others_up(ray_session, journal):
+    from actors.journal import JournalWriter
+
+    async def write():
+        writer = JournalWriter(journal)
+        cancelled = asyncio.create_task(writer.write(Finished("g", 0, b"", completion(0))))
+        others = [asyncio.create_task(writer.write(Finished("g", n, b"", completion(0)))) for n in (1, 2)]
+        await asyncio.sleep(0)
+        cancelled.cancel()
+        await asyncio.gather(*others)
+        await writer.write(Finished("g", 3, b"", completion(0)))
+
+    asyncio.run(asyncio.wait_for(write(), 20))
