@@ -23,6 +23,7 @@ from pipeline.report import write_summary
 from pipeline.sample_files import SampleFiles
 
 RECORD = "fine_tuning.json"  # in the model's folder: how it was made
+WAITS = ("min_ranks", "wait_s", "stall_s")  # of the learners' settings: they decide nothing of what is learned
 MAX_SKIPPED = 3  # updates in a row whose gradient was not finite
 
 
@@ -170,6 +171,8 @@ class FineTuner(JobActor):
 def fine_tuning_record(config: FineTuningConfig) -> dict:
     """What of a configuration decides what is learned."""
     values = asdict(config)
+    for name in WAITS:
+        del values["learner"][name]
     if config.sft.from_scratch:
         del values["model"]["path"]  # of the random weights, which the seed makes again
     return {"config": {name: values[name] for name in ("model", "data", "learner", "sft")}, "seed": config.run.seed}

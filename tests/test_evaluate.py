@@ -80,7 +80,7 @@ def interrupted(arguments) -> tuple[Path, list[dict], dict]:
     wait_for(process, "question ")
     (engine,) = [p for p in psutil.Process(process.pid).children(recursive=True) if "EngineCor" in p.name()]
     engine.kill()
-    wait_for(process, "generator-0 is back")
+    wait_for(process, "generator-0 is in service")
     wait_for(process, "question ")
     process.send_signal(signal.SIGTERM)
     begin = time.time()

@@ -1,5 +1,7 @@
 """The staleness rule: whatever finishes when, no group is trained too late, none is lost, and nothing stands still."""
 
+import itertools
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -100,6 +102,7 @@ def test_any_faults_leave_a_history_that_has_every_problem_once(data):
     history: list[list[int]] = []  # positions, by step
     again: list[int] = []
     position = number = rollbacks = saved = 0
+    names = itertools.count(2)
 
     def run(move: str) -> None:
         nonlocal position, number, rollbacks, saved, history
@@ -118,10 +121,10 @@ def test_any_faults_leave_a_history_that_has_every_problem_once(data):
         elif move == "update":
             ledger.generators = dict.fromkeys(ledger.generators, ledger.version)
         elif move == "kill":
-            gone = ledger.generators.pop(sorted(ledger.generators)[0])
+            ledger.generators.pop(sorted(ledger.generators)[0])
             for group_id in running:
                 assert ledger.move(group_id) in ledger.generators
-            ledger.generators[f"g{number}-{gone}"] = ledger.version
+            ledger.generators[f"g{next(names)}"] = ledger.version
         elif move in ("train", "train, but some are lost", "train, but the learners die"):
             chosen, dropped = ledger.take()
             assert staleness == 0 or rollbacks or not dropped
