@@ -276,7 +276,6 @@ class Coordinator(JobActor):
     async def _train_on(self, groups: list) -> None:
         """Train one step."""
         ledger, t = self.buffer.ledger, self.config.train
-        discarded, self.discarded = self.discarded, []
         waited = time.time() - self._step_began
         updates = await self.gang.train(self.step, ledger.version, groups)
         trained = time.time() - self._step_began
@@ -286,6 +285,7 @@ class Coordinator(JobActor):
         positions = [self.groups.pop(record.group_id) for record, _ in groups]
         problems = [self.problems.done(position) for position in positions]
         self.journal.drop.remote([record.group_id for record, _ in groups])
+        discarded, self.discarded = self.discarded, []
         self.gang_restarts_in_a_row = 0
         for pool in (self.generators, self.scorers):
             pool.work_done()
@@ -362,7 +362,7 @@ class Coordinator(JobActor):
         self.say(f"· {why}; going back from step {self.step} to step {step}")
         self.buffer.roll_back(step)
         self.problems.roll_back(self.checkpoint.state.cursor if self.checkpoint else START)
-        self.rows = await self.tracker.roll_back.remote(step)
+        self.rows, self.discarded = await self.tracker.roll_back.remote(step), []
         await self.unless_failed(self._start_learners())
         self.say(f"· learners are back after {time.time() - begin:.0f} s")
         self._step_began, self._generated_before = time.time(), self.tokens_generated
@@ -379,7 +379,7 @@ class Coordinator(JobActor):
     async def _grow(self) -> None:
         """Right after a checkpoint: start the learners again with more ranks if there is room for more."""
         le = self.config.learner
-        if self.gang.size == le.ranks or not self._room_for_ranks(le.ranks - self.gang.size):
+        if self.gang.size == le.ranks or not self._room_for_a_rank():
             return
         await self._saved()
         if not self.checkpoint or self.checkpoint.step != self.step:
@@ -389,10 +389,10 @@ class Coordinator(JobActor):
         await self.unless_failed(self._start_learners())
         self._step_began = time.time()
 
-    def _room_for_ranks(self, more: int) -> bool:
-        """Whether at least one more rank fits beside everything that runs."""
+    def _room_for_a_rank(self) -> bool:
+        """Whether one more rank fits beside everything that runs."""
         free, le = ray.available_resources(), self.config.learner
-        return more > 0 and free.get("CPU", 0) >= le.num_cpus and free.get("GPU", 0) >= le.num_gpus
+        return free.get("CPU", 0) >= le.num_cpus and free.get("GPU", 0) >= le.num_gpus
 
     # Checkpoints.
 
@@ -423,14 +423,18 @@ class Coordinator(JobActor):
         try:
             files = await gang.write_checkpoint()
             checkpoint = await asyncio.to_thread(self.checkpoints.finish, state, files)
-            self.checkpoint = checkpoint
-            self.say(f"· saved checkpoints/{state.step} in {time.time() - begin:.0f} s, beside the training")
-            await asyncio.to_thread(self.checkpoints.prune, t.keep_last, t.keep_best)
         except Exception as error:
             self.saves_failed += 1
             last = f"checkpoints/{self.checkpoint.step}" if self.checkpoint else "none"
             self.say(f"· checkpoints/{state.step} could not be saved: {reason_of(error)}; the last good one is {last}")
             await asyncio.to_thread(self.checkpoints.clear, state.step)
+            return
+        self.checkpoint = checkpoint
+        self.say(f"· saved checkpoints/{state.step} in {time.time() - begin:.0f} s, beside the training")
+        try:
+            await asyncio.to_thread(self.checkpoints.prune, t.keep_last, t.keep_best)
+        except (OSError, ValueError, KeyError) as error:
+            self.say(f"· older checkpoints could not be removed: {reason_of(error)}")
 
     async def _saved(self) -> None:
         """Wait for the checkpoint that is being written."""

@@ -4,6 +4,7 @@ Written against DeepSpeed 0.19; tests/test_learner.py is the contract that an up
 """
 
 import os
+import shutil
 import subprocess
 import sys
 from collections import OrderedDict
@@ -205,6 +206,7 @@ def _copied(state):
 def make_universal(folder: Path, universal: Path) -> None:
     """Convert the state that `copy_state` laid out in `folder` into DeepSpeed's universal format, which any number of
     ranks loads. In a process of its own, as DeepSpeed does it."""
+    shutil.rmtree(universal, ignore_errors=True)  # an earlier one
     command = [sys.executable, "-m", "deepspeed.checkpoint.ds_to_universal", "--inject_missing_state"]
     command += ["--num_extract_workers=1", "--num_merge_workers=1"]
     command += [f"--input_folder={folder / STATE_TAG}", f"--output_folder={universal / STATE_TAG}"]

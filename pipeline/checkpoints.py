@@ -15,7 +15,7 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from pipeline.files import copy_folder, exists, folder_names, join, open_input, remove_folder, write_text
+from pipeline.files import exists, folder_names, join, open_input, remove_folder, write_text
 from pipeline.problem_stream import Cursor
 
 MANIFEST, RUN_STATE = "manifest.json", "run.json"
@@ -143,11 +143,6 @@ class Checkpoints:
 def file_entries(folder: Path, paths: Iterable[Path]) -> list[FileEntry]:
     """What a manifest says of local files in a checkpoint's folder."""
     return [FileEntry(path.relative_to(folder).as_posix(), path.stat().st_size, _sha256(path)) for path in paths]
-
-
-def upload(local: Path, folder: str) -> None:
-    """Copy what lies in a local folder into the folder of a checkpoint."""
-    copy_folder(local, folder)
 
 
 def _check(folder: str, entry: FileEntry) -> None:

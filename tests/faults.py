@@ -24,7 +24,7 @@ class Run:
     """A training run in a process of its own, whose lines are read as they come."""
 
     def __init__(self, *arguments: str, environment: dict[str, str] | None = None):
-        self.lines: list[tuple[float, str]] = []
+        self.lines: list[str] = []
         self._came = threading.Condition()
         self.process = subprocess.Popen(
             [sys.executable, "-m", "jobs.train", *SMALL, *arguments],
@@ -39,14 +39,14 @@ class Run:
     def _read(self) -> None:
         for line in self.process.stdout:
             with self._came:
-                self.lines.append((time.time(), line.rstrip("\n")))
+                self.lines.append(line.rstrip("\n"))
                 self._came.notify_all()
         with self._came:
             self._came.notify_all()
 
     @property
     def output(self) -> str:
-        return "\n".join(line for _, line in self.lines)
+        return "\n".join(self.lines)
 
     def wait_for(self, text: str, limit_s: float = 300, after: int = 0) -> int:
         """The number of the first line from `after` on that contains the text, plus one."""
@@ -54,7 +54,7 @@ class Run:
         with self._came:
             while True:
                 for number in range(after, len(self.lines)):
-                    if text in self.lines[number][1]:
+                    if text in self.lines[number]:
                         return number + 1
                 left = deadline - time.time()
                 if left <= 0 or (self.process.poll() is not None and not self._came.wait(2)):
