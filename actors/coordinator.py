@@ -277,6 +277,7 @@ class Coordinator(JobActor):
         """Train one step."""
         ledger, t = self.buffer.ledger, self.config.train
         waited = time.time() - self._step_began
+        discarded = len(self.discarded)  # those that come while it trains are the next step's
         updates = await self.gang.train(self.step, ledger.version, groups)
         trained = time.time() - self._step_began
         buckets = await self.gang.publish()
@@ -285,7 +286,7 @@ class Coordinator(JobActor):
         positions = [self.groups.pop(record.group_id) for record, _ in groups]
         problems = [self.problems.done(position) for position in positions]
         self.journal.drop.remote([record.group_id for record, _ in groups])
-        discarded, self.discarded = self.discarded, []
+        discarded, self.discarded = self.discarded[:discarded], self.discarded[discarded:]
         self.gang_restarts_in_a_row = 0
         for pool in (self.generators, self.scorers):
             pool.work_done()
