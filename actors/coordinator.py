@@ -19,17 +19,17 @@ from dataclasses import replace
 from pathlib import Path
 
 import ray
-from ray.exceptions import RayTaskError
 
 from actors.buffer import TrajectoryBuffer
 from actors.generator_pool import GeneratorLeft, GeneratorLost, GeneratorPool
 from actors.job_actor import JobActor, RunFailed, reason_of, was_started_again
 from actors.journal import Journal
-from actors.learner_gang import GangLost, GroupsLost, LearnerGang, NoRoom, ranks_that_fit
+from actors.learner_gang import GangLost, GroupsLost
+from actors.learner_pool import LearnerPool
 from actors.pool import result_of
 from actors.scorer_pool import ScorerPool
 from actors.tracker import Tracker
-from pipeline.checkpoints import Checkpoint, Checkpoints, RunState
+from pipeline.checkpoints import RunState
 from pipeline.config import Config
 from pipeline.episodes import GroupRecord, Sampling
 from pipeline.ledger import BUFFERED, RUNNING, too_many_failed
@@ -41,7 +41,6 @@ from pipeline.report import run_summary, step_line, write_summary
 
 SAVE_LIMIT_S = 600
 MOVES = 5  # a group under which more generators die has failed
-GANG_RESTARTS_IN_A_ROW = 5  # learners that are lost more often without a step between will not get better
 LINGER_S = 300  # after the end, for a driver to ask for the summary
 SILENCE_S = 60  # without a step, after which is said what the run waits for
 
@@ -52,10 +51,9 @@ class Coordinator(JobActor):
         super().__init__()
         self.config, self.folder = config, Path(folder)
         self.quarantine = Quarantine(self.folder / "quarantine.jsonl", config.data.max_bad_share)
-        self.checkpoints = Checkpoints(config.train.checkpoint_folder or self.folder / "checkpoints")
         self.started_again = was_started_again()
-        self.checkpoint: Checkpoint | None = None  # the last one that was finished
         self.buffer = TrajectoryBuffer(config)
+        self.learners = LearnerPool(config, self.folder, self.say)
         self.rows: list[dict] = []  # of the steps that the weights stand for
         self.failures: Counter[str] = Counter()
         self.recovered_before: Counter[str] = Counter()  # in earlier lives of this run, up to the checkpoint
@@ -64,11 +62,10 @@ class Coordinator(JobActor):
         self.discarded: list[GroupRecord] = []  # by dynamic sampling, while the next step's groups come together
         self.skipped_in_a_row = 0
         self.tokens_generated = self.moves = self.redone = self.steps_lost = 0
-        self.gang_restarts = self.gang_restarts_in_a_row = self.saves_failed = 0
         self.pauses: list[float] = []  # of weight updates since the last step
         self.wandb_run = self.wandb_id = ""
         self.sampling = Sampling(config.train.temperature)
-        self.generators = self.scorers = self.gang = self.tracker = self._saving = None
+        self.generators = self.scorers = self.tracker = None
         self._ended: asyncio.Future | None = None  # its result is the summary
 
     # What the driver calls.
@@ -115,7 +112,7 @@ class Coordinator(JobActor):
             engine_version=self.generators.engine_version if self.generators else "",
             weight_version=self.buffer.ledger.version,
             rows_quarantined=self.quarantine.bad,
-            checkpoint=self.checkpoint.folder if self.checkpoint else None,
+            checkpoint=self.learners.checkpoint.folder if self.learners.checkpoint else None,
             wandb_run=self.wandb_run,
             error=error,
         )
@@ -133,8 +130,7 @@ class Coordinator(JobActor):
 
     async def _start(self) -> None:
         c = self.config
-        self.checkpoint = await self._where_to_go_on()
-        state = self.checkpoint and self.checkpoint.state
+        state = await self._where_to_go_on()
         if state:
             self.buffer.ledger.step, self.buffer.ledger.version = state.step, state.version
             self.tokens_generated, self.wandb_id = state.tokens_generated, state.wandb_id
@@ -167,15 +163,16 @@ class Coordinator(JobActor):
         self.say(f"· all started in {time.time() - begin:.0f} s")
         self.spawn(self._say_what_it_waits_for())
 
-    async def _where_to_go_on(self) -> Checkpoint | None:
-        """The checkpoint to resume from; None: the beginning."""
+    async def _where_to_go_on(self) -> RunState | None:
+        """What the checkpoint to resume from says; None: the beginning."""
         if self.started_again:
             self.say("· the coordinator died and was started again")
         if self.config.resume == "auto" or self.started_again:
-            if checkpoint := await asyncio.to_thread(self.checkpoints.newest_good, self.say):
-                self.say(f"· resuming after step {checkpoint.step}")
-            return checkpoint
-        return None
+            await self.learners.find_checkpoint()
+        if not self.learners.checkpoint:
+            return None
+        self.say(f"· resuming after step {self.learners.saved_step}")
+        return self.learners.checkpoint.state
 
     async def _timed(self, work, name: str) -> None:
         begin = time.time()
@@ -184,7 +181,7 @@ class Coordinator(JobActor):
 
     async def _close(self, summary: dict) -> None:
         self.cancel_all()
-        closing = [pool.close() for pool in (self.generators, self.scorers, self.gang) if pool]
+        closing = [pool.close() for pool in (self.generators, self.scorers, self.learners) if pool]
         closing += [result_of(self.tracker.finish.remote(summary))] if self.tracker else []
         for work in closing:
             try:
@@ -271,24 +268,23 @@ class Coordinator(JobActor):
                 for group_id in lost:
                     self.spawn(self._run_group(group_id, None))
             except GangLost as error:
-                await self._start_learners_again(str(error))
+                await self._go_back(str(error))
 
     async def _train_on(self, groups: list) -> None:
         """Train one step."""
         ledger, t = self.buffer.ledger, self.config.train
         waited = time.time() - self._step_began
         discarded = len(self.discarded)  # those that come while it trains are the next step's
-        updates = await self.gang.train(self.step, ledger.version, groups)
+        updates = await self.learners.train(self.step, ledger.version, groups)
         trained = time.time() - self._step_began
-        buckets = await self.gang.publish()
+        buckets = await self.learners.publish()
         self.buffer.step_done()
         await self.generators.publish(ledger.version, buckets)
         positions = [self.groups.pop(record.group_id) for record, _ in groups]
         problems = [self.problems.done(position) for position in positions]
         self.journal.drop.remote([record.group_id for record, _ in groups])
         discarded, self.discarded = self.discarded[:discarded], self.discarded[discarded:]
-        self.gang_restarts_in_a_row = 0
-        for pool in (self.generators, self.scorers):
+        for pool in (self.generators, self.scorers, self.learners):
             pool.work_done()
         await self._report(groups, positions, problems, updates, discarded, waited, trained)
         self._check_updates(groups, updates)
@@ -318,139 +314,62 @@ class Coordinator(JobActor):
     # The learners' life.
 
     async def _start_learners(self) -> None:
-        """Start as many ranks as the cluster has room for, from the last checkpoint if there is one."""
-        le, first = self.config.learner, self.gang is None
-        while True:
-            # At first the full number, for which an autoscaler may be making room; later, what fits now.
-            most = le.ranks if first else max(ranks_that_fit(le), le.min_ranks)
-            for size in range(most, le.min_ranks - 1, -1):
-                self.gang = LearnerGang(self.config, size)
-                try:
-                    await self.gang.placed(le.wait_s)
-                    await self.gang.start(*self._state_for(size))
-                    if size < le.ranks:
-                        self.say(f"· training with {size} of {le.ranks} learner ranks")
-                    if self.buffer.ledger.version > 0:  # the weights of version 0 are what generators begin with
-                        await self.generators.publish(self.buffer.ledger.version, await self.gang.publish())
-                    return
-                except NoRoom as error:
-                    self.say(f"· {error} after learner.wait_s={le.wait_s:g}")
-                    self.gang.kill()
-                except GangLost as error:
-                    if first and isinstance(error.__cause__, RayTaskError):
-                        raise RunFailed(f"the learners cannot start: {error}") from error
-                    self.say(f"· while the learners were started, {error}")
-                    self._count_gang_restart(str(error))
-                    self.gang.kill()
-            first = False
+        version = self.buffer.ledger.version
+        # The weights of version 0 are what generators begin with.
+        if buckets := await self.learners.start(publish=version > 0):
+            await self.generators.publish(version, buckets)
 
-    def _state_for(self, ranks: int) -> tuple[str, str]:
-        """The checkpoint to load, and where its state is to be converted if it was written by other ranks."""
-        if not self.checkpoint:
-            return "", ""
-        same = self.checkpoint.state.ranks == ranks
-        return self.checkpoint.folder, "" if same else str(self.folder / "universal" / "learner")
-
-    async def _start_learners_again(self, why: str) -> None:
+    async def _go_back(self, why: str) -> None:
         """Go back to the last checkpoint, with the ledger and all that was counted. Generators go on meanwhile."""
         begin = time.time()
-        self._count_gang_restart(why)
-        self.gang.kill()
-        await self._saved()
-        self.checkpoint = await asyncio.to_thread(self.checkpoints.newest_good, self.say)
-        step = self.checkpoint.step if self.checkpoint else 0
+        await self.learners.lost(why)
+        checkpoint, step = self.learners.checkpoint, self.learners.saved_step
         self.steps_lost += self.step - step
         self.say(f"· {why}; going back from step {self.step} to step {step}")
         self.buffer.roll_back(step)
-        self.problems.roll_back(self.checkpoint.state.cursor if self.checkpoint else START)
+        self.problems.roll_back(checkpoint.state.cursor if checkpoint else START)
         self.rows, self.discarded = await self.tracker.roll_back.remote(step), []
         await self.unless_failed(self._start_learners())
         self.say(f"· learners are back after {time.time() - begin:.0f} s")
         self._step_began, self._generated_before = time.time(), self.tokens_generated
 
-    def _count_gang_restart(self, why: str) -> None:
-        self.gang_restarts += 1
-        self.gang_restarts_in_a_row += 1
-        if self.gang_restarts_in_a_row > GANG_RESTARTS_IN_A_ROW:
-            raise RunFailed(
-                f"the learners were lost {self.gang_restarts_in_a_row} times before a step got done, the last time: "
-                f"{why}; see their logs in Ray's dashboard"
-            )
-
     async def _grow(self) -> None:
         """Right after a checkpoint: start the learners again with more ranks if there is room for more."""
-        le = self.config.learner
-        if self.gang.size == le.ranks or not self._room_for_a_rank():
+        if not self.learners.can_grow():
             return
-        await self._saved()
-        if not self.checkpoint or self.checkpoint.step != self.step:
+        await self.learners.saved()
+        if self.learners.saved_step != self.step:
             return  # it could not be saved
-        self.say(f"· there is room for more than {self.gang.size} learner ranks: starting them again")
-        await self.gang.close()
+        self.say(f"· there is room for more than {self.learners.size} learner ranks: starting them again")
+        await self.learners.close()
         await self.unless_failed(self._start_learners())
         self._step_began = time.time()
 
-    def _room_for_a_rank(self) -> bool:
-        """Whether one more rank fits beside everything that runs."""
-        free, le = ray.available_resources(), self.config.learner
-        return free.get("CPU", 0) >= le.num_cpus and free.get("GPU", 0) >= le.num_gpus
-
-    # Checkpoints.
-
     async def _save(self) -> None:
         """Copy the state of this step, and write it while training goes on."""
-        await self._saved()
+        await self.learners.saved()
         ledger = self.buffer.ledger
-        before = self.checkpoint.step if self.checkpoint else 0
-        rewards = [row["reward"] for row in self.rows[before:]]
+        rewards = [row["reward"] for row in self.rows[self.learners.saved_step :]]
         state = RunState(
             step=ledger.step,
             version=ledger.version,
             cursor=self.problems.cursor(),
-            ranks=self.gang.size,
+            ranks=self.learners.size,
             wandb_id=self.wandb_id,
             tokens_generated=self.tokens_generated,
             failures=dict(self.failures),
             recoveries=self._recoveries(),
             reward=sum(rewards) / len(rewards) if rewards else 0.0,
         )
-        await asyncio.to_thread(self.checkpoints.clear, state.step)
-        await self.gang.copy_checkpoint(self.checkpoints.folder(state.step))
-        self._saving = asyncio.ensure_future(self._write(self.gang, state))
-
-    async def _write(self, gang: LearnerGang, state: RunState) -> None:
-        """Write what was copied. If that fails, the checkpoint before is still there, and the run goes on."""
-        t, begin = self.config.train, time.time()
-        try:
-            files = await gang.write_checkpoint()
-            checkpoint = await asyncio.to_thread(self.checkpoints.finish, state, files)
-        except Exception as error:
-            self.saves_failed += 1
-            last = f"checkpoints/{self.checkpoint.step}" if self.checkpoint else "none"
-            self.say(f"· checkpoints/{state.step} could not be saved: {reason_of(error)}; the last good one is {last}")
-            await asyncio.to_thread(self.checkpoints.clear, state.step)
-            return
-        self.checkpoint = checkpoint
-        self.say(f"· saved checkpoints/{state.step} in {time.time() - begin:.0f} s, beside the training")
-        try:
-            await asyncio.to_thread(self.checkpoints.prune, t.keep_last, t.keep_best)
-        except (OSError, ValueError, KeyError) as error:
-            self.say(f"· older checkpoints could not be removed: {reason_of(error)}")
-
-    async def _saved(self) -> None:
-        """Wait for the checkpoint that is being written."""
-        if self._saving:
-            await self._saving
-            self._saving = None
+        await self.learners.save(state)
 
     async def _save_the_last(self) -> None:
         """Write the checkpoint of the last step, unless it is there already. Raises `RunFailed` if that fails."""
-        await self._saved()
-        last = self.checkpoint.step if self.checkpoint else 0
-        if self.step != last and self.gang:
+        await self.learners.saved()
+        if self.learners.size and self.step != self.learners.saved_step:
             await self._save()
-            await self._saved()
-            if not self.checkpoint or self.checkpoint.step != self.step:
+            await self.learners.saved()
+            if self.learners.saved_step != self.step:
                 raise RunFailed("see the lines above")
 
     # Failures and reporting.
@@ -497,9 +416,9 @@ class Coordinator(JobActor):
             "conversations_redone": self.redone,
             "generator_restarts": self.generators.restarts if self.generators else 0,
             "scorer_restarts": self.scorers.restarts if self.scorers else 0,
-            "learner_restarts": self.gang_restarts,
+            "learner_restarts": self.learners.restarts,
             "steps_lost": self.steps_lost,
-            "checkpoints_failed": self.saves_failed,
+            "checkpoints_failed": self.learners.saves_failed,
             "coordinator_restarts": int(self.started_again),
         }
         return {name: number + self.recovered_before[name] for name, number in recovered.items()}
@@ -523,7 +442,7 @@ class Coordinator(JobActor):
                     f"· no step for {time.time() - self._step_began:.0f} s: {ledger.count(RUNNING)} groups running, "
                     f"{ledger.count(BUFFERED)} buffered of {c.train.groups_per_step} for a step; in service "
                     f"{self.generators.alive}/{c.generator.count} generators, {self.scorers.alive}/{c.scorer.count} "
-                    f"scorers, {self.gang.size}/{c.learner.ranks} learner ranks"
+                    f"scorers, {self.learners.size}/{c.learner.ranks} learner ranks"
                 )
                 since = time.time()
 
@@ -559,7 +478,7 @@ class Coordinator(JobActor):
             "rows_quarantined": self.quarantine.bad,
             "generators": self.generators.alive,
             "scorers": self.scorers.alive,
-            "learner_ranks": self.gang.size,
+            "learner_ranks": self.learners.size,
             "generators_waited": self.generators.waited_share(),
             "scorers_waited": self.scorers.waited_share(),
             "learners_waited": waited / (now - self._step_began),

@@ -1,7 +1,8 @@
 """A learner: one rank of the gang that trains the policy under ZeRO-3."""
 
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
+from itertools import zip_longest
 
 import numpy as np
 import ray
@@ -29,8 +30,7 @@ class UpdateSums:
     same_version_tokens: int = 0  # written, prompt and all, by the very weights that the step starts with
     mismatch: float = 0.0  # Σ |learner log-prob - vLLM log-prob| over those
     mismatch_max: float = 0.0
-    staleness: float = 0.0  # Σ of versions behind
-    staleness_max: int = 0
+    staleness: list[int] = field(default_factory=list)  # tokens by how many versions behind they were written
 
 
 # Log-probs under the proximal policy for each micro-batch of an update; None where it is the policy itself or not used.
@@ -188,8 +188,7 @@ def _add(
     sums.importance_capped += int((tokens.importance >= cap).sum())
     sums.entropy += float(entropy.sum())
     sums.kl += float(tokens.kl.sum())
-    sums.staleness += float(behind.sum())
-    sums.staleness_max = max(sums.staleness_max, int(_max(behind)))
+    sums.staleness = [sum(n) for n in zip_longest(sums.staleness, torch.bincount(behind).tolist(), fillvalue=0)]
 
 
 def _add_mismatch(sums: UpdateSums, version: int, batch: dict, logprobs: torch.Tensor | None) -> None:

@@ -7,6 +7,7 @@ import sys
 from dataclasses import asdict
 from pathlib import Path
 
+import numpy as np
 import ray
 from ray.util.metrics import Gauge
 
@@ -58,10 +59,10 @@ class Tracker:
             with self._metrics.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(row) + "\n")
             self._last_step = row["step"]
-        self._run.log({name: value for name, value in row.items() if value is not None})
-        for name, value in row.items():
-            if isinstance(value, (int, float)):
-                self._gauge(name).set(value, {"run": self._run_name})
+        shown = {name: value for name, value in row.items() if isinstance(value, (int, float))}
+        self._run.log(shown | {"staleness_tokens": _histogram(row["staleness_tokens"])})
+        for name, value in shown.items():
+            self._gauge(name).set(value, {"run": self._run_name})
 
     def roll_back(self, step: int) -> list[dict]:
         """Move the rows of later steps to abandoned.jsonl: metrics.jsonl is the history that the weights stand for.
@@ -143,6 +144,13 @@ def readable_episode(tokenizer, question: str, record: GroupRecord, group: Episo
 
 def _cell(value):
     return "\n---\n".join(value) if isinstance(value, list) else value
+
+
+def _histogram(counts: list[int]):
+    """Of the values 0, 1, 2, … which came so many times each."""
+    import wandb
+
+    return wandb.Histogram(np_histogram=(counts or [0], np.arange(max(1, len(counts)) + 1) - 0.5))
 
 
 def start_wandb(config: GenerationConfig, folder: Path, run_id: str = ""):

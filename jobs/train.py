@@ -12,6 +12,7 @@ from statistics import median
 from jobs.driver import EXIT_STATUS, check_model, check_samples, follow, run_folder, start_ray, whole_path
 from jobs.evaluate import check as check_evaluation_job
 from jobs.evaluate import evaluate
+from pipeline.checkpoints import MODEL
 from pipeline.config import CONFIGS, Config, ConfigError, config_yaml, load_config, save_config
 from pipeline.config_rules import check_config, check_data_given
 from pipeline.documents.passages import document_text
@@ -19,6 +20,7 @@ from pipeline.evaluation.comparison import compare
 from pipeline.evaluation.config import EvaluationConfig
 from pipeline.evaluation.plots import accuracy_figure
 from pipeline.evaluation.results import read_results
+from pipeline.files import copy_folder, join
 from pipeline.metrics import RunTotals
 from pipeline.plan import Architecture, architecture_of, plan_text
 from pipeline.problems import BadRow, DataError
@@ -156,8 +158,11 @@ def evaluate_run(config: Config, folder: Path, checkpoint: str) -> int:
     Returns:
         The exit status.
     """
-    models = {"before RL": config.model.path, "after RL": str(Path(checkpoint) / "hf")}
-    folder = folder / "evaluation"
+    folder, trained = folder / "evaluation", join(checkpoint, MODEL)
+    if "://" in trained:  # vLLM and transformers read local folders
+        copy_folder(trained, folder / "model")
+        trained = str(folder / "model")
+    models = {"before RL": config.model.path, "after RL": trained}
     rows = {}
     for name, model in models.items():
         print(f"· evaluating the model {name}", flush=True)

@@ -3,6 +3,7 @@
 import itertools
 import re
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 
 from pipeline.advantages import ADVANTAGES
 from pipeline.config import Config, ConfigError, GenerationConfig
@@ -133,6 +134,11 @@ def training_rules(c: Config) -> Rules:
     yield from positive(c, "train", "checkpoint_every", "keep_last")
     yield from not_negative(c, "train", "keep_best")
     yield c.resume in ("no", "auto"), f"resume={c.resume!r} must be auto or no"
+    place = c.train.checkpoint_folder
+    yield (
+        not place or "://" in place or Path(place).is_absolute(),
+        f"train.checkpoint_folder={place} must be a URI or a path from the root: all nodes write to it",
+    )
     yield from share(c, "data", "max_bad_share")
     yield from share(c, "train", "max_failed_share")
     yield from not_negative(c, "objective", "kl_coefficient", "overlong_penalty")

@@ -1,6 +1,7 @@
 """What a step and a run amount to: one row of metrics.jsonl a step, one summary.json a run."""
 
 from dataclasses import dataclass, field
+from itertools import zip_longest
 from typing import ClassVar
 
 import numpy as np
@@ -62,6 +63,7 @@ def step_row(
     rewards = np.concatenate([record.rewards for record in records])
     sampled = np.concatenate([record.rewards for record in records + discarded])
     tokens, same = int(total("tokens")), int(total("same_version_tokens"))
+    staleness = [sum(counts) for counts in zip_longest(*(rank["staleness"] for rank in ranks), fillvalue=0)]
 
     def mean(key: str) -> float | None:
         return total(key) / tokens if tokens else None
@@ -82,8 +84,9 @@ def step_row(
         "cut_conversations": sum(record.cut_conversations for record in records),
         **memory_shares(sum((record.memory for record in records), MemoryCounts())),
         "tokens_trained": tokens,
-        "staleness_mean": mean("staleness"),
-        "staleness_max": highest("staleness_max") if done else None,
+        "staleness_mean": sum(age * count for age, count in enumerate(staleness)) / tokens if tokens else None,
+        "staleness_max": len(staleness) - 1 if staleness else None,
+        "staleness_tokens": staleness,  # tokens by how many versions behind they were written
         "mixed_version_episodes": sum(record.mixed_version_episodes for record in records),
         "updates": len(done),
         "updates_skipped": len(updates) - len(done),

@@ -13,6 +13,8 @@ from pathlib import Path
 
 import psutil
 
+from pipeline.checkpoints import Checkpoints
+
 ROOT = Path(__file__).resolve().parent.parent
 SMALL = (
     "preset=tiny train.groups_per_step=4 train.group_size=4 train.checkpoint_every=2 generator.max_sequences=64 "
@@ -87,6 +89,13 @@ class Run:
         assert len(found) > number, f"there is no {kind} number {number}"
         found[number].send_signal(how)
 
+    def kill_all(self) -> None:
+        """Kill whatever there still is of it, all at once."""
+        with contextlib.suppress(psutil.NoSuchProcess):
+            for process in [*psutil.Process(self.process.pid).children(recursive=True), self.process]:
+                process.kill()
+        self.process.wait()
+
 
 def processes(root: psutil.Process, kind: str) -> list[psutil.Process]:
     """The processes below `root` of an actor class, or EngineCore."""
@@ -136,10 +145,11 @@ def check_history(folder: Path, groups_per_step: int, max_staleness: int, steps:
     rows = rows_of(folder)
     assert len(rows) == summary["steps"] and len(rows) == (steps or len(rows))
     trained = check_rows(rows, groups_per_step, max_staleness)
-    checkpoint = json.loads((Path(summary["checkpoint"]) / "run.json").read_text())
-    assert checkpoint["step"] == len(rows)
-    cursor = checkpoint["cursor"]
+    base, _, step = summary["checkpoint"].rpartition("/")
+    checkpoint = Checkpoints(base).read(int(step))
+    assert checkpoint.step == len(rows)
+    cursor = checkpoint.state.cursor
     discarded = sum(row["groups_discarded"] for row in rows)
-    read = set(range(cursor["position"])) - set(cursor["open"])
+    read = set(range(cursor.position)) - set(cursor.open)
     assert set(trained) <= read and len(read) - len(trained) == discarded + summary["rows_quarantined"]
     return summary

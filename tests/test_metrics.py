@@ -16,7 +16,7 @@ from tests.groups import random_group, record_of
 def rank(**sums) -> dict:
     zero = dict.fromkeys((field.name for field in dataclasses.fields(UpdateSums)), 0)
     known = {"grad_norm": 0.5, "learning_rate": 1e-6, "micro_batches": 2, "not_finite": [], "proximal_seconds": 0.0}
-    return zero | known | sums
+    return zero | known | {"staleness": []} | sums
 
 
 def update(*ranks, groups=(0, 1)) -> UpdateResult:
@@ -35,10 +35,29 @@ def test_a_row_averages_over_the_tokens_of_all_updates_and_ranks():
         records([1, 0], [0, 0]),
         [
             update(
-                rank(tokens=20, clipped=3, ratio=30.0, staleness=30, staleness_max=1, loss=0.1, entropy=10.0),
-                rank(tokens=10, clipped=1, ratio=10.0, same_version_tokens=5, mismatch=0.01, mismatch_max=0.004),
+                rank(tokens=20, clipped=3, ratio=30.0, staleness=[2, 18], loss=0.1, entropy=10.0),
+                rank(
+                    tokens=10,
+                    staleness=[10],
+                    clipped=1,
+                    ratio=10.0,
+                    same_version_tokens=5,
+                    mismatch=0.01,
+                    mismatch_max=0.004,
+                ),
             ),
-            update(rank(tokens=10, loss=0.2, ratio=4.0, kl=2.0, importance=8.0, importance_max=1.5, grad_norm=1.5)),
+            update(
+                rank(
+                    tokens=10,
+                    staleness=[4, 0, 6],
+                    loss=0.2,
+                    ratio=4.0,
+                    kl=2.0,
+                    importance=8.0,
+                    importance_max=1.5,
+                    grad_norm=1.5,
+                )
+            ),
         ],
         [],
     )
@@ -48,7 +67,7 @@ def test_a_row_averages_over_the_tokens_of_all_updates_and_ranks():
     assert row["entropy"] == pytest.approx(0.25) and row["kl"] == pytest.approx(0.05)
     assert row["importance_mean"] == pytest.approx(0.2) and row["importance_max"] == 1.5
     assert row["grad_norm"] == 1.0 and row["grad_norm_max"] == 1.5
-    assert row["staleness_mean"] == 0.75 and row["staleness_max"] == 1
+    assert row["staleness_mean"] == 0.75 and row["staleness_max"] == 2 and row["staleness_tokens"] == [16, 18, 6]
     assert row["loss"] == pytest.approx(0.15)  # an update's loss is the sum of its ranks'
     assert row["logprob_mismatch_mean"] == pytest.approx(0.002) and row["logprob_mismatch_max"] == 0.004
 

@@ -2,17 +2,30 @@
 
 import json
 import signal
-from pathlib import Path
 
-import psutil
 import pytest
 
+from pipeline.checkpoints import Checkpoints
 from tests.chaos import BUSY, GROUPS
 from tests.faults import Run, check_history, rows_of
 
 
-def test_a_run_outlives_a_generator_a_learner_and_the_coordinator(tmp_path):
-    run = Run(f"run.folder={tmp_path}", "run.name=broken", "train.steps=1000", "generator.count=2", *BUSY)
+@pytest.fixture
+def start():
+    """Starts runs, and ends those that a test leaves behind when it fails."""
+    runs = []
+
+    def start(*arguments: str) -> Run:
+        runs.append(Run(*arguments))
+        return runs[-1]
+
+    yield start
+    for run in runs:
+        run.kill_all()
+
+
+def test_a_run_outlives_a_generator_a_learner_and_the_coordinator(start, tmp_path):
+    run = start(f"run.folder={tmp_path}", "run.name=broken", "train.steps=1000", "generator.count=2", *BUSY)
     line = run.wait_for("step 3/")
     run.busy_engine().parent().kill()  # in the middle of conversations
     line = run.wait_for("died; starting it again", after=line)
@@ -47,39 +60,28 @@ REPEATABLE = (
 )
 
 
-@pytest.fixture(scope="module")
-def uninterrupted(tmp_path_factory) -> list[dict]:
-    folder = tmp_path_factory.mktemp("whole")
-    run = Run(f"run.folder={folder}", "run.name=whole", *REPEATABLE)
-    assert run.end() == 0, run.output
-    check_history(folder / "whole", GROUPS, max_staleness=0, steps=7)
-    return rows_of(folder / "whole")
+def test_a_killed_run_goes_on_as_if_nothing_had_been_with_other_ranks_and_generators(start, tmp_path):
+    whole = start(f"run.folder={tmp_path}", "run.name=whole", *REPEATABLE)
+    settings = (f"run.folder={tmp_path}", "run.name=killed", f"train.checkpoint_folder=file://{tmp_path}/elsewhere")
+    killed = start(*settings, *REPEATABLE)
+    killed.wait_for("step 5/")
+    killed.kill_all()
+    assert whole.end() == 0, whole.output
 
-
-def test_a_killed_run_goes_on_as_if_nothing_had_been_with_other_ranks_and_generators(uninterrupted, tmp_path):
-    run = Run(f"run.folder={tmp_path}", "run.name=killed", *REPEATABLE)
-    run.wait_for("step 5/")
-    for process in [*psutil.Process(run.process.pid).children(recursive=True), run.process]:
-        process.kill()
-    run.process.wait()
-
-    refused = Run(f"run.folder={tmp_path}", "run.name=killed", *REPEATABLE)
+    refused = start(*settings, *REPEATABLE)
     assert refused.end() == 2 and "resume=auto" in refused.output
 
-    again = ("learner.ranks=1", "generator.count=2", "resume=auto")
-    resumed = Run(f"run.folder={tmp_path}", "run.name=killed", *REPEATABLE, *again)
+    resumed = start(*settings, *REPEATABLE, "learner.ranks=1", "generator.count=2", "resume=auto")
     assert resumed.end() == 0, resumed.output
     assert "· resuming after step 4" in resumed.output
-    check_history(tmp_path / "killed", GROUPS, max_staleness=0, steps=7)
-    rows = rows_of(tmp_path / "killed")
+    summary = check_history(tmp_path / "killed", GROUPS, max_staleness=0, steps=7)
+    check_history(tmp_path / "whole", GROUPS, max_staleness=0, steps=7)
+    rows, uninterrupted = rows_of(tmp_path / "killed"), rows_of(tmp_path / "whole")
     assert [row["positions"] for row in rows] == [row["positions"] for row in uninterrupted]
     assert [row["reward"] for row in rows] == [row["reward"] for row in uninterrupted]
     for name in ("loss", "grad_norm", "entropy", "learning_rate"):
         assert [row[name] for row in rows] == pytest.approx([row[name] for row in uninterrupted], rel=1e-4, abs=1e-7)
     abandoned = [json.loads(line) for line in (tmp_path / "killed" / "abandoned.jsonl").read_text().splitlines()]
     assert {row["step"] for row in abandoned} <= {5, 6} and abandoned
-    assert json.loads((Path(resumed_checkpoint(tmp_path)) / "run.json").read_text())["ranks"] == 1
-
-
-def resumed_checkpoint(folder: Path) -> str:
-    return json.loads((folder / "killed" / "summary.json").read_text())["checkpoint"]
+    assert summary["checkpoint"] == f"file://{tmp_path}/elsewhere/7"
+    assert Checkpoints(f"file://{tmp_path}/elsewhere").read(7).state.ranks == 1

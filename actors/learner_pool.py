@@ -1,0 +1,179 @@
+"""The learners of a run: a gang of the size that fits the cluster, started again when it is lost, and its checkpoints.
+
+The state of a step is copied into the ranks' host memory and written while the next steps are trained. A gang starts
+from the last checkpoint that was finished, whatever the number of ranks that wrote it.
+"""
+
+import asyncio
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import ray
+from ray.exceptions import RayTaskError
+
+from actors.job_actor import RunFailed, reason_of
+from actors.learner_gang import GangLost, LearnerGang, NoRoom, ranks_that_fit
+from pipeline.checkpoints import Checkpoint, Checkpoints, RunState
+from pipeline.config import Config
+from pipeline.episodes import GroupRecord
+from pipeline.metrics import UpdateResult
+
+RESTARTS_IN_A_ROW = 5  # learners that are lost more often without a step between will not get better
+
+
+class LearnerPool:
+    """Lives in the coordinator.
+
+    Args:
+        config: of the run.
+        folder: of the run.
+        say: takes a progress line.
+    """
+
+    def __init__(self, config: Config, folder: Path, say: Callable[[str], None]):
+        self.config, self.say = config, say
+        self.checkpoints = Checkpoints(config.train.checkpoint_folder or folder / "checkpoints")
+        self.checkpoint: Checkpoint | None = None  # the last one that was finished; what a gang starts from
+        self.restarts = self.saves_failed = 0
+        self._universal = folder / "universal" / "learner"
+        self._restarts_in_a_row = 0
+        self._gang: LearnerGang | None = None
+        self._saving: asyncio.Future | None = None
+
+    @property
+    def size(self) -> int:
+        """How many ranks there are."""
+        return self._gang.size if self._gang else 0
+
+    @property
+    def saved_step(self) -> int:
+        return self.checkpoint.step if self.checkpoint else 0
+
+    # Life.
+
+    async def start(self, publish: bool) -> list[ray.ObjectRef]:
+        """Start as many ranks as the cluster has room for, from the last checkpoint if there is one.
+
+        Returns:
+            Their weights as `publish` returns them, if `publish`; else nothing.
+
+        Raises:
+            RunFailed: they cannot start at all.
+        """
+        le, first = self.config.learner, self._gang is None
+        while True:
+            # At first the full number, for which an autoscaler may be making room; later, what fits now.
+            most = le.ranks if first else max(ranks_that_fit(le), le.min_ranks)
+            for size in range(most, le.min_ranks - 1, -1):
+                self._gang = LearnerGang(self.config, size)
+                try:
+                    await self._gang.placed(le.wait_s)
+                    await self._gang.start(*self._state_for(size))
+                    if size < le.ranks:
+                        self.say(f"· training with {size} of {le.ranks} learner ranks")
+                    return await self._gang.publish() if publish else []
+                except NoRoom as error:
+                    self.say(f"· {error} after learner.wait_s={le.wait_s:g}")
+                    self._gang.kill()
+                except GangLost as error:
+                    if first and isinstance(error.__cause__, RayTaskError):
+                        raise RunFailed(f"the learners cannot start: {error}") from error
+                    self.say(f"· while the learners were started, {error}")
+                    self._count_restart(str(error))
+                    self._gang.kill()
+            first = False
+
+    def _state_for(self, ranks: int) -> tuple[str, str]:
+        """The checkpoint to load, and where its state is to be converted if it was written by other ranks."""
+        if not self.checkpoint:
+            return "", ""
+        same = self.checkpoint.state.ranks == ranks
+        return self.checkpoint.folder, "" if same else str(self._universal)
+
+    async def lost(self, why: str) -> None:
+        """End what is left of a gang that was lost; `checkpoint` is then what it starts from.
+
+        Raises:
+            RunFailed: it was lost too often without a step between.
+        """
+        self._count_restart(why)
+        self._gang.kill()
+        await self.saved()
+        await self.find_checkpoint()
+
+    def _count_restart(self, why: str) -> None:
+        self.restarts += 1
+        self._restarts_in_a_row += 1
+        if self._restarts_in_a_row > RESTARTS_IN_A_ROW:
+            raise RunFailed(
+                f"the learners were lost {self._restarts_in_a_row} times before a step got done, the last time: "
+                f"{why}; see their logs in Ray's dashboard"
+            )
+
+    def work_done(self) -> None:
+        """A step was trained: a later loss is no reason to give up."""
+        self._restarts_in_a_row = 0
+
+    def can_grow(self) -> bool:
+        """Whether ranks are missing, and one more fits beside everything that runs."""
+        le = self.config.learner
+        if self.size == le.ranks:
+            return False
+        free = ray.available_resources()
+        return free.get("CPU", 0) >= le.num_cpus and free.get("GPU", 0) >= le.num_gpus
+
+    async def close(self) -> None:
+        """End all ranks in good order."""
+        if self._gang:
+            await self._gang.close()
+
+    # Work.
+
+    async def train(
+        self, step: int, version: int, groups: list[tuple[GroupRecord, ray.ObjectRef]]
+    ) -> list[UpdateResult]:
+        """See `LearnerGang.train`."""
+        return await self._gang.train(step, version, groups)
+
+    async def publish(self) -> list[ray.ObjectRef]:
+        """See `LearnerGang.publish`."""
+        return await self._gang.publish()
+
+    # Checkpoints.
+
+    async def find_checkpoint(self) -> None:
+        """Take the newest one that is good for `checkpoint`."""
+        self.checkpoint = await asyncio.to_thread(self.checkpoints.newest_good, self.say)
+
+    async def save(self, state: RunState) -> None:
+        """Copy the state of this step, and begin to write it. Raises `GangLost`."""
+        await self.saved()
+        await asyncio.to_thread(self.checkpoints.clear, state.step)
+        await self._gang.copy_checkpoint(self.checkpoints.folder(state.step))
+        self._saving = asyncio.ensure_future(self._write(self._gang, state))
+
+    async def saved(self) -> None:
+        """Wait for the checkpoint that is being written."""
+        if self._saving:
+            await self._saving
+            self._saving = None
+
+    async def _write(self, gang: LearnerGang, state: RunState) -> None:
+        """Write what was copied. If that fails, the checkpoint before is still there, and the run goes on."""
+        t, begin = self.config.train, time.time()
+        try:
+            files = await gang.write_checkpoint()
+            checkpoint = await asyncio.to_thread(self.checkpoints.finish, state, files)
+        except Exception as error:
+            self.saves_failed += 1
+            last = f"checkpoints/{self.checkpoint.step}" if self.checkpoint else "none"
+            self.say(f"· checkpoints/{state.step} could not be saved: {reason_of(error)}; the last good one is {last}")
+            await asyncio.to_thread(self.checkpoints.clear, state.step)
+            return
+        self.checkpoint = checkpoint
+        self.say(f"· saved checkpoints/{state.step} in {time.time() - begin:.0f} s, beside the training")
+        try:
+            await asyncio.to_thread(self.checkpoints.prune, t.keep_last, t.keep_best)
+        except (OSError, ValueError, KeyError) as error:
+            self.say(f"· older checkpoints could not be removed: {reason_of(error)}")
