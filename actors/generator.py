@@ -57,8 +57,7 @@ class Generator:
         self._tokenizing = asyncio.Lock()  # tokenizers are not safe to use from two threads
         self._agents: dict[str, object] = {}  # by method
         self._tokens_done = 0
-        self._open = 0  # conversations
-        self._draining: asyncio.Event | None = None  # set when no conversation is open any more
+        self._draining = False
 
     async def start(self) -> tuple[str, str]:
         """Start the engine; return vLLM's version and the id of this actor's node."""
@@ -118,7 +117,6 @@ class Generator:
         memory = await self._with_tokenizer(self._memory_counts, problem, method, tokenized, done)
         notes = RolloutNotes(
             seconds=time.perf_counter() - begin,
-            replayed=sum(run.replayed for run in runs),
             went_on=sum(run.generated > 0 for run in runs) if go_on else 0,
         )
         return pack_group(problem.id, done, memory), notes
@@ -163,13 +161,7 @@ class Generator:
         """One response. Raises `Draining`."""
         if self._draining:
             raise Draining(f"{self.name} is on a node that is being drained")
-        self._open += 1
-        try:
-            return await self.engine.generate(prompt, max_tokens, sampling)
-        finally:
-            self._open -= 1
-            if self._draining and not self._open:
-                self._draining.set()
+        return await self.engine.generate(prompt, max_tokens, sampling)
 
     async def finish(self, conversation: Finished) -> None:
         """Note a finished conversation where it outlives this process."""
@@ -241,11 +233,8 @@ class Generator:
         await self.engine.heartbeat()
 
     async def drain(self) -> None:
-        """Begin no more conversations; returns when none is open."""
-        self._draining = self._draining or asyncio.Event()
-        if not self._open:
-            self._draining.set()
-        await self._draining.wait()
+        """Begin no more conversations: what is under way ends with `Draining` after those that are open."""
+        self._draining = True
 
     async def until_death(self) -> None:
         """Never returns: the call fails when this actor's process ends, which tells its caller at once."""

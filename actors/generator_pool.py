@@ -26,7 +26,7 @@ class GeneratorLost(RuntimeError):
 
 
 class GeneratorLeft(GeneratorLost):
-    """It finished the conversations that were open and begins no other, as its node is being drained."""
+    """It begins no more conversations, as its node is being drained, and none was lost with it."""
 
 
 @dataclass
@@ -36,7 +36,7 @@ class Member:
     actor: object
     node: str
     version: int  # of its weights
-    open: int = 0  # answers under way
+    open: int = 0  # calls under way
     tokens: int = 0  # read and written for answers
 
 
@@ -106,7 +106,7 @@ class GeneratorPool(Pool):
             (first, *_), _ = await asyncio.wait(watched, return_when=asyncio.FIRST_COMPLETED)
             first.result()  # all but the last end by raising
             await self.leave(name)
-            await self._drain(name, actor)
+            await self._drain(name, member)
             return f"left node {member.node[:8]}, which is being drained"
         finally:
             for task in watched:
@@ -140,12 +140,14 @@ class GeneratorPool(Pool):
         """
         limit = self.config.generator.timeout_s
         if name not in self._members:
-            raise _lost(name, None)
-        group, notes = self._members[name].actor.rollout.options(num_returns=2).remote(*arguments)
+            raise GeneratorLeft(f"{name} is gone")
+        member = self._members[name]
+        group, notes = member.actor.rollout.options(num_returns=2).remote(*arguments)
         try:
-            with self._busy[name].work():
-                async with asyncio.timeout(limit):
-                    return group, await notes
+            async with self._call(member):
+                with self._busy[name].work():
+                    async with asyncio.timeout(limit):
+                        return group, await notes
         except TimeoutError:
             ray.cancel(notes)
             raise TimeoutError(f"no episodes within generator.timeout_s={limit}") from None
@@ -163,11 +165,18 @@ class GeneratorPool(Pool):
         async with self._changed:
             await self._changed.wait_for(lambda: any(m.open < room for m in self._members.values()))
         name, member = min(self._members.items(), key=lambda item: item[1].open)
-        member.open += 1
         try:
-            return await member.actor.answer.remote(*arguments)
+            async with self._call(member):
+                return await member.actor.answer.remote(*arguments)
         except (RayActorError, Draining) as error:
             raise _lost(name, error) from error
+
+    @contextlib.asynccontextmanager
+    async def _call(self, member: Member):
+        """A call to a generator lasts as long as this block."""
+        member.open += 1
+        try:
+            yield
         finally:
             member.open -= 1
             async with self._changed:
@@ -232,13 +241,15 @@ class GeneratorPool(Pool):
         async with self._changed:
             await self._changed.wait_for(lambda: member.node in self._draining)
 
-    async def _drain(self, name: str, actor) -> None:
+    async def _drain(self, name: str, member: Member) -> None:
         """Let the conversations that are open end, as long as that does not take too long."""
         limit = self.config.generator.drain_s
         self._say(f"· {name} leaves a node that is being drained; its groups go on elsewhere")
         try:
             async with asyncio.timeout(limit):
-                await actor.drain.remote()
+                await member.actor.drain.remote()
+                async with self._changed:
+                    await self._changed.wait_for(lambda: not member.open)
         except TimeoutError:
             self._say(f"· {name} had conversations open after generator.drain_s={limit:g}; they are begun again")
 
@@ -254,5 +265,5 @@ class GeneratorPool(Pool):
             await asyncio.sleep(DRAINING_S)
 
 
-def _lost(name: str, error: Exception | None) -> GeneratorLost:
+def _lost(name: str, error: Exception) -> GeneratorLost:
     return GeneratorLeft(f"{name} leaves") if isinstance(error, Draining) else GeneratorLost(f"{name} died")

@@ -60,7 +60,8 @@ class Tracker:
                 file.write(json.dumps(row) + "\n")
             self._last_step = row["step"]
         shown = {name: value for name, value in row.items() if isinstance(value, (int, float))}
-        self._run.log(shown | {"staleness_tokens": _histogram(row["staleness_tokens"])})
+        ages = row.get("staleness_tokens")
+        self._run.log(shown | ({"staleness_tokens": _histogram(ages)} if ages else {}))
         for name, value in shown.items():
             self._gauge(name).set(value, {"run": self._run_name})
 
@@ -150,7 +151,7 @@ def _histogram(counts: list[int]):
     """Of the values 0, 1, 2, … which came so many times each."""
     import wandb
 
-    return wandb.Histogram(np_histogram=(counts or [0], np.arange(max(1, len(counts)) + 1) - 0.5))
+    return wandb.Histogram(np_histogram=(counts, np.arange(len(counts) + 1) - 0.5))
 
 
 def start_wandb(config: GenerationConfig, folder: Path, run_id: str = ""):

@@ -81,7 +81,6 @@ class RolloutNotes:
     """How a generator came by a group."""
 
     seconds: float
-    replayed: int = 0  # conversations that another generator had finished
     went_on: int = 0  # episodes that went on here after another generator, by a conversation that it may have begun
 
 

@@ -24,7 +24,7 @@ from statistics import mean
 
 import psutil
 
-from tests.faults import ROOT, Run, check_history, check_rows, rows_of
+from tests.faults import ROOT, Run, busy_engine, check_history, check_rows, rows_of
 
 REPORT = ROOT / "docs" / "reliability.md"
 MARK = "<!-- made by make chaos; what is below is replaced -->\n"
@@ -49,7 +49,15 @@ class Outcome:
 class Chaos:
     """One run with one fault after the other."""
 
-    def __init__(self, folder: Path, name: str, *arguments: str, staleness: int = 1, environment: dict | None = None):
+    def __init__(
+        self,
+        folder: Path,
+        name: str,
+        *arguments: str,
+        staleness: int = 1,
+        environment: dict | None = None,
+        began: Callable[[], None] = lambda: None,
+    ):
         self.folder, self.staleness = folder / name, staleness
         self.environment = environment
         self.arguments = (
@@ -62,6 +70,8 @@ class Chaos:
         )
         self.run = Run(*self.arguments, environment=environment)
         self.outcomes: list[Outcome] = []
+        self.run.wait_for("· starting")
+        began()
         self.run.wait_for(f"step {FIRST_STEP}/")
 
     def fault(self, name: str, strike: Callable[[], object], until: str = "") -> None:
@@ -130,7 +140,7 @@ def of_processes(folder: Path) -> list[Outcome]:
 
     def of_a_busy_generator(kind: str, how: int = signal.SIGKILL) -> Callable[[], None]:
         def strike() -> None:
-            engine = chaos.run.busy_engine()
+            engine = busy_engine(chaos.run.root)
             (engine if kind == "EngineCore" else engine.parent()).send_signal(how)
 
         return strike
@@ -165,11 +175,11 @@ def of_processes(folder: Path) -> list[Outcome]:
     return chaos.outcomes
 
 
-# Head node: coordinator, scorer. Nodes with a "GPU" hold a generator each, the others a learner rank each.
-HEAD = {"num_cpus": 0.6, "num_gpus": 0}
-GENERATOR_NODE = {"num_cpus": 0.4, "num_gpus": 1}
-LEARNER_NODE = {"num_cpus": 0.7, "num_gpus": 0}
-ON_NODES = ("generator.num_gpus=1", "learner.num_cpus=0.7", "scorer.num_cpus=0.1", "learner.wait_s=10")
+# The head has the coordinator. Nodes with a "GPU" hold a generator each, those with three "CPUs" a learner rank each.
+HEAD = {"num_cpus": 1, "num_gpus": 0}
+GENERATOR_NODE = {"num_cpus": 1, "num_gpus": 1}
+LEARNER_NODE = {"num_cpus": 3, "num_gpus": 0}
+ON_NODES = ("generator.num_gpus=1", "learner.num_cpus=2", "learner.wait_s=10")
 QUICK_HEALTH_CHECKS = {
     "health_check_initial_delay_ms": 0,
     "health_check_period_ms": 500,
@@ -186,23 +196,36 @@ def of_nodes(folder: Path) -> list[Outcome]:
         initialize_head=True, head_node_args={**HEAD, "_system_config": QUICK_HEALTH_CHECKS, "include_dashboard": False}
     )
     try:
-        generators = [cluster.add_node(**GENERATOR_NODE)]
-        learners = [cluster.add_node(**LEARNER_NODE) for _ in range(2)]
-        cluster.wait_for_nodes()
-        environment = {"RAY_ADDRESS": cluster.address}
-        arguments = ("generator.count=2", *ON_NODES)
-        chaos = Chaos(folder, "nodes", *arguments, staleness=2, environment=environment)
+        generators, learners = [], []
 
         def add(nodes: list, kind: dict) -> Callable[[], None]:
             return lambda: nodes.append(cluster.add_node(**kind))
 
+        def add_the_first() -> None:  # when the driver is there: Ray may connect it to any node of a machine
+            for nodes, kind in ((generators, GENERATOR_NODE), (learners, LEARNER_NODE), (learners, LEARNER_NODE)):
+                add(nodes, kind)()
+
+        arguments, environment = ("generator.count=2", *ON_NODES), {"RAY_ADDRESS": cluster.address}
+        chaos = Chaos(folder, "nodes", *arguments, staleness=2, environment=environment, began=add_the_first)
+
         def remove(nodes: list) -> Callable[[], None]:
             return lambda: cluster.remove_node(nodes.pop(0), allow_graceful=False)
 
+        def when_busy(strike: Callable[[], object]) -> Callable[[], None]:
+            """When the first of the nodes with generators is generating."""
+
+            def wait_and_strike() -> None:
+                (raylet,) = generators[0].all_processes["raylet"]
+                busy_engine(psutil.Process(raylet.process.pid))
+                strike()
+
+            return wait_and_strike
+
         chaos.fault("node added, for a generator", add(generators, GENERATOR_NODE), until="is in service")
-        chaos.fault("node with a generator removed", remove(generators), until="starting it again")
+        chaos.fault("node with a generator removed", when_busy(remove(generators)), until="starting it again")
         chaos.fault("node added in its place", add(generators, GENERATOR_NODE), until="is in service")
-        chaos.fault("node with a generator drained", lambda: drain(cluster, generators[0]), until="starting it again")
+        drained = when_busy(lambda: drain(cluster, generators[0]))
+        chaos.fault("node with a generator drained", drained, until="starting it again")
         chaos.fault("node with a learner rank removed", remove(learners), until="learners are back")
         chaos.fault("node added, for a learner rank", add(learners, LEARNER_NODE), until="there is room for more")
         chaos.fault("driver killed and submitted again", chaos.submit_again)

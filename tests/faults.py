@@ -72,17 +72,11 @@ class Run:
 
     def processes(self, kind: str) -> list[psutil.Process]:
         """The processes of an actor class, or EngineCore, of this run's own Ray."""
-        return processes(psutil.Process(self.process.pid), kind)
+        return processes(self.root, kind)
 
-    def busy_engine(self, limit_s: float = 60) -> psutil.Process:
-        """An engine process that is generating just now."""
-        deadline = time.time() + limit_s
-        while time.time() < deadline:
-            for engine in self.processes("EngineCore"):
-                with contextlib.suppress(psutil.Error):
-                    if engine.cpu_percent(interval=0.2) > 15:
-                        return engine
-        raise AssertionError("no engine is busy")
+    @property
+    def root(self) -> psutil.Process:
+        return psutil.Process(self.process.pid)
 
     def kill(self, kind: str, number: int = 0, how: int = signal.SIGKILL) -> None:
         found = self.processes(kind)
@@ -92,7 +86,7 @@ class Run:
     def kill_all(self) -> None:
         """Kill whatever there still is of it, all at once."""
         with contextlib.suppress(psutil.NoSuchProcess):
-            for process in [*psutil.Process(self.process.pid).children(recursive=True), self.process]:
+            for process in [*self.root.children(recursive=True), self.process]:
                 process.kill()
         self.process.wait()
 
@@ -108,6 +102,17 @@ def processes(root: psutil.Process, kind: str) -> list[psutil.Process]:
         if command and command[0].startswith((f"ray::{kind}", f"VLLM::{kind}")):
             found.append(process)
     return sorted(found, key=lambda p: p.create_time())
+
+
+def busy_engine(root: psutil.Process, limit_s: float = 60) -> psutil.Process:
+    """An engine process below `root` that is generating just now."""
+    deadline = time.time() + limit_s
+    while time.time() < deadline:
+        for engine in processes(root, "EngineCore"):
+            with contextlib.suppress(psutil.Error):
+                if engine.cpu_percent(interval=0.2) > 15:
+                    return engine
+    raise AssertionError("no engine is busy")
 
 
 def rows_of(folder: Path) -> list[dict]:

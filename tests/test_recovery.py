@@ -7,7 +7,7 @@ import pytest
 
 from pipeline.checkpoints import Checkpoints
 from tests.chaos import BUSY, GROUPS
-from tests.faults import Run, check_history, rows_of
+from tests.faults import Run, busy_engine, check_history, rows_of
 
 
 @pytest.fixture
@@ -27,7 +27,7 @@ def start():
 def test_a_run_outlives_a_generator_a_learner_and_the_coordinator(start, tmp_path):
     run = start(f"run.folder={tmp_path}", "run.name=broken", "train.steps=1000", "generator.count=2", *BUSY)
     line = run.wait_for("step 3/")
-    run.busy_engine().parent().kill()  # in the middle of conversations
+    busy_engine(run.root).parent().kill()  # in the middle of conversations
     line = run.wait_for("died; starting it again", after=line)
     line = run.wait_for("step ", after=line)
     run.kill("Learner")

@@ -1,0 +1,119 @@
+"""What the pool makes of generators that die, hang, or leave. These are doubles; real ones are in test_recovery."""
+
+import asyncio
+import os
+import time
+from dataclasses import replace
+
+import pytest
+
+
+@pytest.fixture
+def pool(ray_session, tiny_config, monkeypatch):
+    """Runs `work(pool)` with a pool of doubles; `said` has its lines."""
+    from actors import generator_pool as module
+    from actors.generator import Draining
+
+    @ray_session.remote(num_cpus=0, max_concurrency=100)
+    class Double:
+        def __init__(self):
+            self.draining, self.hung = asyncio.Event(), False
+
+        async def start(self):
+            return "vLLM", ray_session.get_runtime_context().get_node_id()
+
+        async def until_death(self):
+            await asyncio.Event().wait()
+
+        async def heartbeat(self):
+            if self.hung:
+                await asyncio.Event().wait()
+
+        async def rollout(self, what):
+            """Does what it is told."""
+            if what == "die":
+                os._exit(1)
+            if what == "hang":
+                self.hung = True
+                await asyncio.Event().wait()
+            if what == "drained":
+                await self.draining.wait()
+                await asyncio.sleep(1)  # for the conversations that are open
+                raise Draining("begins no more")
+            return what, "notes"
+
+        async def drain(self):
+            self.draining.set()
+
+        async def close(self):
+            pass
+
+    class Doubles(module.GeneratorPool):
+        def make(self, number):
+            return Double.remote()
+
+    drained = set()
+    monkeypatch.setattr(module.cluster, "get_draining_nodes", lambda: drained)
+    monkeypatch.setattr(module, "DRAINING_S", 0.1)
+    monkeypatch.setattr(module, "HEARTBEAT_S", 0.1)
+    sizes = replace(tiny_config.generator, count=1, stall_s=1.0, drain_s=10.0)
+
+    class Running:
+        said: list[str] = []
+        gone: list[str] = []
+
+        def drain_this_node(self):
+            drained.update(node["NodeID"] for node in ray_session.nodes())
+
+        def run(self, work):
+            async def main():
+                config = replace(tiny_config, generator=sizes)
+                pool = Doubles(config, self.said.append, left=self.gone.append)
+                running = asyncio.create_task(pool.run())
+                await pool.ready()
+                try:
+                    return await asyncio.wait_for(work(pool), 60)
+                finally:
+                    running.cancel()
+                    await pool.close()
+
+            return asyncio.run(main())
+
+        async def until_said(self, text):
+            while not any(text in line for line in self.said):
+                await asyncio.sleep(0.1)
+
+    return Running()
+
+
+@pytest.mark.parametrize(("how", "said"), [("die", "died; starting it again"), ("hang", "hung: its engine")])
+def test_one_that_is_lost_fails_its_work_and_another_takes_its_place(pool, how, said):
+    from actors.generator_pool import GeneratorLeft, GeneratorLost
+
+    async def work(generators):
+        with pytest.raises(GeneratorLost) as error:
+            await generators.rollout("generator-0", how)
+        assert not isinstance(error.value, GeneratorLeft)
+        await pool.until_said("generator-0 is in service")
+        group, notes = await generators.rollout("generator-0", "work")
+        assert (await group, notes) == ("work", "notes")
+        assert generators.restarts == 1 and pool.gone == ["generator-0"]
+
+    pool.run(work)
+    assert any(said in line for line in pool.said)
+
+
+def test_one_on_a_drained_node_is_let_finish_what_is_open(pool):
+    from actors.generator_pool import GeneratorLeft
+
+    async def work(generators):
+        rolling = asyncio.create_task(generators.rollout("generator-0", "drained"))
+        await asyncio.sleep(0.5)
+        began = time.monotonic()
+        pool.drain_this_node()
+        with pytest.raises(GeneratorLeft):
+            await rolling
+        assert time.monotonic() - began > 1
+
+    pool.run(work)
+    assert any("leaves a node that is being drained" in line for line in pool.said)
