@@ -24,11 +24,12 @@ def start():
         run.kill_all()
 
 
-def test_a_run_outlives_a_generator_a_learner_and_the_coordinator(start, tmp_path):
-    run = start(f"run.folder={tmp_path}", "run.name=broken", "train.steps=1000", "generator.count=2", *BUSY)
+def test_a_run_outlives_an_engine_a_learner_and_the_coordinator(start, tmp_path):
+    run = start(f"run.folder={tmp_path}", "run.name=broken", "train.steps=1000", *BUSY)
     line = run.wait_for("step 3/")
-    busy_engine(run.root).parent().kill()  # in the middle of conversations
-    line = run.wait_for("died; starting it again", after=line)
+    busy_engine(run.root).kill()  # in the middle of conversations, which nobody else can go on with
+    line = run.wait_for("generator-0 died; starting it again", after=line)
+    line = run.wait_for("generator-0 is in service", after=line)
     line = run.wait_for("step ", after=line)
     run.kill("Learner")
     line = run.wait_for("learners are back", after=line)
