@@ -14,7 +14,7 @@ import ray
 import torch
 
 from pipeline.checkpoints import LEARNER, MODEL, FileEntry, file_entries
-from pipeline.files import copy_folder, is_local, join
+from pipeline.files import copy_folder, is_local, join, local_path
 from pipeline.weight_buckets import pack_buckets
 
 CONCURRENCY_GROUPS = {"io": 1, "watch": 1}
@@ -95,7 +95,7 @@ class LearnerRank:
         Args:
             folder: of the checkpoint, local or a URI.
         """
-        local = Path(folder) if is_local(folder) else Path(tempfile.mkdtemp(prefix="checkpoint-"))
+        local = local_path(folder) if is_local(folder) else Path(tempfile.mkdtemp(prefix="checkpoint-"))
         self._to_write = (folder, local, self.engine.copy_state(local / LEARNER), self.engine.copy_model())
 
     @ray.method(concurrency_group="io")
@@ -151,7 +151,7 @@ def local_folder(checkpoint: str):
     """The folder of a checkpoint's learner state, as a copy on this machine if it is not there."""
     state = join(checkpoint, LEARNER)
     if is_local(checkpoint):
-        yield Path(state.removeprefix("file://"))
+        yield local_path(state)
         return
     with tempfile.TemporaryDirectory() as folder:
         copy_folder(state, folder)

@@ -116,6 +116,11 @@ def is_local(path: str | Path) -> bool:
     return "://" not in str(path) or str(path).startswith("file://")
 
 
+def local_path(path: str | Path) -> Path:
+    """The path of a local file or folder that may be given as a file URI."""
+    return Path(str(path).removeprefix("file://"))
+
+
 @contextmanager
 def atomic_output(path: str | Path) -> Iterator[Path]:
     """Yields a local path to write a file to, which becomes `path` when the block ends, and nothing if it fails.
