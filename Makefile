@@ -26,7 +26,7 @@ prepare evaluate figures warmstart: setup
 
 chaos: setup
 	@.venv/bin/ray get-auth-token --generate >/dev/null
-	@.venv/bin/python -m tests.chaos $(or $(ARGS),--write)
+	@.venv/bin/python -m tests.chaos --write $(ARGS)
 
 setup:
 	@PYTHON="$(PYTHON)" requirements/install.sh $(if $(GPU),gpu)

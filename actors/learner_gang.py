@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -158,10 +159,9 @@ def bundle_of(learner: LearnerConfig) -> dict[str, float]:
     return {"CPU": learner.num_cpus} | ({"GPU": learner.num_gpus} if learner.num_gpus else {})
 
 
-def ranks_that_fit(learner: LearnerConfig) -> int:
-    """How many ranks, of those that are wanted, the nodes of the cluster could hold if they held nothing else."""
+def ranks_in(nodes: Iterable[dict[str, float]], learner: LearnerConfig) -> int:
+    """How many ranks, up to all that are wanted, nodes with these resources have room for."""
     bundle = bundle_of(learner)
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     room = (min(int(has.get(kind, 0) / amount) for kind, amount in bundle.items() if amount) for has in nodes)
     return min(learner.ranks, sum(room))
 

@@ -10,10 +10,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import ray
+from ray._private.state import state as cluster
 from ray.exceptions import RayTaskError
 
 from actors.job_actor import RunFailed, reason_of
-from actors.learner_gang import GangLost, LearnerGang, NoRoom, ranks_that_fit
+from actors.learner_gang import GangLost, LearnerGang, NoRoom, ranks_in
 from pipeline.checkpoints import Checkpoint, Checkpoints, RunState
 from pipeline.config import Config
 from pipeline.episodes import GroupRecord
@@ -63,8 +64,9 @@ class LearnerPool:
         """
         le, first = self.config.learner, self._gang is None
         while True:
-            # At first the full number, for which an autoscaler may be making room; later, what fits now.
-            most = le.ranks if first else max(ranks_that_fit(le), le.min_ranks)
+            # At first the full number, for which an autoscaler may be making room; later, what the nodes could hold.
+            nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+            most = le.ranks if first else max(ranks_in(nodes, le), le.min_ranks)
             for size in range(most, le.min_ranks - 1, -1):
                 self._gang = LearnerGang(self.config, size)
                 try:
@@ -116,12 +118,9 @@ class LearnerPool:
         self._restarts_in_a_row = 0
 
     def can_grow(self) -> bool:
-        """Whether ranks are missing, and one more fits beside everything that runs."""
+        """Whether ranks are missing, and one more fits on some node beside everything that runs."""
         le = self.config.learner
-        if self.size == le.ranks:
-            return False
-        free = ray.available_resources()
-        return free.get("CPU", 0) >= le.num_cpus and free.get("GPU", 0) >= le.num_gpus
+        return self.size < le.ranks and ranks_in(cluster.available_resources_per_node().values(), le) > 0
 
     async def close(self) -> None:
         """End all ranks in good order."""

@@ -1,8 +1,8 @@
 """The chaos suite: `python -m tests.chaos [part …] [--write]` (`make chaos`).
 
 Real runs, which are broken on purpose in every way that docs/reliability.md names, one fault after the other; after
-each of them, and at the end, the history that the run leaves is checked. Prints a table; `--write` puts it into
-docs/reliability.md.
+each of them, and at the end, the history that the run leaves is checked. Prints what each part found; `--write` puts it
+into docs/reliability.md.
 
 Parts: processes (of one machine), nodes (several raylets on this machine), random (ten kills at random in 60 steps).
 """
@@ -27,7 +27,6 @@ import psutil
 from tests.faults import ROOT, Run, busy_engine, check_history, check_rows, rows_of
 
 REPORT = ROOT / "docs" / "reliability.md"
-MARK = "<!-- made by make chaos; what is below is replaced -->\n"
 STEPS_BETWEEN = 2  # steps after a fault, when the run is in its steady state again
 FIRST_STEP = 3  # before which nothing is broken
 GROUPS = 4  # a step
@@ -88,6 +87,8 @@ class Chaos:
         for _ in range(STEPS_BETWEEN):
             after = self.run.wait_for(f"/{MANY_STEPS}  reward", after=after)
         seconds = time.time() - begin
+        for _ in range(self.staleness + 1):  # until the groups that were under way are trained and counted
+            after = self.run.wait_for(f"/{MANY_STEPS}  reward", after=after)
         rows = rows_of(self.folder)
         check_rows(rows, GROUPS)
         counts = {n: max(0, rows[-1].get(n, 0) - before[-1].get(n, 0)) for n in COUNTED}
@@ -118,7 +119,7 @@ def workplace() -> Iterator[Path]:
     shutil.rmtree(folder)  # it is kept if something failed
 
 
-def of_processes(folder: Path) -> list[Outcome]:
+def of_processes(folder: Path) -> list[str]:
     """Processes of one machine that die or stand still, and what learners can run into."""
     go = folder / "go"
     go.mkdir()
@@ -172,7 +173,7 @@ def of_processes(folder: Path) -> list[Outcome]:
     chaos.fault("newest checkpoint truncated, then a learner rank killed", truncate_and_kill, until="learners are back")
     chaos.fault("coordinator killed", kill("Coordinator"), until="all started")
     chaos.end()
-    return chaos.outcomes
+    return table(chaos.outcomes)
 
 
 # The head has the coordinator. Nodes with a "GPU" hold a generator each, those with three "CPUs" a learner rank each.
@@ -188,7 +189,7 @@ QUICK_HEALTH_CHECKS = {
 }
 
 
-def of_nodes(folder: Path) -> list[Outcome]:
+def of_nodes(folder: Path) -> list[str]:
     """Nodes that come, go, and are drained; a driver that dies."""
     from ray.cluster_utils import Cluster
 
@@ -228,9 +229,10 @@ def of_nodes(folder: Path) -> list[Outcome]:
         chaos.fault("node with a generator drained", drained, until="starting it again")
         chaos.fault("node with a learner rank removed", remove(learners), until="learners are back")
         chaos.fault("node added, for a learner rank", add(learners, LEARNER_NODE), until="there is room for more")
+        assert rows_of(chaos.folder)[-1]["learner_ranks"] == 2, chaos.run.output
         chaos.fault("driver killed and submitted again", chaos.submit_again)
         chaos.end()
-        return chaos.outcomes
+        return table(chaos.outcomes)
     finally:
         cluster.shutdown()
 
@@ -304,20 +306,21 @@ def main(arguments: list[str]) -> int:
     if wrong := [part for part in parts if part not in PARTS]:
         print(f"no part {', '.join(wrong)}; there are: {', '.join(PARTS)}", file=sys.stderr)
         return 2
-    outcomes, lines = [], []
     for part in parts:
         with workplace() as folder:
-            made = PARTS[part](folder)
-        if part == "random":
-            lines = made
-        else:
-            outcomes += made
-    report = "\n".join([*table(outcomes), "", *lines, ""])
-    print(report)
-    if write:
-        text = REPORT.read_text(encoding="utf-8").partition(MARK)[0]
-        REPORT.write_text(f"{text}{MARK}\n{report}", encoding="utf-8")
+            lines = "\n".join(PARTS[part](folder))
+        print(lines)
+        if write:
+            put_into_report(part, lines)
     return 0
+
+
+def put_into_report(part: str, lines: str) -> None:
+    """In the place of what an earlier run of this part has left there."""
+    begin, end = f"<!-- made by make chaos: {part} -->\n", f"<!-- end of {part} -->\n"
+    before, _, rest = REPORT.read_text(encoding="utf-8").partition(begin)
+    after = rest.partition(end)[2]
+    REPORT.write_text(f"{before}{begin}\n{lines}\n\n{end}{after}", encoding="utf-8")
 
 
 if __name__ == "__main__":
