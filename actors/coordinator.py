@@ -15,10 +15,12 @@ import itertools
 import time
 import traceback
 from collections import Counter
+from collections.abc import Awaitable
 from dataclasses import replace
 from pathlib import Path
 
 import ray
+from ray.exceptions import RayTaskError
 
 from actors.buffer import TrajectoryBuffer
 from actors.generator_pool import GeneratorLeft, GeneratorLost, GeneratorPool
@@ -39,10 +41,14 @@ from pipeline.problem_stream import START, training_source
 from pipeline.problems import BadRow, DataError, Problem, Quarantine
 from pipeline.report import run_summary, step_line, write_summary
 
-SAVE_LIMIT_S = 600
+LEARNERS_FIRST_S = 10  # in which learners get their room before generators take what there is
 MOVES = 5  # a group under which more generators die has failed
 LINGER_S = 300  # after the end, for a driver to ask for the summary
 SILENCE_S = 60  # without a step, after which is said what the run waits for
+
+
+class Stopped(Exception):
+    """The run was asked to end while it waited for something."""
 
 
 @ray.remote(num_cpus=0, max_concurrency=100, max_restarts=-1, max_task_retries=-1)
@@ -67,6 +73,8 @@ class Coordinator(JobActor):
         self.sampling = Sampling(config.train.temperature)
         self.generators = self.scorers = self.tracker = None
         self._ended: asyncio.Future | None = None  # its result is the summary
+        if self.started_again:  # the driver may be dead too
+            ray.get_runtime_context().current_actor.run.remote()
 
     # What the driver calls.
 
@@ -94,12 +102,14 @@ class Coordinator(JobActor):
             await self._start()
             await self._train()
             status = "interrupted" if self._stop.is_set() and self.step < self.config.train.steps else "completed"
+        except Stopped:
+            status = "interrupted"
         except Exception as failure:
             error = reason_of(failure)
             if not isinstance(failure, (RunFailed, DataError)):
                 traceback.print_exc()  # into the job's log; the summary has the last line
         try:
-            await asyncio.wait_for(self._save_the_last(), SAVE_LIMIT_S)
+            await self._save_the_last()
         except Exception as failure:
             status, error = "failed", f"{error or ''}\nthe last version could not be saved: {failure!r}".strip()
         summary = run_summary(
@@ -152,14 +162,14 @@ class Coordinator(JobActor):
         )
         begin = time.time()
         self.rows, self.wandb_run, self.wandb_id = await self.tracker.begun.remote()
+        learners = asyncio.ensure_future(self._timed(self._start_learners(), "learners"))
+        placing = asyncio.ensure_future(self.learners.placed.wait())
+        await asyncio.wait([learners, placing], timeout=LEARNERS_FIRST_S, return_when=asyncio.FIRST_COMPLETED)
+        placing.cancel()
         for pool in (self.generators, self.scorers):
             self.spawn(pool.run())
-        starting = [
-            self._timed(self._start_learners(), "learners"),
-            self._timed(self.generators.ready(), "generators"),
-            self.scorers.ready(),
-        ]
-        await self.unless_failed(asyncio.gather(*starting))
+        starting = [learners, self._timed(self.generators.ready(), "generators"), self.scorers.ready()]
+        await self._unless_stopped(asyncio.gather(*starting))
         self.say(f"· all started in {time.time() - begin:.0f} s")
         self.spawn(self._say_what_it_waits_for())
 
@@ -258,8 +268,6 @@ class Coordinator(JobActor):
         while self.step < t.steps and not self._stop.is_set():
             try:
                 groups = await self._take()
-                if groups is None:
-                    break
                 await self._train_on(groups)
             except GroupsLost as error:
                 lost = [groups[index][0].group_id for index in error.indices]
@@ -292,19 +300,10 @@ class Coordinator(JobActor):
             await self._save()
             await self._grow()
 
-    async def _take(self) -> list | None:
-        """The groups of the next step; None if the run is stopped before they are there."""
+    async def _take(self) -> list:
+        """The groups of the next step. Raises `Stopped`."""
         while True:
-            taking = asyncio.ensure_future(self.buffer.take())
-            stopping = asyncio.ensure_future(self._stop.wait())
-            try:
-                await self.unless_failed(asyncio.wait([taking, stopping], return_when=asyncio.FIRST_COMPLETED))
-            finally:
-                stopping.cancel()
-                taking.cancel()
-            if not taking.done():
-                return None
-            groups, dropped = taking.result()
+            groups, dropped = await self._unless_stopped(self.buffer.take())
             for group_id in dropped:
                 self.failures[DROPPED_STALE] += 1
                 self._again(group_id)
@@ -329,9 +328,21 @@ class Coordinator(JobActor):
         self.buffer.roll_back(step)
         self.problems.roll_back(checkpoint.state.cursor if checkpoint else START)
         self.rows, self.discarded = await self.tracker.roll_back.remote(step), []
-        await self.unless_failed(self._start_learners())
+        await self._unless_stopped(self._start_learners())
         self.say(f"· learners are back after {time.time() - begin:.0f} s")
         self._step_began, self._generated_before = time.time(), self.tokens_generated
+
+    async def _unless_stopped(self, work: Awaitable):
+        """The result of `work`. Raises `Stopped`, or the failure that ends the run, if that comes first."""
+        work, stopping = asyncio.ensure_future(work), asyncio.ensure_future(self._stop.wait())
+        try:
+            await self.unless_failed(asyncio.wait([work, stopping], return_when=asyncio.FIRST_COMPLETED))
+            if not work.done():
+                raise Stopped
+            return work.result()
+        finally:
+            work.cancel()
+            stopping.cancel()
 
     async def _grow(self) -> None:
         """Right after a checkpoint: start the learners again with more ranks if there is room for more."""
@@ -342,7 +353,7 @@ class Coordinator(JobActor):
             return  # it could not be saved
         self.say(f"· there is room for more than {self.learners.size} learner ranks: starting them again")
         await self.learners.close()
-        await self.unless_failed(self._start_learners())
+        await self._unless_stopped(self._start_learners())
         self._step_began = time.time()
 
     async def _save(self) -> None:
@@ -495,12 +506,16 @@ class Coordinator(JobActor):
                 f"average, more than train.mismatch_warning={t.mismatch_warning:g}; with the same weights they should "
                 "agree"
             )
-        await self.tracker.log.remote(row)
+        if unwritten := await self.tracker.log.remote(row):
+            self.say(f"· metrics.jsonl could not be written, and will be tried again: {unwritten}")
         if self.step == 1 or self.step % t.episodes_every == 0 or self.step == t.steps:
             shown = list(zip(problems, groups, strict=True))[: t.episodes_shown]
             # The references are in lists, so that Ray hands them on unresolved.
             samples = [(problem.question, record, [ref]) for problem, (record, ref) in shown]
-            await self.tracker.episodes.remote(self.step, samples)
+            try:
+                await self.tracker.episodes.remote(self.step, samples)
+            except RayTaskError as error:
+                self.say(f"· the episodes of step {self.step} could not be written: {reason_of(error)}")
             self.tracker.draw.remote()  # nobody waits for the figure
 
     def _check_updates(self, groups: list, updates: list[UpdateResult]) -> None:

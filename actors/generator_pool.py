@@ -8,10 +8,10 @@ from dataclasses import dataclass
 
 import ray
 from ray._private.state import state as cluster
-from ray.exceptions import RayActorError, RayError
+from ray.exceptions import RayError
 
 from actors.generator import Draining, Generator, WeightsLost
-from actors.pool import Hung, Pool, result_of
+from actors.pool import DIED, Hung, Pool, result_of
 from pipeline.config import GenerationConfig
 from pipeline.episodes import RolloutNotes
 from pipeline.evaluation.answers import Answer
@@ -69,7 +69,6 @@ class GeneratorPool(Pool):
         self._draining: set[str] = set()  # nodes
         self._tokens_of_the_gone = 0
         self.engine_version = ""
-        self._are_ready = False
 
     def make(self, number: int):
         g = self.config.generator
@@ -91,7 +90,7 @@ class GeneratorPool(Pool):
         self._members[name] = member
         self._joined(name, member.version, None)
         await self.enter(name)
-        if self._are_ready:
+        if self._were_ready:
             self._say(f"· {name} is in service")
         watched = [
             asyncio.create_task(work)
@@ -111,10 +110,6 @@ class GeneratorPool(Pool):
         finally:
             for task in watched:
                 task.cancel()
-
-    async def ready(self) -> None:
-        await super().ready()
-        self._are_ready = True
 
     async def leave(self, name: str) -> None:
         if member := self._members.pop(name, None):
@@ -151,7 +146,7 @@ class GeneratorPool(Pool):
         except TimeoutError:
             ray.cancel(notes)
             raise TimeoutError(f"no episodes within generator.timeout_s={limit}") from None
-        except (RayActorError, Draining) as error:
+        except (*DIED, Draining) as error:
             raise _lost(name, error) from error
 
     async def answer(self, *arguments) -> Answer:
@@ -168,7 +163,7 @@ class GeneratorPool(Pool):
         try:
             async with self._call(member):
                 return await member.actor.answer.remote(*arguments)
-        except (RayActorError, Draining) as error:
+        except (*DIED, Draining) as error:
             raise _lost(name, error) from error
 
     @contextlib.asynccontextmanager
@@ -224,7 +219,8 @@ class GeneratorPool(Pool):
             async with self._published:
                 await self._published.wait_for(lambda: self._weights[0] > member.version)
             pause_s = await self._load_newer(name, member)
-            self._joined(name, member.version, pause_s)
+            if name in self._members:  # else it is being drained
+                self._joined(name, member.version, pause_s)
 
     async def _feel_pulse(self, name: str, member: Member) -> None:
         """Raise `Hung` when the engine's loop stands still: it answers between two steps, however long those are."""

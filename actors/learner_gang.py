@@ -2,16 +2,17 @@
 
 import asyncio
 import time
-from collections.abc import Iterable
+from collections.abc import Coroutine, Iterable
 from pathlib import Path
 
 import numpy as np
 import ray
-from ray.exceptions import RayActorError, RayTaskError
+from ray.exceptions import RayTaskError
 from ray.util.placement_group import placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from actors.learner import Learner
+from actors.pool import DIED
 from actors.supervised_learner import SupervisedLearner, SupervisedUpdate
 from pipeline.checkpoints import FileEntry
 from pipeline.config import Config, LearnerConfig
@@ -104,12 +105,17 @@ class Gang:
         await self._all("copy_checkpoint", folder)
 
     async def write_checkpoint(self) -> list[FileEntry]:
-        """Write what was copied, while training goes on; return the files.
+        """Write what was copied, while training goes on; return the files, when all ranks have ended.
 
         Raises:
+            GangLost: no rank moves any more.
             Exception: a rank's own, when it could not write.
         """
-        written = await asyncio.gather(*(rank.write_checkpoint.remote() for rank in self.ranks))
+        calls = [rank.write_checkpoint.remote() for rank in self.ranks]
+        written = await self._unless_it_stands_still(_all_of(calls, return_exceptions=True))
+        for result in written:
+            if isinstance(result, Exception):
+                raise result
         return [entry for entries in written for entry in entries]
 
     async def close(self) -> None:
@@ -130,16 +136,21 @@ class Gang:
 
     async def _together(self, calls: list[ray.ObjectRef], limit_s: float | None = None) -> list:
         """What all ranks return. Raises `GangLost` if one dies or fails, or if none moves for `limit_s`."""
+        try:
+            return await self._unless_it_stands_still(_all_of(calls), limit_s)
+        except (*DIED, RayTaskError) as error:
+            raise GangLost(f"a learner rank {_what_happened(error)}") from error
+
+    async def _unless_it_stands_still(self, work: Coroutine, limit_s: float | None = None):
+        """The result of `work`. Raises `GangLost` if no rank moves for `limit_s`, or learner.stall_s."""
         limit_s = limit_s or self.config.learner.stall_s
-        working = asyncio.ensure_future(_all_of(calls))
+        working = asyncio.ensure_future(work)
         standing = asyncio.ensure_future(self._until_it_stands_still(limit_s))
         try:
             await asyncio.wait([working, standing], return_when=asyncio.FIRST_COMPLETED)
             if not working.done():
                 raise GangLost(f"the learners made no progress for {limit_s:g} s")
             return working.result()
-        except (RayActorError, RayTaskError) as error:
-            raise GangLost(f"a learner rank {_what_happened(error)}") from error
         finally:
             working.cancel()
             standing.cancel()
@@ -166,8 +177,8 @@ def ranks_in(nodes: Iterable[dict[str, float]], learner: LearnerConfig) -> int:
     return min(learner.ranks, sum(room))
 
 
-async def _all_of(calls: list[ray.ObjectRef]) -> list:
-    return await asyncio.gather(*calls)
+async def _all_of(calls: list[ray.ObjectRef], return_exceptions: bool = False) -> list:
+    return await asyncio.gather(*calls, return_exceptions=return_exceptions)
 
 
 async def _progress_of(rank) -> int | None:
@@ -175,12 +186,12 @@ async def _progress_of(rank) -> int | None:
     try:
         async with asyncio.timeout(PROGRESS_S):
             return await rank.progress.remote()
-    except (TimeoutError, RayActorError):
+    except (TimeoutError, *DIED):
         return None
 
 
 def _what_happened(error: Exception) -> str:
-    if isinstance(error, RayActorError):
+    if isinstance(error, DIED):
         return "died"
     return f"failed: {(str(error).strip().splitlines() or [''])[-1]}"
 

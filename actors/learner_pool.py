@@ -5,6 +5,7 @@ from the last checkpoint that was finished, whatever the number of ranks that wr
 """
 
 import asyncio
+import contextlib
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -15,7 +16,7 @@ from ray.exceptions import RayTaskError
 
 from actors.job_actor import RunFailed, reason_of
 from actors.learner_gang import GangLost, LearnerGang, NoRoom, ranks_in
-from pipeline.checkpoints import Checkpoint, Checkpoints, RunState
+from pipeline.checkpoints import Checkpoint, CheckpointError, Checkpoints, RunState
 from pipeline.config import Config
 from pipeline.episodes import GroupRecord
 from pipeline.metrics import UpdateResult
@@ -36,6 +37,7 @@ class LearnerPool:
         self.config, self.say = config, say
         self.checkpoints = Checkpoints(config.train.checkpoint_folder or folder / "checkpoints")
         self.checkpoint: Checkpoint | None = None  # the last one that was finished; what a gang starts from
+        self.placed = asyncio.Event()  # set when the first gang has its room
         self.restarts = self.saves_failed = 0
         self._universal = folder / "universal" / "learner"
         self._restarts_in_a_row = 0
@@ -71,6 +73,7 @@ class LearnerPool:
                 self._gang = LearnerGang(self.config, size)
                 try:
                     await self._gang.placed(le.wait_s)
+                    self.placed.set()
                     await self._gang.start(*self._state_for(size))
                     if size < le.ranks:
                         self.say(f"· training with {size} of {le.ranks} learner ranks")
@@ -101,7 +104,8 @@ class LearnerPool:
         """
         self._count_restart(why)
         self._gang.kill()
-        await self.saved()
+        with contextlib.suppress(GangLost):
+            await self.saved()
         await self.find_checkpoint()
 
     def _count_restart(self, why: str) -> None:
@@ -142,21 +146,28 @@ class LearnerPool:
     # Checkpoints.
 
     async def find_checkpoint(self) -> None:
-        """Take the newest one that is good for `checkpoint`."""
-        self.checkpoint = await asyncio.to_thread(self.checkpoints.newest_good, self.say)
+        """Take the newest one that is good for `checkpoint`. Raises `RunFailed` if there are some and none is good."""
+        try:
+            self.checkpoint = await asyncio.to_thread(self.checkpoints.newest_good, self.say)
+        except (CheckpointError, OSError) as error:
+            raise RunFailed(f"no checkpoint to go on from: {error}") from error
 
     async def save(self, state: RunState) -> None:
         """Copy the state of this step, and begin to write it. Raises `GangLost`."""
         await self.saved()
-        await asyncio.to_thread(self.checkpoints.clear, state.step)
+        try:
+            await asyncio.to_thread(self.checkpoints.begin, state.step)
+        except OSError as error:
+            self._not_saved(state.step, reason_of(error))
+            return
         await self._gang.copy_checkpoint(self.checkpoints.folder(state.step))
         self._saving = asyncio.ensure_future(self._write(self._gang, state))
 
     async def saved(self) -> None:
-        """Wait for the checkpoint that is being written."""
-        if self._saving:
-            await self._saving
-            self._saving = None
+        """Wait for the checkpoint that is being written. Raises `GangLost`."""
+        saving, self._saving = self._saving, None
+        if saving:
+            await saving
 
     async def _write(self, gang: LearnerGang, state: RunState) -> None:
         """Write what was copied. If that fails, the checkpoint before is still there, and the run goes on."""
@@ -164,15 +175,22 @@ class LearnerPool:
         try:
             files = await gang.write_checkpoint()
             checkpoint = await asyncio.to_thread(self.checkpoints.finish, state, files)
+        except GangLost as error:
+            self._not_saved(state.step, str(error))
+            raise
         except Exception as error:
-            self.saves_failed += 1
-            last = f"checkpoints/{self.checkpoint.step}" if self.checkpoint else "none"
-            self.say(f"· checkpoints/{state.step} could not be saved: {reason_of(error)}; the last good one is {last}")
-            await asyncio.to_thread(self.checkpoints.clear, state.step)
+            self._not_saved(state.step, reason_of(error))
+            with contextlib.suppress(OSError):  # without a manifest it counts for nothing anyway
+                await asyncio.to_thread(self.checkpoints.clear, state.step)
             return
         self.checkpoint = checkpoint
         self.say(f"· saved checkpoints/{state.step} in {time.time() - begin:.0f} s, beside the training")
         try:
-            await asyncio.to_thread(self.checkpoints.prune, t.keep_last, t.keep_best)
-        except (OSError, ValueError, KeyError) as error:
+            await asyncio.to_thread(self.checkpoints.prune, state.step, t.keep_last, t.keep_best)
+        except OSError as error:
             self.say(f"· older checkpoints could not be removed: {reason_of(error)}")
+
+    def _not_saved(self, step: int, why: str) -> None:
+        self.saves_failed += 1
+        last = f"checkpoints/{self.checkpoint.step}" if self.checkpoint else "none"
+        self.say(f"· checkpoints/{step} could not be saved: {why}; the last good one is {last}")

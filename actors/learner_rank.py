@@ -111,6 +111,7 @@ class LearnerRank:
             for path, content in state.items():
                 torch.save(content, path)
                 written.append(path)
+                self.progress_made += 1
             if self.rank == 0:
                 self.engine.write_model(local / MODEL, parameters)
                 self._save_tokenizer(local / MODEL)

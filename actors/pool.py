@@ -11,10 +11,11 @@ from collections import Counter
 from collections.abc import Callable
 
 import ray
-from ray.exceptions import RayActorError, RayTaskError
+from ray.exceptions import OutOfMemoryError, RayActorError, RayTaskError
 
 from actors.job_actor import RunFailed
 
+DIED = (RayActorError, OutOfMemoryError)  # what a call raises whose actor died, or was killed by Ray's memory monitor
 DEATHS_IN_A_ROW = 5  # an actor that dies more often while nothing gets done will not get better
 LONGEST_BACK_OFF_S = 30
 
@@ -66,6 +67,7 @@ class Pool:
         self._given_up: set[str] = set()
         self._busy = {f"{kind}-{number}": BusyTime() for number in range(count)}
         self._looked_at = (time.monotonic(), 0.0)  # when, and how long all were busy until then
+        self._were_ready = False
         self.restarts = 0
 
     def make(self, number: int):
@@ -76,7 +78,7 @@ class Pool:
         """Put an actor into service once it is up, see to it, and return why it leaves if it does so in good order.
 
         Raises:
-            RayActorError: it died.
+            DIED: it died.
             Hung: it does not move any more.
             RayTaskError: what it raised while it was started.
         """
@@ -99,6 +101,7 @@ class Pool:
         """Wait until the fewest that are needed are in service."""
         async with self._changed:
             await self._changed.wait_for(lambda: len(self._in_service) >= self._least)
+        self._were_ready = True
 
     @property
     def alive(self) -> int:
@@ -136,16 +139,14 @@ class Pool:
     async def _live(self, number: int) -> None:
         """One actor after the other under the same name."""
         name = f"{self._kind}-{number}"
-        served = False
         while True:
             actor = self._actors[name] = self.make(number)
             try:
                 why = await self.serve(name, actor)
                 self._deaths[name] = 0
-            except (RayActorError, Hung, RayTaskError) as error:
-                served = served or name in self._in_service
-                if isinstance(error, RayTaskError) and not served:
-                    raise  # it cannot start at all
+            except (*DIED, Hung, RayTaskError) as error:
+                if isinstance(error, RayTaskError) and not self._were_ready:
+                    raise  # it cannot start, and so can others of its kind
                 why = _reason(error)
                 self._deaths[name] += 1
             await self.leave(name)

@@ -3,9 +3,7 @@
 import asyncio
 from collections.abc import Callable
 
-from ray.exceptions import RayActorError
-
-from actors.pool import Hung, Pool
+from actors.pool import DIED, Hung, Pool
 from actors.scorer import Scorer
 from pipeline.config import Config
 from pipeline.episodes import GroupRecord
@@ -39,11 +37,12 @@ class ScorerPool(Pool):
                         record = await actor.score.remote(*arguments)
                 if not scored.done():
                     scored.set_result(record)
+                self._deaths[name] = 0
             except TimeoutError:
                 error = ScorerHung(f"no reward within scorer.timeout_s={self.config.timeout_s:g}")
                 _fail(scored, error)
                 raise Hung(f"hung: {error}") from None
-            except RayActorError as error:
+            except DIED as error:
                 _fail(scored, error)
                 raise
             except Exception as error:  # the task's scorer raised, which is nothing that this process did
@@ -59,7 +58,7 @@ class ScorerPool(Pool):
 
         Raises:
             ScorerHung: no answer within scorer.timeout_s, again and again.
-            RayActorError: the scorers' processes died, again and again.
+            DIED: the scorers' processes died, again and again.
             Exception: what the scorer raised.
         """
         for attempt in range(ATTEMPTS):
@@ -67,7 +66,7 @@ class ScorerPool(Pool):
             self._waiting.put_nowait((arguments, scored))
             try:
                 return await scored
-            except (ScorerHung, RayActorError):
+            except (ScorerHung, *DIED):
                 if attempt == ATTEMPTS - 1:
                     raise
 

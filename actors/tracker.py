@@ -37,6 +37,7 @@ class Tracker:
             config.model.path, trust_remote_code=config.model.trust_remote_code
         )
         self._metrics = self.folder / "metrics.jsonl"
+        self._unwritten: list[dict] = []  # rows, while the disk is full
         self._gauges: dict[str, Gauge] = {}
         self._run_name = config.run.name
         if was_started_again():
@@ -53,17 +54,41 @@ class Tracker:
         id."""
         return self._rows(), wandb_place(self._run), self._run.id or ""
 
-    def log(self, row: dict) -> None:
-        """Append a row to metrics.jsonl, and show it in wandb and to Prometheus."""
+    def log(self, row: dict) -> str:
+        """Append a row to metrics.jsonl, and show it in wandb and to Prometheus.
+
+        Returns:
+            Why it could not be written now, if so: it is with the next one then.
+        """
         if row["step"] > self._last_step:  # else this actor died when it had written it
-            with self._metrics.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(row) + "\n")
+            self._unwritten.append(row)
             self._last_step = row["step"]
+        try:
+            self._write()
+            problem = ""
+        except OSError as error:
+            problem = str(error)
         shown = {name: value for name, value in row.items() if isinstance(value, (int, float))}
         ages = row.get("staleness_tokens")
         self._run.log(shown | ({"staleness_tokens": _histogram(ages)} if ages else {}))
         for name, value in shown.items():
             self._gauge(name).set(value, {"run": self._run_name})
+        return problem
+
+    def _write(self) -> None:
+        """Append the rows that are not there yet, all or none of them."""
+        if not self._unwritten:
+            return
+        lines = "".join(json.dumps(row) + "\n" for row in self._unwritten).encode()
+        with self._metrics.open("ab", buffering=0) as file:
+            end = file.tell()
+            try:
+                while lines:
+                    lines = lines[file.write(lines) :]
+            except OSError:
+                file.truncate(end)
+                raise
+        self._unwritten = []
 
     def roll_back(self, step: int) -> list[dict]:
         """Move the rows of later steps to abandoned.jsonl: metrics.jsonl is the history that the weights stand for.
@@ -71,6 +96,7 @@ class Tracker:
         Returns:
             The rows that are left.
         """
+        self._write()
         rows = self._rows()
         kept, gone = ([row for row in rows if (row["step"] <= step) == keep] for keep in (True, False))
         if gone:
@@ -122,6 +148,7 @@ class Tracker:
         import wandb
 
         try:
+            self._write()
             if self._metrics.exists():
                 self.draw()
                 self._run.log({"training": wandb.Image(str(self.folder / "training.png"))})

@@ -11,11 +11,12 @@ manifest.
 
 import hashlib
 import json
+import math
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from pipeline.files import exists, folder_names, join, open_input, remove_folder, write_text
+from pipeline.files import exists, folder_names, join, make_folder, open_input, remove_file, remove_folder, write_text
 from pipeline.problem_stream import Cursor
 
 MANIFEST, RUN_STATE = "manifest.json", "run.json"
@@ -88,12 +89,19 @@ class Checkpoints:
         return [step for step in steps if exists(join(self.folder(step), MANIFEST))]
 
     def newest_good(self, say=lambda line: None) -> Checkpoint | None:
-        """The newest one whose files are all there and whole; what is wrong with newer ones is said."""
-        for step in self.steps():
+        """The newest one whose files are all there and whole; what is wrong with newer ones is said.
+
+        Raises:
+            CheckpointError: there are some, and none of them can be used: to begin anew is not for us to decide.
+        """
+        steps = self.steps()
+        for step in steps:
             try:
                 return self.read(step)
             except CheckpointError as error:
                 say(f"· checkpoints/{step} cannot be used: {error}")
+        if steps:
+            raise CheckpointError(f"none of those in {self.base} can be used; to begin anew, remove them")
         return None
 
     def read(self, step: int) -> Checkpoint:
@@ -124,20 +132,38 @@ class Checkpoints:
         write_text(join(folder, MANIFEST), json.dumps({"files": entries}, indent=1) + "\n")
         return Checkpoint(folder, state)
 
+    def begin(self, step: int) -> None:
+        """Make the folder of a checkpoint that is to be written, empty. Raises `OSError` if that cannot be done."""
+        self.clear(step)
+        make_folder(join(self.folder(step), LEARNER))
+
     def clear(self, step: int) -> None:
         """Remove what there may be of a step: a writing that was not finished, or a later history that was left."""
-        if exists(folder := self.folder(step)):
+        folder = self.folder(step)
+        if exists(manifest := join(folder, MANIFEST)):
+            remove_file(manifest)  # first, as without it the rest counts for nothing
+        if exists(folder):
             remove_folder(folder)
 
-    def prune(self, keep_last: int, keep_best: int) -> list[int]:
-        """Remove all but the newest and those of the best reward; return the steps that are gone."""
+    def prune(self, step: int, keep_last: int, keep_best: int) -> list[int]:
+        """Remove all but the newest up to `step` and those of the best reward; return the steps that are gone.
+
+        Newer ones are of a history that was left, or cannot be used.
+        """
         steps = self.steps()
-        rewards = {step: json.loads(_text(join(self.folder(step), RUN_STATE)))["reward"] for step in steps}
-        best = sorted(steps, key=lambda step: (rewards[step], step), reverse=True)[:keep_best]
-        gone = [step for step in steps[keep_last:] if step not in best]
-        for step in gone:
-            self.clear(step)
+        rewards = {kept: self._reward(kept) for kept in steps if kept <= step}
+        best = sorted(rewards, key=lambda kept: (rewards[kept], kept), reverse=True)[:keep_best]
+        last = list(rewards)[:keep_last]
+        gone = [old for old in steps if old not in (*best, *last)]
+        for old in gone:
+            self.clear(old)
         return gone
+
+    def _reward(self, step: int) -> float:
+        try:
+            return json.loads(_text(join(self.folder(step), RUN_STATE)))["reward"]
+        except (FileNotFoundError, ValueError, KeyError):
+            return -math.inf  # it was spoiled
 
 
 def file_entries(folder: Path, paths: Iterable[Path]) -> list[FileEntry]:

@@ -89,6 +89,12 @@ def folder_names(folder: str | Path) -> list[str]:
     return sorted(i.base_name for i in system.get_file_info(fs.FileSelector(inner)) if i.type == fs.FileType.Directory)
 
 
+def remove_file(path: str | Path) -> None:
+    """Remove a file. Raises `DataError` as `open_input`."""
+    system, inner = _locate(path)
+    system.delete_file(inner)
+
+
 def remove_folder(folder: str | Path) -> None:
     """Remove a folder and all that is in it. Raises `DataError` as `open_input`."""
     system, inner = _locate(folder)

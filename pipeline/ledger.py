@@ -70,8 +70,10 @@ class Ledger:
         """The generator that would run a group that is admitted now; None if none may start."""
         if len(self.entries) >= (self.steps - self.step) * self.groups_per_step:
             return None  # the steps that remain have their groups
-        deadlines = [self._deadline(entry) for entry in self.entries.values() if entry.state != TRAINING]
         learner = self._next_version()
+        # Those that are too late since learners went back hold nobody up: they are dropped when they come.
+        waiting = (entry for entry in self.entries.values() if entry.state != TRAINING)
+        deadlines = [max(self._deadline(entry), learner) for entry in waiting]
         for name in self._by_load():
             deadline = self.generators[name] + self.max_staleness
             if feasible([*deadlines, deadline], learner, self.groups_per_step):

@@ -6,6 +6,9 @@ Deadlines can all be kept exactly when, in the order of their deadlines, group n
 at least v + k // groups_per_step. A group is admitted only if this still holds with it, and the learner takes
 groups earliest deadline first, waiting for a slow one rather than letting it expire: a problem with a long
 document is never dropped for being slow. max_staleness = 0 is synchronous, on-policy training.
+
+Only learners that go back to a checkpoint, which makes a version of its own, can leave groups whose deadlines cannot
+all be kept. Then the learner waits for none of them, and what comes too late is dropped.
 """
 
 from collections.abc import Iterable, Sequence
@@ -30,7 +33,9 @@ def choose(
     if len(ready) < groups_per_step:
         return None
     ordered = sorted(ready)
-    rest = [deadline for deadline, *_ in ordered[groups_per_step:]] + list(running)
-    if not feasible(rest, version + 1, groups_per_step):
+    running = list(running)
+    everything = [deadline for deadline, *_ in ordered] + running
+    rest = everything[groups_per_step:]
+    if not feasible(rest, version + 1, groups_per_step) and feasible(everything, version, groups_per_step):
         return None
     return [group_id for *_, group_id in ordered[:groups_per_step]]

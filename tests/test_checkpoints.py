@@ -83,15 +83,42 @@ def test_what_was_not_finished_is_not_there_and_can_be_cleared(checkpoints, tmp_
     checkpoints.clear(12)
     checkpoints.clear(99)  # there was none
     assert not (tmp_path / "checkpoints" / "12").exists()
+    checkpoints.begin(4)
+    assert checkpoints.steps() == [10, 2] and not any((tmp_path / "checkpoints" / "4" / "learner").iterdir())
+
+
+def test_where_no_folder_can_be_made_it_shows_before_learners_copy_anything(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(OSError, match="Not a directory"):
+        Checkpoints(tmp_path / "file").begin(2)
 
 
 def test_the_last_and_the_best_are_kept(tmp_path):
     checkpoints = Checkpoints(tmp_path)
     for step, reward in [(1, 0.1), (2, 0.9), (3, 0.5), (4, 0.9), (5, 0.2), (6, 0.3)]:
         write(checkpoints, step, reward)
-    assert checkpoints.prune(keep_last=2, keep_best=1) == [3, 2, 1]
+    assert checkpoints.prune(6, keep_last=2, keep_best=1) == [3, 2, 1]
     assert checkpoints.steps() == [6, 5, 4]
-    assert checkpoints.prune(keep_last=1, keep_best=0) == [5, 4]
+    assert checkpoints.prune(6, keep_last=1, keep_best=0) == [5, 4]
+
+
+def test_those_of_a_history_that_was_left_are_not_kept_for_newer_ones(tmp_path):
+    checkpoints = Checkpoints(tmp_path)
+    for step in (2, 4, 6):
+        write(checkpoints, step)
+    (tmp_path / "6" / "run.json").unlink()  # so the run went back to 4, and has come to 5 since
+    write(checkpoints, 5)
+    assert checkpoints.prune(5, keep_last=1, keep_best=0) == [6, 4, 2]
+    assert checkpoints.newest_good().step == 5
+
+
+def test_when_none_can_be_used_nothing_begins_anew_by_itself(tmp_path):
+    checkpoints = Checkpoints(tmp_path)
+    for step in (2, 4):
+        write(checkpoints, step)
+        spoil(tmp_path / str(step) / "hf" / "model.safetensors", "truncated")
+    with pytest.raises(CheckpointError, match="none of those in .* can be used"):
+        checkpoints.newest_good()
 
 
 # What learners make of them.

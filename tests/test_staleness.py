@@ -153,7 +153,7 @@ def test_any_faults_leave_a_history_that_has_every_problem_once(data):
         return [known[i] for i in dropped]
 
     moves = ["admit", "finish", "update", "kill", "train", "train, but some are lost", "train, but the learners die"]
-    for move in data.draw(st.lists(st.sampled_from(moves), max_size=80)):
+    for move in data.draw(st.lists(st.sampled_from(moves), min_size=40, max_size=120)):
         run(move)
         known |= {i: e.position for i, e in ledger.entries.items()}
     for _ in range(20 * steps):
@@ -188,6 +188,22 @@ def test_a_group_whose_tokens_are_too_old_all_the_same_is_dropped_and_counted():
     ledger.add("a", record("a", version=0))
     assert ledger.take() == (None, ["a"])
     assert ledger.dropped_stale == 1 and not ledger.entries
+
+
+def test_learners_that_go_back_leave_no_groups_that_nothing_moves_on():
+    """Eight groups have the same deadline, which after the rollback only four of them can keep."""
+    ledger = Ledger(groups_per_step=4, max_staleness=1, steps=9, generators={"g": 0})
+    for number in range(8):
+        ledger.admit(f"group-{number}", number)
+        ledger.add(f"group-{number}", record(f"group-{number}", 0))
+    assert len(ledger.take()[0]) == 4
+    ledger.roll_back(0)
+    chosen, dropped = ledger.take()
+    assert (len(chosen), dropped) == (4, [])
+    ledger.step_done()
+    assert ledger.take() == (None, [f"group-{number}" for number in range(4, 8)])
+    ledger.generators["g"] = 2
+    assert ledger.admit("another", 8) == "g"
 
 
 def test_new_groups_go_to_the_generator_with_the_fewest():
