@@ -352,7 +352,7 @@ class Coordinator(JobActor):
         if self.learners.saved_step != self.step:
             return  # it could not be saved
         self.say(f"· there is room for more than {self.learners.size} learner ranks: starting them again")
-        await self.learners.close()
+        await self.learners.make_way()
         await self._unless_stopped(self._start_learners())
         self._step_began = time.time()
 

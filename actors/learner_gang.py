@@ -2,20 +2,21 @@
 
 import asyncio
 import time
-from collections.abc import Coroutine, Iterable
+from collections.abc import Coroutine, Sequence
 from pathlib import Path
 
 import numpy as np
 import ray
 from ray.exceptions import RayTaskError
-from ray.util.placement_group import placement_group, remove_placement_group
+from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from actors.learner import Learner
 from actors.pool import DIED
+from actors.reservation import bundle_of
 from actors.supervised_learner import SupervisedLearner, SupervisedUpdate
 from pipeline.checkpoints import FileEntry
-from pipeline.config import Config, LearnerConfig
+from pipeline.config import Config
 from pipeline.episodes import GroupRecord
 from pipeline.fine_tuning.examples import ExampleBatch
 from pipeline.metrics import UpdateResult
@@ -27,10 +28,6 @@ PROGRESS_S = 5.0  # between two looks at how far the ranks are
 
 class GangLost(RuntimeError):
     """A rank died, failed or stood still, so that all of them must start again. The message says what happened."""
-
-
-class NoRoom(RuntimeError):
-    """The cluster has no room for so many ranks now."""
 
 
 class GroupsLost(RuntimeError):
@@ -47,32 +44,30 @@ class Gang:
     Args:
         config: of the job.
         size: how many ranks.
+        placement: whose bundles the ranks are put into; none: Ray finds places when there are some.
+        bundles: the index of each rank's.
     """
 
     LEARNER: type
 
-    def __init__(self, config, size: int):
+    def __init__(self, config, size: int, placement: PlacementGroup | None = None, bundles: Sequence[int] = ()):
         self.config, self.size = config, size
-        le = config.learner
-        self._placement = placement_group([bundle_of(le)] * size, strategy="PACK")
+        self._placement = None if placement else placement_group([bundle_of(config.learner)] * size, strategy="PACK")
         self.ranks = [
-            self.LEARNER.options(
-                num_cpus=le.num_cpus,
-                num_gpus=le.num_gpus,
-                scheduling_strategy=PlacementGroupSchedulingStrategy(
-                    self._placement, placement_group_bundle_index=rank
-                ),
-            ).remote(config, rank, size)
-            for rank in range(size)
+            self._rank(rank, placement or self._placement, bundle) for rank, bundle in enumerate(bundles or range(size))
         ]
 
-    async def placed(self, limit_s: float | None = None) -> None:
-        """Wait until there is room for all ranks. Raises `NoRoom` if there is none in time."""
-        try:
-            async with asyncio.timeout(limit_s):
-                await self._placement.ready()
-        except TimeoutError:
-            raise NoRoom(f"no room for {self.size} learner ranks") from None
+    def _rank(self, rank: int, placement: PlacementGroup, bundle: int):
+        le, place = (
+            self.config.learner,
+            PlacementGroupSchedulingStrategy(placement, placement_group_bundle_index=bundle),
+        )
+        options = {"num_cpus": le.num_cpus, "num_gpus": le.num_gpus, "scheduling_strategy": place}
+        return self.LEARNER.options(**options).remote(self.config, rank, self.size)
+
+    async def up(self) -> None:
+        """Wait until the processes of all ranks are there. Raises `GangLost`."""
+        await self._together([rank.progress.remote() for rank in self.ranks], START_LIMIT_S)
 
     async def start(self, checkpoint: str = "", universal: str = "") -> None:
         """Form the process group and load the model on all ranks.
@@ -129,7 +124,8 @@ class Gang:
         """End all ranks at once."""
         for rank in self.ranks:
             ray.kill(rank)
-        remove_placement_group(self._placement)
+        if self._placement:
+            remove_placement_group(self._placement)
 
     async def _all(self, method: str, *arguments) -> list:
         return await self._together([getattr(rank, method).remote(*arguments) for rank in self.ranks])
@@ -163,18 +159,6 @@ class Gang:
             if progress != seen:
                 seen, since = progress, time.monotonic()
             await asyncio.sleep(PROGRESS_S)
-
-
-def bundle_of(learner: LearnerConfig) -> dict[str, float]:
-    """The resources of one rank."""
-    return {"CPU": learner.num_cpus} | ({"GPU": learner.num_gpus} if learner.num_gpus else {})
-
-
-def ranks_in(nodes: Iterable[dict[str, float]], learner: LearnerConfig) -> int:
-    """How many ranks, up to all that are wanted, nodes with these resources have room for."""
-    bundle = bundle_of(learner)
-    room = (min(int(has.get(kind, 0) / amount) for kind, amount in bundle.items() if amount) for has in nodes)
-    return min(learner.ranks, sum(room))
 
 
 async def _all_of(calls: list[ray.ObjectRef], return_exceptions: bool = False) -> list:

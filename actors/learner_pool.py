@@ -1,5 +1,7 @@
 """The learners of a run: a gang of the size that fits the cluster, started again when it is lost, and its checkpoints.
 
+Room for the ranks is held from one gang to the next (actors/reservation.py).
+
 The state of a step is copied into the ranks' host memory and written while the next steps are trained. A gang starts
 from the last checkpoint that was finished, whatever the number of ranks that wrote it.
 """
@@ -11,16 +13,17 @@ from collections.abc import Callable
 from pathlib import Path
 
 import ray
-from ray._private.state import state as cluster
 from ray.exceptions import RayTaskError
 
 from actors.job_actor import RunFailed, reason_of
-from actors.learner_gang import GangLost, LearnerGang, NoRoom, ranks_in
+from actors.learner_gang import GangLost, LearnerGang
+from actors.reservation import NoRoom, Reservation, ranks_in
 from pipeline.checkpoints import Checkpoint, CheckpointError, Checkpoints, RunState
 from pipeline.config import Config
 from pipeline.episodes import GroupRecord
 from pipeline.metrics import UpdateResult
 
+NODES_S = 2.0  # between two looks at which nodes are there
 RESTARTS_IN_A_ROW = 5  # learners that are lost more often without a step between will not get better
 
 
@@ -41,6 +44,7 @@ class LearnerPool:
         self.restarts = self.saves_failed = 0
         self._universal = folder / "universal" / "learner"
         self._restarts_in_a_row = 0
+        self._room = Reservation(config.learner)
         self._gang: LearnerGang | None = None
         self._saving: asyncio.Future | None = None
 
@@ -64,30 +68,60 @@ class LearnerPool:
         Raises:
             RunFailed: they cannot start at all.
         """
-        le, first = self.config.learner, self._gang is None
+        le = self.config.learner
         while True:
+            bundles = await self._reserve()
+            self.placed.set()
+            first = self._gang is None
+            self._gang = LearnerGang(self.config, len(bundles), self._room.group, bundles)
+            try:
+                await self._come_up(bundles)
+                await self._gang.start(*self._state_for(len(bundles)))
+                if len(bundles) < le.ranks:
+                    self.say(f"· training with {len(bundles)} of {le.ranks} learner ranks")
+                return await self._gang.publish() if publish else []
+            except NoRoom as error:
+                self.say(f"· {error}")
+                self._gang.kill()
+            except GangLost as error:
+                if first and isinstance(error.__cause__, RayTaskError):
+                    raise RunFailed(f"the learners cannot start: {error}") from error
+                self.say(f"· while the learners were started, {error}")
+                self._count_restart(str(error))
+                self._gang.kill()
+
+    async def _reserve(self) -> list[int]:
+        """Room for as many ranks as the cluster can hold; return the bundles that are there."""
+        le, first = self.config.learner, self._room.group is None
+        while len(bundles := self._room.bundles()) < le.min_ranks:
             # At first the full number, for which an autoscaler may be making room; later, what the nodes could hold.
             nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
             most = le.ranks if first else max(ranks_in(nodes, le), le.min_ranks)
             for size in range(most, le.min_ranks - 1, -1):
-                self._gang = LearnerGang(self.config, size)
                 try:
-                    await self._gang.placed(le.wait_s)
-                    self.placed.set()
-                    await self._gang.start(*self._state_for(size))
-                    if size < le.ranks:
-                        self.say(f"· training with {size} of {le.ranks} learner ranks")
-                    return await self._gang.publish() if publish else []
+                    await self._room.make(size, le.wait_s)
+                    break
                 except NoRoom as error:
                     self.say(f"· {error} after learner.wait_s={le.wait_s:g}")
-                    self._gang.kill()
-                except GangLost as error:
-                    if first and isinstance(error.__cause__, RayTaskError):
-                        raise RunFailed(f"the learners cannot start: {error}") from error
-                    self.say(f"· while the learners were started, {error}")
-                    self._count_restart(str(error))
-                    self._gang.kill()
             first = False
+        return bundles
+
+    async def _come_up(self, bundles: list[int]) -> None:
+        """Wait until the processes of all ranks are there.
+
+        Raises:
+            NoRoom: one of their nodes is gone.
+            GangLost: one died.
+        """
+        coming = asyncio.ensure_future(self._gang.up())
+        try:
+            while not coming.done():
+                await asyncio.wait([coming], timeout=NODES_S)
+                if self._room.bundles() != bundles:
+                    raise NoRoom("a node that had room for a learner rank is gone")
+            coming.result()
+        finally:
+            coming.cancel()
 
     def _state_for(self, ranks: int) -> tuple[str, str]:
         """The checkpoint to load, and where its state is to be converted if it was written by other ranks."""
@@ -122,14 +156,24 @@ class LearnerPool:
         self._restarts_in_a_row = 0
 
     def can_grow(self) -> bool:
-        """Whether ranks are missing, and one more fits on some node beside everything that runs."""
-        le = self.config.learner
-        return self.size < le.ranks and ranks_in(cluster.available_resources_per_node().values(), le) > 0
+        """Whether ranks are missing, and there is room for one more beside everything that runs."""
+        return self.size < self.config.learner.ranks and self.size < self._room.reachable()
+
+    async def make_way(self) -> None:
+        """End all ranks, to be started again with more of them."""
+        wanted = self._room.reachable()
+        await self._gang.close()
+        if wanted > len(self._room.bundles()):
+            with contextlib.suppress(NoRoom):  # then `start` looks for what there is
+                await self._room.make(wanted, self.config.learner.wait_s)
 
     async def close(self) -> None:
         """End all ranks in good order."""
-        if self._gang:
-            await self._gang.close()
+        try:
+            if self._gang:
+                await self._gang.close()
+        finally:
+            self._room.release()
 
     # Work.
 

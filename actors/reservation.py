@@ -1,0 +1,67 @@
+"""Room for learner ranks: a Ray placement group with a bundle a rank, held from one gang to the next."""
+
+import asyncio
+from collections.abc import Iterable
+
+import ray
+from ray._private.state import state as cluster
+from ray.util.placement_group import PlacementGroup, placement_group, placement_group_table, remove_placement_group
+
+from pipeline.config import LearnerConfig
+
+
+class NoRoom(RuntimeError):
+    """The cluster has no room for so many ranks now."""
+
+
+class Reservation:
+    """While it is held, no other actor takes the room of ranks that are being started again; and when a node died, Ray
+    places its bundles anew as soon as there is room, which its autoscaler sees is wanted."""
+
+    def __init__(self, learner: LearnerConfig):
+        self._learner = learner
+        self.group: PlacementGroup | None = None
+
+    async def make(self, size: int, limit_s: float) -> None:
+        """Wait until there is room for so many ranks. Raises `NoRoom` if there is none in time."""
+        self.release()
+        self.group = placement_group([bundle_of(self._learner)] * size, strategy="PACK")
+        try:
+            async with asyncio.timeout(limit_s):
+                await self.group.ready()
+        except TimeoutError:
+            self.release()
+            raise NoRoom(f"no room for {size} learner ranks") from None
+
+    def release(self) -> None:
+        """Leave the room to others."""
+        if self.group:
+            remove_placement_group(self.group)
+            self.group = None
+
+    def bundles(self) -> list[int]:
+        """The bundles that are on nodes that live, by their index."""
+        if not self.group:
+            return []
+        alive = {node["NodeID"] for node in ray.nodes() if node["Alive"]}
+        placed = placement_group_table(self.group)["bundles_to_node_id"]
+        return sorted(index for index, node in placed.items() if node in alive)
+
+    def reachable(self) -> int:
+        """How many ranks there would be room for now, with what is held and what nobody has."""
+        held = len(self.bundles())
+        if held < self.group.bundle_count:
+            return held  # Ray is looking for room for the others
+        return min(self._learner.ranks, held + ranks_in(cluster.available_resources_per_node().values(), self._learner))
+
+
+def bundle_of(learner: LearnerConfig) -> dict[str, float]:
+    """The resources of one rank."""
+    return {"CPU": learner.num_cpus} | ({"GPU": learner.num_gpus} if learner.num_gpus else {})
+
+
+def ranks_in(nodes: Iterable[dict[str, float]], learner: LearnerConfig) -> int:
+    """How many ranks, up to all that are wanted, nodes with these resources have room for."""
+    bundle = bundle_of(learner)
+    room = (min(int(has.get(kind, 0) / amount) for kind, amount in bundle.items() if amount) for has in nodes)
+    return min(learner.ranks, sum(room))
