@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Coroutine, Sequence
+from collections.abc import Coroutine
 from pathlib import Path
 
 import numpy as np
@@ -44,26 +44,20 @@ class Gang:
     Args:
         config: of the job.
         size: how many ranks.
-        placement: whose bundles the ranks are put into; none: Ray finds places when there are some.
-        bundles: the index of each rank's.
+        placement: with a bundle for each rank; none: Ray finds places when there are some.
     """
 
     LEARNER: type
 
-    def __init__(self, config, size: int, placement: PlacementGroup | None = None, bundles: Sequence[int] = ()):
+    def __init__(self, config, size: int, placement: PlacementGroup | None = None):
         self.config, self.size = config, size
         self._placement = None if placement else placement_group([bundle_of(config.learner)] * size, strategy="PACK")
+        places = [PlacementGroupSchedulingStrategy(placement or self._placement, rank) for rank in range(size)]
+        resources = {"num_cpus": config.learner.num_cpus, "num_gpus": config.learner.num_gpus}
         self.ranks = [
-            self._rank(rank, placement or self._placement, bundle) for rank, bundle in enumerate(bundles or range(size))
+            self.LEARNER.options(scheduling_strategy=place, **resources).remote(config, rank, size)
+            for rank, place in enumerate(places)
         ]
-
-    def _rank(self, rank: int, placement: PlacementGroup, bundle: int):
-        le, place = (
-            self.config.learner,
-            PlacementGroupSchedulingStrategy(placement, placement_group_bundle_index=bundle),
-        )
-        options = {"num_cpus": le.num_cpus, "num_gpus": le.num_gpus, "scheduling_strategy": place}
-        return self.LEARNER.options(**options).remote(self.config, rank, self.size)
 
     async def up(self) -> None:
         """Wait until the processes of all ranks are there. Raises `GangLost`."""

@@ -70,15 +70,16 @@ class LearnerPool:
         """
         le = self.config.learner
         while True:
-            bundles = await self._reserve()
+            if not self._room.is_whole():
+                await self._reserve()
             self.placed.set()
-            first = self._gang is None
-            self._gang = LearnerGang(self.config, len(bundles), self._room.group, bundles)
+            first, size = self._gang is None, self._room.size
+            self._gang = LearnerGang(self.config, size, self._room.group)
             try:
-                await self._come_up(bundles)
-                await self._gang.start(*self._state_for(len(bundles)))
-                if len(bundles) < le.ranks:
-                    self.say(f"· training with {len(bundles)} of {le.ranks} learner ranks")
+                await self._come_up()
+                await self._gang.start(*self._state_for(size))
+                if size < le.ranks:
+                    self.say(f"· training with {size} of {le.ranks} learner ranks")
                 return await self._gang.publish() if publish else []
             except NoRoom as error:
                 self.say(f"· {error}")
@@ -90,23 +91,22 @@ class LearnerPool:
                 self._count_restart(str(error))
                 self._gang.kill()
 
-    async def _reserve(self) -> list[int]:
-        """Room for as many ranks as the cluster can hold; return the bundles that are there."""
-        le, first = self.config.learner, self._room.group is None
-        while len(bundles := self._room.bundles()) < le.min_ranks:
+    async def _reserve(self) -> None:
+        """Wait for room for as many ranks as the cluster can hold."""
+        le, first = self.config.learner, self._gang is None
+        while True:
             # At first the full number, for which an autoscaler may be making room; later, what the nodes could hold.
             nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
             most = le.ranks if first else max(ranks_in(nodes, le), le.min_ranks)
             for size in range(most, le.min_ranks - 1, -1):
                 try:
                     await self._room.make(size, le.wait_s)
-                    break
+                    return
                 except NoRoom as error:
                     self.say(f"· {error} after learner.wait_s={le.wait_s:g}")
             first = False
-        return bundles
 
-    async def _come_up(self, bundles: list[int]) -> None:
+    async def _come_up(self) -> None:
         """Wait until the processes of all ranks are there.
 
         Raises:
@@ -117,7 +117,7 @@ class LearnerPool:
         try:
             while not coming.done():
                 await asyncio.wait([coming], timeout=NODES_S)
-                if self._room.bundles() != bundles:
+                if not self._room.is_whole():
                     raise NoRoom("a node that had room for a learner rank is gone")
             coming.result()
         finally:
@@ -163,7 +163,7 @@ class LearnerPool:
         """End all ranks, to be started again with more of them."""
         wanted = self._room.reachable()
         await self._gang.close()
-        if wanted > len(self._room.bundles()):
+        if wanted > self._room.size:
             with contextlib.suppress(NoRoom):  # then `start` looks for what there is
                 await self._room.make(wanted, self.config.learner.wait_s)
 
