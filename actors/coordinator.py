@@ -156,7 +156,7 @@ class Coordinator(JobActor):
         self.tracker = Tracker.remote(c, str(self.folder), self.step, self.wandb_id)
         self.scorers = ScorerPool(c, self.say)
         self.generators = GeneratorPool(c, self.say, self.journal, self._generator_joined, self.buffer.generator_gone)
-        self.spawn(self._dispatch())  # the buffer admits when a generator is there; a wrong file shows before
+        self.spawn(self._dispatch())
         self.say_what_is_missing(
             [(c.generator, c.generator.count), (c.learner, c.learner.ranks), (c.scorer, c.scorer.count)]
         )
@@ -203,6 +203,8 @@ class Coordinator(JobActor):
 
     async def _dispatch(self) -> None:
         """Start a group whenever the buffer admits one."""
+        # Read before the first generator is up: a file that cannot be used shows now.
+        self.problems.again(await asyncio.to_thread(self.problems.next))
         for number in itertools.count():
             await self.buffer.room()
             position = await asyncio.to_thread(self.problems.next)

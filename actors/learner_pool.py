@@ -46,6 +46,7 @@ class LearnerPool:
         self._restarts_in_a_row = 0
         self._room = Reservation(config.learner)
         self._gang: LearnerGang | None = None
+        self._works = False  # the gang has started and is not lost
         self._saving: asyncio.Future | None = None
 
     @property
@@ -78,6 +79,7 @@ class LearnerPool:
             try:
                 await self._come_up()
                 await self._gang.start(*self._state_for(size))
+                self._works = True
                 if size < le.ranks:
                     self.say(f"· training with {size} of {le.ranks} learner ranks")
                 return await self._gang.publish() if publish else []
@@ -136,6 +138,7 @@ class LearnerPool:
         Raises:
             RunFailed: it was lost too often without a step between.
         """
+        self._works = False
         self._count_restart(why)
         self._gang.kill()
         with contextlib.suppress(GangLost):
@@ -161,17 +164,19 @@ class LearnerPool:
 
     async def make_way(self) -> None:
         """End all ranks, to be started again with more of them."""
-        wanted = self._room.reachable()
+        wanted, self._works = self._room.reachable(), False
         await self._gang.close()
         if wanted > self._room.size:
             with contextlib.suppress(NoRoom):  # then `start` looks for what there is
                 await self._room.make(wanted, self.config.learner.wait_s)
 
     async def close(self) -> None:
-        """End all ranks in good order."""
+        """End all ranks, in good order if they work."""
         try:
-            if self._gang:
+            if self._works:
                 await self._gang.close()
+            elif self._gang:
+                self._gang.kill()
         finally:
             self._room.release()
 
