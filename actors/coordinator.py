@@ -501,15 +501,16 @@ class Coordinator(JobActor):
         row["effective_time_ratio"] = productive / (now - self._training_began)
         self._generated_before, self._step_began = self.tokens_generated, now
         self.rows.append(row)
-        self.say(step_line(row, t.steps))
+        unwritten = await self.tracker.log.remote(row)
+        self.say(step_line(row, t.steps))  # who sees the line finds the row
+        if unwritten:
+            self.say(f"· metrics.jsonl could not be written, and will be tried again: {unwritten}")
         if (row["logprob_mismatch_mean"] or 0) > t.mismatch_warning:
             self.say(
                 f"· warning: vLLM's and the learner's log-probs differ by {row['logprob_mismatch_mean']:.2g} on "
                 f"average, more than train.mismatch_warning={t.mismatch_warning:g}; with the same weights they should "
                 "agree"
             )
-        if unwritten := await self.tracker.log.remote(row):
-            self.say(f"· metrics.jsonl could not be written, and will be tried again: {unwritten}")
         if self.step == 1 or self.step % t.episodes_every == 0 or self.step == t.steps:
             shown = list(zip(problems, groups, strict=True))[: t.episodes_shown]
             # The references are in lists, so that Ray hands them on unresolved.
