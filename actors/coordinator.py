@@ -379,7 +379,7 @@ class Coordinator(JobActor):
     async def _save_the_last(self) -> None:
         """Write the checkpoint of the last step, unless it is there already. Raises `RunFailed` if that fails."""
         await self.learners.saved()
-        if self.learners.size and self.step != self.learners.saved_step:
+        if self.learners.works and self.step != self.learners.saved_step:
             await self._save()
             await self.learners.saved()
             if self.learners.saved_step != self.step:

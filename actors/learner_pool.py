@@ -45,8 +45,8 @@ class LearnerPool:
         self._universal = folder / "universal" / "learner"
         self._restarts_in_a_row = 0
         self._room = Reservation(config.learner)
+        self.works = False  # the gang has started and is not lost
         self._gang: LearnerGang | None = None
-        self._works = False  # the gang has started and is not lost
         self._saving: asyncio.Future | None = None
 
     @property
@@ -79,7 +79,7 @@ class LearnerPool:
             try:
                 await self._come_up()
                 await self._gang.start(*self._state_for(size))
-                self._works = True
+                self.works = True
                 if size < le.ranks:
                     self.say(f"· training with {size} of {le.ranks} learner ranks")
                 return await self._gang.publish() if publish else []
@@ -138,7 +138,7 @@ class LearnerPool:
         Raises:
             RunFailed: it was lost too often without a step between.
         """
-        self._works = False
+        self.works = False
         self._count_restart(why)
         self._gang.kill()
         with contextlib.suppress(GangLost):
@@ -164,7 +164,7 @@ class LearnerPool:
 
     async def make_way(self) -> None:
         """End all ranks, to be started again with more of them."""
-        wanted, self._works = self._room.reachable(), False
+        wanted, self.works = self._room.reachable(), False
         await self._gang.close()
         if wanted > self._room.size:
             with contextlib.suppress(NoRoom):  # then `start` looks for what there is
@@ -173,7 +173,7 @@ class LearnerPool:
     async def close(self) -> None:
         """End all ranks, in good order if they work."""
         try:
-            if self._works:
+            if self.works:
                 await self._gang.close()
             elif self._gang:
                 self._gang.kill()

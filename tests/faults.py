@@ -78,10 +78,11 @@ class Run:
     def root(self) -> psutil.Process:
         return psutil.Process(self.process.pid)
 
-    def kill(self, kind: str, number: int = 0, how: int = signal.SIGKILL) -> None:
+    def kill(self, kind: str, how: int = signal.SIGKILL) -> None:
+        """Kill, or send another signal to, the oldest process of a kind."""
         found = self.processes(kind)
-        assert len(found) > number, f"there is no {kind} number {number}"
-        found[number].send_signal(how)
+        assert found, f"there is no {kind}"
+        found[0].send_signal(how)
 
     def kill_all(self) -> None:
         """Kill whatever there still is of it, all at once."""
