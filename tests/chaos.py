@@ -24,7 +24,7 @@ from statistics import mean
 
 import psutil
 
-from tests.faults import ROOT, Run, busy_engine, check_history, check_rows, rows_of
+from tests.faults import ROOT, busy_engine, check_history, check_rows, rows_of, training
 
 REPORT = ROOT / "docs" / "reliability.md"
 STEPS_BETWEEN = 2  # steps after a fault, when the run is in its steady state again
@@ -67,7 +67,7 @@ class Chaos:
             *BUSY,
             *arguments,
         )
-        self.run = Run(*self.arguments, environment=environment)
+        self.run = training(*self.arguments, environment=environment)
         self.outcomes: list[Outcome] = []
         self.run.wait_for("· starting")
         began()
@@ -101,7 +101,7 @@ class Chaos:
         """Kill the driver, and submit the same run again."""
         self.run.process.kill()
         self.run.process.wait()
-        before, self.run = self.run, Run(*self.arguments, "resume=auto", environment=self.environment)
+        before, self.run = self.run, training(*self.arguments, "resume=auto", environment=self.environment)
         self.run.wait_for("is at work: following it")
         self.run.lines[:0] = before.lines
 
@@ -255,7 +255,7 @@ def of_random_kills(folder: Path) -> list[str]:
     sizes = ("generator.count=2", *BUSY)
     for name, kills in (("undisturbed", 0), ("disturbed", KILLS)):
         chance, begin = random.Random(0), time.time()
-        run = Run(
+        run = training(
             f"run.folder={folder}", f"run.name={name}", f"train.steps={RANDOM_STEPS}", "learner.stall_s=12", *sizes
         )
         line = run.wait_for("step 1/")

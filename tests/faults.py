@@ -23,13 +23,13 @@ SMALL = (
 
 
 class Run:
-    """A training run in a process of its own, whose lines are read as they come."""
+    """A job in a process of its own, whose lines are read as they come."""
 
-    def __init__(self, *arguments: str, environment: dict[str, str] | None = None):
+    def __init__(self, job: str, *arguments: str, environment: dict[str, str] | None = None):
         self.lines: list[str] = []
         self._came = threading.Condition()
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "jobs.train", *SMALL, *arguments],
+            [sys.executable, "-m", job, *arguments],
             cwd=ROOT,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -90,6 +90,11 @@ class Run:
             for process in [*self.root.children(recursive=True), self.process]:
                 process.kill()
         self.process.wait()
+
+
+def training(*arguments: str, environment: dict[str, str] | None = None) -> Run:
+    """A training run, small enough to be broken in seconds."""
+    return Run("jobs.train", *SMALL, *arguments, environment=environment)
 
 
 def processes(root: psutil.Process, kind: str) -> list[psutil.Process]:

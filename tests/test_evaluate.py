@@ -9,12 +9,11 @@ import time
 from collections import Counter
 from pathlib import Path
 
-import psutil
 import pytest
 
 from pipeline.documents.synthetic import SyntheticRecipe
 from pipeline.problems import row_of
-from tests.test_train import wait_for
+from tests.faults import Run
 
 ROOT = Path(__file__).resolve().parent.parent
 METHODS = ["memory", "direct", "concat", "closed_book"]
@@ -74,19 +73,15 @@ def arguments(data, tmp_path_factory) -> list[str]:
 @pytest.fixture(scope="module")
 def interrupted(arguments) -> tuple[Path, list[dict], dict]:
     """The folder, the rows and the summary of an evaluation whose engine was killed, and which was then stopped."""
-    process = subprocess.Popen(
-        command("jobs.evaluate", *arguments), cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    )
-    wait_for(process, "question ")
-    (engine,) = [p for p in psutil.Process(process.pid).children(recursive=True) if "EngineCor" in p.name()]
-    engine.kill()
-    wait_for(process, "generator-0 is in service")
-    wait_for(process, "question ")
-    process.send_signal(signal.SIGTERM)
+    evaluation = Run("jobs.evaluate", *arguments)
+    evaluation.wait_for("question ")
+    evaluation.kill("EngineCore")
+    line = evaluation.wait_for("generator-0 is in service", after=evaluation.wait_for("generator-0 died"))
+    evaluation.wait_for("question ", after=line)
+    evaluation.process.send_signal(signal.SIGTERM)
     begin = time.time()
-    output = process.stdout.read()
-    assert process.wait(timeout=120) == 130, output
-    assert time.time() - begin < 90 and "the same command with run.name=whole goes on" in output
+    assert evaluation.end() == 130, evaluation.output
+    assert time.time() - begin < 90 and "the same command with run.name=whole goes on" in evaluation.output
     folder = Path(arguments[5].partition("=")[2]) / "whole"
     return folder, rows_of(folder), json.loads((folder / "summary.json").read_text())
 

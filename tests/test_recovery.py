@@ -7,7 +7,7 @@ import pytest
 
 from pipeline.checkpoints import Checkpoints
 from tests.chaos import BUSY, GROUPS
-from tests.faults import Run, busy_engine, check_history, rows_of
+from tests.faults import Run, busy_engine, check_history, rows_of, training
 
 
 @pytest.fixture
@@ -16,7 +16,7 @@ def start():
     runs = []
 
     def start(*arguments: str) -> Run:
-        runs.append(Run(*arguments))
+        runs.append(training(*arguments))
         return runs[-1]
 
     yield start
