@@ -23,7 +23,7 @@ SMALL = (
 
 
 class Run:
-    """A job in a process of its own, whose lines are read as they come."""
+    """A job in a process of its own, whose lines are read as they come. As a context, it leaves nothing running."""
 
     def __init__(self, job: str, *arguments: str, environment: dict[str, str] | None = None):
         self.lines: list[str] = []
@@ -37,6 +37,12 @@ class Run:
             env=os.environ | (environment or {}),
         )
         threading.Thread(target=self._read, daemon=True).start()
+
+    def __enter__(self) -> "Run":
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.kill_all()
 
     def _read(self) -> None:
         for line in self.process.stdout:

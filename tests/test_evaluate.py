@@ -73,14 +73,14 @@ def arguments(data, tmp_path_factory) -> list[str]:
 @pytest.fixture(scope="module")
 def interrupted(arguments) -> tuple[Path, list[dict], dict]:
     """The folder, the rows and the summary of an evaluation whose engine was killed, and which was then stopped."""
-    evaluation = Run("jobs.evaluate", *arguments)
-    evaluation.wait_for("question ")
-    evaluation.kill("EngineCore")
-    line = evaluation.wait_for("generator-0 is in service", after=evaluation.wait_for("generator-0 died"))
-    evaluation.wait_for("question ", after=line)
-    evaluation.process.send_signal(signal.SIGTERM)
-    begin = time.time()
-    assert evaluation.end() == 130, evaluation.output
+    with Run("jobs.evaluate", *arguments) as evaluation:
+        evaluation.wait_for("question ")
+        evaluation.kill("EngineCore")
+        line = evaluation.wait_for("generator-0 is in service", after=evaluation.wait_for("generator-0 died"))
+        evaluation.wait_for("question ", after=line)
+        evaluation.process.send_signal(signal.SIGTERM)
+        begin = time.time()
+        assert evaluation.end() == 130, evaluation.output
     assert time.time() - begin < 90 and "the same command with run.name=whole goes on" in evaluation.output
     folder = Path(arguments[5].partition("=")[2]) / "whole"
     return folder, rows_of(folder), json.loads((folder / "summary.json").read_text())

@@ -2,26 +2,20 @@
 
 import json
 import signal
+from contextlib import ExitStack
 
 import pytest
 
 from pipeline.checkpoints import Checkpoints
 from tests.chaos import BUSY, GROUPS
-from tests.faults import Run, busy_engine, check_history, rows_of, training
+from tests.faults import busy_engine, check_history, rows_of, training
 
 
 @pytest.fixture
 def start():
     """Starts runs, and ends those that a test leaves behind when it fails."""
-    runs = []
-
-    def start(*arguments: str) -> Run:
-        runs.append(training(*arguments))
-        return runs[-1]
-
-    yield start
-    for run in runs:
-        run.kill_all()
+    with ExitStack() as runs:
+        yield lambda *arguments: runs.enter_context(training(*arguments))
 
 
 def test_a_run_outlives_an_engine_a_learner_and_the_coordinator(start, tmp_path):
