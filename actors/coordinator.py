@@ -22,6 +22,7 @@ from pathlib import Path
 import ray
 from ray.exceptions import RayTaskError
 
+from actors.accounts import Accounts
 from actors.buffer import TrajectoryBuffer
 from actors.generator_pool import GeneratorLeft, GeneratorLost, GeneratorPool
 from actors.job_actor import JobActor, RunFailed, reason_of, was_started_again
@@ -34,8 +35,8 @@ from actors.tracker import Tracker
 from pipeline.checkpoints import RunState
 from pipeline.config import Config
 from pipeline.episodes import GroupRecord, Sampling
-from pipeline.ledger import BUFFERED, RUNNING, too_many_failed
-from pipeline.metrics import DROPPED_STALE, RunTotals, UpdateResult, step_row
+from pipeline.ledger import too_many_failed
+from pipeline.metrics import DROPPED_STALE, UpdateResult
 from pipeline.problem_queue import ProblemQueue
 from pipeline.problem_stream import START, training_source
 from pipeline.problems import BadRow, DataError, Problem, Quarantine
@@ -44,7 +45,6 @@ from pipeline.report import run_summary, step_line, write_summary
 LEARNERS_FIRST_S = 10  # in which learners get their room before generators take what there is
 MOVES = 5  # a group under which more generators die has failed
 LINGER_S = 300  # after the end, for a driver to ask for the summary
-SILENCE_S = 60  # without a step, after which is said what the run waits for
 
 
 class Stopped(Exception):
@@ -59,19 +59,23 @@ class Coordinator(JobActor):
         self.quarantine = Quarantine(self.folder / "quarantine.jsonl", config.data.max_bad_share)
         self.started_again = was_started_again()
         self.buffer = TrajectoryBuffer(config)
+        self.journal = Journal.remote()
+        self.generators = GeneratorPool(
+            config, self.say, self.journal, self._generator_joined, self.buffer.generator_gone
+        )
+        self.scorers = ScorerPool(config, self.say)
         self.learners = LearnerPool(config, self.folder, self.say)
-        self.rows: list[dict] = []  # of the steps that the weights stand for
+        self.accounts = Accounts(
+            config, self.say, self.buffer.ledger, self.quarantine, self.generators, self.scorers, self.learners
+        )
         self.failures: Counter[str] = Counter()
-        self.recovered_before: Counter[str] = Counter()  # in earlier lives of this run, up to the checkpoint
         self.attempts: Counter[str] = Counter()  # by problem id: a later pass over the data makes no new ones
         self.groups: dict[str, int] = {}  # the position of the problem of each group that was begun
         self.discarded: list[GroupRecord] = []  # by dynamic sampling, while the next step's groups come together
         self.skipped_in_a_row = 0
-        self.tokens_generated = self.moves = self.redone = self.steps_lost = 0
-        self.pauses: list[float] = []  # of weight updates since the last step
         self.wandb_run = self.wandb_id = ""
         self.sampling = Sampling(config.train.temperature)
-        self.generators = self.scorers = self.tracker = None
+        self.tracker = None
         self._ended: asyncio.Future | None = None  # its result is the summary
         if self.started_again:  # the driver may be dead too
             ray.get_runtime_context().current_actor.run.remote()
@@ -115,11 +119,11 @@ class Coordinator(JobActor):
         summary = run_summary(
             self.config,
             status,
-            self._totals(),
+            self.accounts.totals(),
             seconds=time.time() - begin,
             failures=self.failures,
-            recoveries=self._recoveries(),
-            engine_version=self.generators.engine_version if self.generators else "",
+            recoveries=self.accounts.recoveries(),
+            engine_version=self.generators.engine_version,
             weight_version=self.buffer.ledger.version,
             rows_quarantined=self.quarantine.bad,
             checkpoint=self.learners.checkpoint.folder if self.learners.checkpoint else None,
@@ -143,25 +147,23 @@ class Coordinator(JobActor):
         state = await self._where_to_go_on()
         if state:
             self.buffer.ledger.step, self.buffer.ledger.version = state.step, state.version
-            self.tokens_generated, self.wandb_id = state.tokens_generated, state.wandb_id
+            self.accounts.tokens_generated = state.tokens_generated
+            self.accounts.recovered_before.update(state.recoveries)
             self.failures.update(state.failures)
-            self.recovered_before.update(state.recoveries)
+            self.wandb_id = state.wandb_id
         self.say(
             f"· starting {c.generator.count} generator(s) (vLLM), {c.learner.ranks} learner ranks (DeepSpeed ZeRO-3), "
             f"{c.scorer.count} scorer(s)"
         )
         source = await asyncio.to_thread(training_source, c)
         self.problems = ProblemQueue(source, c.run.seed, self.quarantine, state.cursor if state else START)
-        self.journal = Journal.remote()
         self.tracker = Tracker.remote(c, str(self.folder), self.step, self.wandb_id)
-        self.scorers = ScorerPool(c, self.say)
-        self.generators = GeneratorPool(c, self.say, self.journal, self._generator_joined, self.buffer.generator_gone)
         self.spawn(self._dispatch())
         self.say_what_is_missing(
             [(c.generator, c.generator.count), (c.learner, c.learner.ranks), (c.scorer, c.scorer.count)]
         )
         begin = time.time()
-        self.rows, self.wandb_run, self.wandb_id = await self.tracker.begun.remote()
+        self.accounts.rows, self.wandb_run, self.wandb_id = await self.tracker.begun.remote()
         learners = asyncio.ensure_future(self._timed(self._start_learners(), "learners"))
         placing = asyncio.ensure_future(self.learners.placed.wait())
         await asyncio.wait([learners, placing], timeout=LEARNERS_FIRST_S, return_when=asyncio.FIRST_COMPLETED)
@@ -171,11 +173,12 @@ class Coordinator(JobActor):
         starting = [learners, self._timed(self.generators.ready(), "generators"), self.scorers.ready()]
         await self._unless_stopped(asyncio.gather(*starting))
         self.say(f"· all started in {time.time() - begin:.0f} s")
-        self.spawn(self._say_what_it_waits_for())
+        self.spawn(self.accounts.watch())
 
     async def _where_to_go_on(self) -> RunState | None:
         """What the checkpoint to resume from says; None: the beginning."""
         if self.started_again:
+            self.accounts.coordinator_restarts = 1
             self.say("· the coordinator died and was started again")
         if self.config.resume == "auto" or self.started_again:
             await self.learners.find_checkpoint()
@@ -191,7 +194,7 @@ class Coordinator(JobActor):
 
     async def _close(self, summary: dict) -> None:
         self.cancel_all()
-        closing = [pool.close() for pool in (self.generators, self.scorers, self.learners) if pool]
+        closing = [pool.close() for pool in (self.generators, self.scorers, self.learners)]
         closing += [result_of(self.tracker.finish.remote(summary))] if self.tracker else []
         for work in closing:
             try:
@@ -251,22 +254,22 @@ class Coordinator(JobActor):
         else:
             # What the generators between the first and the last lost is not known better than by its bound.
             redone = notes.went_on + (deaths - 1) * t.group_size if deaths else 0
-            self.moves, self.redone = self.moves + moves, self.redone + redone
-            self.tokens_generated += record.response_tokens
+            self.accounts.moves += moves
+            self.accounts.redone += redone
+            self.accounts.tokens_generated += record.response_tokens
             if not self.buffer.add(group_id, replace(record, moves=moves, redone_conversations=redone), group):
                 self.discarded.append(record)
                 self._done_with(group_id)
 
     def _generator_joined(self, name: str, version: int, pause_s: float | None) -> None:
-        self.pauses += [] if pause_s is None else [pause_s]
+        self.accounts.pauses += [] if pause_s is None else [pause_s]
         self.buffer.generator_has(name, version)
 
     # Steps.
 
     async def _train(self) -> None:
         t = self.config.train
-        self._rows_before, self._generated_before = len(self.rows), self.tokens_generated
-        self._training_began = self._step_began = time.time()
+        self.accounts.training_begins()
         while self.step < t.steps and not self._stop.is_set():
             try:
                 groups = await self._take()
@@ -283,20 +286,22 @@ class Coordinator(JobActor):
     async def _train_on(self, groups: list) -> None:
         """Train one step."""
         ledger, t = self.buffer.ledger, self.config.train
-        waited = time.time() - self._step_began
+        waited = self.accounts.seconds
         discarded = len(self.discarded)  # those that come while it trains are the next step's
         updates = await self.learners.train(self.step, ledger.version, groups)
-        trained = time.time() - self._step_began
+        trained = self.accounts.seconds
         buckets = await self.learners.publish()
         self.buffer.step_done()
         await self.generators.publish(ledger.version, buckets)
-        positions = [self.groups.pop(record.group_id) for record, _ in groups]
+        records = [record for record, _ in groups]
+        positions = [self.groups.pop(record.group_id) for record in records]
         problems = [self.problems.done(position) for position in positions]
-        self.journal.drop.remote([record.group_id for record, _ in groups])
+        self.journal.drop.remote([record.group_id for record in records])
         discarded, self.discarded = self.discarded[:discarded], self.discarded[discarded:]
         for pool in (self.generators, self.scorers, self.learners):
             pool.work_done()
-        await self._report(groups, positions, problems, updates, discarded, waited, trained)
+        row = self.accounts.step_done(records, positions, updates, discarded, waited, trained)
+        await self._report(row, problems, groups)
         self._check_updates(groups, updates)
         if self.step % t.checkpoint_every == 0:
             await self._save()
@@ -325,14 +330,15 @@ class Coordinator(JobActor):
         begin = time.time()
         await self.learners.lost(why)
         checkpoint, step = self.learners.checkpoint, self.learners.saved_step
-        self.steps_lost += self.step - step
+        self.accounts.steps_lost += self.step - step
         self.say(f"· {why}; going back from step {self.step} to step {step}")
         self.buffer.roll_back(step)
         self.problems.roll_back(checkpoint.state.cursor if checkpoint else START)
-        self.rows, self.discarded = await self.tracker.roll_back.remote(step), []
+        self.accounts.roll_back(await self.tracker.roll_back.remote(step))
+        self.discarded = []
         await self._unless_stopped(self._start_learners())
         self.say(f"· learners are back after {time.time() - begin:.0f} s")
-        self._step_began, self._generated_before = time.time(), self.tokens_generated
+        self.accounts.step_begins()
 
     async def _unless_stopped(self, work: Awaitable):
         """The result of `work`. Raises `Stopped`, or the failure that ends the run, if that comes first."""
@@ -356,22 +362,22 @@ class Coordinator(JobActor):
         self.say(f"· there is room for more than {self.learners.size} learner ranks: starting them again")
         await self.learners.make_way()
         await self._unless_stopped(self._start_learners())
-        self._step_began = time.time()
+        self.accounts.step_begins()
 
     async def _save(self) -> None:
         """Copy the state of this step, and write it while training goes on."""
         await self.learners.saved()
         ledger = self.buffer.ledger
-        rewards = [row["reward"] for row in self.rows[self.learners.saved_step :]]
+        rewards = [row["reward"] for row in self.accounts.rows[self.learners.saved_step :]]
         state = RunState(
             step=ledger.step,
             version=ledger.version,
             cursor=self.problems.cursor(),
             ranks=self.learners.size,
             wandb_id=self.wandb_id,
-            tokens_generated=self.tokens_generated,
+            tokens_generated=self.accounts.tokens_generated,
             failures=dict(self.failures),
-            recoveries=self._recoveries(),
+            recoveries=self.accounts.recoveries(),
             reward=sum(rewards) / len(rewards) if rewards else 0.0,
         )
         await self.learners.save(state)
@@ -421,86 +427,9 @@ class Coordinator(JobActor):
         if too_many_failed(failed, done, t):
             self.fail(RunFailed(f"{failed} groups failed and {done} did not; the last failure: {reason}"))
 
-    def _recoveries(self) -> dict[str, int]:
-        """What was lost, and made good."""
-        recovered = {
-            "group_moves": self.moves,
-            "groups_lost": self.buffer.ledger.lost,
-            "conversations_redone": self.redone,
-            "generator_restarts": self.generators.restarts if self.generators else 0,
-            "scorer_restarts": self.scorers.restarts if self.scorers else 0,
-            "learner_restarts": self.learners.restarts,
-            "steps_lost": self.steps_lost,
-            "checkpoints_failed": self.learners.saves_failed,
-            "coordinator_restarts": int(self.started_again),
-        }
-        return {name: number + self.recovered_before[name] for name, number in recovered.items()}
-
-    def _totals(self) -> RunTotals:
-        totals = RunTotals(tokens_generated=self.tokens_generated)
-        for row in self.rows:
-            totals.add(row)
-        return totals
-
-    async def _say_what_it_waits_for(self) -> None:
-        """Whenever there was no step for long: where everything is."""
-        step, since = self.step, time.time()
-        while True:
-            await asyncio.sleep(SILENCE_S / 4)
-            if self.step != step:
-                step, since = self.step, time.time()
-            elif time.time() - since > SILENCE_S:
-                c, ledger = self.config, self.buffer.ledger
-                self.say(
-                    f"· no step for {time.time() - self._step_began:.0f} s: {ledger.count(RUNNING)} groups running, "
-                    f"{ledger.count(BUFFERED)} buffered of {c.train.groups_per_step} for a step; in service "
-                    f"{self.generators.alive}/{c.generator.count} generators, {self.scorers.alive}/{c.scorer.count} "
-                    f"scorers, {self.learners.size}/{c.learner.ranks} learner ranks"
-                )
-                since = time.time()
-
-    async def _report(
-        self,
-        groups: list,
-        positions: list[int],
-        problems: list[Problem],
-        updates: list[UpdateResult],
-        discarded: list[GroupRecord],
-        waited: float,
-        trained: float,
-    ) -> None:
-        t, now, ledger = self.config.train, time.time(), self.buffer.ledger
-        pauses, self.pauses = self.pauses, []
-        updates_before = self.rows[-1]["updates_total"] if self.rows else 0
-        row = step_row(self.step, ledger.version, [record for record, _ in groups], updates, discarded) | {
-            "positions": positions,
-            "updates_total": updates_before + sum(not update.skipped for update in updates),
-            "seconds": now - self._step_began,
-            "wait_seconds": waited,
-            "train_seconds": trained - waited,
-            "publish_seconds": now - self._step_began - trained,
-            "update_pause_max": max(pauses, default=None),
-            "tokens_generated_total": self.tokens_generated,
-            "tokens_per_second": (self.tokens_generated - self._generated_before) / (now - self._step_began),
-            "groups_running": ledger.count(RUNNING),
-            "groups_buffered": ledger.count(BUFFERED),
-            "groups_unscored": self.scorers.waiting,
-            "groups_failed": ledger.failed,
-            "groups_dropped_stale": ledger.dropped_stale,
-            "groups_discarded_total": ledger.discarded,
-            "rows_quarantined": self.quarantine.bad,
-            "generators": self.generators.alive,
-            "scorers": self.scorers.alive,
-            "learner_ranks": self.learners.size,
-            "generators_waited": self.generators.waited_share(),
-            "scorers_waited": self.scorers.waited_share(),
-            "learners_waited": waited / (now - self._step_began),
-            **self._recoveries(),
-        }
-        productive = sum(earlier["seconds"] for earlier in self.rows[self._rows_before :]) + row["seconds"]
-        row["effective_time_ratio"] = productive / (now - self._training_began)
-        self._generated_before, self._step_began = self.tokens_generated, now
-        self.rows.append(row)
+    async def _report(self, row: dict, problems: list[Problem], groups: list) -> None:
+        """Write and say what a step did; now and then, write some of its episodes."""
+        t = self.config.train
         unwritten = await self.tracker.log.remote(row)
         self.say(step_line(row, t.steps))  # who sees the line finds the row
         if unwritten:

@@ -1,0 +1,158 @@
+"""The accounts of a run: a row of numbers a step, what was lost and made good, and what the next step waits for."""
+
+import asyncio
+import time
+from collections import Counter
+from collections.abc import Callable
+
+from actors.generator_pool import GeneratorPool
+from actors.learner_pool import LearnerPool
+from actors.scorer_pool import ScorerPool
+from pipeline.config import Config
+from pipeline.episodes import GroupRecord
+from pipeline.ledger import BUFFERED, RUNNING, Ledger
+from pipeline.metrics import RunTotals, UpdateResult, step_row
+from pipeline.problems import Quarantine
+
+SILENCE_S = 60  # without a step, after which is said what the run waits for
+
+
+class Accounts:
+    """Lives in the coordinator.
+
+    Args:
+        config: of the run.
+        say: takes a progress line.
+        ledger: of the run's groups.
+        quarantine: of the run's data.
+        generators, scorers, learners: of the run.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        say: Callable[[str], None],
+        ledger: Ledger,
+        quarantine: Quarantine,
+        generators: GeneratorPool,
+        scorers: ScorerPool,
+        learners: LearnerPool,
+    ):
+        self.config, self._say, self.ledger, self.quarantine = config, say, ledger, quarantine
+        self.generators, self.scorers, self.learners = generators, scorers, learners
+        self.rows: list[dict] = []  # of the steps that the weights stand for
+        self.tokens_generated = self.moves = self.redone = self.steps_lost = self.coordinator_restarts = 0
+        self.pauses: list[float] = []  # of weight updates since the last step, in seconds
+        self.recovered_before: Counter[str] = Counter()  # in earlier lives of this run, up to the checkpoint
+        self._first = 0  # how many rows there were when this life of the run began to train
+        self._training_began = self._step_began = time.time()
+        self._generated_before = 0
+
+    def training_begins(self) -> None:
+        """Time counts from now on."""
+        self._first, self._training_began = len(self.rows), time.time()
+        self.step_begins()
+
+    def step_begins(self) -> None:
+        """The time until now is no step's."""
+        self._step_began, self._generated_before = time.time(), self.tokens_generated
+
+    def roll_back(self, rows: list[dict]) -> None:
+        """The learners went back to a checkpoint, up to which there are these rows."""
+        self.rows, self._first = rows, min(self._first, len(rows))
+
+    @property
+    def seconds(self) -> float:
+        """Since the step that is under way began."""
+        return time.time() - self._step_began
+
+    def recoveries(self) -> dict[str, int]:
+        """What was lost, and made good."""
+        recovered = {
+            "group_moves": self.moves,
+            "groups_lost": self.ledger.lost,
+            "conversations_redone": self.redone,
+            "generator_restarts": self.generators.restarts,
+            "scorer_restarts": self.scorers.restarts,
+            "learner_restarts": self.learners.restarts,
+            "steps_lost": self.steps_lost,
+            "checkpoints_failed": self.learners.saves_failed,
+            "coordinator_restarts": self.coordinator_restarts,
+        }
+        return {name: number + self.recovered_before[name] for name, number in recovered.items()}
+
+    def totals(self) -> RunTotals:
+        totals = RunTotals(tokens_generated=self.tokens_generated)
+        for row in self.rows:
+            totals.add(row)
+        return totals
+
+    def step_done(
+        self,
+        records: list[GroupRecord],
+        positions: list[int],
+        updates: list[UpdateResult],
+        discarded: list[GroupRecord],
+        waited: float,
+        trained: float,
+    ) -> dict:
+        """The row of the step that is done now. The next one begins.
+
+        Args:
+            records: of its groups.
+            positions: of their problems in the data.
+            updates: the optimizer steps.
+            discarded: groups that dynamic sampling left out.
+            waited: seconds until its groups were there.
+            trained: seconds until it was trained.
+        """
+        ledger, seconds = self.ledger, self.seconds
+        updates_before = self.rows[-1]["updates_total"] if self.rows else 0
+        row = step_row(ledger.step, ledger.version, records, updates, discarded) | {
+            "positions": positions,
+            "updates_total": updates_before + sum(not update.skipped for update in updates),
+            "seconds": seconds,
+            "wait_seconds": waited,
+            "train_seconds": trained - waited,
+            "publish_seconds": seconds - trained,
+            "update_pause_max": max(self.pauses, default=None),
+            "tokens_generated_total": self.tokens_generated,
+            "tokens_per_second": (self.tokens_generated - self._generated_before) / seconds,
+            "groups_running": ledger.count(RUNNING),
+            "groups_buffered": ledger.count(BUFFERED),
+            "groups_unscored": self.scorers.waiting,
+            "groups_failed": ledger.failed,
+            "groups_dropped_stale": ledger.dropped_stale,
+            "groups_discarded_total": ledger.discarded,
+            "rows_quarantined": self.quarantine.bad,
+            "generators": self.generators.alive,
+            "scorers": self.scorers.alive,
+            "learner_ranks": self.learners.size,
+            "generators_waited": self.generators.waited_share(),
+            "scorers_waited": self.scorers.waited_share(),
+            "learners_waited": waited / seconds,
+            **self.recoveries(),
+        }
+        productive = sum(earlier["seconds"] for earlier in self.rows[self._first :]) + seconds
+        row["effective_time_ratio"] = productive / (time.time() - self._training_began)
+        self.rows.append(row)
+        self.pauses = []
+        self.step_begins()
+        return row
+
+    async def watch(self) -> None:
+        """Whenever there was no step for long, say where everything is; for ever."""
+        c, ledger = self.config, self.ledger
+        step, since = ledger.step, time.time()
+        while True:
+            await asyncio.sleep(SILENCE_S / 4)
+            if ledger.step != step:
+                step, since = ledger.step, time.time()
+            elif time.time() - since > SILENCE_S:
+                self._say(
+                    f"· no step for {self.seconds:.0f} s: {ledger.count(RUNNING)} groups running, "
+                    f"{ledger.count(BUFFERED)} buffered of {c.train.groups_per_step} for a step; in service "
+                    f"{self.generators.alive}/{c.generator.count} generators, {self.scorers.alive}/{c.scorer.count} "
+                    f"scorers, {self.learners.size}/{c.learner.ranks} learner ranks"
+                )
+                since = time.time()
