@@ -1,9 +1,9 @@
 """The figures of the embedded model: `python -m jobs.figures [key=value …] [--dry-run]` (`make figures`).
 
 Trains the model in several ways with several seeds, evaluates everything, and draws accuracy against length, the
-ablation, the transfer to other tasks, and what the entropy penalty does, each as a PNG and a table with intervals. It
-takes hours on two cores; stopped, the same command goes on where it was. `--dry-run` lists the steps. The settings are
-`FiguresConfig` (pipeline/evaluation/figures.py).
+ablation, and the transfer to other tasks, each as a PNG and a table with intervals. It takes hours on two cores;
+stopped, the same command goes on where it was. `--dry-run` lists the steps. The settings are `FiguresConfig`
+(pipeline/evaluation/figures.py).
 """
 
 import shutil

@@ -18,11 +18,14 @@ from pipeline.fine_tuning.config import FineTuningConfig
 # Temperature and top-p: as in training, the paper's evaluation, and the likeliest token.
 SAMPLINGS = {"sampled": (1.0, 1.0), "paper": (0.7, 0.95), "greedy": (0.0, 1.0)}
 SAMPLING_NAMES = {"sampled": "T = 1", "paper": "T = 0.7, top-p 0.95", "greedy": "greedy"}
-# What figures 2 and 4 change in the training run.
+# What the lines of figure 2 change in the training run. With the rewards themselves as advantages, the likelihood of
+# episodes that succeeded is raised and nothing else: without the entropy penalty, fine-tuning by rejection sampling.
+WITHOUT_PENALTY, SUCCESSES = "objective.entropy_coefficient=0", "objective.advantage=reward"
 CHANGES = {
-    "plain": "objective.entropy_coefficient=0",
-    "successes": "objective.advantage=reward",
-    "penalty": "objective.advantage=none",
+    "rl": (),
+    "rl-plain": (WITHOUT_PENALTY,),
+    "successes": (SUCCESSES,),
+    "successes-plain": (SUCCESSES, WITHOUT_PENALTY),
 }
 TRANSFER_TASKS = ("needles", "values", "long_chains")
 PROMPT_AND_RESPONSE = 33  # tokens of a conversation of the embedded model, as counted in an evaluation at 8 chunks
@@ -35,7 +38,7 @@ class FiguresConfig:
     seeds: list[int] = field(default_factory=lambda: [0, 1, 2])  # of the training runs; each is in the figures
     questions: int = 256  # of a point, other ones for each seed
     chunks: list[int] = field(default_factory=lambda: [8, 32, 128, 512, 2048])  # of the documents of figure 1
-    ablation_chunks: list[int] = field(default_factory=lambda: [8, 32, 128, 512])  # of figures 2 and 4
+    ablation_chunks: list[int] = field(default_factory=lambda: [8, 32, 128, 512])  # of figure 2
     transfer_chunks: list[int] = field(default_factory=lambda: [8, 32, 128])  # of figure 3
     samplings: list[str] = field(default_factory=lambda: list(SAMPLINGS))
 
@@ -86,15 +89,13 @@ def training_steps(config: FiguresConfig) -> dict[str, list[Step]]:
     # The direct reader has the tokens of the warm start and of the training together.
     both = warmstart.steps + c.train.steps * conversations * PROMPT_AND_RESPONSE // warmstart.tokens_per_step
     demonstrator = (*supervised, "data.curriculum=careful", f"model.path={c.model.path}", "sft.from_scratch=false")
+
+    def each_seed(name: str, job: str, arguments: tuple[str, ...]) -> list[Step]:
+        return [Step(f"{name}-{seed}", job, (*arguments, f"run.seed={seed}")) for seed in config.seeds]
+
     return {
-        "rl": [Step(f"rl-{seed}", "jobs.train", (*train, f"run.seed={seed}")) for seed in config.seeds],
-        **{
-            name: [Step(f"{name}-{seed}", "jobs.train", (*train, f"run.seed={seed}", change)) for seed in config.seeds]
-            for name, change in CHANGES.items()
-        },
-        "demonstrator": [
-            Step(f"demonstrator-{seed}", "jobs.warmstart", (*demonstrator, f"run.seed={seed}")) for seed in config.seeds
-        ],
+        **{name: each_seed(name, "jobs.train", (*train, *changes)) for name, changes in CHANGES.items()},
+        "demonstrator": each_seed("demonstrator", "jobs.warmstart", demonstrator),
         "direct": [
             Step("direct", "jobs.warmstart", ("preset=warmstart_tiny", "data.curriculum=direct", f"sft.steps={both}"))
         ],
@@ -154,7 +155,7 @@ def figures(config: FiguresConfig) -> dict[str, list[Line]]:
         ]
         return Line(name, tuple(evaluations), sampling)
 
-    made: dict[str, list[Line]] = {"length": [], "ablation": [], "transfer": [], "penalty": []}
+    made: dict[str, list[Line]] = {"length": [], "ablation": [], "transfer": []}
     for sampling in config.samplings:
         after, before = (
             line(name, steps, sampling, config.chunks)
@@ -163,19 +164,15 @@ def figures(config: FiguresConfig) -> dict[str, list[Line]]:
         made["length"] += [after, before, line("direct", runs["direct"], sampling, config.chunks, method="direct")]
         made["ablation"] += [
             after,
-            line("own successes", runs["successes"], sampling, config.ablation_chunks),
+            line("RL without entropy penalty", runs["rl-plain"], sampling, config.ablation_chunks),
+            line("own successes, entropy penalty", runs["successes"], sampling, config.ablation_chunks),
+            line("own successes", runs["successes-plain"], sampling, config.ablation_chunks),
             line("perfect demonstrator", runs["demonstrator"], sampling, config.ablation_chunks),
             before,
         ]
         made["transfer"] += [
             line("after RL", runs["rl"], sampling, config.transfer_chunks, tasks=TRANSFER_TASKS),
             line("before RL", None, sampling, config.transfer_chunks, tasks=TRANSFER_TASKS),
-        ]
-        made["penalty"] += [
-            after,
-            line("RL without entropy penalty", runs["plain"], sampling, config.ablation_chunks),
-            line("entropy penalty on successes alone", runs["penalty"], sampling, config.ablation_chunks),
-            before,
         ]
     return made
 
@@ -198,7 +195,6 @@ TITLES = {
     "length": "Accuracy by document length: the memory agent before and after RL, and a reader of the whole",
     "ablation": "The same training tokens from the same start: reinforcement learning and what it is compared with",
     "transfer": "Tasks it was not trained on, before and after RL",
-    "penalty": "Reinforcement learning, its entropy penalty, and both",
 }
 
 
