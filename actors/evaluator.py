@@ -22,6 +22,7 @@ from pipeline.evaluation.answers import Answer
 from pipeline.evaluation.config import EvaluationConfig
 from pipeline.evaluation.questions import Task, input_states, open_source, read_questions, tasks
 from pipeline.evaluation.results import KEY, SCORES, open_results, row_key
+from pipeline.evaluation.successes import open_successes, success_lines
 from pipeline.evaluation.summary import Progress, evaluation_summary, write_tables
 from pipeline.problems import BadRow, DataError, Problem, Quarantine
 from pipeline.report import write_summary
@@ -101,6 +102,8 @@ class Evaluator(JobActor):
         self.quarantine.path.unlink(missing_ok=True)  # an evaluation that is taken up finds the same rows again
         questions = read_questions(self.source, self.config, self.quarantine)
         self.results, rows = open_results(self.folder / "results.jsonl")
+        if self.config.evaluate.successes:
+            self.successes = open_successes(self.folder / "successes.jsonl", rows)
         self._check_inputs(input_states(self.config.data, questions, self.config.model.path), begun=bool(rows))
         unanswered = {task.key: task for task in tasks(questions, self.config)}
         self.progress = Progress(len(unanswered), sum(task.work for task in unanswered.values()))
@@ -155,6 +158,9 @@ class Evaluator(JobActor):
                     self._waiting.put_nowait(task)  # for any generator
                     continue
             row = await self._row(task, problem, answer, error, time.time() - begin)
+            if answer and answer.transcript and row["score"] == 1:
+                self.successes.writelines(success_lines(row, answer.transcript))
+                self.successes.flush()
             self.results.write(json.dumps(row, ensure_ascii=False) + "\n")
             self.results.flush()
             self._count(row, task)
@@ -171,7 +177,7 @@ class Evaluator(JobActor):
         attempt = 0
         while True:
             try:
-                return await self.pool.answer(problem, task.method, sampling, e.memories), None
+                return await self.pool.answer(problem, task.method, sampling, e.memories, e.successes), None
             except GeneratorLost as error:
                 self.failures["GeneratorLost"] += 1
                 self._lost[task.key] += 1

@@ -82,8 +82,10 @@ def run_step(step: Step, folder: Path, progress: JobProgress) -> int:
     """
     if step.job != "jobs.evaluate":
         shutil.rmtree(folder / step.name, ignore_errors=True)  # a training run that was stopped begins anew
-    model = [f"model.path={checkpoint_of(step.model, folder)}"] if step.model else []
-    command = [sys.executable, "-m", step.job, *step.arguments, *model, f"run.folder={folder}", f"run.name={step.name}"]
+    inputs = [f"model.path={checkpoint_of(step.model, folder)}"] if step.model else []
+    inputs += [f"data.path={folder / step.data / 'successes.jsonl'}"] if step.data else []
+    command = [sys.executable, "-m", step.job, *step.arguments, *inputs]
+    command += [f"run.folder={folder}", f"run.name={step.name}"]
     with (folder / f"{step.name}.log").open("a", encoding="utf-8") as log:
         running = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
         stopped = False

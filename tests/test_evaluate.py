@@ -1,6 +1,7 @@
 """The evaluation by its own command, on the embedded model: every question once, whatever happens on the way."""
 
 import csv
+import itertools
 import json
 import signal
 import subprocess
@@ -10,9 +11,12 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+from transformers import AutoTokenizer
 
 from pipeline.documents.synthetic import SyntheticRecipe
-from pipeline.problems import row_of
+from pipeline.fine_tuning.conversations import conversation_examples
+from pipeline.problems import Quarantine, row_of
+from pipeline.sample_files import SampleFiles
 from tests.faults import Run
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -65,6 +69,7 @@ def arguments(data, tmp_path_factory) -> list[str]:
         "run.name=whole",
         "evaluate.max_attempts=2",
         "evaluate.memories=3",
+        "evaluate.successes=true",
         "data.source=file",  # the preset's is synthetic
         "generator.count=1",
     ]
@@ -163,6 +168,22 @@ def test_a_row_says_what_was_read_and_written(finished):
     assert 0 <= trace["kept"][0] <= trace["kept"][1] and 0 <= trace["junk"][0] <= trace["junk"][1]
     assert concat["memory_trace"]["written"] == [0, 0] and direct["memory_trace"] is closed["memory_trace"] is None
     assert by_key["questions", None, "by reference", "direct"]["document_tokens"] > 6  # two paragraphs of three words
+
+
+def test_the_conversations_of_right_answers_are_kept_to_learn_from(finished):
+    folder, rows, *_ = finished
+    lines = [json.loads(line) for line in (folder / "successes.jsonl").read_text().splitlines()]
+    right = {key(row): row for row in rows if row["score"] == 1}
+    assert Counter(map(key, lines)) == {k: row["conversations"] for k, row in right.items()} and right
+    tokenizer = AutoTokenizer.from_pretrained(ROOT / "configs/models/tiny")
+    for line in lines:  # the last of an episode is its answer
+        right[key(line)]["last"] = line
+    for row in right.values():
+        assert tokenizer.decode(row["last"]["response_tokens"], skip_special_tokens=True) == row["answer"]
+    source, quarantine = SampleFiles.open(str(folder / "successes.jsonl")), Quarantine(folder / "none", 0)
+    examples = list(itertools.islice(conversation_examples(source, tokenizer, 256, 0, quarantine), len(lines)))
+    assert quarantine.bad == 0
+    assert sum(sum(e.learned) for e in examples) == sum(len(line["response_tokens"]) for line in lines)
 
 
 def test_tables_and_figure_are_there(finished):

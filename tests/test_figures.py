@@ -33,8 +33,9 @@ def test_every_step_is_run_once_and_its_arguments_are_sound():
     steps = all_steps(CONFIG)
     assert len({step.name for step in steps}) == len(steps)
     for step in steps:
-        model = ["model.path=somewhere"] if step.model else []
-        arguments = [*step.arguments, *model, f"run.name={step.name}"]
+        inputs = ["model.path=somewhere"] if step.model else []
+        inputs += ["data.path=successes.jsonl"] if step.data else []
+        arguments = [*step.arguments, *inputs, f"run.name={step.name}"]
         if step.job == "jobs.train":
             assert load_config(arguments).train.evaluation == ""
         else:
@@ -45,7 +46,7 @@ def test_every_step_is_run_once_and_its_arguments_are_sound():
 def test_every_evaluation_stands_behind_the_training_it_needs():
     names = [step.name for step in all_steps(CONFIG)]
     for place, step in enumerate(all_steps(CONFIG)):
-        assert not step.model or names.index(step.model) < place
+        assert all(names.index(need) < place for need in (step.model, step.data) if need)
 
 
 def test_the_ablation_trains_as_many_steps_of_as_many_tokens_everywhere():
@@ -62,9 +63,27 @@ def test_the_ablation_trains_as_many_steps_of_as_many_tokens_everywhere():
     trained = sft.sft.steps * sft.sft.tokens_per_step  # by every other line
     both = warmstart.steps * warmstart.tokens_per_step + trained
     assert direct.steps * direct.tokens_per_step == pytest.approx(both, rel=0.001)
-    for name, advantage, penalty in (("successes", "reward", -0.05), ("successes-plain", "reward", 0.0)):
+    for name, advantage, penalty in (("successes", "reward", -0.05), ("rl-plain", "mean", 0.0)):
         objective = load_config(list(runs[name][0].arguments)).objective
         assert (objective.advantage, objective.entropy_coefficient) == (advantage, penalty)
+
+
+def test_rejection_sampling_samples_and_trains_as_much_as_reinforcement_learning():
+    runs, tiny = training_steps(CONFIG), load_config(["preset=tiny"])
+    for seed, (sampled, rejection) in enumerate(zip(runs["sampled"], runs["rejection"], strict=True)):
+        assert rejection.data == sampled.name
+        evaluation = load_config(list(sampled.arguments), EvaluationConfig)
+        assert evaluation.model.path == tiny.model.path and evaluation.evaluate.successes
+        assert evaluation.evaluate.temperature == tiny.train.temperature
+        assert evaluation.data.synthetic_seed == evaluation.run.seed == seed  # none of the questions of a figure
+        episodes = evaluation.data.synthetic_count * evaluation.evaluate.samples
+        assert episodes == tiny.train.steps * tiny.train.groups_per_step * tiny.train.group_size
+        fine_tuning, demonstrator = (
+            load_config([*step.arguments, "data.path=x"], FineTuningConfig)
+            for step in (rejection, runs["demonstrator"][seed])
+        )
+        assert fine_tuning.sft == demonstrator.sft and fine_tuning.learner == demonstrator.learner
+        assert fine_tuning.data.source == "file" and fine_tuning.run.seed == seed
 
 
 def test_the_figures_have_every_sampling_and_all_seeds():

@@ -69,10 +69,20 @@ def test_of_a_plain_pair_the_response_is_learned_with_the_end_of_sequence(tokeni
     assert sum(example.learned) == 2
 
 
+def test_of_tokens_the_response_is_learned_as_it_is(tokenizer):
+    row = {"prompt_tokens": [3, 1], "response_tokens": [4], "id": "kept by an evaluation"}
+    assert conversation_example(row, tokenizer, max_tokens=50) == Example([3, 1, 4], [False, False, True])
+
+
 @pytest.mark.parametrize(
     ("row", "reason"),
     [
         ([], "not an object"),
+        ({"prompt_tokens": [1]}, "'response_tokens' must be a list of one or more"),
+        ({"prompt_tokens": [], "response_tokens": [1]}, "'prompt_tokens' must be a list of one or more"),
+        ({"prompt_tokens": [1, True], "response_tokens": [1]}, "'prompt_tokens' must be a list"),
+        ({"prompt_tokens": [1], "response_tokens": [-1]}, "vocabulary"),
+        ({"prompt_tokens": [10**9], "response_tokens": [1]}, "vocabulary"),
         ({"prompt": "a"}, "'response' must be text"),
         ({"messages": []}, "one or more"),
         ({"messages": "Why?"}, "one or more"),

@@ -1,5 +1,5 @@
-"""What an evaluation keeps of an episode: the answer, a few memories to read, and counts. No prompts, no log-probs:
-so a document of millions of tokens costs no more memory than its own tokens."""
+"""What an evaluation keeps of an episode: the answer, a few memories to read, and counts. No log-probs, and no prompts
+unless they are asked for: so a document of millions of tokens costs no more memory than its own tokens."""
 
 from collections import deque
 from dataclasses import dataclass, replace
@@ -19,6 +19,7 @@ class Answer:
     cut: bool  # the answer reached its length limit
     cut_memories: int  # other responses that did
     memory_trace: MemoryCounts | None  # what its memories did, not yet scored; None: it wrote none
+    transcript: tuple[tuple[list[int], list[int]], ...]  # prompt and response of each conversation, if it was asked for
 
 
 class AnswerRecorder:
@@ -28,11 +29,13 @@ class AnswerRecorder:
         generate: async (prompt tokens, max_tokens, sampling) -> Completion.
         sampling: of all responses; response number i gets the seed `sampling.seed` + i.
         memories: how many of the last ones are kept.
+        transcript: whether all prompts and responses are kept.
         follow: async (tokens) -> None, called with every memory before the agent goes on.
     """
 
-    def __init__(self, generate, sampling: Sampling, memories: int, follow):
+    def __init__(self, generate, sampling: Sampling, memories: int, transcript: bool, follow):
         self._generate, self._sampling, self._follow = generate, sampling, follow
+        self._transcript: dict[int, tuple[list[int], list[int]]] | None = {} if transcript else None
         self._memories: deque[tuple[int, Completion]] = deque(maxlen=memories)
         self._conversations = self._prompt_tokens = self._response_tokens = 0
         self._cut: list[str] = []  # the roles of the responses that reached their limit
@@ -45,6 +48,8 @@ class AnswerRecorder:
         )
         self._prompt_tokens += len(prompt)
         self._response_tokens += len(response.tokens)
+        if self._transcript is not None:
+            self._transcript[number] = (prompt, response.tokens)
         if response.finish_reason == "length":
             self._cut.append(role)
         if role == "memory":
@@ -73,4 +78,5 @@ class AnswerRecorder:
             cut="answer" in self._cut,
             cut_memories=len(self._cut) - self._cut.count("answer"),
             memory_trace=counts if counts.tokens.whole else None,
+            transcript=tuple(conversation for _, conversation in sorted((self._transcript or {}).items())),
         )

@@ -30,6 +30,7 @@ class EvaluateConfig:
     top_p: float = 0.95
     samples: int = 1  # answers to each question by each method; run.seed seeds them all
     memories: int = 8  # the last ones of an episode that results.jsonl keeps
+    successes: bool = False  # write the conversations of answers that score 1 into successes.jsonl, to fine-tune on
     max_attempts: int = 3  # a question that failed this often is an error, and counts as wrong
 
 

@@ -18,14 +18,12 @@ from pipeline.fine_tuning.config import FineTuningConfig
 # Temperature and top-p: as in training, the paper's evaluation, and the likeliest token.
 SAMPLINGS = {"sampled": (1.0, 1.0), "paper": (0.7, 0.95), "greedy": (0.0, 1.0)}
 SAMPLING_NAMES = {"sampled": "T = 1", "paper": "T = 0.7, top-p 0.95", "greedy": "greedy"}
-# What the lines of figure 2 change in the training run. With the rewards themselves as advantages, the likelihood of
-# episodes that succeeded is raised and nothing else: without the entropy penalty, fine-tuning by rejection sampling.
-WITHOUT_PENALTY, SUCCESSES = "objective.entropy_coefficient=0", "objective.advantage=reward"
+# What lines of figure 2 change in the training run. With the rewards themselves as advantages, the likelihood of the
+# step's successes is raised and that of the other episodes is left alone.
 CHANGES = {
     "rl": (),
-    "rl-plain": (WITHOUT_PENALTY,),
-    "successes": (SUCCESSES,),
-    "successes-plain": (SUCCESSES, WITHOUT_PENALTY),
+    "rl-plain": ("objective.entropy_coefficient=0",),
+    "successes": ("objective.advantage=reward",),
 }
 TRANSFER_TASKS = ("needles", "values", "long_chains")
 PROMPT_AND_RESPONSE = 33  # tokens of a conversation of the embedded model, as counted in an evaluation at 8 chunks
@@ -51,6 +49,7 @@ class Step:
     job: str  # a module
     arguments: tuple[str, ...]  # without run.folder and run.name
     model: str = ""  # the step whose checkpoint is its model.path; empty: `arguments` say which
+    data: str = ""  # the step whose successes are its data.path; empty: `arguments` say which
 
 
 @dataclass(frozen=True)
@@ -74,7 +73,7 @@ def check_figures(config: FiguresConfig) -> None:
 
 
 def training_steps(config: FiguresConfig) -> dict[str, list[Step]]:
-    """The training runs, by what they train with, one a seed."""
+    """The training runs, by what they train with, one a seed; "sampled" are evaluations, which some train on."""
     c = load_config([f"preset={config.preset}"])
     train = (f"preset={config.preset}", "train.evaluation=''")
     conversations = c.train.groups_per_step * c.train.group_size * (c.data.synthetic_chunks + 1)
@@ -84,18 +83,38 @@ def training_steps(config: FiguresConfig) -> dict[str, list[Step]]:
         f"sft.steps={c.train.steps}",
         f"sft.tokens_per_step={conversations * PROMPT_AND_RESPONSE}",
         *(f"learner.{name}={getattr(c.learner, name)}" for name in learner),
+        f"model.path={c.model.path}",
+        "sft.from_scratch=false",
     )
     warmstart = load_config(["preset=warmstart_tiny"], FineTuningConfig).sft
     # The direct reader has the tokens of the warm start and of the training together.
     both = warmstart.steps + c.train.steps * conversations * PROMPT_AND_RESPONSE // warmstart.tokens_per_step
-    demonstrator = (*supervised, "data.curriculum=careful", f"model.path={c.model.path}", "sft.from_scratch=false")
+    # As many episodes of the start as training samples, of problems like those.
+    sampled = (
+        "preset=eval_tiny",
+        f"model.path={c.model.path}",
+        "evaluate.methods=[memory]",
+        "evaluate.temperature=1.0",
+        "evaluate.top_p=1.0",
+        "evaluate.successes=true",
+        f"evaluate.samples={c.train.group_size}",
+        f"data.synthetic_chunks=[{c.data.synthetic_chunks}]",
+        f"data.synthetic_count={c.train.steps * c.train.groups_per_step}",
+        "data.synthetic_seed={seed}",
+    )
 
-    def each_seed(name: str, job: str, arguments: tuple[str, ...]) -> list[Step]:
-        return [Step(f"{name}-{seed}", job, (*arguments, f"run.seed={seed}")) for seed in config.seeds]
+    def each_seed(name: str, job: str, arguments: tuple[str, ...], data: str = "") -> list[Step]:
+        arguments = (*arguments, "run.seed={seed}")
+        return [
+            Step(f"{name}-{seed}", job, tuple(a.format(seed=seed) for a in arguments), data=data and f"{data}-{seed}")
+            for seed in config.seeds
+        ]
 
     return {
         **{name: each_seed(name, "jobs.train", (*train, *changes)) for name, changes in CHANGES.items()},
-        "demonstrator": each_seed("demonstrator", "jobs.warmstart", demonstrator),
+        "demonstrator": each_seed("demonstrator", "jobs.warmstart", (*supervised, "data.curriculum=careful")),
+        "sampled": each_seed("sampled", "jobs.evaluate", sampled),
+        "rejection": each_seed("rejection", "jobs.warmstart", (*supervised, "data.source=file"), data="sampled"),
         "direct": [
             Step("direct", "jobs.warmstart", ("preset=warmstart_tiny", "data.curriculum=direct", f"sft.steps={both}"))
         ],
@@ -165,8 +184,8 @@ def figures(config: FiguresConfig) -> dict[str, list[Line]]:
         made["ablation"] += [
             after,
             line("RL without entropy penalty", runs["rl-plain"], sampling, config.ablation_chunks),
-            line("own successes, entropy penalty", runs["successes"], sampling, config.ablation_chunks),
-            line("own successes", runs["successes-plain"], sampling, config.ablation_chunks),
+            line("the successes of every step", runs["successes"], sampling, config.ablation_chunks),
+            line("rejection sampling", runs["rejection"], sampling, config.ablation_chunks),
             line("perfect demonstrator", runs["demonstrator"], sampling, config.ablation_chunks),
             before,
         ]
@@ -178,11 +197,14 @@ def figures(config: FiguresConfig) -> dict[str, list[Line]]:
 
 
 def steps_of(lines: list[Line], config: FiguresConfig) -> list[Step]:
-    """What has to be run for the lines of a figure, in this order: what is evaluated is trained first."""
+    """What has to be run for the lines of a figure, in this order: what a step needs comes before it."""
     training = {step.name: step for steps in training_steps(config).values() for step in steps}
-    steps = []
-    for evaluation in (step for line in lines for step in line.evaluations):
-        steps += [training[evaluation.model], evaluation] if evaluation.model else [evaluation]
+
+    def with_needs(step: Step) -> list[Step]:
+        needs = [training[name] for name in (step.model, step.data) if name]
+        return [*(one for need in needs for one in with_needs(need)), step]
+
+    steps = [one for line in lines for evaluation in line.evaluations for one in with_needs(evaluation)]
     return list(dict.fromkeys(steps))
 
 

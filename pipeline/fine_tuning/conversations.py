@@ -7,6 +7,10 @@ A row of a JSON-lines or parquet file is a chat of a model with a chat template,
 or a plain text and how it goes on, of which the second part is learned:
 
     {"prompt": "…", "response": "…"}
+
+or both as tokens of the model, as an evaluation with evaluate.successes=true writes them:
+
+    {"prompt_tokens": […], "response_tokens": […]}
 """
 
 from collections.abc import Iterator
@@ -45,10 +49,12 @@ def conversation_example(row: object, tokenizer, max_tokens: int) -> Example:
     """One decoded row as an example.
 
     Raises:
-        BadRow: the row is neither of the two forms, is longer than `max_tokens`, or has nothing to learn.
+        BadRow: the row has none of the three forms, is longer than `max_tokens`, or has nothing to learn.
     """
     if isinstance(row, dict) and row.get("messages") is not None:
         example = _chat(row["messages"], tokenizer)
+    elif isinstance(row, dict) and row.get("prompt_tokens") is not None:
+        example = respond(*(_tokens(row, name, len(tokenizer)) for name in ("prompt_tokens", "response_tokens")))
     else:
         prompt, response = text_field(row, "prompt"), text_field(row, "response")
         example = respond(encode_text(tokenizer, prompt), [*encode_text(tokenizer, response), tokenizer.eos_token_id])
@@ -57,6 +63,15 @@ def conversation_example(row: object, tokenizer, max_tokens: int) -> Example:
     if not any(example.learned[1:]):
         raise BadRow("the conversation has nothing to learn: no message of the assistant's")
     return example
+
+
+def _tokens(row: dict, name: str, vocabulary: int) -> list[int]:
+    tokens = row.get(name)
+    if not isinstance(tokens, list) or not tokens or not all(type(token) is int for token in tokens):
+        raise BadRow(f"{name!r} must be a list of one or more token ids")
+    if not 0 <= min(tokens) <= max(tokens) < vocabulary:
+        raise BadRow(f"{name!r} has ids that the model's vocabulary of {vocabulary} tokens lacks")
+    return tokens
 
 
 def _chat(messages: object, tokenizer) -> Example:

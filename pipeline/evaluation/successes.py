@@ -1,0 +1,40 @@
+"""successes.jsonl: the conversations of answers that were right, to fine-tune on (rejection sampling).
+
+A line is a conversation, by the tokens of the model that had it:
+
+    {"set": …, "length": …, "id": …, "method": …, "sample": …, "prompt_tokens": […], "response_tokens": […]}
+"""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TextIO
+
+from pipeline.evaluation.results import KEY, row_key
+
+
+def success_lines(row: dict, transcript: tuple[tuple[list[int], list[int]], ...]) -> Iterator[str]:
+    """The lines of an episode.
+
+    Args:
+        row: of results.jsonl.
+        transcript: prompt and response of each of its conversations, in order.
+    """
+    key = {name: row[name] for name in KEY}
+    for prompt, response in transcript:
+        yield json.dumps(key | {"prompt_tokens": prompt, "response_tokens": response}, ensure_ascii=False) + "\n"
+
+
+def open_successes(path: Path, rows: list[dict]) -> TextIO:
+    """Open successes.jsonl to add lines to it.
+
+    Lines of answers that are in none of the `rows` of results.jsonl are taken out of it: those are asked again.
+    """
+    if path.exists():
+        answered = {row_key(row) for row in rows}
+        partial = path.with_suffix(".partial")
+        with path.open(encoding="utf-8") as lines, partial.open("w", encoding="utf-8") as kept:
+            whole = (line for line in lines if line.endswith("\n"))  # all but one that was torn
+            kept.writelines(line for line in whole if row_key(json.loads(line)) in answered)
+        partial.replace(path)
+    return path.open("a", encoding="utf-8")
