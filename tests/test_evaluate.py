@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -220,6 +221,18 @@ def test_another_configuration_is_refused(finished, arguments, capsys):
     check_folder(load_config([*arguments, "data.max_bad_share=0.9", "evaluate.memories=1"], EvaluationConfig), folder)
     with pytest.raises(ConfigError, match="not empty"):
         check_folder(load_config(arguments, EvaluationConfig), folder.parent)
+
+
+def test_a_key_that_is_new_since_the_evaluation_began_had_its_default():
+    from pipeline.config import ConfigError
+    from pipeline.evaluation.config import EvaluationConfig, check_same
+
+    before, now = asdict(EvaluationConfig()), asdict(EvaluationConfig())
+    del before["evaluate"]["successes"]
+    check_same(before, now)
+    now["evaluate"]["successes"] = True
+    with pytest.raises(ConfigError, match="evaluate.successes: False then, True now"):
+        check_same(before, now)
 
 
 def test_changed_inputs_are_noticed(finished, arguments, tmp_path):

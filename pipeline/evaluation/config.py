@@ -1,6 +1,6 @@
 """The configuration of an evaluation, and the checks that are made before it starts."""
 
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 
 from pipeline.agents import METHODS
 from pipeline.config import ConfigError, GenerationConfig
@@ -86,13 +86,13 @@ def check_same(before: dict, now: dict) -> None:
     """What was configured when the evaluation began is what is configured now.
 
     Args:
-        before: the configuration in the run's folder, as nested dicts.
+        before: the configuration in the run's folder, as nested dicts; what it lacks had its default.
         now: that of the command line.
 
     Raises:
         ConfigError: something differs that changes what is asked or answered.
     """
-    before, now = _flat(before), _flat(now)
+    before, now = _flat(asdict(EvaluationConfig())) | _flat(before), _flat(now)
     different = [
         f"  {key}: {before.get(key)!r} then, {now.get(key)!r} now"
         for key in sorted(before.keys() | now.keys())
