@@ -2,8 +2,8 @@
 
 Trains the model in several ways with several seeds, evaluates everything, and draws accuracy against length, the
 ablation, and the transfer to other tasks, each as a PNG and a table with intervals. It takes hours on two cores;
-stopped, the same command goes on where it was. `--dry-run` lists the steps. The settings are `FiguresConfig`
-(pipeline/evaluation/figures.py).
+stopped, the same command goes on where it was. `at_once=4` runs four steps at the same time. `--dry-run` lists the
+steps. The settings are `FiguresConfig` (pipeline/evaluation/figures.py).
 """
 
 import shutil
@@ -11,6 +11,8 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
+from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from pathlib import Path
 
 from jobs.progress import JobProgress
@@ -56,58 +58,102 @@ def make_figures(config: FiguresConfig) -> int:
     """Run what is not done and draw the figures; return the exit status."""
     folder = Path(config.folder).resolve()
     folder.mkdir(parents=True, exist_ok=True)
-    missing = [step for step in all_steps(config) if not is_done(step, folder)]
+    if config.at_once > 1:
+        print(f"· {config.at_once} steps at once; what they print is in {folder}/*.log", flush=True)
     for name, lines in figures(config).items():
+        missing = [step for step in steps_of(lines, config) if not is_done(step, folder)]
         with JobProgress() as progress:
-            for step in steps_of(lines, config):
-                if is_done(step, folder):
-                    continue
-                begin = time.time()
-                progress.say(f"step {missing.index(step) + 1} of {len(missing)}: {step.name}")
-                status = run_step(step, folder, progress)
-                if status != 0:
-                    progress.say(f"{step.name} ended with status {status}; its log is {folder / step.name}.log")
-                    return status
-                progress.say(f"{step.name} took {duration(time.time() - begin)}")
+            progress.say(f"figure {name}: {len(missing)} steps")
+            status = run_steps(missing, folder, config.at_once, progress)
+        if status != 0:
+            return status
         print(draw(name, lines, folder))
         print(f"· figure {folder / name}.png\n· table {folder / name}.md", flush=True)
     return 0
 
 
-def run_step(step: Step, folder: Path, progress: JobProgress) -> int:
-    """Run a step to its end, showing what it prints, which also goes to its log; return its exit status.
+def run_steps(steps: list[Step], folder: Path, at_once: int, progress: JobProgress) -> int:
+    """Run steps to their ends, each after those that it needs; return 0, or the exit status of one that failed.
+
+    Args:
+        steps: what a step needs comes before it, or is done.
+        folder: with the run folders of all steps; a step's log goes there too.
+        at_once: how many steps may run at the same time. What a step prints is shown only if it is the only one.
+        progress: shows it.
 
     Raises:
-        KeyboardInterrupt: SIGINT or SIGTERM came; the step has ended.
+        KeyboardInterrupt: SIGINT or SIGTERM came; the steps under way have ended.
     """
+    left, running = list(steps), {}
+    status, show = 0, progress.line if at_once == 1 else None
+    with Children() as children, ThreadPoolExecutor(at_once) as pool:
+        while True:
+            unfinished = {step.name for step in (*left, *running.values())}
+            ready = [step for step in left if not unfinished & {step.model, step.data}]
+            for step in ready[: at_once - len(running)] if status == 0 and not children.stopped else []:
+                left.remove(step)
+                progress.say(f"step {steps.index(step) + 1} of {len(steps)}: {step.name}")
+                running[pool.submit(run_step, step, folder, children, show)] = step
+            if not running:
+                break
+            for future in wait(running, return_when=FIRST_COMPLETED).done:
+                step = running.pop(future)
+                ended, seconds = future.result()
+                if ended == 0:
+                    progress.say(f"{step.name} took {duration(seconds)}")
+                else:
+                    status = ended
+                    progress.say(f"{step.name} ended with status {ended}; its log is {folder / step.name}.log")
+    if children.stopped:
+        raise KeyboardInterrupt
+    return status
+
+
+def run_step(step: Step, folder: Path, children: "Children", show: Callable[[str], None] | None) -> tuple[int, float]:
+    """Run a step to its end; what it prints goes to its log and to `show`. Returns its exit status and its seconds."""
     if step.job != "jobs.evaluate":
         shutil.rmtree(folder / step.name, ignore_errors=True)  # a training run that was stopped begins anew
     inputs = [f"model.path={checkpoint_of(step.model, folder)}"] if step.model else []
     inputs += [f"data.path={folder / step.data / 'successes.jsonl'}"] if step.data else []
     command = [sys.executable, "-m", step.job, *step.arguments, *inputs]
     command += [f"run.folder={folder}", f"run.name={step.name}"]
+    begin = time.time()
     with (folder / f"{step.name}.log").open("a", encoding="utf-8") as log:
-        running = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-        stopped = False
+        process = children.start(command)
+        for line in process.stdout:
+            print(line, end="", file=log, flush=True)
+            if show:
+                show(line)
+        return process.wait(), time.time() - begin
 
-        def stop(signum, frame):
-            nonlocal stopped
-            stopped = True
-            if signum == signal.SIGTERM:
-                running.terminate()  # Ctrl-C reaches it by itself
 
-        before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
-        try:
-            for line in running.stdout:
-                print(line, end="", file=log, flush=True)
-                progress.line(line)
-            status = running.wait()
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
-    if stopped:
-        raise KeyboardInterrupt
-    return status
+class Children:
+    """Processes that SIGTERM to this one ends too; Ctrl-C reaches them by itself. Used as a context manager."""
+
+    def __init__(self) -> None:
+        self.stopped = False  # by one of the two signals
+        self._processes: list[subprocess.Popen] = []
+
+    def __enter__(self) -> "Children":
+        self._before = {number: signal.signal(number, self._stop) for number in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def start(self, command: list[str]) -> subprocess.Popen:
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        self._processes.append(process)
+        if self.stopped:  # the signal came meanwhile
+            process.terminate()
+        return process
+
+    def _stop(self, signum: int, frame: object) -> None:
+        self.stopped = True
+        if signum == signal.SIGTERM:
+            for process in self._processes:
+                process.terminate()
 
 
 if __name__ == "__main__":

@@ -3,11 +3,13 @@
 import json
 import subprocess
 import sys
+import time
 from dataclasses import replace
 
 import pytest
 
-from jobs.figures import main
+from jobs.figures import main, run_steps
+from jobs.progress import JobProgress
 from pipeline.config import ConfigError, load_config
 from pipeline.evaluation.config import EvaluationConfig, check_evaluation
 from pipeline.evaluation.figures import (
@@ -63,9 +65,8 @@ def test_the_ablation_trains_as_many_steps_of_as_many_tokens_everywhere():
     trained = sft.sft.steps * sft.sft.tokens_per_step  # by every other line
     both = warmstart.steps * warmstart.tokens_per_step + trained
     assert direct.steps * direct.tokens_per_step == pytest.approx(both, rel=0.001)
-    for name, advantage, penalty in (("successes", "reward", -0.05), ("rl-plain", "mean", 0.0)):
-        objective = load_config(list(runs[name][0].arguments)).objective
-        assert (objective.advantage, objective.entropy_coefficient) == (advantage, penalty)
+    for name, penalty in (("rl", tiny.objective.entropy_coefficient), ("rl-plain", 0.0)):
+        assert load_config(list(runs[name][0].arguments)).objective.entropy_coefficient == penalty
 
 
 def test_rejection_sampling_samples_and_trains_as_much_as_reinforcement_learning():
@@ -133,25 +134,81 @@ def test_what_is_done_is_known_by_its_summary(tmp_path):
     assert checkpoint_of(step.name, tmp_path) == "/runs/rl-0/checkpoints/100/hf"
 
 
-def test_sigterm_ends_the_step_under_way_too(tmp_path):
-    step = Step("endless", "tests.endless_job", ())
+@pytest.mark.parametrize("at_once", [1, 2])
+def test_sigterm_ends_the_steps_under_way_too(tmp_path, at_once):
+    steps = [Step(f"endless-{n}", "tests.endless_job", ()) for n in range(3)]
     command = (
-        "from pathlib import Path; from jobs.figures import JobProgress, Step, run_step; "
-        f"run_step({step!r}, Path({str(tmp_path)!r}), JobProgress())"
+        "from pathlib import Path; from jobs.figures import JobProgress, Step, run_steps; "
+        f"run_steps({steps!r}, Path({str(tmp_path)!r}), {at_once}, JobProgress())"
     )
     running = subprocess.Popen(
         [sys.executable, "-c", command], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
-    assert "· running" in running.stdout.readline()
+    logs = [tmp_path / f"{step.name}.log" for step in steps]
+    deadline = time.monotonic() + 60
+    while not all(log.exists() and log.read_text() for log in logs[:at_once]):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
     running.terminate()
     output, _ = running.communicate(timeout=60)
     assert running.returncode != 0 and "KeyboardInterrupt" in output
-    assert (tmp_path / "endless.log").read_text().splitlines() == ["· running", "· stopping"]
+    assert ("· running" in output) == (at_once == 1)  # the lines of several steps are not mixed
+    assert all(log.read_text().splitlines() == ["· running", "· stopping"] for log in logs[:at_once])
+    assert not any(log.exists() for log in logs[at_once:])
+
+
+# A job that waits until all whom it is told to meet are there, and fails if another one, whom it has to follow, is not.
+MEETING = """
+import sys, time
+from pathlib import Path
+
+name, meets, follows = (argument.split("=")[1] for argument in sys.argv[1:4])
+folder = Path(sys.argv[-2].split("=")[1])
+assert not follows or (folder / f"{follows}.ended").exists()
+(folder / f"{name}.begun").touch()
+deadline = time.monotonic() + 60
+while not all((folder / f"{other}.begun").exists() for other in meets.split(",") if other):
+    assert time.monotonic() < deadline
+    time.sleep(0.05)
+(folder / name).mkdir()
+(folder / name / "summary.json").write_text('{"status": "completed", "checkpoint": "somewhere"}')
+(folder / f"{name}.ended").touch()
+"""
+
+
+def meeting(name: str, meets: str = "", follows: str = "", how: str = "model") -> Step:
+    arguments = (f"name={name}", f"meets={meets}", f"follows={follows}")
+    return Step(name, "meeting", arguments, **{how: follows})
+
+
+def test_steps_run_at_once_but_after_what_they_need(tmp_path, monkeypatch, capsys):
+    (tmp_path / "meeting.py").write_text(MEETING)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    steps = [
+        meeting("a", meets="b"),
+        meeting("c", meets="d", follows="a"),
+        meeting("d", meets="c", follows="a", how="data"),
+        meeting("b", meets="a"),
+    ]
+    assert run_steps(steps, tmp_path, 2, JobProgress()) == 0
+    said = capsys.readouterr().out.splitlines()
+    assert said[:2] == ["· step 1 of 4: a", "· step 4 of 4: b"]
+    assert sum(" took " in line for line in said) == 4
+
+
+def test_after_a_step_that_failed_none_begins(tmp_path, monkeypatch, capsys):
+    (tmp_path / "meeting.py").write_text(MEETING)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    (tmp_path / "bad").write_text("where its run folder should be")
+    assert run_steps([meeting("bad"), meeting("good")], tmp_path, 1, JobProgress()) == 1
+    assert "bad ended with status 1; its log is" in capsys.readouterr().out
+    assert "FileExistsError" in (tmp_path / "bad.log").read_text()
+    assert not (tmp_path / "good.log").exists()
 
 
 def test_wrong_settings_are_named(capsys):
-    with pytest.raises(ConfigError, match="seeds is empty\n.*there are sampled, paper, greedy"):
-        check_figures(replace(CONFIG, seeds=[], samplings=["hot"]))
+    with pytest.raises(ConfigError, match="seeds is empty\nat_once=0 must be.*\n.*there are sampled, paper"):
+        check_figures(replace(CONFIG, seeds=[], at_once=0, samplings=["hot"]))
     assert main(["questions=many"]) == 2
     assert "questions=many" in capsys.readouterr().err
     assert main(["--dry-run", "seeds=[0]"]) == 0

@@ -18,13 +18,8 @@ from pipeline.fine_tuning.config import FineTuningConfig
 # Temperature and top-p: as in training, the paper's evaluation, and the likeliest token.
 SAMPLINGS = {"sampled": (1.0, 1.0), "paper": (0.7, 0.95), "greedy": (0.0, 1.0)}
 SAMPLING_NAMES = {"sampled": "T = 1", "paper": "T = 0.7, top-p 0.95", "greedy": "greedy"}
-# What lines of figure 2 change in the training run. With the rewards themselves as advantages, the likelihood of the
-# step's successes is raised and that of the other episodes is left alone.
-CHANGES = {
-    "rl": (),
-    "rl-plain": ("objective.entropy_coefficient=0",),
-    "successes": ("objective.advantage=reward",),
-}
+# What lines of figure 2 change in the training run.
+CHANGES = {"rl": (), "rl-plain": ("objective.entropy_coefficient=0",)}
 TRANSFER_TASKS = ("needles", "values", "long_chains")
 PROMPT_AND_RESPONSE = 33  # tokens of a conversation of the embedded model, as counted in an evaluation at 8 chunks
 
@@ -39,6 +34,7 @@ class FiguresConfig:
     ablation_chunks: list[int] = field(default_factory=lambda: [8, 32, 128, 512])  # of figure 2
     transfer_chunks: list[int] = field(default_factory=lambda: [8, 32, 128])  # of figure 3
     samplings: list[str] = field(default_factory=lambda: list(SAMPLINGS))
+    at_once: int = 1  # steps that run at the same time
 
 
 @dataclass(frozen=True)
@@ -67,6 +63,7 @@ def check_figures(config: FiguresConfig) -> None:
     rules = [
         (bool(config.seeds), "seeds is empty"),
         (config.questions > 0, f"questions={config.questions} must be greater than 0"),
+        (config.at_once > 0, f"at_once={config.at_once} must be greater than 0"),
         (not wrong, f"samplings={config.samplings}: there are {', '.join(SAMPLINGS)}"),
     ]
     check_rules(iter(rules))
@@ -184,7 +181,6 @@ def figures(config: FiguresConfig) -> dict[str, list[Line]]:
         made["ablation"] += [
             after,
             line("RL without entropy penalty", runs["rl-plain"], sampling, config.ablation_chunks),
-            line("the successes of every step", runs["successes"], sampling, config.ablation_chunks),
             line("rejection sampling", runs["rejection"], sampling, config.ablation_chunks),
             line("perfect demonstrator", runs["demonstrator"], sampling, config.ablation_chunks),
             before,
