@@ -18,8 +18,6 @@ from pipeline.fine_tuning.config import FineTuningConfig
 # Temperature and top-p: as in training, the paper's evaluation, and the likeliest token.
 SAMPLINGS = {"sampled": (1.0, 1.0), "paper": (0.7, 0.95), "greedy": (0.0, 1.0)}
 SAMPLING_NAMES = {"sampled": "T = 1", "paper": "T = 0.7, top-p 0.95", "greedy": "greedy"}
-# What lines of figure 2 change in the training run.
-CHANGES = {"rl": (), "rl-plain": ("objective.entropy_coefficient=0",)}
 TRANSFER_TASKS = ("needles", "values", "long_chains")
 PROMPT_AND_RESPONSE = 33  # tokens of a conversation of the embedded model, as counted in an evaluation at 8 chunks
 
@@ -108,7 +106,7 @@ def training_steps(config: FiguresConfig) -> dict[str, list[Step]]:
         ]
 
     return {
-        **{name: each_seed(name, "jobs.train", (*train, *changes)) for name, changes in CHANGES.items()},
+        "rl": each_seed("rl", "jobs.train", train),
         "demonstrator": each_seed("demonstrator", "jobs.warmstart", (*supervised, "data.curriculum=careful")),
         "sampled": each_seed("sampled", "jobs.evaluate", sampled),
         "rejection": each_seed("rejection", "jobs.warmstart", (*supervised, "data.source=file"), data="sampled"),
@@ -180,7 +178,6 @@ def figures(config: FiguresConfig) -> dict[str, list[Line]]:
         made["length"] += [after, before, line("direct", runs["direct"], sampling, config.chunks, method="direct")]
         made["ablation"] += [
             after,
-            line("RL without entropy penalty", runs["rl-plain"], sampling, config.ablation_chunks),
             line("rejection sampling", runs["rejection"], sampling, config.ablation_chunks),
             line("perfect demonstrator", runs["demonstrator"], sampling, config.ablation_chunks),
             before,
