@@ -233,7 +233,11 @@ def draw(name: str, lines: list[Line], folder: Path) -> str:
                 if len(line.evaluations) > 1:
                     by_seed.append(row | {"method": step.model})
     accuracy_figure(
-        {name: rows}, folder / f"{name}.png", title=f"{TITLES[name]}, with 95% intervals", with_average=False
+        {name: rows},
+        folder / f"{name}.png",
+        title=f"{TITLES[name]}, with 95% intervals",
+        with_average=False,
+        columns=len(SAMPLINGS),  # a row of panels is a task
     )
     table = f"# {TITLES[name]}\n\n{markdown_table(rows)}"
     seeds = f"\n# Each training seed\n\n{markdown_table(by_seed)}" if by_seed else ""

@@ -31,6 +31,7 @@ def accuracy_figure(
     path: str | Path,
     title: str = "Score by document length, with 95% intervals",
     with_average: bool = True,
+    columns: int = COLUMNS,
 ) -> Figure:
     """Draw the score against the median document length, one panel a set, and save it as PNG.
 
@@ -43,6 +44,7 @@ def accuracy_figure(
         path: of the PNG.
         title: above all panels.
         with_average: draw that last panel.
+        columns: of panels, at most.
 
     Returns:
         The figure as drawn.
@@ -66,7 +68,7 @@ def accuracy_figure(
 
     lines = [(run, method) for run, rows in runs.items() for method in method_order(rows)]
     labels = {line: line[1] if len(runs) == 1 else f"{line[0]} · {line[1]}" for line in lines}
-    columns = min(COLUMNS, len(titles))
+    columns = min(columns, len(titles))
     panel_rows = ceil(len(titles) / columns)
     legend_rows = ceil(len(lines) / columns)
     size = (max(PANEL[0] * columns, NARROWEST), PANEL[1] * panel_rows + 0.5 + 0.25 * legend_rows)
