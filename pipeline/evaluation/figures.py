@@ -179,7 +179,7 @@ def figures(config: FiguresConfig) -> dict[str, list[Line]]:
         made["ablation"] += [
             after,
             line("rejection sampling", runs["rejection"], sampling, config.ablation_chunks),
-            line("perfect demonstrator", runs["demonstrator"], sampling, config.ablation_chunks),
+            line("perfect demonstrator (upper bound)", runs["demonstrator"], sampling, config.ablation_chunks),
             before,
         ]
         made["transfer"] += [
@@ -208,7 +208,7 @@ def all_steps(config: FiguresConfig) -> list[Step]:
 
 TITLES = {
     "length": "Accuracy by document length: the memory agent before and after RL, and a reader of the whole",
-    "ablation": "The same training tokens from the same start: reinforcement learning and what it is compared with",
+    "ablation": "Accuracy by document length after the same training tokens from the same start",
     "transfer": "Tasks it was not trained on, before and after RL",
 }
 
