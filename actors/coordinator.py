@@ -155,25 +155,32 @@ class Coordinator(JobActor):
             f"· starting {c.generator.count} generator(s) (vLLM), {c.learner.ranks} learner ranks (DeepSpeed ZeRO-3), "
             f"{c.scorer.count} scorer(s)"
         )
-        source = await asyncio.to_thread(training_source, c)
-        self.problems = ProblemQueue(source, c.run.seed, self.quarantine, state.cursor if state else START)
-        self.tracker = Tracker.remote(c, str(self.folder), self.step, self.wandb_id)
-        self.spawn(self._dispatch())
         self.say_what_is_missing(
             [(c.generator, c.generator.count), (c.learner, c.learner.ranks), (c.scorer, c.scorer.count)]
         )
-        begin = time.time()
-        self.accounts.rows, self.wandb_run, self.wandb_id = await self.tracker.begun.remote()
-        learners = asyncio.ensure_future(self._timed(self._start_learners(), "learners"))
-        placing = asyncio.ensure_future(self.learners.placed.wait())
+        # All that takes seconds is under way at once; the engines, which take longest, as early as they may be.
+        begin = time.monotonic()
+        learners = self.spawn(self._timed(self._start_learners(), "learners"))
+        reading = self.spawn(self._read(state))
+        placing = self.spawn(self.learners.placed.wait())
         await asyncio.wait([learners, placing], timeout=LEARNERS_FIRST_S, return_when=asyncio.FIRST_COMPLETED)
         placing.cancel()
         for pool in (self.generators, self.scorers):
             self.spawn(pool.run())
-        starting = [learners, self._timed(self.generators.ready(), "generators"), self.scorers.ready()]
-        await self._unless_stopped(asyncio.gather(*starting))
-        self.say(f"· all started in {time.time() - begin:.0f} s")
+        self.tracker = Tracker.remote(c, str(self.folder), self.step, self.wandb_id)
+        starting = [learners, reading, self._timed(self.generators.ready(), "generators"), self.scorers.ready()]
+        await self._unless_stopped(asyncio.gather(*starting, self._begin_tracking()))
+        self.say(f"· all started in {time.monotonic() - begin:.0f} s")
         self.spawn(self.accounts.watch())
+
+    async def _read(self, state: RunState | None) -> None:
+        """Open the data, and begin to start groups."""
+        source = await asyncio.to_thread(training_source, self.config)
+        self.problems = ProblemQueue(source, self.config.run.seed, self.quarantine, state.cursor if state else START)
+        self.spawn(self._dispatch())
+
+    async def _begin_tracking(self) -> None:
+        self.accounts.rows, self.wandb_run, self.wandb_id = await self.tracker.begun.remote()
 
     async def _where_to_go_on(self) -> RunState | None:
         """What the checkpoint to resume from says; None: the beginning."""
@@ -188,9 +195,9 @@ class Coordinator(JobActor):
         return self.learners.checkpoint.state
 
     async def _timed(self, work, name: str) -> None:
-        begin = time.time()
+        begin = time.monotonic()
         await work
-        self.say(f"· {name} ready after {time.time() - begin:.0f} s")
+        self.say(f"· {name} ready after {time.monotonic() - begin:.0f} s")
 
     async def _close(self, summary: dict) -> None:
         self.cancel_all()

@@ -19,6 +19,7 @@ from pipeline.fine_tuning.conversations import conversation_examples
 from pipeline.fine_tuning.demonstrations import demonstrations
 from pipeline.fine_tuning.examples import Example, ExampleBatch, pack_examples
 from pipeline.problems import DataError, Quarantine
+from pipeline.prompts import load_tokenizer
 from pipeline.report import write_summary
 from pipeline.sample_files import SampleFiles
 
@@ -77,10 +78,8 @@ class FineTuner(JobActor):
         return summary
 
     def _examples(self) -> Iterator[Example]:
-        from transformers import AutoTokenizer
-
         c = self.config
-        tokenizer = AutoTokenizer.from_pretrained(c.model.path, trust_remote_code=c.model.trust_remote_code)
+        tokenizer = load_tokenizer(c.model.path, c.model.trust_remote_code)
         if c.data.source == "demonstrations":
             return demonstrations(tokenizer, c.data.curriculum, c.run.seed, lambda: self.step / c.sft.steps)
         source = SampleFiles.open(c.data.path)

@@ -28,6 +28,7 @@ from pipeline.episodes import (
 from pipeline.evaluation.answers import Answer, AnswerRecorder
 from pipeline.memory_trace import MemoryCounts, MemoryTrace, needed_facts
 from pipeline.problems import Problem
+from pipeline.prompts import load_tokenizer
 from pipeline.replay import Finished, Replay, digest
 
 log = logging.getLogger(__name__)
@@ -68,13 +69,9 @@ class Generator:
 
     async def _start(self) -> None:
         # Imported here: who only holds a handle to this actor need not spend seconds on importing vLLM.
-        from transformers import AutoTokenizer
-
         from actors.vllm_engine import VllmEngine
 
-        self._tokenizer = AutoTokenizer.from_pretrained(
-            self.config.model.path, trust_remote_code=self.config.model.trust_remote_code
-        )
+        self._tokenizer = load_tokenizer(self.config.model.path, self.config.model.trust_remote_code)
         self.engine = VllmEngine(self.config, self._tokenizer.eos_token_id, self.seed)
         await self.engine.start()
         self._watching = asyncio.create_task(self._watch_engine())

@@ -11,11 +11,10 @@ import tempfile
 from pathlib import Path
 
 import ray
-import torch
 
 from pipeline.checkpoints import LEARNER, MODEL, FileEntry, file_entries
 from pipeline.files import copy_folder, is_local, join, local_path
-from pipeline.weight_buckets import pack_buckets
+from pipeline.prompts import load_tokenizer
 
 CONCURRENCY_GROUPS = {"io": 1, "watch": 1}
 
@@ -33,6 +32,10 @@ class LearnerRank:
         """What `ZeroEngine` takes beside the two sections."""
         raise NotImplementedError
 
+    def moved(self) -> None:
+        """Called wherever work gets on, so that a rank that stands still shows."""
+        self.progress_made += 1
+
     def address(self) -> tuple[str, int]:
         """A host and free port at which this rank can be the gang's meeting point."""
         with socket.socket() as s:
@@ -47,6 +50,9 @@ class LearnerRank:
             checkpoint: a local folder or URI with the state to go on from; none: the model as it is.
             universal: the state was converted for any number of ranks.
         """
+        # Imported here: who only holds a handle to this actor need not spend seconds on importing torch and DeepSpeed.
+        import torch
+
         torch.set_num_threads(max(1, int(os.environ.get("OMP_NUM_THREADS", "1"))))  # of this thread
         os.environ.update(
             RANK=str(self.rank),
@@ -55,7 +61,6 @@ class LearnerRank:
             MASTER_ADDR=host,
             MASTER_PORT=str(port),
         )
-        # Imported here: who only holds a handle to this actor need not spend seconds on importing DeepSpeed.
         from actors.zero_engine import ZeroEngine
 
         options = self.engine_options()
@@ -73,6 +78,8 @@ class LearnerRank:
 
     def publish(self) -> list[ray.ObjectRef] | None:
         """Put the weights into the object store in buckets (rank 0; the others help to gather them)."""
+        from pipeline.weight_buckets import pack_buckets
+
         size = self.config.learner.bucket_mib * 2**20
         parameters = self._moving(self.engine.parameters(size))
         if self.rank == 0:
@@ -107,11 +114,13 @@ class LearnerRank:
         """
         (folder, local, state, parameters), self._to_write = self._to_write, None
         try:
+            import torch
+
             written = []
             for path, content in state.items():
                 torch.save(content, path)
                 written.append(path)
-                self.progress_made += 1
+                self.moved()
             if self.rank == 0:
                 self.engine.write_model(local / MODEL, parameters)
                 self._save_tokenizer(local / MODEL)
@@ -135,15 +144,13 @@ class LearnerRank:
         self.engine.close()
 
     def _save_tokenizer(self, folder: Path) -> None:
-        from transformers import AutoTokenizer
-
         model = self.config.model
-        AutoTokenizer.from_pretrained(model.path, trust_remote_code=model.trust_remote_code).save_pretrained(folder)
+        load_tokenizer(model.path, model.trust_remote_code).save_pretrained(folder)
 
     def _moving(self, items):
         """The same items, each of which is progress."""
         for item in items:
-            self.progress_made += 1
+            self.moved()
             yield item
 
 

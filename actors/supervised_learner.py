@@ -3,7 +3,6 @@
 from dataclasses import dataclass
 
 import ray
-import torch
 
 from actors.learner_rank import CONCURRENCY_GROUPS, LearnerRank
 from pipeline.fine_tuning.examples import ExampleBatch, build_supervised_micro_batch
@@ -33,10 +32,12 @@ class SupervisedLearner(LearnerRank):
             `loss`, this rank's part of the mean loss in nats a token; `grad_norm`, None if the step was skipped because
             a gradient was not finite on some rank; `learning_rate`.
         """
+        import torch
+
         batch: ExampleBatch = ray.get(ref[0])
         total = 0.0
         for number, items in enumerate(update.micro_batches):
-            self.progress_made += 1
+            self.moved()
             row = build_supervised_micro_batch(items, batch)
             tokens, positions, predict_at, targets, is_learned = (
                 torch.tensor(value, device=self.engine.device) for value in vars(row).values()

@@ -15,6 +15,7 @@ from actors.job_actor import was_started_again
 from pipeline.config import Config, GenerationConfig
 from pipeline.episodes import EpisodeGroup, GroupRecord
 from pipeline.files import write_text
+from pipeline.prompts import load_tokenizer
 
 
 @ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)
@@ -29,13 +30,9 @@ class Tracker:
     """
 
     def __init__(self, config: Config, folder: str, step: int = 0, wandb_id: str = ""):
-        from transformers import AutoTokenizer
-
         self.folder = Path(folder)
         (self.folder / "episodes").mkdir(parents=True, exist_ok=True)
-        self.tokenizer = AutoTokenizer.from_pretrained(
-            config.model.path, trust_remote_code=config.model.trust_remote_code
-        )
+        self.model = config.model
         self._metrics = self.folder / "metrics.jsonl"
         self._unwritten: list[dict] = []  # rows, while the disk is full
         self._gauges: dict[str, Gauge] = {}
@@ -123,13 +120,13 @@ class Tracker:
 
     def episodes(self, step: int, samples: list[tuple[str, GroupRecord, list[ray.ObjectRef]]]) -> None:
         """Write one episode of each sample (question, record, reference to the group) to read, and to wandb."""
-        shown = []
+        tokenizer, shown = load_tokenizer(self.model.path, self.model.trust_remote_code), []
         for question, record, (ref,) in samples:
             try:
                 group = ray.get(ref)
             except ray.exceptions.RayError:
                 continue  # lost with its node; there will be others to read
-            shown.append(readable_episode(self.tokenizer, question, record, group))
+            shown.append(readable_episode(tokenizer, question, record, group))
         with (self.folder / "episodes" / f"step-{step:06d}.jsonl").open("w", encoding="utf-8") as file:
             file.writelines(json.dumps(episode, ensure_ascii=False) + "\n" for episode in shown)
         import wandb

@@ -4,11 +4,13 @@ Written against vLLM 0.32 (`AsyncLLM`); tests/test_vllm_engine.py is the contrac
 """
 
 import asyncio
+import contextlib
+import multiprocessing.context
 import os
 import tempfile
 import time
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 from pipeline.config import GenerationConfig
@@ -20,7 +22,10 @@ os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
 os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
 
 import psutil  # noqa: E402
+import ray  # noqa: E402
+import torch  # noqa: E402
 import vllm  # noqa: E402
+import vllm.v1.engine.utils as engine_launcher  # noqa: E402
 from vllm import SamplingParams, TokensPrompt  # noqa: E402
 from vllm.config import WeightTransferConfig  # noqa: E402
 from vllm.distributed.weight_transfer.base import WeightTransferUpdateRequest  # noqa: E402
@@ -29,7 +34,7 @@ from vllm.platforms import current_platform  # noqa: E402
 from vllm.sampling_params import RequestOutputKind  # noqa: E402
 from vllm.v1.engine.async_llm import AsyncLLM  # noqa: E402
 
-from actors.weight_transfer import BACKEND  # noqa: E402
+from actors.weight_transfer import BACKEND, end_with_parent  # noqa: E402
 
 SHARED_MEMORY = Path("/dev/shm") if Path("/dev/shm").is_dir() else Path(tempfile.gettempdir())
 BUCKET_FILE = "palimpsest-bucket-"  # then the process id of the owner
@@ -44,7 +49,12 @@ class VllmEngine:
         self.eos_token = eos_token
         self.version = 0
         remove_orphans()
-        self._llm = AsyncLLM.from_engine_args(_engine_args(config, seed))
+        on_cpu = current_platform.is_cpu()
+        if on_cpu and config.generator.enforce_eager:
+            # vLLM's helpers beside the model would still be compiled, by a C++ compiler, at the first request.
+            torch.compiler.set_stance("force_eager")
+        with _forking() if on_cpu else contextlib.nullcontext():
+            self._llm = AsyncLLM.from_engine_args(_engine_args(config, seed))
         self._updating = asyncio.Lock()
         self._open = asyncio.Event()  # new requests wait while weights change, so that their salt is the right one
         self._open.set()
@@ -120,6 +130,31 @@ class VllmEngine:
 
     def shutdown(self) -> None:
         self._llm.shutdown()
+
+
+class _ForkedProcess(multiprocessing.context.ForkProcess):
+    def run(self) -> None:
+        end_with_parent()
+        ray._raylet.setproctitle("VLLM::EngineCore")  # after a fork in a Ray worker, vLLM's own way finds no room
+        super().run()
+
+
+class _ForkContext(multiprocessing.context.ForkContext):
+    Process = _ForkedProcess
+
+
+@contextlib.contextmanager
+def _forking() -> Iterator[None]:
+    """Let vLLM fork its engine process, which then need not import vLLM again: on a CPU half of an engine's start.
+
+    vLLM forks by default, but spawns in a Ray actor, lest CUDA or Ray be used on both sides of the fork. On a CPU there
+    is no CUDA, and the engine process does not call Ray.
+    """
+    chosen, engine_launcher.get_mp_context = engine_launcher.get_mp_context, _ForkContext
+    try:
+        yield
+    finally:
+        engine_launcher.get_mp_context = chosen
 
 
 def _engine_args(config: GenerationConfig, seed: int) -> AsyncEngineArgs:

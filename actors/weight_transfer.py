@@ -40,7 +40,7 @@ class BucketWeightTransfer(WeightTransferEngine[WeightTransferInitInfo, BucketIn
 
     def __init__(self, *arguments, **named):
         super().__init__(*arguments, **named)
-        _end_with_parent()
+        end_with_parent()
 
     def init_transfer_engine(self, init_info: WeightTransferInitInfo) -> None:
         """Nothing to set up: every bucket names its own file."""
@@ -72,7 +72,7 @@ class BucketWeightTransfer(WeightTransferEngine[WeightTransferInitInfo, BucketIn
         """Nothing is held between updates."""
 
 
-def _end_with_parent() -> None:
+def end_with_parent() -> None:
     """Have the kernel end this process when the one that started it dies: an engine that stands still, or was left
     behind by a generator that was killed, would hold its memory for ever. Linux only."""
     if sys.platform == "linux":

@@ -1,5 +1,6 @@
 """What the jobs that run an actor to its end have in common: their folder, their model's checks, and being followed."""
 
+import json
 import os
 import signal
 import traceback
@@ -55,27 +56,39 @@ def check_model(config: GenerationConfig, methods: Sequence[str]) -> None:
         load_agent(method)
     if a.prompt_template not in PROMPT_TEMPLATES:
         raise ConfigError(f"agent.prompt_template={a.prompt_template!r}; there are: {', '.join(PROMPT_TEMPLATES)}")
-    tokenizer, model = load_model_files(config.model)
+    tokenizer, settings = load_model_files(config.model)
     if PROMPT_TEMPLATES[a.prompt_template].chat and not tokenizer.chat_template:
         raise ConfigError(
             f"agent.prompt_template={a.prompt_template} needs a chat template, which {config.model.path} lacks"
         )
     prompts = Prompts(tokenizer, PROMPT_TEMPLATES[a.prompt_template])
     longest = prompts.longest(a.problem_tokens, a.memory_tokens, a.chunk_tokens)
-    check_window(config, *longest, getattr(model, "max_position_embeddings", None))
+    check_window(config, *longest, settings.get("max_position_embeddings"))
 
 
-def load_model_files(model: ModelConfig) -> tuple:
-    """The model's tokenizer and configuration, as transformers reads them. Raises `ConfigError` if there are none."""
-    from transformers import AutoConfig, AutoTokenizer
+def load_model_files(model: ModelConfig) -> tuple[object, dict]:
+    """The model's tokenizer and the content of its config.json. Raises `ConfigError` if there are none."""
+    from pipeline.prompts import load_tokenizer
 
     try:
-        return tuple(
-            kind.from_pretrained(model.path, trust_remote_code=model.trust_remote_code)
-            for kind in (AutoTokenizer, AutoConfig)
-        )
+        return load_tokenizer(model.path, model.trust_remote_code), model_settings(model)
     except (OSError, ValueError) as error:
         raise ConfigError(f"model.path={model.path}: {str(error).splitlines()[0]}") from None
+
+
+def model_settings(model: ModelConfig) -> dict:
+    """The content of a model's config.json. Raises OSError or ValueError if there is none."""
+    file = Path(model.path) / "config.json"
+    if file.exists():
+        return json.loads(file.read_bytes())
+    return model_config(model).to_dict()
+
+
+def model_config(model: ModelConfig):
+    """A model's configuration as transformers reads it. Raises OSError or ValueError if there is none."""
+    from transformers import AutoConfig
+
+    return AutoConfig.from_pretrained(model.path, trust_remote_code=model.trust_remote_code)
 
 
 def check_samples(path: str) -> None:

@@ -18,7 +18,6 @@ from pipeline.config import ConfigError, config_yaml, load_config, save_config
 from pipeline.config_rules import check_data_given
 from pipeline.evaluation.comparison import compare
 from pipeline.evaluation.config import EvaluationConfig, check_evaluation, check_same
-from pipeline.evaluation.plots import accuracy_figure
 from pipeline.evaluation.results import read_results
 from pipeline.evaluation.summary import evaluation_summary
 from pipeline.report import write_summary
@@ -118,6 +117,8 @@ def compare_runs(folders: list[str]) -> int:
     except (OSError, ValueError) as error:
         print(error, file=sys.stderr)
         return 2
+    from pipeline.evaluation.plots import accuracy_figure  # imported late: it brings matplotlib
+
     output = Path(folders[0]).parent / f"compare-{'-'.join(Path(folder).name for folder in folders)}"
     output.mkdir(exist_ok=True)
     (output / "comparison.md").write_text("\n\n".join(tables) + "\n", encoding="utf-8")

@@ -4,12 +4,23 @@ Runs on the cluster that RAY_ADDRESS names (inside a Ray job: the job's cluster)
 Prints one line a step; leaves a run folder (README.md, "What a run leaves").
 """
 
+import contextlib
 import sys
 from dataclasses import replace
 from pathlib import Path
 from statistics import median
 
-from jobs.driver import EXIT_STATUS, check_model, check_samples, follow, run_folder, start_ray, whole_path
+from jobs.driver import (
+    EXIT_STATUS,
+    check_model,
+    check_samples,
+    follow,
+    model_config,
+    model_settings,
+    run_folder,
+    start_ray,
+    whole_path,
+)
 from jobs.evaluate import check as check_evaluation_job
 from jobs.evaluate import evaluate
 from pipeline.checkpoints import MODEL
@@ -18,11 +29,10 @@ from pipeline.config_rules import check_config, check_data_given
 from pipeline.documents.passages import document_text
 from pipeline.evaluation.comparison import compare
 from pipeline.evaluation.config import EvaluationConfig
-from pipeline.evaluation.plots import accuracy_figure
 from pipeline.evaluation.results import read_results
 from pipeline.files import copy_folder, join
 from pipeline.metrics import RunTotals
-from pipeline.plan import Architecture, architecture_of, plan_text
+from pipeline.plan import Architecture, architecture_of, built_architecture, plan_text
 from pipeline.problems import BadRow, DataError
 from pipeline.report import run_summary, write_summary
 from pipeline.sample_files import SampleFiles
@@ -75,14 +85,10 @@ def document_tokens(config: Config) -> int | None:
 
 def architecture(config: Config) -> Architecture | None:
     """The sizes of the model, for the plan; without a network, those of the presets' models are known here too."""
-    from transformers import AutoConfig
-
-    known = CONFIGS / "models" / Path(config.model.path).name
-    for source in (config.model.path, known):
-        try:
-            return architecture_of(AutoConfig.from_pretrained(source, trust_remote_code=config.model.trust_remote_code))
-        except (OSError, ValueError, AttributeError):
-            continue
+    known = replace(config.model, path=str(CONFIGS / "models" / Path(config.model.path).name))
+    for model in (config.model, known) if Path(config.model.path).exists() else (known, config.model):
+        with contextlib.suppress(OSError, ValueError, KeyError, AttributeError):
+            return architecture_of(model_settings(model)) or built_architecture(model_config(model))
     return None
 
 
@@ -158,6 +164,8 @@ def evaluate_run(config: Config, folder: Path, checkpoint: str) -> int:
     Returns:
         The exit status.
     """
+    from pipeline.evaluation.plots import accuracy_figure  # imported late: it brings matplotlib
+
     folder, trained = folder / "evaluation", join(checkpoint, MODEL)
     if "://" in trained:  # vLLM and transformers read local folders
         copy_folder(trained, folder / "model")

@@ -15,6 +15,7 @@ from pathlib import Path
 from jobs.driver import EXIT_STATUS, check_samples, follow, load_model_files, run_folder, start_ray, whole_path
 from pipeline.config import ConfigError, config_yaml, load_config, save_config
 from pipeline.fine_tuning.config import FineTuningConfig, check_fine_tuning
+from pipeline.prompts import load_tokenizer
 from pipeline.report import write_summary
 
 DEFAULT_PRESET = "preset=warmstart_tiny"
@@ -76,7 +77,7 @@ def fine_tune(config: FineTuningConfig) -> int:
 def random_model(config: FineTuningConfig, folder: Path) -> Path:
     """Write a model with the architecture and the tokenizer of `model.path` and random weights, seeded by run.seed."""
     import torch
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoConfig, AutoModelForCausalLM
 
     m = config.model
     torch.manual_seed(config.run.seed)
@@ -85,7 +86,7 @@ def random_model(config: FineTuningConfig, folder: Path) -> Path:
         architecture, dtype=getattr(torch, m.dtype), trust_remote_code=m.trust_remote_code
     )
     model.save_pretrained(folder)
-    AutoTokenizer.from_pretrained(m.path, trust_remote_code=m.trust_remote_code).save_pretrained(folder)
+    load_tokenizer(m.path, m.trust_remote_code).save_pretrained(folder)
     return folder
 
 

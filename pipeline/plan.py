@@ -4,14 +4,16 @@ from dataclasses import dataclass
 
 from pipeline.config import Config
 from pipeline.ledger import discard_limit
-from pipeline.policy import LOGITS_IN_MEMORY
 from pipeline.schedule import ScheduledStep, schedule_table
 
 GIB = 2**30
 # What actors/zero_engine.py lets DeepSpeed hold on a device, in numbers.
 GATHERED_PARAMETERS = 10**9
 REDUCE_BUCKET = 10**8
+# What pipeline/policy.py lets the logits of a chunk take, in float32 numbers: 256 MiB.
+LOGITS_IN_MEMORY = 2**26
 ROWS_SHOWN = 12
+FAMILIES = ("llama", "mistral", "qwen2", "qwen3")  # decoders whose parameters are counted here
 
 
 @dataclass(frozen=True)
@@ -26,8 +28,40 @@ class Architecture:
     vocabulary: int
 
 
-def architecture_of(model_config) -> Architecture:
-    """Read the sizes off a Hugging Face model config; the parameters are counted on a model without memory.
+def architecture_of(model_config: dict) -> Architecture | None:
+    """Read the sizes off the content of a Hugging Face config.json.
+
+    Returns:
+        None if the model is of a family whose parameters are not counted here.
+    """
+    c = {"head_dim": None, "tie_word_embeddings": False, "attention_bias": False, "mlp_bias": False, **model_config}
+    family = c.get("model_type")
+    if family not in FAMILIES:
+        return None
+    hidden, inner, heads = c["hidden_size"], c["intermediate_size"], c["num_attention_heads"]
+    head = c["head_dim"] or hidden // heads
+    query, key_value = head * heads, head * (c.get("num_key_value_heads") or heads)
+    attention = hidden * (2 * query + 2 * key_value)
+    if family == "qwen2":
+        attention += query + 2 * key_value
+    elif c["attention_bias"]:
+        attention += query + 2 * key_value + hidden
+    if family == "qwen3":
+        attention += 2 * head  # norms of queries and keys
+    feed_forward = 3 * hidden * inner + (2 * inner + hidden if c["mlp_bias"] else 0)
+    embeddings = c["vocab_size"] * hidden * (1 if c["tie_word_embeddings"] else 2)
+    return Architecture(
+        parameters=embeddings + c["num_hidden_layers"] * (attention + feed_forward + 2 * hidden) + hidden,
+        layers=c["num_hidden_layers"],
+        hidden=hidden,
+        intermediate=inner,
+        key_value=key_value,
+        vocabulary=c["vocab_size"],
+    )
+
+
+def built_architecture(model_config) -> Architecture:
+    """The same of any family, from a transformers config: its parameters are counted on a model without memory.
 
     Raises:
         AttributeError: the config does not have these sizes under their usual names.

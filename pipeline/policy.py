@@ -9,8 +9,7 @@ from torch import nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 import pipeline.attention  # noqa: F401  registers packed_sdpa with transformers
-
-LOGITS_IN_MEMORY = 2**26  # float32 numbers: 256 MiB
+from pipeline.plan import LOGITS_IN_MEMORY
 
 
 def token_logprobs(

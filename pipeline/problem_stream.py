@@ -15,9 +15,10 @@ from pipeline.config import Config
 from pipeline.documents.synthetic import SyntheticRecipe
 from pipeline.problems import Problem, Quarantine
 from pipeline.sample_files import SampleFiles
-from pipeline.samples import sample_rows
+from pipeline.samples import sample_rows, sample_rows_here
 
 SEGMENT = 4096  # rows of one Ray Data execution
+FEW = 64  # rows that are read without it: a run need not wait for it to start
 WORKERS = 2
 WORKER_CPUS = 0.1  # reading is light work beside that of the engines
 SYNTHETIC_PROBLEMS = 1 << 20  # of one pass
@@ -58,11 +59,11 @@ def problem_stream(
     """
     quarantine.total = len(source)
     yield from _problems(source, seed, quarantine, cursor.open)
-    position = cursor.position
+    position, rows = cursor.position, FEW
     while True:
-        end = min(position + SEGMENT, (position // len(source) + 1) * len(source))
+        end = min(position + rows, (position // len(source) + 1) * len(source))
         yield from _problems(source, seed, quarantine, range(position, end))
-        position = end
+        position, rows = end, SEGMENT
         if position == len(source):  # the first pass is over
             quarantine.finish()
 
@@ -76,7 +77,11 @@ def problem_at(source: SampleFiles | SyntheticRecipe, seed: int, position: int) 
 def _problems(source, seed: int, quarantine: Quarantine, positions: Iterable[int]) -> Iterator[tuple[int, Problem]]:
     positions = np.array(positions, np.int64)
     indices = _indices(source, seed, positions)
-    for position, row in zip(positions.tolist(), sample_rows(source, indices, WORKERS, WORKER_CPUS), strict=True):
+    if len(indices) <= FEW:
+        rows = sample_rows_here(source, indices)
+    else:
+        rows = sample_rows(source, indices, WORKERS, WORKER_CPUS)
+    for position, row in zip(positions.tolist(), rows, strict=True):
         quarantine.rows += position < len(source)  # a row is counted in its first pass
         if row.error:
             quarantine.add(row.id, row.error, json.loads(row.line))

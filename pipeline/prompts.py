@@ -7,8 +7,10 @@ The memory goes into its slot as the tokens that the model wrote, never decoded 
 
 import functools
 import itertools
+import json
 import re
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
@@ -80,11 +82,30 @@ PROMPT_TEMPLATES = {
 
 
 @functools.lru_cache(maxsize=2)
-def load_tokenizer(path: str):
-    """The tokenizer of a Hugging Face folder or name, loaded once in a process."""
+def load_tokenizer(path: str, trust_remote_code: bool = False):
+    """The tokenizer of a Hugging Face folder or name, loaded once in a process.
+
+    Raises:
+        OSError, ValueError: there is none.
+    """
+    if _is_plain(path):  # what AutoTokenizer would choose, without the seconds in which it imports torch
+        from transformers import PreTrainedTokenizerFast as Tokenizer
+
+        return Tokenizer.from_pretrained(path)
     from transformers import AutoTokenizer
 
-    return AutoTokenizer.from_pretrained(path)
+    return AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
+
+
+def _is_plain(path: str) -> bool:
+    """Whether it is a folder whose tokenizer.json says all, with no class of its own."""
+    folder = Path(path)
+    try:
+        settings = json.loads((folder / "tokenizer_config.json").read_bytes())
+    except (OSError, ValueError):
+        return False
+    plain = settings.get("tokenizer_class") in ("TokenizersBackend", "PreTrainedTokenizerFast")
+    return plain and "auto_map" not in settings and (folder / "tokenizer.json").exists()
 
 
 def encode_text(tokenizer, text: str) -> list[int]:

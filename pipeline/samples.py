@@ -8,7 +8,7 @@ import bisect
 import itertools
 import json
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -104,10 +104,18 @@ def sample_rows(
         compute=TaskPoolStrategy(size=min(workers, len(blocks))),
     )
     for batch in made.iter_batches(batch_size=None, batch_format="pyarrow"):
-        for row in batch.to_pylist():
-            if row["fatal"]:
-                raise DataError(row["error"])
-            yield SampleRow(row["index"], row["id"], row["line"], row["error"])
+        yield from map(_sample_row, batch.to_pylist())
+
+
+def sample_rows_here(source: SampleSource, indices: Iterable[int]) -> Iterator[SampleRow]:
+    """Yield what `sample_rows` yields, made one at a time by the caller: a few rows are there before Ray Data is."""
+    return (_sample_row(_make_row(source, int(index))) for index in indices)
+
+
+def _sample_row(made: dict) -> SampleRow:
+    if made.pop("fatal"):
+        raise DataError(made["error"])
+    return SampleRow(**made)
 
 
 def _make_rows(batch: dict[str, np.ndarray], source) -> Iterator[dict[str, list]]:

@@ -1,18 +1,43 @@
 """The plan: what --dry-run says of a run, and its memory estimate against measured bytes and the published sizes."""
 
+import json
 from dataclasses import replace
 
 import pytest
 import torch
-from transformers import AutoConfig, LlamaConfig, LlamaForCausalLM
+from transformers import AutoConfig, LlamaConfig, LlamaForCausalLM, MistralConfig, Qwen2Config, Qwen3Config
 
 from pipeline.config import CONFIGS, load_config
-from pipeline.plan import GIB, architecture_of, document_chunks, layer_activations, learner_memory
+from pipeline.plan import GIB, architecture_of, built_architecture, document_chunks, layer_activations, learner_memory
 from pipeline.problems import Problem, write_problem_file
 
 
 def known(name: str):
-    return architecture_of(AutoConfig.from_pretrained(CONFIGS / "models" / name))
+    return architecture_of(json.loads((CONFIGS / "models" / name / "config.json").read_text()))
+
+
+@pytest.mark.parametrize("family", [LlamaConfig, MistralConfig, Qwen2Config, Qwen3Config])
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("biases", [False, True])
+def test_the_sizes_are_those_of_the_model_that_transformers_builds(family, tied, biases, tmp_path):
+    named = {"attention_bias": biases} if family in (LlamaConfig, Qwen3Config) else {}
+    named |= {"mlp_bias": biases} if family is LlamaConfig else {}
+    family(
+        hidden_size=64,
+        intermediate_size=96,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        num_hidden_layers=3,
+        vocab_size=50,
+        tie_word_embeddings=tied,
+        **named,
+    ).save_pretrained(tmp_path)
+    settings = json.loads((tmp_path / "config.json").read_text())
+    assert architecture_of(settings) == built_architecture(AutoConfig.from_pretrained(tmp_path))
+
+
+def test_the_sizes_of_another_family_are_not_guessed():
+    assert architecture_of({"model_type": "gemma2", "hidden_size": 64}) is None
 
 
 def test_the_sizes_of_the_presets_models_are_the_published_ones():
@@ -62,7 +87,7 @@ def test_the_activations_of_a_layer_are_about_what_torch_keeps(key_value_heads):
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         model.base_model(input_ids=torch.zeros(1, tokens, dtype=torch.long), use_cache=False)
     measured = sum(size for size, _ in kept.values())
-    assert layer_activations(architecture_of(config), tokens, width=2) == pytest.approx(measured, rel=0.25)
+    assert layer_activations(built_architecture(config), tokens, width=2) == pytest.approx(measured, rel=0.25)
 
 
 def test_checkpointed_activations_are_the_inputs_of_the_layers_and_one_layer():

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.evaluation.config import EvaluationConfig
-from pipeline.evaluation.plots import accuracy_figure
 from pipeline.evaluation.results import cells
 from pipeline.evaluation.tables import csv_table, markdown_table
 from pipeline.memory_trace import memory_shares
@@ -95,6 +94,8 @@ def evaluation_summary(
 
 def write_tables(rows: list[dict], folder: Path) -> None:
     """Write table.md, table.csv and accuracy.png into the run's folder."""
+    from pipeline.evaluation.plots import accuracy_figure  # imported late: it brings matplotlib
+
     (folder / "table.md").write_text(markdown_table(rows), encoding="utf-8")
     (folder / "table.csv").write_text(csv_table(rows), encoding="utf-8")
     accuracy_figure({"": rows}, folder / "accuracy.png")
