@@ -160,16 +160,21 @@ class Coordinator(JobActor):
         )
         # All that takes seconds is under way at once; the engines, which take longest, as early as they may be.
         begin = time.monotonic()
-        learners = self.spawn(self._timed(self._start_learners(), "learners"))
-        reading = self.spawn(self._read(state))
+        learners = self.spawn(self._start_learners())
+        self.spawn(self._read(state))
         placing = self.spawn(self.learners.placed.wait())
         await asyncio.wait([learners, placing], timeout=LEARNERS_FIRST_S, return_when=asyncio.FIRST_COMPLETED)
         placing.cancel()
         for pool in (self.generators, self.scorers):
             self.spawn(pool.run())
         self.tracker = Tracker.remote(c, str(self.folder), self.step, self.wandb_id)
-        starting = [learners, reading, self._timed(self.generators.ready(), "generators"), self.scorers.ready()]
-        await self._unless_stopped(asyncio.gather(*starting, self._begin_tracking()))
+        parts = {
+            "learners (DeepSpeed)": learners,
+            "generators (vLLM)": self.generators.ready(),
+            "scorers": self.scorers.ready(),
+            "tracker (wandb)": self._begin_tracking(),
+        }
+        await self._unless_stopped(self.start_all(parts))
         self.say(f"· all started in {time.monotonic() - begin:.0f} s")
         self.spawn(self.accounts.watch())
 
@@ -181,6 +186,8 @@ class Coordinator(JobActor):
 
     async def _begin_tracking(self) -> None:
         self.accounts.rows, self.wandb_run, self.wandb_id = await self.tracker.begun.remote()
+        if "://" in self.wandb_run:
+            self.say(f"· wandb run {self.wandb_run}")
 
     async def _where_to_go_on(self) -> RunState | None:
         """What the checkpoint to resume from says; None: the beginning."""
@@ -194,20 +201,11 @@ class Coordinator(JobActor):
         self.say(f"· resuming after step {self.learners.saved_step}")
         return self.learners.checkpoint.state
 
-    async def _timed(self, work, name: str) -> None:
-        begin = time.monotonic()
-        await work
-        self.say(f"· {name} ready after {time.monotonic() - begin:.0f} s")
-
     async def _close(self, summary: dict) -> None:
         self.cancel_all()
         closing = [pool.close() for pool in (self.generators, self.scorers, self.learners)]
         closing += [result_of(self.tracker.finish.remote(summary))] if self.tracker else []
-        for work in closing:
-            try:
-                await asyncio.wait_for(work, 60)
-            except Exception as error:  # the run's result stands; what is left behind ends with the job
-                self.say(f"· while closing: {error!r}")
+        await self.close_all(closing)
 
     # Groups.
 

@@ -9,13 +9,14 @@ import json
 import time
 import traceback
 from collections import Counter
+from collections.abc import Awaitable
 from pathlib import Path
 
 import ray
 
 from actors.generator_pool import GeneratorLost, GeneratorPool
 from actors.job_actor import JobActor, RunFailed, reason_of
-from actors.tracker import start_wandb, wandb_place
+from actors.tracker import finish_wandb, start_wandb, wandb_place
 from pipeline.episodes import Sampling
 from pipeline.evaluation.answer_scores import METRICS, answer_scores
 from pipeline.evaluation.answers import Answer
@@ -28,6 +29,7 @@ from pipeline.problems import BadRow, DataError, Problem, Quarantine
 from pipeline.report import write_summary
 from pipeline.scoring import SCORERS, reward
 
+FIRST_PROGRESS_S = 0.5
 PROGRESS_EVERY_S = 5.0
 PROGRESS_AT_LEAST_S = 60.0  # also when no answer has come
 SCORER_LIMIT_S = 60.0
@@ -90,10 +92,11 @@ class Evaluator(JobActor):
 
     async def _evaluate(self) -> None:
         await asyncio.to_thread(self._read)
-        self.wandb = await asyncio.to_thread(start_wandb, self.config, self.folder)
+        tracking = self.spawn(self._start_wandb())
         if not self._left():
+            await tracking
             return
-        answering, stopping = self.spawn(self._answer_all()), self.spawn(self._stop.wait())
+        answering, stopping = self.spawn(self._answer_all(tracking)), self.spawn(self._stop.wait())
         await self.unless_failed(asyncio.wait([answering, stopping], return_when=asyncio.FIRST_COMPLETED))
 
     def _read(self) -> None:
@@ -106,7 +109,7 @@ class Evaluator(JobActor):
             self.successes = open_successes(self.folder / "successes.jsonl", rows)
         self._check_inputs(input_states(self.config.data, questions, self.config.model.path), begun=bool(rows))
         unanswered = {task.key: task for task in tasks(questions, self.config)}
-        self.progress = Progress(len(unanswered), sum(task.work for task in unanswered.values()))
+        self.progress = Progress(unanswered.values())
         for row in rows:
             task = unanswered.pop(row_key(row), None)
             if task is None:
@@ -114,7 +117,7 @@ class Evaluator(JobActor):
             self._count(row, task)
         for task in unanswered.values():
             self._waiting.put_nowait(task)
-        self.work_before = self.progress.work_done
+        self.progress.begins()
         if self.rows:
             self.say(f"· {len(self.rows)} of {self.progress.total} answers are there already")
 
@@ -126,17 +129,21 @@ class Evaluator(JobActor):
             raise DataError(f"{', '.join(changed)} changed since this evaluation was begun; choose another run.name")
         path.write_text(json.dumps(states, indent=1) + "\n", encoding="utf-8")
 
-    async def _answer_all(self) -> None:
+    async def _start_wandb(self) -> None:
+        self.wandb = await asyncio.to_thread(start_wandb, self.config, self.folder)
+
+    async def _answer_all(self, tracking: Awaitable) -> None:
         """Start the generators and answer all that is waiting."""
-        c, begin = self.config, time.time()
+        c = self.config
         self.say(f"· starting {c.generator.count} generator(s) (vLLM)")
         self.say_what_is_missing([(c.generator, c.generator.count)])
         self.pool = GeneratorPool(c, self.say)
         self.spawn(self.pool.run())
-        await self.unless_failed(self.pool.ready())
+        await self.unless_failed(
+            self.start_all({"generators (vLLM)": self.pool.ready(), "tracker (wandb)": tracking})
+        )
         self.engine_version = self.pool.engine_version
-        self.say(f"· generators ready after {time.time() - begin:.0f} s")
-        self.began = time.time()
+        self.began = time.monotonic()
         # As many questions as the engines decode together: an agent that reads in order has one response open.
         for _ in range(c.generator.count * c.generator.max_sequences):
             self.spawn(self._work())
@@ -194,7 +201,7 @@ class Evaluator(JobActor):
 
     def _count(self, row: dict, task: Task) -> None:
         self.rows.append({name: row.get(name) for name in KEPT})  # an older row has no memory_trace
-        self.progress.add(row, task.work)
+        self.progress.add(row, task)
         if not self._left():
             self._all_answered.set()
 
@@ -244,27 +251,22 @@ class Evaluator(JobActor):
         return self.progress.total - self.progress.answers
 
     async def _report_progress(self) -> None:
-        answers, said = self.progress.answers, time.time()
+        answers, said = self.progress.answers, time.monotonic()
+        every_s = FIRST_PROGRESS_S
         while True:
-            await asyncio.sleep(PROGRESS_EVERY_S)
-            if self.progress.answers > answers or time.time() - said > PROGRESS_AT_LEAST_S:
-                answers, said = self.progress.answers, time.time()
+            await asyncio.sleep(every_s)
+            if self.progress.answers > answers or time.monotonic() - said > PROGRESS_AT_LEAST_S:
+                answers, said, every_s = self.progress.answers, time.monotonic(), PROGRESS_EVERY_S
                 await self._report()
 
     async def _report(self) -> None:
-        seconds, p = time.time() - self.began, self.progress
-        done = p.work_done - self.work_before
-        left = seconds * (p.work - p.work_done) / done if done else None
-        self.say(p.line(await self.pool.tokens_done() / seconds, left))
+        tokens = await self.pool.tokens_done()
+        self.say(self.progress.line(tokens, time.monotonic() - self.began))
 
     async def _close(self, summary: dict) -> None:
         closing = [self.pool.close()] if self.pool else []
         closing += [asyncio.to_thread(self._finish_wandb, summary)] if self.wandb else []
-        for work in closing:
-            try:
-                await asyncio.wait_for(work, 60)
-            except Exception as error:  # the results stand; what is left behind ends with the job
-                self.say(f"· while closing: {error!r}")
+        await self.close_all(closing)
 
     def _finish_wandb(self, summary: dict) -> None:
         import wandb
@@ -278,8 +280,7 @@ class Evaluator(JobActor):
                     "results": wandb.Table(columns=columns, data=[[cell[c] for c in columns] for cell in cells]),
                 }
             )
-        self.wandb.summary.update(summary)
-        self.wandb.finish(exit_code=0 if summary["status"] == "completed" else 1)
+        finish_wandb(self.wandb, summary)
 
 
 @ray.remote(num_cpus=0, max_retries=0)

@@ -13,6 +13,7 @@ import ray
 
 from actors.job_actor import JobActor, RunFailed, reason_of
 from actors.learner_gang import SupervisedGang
+from actors.pool import result_of
 from actors.tracker import Tracker
 from pipeline.fine_tuning.config import FineTuningConfig
 from pipeline.fine_tuning.conversations import conversation_examples
@@ -86,12 +87,11 @@ class FineTuner(JobActor):
         return conversation_examples(source, tokenizer, c.sft.max_tokens, c.run.seed, self.quarantine)
 
     async def _start(self) -> None:
-        le, begin = self.config.learner, time.time()
+        le = self.config.learner
         self.say(f"· starting {le.ranks} learner ranks (DeepSpeed ZeRO-3)")
         self.say_what_is_missing([(le, le.ranks)])
         self.gang = SupervisedGang(self.config, le.ranks)
-        await self.unless_failed(self.gang.start())
-        self.say(f"· learners ready after {time.time() - begin:.0f} s")
+        await self.unless_failed(self.start_all({"learners (DeepSpeed)": self.gang.start()}))
 
     @property
     def _last(self) -> int:
@@ -159,12 +159,8 @@ class FineTuner(JobActor):
     async def _close(self, summary: dict) -> None:
         self.cancel_all()
         closing = [self.gang.close()] if self.gang else []
-        closing += [self.tracker.finish.remote(summary)] if self.tracker else []
-        for work in closing:
-            try:
-                await asyncio.wait_for(work, 60)
-            except Exception as error:  # the run's result stands; what is left behind ends with the job
-                self.say(f"· while closing: {error!r}")
+        closing += [result_of(self.tracker.finish.remote(summary))] if self.tracker else []
+        await self.close_all(closing)
 
 
 def fine_tuning_record(config: FineTuningConfig) -> dict:

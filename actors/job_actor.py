@@ -1,12 +1,16 @@
 """What the actor that runs a job has, whatever the job: progress lines, work in the background, and an end."""
 
 import asyncio
+import time
 import warnings
 from collections.abc import Awaitable, Coroutine
 
 import ray
 
 from pipeline.problems import DataError
+
+AWAITED_EVERY_S = 5.0  # at first; then ever more seldom
+CLOSING_S = 60.0
 
 
 class RunFailed(RuntimeError):
@@ -41,6 +45,30 @@ class JobActor:
     def say(self, line: str) -> None:
         self._lines.append(line)
         self._line_added.set()
+
+    async def start_all(self, parts: dict[str, Awaitable]) -> None:
+        """Wait until all parts of the job have started; say when each has, and now and then what is waited for.
+
+        Args:
+            parts: by the name that people know.
+        """
+        begin, left = time.monotonic(), list(parts)
+
+        async def start(name: str, work: Awaitable) -> None:
+            await work
+            left.remove(name)
+            self.say(f"· {name} ready after {time.monotonic() - begin:.0f} s")
+
+        async def say_what_is_awaited() -> None:
+            while True:
+                await asyncio.sleep(max(AWAITED_EVERY_S, 0.2 * (time.monotonic() - begin)))
+                self.say(f"· {time.monotonic() - begin:.0f} s: waiting for {', '.join(left)}")
+
+        saying = asyncio.ensure_future(say_what_is_awaited())
+        try:
+            await asyncio.gather(*(start(name, work) for name, work in parts.items()))
+        finally:
+            saying.cancel()
 
     def say_what_is_missing(self, pools: list[tuple[object, int]]) -> None:
         """A cluster that is too small is waited for, as an autoscaler may be on its way; but not in silence.
@@ -82,6 +110,13 @@ class JobActor:
 
         task.add_done_callback(done)
         return task
+
+    async def close_all(self, closing: list[Awaitable]) -> None:
+        """Wait until all parts have closed, for a while: the run's result stands, and what is left ends with the job."""
+        for done in await asyncio.gather(*(asyncio.wait_for(w, CLOSING_S) for w in closing), return_exceptions=True):
+            if isinstance(done, Exception):
+                self.say(f"· while closing: {done!r}")
+        self._line_added.set()  # who waits for a line need not any longer
 
     def cancel_all(self) -> None:
         """Cancel what runs in the background."""

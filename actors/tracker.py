@@ -150,8 +150,7 @@ class Tracker:
                 self.draw()
                 self._run.log({"training": wandb.Image(str(self.folder / "training.png"))})
         finally:
-            self._run.summary.update(summary)
-            self._run.finish(exit_code=0 if summary["status"] == "completed" else 1)
+            finish_wandb(self._run, summary)
 
 
 def readable_episode(tokenizer, question: str, record: GroupRecord, group: EpisodeGroup) -> dict:
@@ -194,7 +193,17 @@ def start_wandb(config: GenerationConfig, folder: Path, run_id: str = ""):
         mode=mode,
         id=run_id or None,
         resume="allow" if run_id else None,
+        settings=wandb.Settings(quiet=True),  # no tables of all numbers in the terminal at the end
     )
+
+
+def finish_wandb(run, summary: dict) -> None:
+    """End the wandb run of a job, and wandb's own process."""
+    import wandb
+
+    run.summary.update(summary)
+    run.finish(exit_code=0 if summary["status"] == "completed" else 1)
+    wandb.teardown()  # at the end of this process Ray may have ended wandb's before
 
 
 def wandb_place(run) -> str:

@@ -7,6 +7,7 @@ import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from jobs.noise import hush_workers
 from pipeline.agents import load_agent
 from pipeline.config import ConfigError, GenerationConfig, ModelConfig
 from pipeline.config_rules import check_window
@@ -31,15 +32,15 @@ def run_folder(config: GenerationConfig, in_job: bool) -> Path:
     return base_folder(in_job) / config.run.folder / config.run.name
 
 
-def start_ray(show_workers: bool = True) -> bool:
-    """Join the cluster that RAY_ADDRESS names, else start one; return whether this is a Ray job.
-
-    Args:
-        show_workers: print what the workers print; else it is in Ray's own logs alone.
-    """
+def start_ray() -> bool:
+    """Join the cluster that RAY_ADDRESS names, else start one, unless that is done; return whether this is a Ray job."""
     import ray
 
-    ray.init(log_to_driver=show_workers, logging_level="WARNING")
+    if not ray.is_initialized():
+        where = os.environ.get("RAY_ADDRESS", "local")
+        print("· starting Ray" if where == "local" else f"· joining the Ray cluster at {where}", flush=True)
+        ray.init(logging_level="WARNING")
+        hush_workers()
     return bool(ray.get_runtime_context().runtime_env.get("working_dir"))
 
 
@@ -126,10 +127,14 @@ def follow(actor, show: Callable[[str], None] = lambda line: print(line, flush=T
 
     before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
-        shown = 0
-        while not ray.wait([running], timeout=0)[0]:
-            shown = _show_lines(actor, show, shown, LINE_WAIT_S)
-        _show_lines(actor, show, shown, 0)
+        shown, ended = 0, []
+        while not ended:
+            asking = actor.lines.remote(shown, LINE_WAIT_S)
+            ended, _ = ray.wait([running, asking], num_returns=1)
+            if asking in ended:
+                shown, ended = _show(ray.get(asking), show), []
+        shown = _show(ray.get(asking), show)
+        _show(ray.get(actor.lines.remote(shown, 0)), show)
         return ray.get(running)
     except ray.exceptions.RayError:
         return traceback.format_exc()
@@ -142,10 +147,9 @@ def follow(actor, show: Callable[[str], None] = lambda line: print(line, flush=T
             signal.signal(number, handler)
 
 
-def _show_lines(actor, show: Callable[[str], None], shown: int, wait_s: float) -> int:
-    import ray
-
-    shown, lines = ray.get(actor.lines.remote(shown, wait_s))
-    for line in lines:
+def _show(lines: tuple[int, list[str]], show: Callable[[str], None]) -> int:
+    """Show what `JobActor.lines` returned; return the number of the line after it."""
+    shown, new = lines
+    for line in new:
         show(line)
     return shown

@@ -72,7 +72,7 @@ def evaluate(config: EvaluationConfig) -> tuple[dict, Path]:
 
     # The actors may stand elsewhere.
     config.model.path, config.data.path = whole_path(config.model.path), whole_path(config.data.path)
-    folder = run_folder(config, in_job=start_ray(show_workers=False))
+    folder = run_folder(config, in_job=start_ray())
     check_folder(config, folder)
     save_config(config, folder / "config.yaml")
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
@@ -82,7 +82,6 @@ def evaluate(config: EvaluationConfig) -> tuple[dict, Path]:
     if isinstance(summary, str):
         summary = evaluation_summary(config, "failed", [], failures=Counter(), error=summary)
         write_summary(folder, summary)
-    ray.shutdown()
     if summary["error"]:
         print(summary["error"], file=sys.stderr)
     return summary, folder

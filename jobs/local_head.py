@@ -27,10 +27,18 @@ class ClusterError(RuntimeError):
 
 def require_token() -> None:
     """Make an authentication token if Ray asks for one (RAY_AUTH_MODE=token) and there is none."""
-    if os.environ.get("RAY_AUTH_MODE") == "token":
+    if os.environ.get("RAY_AUTH_MODE") == "token" and not _has_token():
         made = subprocess.run([RAY, "get-auth-token", "--generate"], capture_output=True, text=True)
         if made.returncode != 0:
             raise ClusterError(f"no Ray authentication token, and none could be made: {made.stderr.strip()}")
+
+
+def _has_token() -> bool:
+    """Where Ray looks first; its own command, which looks everywhere, takes a second."""
+    if os.environ.get("RAY_AUTH_TOKEN"):
+        return True
+    path = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token")
+    return path.is_file() and path.stat().st_size > 0
 
 
 def find_cluster(dashboard_port: int = DASHBOARD_PORT) -> JobSubmissionClient | None:
@@ -121,7 +129,7 @@ def _wait_for_dashboard(head: subprocess.Popen, address: str, log: Path) -> JobS
     while time.monotonic() < deadline and head.poll() is None:
         with contextlib.suppress(OSError, RuntimeError):
             return JobSubmissionClient(address)
-        time.sleep(0.5)
+        time.sleep(0.1)
     why = "did not answer in time" if head.returncode is None else f"ended with status {head.returncode}"
     tail = "\n".join(log.read_text(errors="replace").splitlines()[-20:])
     raise ClusterError(f"the local Ray head {why}; the end of {log}:\n{tail}")

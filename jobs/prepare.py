@@ -37,7 +37,7 @@ def make_samples(kind: str, arguments: list[str]) -> int:
     """Make the samples of one of the recipes. Raises `ConfigError`."""
     settings = load_config(arguments, RECIPES[kind])
     check_settings(settings)
-    in_job = start_ray(show_workers=False)
+    in_job = start_ray()
     import ray
 
     try:

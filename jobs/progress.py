@@ -7,21 +7,13 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeEl
 from rich.text import Text
 
 STEP = re.compile(r"(?:step|question|sample) (\d+)/(\d+)\b\s*(.*)")
-# Ray's own messages and what other processes than the driver wrote. All of it is in the log file.
-NOISE = re.compile(
-    r"""\s*$
-    | \( .*? \b (pid=\d+ | raylet | gcs_server | autoscaler | dashboard) .*? \)   # forwarded by Ray
-    | (\[? \d{4}-\d\d-\d\d [ T] [\d:.,]+ \]? \s+)? \[?(DEBUG|INFO|WARNING)\b        # a logging prefix
-    | Running\ entrypoint\ for\ job
-    | \S+\.py:\d+:\ \w*Warning:
-    """,
-    re.VERBOSE,
-)
-ERROR = re.compile(r"\b(\w*Error|\w*Exception|ERROR|CRITICAL|FATAL|Traceback)\b")
+# What Ray adds to a job's log about the job itself. (What it forwards of the workers is sorted in jobs/noise.py.)
+ABOUT_THE_JOB = re.compile(r"\d{4}-\d\d-\d\d [\d:,]+\tINFO \w+\.py:\d+ -- |Running entrypoint for job ")
+
 
 
 class JobProgress:
-    """Shows the lines of a job's log that say something to a person. Used as a context manager."""
+    """Shows the lines of a job's log. Used as a context manager."""
 
     def __init__(self, console: Console | None = None):
         self.console = console or Console()
@@ -47,7 +39,7 @@ class JobProgress:
     def line(self, line: str) -> None:
         """Take one line of the job's log."""
         line = Text.from_ansi(line.rstrip().rpartition("\r")[2]).plain
-        if NOISE.match(line) and not ERROR.search(line):
+        if ABOUT_THE_JOB.match(line):
             return
         self._print(line)
         if step := STEP.match(line):

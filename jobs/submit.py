@@ -11,6 +11,7 @@ import contextlib
 import json
 import logging
 import os
+import shlex
 import signal
 import socket
 import subprocess
@@ -27,7 +28,7 @@ os.environ.setdefault("RAY_AUTH_MODE", "token")  # Ray reads it once, when it is
 import aiohttp
 from ray.job_submission import JobStatus, JobSubmissionClient
 
-from jobs.local_head import DASHBOARD_PORT, RAY, ClusterError, find_cluster, local_head, require_token
+from jobs.local_head import DASHBOARD_PORT, ClusterError, find_cluster, local_head, require_token
 from jobs.progress import JobProgress
 from pipeline.config import Config, ConfigError, load_config
 from pipeline.config_rules import check_config, check_data_given
@@ -108,7 +109,7 @@ def submit(
         if here:
             arguments += [f"run.folder={run.parent}", *whole_paths(config, working_dir)]
         interrupts.raising = False
-        submit_job(address, job, [*entrypoint, *arguments], working_dir)
+        submit_job(client, job, [*entrypoint, *arguments], working_dir)
         interrupts.to_end_job(lambda: client.stop_job(job))
         log.parent.mkdir(parents=True, exist_ok=True)
         with log.open("w") as file:
@@ -158,15 +159,17 @@ class Interrupts:
             self._end_job()
 
 
-def submit_job(address: str, job: str, command: list[str], working_dir: Path) -> None:
-    """Submit with Ray's command-line tool, the way a user would."""
-    runtime_env = {"env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": str(STOP_WAIT_S)}}
-    ray = [RAY, "job", "submit", "--address", address, "--no-wait", "--submission-id", job]
-    ray += ["--working-dir", str(working_dir), "--runtime-env-json", json.dumps(runtime_env), "--", *command]
-    # Ctrl-C in the terminal is not for this process: half a submission would leave a job that nobody follows.
-    done = subprocess.run(ray, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True)
-    if done.returncode != 0:
-        raise SubmissionError(f"ray job submit ended with status {done.returncode}:\n{done.stdout.strip()}")
+def submit_job(client: JobSubmissionClient, job: str, command: list[str], working_dir: Path) -> None:
+    """Upload the source and start the job."""
+    environment = {"RAY_JOB_STOP_WAIT_TIME_S": str(STOP_WAIT_S)}
+    try:
+        client.submit_job(
+            entrypoint=shlex.join(command),
+            submission_id=job,
+            runtime_env={"working_dir": str(working_dir), "env_vars": environment},
+        )
+    except (RuntimeError, ValueError) as error:
+        raise SubmissionError(f"the Ray cluster did not take the job: {error}") from error
 
 
 async def follow(client: JobSubmissionClient, job: str, on_line: Callable[[str], object]) -> None:

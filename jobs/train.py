@@ -122,10 +122,10 @@ def train(config: Config) -> int:
     if summary["error"]:
         print(summary["error"], file=sys.stderr)
     print(f"· {summary['status']}; summary in {folder / 'summary.json'}", flush=True)
-    ray.shutdown()
     status = EXIT_STATUS.get(summary["status"], 1)
     if config.train.evaluation and summary["status"] == "completed":
         status = evaluate_run(config, folder, summary["checkpoint"])
+    ray.shutdown()
     return status
 
 

@@ -1,39 +1,85 @@
 """What an evaluation amounts to: the line of its progress, its summary.json, its tables and its figure."""
 
 from collections import Counter
-from dataclasses import dataclass
+from collections.abc import Iterable
 from pathlib import Path
 
 from pipeline.evaluation.config import EvaluationConfig
+from pipeline.evaluation.questions import Task
 from pipeline.evaluation.results import cells
 from pipeline.evaluation.tables import csv_table, markdown_table
 from pipeline.memory_trace import memory_shares
 from pipeline.report import duration
 
+MEANS_SOMETHING_S = 5.0  # before, the time that is left is not told
 
-@dataclass
 class Progress:
-    """How far an evaluation is."""
+    """How far an evaluation is, and how long the rest takes.
 
-    total: int  # answers
-    work: int  # of all of them, as `Task.work`
-    answers: int = 0
-    work_done: int = 0
-    errors: int = 0
-    score: float = 0.0  # of all answers together
+    The tokens that are left are told from the answers that are there: from those to questions of the same set and
+    length by the same method, else from all of that method. As long as a method has none, nothing is told.
 
-    def add(self, row: dict, work: int) -> None:
+    Args:
+        tasks: all that is to be answered.
+    """
+
+    def __init__(self, tasks: Iterable[Task]):
+        self.answers = self.errors = self.total = 0
+        self.score = 0.0  # of all answers together
+        self._left: Counter[tuple] = Counter()  # work, by cell
+        self._work: Counter[tuple] = Counter()  # of the answers that are there, by cell and by method
+        self._tokens: Counter[tuple] = Counter()  # that these have read and written
+        self._answered_tokens = 0  # since it begins
+        for task in tasks:
+            self.total += 1
+            self._left[_cell(task)] += task.work
+
+    def add(self, row: dict, task: Task) -> None:
+        """Count an answer, a row of results.jsonl."""
         self.answers += 1
-        self.work_done += work
         self.errors += row["error"] is not None
         self.score += row["score"]
+        self._left[_cell(task)] -= task.work
+        tokens = row["prompt_tokens"] + row["response_tokens"]
+        self._answered_tokens += tokens
+        if tokens:
+            for key in (_cell(task), (task.method,)):
+                self._work[key] += task.work
+                self._tokens[key] += tokens
 
-    def line(self, tokens_per_second: float, seconds_left: float | None) -> str:
-        """One line; jobs/progress.py reads its first two words for its bar."""
+    def begins(self) -> None:
+        """What was added so far was answered by an earlier run."""
+        self._answered_tokens = 0
+
+    def tokens_left(self) -> float | None:
+        """Of all answers that are not there, what is under way included; None if it cannot be told."""
+        total = 0.0
+        for cell, work in self._left.items():
+            key = cell if self._work[cell] else cell[:1]
+            if work and not self._work[key]:
+                return None
+            total += work and work * self._tokens[key] / self._work[key]
+        return total
+
+    def line(self, tokens: int, seconds: float) -> str:
+        """One line; jobs/progress.py reads its first two words for its bar.
+
+        Args:
+            tokens: that were read and written since it begins.
+            seconds: since then.
+        """
         score = f"score {self.score / self.answers:.3f}  " if self.answers else ""
         faults = f"errors {self.errors}  " if self.errors else ""
-        left = "" if seconds_left is None or self.answers == self.total else f"  {duration(seconds_left)} left"
-        return f"question {self.answers}/{self.total}  {score}{faults}tokens/s {tokens_per_second:.0f}{left}"
+        tokens_left = self.tokens_left()
+        left = ""
+        if tokens and tokens_left and seconds >= MEANS_SOMETHING_S:
+            under_way = tokens - self._answered_tokens
+            left = f"  {duration(max(0.0, tokens_left - under_way) * seconds / tokens)} left"
+        return f"question {self.answers}/{self.total}  {score}{faults}tokens/s {tokens / seconds:.0f}{left}"
+
+
+def _cell(task: Task) -> tuple:
+    return task.method, task.question.set, task.question.length
 
 
 def evaluation_summary(
