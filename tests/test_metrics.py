@@ -6,7 +6,7 @@ import json
 import numpy as np
 import pytest
 
-from actors.learner import UpdateSums
+from actors.learner_step import UpdateSums
 from pipeline.memory_trace import MemoryCounts, Ratio
 from pipeline.metrics import RunTotals, UpdateResult, step_row
 from pipeline.report import step_line

@@ -11,7 +11,7 @@ from pipeline.problem_queue import ProblemQueue
 from pipeline.problem_stream import START, Cursor, problem_stream, training_source
 from pipeline.problems import DataError, Problem, Quarantine
 from pipeline.sample_files import SampleFiles
-from pipeline.samples import sample_rows
+from pipeline.samples import sample_rows, sample_rows_here
 from tests.test_sample_files import jsonl, row
 
 ROWS = 150  # more than one task's
@@ -38,6 +38,11 @@ def test_samples_come_in_the_order_asked_for_whatever_the_number_of_workers(ray_
     assert json.loads(next(r for r in one if r.error).line)["answers"] == []
 
 
+def test_rows_that_are_read_without_workers_are_the_same(ray_session, source):
+    indices = source.order(4, 1)
+    assert list(sample_rows_here(source, indices)) == list(sample_rows(source, indices, workers=2, num_cpus=0.5))
+
+
 def test_a_source_that_fails_as_a_whole_says_so_in_its_own_words(ray_session):
     @dataclass(frozen=True)
     class Broken:
@@ -49,6 +54,8 @@ def test_a_source_that_fails_as_a_whole_says_so_in_its_own_words(ray_session):
 
     with pytest.raises(DataError, match="^the passages are gone$"):
         list(sample_rows(Broken(), [0, 1], workers=1))
+    with pytest.raises(DataError, match="^the passages are gone$"):
+        list(sample_rows_here(Broken(), [0, 1]))
 
 
 def test_text_that_is_no_unicode_comes_through_as_its_escape(ray_session, tmp_path):

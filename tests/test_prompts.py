@@ -3,7 +3,7 @@
 import pytest
 
 from pipeline.documents.synthetic import tiny_tokenizer
-from pipeline.prompts import PROMPT_TEMPLATES, Prompts, PromptTemplate, encode_text
+from pipeline.prompts import PROMPT_TEMPLATES, Prompts, PromptTemplate, encode_text, load_tokenizer
 from tests.byte_tokenizer import byte_tokenizer
 
 CHAT = PROMPT_TEMPLATES["memagent"]
@@ -115,3 +115,29 @@ def test_a_slot_may_stand_more_than_once():
 def test_braces_that_are_no_slot_stay(tokenizer):
     template = PromptTemplate("{x} {chunk} {}", "{problem}", "", "", empty_memory="none", chat=False)
     assert tokenizer.decode(Prompts(tokenizer, template).update([], [], [])) == "{x}  {}"
+
+
+def test_a_tokenizer_without_a_class_of_its_own_is_what_transformers_would_load(tmp_path):
+    """And is loaded without torch, for which a user who only checks a configuration would wait."""
+    import subprocess
+    import sys
+
+    from transformers import AutoTokenizer
+
+    tiny_tokenizer().save_pretrained(tmp_path)
+    ours, theirs = load_tokenizer(str(tmp_path)), AutoTokenizer.from_pretrained(tmp_path)
+    assert type(ours) is type(theirs) and ours.get_vocab() == theirs.get_vocab()
+    assert ours.special_tokens_map == theirs.special_tokens_map and ours.eos_token_id == theirs.eos_token_id
+    text = "<problem> city Rex <section> Rex Paris . unheard-of"
+    assert ours(text).input_ids == theirs(text).input_ids
+    assert encode_text(ours, text) == encode_text(theirs, text)
+    program = f"from pipeline.prompts import load_tokenizer; load_tokenizer({str(tmp_path)!r}); import sys; "
+    program += "sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", program]).returncode == 0
+
+
+def test_a_tokenizer_with_a_class_of_its_own_is_loaded_by_it(tmp_path):
+    from transformers import GPT2Tokenizer
+
+    GPT2Tokenizer(vocab={"a": 0, "<|endoftext|>": 1}, merges=[]).save_pretrained(tmp_path)
+    assert isinstance(load_tokenizer(str(tmp_path)), GPT2Tokenizer)
