@@ -139,9 +139,7 @@ class Evaluator(JobActor):
         self.say_what_is_missing([(c.generator, c.generator.count)])
         self.pool = GeneratorPool(c, self.say)
         self.spawn(self.pool.run())
-        await self.unless_failed(
-            self.start_all({"generators (vLLM)": self.pool.ready(), "tracker (wandb)": tracking})
-        )
+        await self.unless_failed(self.start_all({"generators (vLLM)": self.pool.ready(), "tracker (wandb)": tracking}))
         self.engine_version = self.pool.engine_version
         self.began = time.monotonic()
         # As many questions as the engines decode together: an agent that reads in order has one response open.

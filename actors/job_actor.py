@@ -112,7 +112,7 @@ class JobActor:
         return task
 
     async def close_all(self, closing: list[Awaitable]) -> None:
-        """Wait until all parts have closed, for a while: the run's result stands, and what is left ends with the job."""
+        """Wait until all parts have closed, but not for ever: what is left ends with the job."""
         for done in await asyncio.gather(*(asyncio.wait_for(w, CLOSING_S) for w in closing), return_exceptions=True):
             if isinstance(done, Exception):
                 self.say(f"· while closing: {done!r}")

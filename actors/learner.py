@@ -4,7 +4,6 @@ import numpy as np
 import ray
 
 from actors.learner_rank import CONCURRENCY_GROUPS, LearnerRank
-from pipeline.episodes import EpisodeGroup
 from pipeline.packing import Update
 
 

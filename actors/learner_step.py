@@ -82,9 +82,7 @@ class StepTrainer:
         """Log-probs under the present weights, for each micro-batch."""
         return [self.engine.forward(*inputs_of(self._build(items)))[0] for items in update.micro_batches]
 
-    def _update(
-        self, version: int, update: Update, proximal: Proximal, at_start: bool
-    ) -> dict[str, object]:
+    def _update(self, version: int, update: Update, proximal: Proximal, at_start: bool) -> dict[str, object]:
         """Train one update.
 
         Args:

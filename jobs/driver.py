@@ -33,7 +33,7 @@ def run_folder(config: GenerationConfig, in_job: bool) -> Path:
 
 
 def start_ray() -> bool:
-    """Join the cluster that RAY_ADDRESS names, else start one, unless that is done; return whether this is a Ray job."""
+    """Join the cluster that RAY_ADDRESS names, else start one, once; return whether this is a Ray job."""
     import ray
 
     if not ray.is_initialized():

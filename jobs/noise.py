@@ -1,45 +1,61 @@
-"""What libraries say about nothing, by name, with the reason why it is nothing.
+"""What libraries say about nothing: by the reason why it is nothing, the lines.
 
 A job's terminal shows all that its workers print but these lines. All of it is in Ray's logs of the workers.
 """
 
 import re
 
-# What Ray forwards is (name pid=…) and then the line as the worker printed it.
 KNOWN = {
     # vLLM
-    r"Triton is installed, but doesn't include CPU backend": "there is no GPU, and on a CPU nothing of ours needs Triton",
-    r"Triton is not installed\. triton-cpu is expected": "likewise",
-    r"Model Runner V2 requires Triton": "likewise; the runner that it takes instead is the one that we test",
-    r"The global random seed is set to \d+\. Since VLLM_ENABLE_V1_MULTIPROCESSING": "the generator has its process alone",
-    r"does not officially support disabling chunked prefill": "it is disabled on purpose (actors/vllm_engine.py)",
-    r"Enforce eager set, disabling torch\.compile": "that is what generator.enforce_eager says",
-    r"Inductor compilation was disabled by user settings": "likewise",
-    r"Reset SSM cache type to float32": "of another kind of models",
-    r"lib(tcmalloc|iomp) is not found in LD_PRELOAD": "a hint for large models on CPUs",
-    r"NUMA binding: Using MEMBIND policy": "vLLM allocates on the node that it runs on",
-    r"Passing raw prompts to InputProcessor is deprecated": "tokens in, tokens out: our prompts have nothing to render",
-    r"Using None for EOS token id because tokenizer is not initialized": "every request names its own stop tokens",
-    r"(RotaryEmbedding|ParallelLMHead): Failed to load weights": "tables that are computed, and a head that is tied: "
-    "they have none of their own",
+    "there is no GPU, and on a CPU nothing of ours needs Triton": (
+        r"Triton is installed, but doesn't include CPU backend",
+        r"Triton is not installed\. triton-cpu is expected",
+        r"Model Runner V2 requires Triton",
+    ),
+    "so it is set (actors/vllm_engine.py)": (
+        r"Enforce eager set, disabling torch\.compile",
+        r"Inductor compilation was disabled by user settings",
+        r"does not officially support disabling chunked prefill",
+    ),
+    "a generator has its process alone": (r"The global random seed is set to \d+\. Since VLLM_ENABLE_V1",),
+    "of another kind of models": (r"Reset SSM cache type to float32",),
+    "hints for large models on CPUs": (
+        r"lib(tcmalloc|iomp) is not found in LD_PRELOAD",
+        r"NUMA binding: Using MEMBIND policy",
+    ),
+    "tokens in, tokens out: our prompts have nothing to render, and name their own stop tokens": (
+        r"Passing raw prompts to InputProcessor is deprecated",
+        r"Using None for EOS token id because tokenizer is not initialized",
+    ),
+    "a table that is computed and a head that is tied have no weights of their own": (
+        r"(RotaryEmbedding|ParallelLMHead): Failed to load weights",
+    ),
     # torch, called by DeepSpeed and vLLM
-    r"FutureWarning: `torch\.distributed\.\w+` is deprecated": "its callers are pinned to this torch",
-    r"^  (return func\(\*args, \*\*kwargs\)|if hasattr\(value, \"__dict__\"\):|wrapper = lookup\()": "their second lines",
+    "the callers are pinned to this torch": (
+        r"FutureWarning: `torch\.distributed\.\w+` is deprecated",
+        r"^  return func\(\*args, \*\*kwargs\)",  # the second lines of these
+        r"^  if hasattr\(value, \"__dict__\"\):",
+        r"^  wrapper = lookup\(",
+    ),
     # Ray
-    r"Using blocking ray\.get inside async actor": "said of any thread of such an actor; ours reads Ray Data in one",
-    r"Tip: use `ray status` to view detailed cluster status": "no tip is due at every start",
-    # wandb: where the run is, the job says itself
-    r"wandb: *$": "an empty line",
-    r"wandb: .{0,3}(Tracking run with|W&B syncing is set to|Run data is saved|View this run in|Find logs at)": "greetings",
-    r"wandb: .{0,3}(Syncing run|View project at|View run|Synced \d+ W&B file)": "likewise",
-    r"wandb: WARNING URL not available in offline run": "no run that is offline has one",
+    "said of any thread of an actor with an event loop; ours reads Ray Data in one": (
+        r"Using blocking ray\.get inside async actor",
+    ),
+    "no tip is due at every start": (r"Tip: use `ray status` to view detailed cluster status",),
+    # wandb
+    "the job itself says where its run is": (
+        r"wandb: *$",
+        r"wandb: .{0,3}(Tracking run with|W&B syncing is set to|Run data is saved|View this run in|Find logs at)",
+        r"wandb: .{0,3}(Syncing run|View project at|View run|Synced \d+ W&B file)",
+        r"wandb: WARNING URL not available in offline run",
+    ),
 }
-_KNOWN = re.compile(r"(^|\) |\] |[\s:])(" + "|".join(KNOWN) + ")")
+_ANY = re.compile("|".join(f"(?:{pattern})" for patterns in KNOWN.values() for pattern in patterns))
 
 
 def is_noise(line: str) -> bool:
     """Whether a worker's line is one of the known."""
-    return bool(_KNOWN.search(line))
+    return bool(_ANY.search(line))
 
 
 def hush_workers() -> None:

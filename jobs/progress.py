@@ -11,7 +11,6 @@ STEP = re.compile(r"(?:step|question|sample) (\d+)/(\d+)\b\s*(.*)")
 ABOUT_THE_JOB = re.compile(r"\d{4}-\d\d-\d\d [\d:,]+\tINFO \w+\.py:\d+ -- |Running entrypoint for job ")
 
 
-
 class JobProgress:
     """Shows the lines of a job's log. Used as a context manager."""
 

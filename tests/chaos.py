@@ -24,7 +24,7 @@ from statistics import mean
 
 import psutil
 
-from tests.faults import ROOT, busy_engine, check_history, check_rows, rows_of, training
+from tests.faults import ROOT, busy_engine, check_history, check_rows, inject, rows_of, training
 
 REPORT = ROOT / "docs" / "reliability.md"
 STEPS_BETWEEN = 2  # steps after a fault, when the run is in its steady state again
@@ -136,8 +136,8 @@ def of_processes(folder: Path) -> list[str]:
     def kill(kind: str, how: int = signal.SIGKILL) -> Callable[[], None]:
         return lambda: chaos.run.kill(kind, how=how)
 
-    def inject(name: str) -> Callable[[], None]:
-        return lambda: (go / f"{name}.go").touch()
+    def injected(name: str) -> Callable[[], None]:
+        return lambda: inject(name, folder=go)
 
     def of_a_busy_generator(kind: str, how: int = signal.SIGKILL) -> Callable[[], None]:
         def strike() -> None:
@@ -154,14 +154,14 @@ def of_processes(folder: Path) -> list[str]:
     chaos.fault("scorer stands still (SIGSTOP)", kill("Scorer", signal.SIGSTOP), until="starting it again")
     chaos.fault("journal killed", kill("Journal"))
     chaos.fault("tracker killed", kill("Tracker"))
-    chaos.fault("learner rank killed in forward", inject("forward"), until="learners are back")
-    chaos.fault("learner rank killed in the optimizer step", inject("optimizer"), until="learners are back")
-    chaos.fault("learner rank killed while publishing weights", inject("publish"), until="learners are back")
-    chaos.fault("learner rank killed while copying a checkpoint", inject("copy"), until="learners are back")
-    chaos.fault("learner rank killed while writing a checkpoint", inject("write"), until="learners are back")
+    chaos.fault("learner rank killed in forward", injected("forward"), until="learners are back")
+    chaos.fault("learner rank killed in the optimizer step", injected("optimizer"), until="learners are back")
+    chaos.fault("learner rank killed while publishing weights", injected("publish"), until="learners are back")
+    chaos.fault("learner rank killed while copying a checkpoint", injected("copy"), until="learners are back")
+    chaos.fault("learner rank killed while writing a checkpoint", injected("write"), until="learners are back")
     chaos.fault("learner rank stands still (SIGSTOP)", kill("Learner", signal.SIGSTOP), until="learners are back")
-    chaos.fault("disk full while saving", inject("full"), until="could not be saved")
-    chaos.fault("loss is NaN", inject("nan"), until="was skipped")
+    chaos.fault("disk full while saving", injected("full"), until="could not be saved")
+    chaos.fault("loss is NaN", injected("nan"), until="was skipped")
 
     def truncate_and_kill() -> None:
         after = chaos.run.wait_for("saved checkpoints/", after=len(chaos.run.lines))

@@ -1,14 +1,17 @@
 """Shared by the tests: a random tiny model, and one Ray for all."""
 
 import os
+import tempfile
+from pathlib import Path
 
 os.environ.setdefault("RAY_AUTH_MODE", "token")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("WANDB_MODE", "offline")
 os.environ["RAY_ADDRESS"] = "local"  # a Ray of the tests' own, whatever runs on this machine
-
-from pathlib import Path
+# Processes of the tests' Ray, and of the jobs, can be broken from within (tests/inject).
+os.environ["CHAOS_FOLDER"] = tempfile.mkdtemp(prefix="faults-")
+os.environ["PYTHONPATH"] = f"{Path(__file__).parent / 'inject'}{os.pathsep}{Path(__file__).parent.parent}"
 
 import pytest
 import torch
@@ -65,3 +68,9 @@ def ray_session():
     ray.init(address="local", num_cpus=4, include_dashboard=False, log_to_driver=False)
     yield ray
     ray.shutdown()
+
+
+@pytest.fixture(scope="session")
+def shared_ray(ray_session) -> dict[str, str]:
+    """The environment of jobs that join the tests' Ray instead of starting one of their own."""
+    return {"RAY_ADDRESS": ray_session.get_runtime_context().gcs_address}

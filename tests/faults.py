@@ -9,21 +9,56 @@ import sys
 import threading
 import time
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 import psutil
+import ray
 
 from pipeline.checkpoints import Checkpoints
 
 ROOT = Path(__file__).resolve().parent.parent
 SMALL = (
     "preset=tiny train.groups_per_step=4 train.group_size=4 train.checkpoint_every=2 generator.max_sequences=64 "
-    "train.evaluation='' wandb.mode=disabled generator.timeout_s=120"
+    "train.evaluation='' wandb.mode=disabled generator.timeout_s=600"
 ).split()
 
 
+LIMIT_S = 900  # for what takes seconds on a quiet machine: tests wait for events, and time only ends what is broken
+
+
+def inject(name: str, after: int = 0, folder: Path | None = None) -> Path:
+    """Let a fault of tests/inject strike in the processes that have CHAOS_FOLDER; return the file that is its trace.
+
+    Args:
+        name: of the fault.
+        after: at which call of its method: how many are let pass.
+        folder: CHAOS_FOLDER of these processes; by default that of the tests.
+    """
+    go = (folder or Path(os.environ["CHAOS_FOLDER"])) / f"{name}.go"
+    go.with_suffix(".done").unlink(missing_ok=True)
+    partial = go.with_suffix(".partial")
+    partial.write_text(str(after))
+    partial.rename(go)
+    return go.with_suffix(".done")
+
+
+def until(condition: Callable[[], object], limit_s: float = LIMIT_S) -> None:
+    """Wait for what no line tells."""
+    deadline = time.monotonic() + limit_s
+    while not condition():
+        assert time.monotonic() < deadline, f"in vain for {limit_s} s"
+        time.sleep(0.05)
+
+
 class Run:
-    """A job in a process of its own, whose lines are read as they come. As a context, it leaves nothing running."""
+    """A job in a process of its own, whose lines are read as they come. As a context, it leaves nothing running.
+
+    Args:
+        job: its module.
+        arguments: of its command.
+        environment: beside that of the tests; RAY_ADDRESS names the Ray that it joins, else it has one of its own.
+    """
 
     def __init__(self, job: str, *arguments: str, environment: dict[str, str] | None = None):
         self.lines: list[str] = []
@@ -56,20 +91,20 @@ class Run:
     def output(self) -> str:
         return "\n".join(self.lines)
 
-    def wait_for(self, text: str, limit_s: float = 300, after: int = 0) -> int:
+    def wait_for(self, text: str, limit_s: float = LIMIT_S, after: int = 0) -> int:
         """The number of the first line from `after` on that contains the text, plus one."""
-        deadline = time.time() + limit_s
+        deadline = time.monotonic() + limit_s
         with self._came:
             while True:
                 for number in range(after, len(self.lines)):
                     if text in self.lines[number]:
                         return number + 1
-                left = deadline - time.time()
+                left = deadline - time.monotonic()
                 if left <= 0 or (self.process.poll() is not None and not self._came.wait(2)):
                     raise AssertionError(f"{text!r} did not come:\n{self.output}")
                 self._came.wait(min(left, 1))
 
-    def end(self, limit_s: float = 300) -> int:
+    def end(self, limit_s: float = LIMIT_S) -> int:
         """Wait for the end; return the exit status."""
         try:
             return self.process.wait(limit_s)
@@ -96,6 +131,16 @@ class Run:
             for process in [*self.root.children(recursive=True), self.process]:
                 process.kill()
         self.process.wait()
+        if ray.is_initialized():  # the tests' own, which a run may have joined; its coordinator outlives its driver
+            for named in ray.util.list_named_actors(all_namespaces=True):
+                with contextlib.suppress(ValueError):
+                    ray.kill(ray.get_actor(**named))
+
+
+def run_job(job: str, *arguments: str, environment: dict[str, str] | None = None) -> tuple[int, str]:
+    """Run a job to its end; return its exit status and what it printed."""
+    with Run(job, *arguments, environment=environment) as run:
+        return run.end(), run.output
 
 
 def training(*arguments: str, environment: dict[str, str] | None = None) -> Run:
@@ -118,8 +163,8 @@ def processes(root: psutil.Process, kind: str) -> list[psutil.Process]:
 
 def busy_engine(root: psutil.Process, limit_s: float = 60) -> psutil.Process:
     """An engine process below `root` that is generating just now."""
-    deadline = time.time() + limit_s
-    while time.time() < deadline:
+    deadline = time.monotonic() + limit_s
+    while time.monotonic() < deadline:
         for engine in processes(root, "EngineCore"):
             with contextlib.suppress(psutil.Error):
                 if engine.cpu_percent(interval=0.2) > 15:

@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,6 +12,7 @@ from ray.exceptions import RayTaskError
 
 from pipeline.checkpoints import CheckpointError, Checkpoints, RunState, file_entries
 from pipeline.problem_stream import Cursor
+from tests.faults import until
 from tests.groups import random_group
 from tests.test_learner import case_config, records, weights_of
 
@@ -215,8 +215,9 @@ def test_the_model_of_a_checkpoint_is_that_of_its_step(uninterrupted):
     assert {"hf/model.safetensors", "hf/tokenizer.json", "run.json"} < {entry["path"] for entry in manifest["files"]}
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def gang(ray_session, config):
+    """Two ranks, of which the last test of this file kills one, and what runs their coroutines."""
     from actors.learner_gang import LearnerGang
 
     loop = asyncio.new_event_loop()
@@ -247,11 +248,8 @@ def test_lost_groups_are_named_before_anything_is_trained(ray_session, gang, bat
     step = records(ray_session, batches[0])
     (lost,) = ray_session.get(owner.put.remote(batches[0][3]))
     ray_session.kill(owner)
-    deadline = time.time() + 30
     with pytest.raises(ray_session.exceptions.ObjectLostError):
-        while time.time() < deadline:
-            ray_session.get(lost)
-            time.sleep(0.5)
+        until(lambda: ray_session.get(lost) is None)
     step[3] = (step[3][0], lost)
     before = run(weights_of(gang))
     with pytest.raises(GroupsLost) as error:
@@ -260,15 +258,6 @@ def test_lost_groups_are_named_before_anything_is_trained(ray_session, gang, bat
     after = run(weights_of(gang))
     assert all(torch.equal(before[name], after[name]) for name in before)
     assert run(gang.train(0, 0, records(ray_session, batches[0])))  # and the gang is whole
-
-
-def test_a_dead_rank_ends_the_gang_with_its_reason(ray_session, gang, batches):
-    from actors.learner_gang import GangLost
-
-    gang, run = gang
-    ray_session.kill(gang.ranks[1])
-    with pytest.raises(GangLost, match="a learner rank"):
-        run(gang.train(0, 0, records(ray_session, batches[0])))
 
 
 def test_a_checkpoint_that_cannot_be_written_says_why(ray_session, gang, tmp_path):
@@ -281,3 +270,12 @@ def test_a_checkpoint_that_cannot_be_written_says_why(ray_session, gang, tmp_pat
         run(gang.write_checkpoint())
     run(gang.copy_checkpoint(str(tmp_path / "checkpoints" / "3")))
     assert run(gang.write_checkpoint())
+
+
+def test_a_dead_rank_ends_the_gang_with_its_reason(ray_session, gang, batches):
+    from actors.learner_gang import GangLost
+
+    gang, run = gang
+    ray_session.kill(gang.ranks[1])
+    with pytest.raises(GangLost, match="a learner rank"):
+        run(gang.train(0, 0, records(ray_session, batches[0])))

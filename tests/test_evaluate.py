@@ -4,9 +4,6 @@ import csv
 import itertools
 import json
 import signal
-import subprocess
-import sys
-import time
 from collections import Counter
 from dataclasses import asdict
 from pathlib import Path
@@ -18,20 +15,17 @@ from pipeline.documents.synthetic import SyntheticRecipe
 from pipeline.fine_tuning.conversations import conversation_examples
 from pipeline.problems import Quarantine, row_of
 from pipeline.sample_files import SampleFiles
-from tests.faults import Run
+from tests.faults import Run, inject, run_job, until
 
 ROOT = Path(__file__).resolve().parent.parent
 METHODS = ["memory", "direct", "concat", "closed_book"]
 COUNT, CHUNKS = 12, (8, 60)
 
 
-def command(job: str, *arguments: str) -> list[str]:
-    return [sys.executable, "-m", job, *arguments]
-
-
-def run(*arguments: str) -> tuple[int, str]:
-    done = subprocess.run(command(*arguments), cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    return done.returncode, done.stdout
+@pytest.fixture(scope="module")
+def run(shared_ray):
+    """Runs a job to its end; returns its exit status and what it printed."""
+    return lambda job, *arguments: run_job(job, *arguments, environment=shared_ray)
 
 
 @pytest.fixture(scope="module")
@@ -77,23 +71,25 @@ def arguments(data, tmp_path_factory) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def interrupted(arguments) -> tuple[Path, list[dict], dict]:
+def interrupted(arguments, shared_ray) -> tuple[Path, list[dict], dict]:
     """The folder, the rows and the summary of an evaluation whose engine was killed, and which was then stopped."""
-    with Run("jobs.evaluate", *arguments) as evaluation:
-        evaluation.wait_for("question ")
-        evaluation.kill("EngineCore")
+    killed = inject("engine", after=30)  # beyond the first answers: most of the methods ask once for each
+    with Run("jobs.evaluate", *arguments, environment=shared_ray) as evaluation:
         line = evaluation.wait_for("generator-0 is in service", after=evaluation.wait_for("generator-0 died"))
+        assert killed.exists()
+        held = inject("hold", after=30)
+        until(held.exists)  # so that there are answers, and never all of them
         evaluation.wait_for("question ", after=line)
         evaluation.process.send_signal(signal.SIGTERM)
-        begin = time.time()
         assert evaluation.end() == 130, evaluation.output
-    assert time.time() - begin < 90 and "the same command with run.name=whole goes on" in evaluation.output
+        held.unlink()
+    assert "the same command with run.name=whole goes on" in evaluation.output
     folder = Path(arguments[5].partition("=")[2]) / "whole"
     return folder, rows_of(folder), json.loads((folder / "summary.json").read_text())
 
 
 @pytest.fixture(scope="module")
-def finished(interrupted, arguments) -> tuple[Path, list[dict], dict, str]:
+def finished(run, interrupted, arguments) -> tuple[Path, list[dict], dict, str]:
     """The same evaluation taken up, after the last line that it had written was torn."""
     folder, rows, _ = interrupted
     path = folder / "results.jsonl"
@@ -290,7 +286,7 @@ def test_synthetic_questions_need_no_file():
     assert [(q.set, q.length, q.id) for q in some] == [("values", 144, "values-7-0"), ("values", 144, "values-7-1")]
 
 
-def test_a_synthetic_evaluation_is_taken_up_and_its_settings_may_not_change(finished, tmp_path):
+def test_a_synthetic_evaluation_is_taken_up_and_its_settings_may_not_change(run, finished, tmp_path):
     """All is answered already, so that no engine is started."""
     from jobs.evaluate import check, check_folder
     from pipeline.config import ConfigError, load_config, save_config
@@ -418,7 +414,7 @@ def test_a_wrong_filter_says_so(data, tmp_path, wrong, message, capsys):
     assert message in capsys.readouterr().err
 
 
-def test_the_filter_drops_what_is_answered_without_the_document(data, tmp_path):
+def test_the_filter_drops_what_is_answered_without_the_document(run, data, tmp_path):
     """By a scorer that finds the answers to half of the questions right."""
     samples = tmp_path / "samples.jsonl"
     rows = [json.loads(line) for line in (data / "synthetic-8.jsonl").read_text().splitlines()]

@@ -7,6 +7,8 @@ from dataclasses import replace
 
 import pytest
 
+from tests.faults import LIMIT_S
+
 
 @pytest.fixture
 def pool(ray_session, tiny_config, monkeypatch):
@@ -56,7 +58,7 @@ def pool(ray_session, tiny_config, monkeypatch):
     monkeypatch.setattr(module.cluster, "get_draining_nodes", lambda: drained)
     monkeypatch.setattr(module, "DRAINING_S", 0.1)
     monkeypatch.setattr(module, "HEARTBEAT_S", 0.1)
-    sizes = replace(tiny_config.generator, count=1, stall_s=1.0, drain_s=10.0)
+    sizes = replace(tiny_config.generator, count=1, stall_s=5.0, drain_s=float(LIMIT_S))
 
     class Running:
         said: list[str] = []
@@ -72,7 +74,7 @@ def pool(ray_session, tiny_config, monkeypatch):
                 running = asyncio.create_task(pool.run())
                 await pool.ready()
                 try:
-                    return await asyncio.wait_for(work(pool), 60)
+                    return await asyncio.wait_for(work(pool), LIMIT_S)
                 finally:
                     running.cancel()
                     await pool.close()

@@ -1,11 +1,11 @@
 """Room for learner ranks; nodes that die are in tests/chaos.py."""
 
 import asyncio
-import time
 
 import pytest
 
 from pipeline.config import LearnerConfig
+from tests.faults import LIMIT_S, until
 
 
 def test_ranks_fit_node_by_node():
@@ -24,24 +24,16 @@ def test_room_is_held_until_it_is_released(ray_session):
 
     free = int(ray_session.available_resources()["CPU"])
     room = Reservation(LearnerConfig(ranks=free, num_cpus=1))
-    asyncio.run(room.make(free - 1, limit_s=30))
+    asyncio.run(room.make(free - 1, limit_s=LIMIT_S))
     assert room.is_whole() and room.size == free - 1
     until(lambda: room.reachable() == free)
     other = Reservation(LearnerConfig(ranks=free, num_cpus=1))
     with pytest.raises(NoRoom, match="no room for 2 learner ranks"):
         asyncio.run(other.make(2, limit_s=1))
     assert not other.is_whole() and other.size == 0
-    asyncio.run(other.make(1, limit_s=30))  # what was too much is not wanted any more
+    asyncio.run(other.make(1, limit_s=LIMIT_S))  # what was too much is not wanted any more
     until(lambda: room.reachable() == free - 1)
     for one in (room, other):
         one.release()
         assert not one.is_whole()
     until(lambda: ray_session.available_resources().get("CPU") == free)
-
-
-def until(condition) -> None:
-    """What is free is known a moment later."""
-    deadline = time.time() + 30
-    while not condition():
-        assert time.time() < deadline
-        time.sleep(0.2)

@@ -1,6 +1,7 @@
 """Scorers: whole groups, and whatever goes wrong costs one group only."""
 
 import asyncio
+import contextlib
 from dataclasses import replace
 
 import numpy as np
@@ -8,29 +9,33 @@ import pytest
 
 from pipeline.config import ObjectiveConfig
 from pipeline.episodes import Completion, Conversation, Episode, pack_group
+from tests.faults import LIMIT_S
 from tests.groups import random_group
+
+
+@contextlib.contextmanager
+def scoring(config, timeout_s: float):
+    """A pool of one scorer: a function that scores a group by a task, and what the pool said."""
+    from actors.scorer_pool import ScorerPool
+
+    group = replace(random_group(np.random.default_rng(0)), answers=("\\boxed{ Paris }", "\\boxed{ Rome }", "Paris"))
+    said: list[str] = []
+    with asyncio.Runner() as runner:
+
+        async def make():
+            pool = ScorerPool(replace(config, scorer=replace(config.scorer, count=1, timeout_s=timeout_s)), said.append)
+            return pool, asyncio.create_task(pool.run())
+
+        pool, running = runner.run(make())
+        yield lambda task: runner.run(pool.score("id", group, task, ("Paris",), "generator-0", 1.5)), said
+        running.cancel()
+        runner.run(pool.close())
 
 
 @pytest.fixture(scope="module")
 def score(ray_session, tiny_config):
-    """Score one group after another on a pool of one scorer with a limit of three seconds."""
-    from actors.scorer_pool import ScorerPool
-
-    group = replace(random_group(np.random.default_rng(0)), answers=("\\boxed{ Paris }", "\\boxed{ Rome }", "Paris"))
-    loop = asyncio.new_event_loop()
-
-    async def make():
-        scorer = replace(tiny_config.scorer, count=1, timeout_s=3)
-        pool = ScorerPool(replace(tiny_config, scorer=scorer), said.append)
-        return pool, asyncio.create_task(pool.run())
-
-    said: list[str] = []
-    pool, running = loop.run_until_complete(make())
-    yield lambda task: loop.run_until_complete(pool.score("id", group, task, ("Paris",), "generator-0", 1.5))
-    running.cancel()
-    loop.run_until_complete(asyncio.gather(running, return_exceptions=True))
-    loop.run_until_complete(pool.close())
-    loop.close()
+    with scoring(tiny_config, timeout_s=LIMIT_S) as (score, _):
+        yield score
 
 
 def test_a_group_gets_its_rewards_and_advantages(score):
@@ -64,10 +69,18 @@ def test_over_long_responses_lower_the_advantage_and_not_the_reward(ray_session)
         ("tests.bad_scorers:raises", ZeroDivisionError, "always raises"),
         ("tests.bad_scorers:returns_nan", ValueError, "not a finite number"),
         ("no_such_task", ValueError, "known are qa, values"),
-        ("tests.bad_scorers:hangs", TimeoutError, "scorer.timeout_s=3"),
     ],
 )
 def test_a_bad_scorer_fails_its_group_and_the_next_group_is_scored(score, task, error, message):
     with pytest.raises(error, match=message):
         score(task)
     assert score("qa").rewards.tolist() == [1, 0, 0]
+
+
+def test_a_scorer_that_hangs_is_ended_and_another_tries(ray_session, tiny_config, monkeypatch):
+    monkeypatch.setattr("actors.scorer_pool.ATTEMPTS", 2)
+    with scoring(tiny_config, timeout_s=4) as (score, said):
+        with pytest.raises(TimeoutError, match="scorer.timeout_s=4"):
+            score("tests.bad_scorers:hangs")
+        assert score("qa").rewards.tolist() == [1, 0, 0]
+    assert sum("hung" in line and "starting it again" in line for line in said) == 2

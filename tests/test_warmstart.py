@@ -1,8 +1,6 @@
 """The shipped start of the embedded default: it is what its recipe makes. And the job that made it."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -10,30 +8,21 @@ import pytest
 from actors.fine_tuner import RECORD, fine_tuning_record, weights_hash
 from pipeline.config import CONFIGS, load_config
 from pipeline.fine_tuning.config import FineTuningConfig
+from tests.faults import run_job
 
-ROOT = Path(__file__).resolve().parent.parent
 TINY = CONFIGS / "models" / "tiny"
 STEPS = 50
 
 
-def warmstart(folder: Path, *arguments: str) -> tuple[int, str]:
-    done = subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "jobs.warmstart",
-            f"run.folder={folder}",
-            "run.name=run",
-            "wandb.mode=disabled",
-            *arguments,
-        ],
-        cwd=ROOT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        timeout=600,
-    )
-    return done.returncode, done.stdout
+@pytest.fixture(scope="module")
+def warmstart(shared_ray):
+    """Runs the job to its end; returns its exit status and what it printed."""
+
+    def run(folder: Path, *arguments: str) -> tuple[int, str]:
+        settings = (f"run.folder={folder}", "run.name=run", "wandb.mode=disabled")
+        return run_job("jobs.warmstart", *settings, *arguments, environment=shared_ray)
+
+    return run
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +31,7 @@ def shipped() -> dict:
 
 
 @pytest.fixture(scope="module")
-def again(tmp_path_factory) -> Path:
+def again(warmstart, tmp_path_factory) -> Path:
     """The folder of a run with the shipped recipe that was stopped early."""
     folder = tmp_path_factory.mktemp("runs")
     status, output = warmstart(folder, f"sft.stop_after={STEPS}")
@@ -83,7 +72,7 @@ def test_a_run_leaves_a_figure_and_a_model_for_plain_transformers(again):
     assert AutoTokenizer.from_pretrained(folder).eos_token == "<eos>"
 
 
-def test_conversations_in_a_file_are_learned(tmp_path):
+def test_conversations_in_a_file_are_learned(warmstart, tmp_path):
     """From the shipped model: what it says after the prompts becomes more likely, and a bad row is counted."""
     rows = [{"prompt": f"Rex {value}", "response": "Paris Paris ."} for value in ("Rome", "Oslo", "Lima", "Cairo") * 5]
     path = tmp_path / "conversations.jsonl"
@@ -105,7 +94,7 @@ def test_conversations_in_a_file_are_learned(tmp_path):
     assert losses[-1] < 0.5 * losses[0]
 
 
-def test_a_wrong_file_is_said_before_anything_starts(tmp_path):
+def test_a_wrong_file_is_said_before_anything_starts(warmstart, tmp_path):
     status, output = warmstart(tmp_path, "data.source=file", "data.path=nowhere.jsonl")
     assert status == 2 and "nowhere.jsonl" in output
     status, output = warmstart(tmp_path, "model.path=no-such-folder/model")

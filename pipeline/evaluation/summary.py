@@ -13,6 +13,7 @@ from pipeline.report import duration
 
 MEANS_SOMETHING_S = 5.0  # before, the time that is left is not told
 
+
 class Progress:
     """How far an evaluation is, and how long the rest takes.
 

@@ -1,20 +1,28 @@
-"""Faults inside the processes of a run, for tests/chaos.py. Python imports this file at its start when it lies on
-PYTHONPATH; it does nothing unless CHAOS_FOLDER is set.
+"""Faults inside the processes of a run. Python imports this file at its start when it lies on PYTHONPATH; it does
+nothing unless CHAOS_FOLDER is set.
 
-A fault strikes once: when a file of its name with the ending .go appears in that folder, at the next call of its
-method.
+A fault strikes when a file of its name with the ending .go is in that folder, at a call of its method: the next one,
+or if the file holds a number n, the one after n more in that process. It strikes once; then the file ends in .done. So
+it strikes where the run really is, and not when a line was seen that says so.
 """
 
+import asyncio
 import functools
 import importlib.abc
 import importlib.machinery
+import inspect
 import os
 import signal
 import sys
+from collections import Counter
 from pathlib import Path
 
 # Name: module, class, method, rank that it strikes (None: any), what it does.
 FAULTS = {
+    "engine": ("actors.vllm_engine", "VllmEngine", "generate", None, "kill engine"),
+    "hold": ("actors.vllm_engine", "VllmEngine", "generate", None, "hold"),
+    "coordinator": ("actors.buffer", "TrajectoryBuffer", "step_done", None, "kill"),
+    "coordinator stands still": ("actors.buffer", "TrajectoryBuffer", "step_done", None, "stop"),
     "forward": ("actors.zero_engine", "ZeroEngine", "forward", 1, "kill"),
     "optimizer": ("actors.zero_engine", "ZeroEngine", "step", 1, "kill"),
     "publish": ("actors.learner_rank", "LearnerRank", "publish", 0, "kill"),
@@ -25,22 +33,68 @@ FAULTS = {
 }
 
 
-def wrapped(method, name: str, rank: int | None, what: str):
-    go = Path(os.environ["CHAOS_FOLDER"]) / f"{name}.go"
+class Fault:
+    """One of the faults in this process."""
 
-    @functools.wraps(method)
-    def faulty(self, *arguments, **named):
-        if rank not in (None, self.rank) or not go.exists():
-            return method(self, *arguments, **named)
-        go.rename(go.with_suffix(".done"))
-        if what == "kill":
+    calls: Counter[str] = Counter()  # since the file is there
+
+    def __init__(self, name: str, rank: int | None, what: str):
+        self.name, self.rank, self.what = name, rank, what
+        self.go = Path(os.environ["CHAOS_FOLDER"]) / f"{name}.go"
+
+    def is_due(self, owner) -> bool:
+        """Whether it strikes at this call. Then it is done."""
+        if self.rank not in (None, getattr(owner, "rank", None)):
+            return False
+        try:
+            wanted = int(self.go.read_text() or 0)
+            Fault.calls[self.name] += 1
+            if Fault.calls[self.name] <= wanted:
+                return False
+            self.go.rename(self.go.with_suffix(".done"))
+        except FileNotFoundError:  # it is not wanted, or another process was first
+            Fault.calls[self.name] = 0
+            return False
+        return True
+
+    def strike(self) -> None:
+        if self.what == "kill":
             os.kill(os.getpid(), signal.SIGKILL)
-        if what == "disk full":
+        if self.what == "stop":
+            os.kill(os.getpid(), signal.SIGSTOP)
+        if self.what == "disk full":
             raise OSError(28, "No space left on device")
-        loss, *rest = arguments
-        return method(self, loss * float("nan"), *rest, **named)
+        if self.what == "kill engine":
+            engine_of_this_process().kill()
 
-    return faulty
+    def around(self, method):
+        """The method with this fault in it."""
+
+        @functools.wraps(method)
+        def faulty(owner, *arguments, **named):
+            if self.is_due(owner):
+                self.strike()
+                if self.what == "nan":
+                    loss, *arguments = arguments
+                    arguments = [loss * float("nan"), *arguments]
+            return method(owner, *arguments, **named)
+
+        @functools.wraps(method)
+        async def faulty_coroutine(owner, *arguments, **named):
+            if self.is_due(owner):
+                self.strike()
+            while self.what == "hold" and self.go.with_suffix(".done").exists():
+                await asyncio.sleep(0.1)
+            return await method(owner, *arguments, **named)
+
+        return faulty_coroutine if inspect.iscoroutinefunction(method) else faulty
+
+
+def engine_of_this_process():
+    import psutil
+
+    (engine,) = [p for p in psutil.Process().children() if p.cmdline()[0].startswith("VLLM::EngineCore")]
+    return engine
 
 
 class Loader(importlib.abc.Loader):
@@ -56,8 +110,8 @@ class Loader(importlib.abc.Loader):
         self._loader.exec_module(module)
         for name, (where, owner, method, rank, what) in FAULTS.items():
             if where == module.__name__:
-                found = getattr(getattr(module, owner), method)
-                setattr(getattr(module, owner), method, wrapped(found, name, rank, what))
+                owner = getattr(module, owner)
+                setattr(owner, method, Fault(name, rank, what).around(getattr(owner, method)))
 
 
 class Finder(importlib.abc.MetaPathFinder):
