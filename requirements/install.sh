@@ -40,18 +40,22 @@ if ! usable .venv/bin/python; then
     "$python" -m venv --clear .venv
 fi
 rm -f "$stamp"
-echo "· installing $lock (a few minutes the first time)"
+echo "· installing $lock (a minute or two the first time)"
 pip() { .venv/bin/python -m pip --disable-pip-version-check --no-input "$@"; }
 
-# Where pip's configuration says that packages come from, which uv does not read.
-pip_setting() { pip config list | sed -n "s/^[^=]*\.$1='\(.*\)'\$/\1/p" | head -n 1 | sed 's/\\n/ /g'; }
+# uv does not read pip's configuration: tell it where packages come from, unless its own variable says so.
+like_pip() {
+    local value
+    value=$(pip config list | sed -n "s/^[^=]*\.$2='\(.*\)'\$/\1/p" | head -n 1 | sed 's/\\n/ /g')
+    [ -z "$value" ] || export "$1=${!1:-$value}"
+}
 
 # uv installs the same lock in less time than pip; where there is no uv, or it fails, pip does it.
 if pip install -qq --only-binary :all: uv==0.13.9 2>/dev/null; then
-    for pair in UV_DEFAULT_INDEX=index-url UV_INDEX=extra-index-url UV_FIND_LINKS=find-links SSL_CERT_FILE=cert; do
-        value=$(pip_setting "${pair#*=}")
-        [ -z "$value" ] || export "${pair%%=*}=${!pair%%=*:-$value}"
-    done
+    like_pip UV_DEFAULT_INDEX index-url
+    like_pip UV_INDEX extra-index-url
+    like_pip UV_FIND_LINKS find-links
+    like_pip SSL_CERT_FILE cert
 fi
 install() {
     local uv=(.venv/bin/uv pip install --python .venv/bin/python --quiet --no-deps --compile-bytecode)
