@@ -9,7 +9,7 @@ from pathlib import Path
 
 from jobs.noise import hush_workers
 from pipeline.agents import load_agent
-from pipeline.config import ConfigError, GenerationConfig, ModelConfig
+from pipeline.config import ConfigError, GenerationConfig, ModelConfig, defaults_yaml
 from pipeline.config_rules import check_window
 from pipeline.files import exists
 from pipeline.problems import DataError
@@ -19,6 +19,12 @@ os.environ.setdefault("RAY_AUTH_MODE", "token")  # Ray reads it once, when it is
 
 LINE_WAIT_S = 2.0
 EXIT_STATUS = {"completed": 0, "interrupted": 130}
+
+
+def show_help(what: str, schema: type) -> int:
+    """Print what a job is, and its keys with their defaults; return the exit status."""
+    print(what.strip(), "", "Keys and defaults (??? has to be given):", "", defaults_yaml(schema), sep="\n")
+    return 0
 
 
 def base_folder(in_job: bool) -> Path:

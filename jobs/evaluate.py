@@ -12,7 +12,7 @@ from pathlib import Path
 
 from omegaconf import OmegaConf
 
-from jobs.driver import EXIT_STATUS, check_model, check_samples, follow, run_folder, start_ray, whole_path
+from jobs.driver import EXIT_STATUS, check_model, check_samples, follow, run_folder, show_help, start_ray, whole_path
 from jobs.progress import JobProgress
 from pipeline.config import ConfigError, config_yaml, load_config, save_config
 from pipeline.config_rules import check_data_given
@@ -25,6 +25,8 @@ from pipeline.report import write_summary
 
 def main(arguments: list[str]) -> int:
     """Returns the exit status: 0 completed, 1 failed, 2 wrong configuration, 130 interrupted."""
+    if "--help" in arguments:
+        return show_help(__doc__, EvaluationConfig)
     if arguments[:1] == ["--compare"]:
         return compare_runs(arguments[1:])
     dry_run = "--dry-run" in arguments

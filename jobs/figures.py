@@ -15,6 +15,7 @@ from collections.abc import Callable
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from pathlib import Path
 
+from jobs.driver import show_help
 from jobs.progress import JobProgress
 from pipeline.config import ConfigError, load_config
 from pipeline.evaluation.figures import (
@@ -33,6 +34,8 @@ from pipeline.report import duration
 
 def main(arguments: list[str]) -> int:
     """Returns the exit status: 0 completed, 1 a step failed, 2 wrong configuration, 130 interrupted."""
+    if "--help" in arguments:
+        return show_help(__doc__, FiguresConfig)
     dry_run = "--dry-run" in arguments
     try:
         config = load_config([a for a in arguments if a != "--dry-run"], FiguresConfig)

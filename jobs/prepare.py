@@ -11,8 +11,8 @@ import traceback
 from collections.abc import Callable
 from pathlib import Path
 
-from jobs.driver import base_folder, start_ray
-from jobs.filter import filter_samples
+from jobs.driver import base_folder, show_help, start_ray
+from jobs.filter import FilterConfig, filter_samples
 from pipeline.config import ConfigError, load_config
 from pipeline.files import exists
 from pipeline.preparation import QUARANTINE, Prepared, prepare_samples
@@ -22,12 +22,15 @@ from pipeline.recipes import RECIPES, Settings
 
 def main(arguments: list[str]) -> int:
     """Returns the exit status: 0 completed, 1 failed, 2 wrong configuration, 130 interrupted."""
-    kind = arguments[0] if arguments else ""
+    kind, *settings = arguments or [""]
+    if "--help" in arguments and kind in KINDS:
+        return show_help(f"python -m jobs.prepare {kind} key=value …", RECIPES.get(kind, FilterConfig))
     if kind not in KINDS:
-        print(f"usage: python -m jobs.prepare <kind> key=value …\nkinds: {', '.join(KINDS)}", file=sys.stderr)
-        return 2
+        usage = f"usage: python -m jobs.prepare <kind> key=value …\nkinds: {', '.join(KINDS)}"
+        print(usage, file=sys.stdout if kind == "--help" else sys.stderr)
+        return 0 if kind == "--help" else 2
     try:
-        return KINDS[kind](arguments[1:])
+        return KINDS[kind](settings)
     except ConfigError as error:
         print(f"configuration error:\n{error}", file=sys.stderr)
         return 2

@@ -21,18 +21,17 @@ from collections.abc import Callable, Sequence
 from operator import attrgetter
 from pathlib import Path
 from types import FrameType
+from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
-os.environ.setdefault("RAY_AUTH_MODE", "token")  # Ray reads it once, when it is imported
-
-import aiohttp
-from ray.job_submission import JobStatus, JobSubmissionClient
-
-from jobs.local_head import DASHBOARD_PORT, ClusterError, find_cluster, local_head, require_token
 from jobs.progress import JobProgress
 from pipeline.config import Config, ConfigError, load_config
 from pipeline.config_rules import check_config, check_data_given
 
+if TYPE_CHECKING:
+    from ray.job_submission import JobSubmissionClient
+
+os.environ.setdefault("RAY_AUTH_MODE", "token")  # Ray reads it once, when it is imported
 TRAIN = ("python", "-m", "jobs.train")
 # Ray kills a stopped job after three seconds unless told otherwise; saving a checkpoint takes longer. The job's
 # supervisor reads this from the job's own runtime environment, so it holds on any cluster.
@@ -45,18 +44,24 @@ class SubmissionError(RuntimeError):
 
 
 def main(arguments: list[str]) -> int:
-    if "--dry-run" in arguments:
-        return subprocess.run([sys.executable, *TRAIN[1:], *arguments]).returncode
+    if {"--help", "--dry-run"}.intersection(arguments):
+        from jobs.train import main as train
+
+        return train(arguments)
     logging.disable(logging.INFO)  # the client announces the end of every stream
     try:
         config = load_config(arguments)
         check_config(config)
         check_data_given(config)
-        require_token()
-        return submit(arguments)
     except ConfigError as error:
         print(error, file=sys.stderr)
         return 2
+    # Imported late, as is all of Ray here: what is wrong with the arguments shows before that second.
+    from jobs.local_head import ClusterError, require_token
+
+    try:
+        require_token()
+        return submit(arguments)
     except (ClusterError, SubmissionError, ConnectionError) as error:
         print(error, file=sys.stderr)
         return 1
@@ -68,7 +73,7 @@ def submit(
     arguments: list[str],
     entrypoint: Sequence[str] = TRAIN,
     working_dir: Path = Path("."),
-    dashboard_port: int = DASHBOARD_PORT,
+    dashboard_port: int | None = None,
     progress: JobProgress | None = None,
 ) -> int:
     """Run `entrypoint arguments…` as a Ray job, from its submission to its summary.
@@ -77,7 +82,7 @@ def submit(
         arguments: `key=value` settings of the run.
         entrypoint: the command of the job.
         working_dir: the source, uploaded with the job; `runs/` is made in it unless run.folder is set.
-        dashboard_port: where a cluster of this machine is looked for, else started.
+        dashboard_port: where a cluster of this machine is looked for, else started; None: Ray's usual one.
         progress: what shows the job; by default the terminal.
 
     Returns:
@@ -89,6 +94,11 @@ def submit(
         ConnectionError: the cluster went away.
         KeyboardInterrupt: interrupted before the job was there, or a second time while it was ending.
     """
+    from ray.job_submission import JobStatus
+
+    from jobs.local_head import DASHBOARD_PORT, find_cluster, local_head
+
+    dashboard_port = dashboard_port or DASHBOARD_PORT
     config = load_config(arguments)
     name = config.run.name  # has the time in it unless the user chose it; a job's id is never used twice
     job = f"{name}-{time.strftime('%Y%m%d-%H%M%S')}" if f"run.name={name}" in arguments else name
@@ -159,7 +169,7 @@ class Interrupts:
             self._end_job()
 
 
-def submit_job(client: JobSubmissionClient, job: str, command: list[str], working_dir: Path) -> None:
+def submit_job(client: "JobSubmissionClient", job: str, command: list[str], working_dir: Path) -> None:
     """Upload the source and start the job."""
     environment = {"RAY_JOB_STOP_WAIT_TIME_S": str(STOP_WAIT_S)}
     try:
@@ -172,8 +182,10 @@ def submit_job(client: JobSubmissionClient, job: str, command: list[str], workin
         raise SubmissionError(f"the Ray cluster did not take the job: {error}") from error
 
 
-async def follow(client: JobSubmissionClient, job: str, on_line: Callable[[str], object]) -> None:
+async def follow(client: "JobSubmissionClient", job: str, on_line: Callable[[str], object]) -> None:
     """Pass on each line that the job prints, until it has ended. A broken stream is taken up where it broke."""
+    import aiohttp
+
     taken, rest = 0, ""
     while True:
         position = 0  # characters of the log; a new stream begins at its start

@@ -18,6 +18,7 @@ from jobs.driver import (
     model_config,
     model_settings,
     run_folder,
+    show_help,
     start_ray,
     whole_path,
 )
@@ -44,6 +45,8 @@ DOCUMENTS_LOOKED_AT = 16
 
 def main(arguments: list[str]) -> int:
     """Returns the exit status: 0 completed, 1 failed, 2 wrong configuration, 130 interrupted."""
+    if "--help" in arguments:
+        return show_help(__doc__, Config)
     dry_run = "--dry-run" in arguments
     try:
         config = load_config([a for a in arguments if a != "--dry-run"])

@@ -12,7 +12,16 @@ in the run's folder, checkpoints/<step>/hf, with fine_tuning.json: its configura
 import sys
 from pathlib import Path
 
-from jobs.driver import EXIT_STATUS, check_samples, follow, load_model_files, run_folder, start_ray, whole_path
+from jobs.driver import (
+    EXIT_STATUS,
+    check_samples,
+    follow,
+    load_model_files,
+    run_folder,
+    show_help,
+    start_ray,
+    whole_path,
+)
 from pipeline.config import ConfigError, config_yaml, load_config, save_config
 from pipeline.fine_tuning.config import FineTuningConfig, check_fine_tuning
 from pipeline.prompts import load_tokenizer
@@ -23,6 +32,8 @@ DEFAULT_PRESET = "preset=warmstart_tiny"
 
 def main(arguments: list[str]) -> int:
     """Returns the exit status: 0 completed, 1 failed, 2 wrong configuration, 130 interrupted."""
+    if "--help" in arguments:
+        return show_help(__doc__, FineTuningConfig)
     dry_run = "--dry-run" in arguments
     arguments = [a for a in arguments if a != "--dry-run"]
     if not any(a.startswith("preset=") for a in arguments):

@@ -228,6 +228,11 @@ def config_yaml(config: object) -> str:
     return OmegaConf.to_yaml(OmegaConf.structured(config))
 
 
+def defaults_yaml(schema: type) -> str:
+    """All keys of a job with their defaults; ??? is what has to be given."""
+    return OmegaConf.to_yaml(OmegaConf.structured(schema))
+
+
 def _layers(preset: str) -> list[tuple[str, DictConfig]]:
     """The preset and, before it, the preset that it says it builds on (`preset: <name>` in its file)."""
     layer = OmegaConf.load(_preset_path(preset))

@@ -10,7 +10,6 @@ from pathlib import Path
 from pipeline.config import ConfigError, load_config
 from pipeline.config_rules import check_rules
 from pipeline.documents.synthetic import EVALUATION_SEED
-from pipeline.evaluation.plots import accuracy_figure
 from pipeline.evaluation.results import read_results
 from pipeline.evaluation.tables import markdown_table
 from pipeline.fine_tuning.config import FineTuningConfig
@@ -232,6 +231,8 @@ def draw(name: str, lines: list[Line], folder: Path) -> str:
                 rows.append(row | {"method": line.name})
                 if len(line.evaluations) > 1:
                     by_seed.append(row | {"method": step.model})
+    from pipeline.evaluation.plots import accuracy_figure  # imported late: it brings matplotlib
+
     accuracy_figure(
         {name: rows},
         folder / f"{name}.png",
