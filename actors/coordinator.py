@@ -251,7 +251,7 @@ class Coordinator(JobActor):
                     name, go_on = None, True
             record = await self.scorers.score(group_id, group, problem.task, problem.answers, name, notes.seconds)
         except BadRow as error:
-            self._withdraw(group_id, str(error))
+            self._withdraw(group_id, reason_of(error))
             self.buffer.withdraw(group_id)
         except Exception as error:
             self._count_failure(group_id, error)

@@ -146,8 +146,12 @@ class GeneratorPool(Pool):
         except TimeoutError:
             ray.cancel(notes)
             raise TimeoutError(f"no episodes within generator.timeout_s={limit}") from None
-        except (*DIED, Draining) as error:
-            raise _lost(name, error) from error
+        except Exception as error:
+            with contextlib.suppress(Exception):
+                await group  # has failed like the notes; of an error that nobody looks at Ray prints the traceback
+            if isinstance(error, (*DIED, Draining)):
+                raise _lost(name, error) from error
+            raise
 
     async def answer(self, *arguments) -> Answer:
         """`Generator.answer` of the generator that has the fewest under way, once one has room.

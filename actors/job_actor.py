@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Coroutine
 
 import ray
 
-from pipeline.problems import DataError
+from pipeline.problems import BadRow, DataError
 
 AWAITED_EVERY_S = 5.0  # at first; then ever more seldom
 CLOSING_S = 60.0
@@ -131,9 +131,10 @@ class JobActor:
 
 
 def reason_of(error: Exception) -> str:
-    """One line: an error that crossed processes carries their tracebacks, and what it says comes last."""
+    """One line. Of an error that came from another process it is that error, without the tracebacks of both."""
+    error = getattr(error, "cause", None) or error  # RayTaskError
     last = (str(error).strip().splitlines() or [""])[-1]
-    return last if isinstance(error, (RunFailed, DataError)) else f"{type(error).__name__}: {last}"
+    return last if isinstance(error, (RunFailed, DataError, BadRow)) else f"{type(error).__name__}: {last}"
 
 
 def was_started_again() -> bool:

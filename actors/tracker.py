@@ -3,6 +3,7 @@ to Prometheus by Ray's metrics."""
 
 import contextlib
 import json
+import os
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -183,7 +184,7 @@ def start_wandb(config: GenerationConfig, folder: Path, run_id: str = ""):
 
     mode = config.wandb.mode
     if mode == "auto":
-        mode = "online" if wandb.login(prompt=False) else "offline"
+        mode = os.environ.get("WANDB_MODE") or ("online" if wandb.login(prompt=False) else "offline")
     return wandb.init(
         project=config.wandb.project,
         entity=config.wandb.entity or None,

@@ -140,7 +140,8 @@ def test_bad_rows_are_quarantined_and_a_bad_scorer_costs_its_groups_only(finishe
 
 def test_one_line_a_step_and_nothing_that_only_a_library_understands(finished):
     _, _, output = finished
-    assert [line for line in output.splitlines() if "pid=" in line] == []  # what Ray forwards of the workers
+    forwarded = [line for line in output.splitlines() if "pid=" in line]  # by Ray, of the workers
+    assert not forwarded, "\n".join(forwarded)
     steps = [line for line in output.splitlines() if line.startswith("step ")]
     assert [line.split()[1] for line in steps] == ["1/4", "2/4", "3/4", "4/4"]
     assert all(word in steps[0] for word in ("reward", "tokens/s", "staleness", "version"))
