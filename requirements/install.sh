@@ -51,7 +51,7 @@ like_pip() {
 }
 
 # uv installs the same lock in less time than pip; where there is no uv, or it fails, pip does it.
-if pip install -qq --only-binary :all: uv==0.13.9 2>/dev/null; then
+if pip install -qq --only-binary :all: -r requirements/uv.txt 2>/dev/null; then
     like_pip UV_DEFAULT_INDEX index-url
     like_pip UV_INDEX extra-index-url
     like_pip UV_FIND_LINKS find-links

@@ -54,7 +54,7 @@ def test_uv_installs_what_pip_would_from_where_pip_would_and_pip_does_where_uv_c
     fake(
         checkout / ".venv/bin/python",
         f"""case "$*" in
-            *uv==*) {bring_uv};;
+            *uv.txt*) {bring_uv};;
             *"config list"*) echo ":env:.index-url='https://mine.example/simple'"; echo "{settings}";;
             *) echo "pip $*" >>{calls};;
         esac""",
@@ -73,7 +73,7 @@ def test_uv_installs_what_pip_would_from_where_pip_would_and_pip_does_where_uv_c
     assert all(line.startswith(places) for line in by_uv)
 
 
-@pytest.mark.parametrize("lock", ["cpu", "gpu", "smollm2"])
+@pytest.mark.parametrize("lock", ["cpu", "gpu", "smollm2", "uv"])
 def test_every_requirement_is_pinned(lock):
     lines = (ROOT / f"requirements/{lock}.txt").read_text().splitlines()
     pins = [line for line in lines if not line.startswith(("#", "--"))]
