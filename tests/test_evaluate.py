@@ -72,17 +72,14 @@ def arguments(data, tmp_path_factory) -> list[str]:
 
 @pytest.fixture(scope="module")
 def interrupted(arguments, shared_ray) -> tuple[Path, list[dict], dict]:
-    """The folder, the rows and the summary of an evaluation whose engine was killed, and which was then stopped."""
-    killed = inject("engine", after=30)  # beyond the first answers: most of the methods ask once for each
+    """The folder, the rows and the summary of an evaluation that was stopped when it had some of its answers."""
+    held = inject("hold", after=30)  # most of the methods ask once for each answer
     with Run("jobs.evaluate", *arguments, environment=shared_ray) as evaluation:
-        line = evaluation.wait_for("generator-0 is in service", after=evaluation.wait_for("generator-0 died"))
-        assert killed.exists()
-        held = inject("hold", after=30)
-        until(held.exists)  # so that there are answers, and never all of them
-        evaluation.wait_for("question ", after=line)
+        until(held.exists)
+        evaluation.wait_for("question ")
         evaluation.process.send_signal(signal.SIGTERM)
         assert evaluation.end() == 130, evaluation.output
-        held.unlink()
+    held.unlink()
     assert "the same command with run.name=whole goes on" in evaluation.output
     folder = Path(arguments[5].partition("=")[2]) / "whole"
     return folder, rows_of(folder), json.loads((folder / "summary.json").read_text())
@@ -90,12 +87,13 @@ def interrupted(arguments, shared_ray) -> tuple[Path, list[dict], dict]:
 
 @pytest.fixture(scope="module")
 def finished(run, interrupted, arguments) -> tuple[Path, list[dict], dict, str]:
-    """The same evaluation taken up, after the last line that it had written was torn."""
+    """The same evaluation taken up, after the last line that it had written was torn; its engine is killed once."""
     folder, rows, _ = interrupted
     path = folder / "results.jsonl"
     path.write_bytes(path.read_bytes()[:-20])
+    killed = inject("engine", after=30)
     status, output = run("jobs.evaluate", *arguments)
-    assert status == 0, output
+    assert status == 0 and killed.exists(), output
     return folder, rows_of(folder), json.loads((folder / "summary.json").read_text()), output
 
 
@@ -111,6 +109,11 @@ def test_an_interrupted_evaluation_keeps_what_it_has(interrupted):
     _, rows, summary = interrupted
     assert 0 < len(rows) < 4 * (2 * COUNT + 5)
     assert summary["status"] == "interrupted" and summary["answers"] == len(rows)
+
+
+def test_a_question_under_which_a_generator_died_is_asked_again(finished):
+    _, rows, summary, output = finished
+    assert "generator-0 died; starting it again" in output
     assert summary["failures"]["GeneratorLost"] >= 1 and not any("died" in str(row["error"]) for row in rows)
 
 
