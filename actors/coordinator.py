@@ -25,7 +25,7 @@ from ray.exceptions import RayTaskError
 from actors.accounts import Accounts
 from actors.buffer import TrajectoryBuffer
 from actors.generator_pool import GeneratorLeft, GeneratorLost, GeneratorPool
-from actors.job_actor import JobActor, RunFailed, reason_of, was_started_again
+from actors.job_actor import CLOSING_S, JobActor, RunFailed, reason_of, was_started_again
 from actors.journal import Journal
 from actors.learner_gang import GangLost, GroupsLost
 from actors.learner_pool import LearnerPool
@@ -76,6 +76,7 @@ class Coordinator(JobActor):
         self.wandb_run = self.wandb_id = ""
         self.sampling = Sampling(config.train.temperature)
         self.tracker = None
+        self._tracking: asyncio.Future | None = None
         self._ended: asyncio.Future | None = None  # its result is the summary
         if self.started_again:  # the driver may be dead too
             ray.get_runtime_context().current_actor.run.remote()
@@ -116,6 +117,8 @@ class Coordinator(JobActor):
             await self._save_the_last()
         except Exception as failure:
             status, error = "failed", f"{error or ''}\nthe last version could not be saved: {failure!r}".strip()
+        if self._tracking:  # what it has of earlier steps belongs to the summary of a run that could not start, too
+            await asyncio.wait([self._tracking], timeout=CLOSING_S)
         summary = run_summary(
             self.config,
             status,
@@ -161,18 +164,21 @@ class Coordinator(JobActor):
         # All that takes seconds is under way at once; the engines, which take longest, as early as they may be.
         begin = time.monotonic()
         learners = self.spawn(self._start_learners())
-        self.spawn(self._read(state))
+        reading = self.spawn(self._read(state))
+        self.tracker = Tracker.remote(c, str(self.folder), self.step, self.wandb_id)
+        self._tracking = asyncio.ensure_future(self._begin_tracking())
         placing = self.spawn(self.learners.placed.wait())
-        await asyncio.wait([learners, placing], timeout=LEARNERS_FIRST_S, return_when=asyncio.FIRST_COMPLETED)
+        first = asyncio.wait([learners, placing], timeout=LEARNERS_FIRST_S, return_when=asyncio.FIRST_COMPLETED)
+        await self._unless_stopped(first)
         placing.cancel()
         for pool in (self.generators, self.scorers):
             self.spawn(pool.run())
-        self.tracker = Tracker.remote(c, str(self.folder), self.step, self.wandb_id)
         parts = {
+            "data": reading,
             "learners (DeepSpeed)": learners,
             "generators (vLLM)": self.generators.ready(),
             "scorers": self.scorers.ready(),
-            "tracker (wandb)": self._begin_tracking(),
+            "tracker (wandb)": asyncio.shield(self._tracking),
         }
         await self._unless_stopped(self.start_all(parts))
         self.say(f"· all started in {time.monotonic() - begin:.0f} s")

@@ -9,13 +9,12 @@ import json
 import time
 import traceback
 from collections import Counter
-from collections.abc import Awaitable
 from pathlib import Path
 
 import ray
 
 from actors.generator_pool import GeneratorLost, GeneratorPool
-from actors.job_actor import JobActor, RunFailed, reason_of
+from actors.job_actor import CLOSING_S, JobActor, RunFailed, reason_of
 from actors.tracker import finish_wandb, start_wandb, wandb_place
 from pipeline.episodes import Sampling
 from pipeline.evaluation.answer_scores import METRICS, answer_scores
@@ -52,6 +51,7 @@ class Evaluator(JobActor):
         self._lost: Counter[tuple] = Counter()  # generators that died under a question, by its key
         self._room = Room(DOCUMENTS_UNDER_WAY)
         self._all_answered = asyncio.Event()
+        self._tracking: asyncio.Future | None = None
 
     async def stop(self) -> None:
         """End the evaluation now; what is under way is asked again when it is taken up."""
@@ -72,6 +72,8 @@ class Evaluator(JobActor):
                 (self.folder / "error.log").write_text(traceback.format_exc(), encoding="utf-8")
                 error += f" (traceback in {self.folder / 'error.log'})"
         self.cancel_all()
+        if self._tracking:
+            await asyncio.wait([self._tracking], timeout=CLOSING_S)
         self.rows.sort(key=lambda row: self.config.evaluate.methods.index(row["method"]))  # the order of the tables
         summary = evaluation_summary(
             self.config,
@@ -92,11 +94,11 @@ class Evaluator(JobActor):
 
     async def _evaluate(self) -> None:
         await asyncio.to_thread(self._read)
-        tracking = self.spawn(self._start_wandb())
+        self._tracking = asyncio.ensure_future(self._start_wandb())
         if not self._left():
-            await tracking
+            await self._tracking
             return
-        answering, stopping = self.spawn(self._answer_all(tracking)), self.spawn(self._stop.wait())
+        answering, stopping = self.spawn(self._answer_all()), self.spawn(self._stop.wait())
         await self.unless_failed(asyncio.wait([answering, stopping], return_when=asyncio.FIRST_COMPLETED))
 
     def _read(self) -> None:
@@ -132,14 +134,16 @@ class Evaluator(JobActor):
     async def _start_wandb(self) -> None:
         self.wandb = await asyncio.to_thread(start_wandb, self.config, self.folder)
 
-    async def _answer_all(self, tracking: Awaitable) -> None:
+    async def _answer_all(self) -> None:
         """Start the generators and answer all that is waiting."""
         c = self.config
         self.say(f"· starting {c.generator.count} generator(s) (vLLM)")
         self.say_what_is_missing([(c.generator, c.generator.count)])
         self.pool = GeneratorPool(c, self.say)
         self.spawn(self.pool.run())
-        await self.unless_failed(self.start_all({"generators (vLLM)": self.pool.ready(), "tracker (wandb)": tracking}))
+        await self.unless_failed(
+            self.start_all({"generators (vLLM)": self.pool.ready(), "tracker (wandb)": asyncio.shield(self._tracking)})
+        )
         self.engine_version = self.pool.engine_version
         self.began = time.monotonic()
         # As many questions as the engines decode together: an agent that reads in order has one response open.

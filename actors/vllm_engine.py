@@ -5,6 +5,7 @@ Written against vLLM 0.32 (`AsyncLLM`); tests/test_vllm_engine.py is the contrac
 
 import asyncio
 import contextlib
+import gc
 import multiprocessing.context
 import os
 import tempfile
@@ -134,6 +135,7 @@ class VllmEngine:
 
 class _ForkedProcess(multiprocessing.context.ForkProcess):
     def run(self) -> None:
+        gc.freeze()  # what was Ray's before the fork is not to be finalized in this process
         end_with_parent()
         ray._raylet.setproctitle("VLLM::EngineCore")  # after a fork in a Ray worker, vLLM's own way finds no room
         super().run()
@@ -147,8 +149,8 @@ class _ForkContext(multiprocessing.context.ForkContext):
 def _forking() -> Iterator[None]:
     """Let vLLM fork its engine process, which then need not import vLLM again: on a CPU half of an engine's start.
 
-    vLLM forks by default, but spawns in a Ray actor, lest CUDA or Ray be used on both sides of the fork. On a CPU there
-    is no CUDA, and the engine process does not call Ray.
+    vLLM spawns it in a Ray actor, lest CUDA or Ray be used on both sides of a fork. On a CPU there is no CUDA, and the
+    engine process does not call Ray.
     """
     chosen, engine_launcher.get_mp_context = engine_launcher.get_mp_context, _ForkContext
     try:

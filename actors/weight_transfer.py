@@ -46,6 +46,7 @@ class BucketWeightTransfer(WeightTransferEngine[WeightTransferInitInfo, BucketIn
         """Nothing to set up: every bucket names its own file."""
 
     def start_weight_update(self) -> None:
+        self._has_head = False
         initialize_layerwise_reload(self.model)
 
     def update_weights(self, update_info: dict) -> None:
@@ -58,9 +59,13 @@ class BucketWeightTransfer(WeightTransferEngine[WeightTransferInitInfo, BucketIn
         # The mapping lives as long as vLLM keeps views of it, which layerwise loading does until the end.
         data = torch.from_file(update_info.path, shared=True, size=update_info.size, dtype=torch.uint8)
         weights = unpack_bucket(update_info.entries, data)
+        self._has_head |= any(entry[0].endswith("lm_head.weight") for entry in update_info.entries)
         self.model.load_weights((name, tensor.to(self.device)) for name, tensor in weights)
 
     def finish_weight_update(self) -> None:
+        # vLLM only warns of a head without new weights, also where it is tied and has none of its own.
+        if not (self._has_head or self.model_config.hf_text_config.tie_word_embeddings):
+            raise RuntimeError("the new weights have no lm_head.weight, which is not tied to the embedding")
         finalize_layerwise_reload(self.model, self.model_config)
         # An lm_head tied to the embedding is loaded under the embedding's name only, so layerwise loading
         # leaves its packed copy of the old weights in place (CPU).

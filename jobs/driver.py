@@ -12,6 +12,7 @@ from pipeline.agents import load_agent
 from pipeline.config import ConfigError, GenerationConfig, ModelConfig, defaults_yaml
 from pipeline.config_rules import check_window
 from pipeline.files import exists
+from pipeline.plan import FAMILIES
 from pipeline.problems import DataError
 from pipeline.sample_files import sample_files
 
@@ -86,9 +87,11 @@ def load_model_files(model: ModelConfig) -> tuple[object, dict]:
 def model_settings(model: ModelConfig) -> dict:
     """The content of a model's config.json. Raises OSError or ValueError if there is none."""
     file = Path(model.path) / "config.json"
-    if file.exists():
-        return json.loads(file.read_bytes())
-    return model_config(model).to_dict()
+    settings = json.loads(file.read_bytes()) if file.exists() else {}
+    if isinstance(settings, dict) and settings.get("model_type") in FAMILIES and "max_position_embeddings" in settings:
+        return settings
+    read = model_config(model)  # which knows other names and every default, and takes seconds to import
+    return read.to_dict() | {"max_position_embeddings": getattr(read, "max_position_embeddings", None)}
 
 
 def model_config(model: ModelConfig):

@@ -177,7 +177,7 @@ def submit_job(client: "JobSubmissionClient", job: str, command: list[str], work
             submission_id=job,
             runtime_env={"working_dir": str(working_dir), "env_vars": environment},
         )
-    except (RuntimeError, ValueError) as error:
+    except (RuntimeError, ValueError, OSError) as error:
         raise SubmissionError(f"the Ray cluster did not take the job: {error}") from error
 
 

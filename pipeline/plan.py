@@ -14,6 +14,14 @@ REDUCE_BUCKET = 10**8
 LOGITS_IN_MEMORY = 2**26
 ROWS_SHOWN = 12
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3")  # decoders whose parameters are counted here
+SIZES = (
+    "hidden_size",
+    "intermediate_size",
+    "num_attention_heads",
+    "num_hidden_layers",
+    "num_key_value_heads",
+    "vocab_size",
+)
 
 
 @dataclass(frozen=True)
@@ -32,15 +40,17 @@ def architecture_of(model_config: dict) -> Architecture | None:
     """Read the sizes off the content of a Hugging Face config.json.
 
     Returns:
-        None if the model is of a family whose parameters are not counted here.
+        None if the model is of a family whose parameters are not counted here, or a size is left to its defaults.
     """
-    c = {"head_dim": None, "tie_word_embeddings": False, "attention_bias": False, "mlp_bias": False, **model_config}
+    c = {"tie_word_embeddings": False, "attention_bias": False, "mlp_bias": False, **model_config}
     family = c.get("model_type")
-    if family not in FAMILIES:
+    if family not in FAMILIES or any(c.get(name) is None for name in SIZES):
         return None
     hidden, inner, heads = c["hidden_size"], c["intermediate_size"], c["num_attention_heads"]
-    head = c["head_dim"] or hidden // heads
-    query, key_value = head * heads, head * (c.get("num_key_value_heads") or heads)
+    head = c.get("head_dim") or (None if family == "qwen3" else hidden // heads)
+    if head is None:
+        return None
+    query, key_value = head * heads, head * c["num_key_value_heads"]
     attention = hidden * (2 * query + 2 * key_value)
     if family == "qwen2":
         attention += query + 2 * key_value

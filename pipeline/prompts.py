@@ -98,14 +98,16 @@ def load_tokenizer(path: str, trust_remote_code: bool = False):
 
 
 def _is_plain(path: str) -> bool:
-    """Whether it is a folder whose tokenizer.json says all, with no class of its own."""
+    """Whether it is the folder of a Llama whose tokenizer.json says all. Of other families AutoTokenizer may choose
+    a class of their own whatever is named."""
     folder = Path(path)
     try:
-        settings = json.loads((folder / "tokenizer_config.json").read_bytes())
-    except (OSError, ValueError):
+        named = json.loads((folder / "tokenizer_config.json").read_bytes())
+        model = json.loads((folder / "config.json").read_bytes())
+        plain = named.get("tokenizer_class") in ("TokenizersBackend", "PreTrainedTokenizerFast")
+        return plain and "auto_map" not in named and model.get("model_type") == "llama"
+    except (OSError, ValueError, AttributeError):
         return False
-    plain = settings.get("tokenizer_class") in ("TokenizersBackend", "PreTrainedTokenizerFast")
-    return plain and "auto_map" not in settings and (folder / "tokenizer.json").exists()
 
 
 def encode_text(tokenizer, text: str) -> list[int]:

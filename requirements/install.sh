@@ -43,32 +43,43 @@ rm -f "$stamp"
 echo "· installing $lock (a minute or two the first time)"
 pip() { .venv/bin/python -m pip --disable-pip-version-check --no-input "$@"; }
 
-# uv does not read pip's configuration: tell it where packages come from, unless its own variable says so.
+# uv installs the same lock in less time than pip. It does not read pip's settings: it is told where packages come from,
+# unless its own variable says so. Where there is no uv, or it fails, pip does it.
+uv=
+settings=$(pip config list)
+setting() { # the environment's first, then that of `pip install`, then the general one
+    local section
+    for section in :env: install global; do
+        sed -n "s/^$section\.$1='\(.*\)'\$/\1/p" <<<"$settings"
+    done | head -n 1
+}
 like_pip() {
     local value
-    value=$(pip config list | sed -n "s/^[^=]*\.$2='\(.*\)'\$/\1/p" | head -n 1 | sed 's/\\n/ /g')
+    value=$(setting "$2" | sed "s/\\\\n/$3/g")
     [ -z "$value" ] || export "$1=${!1:-$value}"
 }
-
-# uv installs the same lock in less time than pip; where there is no uv, or it fails, pip does it.
-if pip install -qq --only-binary :all: -r requirements/uv.txt 2>/dev/null; then
-    like_pip UV_DEFAULT_INDEX index-url
-    like_pip UV_INDEX extra-index-url
-    like_pip UV_FIND_LINKS find-links
-    like_pip SSL_CERT_FILE cert
+if [ -z "$(setting no-index)" ] && pip install -qq --only-binary :all: -r requirements/uv.txt 2>/dev/null; then
+    uv=.venv/bin/uv
+    like_pip UV_DEFAULT_INDEX index-url ' '
+    like_pip UV_INDEX extra-index-url ' '
+    like_pip UV_FIND_LINKS find-links ,
+    like_pip SSL_CERT_FILE cert ''
 fi
-install() {
-    local uv=(.venv/bin/uv pip install --python .venv/bin/python --quiet --no-deps --compile-bytecode)
-    { [ -x .venv/bin/uv ] && "${uv[@]}" --index-strategy unsafe-best-match "$@" 2>/dev/null; } ||
-        pip install -qq --no-deps "$@"
+by_uv() {
+    [ -n "$uv" ] && "$uv" pip install --python .venv/bin/python --quiet --no-deps --compile-bytecode \
+        --index-strategy unsafe-best-match "$@" 2>/dev/null # pip, which tries it next, says what is wrong
 }
+install() { by_uv "$@" || pip install -qq --no-deps "$@"; }
 
 export DS_BUILD_OPS=0
 if [ "$kind" = cpu ]; then
     # PyPI's torch is the CUDA build. The CPU build comes from the configured package sources, else from PyTorch's own.
     torch=$(grep '^torch==' "$lock")
     install --only-binary :all: "$torch" 2>/dev/null ||
-        install --only-binary :all: --index-url https://download.pytorch.org/whl/cpu "$torch"
+        (
+            unset UV_DEFAULT_INDEX UV_INDEX
+            install --only-binary :all: --index-url https://download.pytorch.org/whl/cpu "$torch"
+        )
 fi
 install -r "$lock"
 echo "$wanted" >"$stamp"

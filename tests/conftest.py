@@ -40,6 +40,14 @@ def make_random_model(folder: Path, seed: int, **sizes: int) -> Path:
     return folder
 
 
+@pytest.fixture(autouse=True)
+def no_faults_left():
+    """What a test has injected, and has not struck, strikes no other."""
+    yield
+    for trace in Path(os.environ["CHAOS_FOLDER"]).iterdir():
+        trace.unlink()
+
+
 @pytest.fixture(scope="session")
 def random_model(tmp_path_factory) -> Path:
     return make_random_model(tmp_path_factory.mktemp("models") / "a", seed=1)

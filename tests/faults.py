@@ -15,6 +15,7 @@ from pathlib import Path
 import psutil
 import ray
 
+from jobs.train import NAMESPACE
 from pipeline.checkpoints import Checkpoints
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -71,7 +72,8 @@ class Run:
             text=True,
             env=os.environ | (environment or {}),
         )
-        threading.Thread(target=self._read, daemon=True).start()
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
 
     def __enter__(self) -> "Run":
         return self
@@ -107,7 +109,9 @@ class Run:
     def end(self, limit_s: float = LIMIT_S) -> int:
         """Wait for the end; return the exit status."""
         try:
-            return self.process.wait(limit_s)
+            status = self.process.wait(limit_s)
+            self._reader.join(30)  # until its last line is read
+            return status
         except subprocess.TimeoutExpired:
             raise AssertionError(f"the run did not end:\n{self.output}") from None
 
@@ -133,8 +137,9 @@ class Run:
         self.process.wait()
         if ray.is_initialized():  # the tests' own, which a run may have joined; its coordinator outlives its driver
             for named in ray.util.list_named_actors(all_namespaces=True):
-                with contextlib.suppress(ValueError):
-                    ray.kill(ray.get_actor(**named))
+                if named["namespace"] == NAMESPACE:
+                    with contextlib.suppress(ValueError):
+                        ray.kill(ray.get_actor(**named))
 
 
 def run_job(job: str, *arguments: str, environment: dict[str, str] | None = None) -> tuple[int, str]:
@@ -174,12 +179,8 @@ def busy_engine(root: psutil.Process, limit_s: float = 60) -> psutil.Process:
 
 def rows_of(folder: Path) -> list[dict]:
     """The rows of metrics.jsonl; a last line that is being written is none."""
-    lines = (folder / "metrics.jsonl").read_text().splitlines()
-    rows = []
-    for line in lines:
-        with contextlib.suppress(ValueError):
-            rows.append(json.loads(line))
-    return rows
+    *lines, last = (folder / "metrics.jsonl").read_text().split("\n")
+    return [json.loads(line) for line in lines]
 
 
 def check_rows(rows: list[dict], groups_per_step: int, max_staleness: int | None = None) -> list[int]:

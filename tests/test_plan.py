@@ -37,7 +37,12 @@ def test_the_sizes_are_those_of_the_model_that_transformers_builds(family, tied,
 
 
 def test_the_sizes_of_another_family_are_not_guessed():
-    assert architecture_of({"model_type": "gemma2", "hidden_size": 64}) is None
+    settings = json.loads((CONFIGS / "models" / "tiny" / "config.json").read_text())
+    assert architecture_of(settings) is not None
+    assert architecture_of(settings | {"model_type": "gemma2"}) is None
+    assert architecture_of(settings | {"num_key_value_heads": None}) is None
+    assert architecture_of({key: value for key, value in settings.items() if key != "num_attention_heads"}) is None
+    assert architecture_of({**settings, "model_type": "qwen3", "head_dim": None}) is None
 
 
 def test_the_sizes_of_the_presets_models_are_the_published_ones():

@@ -124,7 +124,10 @@ def test_a_tokenizer_without_a_class_of_its_own_is_what_transformers_would_load(
 
     from transformers import AutoTokenizer
 
+    from pipeline.documents.synthetic import tiny_model_config
+
     tiny_tokenizer().save_pretrained(tmp_path)
+    tiny_model_config().save_pretrained(tmp_path)
     ours, theirs = load_tokenizer(str(tmp_path)), AutoTokenizer.from_pretrained(tmp_path)
     assert type(ours) is type(theirs) and ours.get_vocab() == theirs.get_vocab()
     assert ours.special_tokens_map == theirs.special_tokens_map and ours.eos_token_id == theirs.eos_token_id

@@ -1,6 +1,7 @@
 """What dies, dies for real: generators, learners, the coordinator, whole runs. tests/chaos.py has all the rest."""
 
 import json
+import re
 import signal
 from contextlib import ExitStack
 
@@ -81,7 +82,8 @@ def test_a_killed_run_goes_on_as_if_nothing_had_been_with_other_ranks_and_genera
     other = ("learner.ranks=1", "generator.count=2", "resume=auto")
     resumed = start(*settings, *REPEATABLE, *other, environment=shared_ray)
     assert resumed.end() == 0, resumed.output
-    assert "· resuming after step 4" in resumed.output
+    (resumed_after,) = re.findall(r"· resuming after step (\d)", resumed.output)
+    assert resumed_after in "24"  # 4, unless the disk was so slow that this checkpoint was not whole
     summary = check_history(tmp_path / "killed", GROUPS, max_staleness=0, steps=7)
     check_history(whole[1], GROUPS, max_staleness=0, steps=7)
     rows, uninterrupted = rows_of(tmp_path / "killed"), rows_of(whole[1])
@@ -90,7 +92,7 @@ def test_a_killed_run_goes_on_as_if_nothing_had_been_with_other_ranks_and_genera
     for name in ("loss", "grad_norm", "entropy", "learning_rate"):
         assert [row[name] for row in rows] == pytest.approx([row[name] for row in uninterrupted], rel=1e-4, abs=1e-7)
     abandoned = [json.loads(line) for line in (tmp_path / "killed" / "abandoned.jsonl").read_text().splitlines()]
-    assert [row["step"] for row in abandoned] == [5]
+    assert [row["step"] for row in abandoned] == list(range(int(resumed_after) + 1, 6))
     assert summary["checkpoint"] == f"file://{tmp_path}/elsewhere/7"
     assert Checkpoints(f"file://{tmp_path}/elsewhere").read(7).state.ranks == 1
 

@@ -22,6 +22,7 @@ def test_ranks_fit_node_by_node():
 def test_room_is_held_until_it_is_released(ray_session):
     from actors.reservation import NoRoom, Reservation
 
+    until(lambda: ray_session.available_resources().get("CPU") == ray_session.cluster_resources()["CPU"])
     free = int(ray_session.available_resources()["CPU"])
     room = Reservation(LearnerConfig(ranks=free, num_cpus=1))
     asyncio.run(room.make(free - 1, limit_s=LIMIT_S))

@@ -82,5 +82,6 @@ def test_a_scorer_that_hangs_is_ended_and_another_tries(ray_session, tiny_config
     with scoring(tiny_config, timeout_s=4) as (score, said):
         with pytest.raises(TimeoutError, match="scorer.timeout_s=4"):
             score("tests.bad_scorers:hangs")
+        assert sum("hung" in line for line in said) >= 1  # the second is said when its process has ended
         assert score("qa").rewards.tolist() == [1, 0, 0]
-    assert sum("hung" in line and "starting it again" in line for line in said) == 2
+    assert sum("hung" in line and "starting it again" in line for line in said) >= 2

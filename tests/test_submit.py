@@ -17,7 +17,7 @@ from rich.console import Console
 import jobs.local_head
 from jobs.local_head import ClusterError, find_cluster, free_port, local_head, require_token
 from jobs.progress import JobProgress
-from jobs.submit import Interrupts, is_this_machine, submit, whole_paths
+from jobs.submit import Interrupts, SubmissionError, is_this_machine, submit, submit_job, whole_paths
 from pipeline.config import load_config
 
 ROOT = Path(__file__).parent.parent
@@ -132,6 +132,13 @@ def test_a_job_that_fails(source, running_head, capsys):
     assert run_job(source, running_head, "fail", screen) == 1
     assert "ValueError: no such document" in screen.shown
     assert "failed, without a summary" in capsys.readouterr().out
+
+
+def test_a_job_that_the_cluster_refuses_says_why(source, running_head):
+    client = find_cluster(running_head)
+    submit_job(client, "twice", ["true"], source)
+    with pytest.raises(SubmissionError, match="did not take the job(.|\n)*twice"):
+        submit_job(client, "twice", ["true"], source)
 
 
 def test_an_interrupt_before_there_is_a_job():

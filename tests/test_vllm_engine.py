@@ -4,6 +4,7 @@ import asyncio
 import os
 import subprocess
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -168,6 +169,17 @@ def test_what_a_killed_process_left_in_shared_memory_is_removed():
     remove_orphans()
     assert bucket_files(ended.pid) == [] and len(bucket_files(os.getpid())) == 1
     bucket_files(os.getpid())[0].unlink()
+
+
+def test_new_weights_without_a_head_are_refused_unless_it_is_tied():
+    from actors.weight_transfer import BucketWeightTransfer
+
+    transfer = object.__new__(BucketWeightTransfer)
+    transfer.model = torch.nn.Module()
+    transfer.model_config = SimpleNamespace(hf_text_config=SimpleNamespace(tie_word_embeddings=False))
+    transfer.start_weight_update()
+    with pytest.raises(RuntimeError, match="no lm_head.weight"):
+        transfer.finish_weight_update()
 
 
 def test_a_failed_update_leaves_no_file_in_shared_memory(runner, engine):
