@@ -57,7 +57,8 @@ class JobActor:
         async def start(name: str, work: Awaitable) -> None:
             await work
             left.remove(name)
-            self.say(f"· {name} ready after {time.monotonic() - begin:.0f} s")
+            if (seconds := time.monotonic() - begin) > 1:
+                self.say(f"· {name} ready after {seconds:.0f} s")
 
         async def say_what_is_awaited() -> None:
             while True:
