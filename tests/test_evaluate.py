@@ -1,5 +1,6 @@
 """The evaluation by its own command, on the embedded model: every question once, whatever happens on the way."""
 
+import asyncio
 import csv
 import itertools
 import json
@@ -321,8 +322,28 @@ def test_a_synthetic_evaluation_is_taken_up_and_its_settings_may_not_change(run,
             check_folder(load_config([*SYNTHETIC, *settings, f"data.synthetic_{changed}"], EvaluationConfig), folder)
 
 
+def test_a_right_answer_that_was_cut_is_wrong(tmp_path):
+    from actors.evaluator import Evaluator
+    from pipeline.config import load_config
+    from pipeline.evaluation.answers import Answer
+    from pipeline.evaluation.config import EvaluationConfig
+    from pipeline.evaluation.questions import Question, Task
+    from pipeline.problems import Problem
+
+    config = load_config(["preset=eval_tiny"], EvaluationConfig)
+    evaluator = Evaluator.__ray_metadata__.modified_class(config, str(tmp_path))
+    task, problem = Task(Question(0, "s", 1, "q", 1), "direct", 0), Problem("q", "city Rex", ("Paris",), "Rex Paris .")
+
+    def scores(cut: bool) -> list:
+        answer = Answer("\\boxed{ Paris }", (), 3, 1, 10, 5, cut, 0, None, ())
+        row = asyncio.run(evaluator._row(task, problem, answer, None, 1.0))
+        return [row["cut"], *(row[name] for name in ("score", "exact_match", "containment", "f1", "recall"))]
+
+    assert scores(cut=False) == [False, 1, 1, 1, 1, 1]
+    assert scores(cut=True) == [True, 0, 0, 0, 0, 0]
+
+
 def test_documents_under_way_are_bounded():
-    import asyncio
 
     from actors.evaluator import Room
 
