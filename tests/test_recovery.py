@@ -96,6 +96,15 @@ def test_a_killed_run_goes_on_as_if_nothing_had_been_with_other_ranks_and_genera
     assert summary["checkpoint"] == f"file://{tmp_path}/elsewhere/7"
     assert Checkpoints(f"file://{tmp_path}/elsewhere").read(7).state.ranks == 1
 
+    # A later one that cannot even start does not forget what there was.
+    (tmp_path / "bad.jsonl").write_text("this is not JSON\n" * 30)
+    bad = ("train.steps=9", "data.source=file", f"data.path={tmp_path}/bad.jsonl", "resume=auto")
+    failed = start(*settings, *REPEATABLE, *bad, environment=shared_ray)
+    assert failed.end() == 1 and "rows are bad" in failed.output
+    after = json.loads((tmp_path / "killed" / "summary.json").read_text())
+    assert after["status"] == "failed" and after["steps"] == 7
+    assert all(after[name] == summary[name] for name in ("reward_first", "reward_last", "checkpoint"))
+
 
 def test_on_policy_the_importance_weight_is_one_and_nothing_is_clipped(whole, capsys):
     from jobs.train import main
