@@ -44,8 +44,9 @@ def start_ray() -> bool:
     import ray
 
     if not ray.is_initialized():
-        where = os.environ.get("RAY_ADDRESS", "local")
-        print("· starting Ray" if where == "local" else f"· joining the Ray cluster at {where}", flush=True)
+        where = os.environ.get("RAY_ADDRESS", "")
+        alone = {"local": "starting Ray", "": "starting Ray, or joining the one that runs on this machine"}
+        print(f"· {alone.get(where, f'joining the Ray cluster at {where}')}", flush=True)
         ray.init(logging_level="WARNING")
         hush_workers()
     return bool(ray.get_runtime_context().runtime_env.get("working_dir"))
