@@ -41,18 +41,23 @@ def start_engine(runner, config, model):
     return runner.run(start())
 
 
+def end_engine(engine) -> None:
+    engine.shutdown()
+    engine._llm.shutdown = lambda: None  # its __del__ calls it again, at the interpreter's end, and complains
+
+
 @pytest.fixture(scope="module")
 def engine(runner, tiny_config, random_model):
     engine = start_engine(runner, tiny_config, random_model)
     yield engine
-    engine.shutdown()
+    end_engine(engine)
 
 
 @pytest.fixture(scope="module")
 def fresh_engine(runner, tiny_config, other_model):
     engine = start_engine(runner, tiny_config, other_model)
     yield engine
-    engine.shutdown()
+    end_engine(engine)
 
 
 def learner_logprobs(model, temperature: float, tokens: list[int]) -> torch.Tensor:
