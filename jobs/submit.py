@@ -170,6 +170,8 @@ class Interrupts:
 
 def submit_job(client: "JobSubmissionClient", job: str, command: list[str], working_dir: Path) -> None:
     """Upload the source and start the job."""
+    # It announces that .git and .venv stay here, which is as it should be.
+    logging.getLogger("ray._private.runtime_env.working_dir").setLevel(logging.ERROR)
     environment = {"RAY_JOB_STOP_WAIT_TIME_S": str(STOP_WAIT_S)}
     try:
         client.submit_job(

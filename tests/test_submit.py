@@ -102,7 +102,8 @@ def test_a_head_is_started_and_stopped_when_none_runs(source, capsys):
     assert run_job(source, port, "complete", screen, "run.name=first") == 0
     assert "· starting a local Ray head" in screen.shown
     assert find_cluster(port) is None
-    assert "completed: 2 steps" in capsys.readouterr().out
+    printed = capsys.readouterr()
+    assert "completed: 2 steps" in printed.out and printed.err == ""
     assert (source / "runs/first/job.log").exists()
 
 
