@@ -47,11 +47,15 @@ pip() { .venv/bin/python -m pip --disable-pip-version-check --no-input "$@"; }
 # unless its own variable says so. Where there is no uv, or it fails, pip does it.
 uv=
 settings=$(pip config list)
-setting() { # the environment's first, then that of `pip install`, then the general one
-    local section
+setting() { # the environment's, else that of `pip install`, else the general one
+    local section value
     for section in :env: install global; do
-        sed -n "s/^$section\.$1='\(.*\)'\$/\1/p" <<<"$settings"
-    done | head -n 1
+        value=$(sed -n "s/^$section\.$1='\(.*\)'\$/\1/p" <<<"$settings")
+        if [ -n "$value" ]; then
+            echo "$value"
+            return
+        fi
+    done
 }
 like_pip() {
     local value

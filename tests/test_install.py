@@ -50,7 +50,8 @@ def test_uv_installs_what_pip_would_from_where_pip_would_and_pip_does_where_uv_c
         checkout / ".venv/bin/uv.made", f'echo "uv $UV_DEFAULT_INDEX $UV_INDEX $*" >>{calls}; exit {int(uv == "fails")}'
     )
     bring_uv = "exit 1" if uv == "is not there" else "cp .venv/bin/uv.made .venv/bin/uv"
-    settings = r"global.extra-index-url='https://a.example/simple\nhttps://b.example/simple'"
+    settings = "global.index-url='https://not-mine.example/simple'\n"
+    settings += r"global.extra-index-url='https://a.example/simple\nhttps://b.example/simple'"
     fake(
         checkout / ".venv/bin/python",
         f"""case "$*" in
