@@ -17,7 +17,7 @@ class UpdateResult:
     """What became of one optimizer step."""
 
     groups: list[int]  # that it was to train, by their index in the step
-    ranks: list[dict]  # each rank's sums over its share (actors/learner.py)
+    ranks: list[dict]  # each rank's sums over its share (actors/learner_step.py)
 
     @property
     def grad_norm(self) -> float | None:
