@@ -49,7 +49,7 @@ class Learner(LearnerRank):
             rewards: likewise.
 
         Returns:
-            For each update, `UpdateSums` (actors/learner_step.py) and more; `grad_norm` is None if it was skipped, because
+            For each update, `UpdateSums` (actors/learner_step.py) and more; `grad_norm` is None if it was skipped, as
             its loss or gradient was not finite on some rank, and `not_finite` names this rank's groups to blame.
         """
         from actors.learner_step import StepTrainer

@@ -88,7 +88,7 @@ def interrupted(arguments, shared_ray) -> tuple[Path, list[dict], dict]:
 
 @pytest.fixture(scope="module")
 def finished(run, interrupted, arguments) -> tuple[Path, list[dict], dict, str]:
-    """The same evaluation, resumed after all but a third of its lines were lost; its engine is killed once on the way."""
+    """The same evaluation, resumed after all but a third of its lines were lost; its engine is killed once."""
     folder, rows, _ = interrupted
     path = folder / "results.jsonl"
     lines = path.read_bytes().splitlines(keepends=True)

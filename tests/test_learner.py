@@ -1,4 +1,4 @@
-"""The contract with DeepSpeed (actors/zero_engine.py, actors/learner_step.py): ranks under ZeRO-3 against plain torch."""
+"""The contract with DeepSpeed (actors/zero_engine.py, actors/learner_step.py): ZeRO-3 ranks against plain torch."""
 
 import asyncio
 from dataclasses import replace
