@@ -25,7 +25,7 @@ import torch
 from pipeline.config import ObjectiveConfig
 
 LARGEST_KL = 10.0  # of a token
-LARGEST_LOG_RATIO = 20.0  # keeps the exponential finite
+LARGEST_LOG_RATIO = 20.0  # keeps the exponential, and so the gradient, finite; beyond it there is none, as in verl
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,7 @@ def token_losses(
     elif proximal is None:
         proximal = logprobs.detach()
     importance = torch.exp(proximal - behaviour).clamp(max=objective.importance_cap)
-    ratios = torch.exp(logprobs - proximal)
+    ratios = torch.exp((logprobs - proximal).clamp(-LARGEST_LOG_RATIO, LARGEST_LOG_RATIO))
     free = ratios * advantages
     bounded = torch.clamp(ratios, 1 - objective.clip_low, 1 + objective.clip_high) * advantages
     floor = torch.where(advantages < 0, objective.dual_clip * advantages, torch.full_like(advantages, -torch.inf))

@@ -14,10 +14,15 @@ os.environ["RAY_worker_niceness"] = "0"  # Ray's 15 leaves its workers next to n
 os.environ["CHAOS_FOLDER"] = tempfile.mkdtemp(prefix="faults-")
 os.environ["PYTHONPATH"] = f"{Path(__file__).parent / 'inject'}{os.pathsep}{Path(__file__).parent.parent}"
 
+import hypothesis
 import pytest
 import torch
 
 from pipeline.config import Config, load_config
+
+# Hypothesis fails an example that takes 200 ms, which on a busy machine means nothing.
+hypothesis.settings.register_profile("palimpsest", deadline=None)
+hypothesis.settings.load_profile("palimpsest")
 
 
 def make_random_model(folder: Path, seed: int, **sizes: int) -> Path:

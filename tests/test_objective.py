@@ -57,6 +57,19 @@ def test_clipping_by_hand(ratio, advantage, loss, clipped, decoupled):
     assert tokens.losses.item() == pytest.approx(loss) and tokens.clipped.item() == clipped
 
 
+@pytest.mark.parametrize("advantage", [1.0, -1.0])
+@pytest.mark.parametrize("log_ratio", [-300.0, 300.0])
+def test_a_ratio_beyond_all_numbers_has_a_finite_loss_and_no_gradient(log_ratio, advantage):
+    """exp(300) is no float32: its gradient would be not a number, and the whole update would be skipped."""
+    logprobs = torch.tensor([log_ratio - 400.0], requires_grad=True)
+    sampled, a = torch.tensor([-400.0]), torch.tensor([advantage])
+    tokens = token_losses(logprobs, a, a, a, behaviour=sampled, proximal=sampled, reference=None, objective=DECOUPLED)
+    tokens.losses.sum().backward()
+    clipped_loss = {(1, 1): -1.28, (1, -1): 0.0, (-1, 1): 3.0, (-1, -1): 0.8}  # by hand, of the advantage and the ratio
+    assert tokens.losses.item() == pytest.approx(clipped_loss[advantage, math.copysign(1, log_ratio)], abs=1e-6)
+    assert logprobs.grad.item() == 0 and torch.isfinite(tokens.ratios).all()
+
+
 @pytest.mark.parametrize(
     ("now", "proximal", "behaviour", "advantage", "loss"),
     [
