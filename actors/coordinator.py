@@ -34,6 +34,7 @@ from actors.scorer_pool import ScorerPool
 from actors.tracker import Tracker
 from pipeline.checkpoints import RunState
 from pipeline.config import Config
+from pipeline.dtype import MISMATCH_WARNING
 from pipeline.episodes import GroupRecord, Sampling
 from pipeline.ledger import too_many_failed
 from pipeline.metrics import DROPPED_STALE, UpdateResult
@@ -445,10 +446,11 @@ class Coordinator(JobActor):
         self.say(step_line(row, t.steps))  # who sees the line finds the row
         if unwritten:
             self.say(f"· metrics.jsonl could not be written, and will be tried again: {unwritten}")
-        if (row["logprob_mismatch_mean"] or 0) > t.mismatch_warning:
+        mismatch_warning = t.mismatch_warning or MISMATCH_WARNING[self.config.model.dtype]
+        if (row["logprob_mismatch_mean"] or 0) > mismatch_warning:
             self.say(
                 f"· warning: vLLM's and the learner's log-probs differ by {row['logprob_mismatch_mean']:.2g} on "
-                f"average, more than train.mismatch_warning={t.mismatch_warning:g}; with the same weights they should "
+                f"average, more than train.mismatch_warning={mismatch_warning:g}; with the same weights they should "
                 "agree"
             )
         if self.step == 1 or self.step % t.episodes_every == 0 or self.step == t.steps:

@@ -65,6 +65,7 @@ class FineTuner(JobActor):
             "status": status,
             "seconds": time.time() - begin,
             "model": self.config.model.path,
+            "dtype": self.config.model.dtype,
             "learner_ranks": self.config.learner.ranks,
             "steps": self.step,
             "tokens": self.tokens,

@@ -175,7 +175,13 @@ def _engine_args(config: GenerationConfig, seed: int) -> AsyncEngineArgs:
             "enable_chunked_prefill": False,
         }
         if on_cpu
-        else {"gpu_memory_utilization": g.gpu_memory_share, "tensor_parallel_size": g.tensor_parallel}
+        else {
+            "gpu_memory_utilization": g.gpu_memory_share,
+            "tensor_parallel_size": g.tensor_parallel,
+            # Logits are float32, as in the learner (pipeline/policy.py). On a GPU that costs nothing; on a CPU vLLM
+            # would copy the whole head to float32 in every step, which doubles a small model's time.
+            "hf_overrides": {"head_dtype": "float32"},
+        }
     )
     return AsyncEngineArgs(
         model=config.model.path,

@@ -10,6 +10,8 @@ from dataclasses import replace
 from pathlib import Path
 from statistics import median
 
+from omegaconf import OmegaConf
+
 from jobs.driver import (
     EXIT_STATUS,
     check_model,
@@ -105,6 +107,7 @@ def train(config: Config) -> int:
     config.model.path, config.data.path = whole_path(config.model.path), whole_path(config.data.path)
     folder = run_folder(config, in_job=start_ray())
     try:
+        check_dtype(config, folder)
         coordinator = running_coordinator(config, folder)
     except ConfigError as error:
         print(f"configuration error:\n{error}", file=sys.stderr)
@@ -130,6 +133,22 @@ def train(config: Config) -> int:
         status = evaluate_run(config, folder, summary["checkpoint"])
     ray.shutdown()
     return status
+
+
+def check_dtype(config: Config, folder: Path) -> None:
+    """A run goes on in the dtype in which it began, whatever `auto` means on this machine.
+
+    Raises:
+        ConfigError: the run in `folder` has another one.
+    """
+    before = folder / "config.yaml"
+    if config.resume == "auto" and before.exists():
+        dtype = OmegaConf.select(OmegaConf.load(before), "model.dtype")
+        if dtype != config.model.dtype:
+            raise ConfigError(
+                f"the run in {folder} has model.dtype={dtype}, not {config.model.dtype}: set model.dtype={dtype} to "
+                "resume it, or choose another run.name"
+            )
 
 
 def running_coordinator(config: Config, folder: Path):

@@ -15,6 +15,8 @@ import yaml
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from pipeline.dtype import chosen_dtype
+
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 
 
@@ -32,7 +34,9 @@ class RunConfig:
 @dataclass
 class ModelConfig:
     path: str = MISSING  # Hugging Face folder or name
-    dtype: str = "bfloat16"  # of the weights in generators and learners: float32 or bfloat16
+    # of the weights in generators and learners: float32, bfloat16, or auto, which load_config replaces by bfloat16 on
+    # GPUs and on CPUs that compute it (avx512_bf16, AMX), else by float32
+    dtype: str = "auto"
     attention: str = "packed_sdpa"  # of the learner: packed_sdpa (any device) or flash_attention_2 (GPU, if installed)
     trust_remote_code: bool = False
 
@@ -135,7 +139,9 @@ class TrainConfig:
     max_discarded: float = 10.0  # dynamic sampling: at most so many times groups_per_step a step, then they are trained
     max_staleness: int = 1  # versions; 0 is synchronous
     max_skipped_updates: int = 3  # stop after so many updates in a row whose loss or gradient was not finite
-    mismatch_warning: float = 0.1  # warn when vLLM's and the learner's log-probs differ more than this on average
+    # warn when vLLM's and the learner's log-probs differ more than this on average; 0: 1e-4 in float32, 0.06 in
+    # bfloat16
+    mismatch_warning: float = 0.0
     max_attempts: int = 3  # a problem whose group failed this often is given up and counted
     max_failed_share: float = 0.5  # stop when more than this share of all dispatched groups failed
     seeded_sampling: bool = False  # a seed for each response: with max_staleness=0 a run can be repeated
@@ -185,7 +191,8 @@ Schema = TypeVar("Schema")
 def load_config(arguments: list[str], schema: type[Schema] = Config) -> Schema:
     """Resolve `preset=<name> key=value …` to a typed configuration, of a training run unless `schema` is another one.
 
-    A schema with a `run` gets a name for it where none is given: the preset and the time.
+    A schema with a `run` gets a name for it where none is given: the preset and the time. One with a `model` gets its
+    dtype, where that is auto.
 
     Raises:
         ConfigError: no such preset, an unknown key (the nearest valid one is named), or a value of the wrong type.
@@ -211,7 +218,10 @@ def load_config(arguments: list[str], schema: type[Schema] = Config) -> Schema:
         raise ConfigError(f"set {', '.join(sorted(missing))}{or_preset}")
     if "run" in config and not config.run.name:
         config.run.name = "-".join([*presets, time.strftime("%Y%m%d-%H%M%S")])
-    return OmegaConf.to_object(config)
+    typed = OmegaConf.to_object(config)
+    if "model" in config:
+        typed.model.dtype = chosen_dtype(typed)
+    return typed
 
 
 def preset_names(schema: type = Config) -> list[str]:

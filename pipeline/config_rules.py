@@ -67,7 +67,7 @@ def one_of(c: object, section: str, name: str, valid: Iterable[str]) -> Rules:
 
 def job_rules(c: object) -> Rules:
     """The rules of every job that runs on a cluster; `c` has the sections run, model and wandb."""
-    yield from one_of(c, "model", "dtype", ("float32", "bfloat16"))
+    yield from one_of(c, "model", "dtype", ("auto", "float32", "bfloat16"))
     yield from one_of(c, "wandb", "mode", ("auto", "online", "offline", "disabled"))
     yield (
         re.fullmatch(r"\w[\w.-]*", c.run.name) is not None,
@@ -130,9 +130,9 @@ def training_rules(c: Config) -> Rules:
     yield from at_most(c, "scorer", "min_count", "count")
     yield from positive(c, "objective", "importance_cap")
     yield from positive(c, "train", "steps", "groups_per_step", "updates_per_step", "temperature", "episodes_every")
-    yield from positive(c, "train", "max_discarded", "max_attempts", "max_skipped_updates", "mismatch_warning")
+    yield from positive(c, "train", "max_discarded", "max_attempts", "max_skipped_updates")
     yield from positive(c, "train", "checkpoint_every", "keep_last")
-    yield from not_negative(c, "train", "keep_best")
+    yield from not_negative(c, "train", "keep_best", "mismatch_warning")
     yield c.resume in ("no", "auto"), f"resume={c.resume!r} must be auto or no"
     place = c.train.checkpoint_folder
     yield (

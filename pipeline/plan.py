@@ -175,6 +175,7 @@ def plan_text(config: Config, architecture: Architecture | None, document_tokens
             "in flight and buffered",
             *_dynamic_sampling_line(config),
             f"{config.generator.count} generator(s), {le.ranks} learner rank(s), {config.scorer.count} scorer(s)",
+            f"weights in {config.model.dtype}",
             f"checkpoints every {t.checkpoint_every} steps and at the end",
             "",
             *_memory_lines(config, architecture),

@@ -17,9 +17,9 @@ def token_logprobs(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Log-probs of `targets` under softmax(hidden · weightᵀ / temperature), and its entropy in nats, float32 [R] each.
 
-    Logits and their softmax are float32 whatever the model's dtype, as in vLLM (`head_dtype` in actors/vllm_engine.py):
-    a logit of 20 that is rounded to bfloat16 is off by up to 0.06. The gradient of the weight is added up over the chunks
-    in float32, too.
+    Logits and their softmax are float32 whatever the model's dtype, as in vLLM on GPUs (actors/vllm_engine.py): a logit
+    of 20 that is rounded to bfloat16 is off by up to 0.06. The weight's gradient is added up over the chunks in
+    float32, too.
 
     Args:
         hidden: [R, D].

@@ -55,6 +55,7 @@ def run_summary(
         "status": status,
         "seconds": seconds,
         "model": config.model.path,
+        "dtype": config.model.dtype,
         "engine": "vllm",
         "engine_version": engine_version,
         "zero_stage": 3,

@@ -134,7 +134,7 @@ def test_all_broken_rules_are_reported_at_once():
         "objective.advantage='median' must be one of mean, std, leave_one_out",
         "train.group_size=1",
         "train.groups_per_step=3 must be a multiple of train.updates_per_step=2",
-        "model.dtype='float16' must be one of float32, bfloat16",
+        "model.dtype='float16' must be one of auto, float32, bfloat16",
         "data.source='web'",
     ):
         assert sum(line.startswith(start) for line in lines) == 1, start

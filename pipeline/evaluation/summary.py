@@ -109,6 +109,7 @@ def evaluation_summary(
         "status": status,
         "seconds": seconds,
         "model": config.model.path,
+        "dtype": config.model.dtype,
         "engine": "vllm",
         "engine_version": engine_version,
         "data": config.data.path or config.data.source,
