@@ -21,6 +21,7 @@ from pipeline.evaluation.config import EvaluationConfig, check_evaluation, check
 from pipeline.evaluation.results import read_results
 from pipeline.evaluation.summary import evaluation_summary
 from pipeline.report import write_summary
+from pipeline.scoring import check_scorers
 
 
 def main(arguments: list[str]) -> int:
@@ -58,6 +59,7 @@ def check(config: EvaluationConfig) -> None:
     check_data_given(config)
     if config.data.source == "file":
         check_samples(config.data.path)
+    check_scorers(config.scorer.modules)
     check_model(config, config.evaluate.methods)
 
 

@@ -132,7 +132,7 @@ def test_malformed_rows_of_a_table_are_read_with_their_place_and_found_bad(tmp_p
             passage(rows[f"{path}: row 2"])
         with pytest.raises(BadRow, match="not valid Unicode"):
             passage(rows[f"{path}: row 3"])
-        with pytest.raises(DataError, match="'text' has rows without a value"):
+        with pytest.raises(DataError, match=r"row 2 \(from 0\) is malformed: .*UTF8"):
             PassageFile(path)
 
 
