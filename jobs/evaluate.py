@@ -11,6 +11,8 @@ from collections import Counter
 from pathlib import Path
 
 from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
 from jobs.driver import EXIT_STATUS, check_model, check_samples, follow, run_folder, show_help, start_ray, whole_path
 from jobs.progress import JobProgress
@@ -99,10 +101,21 @@ def check_folder(config: EvaluationConfig, folder: Path) -> None:
     """
     before, results = folder / "config.yaml", folder / "results.jsonl"
     if before.exists() and results.exists() and results.stat().st_size:
-        check_same(OmegaConf.to_container(OmegaConf.load(before)), OmegaConf.to_container(OmegaConf.structured(config)))
+        check_same(configuration_of(before), OmegaConf.to_container(OmegaConf.structured(config)))
     elif not before.exists() and folder.exists() and any(folder.iterdir()):
         raise ConfigError(f"the run folder {folder} is not empty and no evaluation; choose another run.name")
     folder.mkdir(parents=True, exist_ok=True)
+
+
+def configuration_of(path: Path) -> dict:
+    """The configuration that an evaluation left in its folder. Raises `ConfigError` if it is none."""
+    try:
+        there = OmegaConf.to_container(OmegaConf.load(path))
+    except (OmegaConfBaseException, YAMLError, OSError, ValueError) as error:
+        raise ConfigError(f"{path} cannot be read: {' '.join(str(error).split())}; choose another run.name") from None
+    if not isinstance(there, dict):
+        raise ConfigError(f"{path} is a list, not a configuration; choose another run.name")
+    return there
 
 
 def compare_runs(folders: list[str]) -> int:

@@ -229,14 +229,13 @@ def load_config(arguments: list[str], schema: type[Schema] = Config) -> Schema:
     """
     if bad := [a for a in arguments if "=" not in a]:
         raise ConfigError(f"arguments are key=value; got {', '.join(map(repr, bad))}")
-    given = {"preset": [], INTERPOLATION: []}
+    config = OmegaConf.structured(schema)
+    given = {name: [] for name in ("preset", INTERPOLATION) if name not in config}  # a schema may have a preset itself
     for argument in arguments:
         key, _, value = argument.partition("=")
         given.get(key, []).append(value)
-    presets = given["preset"]
-    resolve = _interpolation(given[INTERPOLATION])
+    presets, resolve = given.get("preset", []), _interpolation(given[INTERPOLATION])
     overrides = [a for a in arguments if a.partition("=")[0] not in given]
-    config = OmegaConf.structured(schema)
     for preset in presets:
         *bases, (name, layer) = _layers(preset)
         for base_name, base in bases:  # one of another job gives what this one knows: the model, the lengths

@@ -4,7 +4,6 @@ import os
 import tempfile
 from pathlib import Path
 
-os.environ.setdefault("RAY_AUTH_MODE", "token")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("WANDB_MODE", "offline")
@@ -17,6 +16,7 @@ os.environ["PYTHONPATH"] = f"{Path(__file__).parent / 'inject'}{os.pathsep}{Path
 import pytest
 import torch
 
+from jobs.ray_token import require_token
 from pipeline.config import Config, load_config
 
 
@@ -74,6 +74,7 @@ def tiny_config(random_model) -> Config:
 def ray_session():
     import ray
 
+    require_token()
     ray.init(address="local", num_cpus=4, include_dashboard=False, log_to_driver=False)
     yield ray
     ray.shutdown()
