@@ -106,7 +106,8 @@ def load_model_files(model: ModelConfig) -> tuple[object, dict]:
     from pipeline.prompts import load_tokenizer
 
     try:
-        tokenizer, settings = load_tokenizer(model.path, model.trust_remote_code), model_settings(model)
+        settings = model_settings(model)
+        tokenizer = load_tokenizer(model.path, model.trust_remote_code)
     except Exception as error:  # of a malformed file the libraries raise anything
         first = (str(error).splitlines() or [""])[0]
         said = first if isinstance(error, (OSError, ValueError)) else f"{type(error).__name__}: {first}"
@@ -149,6 +150,12 @@ def check_samples(path: str) -> None:
 def whole_path(path: str) -> str:
     """A local path as it is found from anywhere; what is none (a Hugging Face name, a URI) as it is."""
     return str(Path(path).resolve()) if path and "://" not in path and Path(path).exists() else path
+
+
+def whole_data_paths(data: object) -> None:
+    """Make the local paths of a section `data` whole: the actors may stand elsewhere."""
+    data.path = whole_path(data.path)
+    data.passage_folders = [whole_path(folder) for folder in data.passage_folders]
 
 
 def follow(actor, show: Callable[[str], None] = lambda line: print(line, flush=True)) -> dict | str:

@@ -14,7 +14,17 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from jobs.driver import EXIT_STATUS, check_model, check_samples, follow, run_folder, show_help, start_ray, whole_path
+from jobs.driver import (
+    EXIT_STATUS,
+    check_model,
+    check_samples,
+    follow,
+    run_folder,
+    show_help,
+    start_ray,
+    whole_data_paths,
+    whole_path,
+)
 from jobs.progress import JobProgress
 from pipeline.config import ConfigError, config_yaml, load_config, save_config
 from pipeline.config_rules import check_data_given
@@ -77,7 +87,8 @@ def evaluate(config: EvaluationConfig) -> tuple[dict, Path]:
     from actors.evaluator import Evaluator
 
     # The actors may stand elsewhere.
-    config.model.path, config.data.path = whole_path(config.model.path), whole_path(config.data.path)
+    config.model.path = whole_path(config.model.path)
+    whole_data_paths(config.data)
     folder = run_folder(config, in_job=start_ray())
     check_folder(config, folder)
     save_config(config, folder / "config.yaml")

@@ -204,7 +204,9 @@ async def follow(client: "JobSubmissionClient", job: str, on_line: Callable[[str
 def whole_paths(config: Config, working_dir: Path) -> list[str]:
     """Settings that name files and folders of this machine by their whole path: the job runs in a copy elsewhere."""
     paths = {key: working_dir / attrgetter(key)(config) for key in PATH_KEYS if attrgetter(key)(config)}
-    return [f"{key}={path.resolve()}" for key, path in paths.items() if path.exists()]
+    given = [f"{key}={path.resolve()}" for key, path in paths.items() if path.exists()]
+    folders = [f if "://" in f else str((working_dir / f).resolve()) for f in config.data.passage_folders]
+    return given + [f"data.passage_folders={json.dumps(folders)}"] * bool(folders)
 
 
 def report(run: Path) -> str | None:

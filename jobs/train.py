@@ -20,6 +20,7 @@ from jobs.driver import (
     run_folder,
     show_help,
     start_ray,
+    whole_data_paths,
     whole_path,
 )
 from jobs.evaluate import check as check_evaluation_job
@@ -95,7 +96,7 @@ def architecture(config: Config) -> Architecture | None:
     """The sizes of the model, for the plan; without a network, those of the presets' models are known here too."""
     known = replace(config.model, path=str(CONFIGS / "models" / Path(config.model.path).name))
     for model in (config.model, known) if Path(config.model.path).exists() else (known, config.model):
-        with contextlib.suppress(OSError, ValueError, KeyError, AttributeError):
+        with contextlib.suppress(Exception):  # transformers raises anything of a malformed file, which check_model says
             return architecture_of(model_settings(model)) or built_architecture(model_config(model))
     return None
 
@@ -107,7 +108,8 @@ def train(config: Config) -> int:
     from actors.coordinator import Coordinator
 
     # The actors may stand elsewhere.
-    config.model.path, config.data.path = whole_path(config.model.path), whole_path(config.data.path)
+    config.model.path = whole_path(config.model.path)
+    whole_data_paths(config.data)
     try:
         folder = run_folder(config, in_job=start_ray())
         coordinator = running_coordinator(config, folder)

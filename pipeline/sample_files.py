@@ -98,7 +98,7 @@ class SampleFiles:
 class _Unreadable(BadRow):
     """A row that cannot be handed over as it came; `begins` is what can be shown of it."""
 
-    def __init__(self, message: str, row_id: str, begins: str = ""):
+    def __init__(self, message: str, row_id: str = "", begins: str = ""):
         super().__init__(message)
         self.row_id, self.begins = row_id, begins
 

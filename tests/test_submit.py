@@ -232,6 +232,9 @@ def test_files_are_given_by_their_whole_path(tmp_path):
     (tmp_path / "questions.json").touch()
     config = load_config(["preset=tiny", "model.path=some/name", "data.path=questions.json"])
     assert whole_paths(config, tmp_path) == [f"data.path={tmp_path / 'questions.json'}"]
+    arguments = ["preset=tiny", "model.path=some/name", "data.passage_folders=[shared, s3://bucket/x]"]
+    (folders,) = whole_paths(load_config(arguments), tmp_path)
+    assert load_config(["preset=tiny", folders]).data.passage_folders == [f"{tmp_path}/shared", "s3://bucket/x"]
 
 
 def test_which_clusters_are_on_this_machine():
