@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from jobs.noise import hush_workers
-from jobs.ray_token import ClusterError, check_listener, private_folder, require_token
+from jobs.ray_token import ClusterError, check_listener, own_cluster, private_folder, require_token
 from pipeline.agents import load_agent
 from pipeline.config import ConfigError, GenerationConfig, ModelConfig, defaults_yaml
 from pipeline.config_rules import check_window
@@ -53,7 +53,6 @@ def start_ray() -> bool:
             print(f"· {f'joining the Ray cluster at {address}' if address else 'starting Ray'}", flush=True)
             require_token()
             if address:
-                check_listener(address)
                 ray.init(address, logging_level="WARNING")
             else:
                 ray.init("local", _temp_dir=str(private_folder() / "ray"), logging_level="WARNING")
@@ -64,18 +63,25 @@ def start_ray() -> bool:
 
 
 def cluster_to_join() -> str:
-    """The address of the cluster that RAY_ADDRESS names, or of the one that this user has started on this machine by
-    `ray start`; empty if a cluster of its own is to be started."""
-    named = os.environ.get("RAY_ADDRESS", "")
-    if named not in ("", "auto"):
-        return "" if named == "local" else named
-    from ray._private.utils import get_ray_address_file, read_ray_address
+    """The address of the cluster that RAY_ADDRESS names, or that this user runs on this machine; empty if a cluster of
+    its own is to be started.
 
-    found = Path(get_ray_address_file(None))
-    # Its folder is one that every user of the machine may have made, and written what they like into it.
-    if found.is_file() and found.stat().st_uid == os.getuid():
-        return read_ray_address()
-    return ""
+    Raises:
+        ClusterError: the one that is named cannot be used.
+    """
+    named = os.environ.get("RAY_ADDRESS", "")
+    if named == "local":
+        return ""
+    address = own_cluster() if named in ("", "auto") else named
+    try:
+        if not address and named:
+            raise ClusterError(f"RAY_ADDRESS={named}, and no cluster of yours runs on this machine")
+        check_listener(address)
+    except ClusterError:
+        if named:
+            raise
+        return ""  # what the last `ray start` has left
+    return address
 
 
 def check_model(config: GenerationConfig, methods: Sequence[str]) -> None:

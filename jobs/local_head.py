@@ -15,7 +15,7 @@ from pathlib import Path
 from ray.exceptions import AuthenticationError
 from ray.job_submission import JobSubmissionClient
 
-from jobs.ray_token import ClusterError, check_listener, listeners
+from jobs.ray_token import ClusterError, check_listener, listeners, own_cluster
 
 DASHBOARD_PORT = 8265
 START_TIMEOUT_S = 120.0
@@ -34,7 +34,7 @@ def find_cluster(dashboard_port: int = DASHBOARD_PORT) -> JobSubmissionClient | 
     if not named and not listeners(dashboard_port):
         return None
     try:
-        check_listener(named or here)
+        check_listener(own_cluster() if named == "auto" else named or here)
         return JobSubmissionClient(None if named else here)
     except ClusterError as error:
         if named:

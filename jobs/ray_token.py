@@ -89,6 +89,15 @@ def check_listener(address: str) -> None:
         raise ClusterError(f"who listens at {address} is the user {names}, and is not sent your Ray token")
 
 
+def own_cluster() -> str:
+    """The address of the cluster that this user has started on this machine by `ray start`; empty if there is none."""
+    from ray._private.utils import get_ray_address_file, read_ray_address
+
+    file = Path(get_ray_address_file(None))
+    # Its folder is one that any user of the machine may have made and may write into.
+    return read_ray_address() or "" if file.is_file() and file.stat().st_uid == os.getuid() else ""
+
+
 def listeners(port: int) -> set[int]:
     """The users (uids) whose sockets listen at a TCP port of this machine."""
     found = set()
@@ -117,7 +126,7 @@ def private_folder() -> Path:
     Raises:
         ClusterError: a folder of this name is another user's.
     """
-    folder = Path(tempfile.gettempdir()) / f"palimpsest-{os.getuid()}"
+    folder = Path(os.environ.get("RAY_TMPDIR") or tempfile.gettempdir()) / f"palimpsest-{os.getuid()}"
     folder.mkdir(mode=0o700, exist_ok=True)
     state = folder.lstat()
     if not stat.S_ISDIR(state.st_mode) or state.st_uid != os.getuid():

@@ -4,6 +4,7 @@ an error before anything starts. No input is a traceback, a dead process, or cod
 One line of a table is one bad input. No test here starts Ray.
 """
 
+import contextlib
 import importlib
 import json
 import os
@@ -640,8 +641,47 @@ def test_another_users_dashboard_is_not_asked(monkeypatch, capsys):
             jobs.local_head.find_cluster()
 
 
+@pytest.mark.parametrize(
+    ("named", "file", "joined"),
+    [
+        ("", None, ""),
+        ("", "127.0.0.1:{free}", ""),  # left by a cluster that is gone
+        ("", "127.0.0.1:{taken}", "127.0.0.1:{taken}"),
+        ("auto", "127.0.0.1:{taken}", "127.0.0.1:{taken}"),
+        ("auto", None, "RAY_ADDRESS=auto, and no cluster of yours runs"),
+        ("local", "127.0.0.1:{taken}", ""),
+        ("127.0.0.1:{taken}", None, "127.0.0.1:{taken}"),
+        ("127.0.0.1:{free}", None, "nothing listens at"),
+        ("198.51.100.1:6379", None, "198.51.100.1:6379"),
+    ],
+)
+def test_the_cluster_to_join(named, file, joined, tmp_path, monkeypatch):
+    import socket
+
+    from jobs.driver import cluster_to_join
+
+    with socket.create_server(("127.0.0.1", 0)) as server, socket.socket() as other:
+        other.bind(("127.0.0.1", 0))  # and does not listen
+        ports = {"taken": server.getsockname()[1], "free": other.getsockname()[1]}
+        if file:
+            (tmp_path / "current").write_text(file.format(**ports))
+        monkeypatch.setattr("ray._private.utils.get_ray_address_file", lambda _: str(tmp_path / "current"))
+        monkeypatch.setenv("RAY_ADDRESS", named.format(**ports))
+        try:
+            assert cluster_to_join() == joined.format(**ports)
+        except ClusterError as error:
+            assert joined in str(error) and joined
+        if file == "127.0.0.1:{taken}" and named != "local":  # written by another user
+            (tmp_path / "current").chmod(0o644)
+            uid = os.getuid()
+            monkeypatch.setattr("os.getuid", lambda: uid + 1)
+            with pytest.raises(ClusterError) if named else contextlib.nullcontext():
+                assert cluster_to_join() == ""
+
+
 def test_temporary_files_are_in_a_folder_of_ones_own(tmp_path, monkeypatch):
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    monkeypatch.delenv("RAY_TMPDIR", raising=False)
     folder = private_folder()
     assert folder.parent == tmp_path and mode_of(folder) == 0o700
     folder.chmod(0o777)
