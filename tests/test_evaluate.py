@@ -6,7 +6,7 @@ import itertools
 import json
 import signal
 from collections import Counter
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -478,3 +478,30 @@ def test_the_filter_drops_what_is_answered_without_the_document(run, data, tmp_p
     answers = [json.loads(line) for line in (filtered / "evaluation/results.jsonl").read_text().splitlines()]
     assert Counter(row["id"] for row in answers) == {row["id"]: 2 for row in rows}
     assert {row["method"] for row in answers} == {"closed_book"}
+
+
+def test_passage_files_of_filtered_samples_are_beside_them(tmp_path, monkeypatch):
+    from jobs.filter import seen_from
+    from pipeline.problems import Problem
+
+    files = [tmp_path / name / "passages.arrow" for name in ("a", "b")]
+    for file in files:
+        file.parent.mkdir()
+        file.write_text(file.parent.name)
+    output = tmp_path / "out"
+    output.mkdir()
+    problems = [Problem(f"{i}", "?", ("a",), passages=(0,), passage_file=str(files[i % 2])) for i in range(4)]
+    problems += [Problem("by value", "?", ("a",), "text"), replace(problems[0], passage_file="s3://bucket/p.arrow")]
+    names = ["passages.arrow", "2-passages.arrow"] * 2 + ["", "s3://bucket/p.arrow"]
+    for _ in range(2):  # taken up, it finds its links
+        assert [problem.passage_file for problem in seen_from(output, problems)] == names
+    assert [(output / name).read_text() for name in names[:2]] == ["a", "b"]
+    assert sorted(path.name for path in output.iterdir()) == sorted(names[:2])
+    # In the very folder of the samples, and where the file system allows no links.
+    assert [problem.passage_file for problem in seen_from(files[0].parent, problems[:1])] == ["passages.arrow"]
+    monkeypatch.setattr("os.link", lambda *_: (_ for _ in ()).throw(OSError))
+    other = tmp_path / "other"
+    other.mkdir()
+    for _ in range(2):
+        assert [problem.passage_file for problem in seen_from(other, problems[:2])] == names[:2]
+    assert not (other / names[0]).samefile(files[0]) and (other / names[0]).read_text() == "a"
