@@ -13,11 +13,11 @@ INSTEAD = (
 )
 STRUCK_OUT = "***"
 IN_URI = r"[^\s\"'\\<>]"
-URI = re.compile(rf"[a-z][a-z0-9+.-]*://{IN_URI}*", re.IGNORECASE)
+URI = re.compile(rf"[a-z][a-z0-9+.-]{{0,30}}://{IN_URI}*", re.IGNORECASE)
 # user:password@, also without a user. A password may hold slashes; host:port/path@revision is none.
-PASSWORD = re.compile(r"(?<=://)(?![^/:@]*:\d+/)[^/:@]*:[^@]+(?=@)")
+PASSWORD = re.compile(r"\A([^:]*://)(?![^/:@]*:\d+/)[^/:@]*:[^@]+(?=@)")
 # A user alone is a token where there are no users. (abfs has a container there, hdfs a user, gs "anonymous".)
-TOKEN = re.compile(r"(?<=://)[^/:@]+(?=@)")
+TOKEN = re.compile(r"\A([^:]*://)[^/:@]+(?=@)")
 TOKEN_SCHEMES = ("http://", "https://", "s3://")
 NAMES = "signature|sig|token|secret|password|passwd|credential|auth|key|keyid"
 QUERY = re.compile(rf"(?<=[?&#;])([\w.-]*(?:{NAMES})=)[^&#;]+", re.IGNORECASE)
@@ -34,7 +34,7 @@ def without_credentials(text: str) -> str:
 
 
 def _struck(uri: str) -> str:
-    uri = PASSWORD.sub(STRUCK_OUT, uri)
+    uri = PASSWORD.sub(rf"\1{STRUCK_OUT}", uri)
     if uri.lower().startswith(TOKEN_SCHEMES):
-        uri = TOKEN.sub(STRUCK_OUT, uri)
+        uri = TOKEN.sub(rf"\1{STRUCK_OUT}", uri)
     return QUERY.sub(rf"\1{STRUCK_OUT}", uri)

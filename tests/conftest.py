@@ -19,6 +19,8 @@ import torch
 from jobs.ray_token import require_token
 from pipeline.config import Config, load_config
 
+require_token()
+
 
 def make_random_model(folder: Path, seed: int, **sizes: int) -> Path:
     """A model of the tiny architecture with random weights, large enough to make its tokens differ."""
@@ -74,7 +76,6 @@ def tiny_config(random_model) -> Config:
 def ray_session():
     import ray
 
-    require_token()
     ray.init(address="local", num_cpus=4, include_dashboard=False, log_to_driver=False)
     yield ray
     ray.shutdown()
