@@ -18,14 +18,12 @@ train: setup
 	@.venv/bin/python -m jobs.submit $(if $(findstring preset=,$(ARGS)),,preset=tiny) $(ARGS)
 
 test: setup
-	@.venv/bin/ray get-auth-token --generate >/dev/null
 	@OMP_NUM_THREADS=1 .venv/bin/python -m pytest $(ARGS)
 
 prepare evaluate figures warmstart: setup
 	@.venv/bin/python -m jobs.$@ $(ARGS)
 
 chaos: setup
-	@.venv/bin/ray get-auth-token --generate >/dev/null
 	@.venv/bin/python -m tests.chaos --write $(ARGS)
 
 setup:

@@ -103,7 +103,7 @@ class Evaluator(JobActor):
 
     def _read(self) -> None:
         """Read the questions, and the answers that are there already."""
-        self.source = open_source(self.config.data)
+        self.source = open_source(self.config)
         self.quarantine.path.unlink(missing_ok=True)  # an evaluation that is taken up finds the same rows again
         questions = read_questions(self.source, self.config, self.quarantine)
         self.results, rows = open_results(self.folder / "results.jsonl")
@@ -239,7 +239,7 @@ class Evaluator(JobActor):
         """The score of the problem's task, or 0 and why there is none."""
         if problem.task in SCORERS:
             return reward(problem.task, answer, problem.answers), None
-        scoring = score_apart.remote(problem.task, answer, problem.answers)
+        scoring = score_apart.remote(problem.task, answer, problem.answers, self.config.scorer.modules)
         try:
             async with asyncio.timeout(SCORER_LIMIT_S):
                 return await scoring, None
@@ -286,9 +286,9 @@ class Evaluator(JobActor):
 
 
 @ray.remote(num_cpus=0, max_retries=0)
-def score_apart(task: str, answer: str, answers: tuple[str, ...]) -> float:
+def score_apart(task: str, answer: str, answers: tuple[str, ...], modules: dict[str, str]) -> float:
     """A user's scorer in a process of its own, which can be ended if it hangs."""
-    return reward(task, answer, answers)
+    return reward(task, answer, answers, modules)
 
 
 class Room:

@@ -1,5 +1,7 @@
 """A scorer: rewards and advantages of whole groups, by the scorer that the problem's task names."""
 
+from collections.abc import Mapping
+
 import numpy as np
 import ray
 
@@ -7,13 +9,18 @@ from pipeline.advantages import group_advantages
 from pipeline.config import ObjectiveConfig
 from pipeline.episodes import EpisodeGroup, GroupRecord, group_record
 from pipeline.overlong import overlong_punishments
-from pipeline.scoring import reward
+from pipeline.scoring import NO_MODULES, reward
 
 
 @ray.remote
 class Scorer:
-    def __init__(self, objective: ObjectiveConfig):
-        self.objective = objective
+    """Args:
+    objective: how rewards become advantages.
+    modules: scorer.modules of the configuration.
+    """
+
+    def __init__(self, objective: ObjectiveConfig, modules: Mapping[str, str] = NO_MODULES):
+        self.objective, self.modules = objective, modules
 
     def ready(self) -> None:
         """Returns once this process is up."""
@@ -27,7 +34,7 @@ class Scorer:
             BadReward: the scorer returned NaN, infinity or no number.
             Exception: whatever the task's scorer raises.
         """
-        rewards = np.array([reward(task, answer, answers) for answer in group.answers], np.float32)
+        rewards = np.array([reward(task, answer, answers, self.modules) for answer in group.answers], np.float32)
         punishments = overlong_punishments(group, self.objective.overlong_share)
         advantages = group_advantages(rewards + self.objective.overlong_penalty * punishments, self.objective.advantage)
         return group_record(group_id, task, generator, group, seconds, rewards, punishments, advantages)

@@ -24,7 +24,7 @@ class ScorerPool(Pool):
         self._waiting: asyncio.Queue[tuple[tuple, asyncio.Future]] = asyncio.Queue()
 
     def make(self, number: int):
-        return Scorer.options(num_cpus=self.config.num_cpus).remote(self.objective)
+        return Scorer.options(num_cpus=self.config.num_cpus).remote(self.objective, self.config.modules)
 
     async def serve(self, name: str, actor) -> str:
         await actor.ready.remote()

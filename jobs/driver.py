@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from jobs.noise import hush_workers
+from jobs.ray_token import ClusterError, check_listener, own_cluster, private_folder, require_token
 from pipeline.agents import load_agent
 from pipeline.config import ConfigError, GenerationConfig, ModelConfig, defaults_yaml
 from pipeline.config_rules import check_window
@@ -15,8 +16,6 @@ from pipeline.files import exists
 from pipeline.plan import FAMILIES
 from pipeline.problems import DataError
 from pipeline.sample_files import sample_files
-
-os.environ.setdefault("RAY_AUTH_MODE", "token")  # Ray reads it once, when it is imported
 
 LINE_WAIT_S = 2.0
 EXIT_STATUS = {"completed": 0, "interrupted": 130}
@@ -40,16 +39,49 @@ def run_folder(config: GenerationConfig, in_job: bool) -> Path:
 
 
 def start_ray() -> bool:
-    """Join the cluster that RAY_ADDRESS names, else start one, once; return whether this is a Ray job."""
+    """Join the cluster that RAY_ADDRESS names or that runs on this machine, else start one, once; return whether this
+    is a Ray job.
+
+    Raises:
+        ConfigError: the token or the cluster cannot be used; the message says why.
+    """
     import ray
 
     if not ray.is_initialized():
-        where = os.environ.get("RAY_ADDRESS", "")
-        alone = {"local": "starting Ray", "": "starting Ray, or joining the one that runs on this machine"}
-        print(f"· {alone.get(where, f'joining the Ray cluster at {where}')}", flush=True)
-        ray.init(logging_level="WARNING")
+        try:
+            address = cluster_to_join()
+            print(f"· {f'joining the Ray cluster at {address}' if address else 'starting Ray'}", flush=True)
+            require_token()
+            if address:
+                ray.init(address, logging_level="WARNING")
+            else:
+                ray.init("local", _temp_dir=str(private_folder() / "ray"), logging_level="WARNING")
+        except ClusterError as error:
+            raise ConfigError(f"no Ray cluster: {error}") from None
         hush_workers()
     return bool(ray.get_runtime_context().runtime_env.get("working_dir"))
+
+
+def cluster_to_join() -> str:
+    """The address of the cluster that RAY_ADDRESS names, or that this user runs on this machine; empty if a cluster of
+    its own is to be started.
+
+    Raises:
+        ClusterError: the one that is named cannot be used.
+    """
+    named = os.environ.get("RAY_ADDRESS", "")
+    if named == "local":
+        return ""
+    address = own_cluster() if named in ("", "auto") else named
+    try:
+        if not address and named:
+            raise ClusterError(f"RAY_ADDRESS={named}, and no cluster of yours runs on this machine")
+        check_listener(address)
+    except ClusterError:
+        if named:
+            raise
+        return ""  # what the last `ray start` has left
+    return address
 
 
 def check_model(config: GenerationConfig, methods: Sequence[str]) -> None:
@@ -80,16 +112,25 @@ def load_model_files(model: ModelConfig) -> tuple[object, dict]:
     from pipeline.prompts import load_tokenizer
 
     try:
-        return load_tokenizer(model.path, model.trust_remote_code), model_settings(model)
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"model.path={model.path}: {str(error).splitlines()[0]}") from None
+        settings = model_settings(model)
+        tokenizer = load_tokenizer(model.path, model.trust_remote_code)
+    except Exception as error:  # of a malformed file the libraries raise anything
+        first = (str(error).splitlines() or [""])[0]
+        said = first if isinstance(error, (OSError, ValueError)) else f"{type(error).__name__}: {first}"
+        raise ConfigError(f"model.path={model.path}: {said}") from None
+    positions = settings.get("max_position_embeddings")
+    if positions is not None and (type(positions) is not int or positions < 1):
+        raise ConfigError(f"model.path={model.path}: config.json has max_position_embeddings={positions!r}")
+    return tokenizer, settings
 
 
 def model_settings(model: ModelConfig) -> dict:
     """The content of a model's config.json. Raises OSError or ValueError if there is none."""
     file = Path(model.path) / "config.json"
     settings = json.loads(file.read_bytes()) if file.exists() else {}
-    if isinstance(settings, dict) and settings.get("model_type") in FAMILIES and "max_position_embeddings" in settings:
+    if not isinstance(settings, dict):
+        raise ValueError(f"config.json is a {type(settings).__name__}, not an object")
+    if settings.get("model_type") in FAMILIES and "max_position_embeddings" in settings:
         return settings
     read = model_config(model)  # which knows other names and every default, and takes seconds to import
     return read.to_dict() | {"max_position_embeddings": getattr(read, "max_position_embeddings", None)}
@@ -115,6 +156,12 @@ def check_samples(path: str) -> None:
 def whole_path(path: str) -> str:
     """A local path as it is found from anywhere; what is none (a Hugging Face name, a URI) as it is."""
     return str(Path(path).resolve()) if path and "://" not in path and Path(path).exists() else path
+
+
+def whole_data_paths(data: object) -> None:
+    """Make the local paths of a section `data` whole: the actors may stand elsewhere."""
+    data.path = whole_path(data.path)
+    data.passage_folders = [whole_path(folder) for folder in data.passage_folders]
 
 
 def follow(actor, show: Callable[[str], None] = lambda line: print(line, flush=True)) -> dict | str:

@@ -11,8 +11,20 @@ from collections import Counter
 from pathlib import Path
 
 from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
-from jobs.driver import EXIT_STATUS, check_model, check_samples, follow, run_folder, show_help, start_ray, whole_path
+from jobs.driver import (
+    EXIT_STATUS,
+    check_model,
+    check_samples,
+    follow,
+    run_folder,
+    show_help,
+    start_ray,
+    whole_data_paths,
+    whole_path,
+)
 from jobs.progress import JobProgress
 from pipeline.config import ConfigError, config_yaml, load_config, save_config
 from pipeline.config_rules import check_data_given
@@ -21,6 +33,7 @@ from pipeline.evaluation.config import EvaluationConfig, check_evaluation, check
 from pipeline.evaluation.results import read_results
 from pipeline.evaluation.summary import evaluation_summary
 from pipeline.report import write_summary
+from pipeline.scoring import check_scorers
 
 
 def main(arguments: list[str]) -> int:
@@ -58,6 +71,7 @@ def check(config: EvaluationConfig) -> None:
     check_data_given(config)
     if config.data.source == "file":
         check_samples(config.data.path)
+    check_scorers(config.scorer.modules)
     check_model(config, config.evaluate.methods)
 
 
@@ -73,7 +87,8 @@ def evaluate(config: EvaluationConfig) -> tuple[dict, Path]:
     from actors.evaluator import Evaluator
 
     # The actors may stand elsewhere.
-    config.model.path, config.data.path = whole_path(config.model.path), whole_path(config.data.path)
+    config.model.path = whole_path(config.model.path)
+    whole_data_paths(config.data)
     folder = run_folder(config, in_job=start_ray())
     check_folder(config, folder)
     save_config(config, folder / "config.yaml")
@@ -97,10 +112,21 @@ def check_folder(config: EvaluationConfig, folder: Path) -> None:
     """
     before, results = folder / "config.yaml", folder / "results.jsonl"
     if before.exists() and results.exists() and results.stat().st_size:
-        check_same(OmegaConf.to_container(OmegaConf.load(before)), OmegaConf.to_container(OmegaConf.structured(config)))
+        check_same(configuration_of(before), OmegaConf.to_container(OmegaConf.structured(config)))
     elif not before.exists() and folder.exists() and any(folder.iterdir()):
         raise ConfigError(f"the run folder {folder} is not empty and no evaluation; choose another run.name")
     folder.mkdir(parents=True, exist_ok=True)
+
+
+def configuration_of(path: Path) -> dict:
+    """The configuration that an evaluation left in its folder. Raises `ConfigError` if it is none."""
+    try:
+        there = OmegaConf.to_container(OmegaConf.load(path))
+    except (OmegaConfBaseException, YAMLError, OSError, ValueError) as error:
+        raise ConfigError(f"{path} cannot be read: {' '.join(str(error).split())}; choose another run.name") from None
+    if not isinstance(there, dict):
+        raise ConfigError(f"{path} is a list, not a configuration; choose another run.name")
+    return there
 
 
 def compare_runs(folders: list[str]) -> int:

@@ -4,8 +4,10 @@ They teach nothing about reading. The questions are asked through the evaluation
 so an interrupted filter is taken up by the same command.
 """
 
+import itertools
 import json
 import os
+import shutil
 from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
@@ -19,7 +21,7 @@ from pipeline.config import ConfigError, load_config
 from pipeline.evaluation.config import EvaluationConfig
 from pipeline.evaluation.questions import open_source, read_questions
 from pipeline.evaluation.results import read_results
-from pipeline.files import is_local
+from pipeline.files import file_state, is_local, local_path
 from pipeline.problems import Problem, Quarantine, write_problem_file
 from pipeline.scoring import reward
 
@@ -63,9 +65,9 @@ def split(config: FilterConfig, evaluation: Path) -> dict:
         key = (row["set"], row["length"], row["id"])
         best[key] = max(best[key], row["score"])
         if row["cut"]:  # wrong in an evaluation, but who goes on after the right answer knew it
-            best[key] = max(best[key], reward(row["task"], row["answer"], tuple(row["answers"])))
+            best[key] = max(best[key], reward(row["task"], row["answer"], tuple(row["answers"]), config.scorer.modules))
         failed |= {key} if row["error"] else set()
-    source = open_source(config.data)
+    source = open_source(config)
     quarantine = Quarantine(Path(os.devnull), max_share=1.0)  # counted and written by the evaluation
     questions = read_questions(source, config, quarantine)
     right = [best[q.set, q.length, q.id] >= 1 for q in questions]
@@ -88,8 +90,31 @@ def split(config: FilterConfig, evaluation: Path) -> dict:
 
 
 def seen_from(folder: Path, problems: Iterable[Problem]) -> Iterable[Problem]:
-    """The problems with their passage file named as a sample file in `folder` has to name it."""
+    """The problems with their passage files in `folder`, where those of a sample file in it have to be."""
+    names: dict[str, str] = {}  # in the folder, by path
     for problem in problems:
-        if problem.passage_file and is_local(problem.passage_file):
-            problem = replace(problem, passage_file=os.path.relpath(problem.passage_file, folder))
+        file = problem.passage_file
+        if file and is_local(file) and local_path(file).exists():
+            if file not in names:
+                names[file] = _link(local_path(file).resolve(), folder, set(names.values()))
+            problem = replace(problem, passage_file=names[file])
         yield problem
+
+
+def _link(file: Path, folder: Path, taken: set[str]) -> str:
+    """Make a link of its own to a file in a folder, or a copy where the file system allows none; return its name."""
+    for name in itertools.chain([file.name], (f"{number}-{file.name}" for number in itertools.count(2))):
+        there = folder / name
+        if name in taken or there.exists() and not _same(file, there):
+            continue
+        if not there.exists():
+            try:
+                os.link(file, there)
+            except OSError:
+                shutil.copy2(file, there)
+        return name
+
+
+def _same(file: Path, other: Path) -> bool:
+    """Whether they are one file, or one is a copy of the other that was made here."""
+    return file.samefile(other) or file_state(file) == file_state(other)

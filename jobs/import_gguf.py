@@ -50,7 +50,11 @@ def import_gguf(gguf: Path, output: Path) -> int:
             raise CannotImport(f"{gguf} is not a GGUF file")
     if output.exists() and not (output.is_dir() and not any(output.iterdir())):
         raise CannotImport(f"{output} is there already; remove it or choose another output")
-    model = _plain_model(gguf)
+    try:
+        model = _plain_model(gguf)
+    except Exception as error:  # of a malformed file the libraries raise anything
+        first = (str(error).splitlines() or [""])[0]
+        raise CannotImport(f"{gguf} cannot be read as a model: {type(error).__name__}: {first}") from None
     # Renamed when complete, so that a folder of this name is never half a model.
     partial = output.with_name(f"{output.name}.partial")
     model.save_pretrained(partial)
@@ -92,6 +96,8 @@ def main(arguments: list[str]) -> None:
     values = dict(argument.partition("=")[::2] for argument in arguments)
     if "output" not in values or not values.keys() <= {"output", "gguf"} or not all(values.values()):
         raise SystemExit("usage: python -m jobs.import_gguf output=<folder> [gguf=<file>]")
+    if any("://" in value for value in values.values()):
+        raise SystemExit("error: output and gguf are local paths")
     try:
         gguf = Path(values["gguf"]) if "gguf" in values else packaged_gguf()
         parameters = import_gguf(gguf, Path(values["output"]))

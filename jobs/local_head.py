@@ -15,30 +15,12 @@ from pathlib import Path
 from ray.exceptions import AuthenticationError
 from ray.job_submission import JobSubmissionClient
 
+from jobs.ray_token import ClusterError, check_listener, listeners, own_cluster
+
 DASHBOARD_PORT = 8265
 START_TIMEOUT_S = 120.0
 # Ray's command-line tools of this very interpreter, whether or not its environment is activated.
 RAY = str(Path(sys.executable).parent / "ray")
-
-
-class ClusterError(RuntimeError):
-    """There is no Ray cluster to submit to. The message says why and what to do."""
-
-
-def require_token() -> None:
-    """Make an authentication token if Ray asks for one (RAY_AUTH_MODE=token) and there is none."""
-    if os.environ.get("RAY_AUTH_MODE") == "token" and not _has_token():
-        made = subprocess.run([RAY, "get-auth-token", "--generate"], capture_output=True, text=True)
-        if made.returncode != 0:
-            raise ClusterError(f"no Ray authentication token, and none could be made: {made.stderr.strip()}")
-
-
-def _has_token() -> bool:
-    """Where Ray looks first; its own command, which looks everywhere, takes a second."""
-    if os.environ.get("RAY_AUTH_TOKEN"):
-        return True
-    path = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token")
-    return path.is_file() and path.stat().st_size > 0
 
 
 def find_cluster(dashboard_port: int = DASHBOARD_PORT) -> JobSubmissionClient | None:
@@ -48,8 +30,17 @@ def find_cluster(dashboard_port: int = DASHBOARD_PORT) -> JobSubmissionClient | 
         ClusterError: the environment names a cluster that cannot be used.
     """
     named = os.environ.get("RAY_API_SERVER_ADDRESS") or os.environ.get("RAY_ADDRESS")
+    here = f"http://127.0.0.1:{dashboard_port}"
+    if not named and not listeners(dashboard_port):
+        return None
     try:
-        return JobSubmissionClient(None if named else f"http://127.0.0.1:{dashboard_port}")
+        check_listener(own_cluster() if named == "auto" else named or here)
+        return JobSubmissionClient(None if named else here)
+    except ClusterError as error:
+        if named:
+            raise
+        print(f"· {error}", flush=True)
+        return None
     except (AuthenticationError, OSError, RuntimeError, ValueError) as error:
         if named:
             raise ClusterError(f"the Ray cluster at {named} cannot be used: {error}") from error
@@ -66,10 +57,10 @@ def local_head(dashboard_port: int = DASHBOARD_PORT, num_cpus: int | None = None
     Raises:
         ClusterError: the head did not come up; with the end of its log.
     """
-    folder = Path(tempfile.mkdtemp(prefix="ray-"))
+    folder = Path(tempfile.mkdtemp(prefix="ray-"))  # 0700; Ray opens its own folder, the one within, to everybody
     log = folder / "head.log"
     port = free_port(dashboard_port)
-    command = [RAY, "start", "--head", "--block", "--disable-usage-stats", f"--temp-dir={folder}"]
+    command = [RAY, "start", "--head", "--block", "--disable-usage-stats", f"--temp-dir={folder}/ray"]
     command += [f"--port={free_port(6379)}", f"--dashboard-port={port}", f"--ray-client-server-port={free_port(10001)}"]
     command += [f"--dashboard-agent-listen-port={free_port(52365)}"]
     command += [f"--num-cpus={num_cpus}"] if num_cpus else []
@@ -127,7 +118,8 @@ def free_port(wanted: int) -> int:
 def _wait_for_dashboard(head: subprocess.Popen, address: str, log: Path) -> JobSubmissionClient:
     deadline = time.monotonic() + START_TIMEOUT_S
     while time.monotonic() < deadline and head.poll() is None:
-        with contextlib.suppress(OSError, RuntimeError):
+        with contextlib.suppress(OSError, RuntimeError):  # a ClusterError is one: nothing listens yet
+            check_listener(address)
             return JobSubmissionClient(address)
         time.sleep(0.1)
     why = "did not answer in time" if head.returncode is None else f"ended with status {head.returncode}"

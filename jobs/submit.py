@@ -10,10 +10,8 @@ import asyncio
 import contextlib
 import json
 import logging
-import os
 import shlex
 import signal
-import socket
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -24,13 +22,13 @@ from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from jobs.progress import JobProgress
+from jobs.ray_token import ClusterError, is_this_machine, require_token
 from pipeline.config import Config, ConfigError, load_config
 from pipeline.config_rules import check_config, check_data_given
 
 if TYPE_CHECKING:
     from ray.job_submission import JobSubmissionClient
 
-os.environ.setdefault("RAY_AUTH_MODE", "token")  # Ray reads it once, when it is imported
 TRAIN = ("python", "-m", "jobs.train")
 # Ray kills a stopped job after three seconds unless told otherwise; saving a checkpoint takes longer. The job's
 # supervisor reads this from the job's own runtime environment, so it holds on any cluster.
@@ -55,9 +53,6 @@ def main(arguments: list[str]) -> int:
     except ConfigError as error:
         print(error, file=sys.stderr)
         return 2
-    # Imported late, as is all of Ray here: what is wrong with the arguments shows before that second.
-    from jobs.local_head import ClusterError, require_token
-
     try:
         require_token()
         return submit(arguments)
@@ -93,6 +88,7 @@ def submit(
         ConnectionError: the cluster went away.
         KeyboardInterrupt: interrupted before the job was there, or a second time while it was ending.
     """
+    # Imported late, as is all of Ray here: what is wrong with the arguments shows before that second.
     from ray.job_submission import JobStatus
 
     from jobs.local_head import DASHBOARD_PORT, find_cluster, local_head
@@ -112,7 +108,7 @@ def submit(
             client = stack.enter_context(local_head(dashboard_port))
             stack.callback(progress.say, "stopping the local Ray head")
         address = client.get_address()
-        here = is_this_machine(address)
+        here = is_this_machine(urlsplit(address).hostname)
         progress.say(f"submitting {job} to the Ray cluster at {address}")
         arguments = [*arguments, f"run.name={name}"]
         if here:
@@ -205,20 +201,12 @@ async def follow(client: "JobSubmissionClient", job: str, on_line: Callable[[str
         on_line(rest)
 
 
-def is_this_machine(address: str) -> bool:
-    """Whether the cluster's dashboard runs here, so that its jobs see our files."""
-    with socket.socket() as probe:
-        try:
-            probe.bind((urlsplit(address).hostname, 0))
-        except OSError:
-            return False
-    return True
-
-
 def whole_paths(config: Config, working_dir: Path) -> list[str]:
     """Settings that name files and folders of this machine by their whole path: the job runs in a copy elsewhere."""
     paths = {key: working_dir / attrgetter(key)(config) for key in PATH_KEYS if attrgetter(key)(config)}
-    return [f"{key}={path.resolve()}" for key, path in paths.items() if path.exists()]
+    given = [f"{key}={path.resolve()}" for key, path in paths.items() if path.exists()]
+    folders = [f if "://" in f else str((working_dir / f).resolve()) for f in config.data.passage_folders]
+    return given + [f"data.passage_folders={json.dumps(folders)}"] * bool(folders)
 
 
 def report(run: Path) -> str | None:

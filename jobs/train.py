@@ -22,6 +22,7 @@ from jobs.driver import (
     run_folder,
     show_help,
     start_ray,
+    whole_data_paths,
     whole_path,
 )
 from jobs.evaluate import check as check_evaluation_job
@@ -36,9 +37,10 @@ from pipeline.evaluation.results import read_results
 from pipeline.files import copy_folder, join
 from pipeline.metrics import RunTotals
 from pipeline.plan import Architecture, architecture_of, built_architecture, plan_text
-from pipeline.problems import BadRow, DataError
+from pipeline.problems import BadRow, DataError, row_rules
 from pipeline.report import run_summary, write_summary
 from pipeline.sample_files import SampleFiles
+from pipeline.scoring import check_scorers
 
 NAMESPACE = "palimpsest"  # of the coordinators, so that another driver finds them
 CHARACTERS_OF_A_TOKEN = 4.5  # of English, about
@@ -56,6 +58,7 @@ def main(arguments: list[str]) -> int:
         if dry_run:
             print(config_yaml(config), plan_text(config, architecture(config), document_tokens(config)), sep="\n")
         check_files(config)
+        check_scorers(config.scorer.modules)
         check_model(config, [config.train.method])
         if config.train.evaluation:
             check_evaluation_job(evaluation_of(config, config.model.path))
@@ -81,8 +84,11 @@ def document_tokens(config: Config) -> int | None:
     if config.data.source != "file" or not config.data.path:
         return None
     try:
-        source = SampleFiles.open(config.data.path)
-        texts = [document_text(source.sample(i)) for i in range(min(len(source), DOCUMENTS_LOOKED_AT))]
+        source = SampleFiles.open(config.data.path, row_rules(config))
+        texts = [
+            document_text(source.sample(i), config.agent.document_characters)
+            for i in range(min(len(source), DOCUMENTS_LOOKED_AT))
+        ]
     except (BadRow, DataError, OSError):
         return None  # the run itself says what is wrong with the data
     return round(median(map(len, texts)) / CHARACTERS_OF_A_TOKEN)
@@ -92,7 +98,7 @@ def architecture(config: Config) -> Architecture | None:
     """The sizes of the model, for the plan; without a network, those of the presets' models are known here too."""
     known = replace(config.model, path=str(CONFIGS / "models" / Path(config.model.path).name))
     for model in (config.model, known) if Path(config.model.path).exists() else (known, config.model):
-        with contextlib.suppress(OSError, ValueError, KeyError, AttributeError):
+        with contextlib.suppress(Exception):  # transformers raises anything of a malformed file, which check_model says
             return architecture_of(model_settings(model)) or built_architecture(model_config(model))
     return None
 
@@ -104,9 +110,10 @@ def train(config: Config) -> int:
     from actors.coordinator import Coordinator
 
     # The actors may stand elsewhere.
-    config.model.path, config.data.path = whole_path(config.model.path), whole_path(config.data.path)
-    folder = run_folder(config, in_job=start_ray())
+    config.model.path = whole_path(config.model.path)
+    whole_data_paths(config.data)
     try:
+        folder = run_folder(config, in_job=start_ray())
         check_dtype(config, folder)
         coordinator = running_coordinator(config, folder)
     except ConfigError as error:

@@ -1,27 +1,38 @@
 """The configuration: its schema, and where it comes from. pipeline/config_rules.py checks it.
 
 A value is taken from the command line (`key=value`), else from the preset (`configs/<preset>.yaml`), else from
-the defaults here. Units are in the comments.
+the defaults here. Units are in the comments. Numbers are finite and in range (pipeline/config_numbers.py), no text
+holds credentials (pipeline/credentials.py), and `${…}` is resolved only with `interpolation=yes`.
 """
 
+import contextlib
 import dataclasses
 import difflib
+import re
 import time
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypeVar
+from typing import TypeVar, get_origin
 
 import yaml
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from pipeline.config_numbers import number_faults
+from pipeline.credentials import INSTEAD, has_credentials, without_credentials
 from pipeline.dtype import chosen_dtype
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
+UNRESOLVED = re.compile(r"(?<!\\)\$\{")
+INTERPOLATION = "interpolation"  # on the command line, beside the keys of the schema
 
 
 class ConfigError(ValueError):
     """The configuration cannot work. The message lists everything that is wrong and what to do."""
+
+    def __init__(self, message: str):
+        super().__init__(without_credentials(message))
 
 
 @dataclass
@@ -42,12 +53,27 @@ class ModelConfig:
 
 
 @dataclass
+class RowLimits:
+    """The most that a row of data may hold. A larger one is quarantined: it is malformed, or meant to do harm."""
+
+    row_bytes: int = 2**29  # a line of a JSON-lines file
+    question_characters: int = 1_000_000
+    id_characters: int = 1000
+    answers: int = 10_000
+    answer_characters: int = 100_000  # each
+    metadata_characters: int = 1_000_000  # as JSON
+    metadata_depth: int = 32  # objects and lists within one another
+
+
+@dataclass
 class DataConfig:
     """Where the problems of a training run come from; they are shuffled anew in every pass, by run.seed."""
 
     source: str = "file"  # synthetic, or file (the sample schema of pipeline/problems.py)
     path: str = ""  # file: samples as JSON lines or parquet, or a folder of such files, as jobs.prepare makes them
     max_bad_share: float = 0.05  # more quarantined rows than this share stop the run
+    limits: RowLimits = field(default_factory=RowLimits)
+    passage_folders: list[str] = field(default_factory=list)  # where passage files may be, beside the samples' folder
     synthetic_chunks: int = 8  # synthetic: chunks in a document
 
 
@@ -56,6 +82,8 @@ class AgentConfig:
     prompt_template: str = "memagent"  # a name in pipeline/prompts.py
     window: int = 8192  # tokens: prompt and response of any one conversation fit in this
     problem_tokens: int = 1024  # longest question
+    document_tokens: int = 32_000_000  # longest document; a longer one is quarantined
+    document_characters: int = 100_000_000  # the same in characters, counted before passages are put together
     chunk_tokens: int = 5000  # the document is cut at multiples of this
     memory_tokens: int = 1024  # generation limit of a memory conversation
     answer_tokens: int = 1024  # generation limit of the answer conversation
@@ -78,7 +106,13 @@ class GeneratorConfig:
 
 
 @dataclass
-class ScorerConfig:
+class ScoringConfig:
+    # Scorers of your own, name: module:function. A row's `task` may be one of these names, or a built-in one.
+    modules: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass
+class ScorerConfig(ScoringConfig):
     count: int = 1  # actors; as many of them as the cluster has room for
     min_count: int = 1  # with fewer the job does not begin
     num_cpus: float = 0.1  # per actor
@@ -192,24 +226,29 @@ def load_config(arguments: list[str], schema: type[Schema] = Config) -> Schema:
     """Resolve `preset=<name> key=value …` to a typed configuration, of a training run unless `schema` is another one.
 
     A schema with a `run` gets a name for it where none is given: the preset and the time. One with a `model` gets its
-    dtype, where that is auto.
+    dtype, where that is auto. `interpolation=yes` resolves `${…}` in values.
 
     Raises:
-        ConfigError: no such preset, an unknown key (the nearest valid one is named), or a value of the wrong type.
+        ConfigError: no such preset, an unknown key (the nearest valid one is named), a value of the wrong type, a
+            number that is not finite or out of range, or a text with credentials.
     """
     if bad := [a for a in arguments if "=" not in a]:
         raise ConfigError(f"arguments are key=value; got {', '.join(map(repr, bad))}")
-    presets = [a.partition("=")[2] for a in arguments if a.startswith("preset=")]
-    overrides = [a for a in arguments if not a.startswith("preset=")]
     config = OmegaConf.structured(schema)
+    given = {name: [] for name in ("preset", INTERPOLATION) if name not in config}  # a schema may have a preset itself
+    for argument in arguments:
+        key, _, value = argument.partition("=")
+        given.get(key, []).append(value)
+    presets, resolve = given.get("preset", []), _interpolation(given[INTERPOLATION])
+    overrides = [a for a in arguments if a.partition("=")[0] not in given]
     for preset in presets:
         *bases, (name, layer) = _layers(preset)
         for base_name, base in bases:  # one of another job gives what this one knows: the model, the lengths
-            config = _merge(schema, config, _known(schema, base), f"configs/{base_name}.yaml")
-        config = _merge(schema, config, layer, f"configs/{name}.yaml")
+            config = _merge(schema, config, _known(schema, base), f"configs/{base_name}.yaml", resolve)
+        config = _merge(schema, config, layer, f"configs/{name}.yaml", resolve)
     for override in overrides:
         try:
-            config = _merge(schema, config, OmegaConf.from_dotlist([override]), override)
+            config = _merge(schema, config, OmegaConf.from_dotlist([override]), override, resolve)
         except (OmegaConfBaseException, yaml.YAMLError) as error:
             raise ConfigError(f"{override}: {_first_line(error)}") from None
     if missing := OmegaConf.missing_keys(config):
@@ -218,16 +257,25 @@ def load_config(arguments: list[str], schema: type[Schema] = Config) -> Schema:
         raise ConfigError(f"set {', '.join(sorted(missing))}{or_preset}")
     if "run" in config and not config.run.name:
         config.run.name = "-".join([*presets, time.strftime("%Y%m%d-%H%M%S")])
-    typed = OmegaConf.to_object(config)
+    try:
+        made = OmegaConf.to_object(config)
+    except OmegaConfBaseException as error:  # an interpolation that leads nowhere
+        raise ConfigError(_first_line(error)) from None
+    if faults := [*number_faults(made), *_credential_faults(made)]:
+        raise ConfigError("\n".join(faults))
     if "model" in config:
-        typed.model.dtype = chosen_dtype(typed)
-    return typed
+        made.model.dtype = chosen_dtype(made)
+    return made
 
 
 def preset_names(schema: type = Config) -> list[str]:
     """The presets of a job, which are those whose values its schema knows."""
     valid = {*_keys(schema), "preset"}
-    return sorted(path.stem for path in CONFIGS.glob("*.yaml") if valid.issuperset(_paths(OmegaConf.load(path))))
+    found = []
+    for path in CONFIGS.glob("*.yaml"):
+        with contextlib.suppress(ConfigError):  # said when it is chosen
+            found += [path.stem] * all(_is_known(key, valid) for key in _paths(_read_layer(path.stem)))
+    return sorted(found)
 
 
 def save_config(config: object, path: Path) -> None:
@@ -243,11 +291,27 @@ def defaults_yaml(schema: type) -> str:
     return OmegaConf.to_yaml(OmegaConf.structured(schema))
 
 
-def _layers(preset: str) -> list[tuple[str, DictConfig]]:
+def _layers(preset: str, above: tuple[str, ...] = ()) -> list[tuple[str, DictConfig]]:
     """The preset and, before it, the preset that it says it builds on (`preset: <name>` in its file)."""
-    layer = OmegaConf.load(_preset_path(preset))
-    base = layer.pop("preset", None)
-    return [*(_layers(base) if base else []), (preset, layer)]
+    if preset in above:
+        raise ConfigError(f"configs/{preset}.yaml builds on itself: {' → '.join([*above, preset])}")
+    layer = _read_layer(preset)
+    base = _as_written(layer).get("preset")
+    if base is not None and not isinstance(base, str):
+        raise ConfigError(f"configs/{preset}.yaml: preset must be the name of one preset")
+    layer = OmegaConf.masked_copy(layer, [key for key in layer if key != "preset"])
+    return [*(_layers(base, (*above, preset)) if base else []), (preset, layer)]
+
+
+def _read_layer(preset: str) -> DictConfig:
+    """The values of a preset's file. Raises `ConfigError`."""
+    try:
+        layer = OmegaConf.load(_preset_path(preset))
+    except (OmegaConfBaseException, yaml.YAMLError, OSError, ValueError, RecursionError) as error:
+        raise ConfigError(f"configs/{preset}.yaml cannot be read: {' '.join(str(error).split())}") from None
+    if not isinstance(layer, DictConfig):
+        raise ConfigError(f"configs/{preset}.yaml is a list; sections with keys and values are wanted")
+    return layer
 
 
 def _preset_path(name: str) -> Path:
@@ -258,44 +322,87 @@ def _preset_path(name: str) -> Path:
     return path
 
 
-def _merge(schema: type, config: DictConfig, layer: DictConfig, where: str) -> DictConfig:
+def _interpolation(values: list[str]) -> bool:
+    if wrong := [value for value in values if value not in ("yes", "no")]:
+        raise ConfigError(f"{INTERPOLATION}={wrong[0]} must be yes or no")
+    return values[-1:] == ["yes"]
+
+
+def _merge(schema: type, config: DictConfig, layer: DictConfig, where: str, resolve: bool) -> DictConfig:
     valid = list(_keys(schema))
     for key in _paths(layer):
-        if key not in valid:
+        if not _is_known(key, valid):
             raise ConfigError(f"{where}: unknown key {key!r}{_nearest(key, valid)}")
+    if not resolve and (found := _interpolated(_as_written(layer))):
+        raise ConfigError(
+            f"{where}: ${{…}} in {found} is not resolved; write the value itself, or add {INTERPOLATION}=yes"
+        )
     try:
         return OmegaConf.merge(config, layer)
     except OmegaConfBaseException as error:
         raise ConfigError(f"{where}: {_first_line(error)}") from None
 
 
+def _interpolated(layer: object, name: str = "") -> str:
+    """The name of a value with an interpolation; empty if there is none."""
+    if isinstance(layer, str):
+        return name if UNRESOLVED.search(layer) else ""
+    pairs = layer.items() if isinstance(layer, dict) else enumerate(layer) if isinstance(layer, list) else ()
+    found = (_interpolated(value, f"{name}.{key}" if name else str(key)) for key, value in pairs)
+    return next(filter(None, found), "")
+
+
+def _credential_faults(config: object, prefix: str = "") -> Iterator[str]:
+    """One line for each text of a configuration that holds credentials."""
+    for f in dataclasses.fields(config):
+        value = getattr(config, f.name)
+        if dataclasses.is_dataclass(value):
+            yield from _credential_faults(value, f"{prefix}{f.name}.")
+        elif has_credentials(str(value)):
+            yield f"{prefix}{f.name} holds credentials in a URI; {INSTEAD}"
+
+
 def _known(schema: type, layer: DictConfig) -> DictConfig:
     """The values of a layer that the schema has."""
     known = OmegaConf.create({})
-    for key in set(_keys(schema)).intersection(_paths(layer)):
-        OmegaConf.update(known, key, OmegaConf.select(layer, key))
+    valid = list(_keys(schema))
+    for key in _paths(layer):
+        if _is_known(key, valid):
+            OmegaConf.update(known, key, OmegaConf.select(layer, key))
     return known
 
 
-def _keys(schema: type, prefix: str = ""):
-    """The dotted names of all values of the schema."""
+def _keys(schema: type, prefix: str = "") -> Iterator[str]:
+    """The dotted names of all values of the schema; `name.*` for a mapping, whose keys are the user's."""
     for f in dataclasses.fields(schema):
         if dataclasses.is_dataclass(f.type):
             yield from _keys(f.type, f"{prefix}{f.name}.")
+        elif get_origin(f.type) is dict:
+            yield f"{prefix}{f.name}.*"
         else:
             yield prefix + f.name
 
 
-def _paths(layer: DictConfig, prefix: str = ""):
+def _is_known(key: str, valid: Iterable[str]) -> bool:
+    return key in valid or f"{key.rpartition('.')[0]}.*" in valid or f"{key}.*" in valid
+
+
+def _paths(layer: DictConfig) -> list[str]:
     """The dotted names of all values that a layer sets."""
-    if not isinstance(layer, DictConfig):
-        yield prefix.rstrip(".")
-        return
+    return list(_paths_of(_as_written(layer)))
+
+
+def _paths_of(layer: dict, prefix: str = "") -> Iterator[str]:
     for name, value in layer.items():
-        if isinstance(value, DictConfig):
-            yield from _paths(value, f"{prefix}{name}.")
+        if isinstance(value, dict):
+            yield from _paths_of(value, f"{prefix}{name}.")
         else:
             yield f"{prefix}{name}"
+
+
+def _as_written(layer: DictConfig) -> dict:
+    """The values of a layer, with nothing resolved."""
+    return OmegaConf.to_container(layer, resolve=False)
 
 
 def _nearest(name: str, names: list[str]) -> str:

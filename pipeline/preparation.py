@@ -16,6 +16,7 @@ from dataclasses import asdict, dataclass
 import numpy as np
 
 from pipeline.config import ConfigError
+from pipeline.credentials import without_credentials
 from pipeline.files import atomic_output, exists, file_state, join, list_files, make_folder, open_input, write_text
 from pipeline.problems import DataError
 from pipeline.recipes import BAD_PASSAGES, QUARANTINE, SampleSet, Settings, input_files
@@ -193,7 +194,7 @@ def _write_file(
 
 
 def _aside(row: SampleRow) -> str:
-    return json.dumps({"id": row.id, "reason": row.error, "row": json.loads(row.line)})
+    return without_credentials(json.dumps({"id": row.id, "reason": row.error, "row": json.loads(row.line)}))
 
 
 def _put_aside(folder: str, file: PlannedFile, bad: list[str]) -> None:

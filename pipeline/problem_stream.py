@@ -13,7 +13,7 @@ import numpy as np
 
 from pipeline.config import Config
 from pipeline.documents.synthetic import SyntheticRecipe
-from pipeline.problems import Problem, Quarantine
+from pipeline.problems import Problem, Quarantine, row_rules
 from pipeline.sample_files import SampleFiles
 from pipeline.samples import sample_rows, sample_rows_here
 
@@ -46,7 +46,7 @@ def training_source(config: Config) -> SampleFiles | SyntheticRecipe:
     """
     if config.data.source == "synthetic":
         return SyntheticRecipe(config.run.seed, config.data.synthetic_chunks, SYNTHETIC_PROBLEMS)
-    return SampleFiles.open(config.data.path)
+    return SampleFiles.open(config.data.path, row_rules(config))
 
 
 def problem_stream(

@@ -14,17 +14,32 @@ A row that breaks the rules is quarantined with its reason, counted and written 
 """
 
 import json
+import os
+import posixpath
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from urllib.parse import unquote
+
+from pipeline.config import AgentConfig, RowLimits
+from pipeline.credentials import INSTEAD, has_credentials, without_credentials
+from pipeline.scoring import SCORERS
+
+SHOWN = 100  # characters of a row's value that a reason repeats
 
 
 class DataError(ValueError):
     """The data as a whole cannot be used. The message names the file and says what was expected."""
 
+    def __init__(self, message: str):
+        super().__init__(without_credentials(message))
+
 
 class BadRow(ValueError):
     """A row that is not a problem. The message says which field is wrong and why."""
+
+    def __init__(self, message: str):
+        super().__init__(without_credentials(message))
 
 
 class QuestionTooLong(BadRow):
@@ -49,23 +64,49 @@ class Problem:
     passage_file: str = ""
 
 
-def problem_from_row(row: object, default_id: str, folder: str = "") -> Problem:
+@dataclass(frozen=True)
+class RowRules:
+    """What the configuration lets a row name and hold."""
+
+    tasks: tuple[str, ...] = tuple(SCORERS)  # names of scorers
+    limits: RowLimits = field(default_factory=RowLimits)
+    document_characters: int = AgentConfig.document_characters
+    passage_folders: tuple[str, ...] = ()  # folders and URIs with passage files, beside the sample file's own folder
+
+
+def row_rules(config: object) -> RowRules:
+    """The rules of a configuration that has the sections data, agent and scorer."""
+    return RowRules(
+        (*SCORERS, *config.scorer.modules),
+        config.data.limits,
+        config.agent.document_characters,
+        tuple(config.data.passage_folders),
+    )
+
+
+def problem_from_row(row: object, default_id: str, folder: str = "", rules: RowRules | None = None) -> Problem:
     """Check one decoded row of the schema above.
 
     Args:
         row: of the file.
         default_id: for a row without an id.
-        folder: where a `passage_file` that is no whole path is looked for.
+        folder: of the sample file: a `passage_file` lies in it, unless the rules name other places.
+        rules: of the configuration; without any, the defaults.
 
     Raises:
-        BadRow: the row is not an object, or a field is missing, empty or of the wrong type.
+        BadRow: the row is not an object, a field is missing, empty, of the wrong type or too large, or it names a
+            scorer or a passage file that the rules do not allow.
     """
+    rules = rules or RowRules()
+    limits = rules.limits
     question = text_field(row, "question")
+    _at_most("'question'", "characters", len(question), limits.question_characters, "data.limits.question_characters")
     by_reference = row.get("passages") is not None
     if by_reference and row.get("document") is not None:
         raise BadRow("'document' and 'passages' exclude each other")
     document = "" if by_reference else text_field(row, "document")
-    passages, passage_file = _passages(row, folder) if by_reference else ((), "")
+    _at_most("'document'", "characters", len(document), rules.document_characters, "agent.document_characters")
+    passages, passage_file = _passages(row, folder, rules) if by_reference else ((), "")
     answers = row.get("answers")
     if isinstance(answers, str):
         answers = [answers]
@@ -73,6 +114,9 @@ def problem_from_row(row: object, default_id: str, folder: str = "") -> Problem:
         raise BadRow("'answers' must be a list of one or more non-empty strings")
     if not all(map(is_unicode, answers)):
         raise BadRow("'answers' holds text that is not valid Unicode")
+    _at_most("'answers'", "texts", len(answers), limits.answers, "data.limits.answers")
+    longest = max(map(len, answers))
+    _at_most("one of 'answers'", "characters", longest, limits.answer_characters, "data.limits.answer_characters")
     # A parquet file has every column in every row, so that null there means left out.
     given = {name: row[name] for name in ("id", "task", "metadata") if row.get(name) is not None}
     task, metadata = given.get("task", "qa"), given.get("metadata", {})
@@ -80,17 +124,23 @@ def problem_from_row(row: object, default_id: str, folder: str = "") -> Problem:
         metadata = decode_line(metadata)
     if not isinstance(task, str) or not task:
         raise BadRow("'task' must be the name of a scorer")
+    if task not in rules.tasks:
+        raise BadRow(_unknown_task(task, rules.tasks))
     if not isinstance(metadata, dict):
         raise BadRow("'metadata' must be an object")
-    problem_id = str(given.get("id", default_id))
+    problem_id = _id_of(given.get("id", default_id))
     if not is_unicode(problem_id):
         raise BadRow("'id' is not valid Unicode")
+    _at_most("'id'", "characters", len(problem_id), limits.id_characters, "data.limits.id_characters")
+    _at_most("'metadata'", "levels", _depth(metadata), limits.metadata_depth, "data.limits.metadata_depth")
     try:
         written = json.dumps(metadata, ensure_ascii=False)
     except (TypeError, ValueError, RecursionError) as error:  # a parquet file can hold dates and bytes
         raise BadRow(f"'metadata' cannot be written as JSON: {error}") from None
     if not is_unicode(written):
         raise BadRow("'metadata' holds text that is not valid Unicode")
+    most = limits.metadata_characters
+    _at_most("'metadata'", "characters", len(written), most, "data.limits.metadata_characters")
     return Problem(problem_id, question, tuple(answers), document, task, metadata, passages, passage_file)
 
 
@@ -104,14 +154,76 @@ def row_of(problem: Problem) -> dict:
     return row | {"metadata": problem.metadata}
 
 
-def _passages(row: dict, folder: str) -> tuple[tuple[int, ...], str]:
+def checked_problem(row: dict) -> Problem:
+    """The problem of a row that `row_of` made: it was checked when it was read."""
+    return Problem(**row | {"answers": tuple(row["answers"]), "passages": tuple(row.get("passages", ()))})
+
+
+def _unknown_task(task: str, tasks: tuple[str, ...]) -> str:
+    shown = task if len(task) <= SHOWN else f"{task[:SHOWN]}…"
+    how = (
+        f"scorer.modules.mine={shown}"
+        if ":" in shown and shown.isprintable()
+        else "scorer.modules.mine=module:function"
+    )
+    return (
+        f"'task' is {shown!r}; a row may name {', '.join(tasks)}. A scorer of your own gets a name in the "
+        f'configuration ({how}), which the row then names ("task": "mine")'
+    )
+
+
+def _id_of(value: object) -> str:
+    if not isinstance(value, (str, int, float)):
+        raise BadRow(f"'id' must be text, not {type(value).__name__}")
+    return str(value)
+
+
+def _at_most(what: str, unit: str, size: int, most: int, key: str) -> None:
+    if size > most:
+        raise BadRow(f"{what} has {size} {unit}, over {key}={most}")
+
+
+def _depth(value: object) -> int:
+    """How many objects and lists lie within one another."""
+    depth, level = 0, [value]
+    while level := [v for v in level if isinstance(v, (dict, list))]:
+        depth += 1
+        level = [inner for v in level for inner in (v.values() if isinstance(v, dict) else v)]
+    return depth
+
+
+def _passages(row: dict, folder: str, rules: RowRules) -> tuple[tuple[int, ...], str]:
     passages = row["passages"]
-    numbers = isinstance(passages, list) and all(type(p) is int and p >= 0 for p in passages)
+    numbers = isinstance(passages, list) and all(type(p) is int and 0 <= p < 2**63 for p in passages)
     if not numbers or not passages:
         raise BadRow("'passages' must be a list of one or more row numbers from 0 on")
     file = text_field(row, "passage_file")
+    if has_credentials(file):
+        raise BadRow(f"'passage_file' holds credentials; {INSTEAD}")
     whole = "://" in file or file.startswith("/") or not folder
-    return tuple(passages), file if whole else f"{folder.rstrip('/')}/{file}"
+    file = file if whole else f"{folder.rstrip('/')}/{file}"
+    if "\0" in file or ("://" in file and ("?" in file or "#" in file)):
+        raise BadRow("'passage_file' must be a path, or a URI without parameters")
+    if folder and not any(_is_in(file, place) for place in (folder, *rules.passage_folders)):
+        leads = _place(file)
+        raise BadRow(
+            f"'passage_file' is {file}{'' if leads == file else f', which leads to {leads}'}, outside the folder of "
+            "the sample file; if that is meant, name its folder in data.passage_folders"
+        )
+    return tuple(passages), file
+
+
+def _is_in(file: str, folder: str) -> bool:
+    """Whether a file lies in a folder or below it."""
+    return _place(file).startswith(f"{_place(folder).rstrip('/')}/")
+
+
+def _place(path: str) -> str:
+    """Where a path leads: of a local one, where its links do."""
+    scheme, there, inner = path.partition("://")
+    if there and scheme != "file":
+        return f"{scheme}://{posixpath.normpath(unquote(inner))}"
+    return os.path.realpath(unquote(inner) if there else path)
 
 
 def text_field(row: object, name: str) -> str:
@@ -165,7 +277,8 @@ class Quarantine:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         # What is not valid Unicode is written as the JSON escape that it came from.
         with self.path.open("a", encoding="utf-8", errors="backslashreplace") as file:
-            file.write(json.dumps({"id": row_id, "reason": reason, "row": row}, ensure_ascii=False) + "\n")
+            line = json.dumps({"id": row_id, "reason": reason, "row": row}, ensure_ascii=False)
+            file.write(without_credentials(line) + "\n")
         if self.total is not None:
             self._check(self.total)
 

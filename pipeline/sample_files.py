@@ -10,14 +10,16 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pipeline.arrow_files import check_plain
 from pipeline.files import is_file, list_files, open_input
-from pipeline.problems import BadRow, DataError, Problem, Quarantine, decode_line, problem_from_row
+from pipeline.problems import BadRow, DataError, Problem, Quarantine, RowRules, decode_line, problem_from_row
 from pipeline.samples import SampleSource
 
 SUFFIXES = (".jsonl", ".parquet")
 READ_BYTES = 1 << 24
 # Where a sample is: of a line, `place` is its offset and `within` its length, in bytes; of a parquet row, the number of
 # its row group and its own in there. `number` counts the lines or rows of the file from 1, for people.
+CUT = 1000  # characters that are kept of a line that is too long
 ENTRY = np.dtype([("file", "i4"), ("place", "i8"), ("within", "i8"), ("number", "i8")])
 
 
@@ -27,10 +29,11 @@ class SampleFiles:
 
     files: tuple[str, ...]
     entries: np.ndarray  # ENTRY [N], in the order of the files
+    rules: RowRules = RowRules()
 
     @classmethod
-    def open(cls, path: str) -> "SampleFiles":
-        """The samples of the files that `sample_files` names.
+    def open(cls, path: str, rules: RowRules = RowRules()) -> "SampleFiles":  # noqa: B008  (it is frozen)
+        """The samples of the files that `sample_files` names, whose rows have to keep the `rules`.
 
         Raises:
             FileNotFoundError: there is no such file or folder.
@@ -38,7 +41,7 @@ class SampleFiles:
         """
         files = sample_files(path)
         entries = [_entries(number, file) for number, file in enumerate(files)]
-        source = cls(files, np.concatenate(entries))
+        source = cls(files, np.concatenate(entries), rules)
         if not len(source):
             raise DataError(f"{path} holds no rows")
         return source
@@ -59,10 +62,14 @@ class SampleFiles:
 
     def sample(self, index: int) -> Problem:
         file, row_id, row = self._read(index)
-        return problem_from_row(decode_line(row) if isinstance(row, str) else row, row_id, posixpath.dirname(file))
+        row = decode_line(row) if isinstance(row, str) else row
+        return problem_from_row(row, row_id, posixpath.dirname(file) or ".", self.rules)
 
     def row(self, index: int) -> tuple[str, object]:
-        _, row_id, row = self._read(index)
+        try:
+            _, row_id, row = self._read(index)
+        except _Unreadable as error:
+            return error.row_id, error.begins
         try:
             return row_id, json.loads(row) if isinstance(row, str) else json.loads(json.dumps(row, default=str))
         except (ValueError, RecursionError):
@@ -70,13 +77,30 @@ class SampleFiles:
 
     def _read(self, index: int) -> tuple[str, str, object]:
         """The file of a sample, its id for want of another, and its line or its parquet row."""
-        entry = self.entries[index]
+        entry, most = self.entries[index], self.rules.limits.row_bytes
         file = self.files[entry["file"]]
-        row_id = f"{posixpath.basename(file)}:{entry['number']}"
+        row_id, place, within = (
+            f"{posixpath.basename(file)}:{entry['number']}",
+            int(entry["place"]),
+            int(entry["within"]),
+        )
         if file.endswith(".parquet"):
-            return file, row_id, _row_group(file, int(entry["place"])).slice(int(entry["within"]), 1).to_pylist()[0]
-        line = _open(file).read_at(int(entry["within"]), int(entry["place"]))
-        return file, row_id, line.decode(errors="replace")
+            try:
+                return file, row_id, _row_group(file, place).slice(within, 1).to_pylist()[0]
+            except UnicodeDecodeError:
+                raise _Unreadable("the row holds text that is not UTF-8", row_id) from None
+        if within > most:
+            begins = _open(file).read_at(CUT, place).decode(errors="replace")
+            raise _Unreadable(f"the line has {within} bytes, over data.limits.row_bytes={most}", row_id, begins)
+        return file, row_id, _open(file).read_at(within, place).decode(errors="replace")
+
+
+class _Unreadable(BadRow):
+    """A row that cannot be handed over as it came; `begins` is what can be shown of it."""
+
+    def __init__(self, message: str, row_id: str = "", begins: str = ""):
+        super().__init__(message)
+        self.row_id, self.begins = row_id, begins
 
 
 def sample_files(path: str) -> tuple[str, ...]:
@@ -124,9 +148,11 @@ def _entries(file_number: int, file: str) -> np.ndarray:
 
 def _parquet_rows(file: str, handle: pa.NativeFile) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     try:
-        metadata = pq.ParquetFile(handle).metadata
-    except pa.ArrowInvalid as error:
+        opened = pq.ParquetFile(handle)
+    except (pa.ArrowException, OSError) as error:
         raise DataError(f"{file}: {error}") from None
+    check_plain(opened.schema_arrow, file)
+    metadata = opened.metadata
     sizes = [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
     place = np.repeat(np.arange(len(sizes)), sizes)
     within = np.concatenate([np.arange(0), *map(np.arange, sizes)])
@@ -158,4 +184,10 @@ def _open(file: str) -> pa.NativeFile:
 
 @functools.lru_cache(maxsize=2)
 def _row_group(file: str, group: int) -> pa.Table:
-    return pq.ParquetFile(_open(file)).read_row_group(group)
+    """Raises `DataError`."""
+    try:
+        table = pq.ParquetFile(_open(file)).read_row_group(group)
+        table.validate()
+    except (pa.ArrowException, OSError) as error:
+        raise DataError(f"{file}: row group {group} cannot be read: {error}") from None
+    return table

@@ -15,7 +15,7 @@ from typing import Protocol
 import numpy as np
 import pyarrow as pa
 
-from pipeline.problems import BadRow, DataError, Problem, is_unicode, problem_from_row, row_of
+from pipeline.problems import BadRow, DataError, Problem, checked_problem, is_unicode, row_of
 
 ROWS_PER_TASK = 64  # at most; fewer when there are few rows, so that all workers get some
 BLOCK_BYTES = 1 << 24  # a worker passes its rows on when they are so large together
@@ -66,7 +66,7 @@ class SampleRow:
     error: str | None
 
     def problem(self) -> Problem:
-        return problem_from_row(json.loads(self.line), self.id)
+        return checked_problem(json.loads(self.line))
 
 
 def sample_rows(

@@ -4,15 +4,18 @@ Formulas of MemAgent (arXiv 2507.02259, section 3): exact match of the last box 
 the share of the wanted values found for tasks that ask for several.
 """
 
-import importlib
 import re
 import unicodedata
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import numpy as np
 
+from pipeline.config import ConfigError
+from pipeline.named_code import load_named
+
 Scorer = Callable[[str, tuple[str, ...]], float]
 
+NO_MODULES: Mapping[str, str] = {}
 BOX_WINDOW = 300  # characters at the end of the answer in which the box is looked for
 LATEX_SPACING = re.compile(r"\\[,;:! ]|\\quad|\\qquad|~")
 
@@ -56,15 +59,21 @@ class BadReward(ValueError):
     """A scorer returned something that is not a finite number."""
 
 
-def reward(task: str, answer: str, answers: tuple[str, ...]) -> float:
+def reward(task: str, answer: str, answers: tuple[str, ...], modules: Mapping[str, str] = NO_MODULES) -> float:
     """What the scorer of a task gives an answer.
 
+    Args:
+        task: name of the scorer, as `scorer_for` takes it.
+        answer: of the agent.
+        answers: of the problem.
+        modules: scorer.modules of the configuration.
+
     Raises:
-        ValueError: no such scorer.
+        ConfigError: no such scorer.
         BadReward: it returned NaN, infinity or no number.
         Exception: whatever a user's own scorer raises.
     """
-    value = scorer_for(task)(answer, answers)
+    value = scorer_for(task, modules)(answer, answers)
     if isinstance(value, (int, float, np.number)) and np.isfinite(value):
         return float(value)
     raise BadReward(f"the scorer of task {task!r} returned {value!r}, not a finite number")
@@ -73,19 +82,40 @@ def reward(task: str, answer: str, answers: tuple[str, ...]) -> float:
 SCORERS: dict[str, Scorer] = {"qa": boxed_match, "values": values_found}
 
 
-def scorer_for(task: str) -> Scorer:
-    """The scorer that a task names: one of `SCORERS`, or "module:function" for a user's own.
+def scorer_for(task: str, modules: Mapping[str, str] = NO_MODULES) -> Scorer:
+    """The scorer of a task: one of `SCORERS`, or the function that `modules` has under this name.
+
+    A task comes from a row of data, so it is looked up and never imported.
 
     Raises:
-        ValueError: no such scorer.
+        ConfigError: no such scorer, or `modules` names no function.
     """
     if task in SCORERS:
         return SCORERS[task]
-    module, _, name = task.partition(":")
+    if task not in modules:
+        raise ConfigError(f"no scorer for the task {task!r}; there are {', '.join([*SCORERS, *modules])}")
     try:
-        return getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError, ValueError):
-        known = ", ".join(sorted(SCORERS))
-        raise ValueError(
-            f"no scorer for the task {task!r}; known are {known}, or name one as module:function"
-        ) from None
+        scorer = load_named(modules[task])
+    except ConfigError as error:
+        raise ConfigError(f"scorer.modules.{task}: {error}") from None
+    if not callable(scorer):
+        raise ConfigError(f"scorer.modules.{task}={modules[task]} is no function")
+    return scorer
+
+
+def check_scorers(modules: Mapping[str, str]) -> None:
+    """Load every scorer that the configuration names.
+
+    Raises:
+        ConfigError: one line for each name that cannot be used.
+    """
+    wrong = []
+    for name in modules:
+        try:
+            if name in SCORERS:
+                wrong.append(f"scorer.modules.{name}: the name of a built-in scorer; choose another one")
+            scorer_for(name, modules)
+        except ConfigError as error:
+            wrong.append(str(error))
+    if wrong:
+        raise ConfigError("\n".join(wrong))

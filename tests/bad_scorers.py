@@ -1,6 +1,10 @@
-"""Scorers for tests, most of which go wrong; named by the task of a problem as module:function."""
+"""Scorers for tests, most of which go wrong; a problem's task names them where `MODULES` or `ARGUMENTS` allow it."""
 
 import time
+
+NAMES = ("raises", "hangs", "returns_nan", "counts_letters", "often_equal", "half_are_right")
+MODULES = {name: f"{__name__}:{name}" for name in NAMES}  # scorer.modules of a configuration
+ARGUMENTS = tuple(f"scorer.modules.{name}={named}" for name, named in MODULES.items())  # the same on a command line
 
 
 def raises(answer, answers):

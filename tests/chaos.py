@@ -24,6 +24,7 @@ from statistics import mean
 
 import psutil
 
+from jobs.ray_token import require_token
 from tests.faults import ROOT, busy_engine, check_history, check_rows, inject, rows_of, training
 
 REPORT = ROOT / "docs" / "reliability.md"
@@ -301,6 +302,7 @@ PARTS = {"processes": of_processes, "nodes": of_nodes, "random": of_random_kills
 
 def main(arguments: list[str]) -> int:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+    require_token()
     write = "--write" in arguments
     parts = [a for a in arguments if a != "--write"] or list(PARTS)
     if wrong := [part for part in parts if part not in PARTS]:

@@ -4,7 +4,6 @@ import os
 import tempfile
 from pathlib import Path
 
-os.environ.setdefault("RAY_AUTH_MODE", "token")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("WANDB_MODE", "offline")
@@ -18,8 +17,10 @@ import hypothesis
 import pytest
 import torch
 
+from jobs.ray_token import require_token
 from pipeline.config import Config, load_config
 
+require_token()
 # Hypothesis fails an example that takes 200 ms, which on a busy machine means nothing.
 hypothesis.settings.register_profile("palimpsest", deadline=None)
 hypothesis.settings.load_profile("palimpsest")

@@ -6,7 +6,7 @@ import itertools
 import json
 import signal
 from collections import Counter
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -16,6 +16,7 @@ from pipeline.documents.synthetic import SyntheticRecipe
 from pipeline.fine_tuning.conversations import conversation_examples
 from pipeline.problems import Quarantine, row_of
 from pipeline.sample_files import SampleFiles
+from tests.bad_scorers import ARGUMENTS
 from tests.faults import Run, inject, run_job, until
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -43,8 +44,8 @@ def data(tmp_path_factory) -> Path:
     rows = [
         own | {"id": "by reference", "passages": [0, 0], "passage_file": "paragraphs/p.jsonl"},
         own | {"id": "long question", "question": "city pet Sam pet pet", "document": "Rex Paris ."},
-        own | {"id": "scorer raises", "document": "Rex Paris .", "task": "tests.bad_scorers:raises"},
-        own | {"id": "own scorer", "document": "Rex Paris .", "task": "tests.bad_scorers:counts_letters"},
+        own | {"id": "scorer raises", "document": "Rex Paris .", "task": "raises"},
+        own | {"id": "own scorer", "document": "Rex Paris .", "task": "counts_letters"},
         own | {"id": "row gone", "passages": [7], "passage_file": "paragraphs/p.jsonl"},
         own | {"id": "by reference", "document": "the same id again"},
         {"id": "no answer", "question": "city Rex", "document": "Rex Paris ."},
@@ -68,6 +69,7 @@ def arguments(data, tmp_path_factory) -> list[str]:
         "evaluate.successes=true",
         "data.source=file",  # the preset's is synthetic
         "generator.count=1",
+        *ARGUMENTS,
     ]
 
 
@@ -272,7 +274,7 @@ def test_synthetic_questions_need_no_file():
 
     def asked(*arguments):
         config = load_config([*SYNTHETIC, "data.synthetic_count=5", *arguments], EvaluationConfig)
-        source = open_source(config.data)
+        source = open_source(config)
         questions = read_questions(source, config, Quarantine(Path("none")))
         return source, config, questions
 
@@ -443,9 +445,9 @@ def test_the_filter_drops_what_is_answered_without_the_document(run, data, tmp_p
     """By a scorer that finds the answers to half of the questions right."""
     samples = tmp_path / "samples.jsonl"
     rows = [json.loads(line) for line in (data / "synthetic-8.jsonl").read_text().splitlines()]
-    rows = [row | {"task": "tests.bad_scorers:half_are_right"} for row in rows]
+    rows = [row | {"task": "half_are_right"} for row in rows]
     reference = {"id": "by reference", "passages": [0], "passage_file": f"{data}/paragraphs/p.jsonl"}
-    rows.append({"question": "city Rex", "answers": ["x"], "task": "tests.bad_scorers:returns_nan", **reference})
+    rows.append({"question": "city Rex", "answers": ["x"], "task": "returns_nan", **reference})
     samples.write_text("".join(json.dumps(row) + "\n" for row in rows))
     status, output = run(
         "jobs.prepare",
@@ -456,6 +458,8 @@ def test_the_filter_drops_what_is_answered_without_the_document(run, data, tmp_p
         "data.source=file",
         f"data.path={samples}",
         f"output={tmp_path / 'filtered'}",
+        f"data.passage_folders=[{data}]",
+        *ARGUMENTS,
     )
     assert status == 0, output
     filtered = tmp_path / "filtered"
@@ -467,10 +471,37 @@ def test_the_filter_drops_what_is_answered_without_the_document(run, data, tmp_p
     assert {row["id"] for row in dropped} == right and 0 < len(right) < COUNT
     assert {row["id"] for row in kept} == {row["id"] for row in rows} - right
     (by_reference,) = [row for row in kept if row["id"] == "by reference"]
-    assert (filtered / by_reference["passage_file"]).resolve() == (data / "paragraphs/p.jsonl").resolve()
+    assert by_reference["passage_file"] == "p.jsonl" and (filtered / "p.jsonl").samefile(data / "paragraphs/p.jsonl")
     report = json.loads((filtered / "filter.json").read_text())
     assert (report["asked"], report["kept"], report["dropped"], report["errors"]) == (13, len(kept), len(right), 1)
     assert f"{len(right)} of 13 samples" in output
     answers = [json.loads(line) for line in (filtered / "evaluation/results.jsonl").read_text().splitlines()]
     assert Counter(row["id"] for row in answers) == {row["id"]: 2 for row in rows}
     assert {row["method"] for row in answers} == {"closed_book"}
+
+
+def test_passage_files_of_filtered_samples_are_beside_them(tmp_path, monkeypatch):
+    from jobs.filter import seen_from
+    from pipeline.problems import Problem
+
+    files = [tmp_path / name / "passages.arrow" for name in ("a", "b")]
+    for file in files:
+        file.parent.mkdir()
+        file.write_text(file.parent.name)
+    output = tmp_path / "out"
+    output.mkdir()
+    problems = [Problem(f"{i}", "?", ("a",), passages=(0,), passage_file=str(files[i % 2])) for i in range(4)]
+    problems += [Problem("by value", "?", ("a",), "text"), replace(problems[0], passage_file="s3://bucket/p.arrow")]
+    names = ["passages.arrow", "2-passages.arrow"] * 2 + ["", "s3://bucket/p.arrow"]
+    for _ in range(2):  # taken up, it finds its links
+        assert [problem.passage_file for problem in seen_from(output, problems)] == names
+    assert [(output / name).read_text() for name in names[:2]] == ["a", "b"]
+    assert sorted(path.name for path in output.iterdir()) == sorted(names[:2])
+    # In the very folder of the samples, and where the file system allows no links.
+    assert [problem.passage_file for problem in seen_from(files[0].parent, problems[:1])] == ["passages.arrow"]
+    monkeypatch.setattr("os.link", lambda *_: (_ for _ in ()).throw(OSError))
+    other = tmp_path / "other"
+    other.mkdir()
+    for _ in range(2):
+        assert [problem.passage_file for problem in seen_from(other, problems[:2])] == names[:2]
+    assert not (other / names[0]).samefile(files[0]) and (other / names[0]).read_text() == "a"

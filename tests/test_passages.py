@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from pipeline.arrow_files import checked_batches
 from pipeline.documents.passages import PassageFile, document_text, passage, read_passages, table_writer
 from pipeline.files import atomic_output, exists, file_state, list_files, open_input, write_bytes, write_text
 from pipeline.problems import BadRow, DataError, Problem
@@ -132,7 +133,7 @@ def test_malformed_rows_of_a_table_are_read_with_their_place_and_found_bad(tmp_p
             passage(rows[f"{path}: row 2"])
         with pytest.raises(BadRow, match="not valid Unicode"):
             passage(rows[f"{path}: row 3"])
-        with pytest.raises(DataError, match="'text' has rows without a value"):
+        with pytest.raises(DataError, match=r"row 2 \(from 0\) is malformed: .*UTF8"):
             PassageFile(path)
 
 
@@ -158,6 +159,35 @@ def test_an_arrow_file_is_mapped_and_not_copied(tmp_path):
     )
     allocated = subprocess.run([sys.executable, "-c", script, path], capture_output=True, text=True, check=True).stdout
     assert os.path.getsize(path) > 100_000_000 and int(allocated) < 1_000_000
+
+
+def test_a_file_is_checked_once_in_a_process_and_again_when_it_is_another_one(tmp_path, monkeypatch):
+    checked = []
+
+    def check(batches, path):
+        checked.append(path)
+        return checked_batches(batches, path)
+
+    monkeypatch.setattr("pipeline.documents.passages.checked_batches", check)
+    path = write_passages(tmp_path / "passages.arrow")
+    for _ in range(3):
+        PassageFile(path)
+    assert checked == [path]
+    write_passages(tmp_path / "passages.arrow", [("t", "another")])
+    assert PassageFile(path).text(0) == "another" and checked == [path, path]
+
+
+@pytest.mark.parametrize("rows", [[0], [1], [0, 1, 2], [2] * 7])
+def test_the_size_of_a_document_is_known_before_it_is_put_together(path, rows):
+    passages = PassageFile(path)
+    size = len(passages.document(rows))
+    without_numbers = size - sum(len(f"{number}") - 1 for number in range(1, len(rows) + 1))
+    known = passages._characters(rows)
+    assert without_numbers - len(rows) <= known <= without_numbers + 2 * len(rows)
+    assert passages._bytes(rows) >= known
+    passages.document(rows, known)
+    with pytest.raises(BadRow, match=f"a document of {known} characters, over agent.document_characters={known - 1}"):
+        passages.document(rows, known - 1)
 
 
 def test_an_unfinished_file_is_not_there(tmp_path):

@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline.problems import BadRow, DataError, Problem
+from pipeline.problems import BadRow, DataError, Problem, RowRules
 from pipeline.sample_files import SampleFiles
 
 
@@ -80,7 +80,11 @@ def test_passages_are_looked_for_beside_the_sample_file(tmp_path):
         problem = SampleFiles.open(str(path)).sample(0)
         assert (problem.passages, problem.passage_file) == ((3, 1), f"{tmp_path}/passages.arrow")
     whole = row(1, **(reference | {"passage_file": "s3://bucket/passages.arrow"}))
-    assert SampleFiles.open(str(jsonl(tmp_path / "c.jsonl", [whole]))).sample(0).passage_file == whole["passage_file"]
+    path = str(jsonl(tmp_path / "c.jsonl", [whole]))
+    with pytest.raises(BadRow, match="outside the folder of the sample file.*data.passage_folders"):
+        SampleFiles.open(path).sample(0)
+    allowed = RowRules(passage_folders=("s3://bucket",))
+    assert SampleFiles.open(path, allowed).sample(0).passage_file == whole["passage_file"]
 
 
 @pytest.mark.parametrize(

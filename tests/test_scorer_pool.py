@@ -9,6 +9,7 @@ import pytest
 
 from pipeline.config import ObjectiveConfig
 from pipeline.episodes import Completion, Conversation, Episode, pack_group
+from tests.bad_scorers import MODULES
 from tests.faults import LIMIT_S
 from tests.groups import random_group
 
@@ -23,7 +24,8 @@ def scoring(config, timeout_s: float):
     with asyncio.Runner() as runner:
 
         async def make():
-            pool = ScorerPool(replace(config, scorer=replace(config.scorer, count=1, timeout_s=timeout_s)), said.append)
+            scorer = replace(config.scorer, count=1, timeout_s=timeout_s, modules=MODULES)
+            pool = ScorerPool(replace(config, scorer=scorer), said.append)
             return pool, asyncio.create_task(pool.run())
 
         pool, running = runner.run(make())
@@ -66,9 +68,9 @@ def test_over_long_responses_lower_the_advantage_and_not_the_reward(ray_session)
 @pytest.mark.parametrize(
     ("task", "error", "message"),
     [
-        ("tests.bad_scorers:raises", ZeroDivisionError, "always raises"),
-        ("tests.bad_scorers:returns_nan", ValueError, "not a finite number"),
-        ("no_such_task", ValueError, "known are qa, values"),
+        ("raises", ZeroDivisionError, "always raises"),
+        ("returns_nan", ValueError, "not a finite number"),
+        ("no_such_task", ValueError, "there are qa, values"),
     ],
 )
 def test_a_bad_scorer_fails_its_group_and_the_next_group_is_scored(score, task, error, message):
@@ -81,7 +83,7 @@ def test_a_scorer_that_hangs_is_ended_and_another_tries(ray_session, tiny_config
     monkeypatch.setattr("actors.scorer_pool.ATTEMPTS", 2)
     with scoring(tiny_config, timeout_s=4) as (score, said):
         with pytest.raises(TimeoutError, match="scorer.timeout_s=4"):
-            score("tests.bad_scorers:hangs")
+            score("hangs")
         assert sum("hung" in line for line in said) >= 1  # the second is said when its process has ended
         assert score("qa").rewards.tolist() == [1, 0, 0]
     assert sum("hung" in line and "starting it again" in line for line in said) >= 2

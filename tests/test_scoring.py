@@ -2,7 +2,9 @@
 
 import pytest
 
-from pipeline.scoring import BOX_WINDOW, boxed_match, last_box, scorer_for, values_found
+from pipeline.config import ConfigError
+from pipeline.scoring import BOX_WINDOW, boxed_match, check_scorers, last_box, reward, scorer_for, values_found
+from tests.bad_scorers import counts_letters
 
 
 @pytest.mark.parametrize(
@@ -82,12 +84,30 @@ def test_an_empty_box_is_never_right():
 def test_a_task_names_its_scorer():
     assert scorer_for("qa") is boxed_match
     assert scorer_for("values") is values_found
-    assert scorer_for("pipeline.scoring:values_found") is values_found
+
+
+def test_a_scorer_of_ones_own_has_a_name_in_the_configuration():
+    modules = {"mine": "tests.bad_scorers:counts_letters"}
+    check_scorers(modules)
+    assert scorer_for("mine", modules) is counts_letters
+    assert reward("mine", "four", (), modules) == counts_letters("four", ())
 
 
 @pytest.mark.parametrize(
-    "task", ["quiz", "no.such.module:score", "pipeline.scoring:none", "pipeline.scoring", ":x", ""]
+    "task", ["quiz", "pipeline.scoring:values_found", "tests.bad_scorers:raises", "os:system", ":x", ""]
 )
-def test_an_unknown_scorer_is_an_error_that_names_the_known(task):
-    with pytest.raises(ValueError, match="no scorer for the task .* qa, values"):
-        scorer_for(task)
+def test_a_task_is_looked_up_and_never_imported(task):
+    with pytest.raises(ConfigError, match="no scorer for the task .* qa, values, mine"):
+        scorer_for(task, {"mine": "tests.bad_scorers:raises"})
+
+
+def test_all_scorers_that_cannot_be_used_are_named_at_once():
+    with pytest.raises(ConfigError) as error:
+        check_scorers({"qa": "a:b", "away": "no_such_module:score", "path": "math:pi", "spelled": "a.b.c"})
+    for line in (
+        "scorer.modules.qa: the name of a built-in scorer",
+        "scorer.modules.away: 'no_such_module:score' cannot be loaded: ModuleNotFoundError",
+        "scorer.modules.path=math:pi is no function",
+        "scorer.modules.spelled: 'a.b.c' is not spelled module:name",
+    ):
+        assert line in str(error.value)

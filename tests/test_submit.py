@@ -15,9 +15,10 @@ import pytest
 from rich.console import Console
 
 import jobs.local_head
-from jobs.local_head import ClusterError, find_cluster, free_port, local_head, require_token
+from jobs.local_head import find_cluster, free_port, local_head
 from jobs.progress import JobProgress
-from jobs.submit import Interrupts, SubmissionError, is_this_machine, submit, submit_job, whole_paths
+from jobs.ray_token import ClusterError, is_this_machine, require_token
+from jobs.submit import Interrupts, SubmissionError, submit, submit_job, whole_paths
 from pipeline.config import load_config
 
 ROOT = Path(__file__).parent.parent
@@ -170,7 +171,7 @@ def test_a_second_interrupt_gives_up_waiting():
 
 def test_a_named_cluster_that_is_not_there_is_an_error(monkeypatch):
     monkeypatch.setenv("RAY_API_SERVER_ADDRESS", f"http://127.0.0.1:{free_port(0)}")
-    with pytest.raises(ClusterError, match="cannot be used"):
+    with pytest.raises(ClusterError, match="nothing listens"):
         find_cluster()
 
 
@@ -231,12 +232,15 @@ def test_files_are_given_by_their_whole_path(tmp_path):
     (tmp_path / "questions.json").touch()
     config = load_config(["preset=tiny", "model.path=some/name", "data.path=questions.json"])
     assert whole_paths(config, tmp_path) == [f"data.path={tmp_path / 'questions.json'}"]
+    arguments = ["preset=tiny", "model.path=some/name", "data.passage_folders=[shared, s3://bucket/x]"]
+    (folders,) = whole_paths(load_config(arguments), tmp_path)
+    assert load_config(["preset=tiny", folders]).data.passage_folders == [f"{tmp_path}/shared", "s3://bucket/x"]
 
 
 def test_which_clusters_are_on_this_machine():
-    assert is_this_machine("http://127.0.0.1:8265")
-    assert is_this_machine("http://localhost:8265")
-    assert not is_this_machine("http://198.51.100.1:8265")
+    assert is_this_machine("127.0.0.1")
+    assert is_this_machine("localhost")
+    assert not is_this_machine("198.51.100.1")
 
 
 def test_a_wrong_setting_ends_before_anything_starts():

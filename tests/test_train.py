@@ -8,6 +8,7 @@ import pytest
 from pipeline.checkpoints import Checkpoints
 from pipeline.documents.synthetic import synthetic_problem
 from pipeline.problems import write_problem_file
+from tests.bad_scorers import ARGUMENTS
 from tests.faults import rows_of, run_job
 
 SMALL = (
@@ -19,7 +20,7 @@ SMALL = (
 @pytest.fixture(scope="module")
 def run(shared_ray):
     """Runs a training job to its end; returns its exit status and what it printed."""
-    return lambda *arguments: run_job("jobs.train", *SMALL, *arguments, environment=shared_ray)
+    return lambda *arguments: run_job("jobs.train", *SMALL, *ARGUMENTS, *arguments, environment=shared_ray)
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +29,7 @@ def problem_file(tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp("data") / "problems.jsonl"
     good = [synthetic_problem(seed=3, index=i, chunks=3) for i in range(14)]
     write_problem_file(good, path)
-    rows = [dict(json.loads(line), task="tests.bad_scorers:counts_letters") for line in path.read_text().splitlines()]
+    rows = [dict(json.loads(line), task="counts_letters") for line in path.read_text().splitlines()]
     rows[0]["document"] += " <memory> <eos> [INST] Rex Paris ."  # special-token text: data like any other
     bad = [
         {"id": "no answer", "question": "city Rex", "document": "Rex Paris ."},
@@ -43,7 +44,7 @@ def problem_file(tmp_path_factory) -> Path:
         {
             "id": "scorer raises",
             **{k: rows[1][k] for k in ("question", "answers", "document")},
-            "task": "tests.bad_scorers:raises",
+            "task": "raises",
         },
     ]
     lines = [json.dumps(row) for row in [rows[0], *bad, *rows[1:]]]

@@ -14,8 +14,7 @@ import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from pipeline.config import ConfigError, load_config
 
 WARM_UP = 4  # steps
 
@@ -31,11 +30,9 @@ class Settings:
 
 def main(arguments: list[str]) -> int:
     try:
-        settings = OmegaConf.to_object(
-            OmegaConf.merge(OmegaConf.structured(Settings), OmegaConf.from_dotlist(arguments))
-        )
-    except OmegaConfBaseException as error:
-        print(f"configuration error:\n{str(error).splitlines()[0]}", file=sys.stderr)
+        settings = load_config(arguments, Settings)
+    except ConfigError as error:
+        print(f"configuration error:\n{error}", file=sys.stderr)
         return 2
     if not settings.max_staleness or settings.steps <= WARM_UP or settings.turns < 1:
         print(

@@ -17,6 +17,7 @@ from statistics import fmean
 import psutil
 
 from actors.generator_pool import GeneratorPool
+from jobs.ray_token import private_folder, require_token
 from pipeline.config import ConfigError, load_config
 from pipeline.documents.synthetic import CHUNK_TOKENS, synthetic_problem
 from pipeline.episodes import Sampling
@@ -41,7 +42,8 @@ def main(arguments: list[str]) -> int:
         return 2
     import ray
 
-    ray.init(address="local", log_to_driver=False, logging_level="ERROR")
+    require_token()
+    ray.init(address="local", _temp_dir=str(private_folder() / "ray"), log_to_driver=False, logging_level="ERROR")
     print(f"{'tokens':>10} {'conversations':>13} {'seconds':>8} {'µs/token':>9} {'ratio':>6} {'peak MiB':>9}")
     measured = asyncio.run(measure(settings))
     base = min(measured, key=lambda tokens: abs(tokens - BASE))

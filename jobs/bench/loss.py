@@ -19,11 +19,9 @@ from dataclasses import asdict, dataclass
 import numpy as np
 import psutil
 import torch
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 from torch.nn.functional import linear_cross_entropy
 
-from pipeline.config import ObjectiveConfig
+from pipeline.config import ConfigError, ObjectiveConfig, load_config
 from pipeline.episodes import Completion, Conversation, Episode, pack_group
 from pipeline.objective import token_losses
 from pipeline.packing import build_micro_batch
@@ -191,11 +189,10 @@ def main(arguments: list[str]) -> int:
         print(json.dumps(measure(arguments[1], Settings(**json.loads(arguments[2])))))
         return 0
     try:
-        merged = OmegaConf.merge(OmegaConf.structured(Settings), OmegaConf.from_dotlist(arguments))
-        settings: Settings = OmegaConf.to_object(merged)
-    except OmegaConfBaseException as error:
+        settings = load_config(arguments, Settings)
+    except ConfigError as error:
         keys = ", ".join(f"{key}={value}" for key, value in asdict(Settings()).items())
-        print(f"{str(error).splitlines()[0]}\nthe settings and their defaults: {keys}", file=sys.stderr)
+        print(f"{error}\nthe settings and their defaults: {keys}", file=sys.stderr)
         return 2
     results: dict[str, list[dict]] = {name: [] for name in VARIANTS}
     for number in range(settings.rounds):

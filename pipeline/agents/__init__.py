@@ -7,9 +7,10 @@ where `await llm(prompt_tokens, max_tokens, role)` samples one response, a `Comp
 of the episode. Its class is made with (tokenizer, AgentConfig); `METHODS` has those that come along.
 """
 
-import importlib
+import inspect
 
 from pipeline.config import ConfigError
+from pipeline.named_code import load_named
 
 METHODS = {
     "memory": "pipeline.agents.memory:MemoryAgent",
@@ -23,12 +24,18 @@ def load_agent(method: str) -> type:
     """The class of a method: a name in `METHODS`, or module:class for a user's own.
 
     Raises:
-        ConfigError: there is no such method, module or class.
+        ConfigError: there is no such method, or it names no agent.
     """
-    module, _, name = METHODS.get(method, method).partition(":")
     try:
-        return getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError, ValueError) as error:
+        agent = load_named(METHODS.get(method, method))
+    except ConfigError as error:
         raise ConfigError(
             f"the method {method!r} is none of {', '.join(METHODS)}, nor a module:class that can be loaded: {error}"
         ) from None
+    reads, runs = getattr(agent, "tokenize", None), getattr(agent, "run", None)
+    if not (isinstance(agent, type) and callable(reads) and inspect.iscoroutinefunction(runs)):
+        raise ConfigError(
+            f"the method {method!r} is no agent: a class with the methods tokenize(problem) and async run(tokenized, "
+            "llm) is wanted (pipeline/agents/memory.py is an example)"
+        )
+    return agent

@@ -8,7 +8,7 @@ import numpy as np
 from pipeline.config import AgentConfig, ConfigError
 from pipeline.documents.passages import document_text
 from pipeline.episodes import Completion
-from pipeline.problems import BadRow, Problem, QuestionTooLong
+from pipeline.problems import BadRow, DataError, Problem, QuestionTooLong
 from pipeline.prompts import PROMPT_TEMPLATES, Prompts, encode_document, encode_text
 
 
@@ -35,12 +35,18 @@ class Reader:
 
         Raises:
             QuestionTooLong: the question is over `problem_tokens`.
-            BadRow: the document encodes to nothing.
+            BadRow: the document encodes to nothing, is too long, or its passage file cannot be used.
         """
-        question = self.encode_question(problem)
-        document = encode_document(self.tokenizer, document_text(problem))
+        question, most = self.encode_question(problem), self.config.document_tokens
+        try:
+            text = document_text(problem, self.config.document_characters)
+        except (DataError, FileNotFoundError) as error:
+            raise BadRow(f"'passage_file' cannot be used: {error}") from None
+        document = encode_document(self.tokenizer, text)
         if not len(document):
             raise BadRow("the document encodes to no tokens")
+        if len(document) > most:
+            raise BadRow(f"the document has {len(document)} tokens, over agent.document_tokens={most}")
         return TokenizedProblem(question, document)
 
     def encode_question(self, problem: Problem) -> list[int]:

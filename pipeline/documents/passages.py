@@ -3,17 +3,24 @@
 A passage file is an Arrow IPC file with the columns `title` and `text`, which all processes of a node read from one
 and the same memory. Parquet with these columns, or JSON lines of {"title": "…", "text": "…"}, will do as well; they
 are read into the memory of every process that opens them.
+
+Every row is checked when a file is opened, once in a process and batch by batch: that its offsets lie within the file,
+that its text is UTF-8. Of a local .arrow file this reads the page cache, in 0.2 to 0.5 s a GB on one core.
 """
 
 import functools
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from pipeline.files import atomic_output, open_input, read_buffer
+from pipeline.arrow_files import check_plain, checked_batches
+from pipeline.config import AgentConfig
+from pipeline.files import atomic_output, file_state, open_input, read_buffer
 from pipeline.problems import BadRow, DataError, Problem, decode_line, is_unicode
 
 PASSAGES = "passages.arrow"  # the file's name in a folder of samples
@@ -28,7 +35,7 @@ class PassageFile:
     def __init__(self, path: str | Path):
         """Raises:
         FileNotFoundError: there is no such file.
-        DataError: it is not in the format above.
+        DataError: it is not in the format above; the message names the row, where it is one.
         """
         self.path = str(path)
         self.table = _read_table(self.path)
@@ -43,16 +50,31 @@ class PassageFile:
     def text(self, row: int) -> str:
         return self._texts[row].as_py()
 
-    def document(self, rows: Sequence[int]) -> str:
+    def document(self, rows: Sequence[int], most: int = AgentConfig.document_characters) -> str:
         """The passages of these rows, in this order, as one text.
 
         Raises:
-            BadRow: there is no such row.
+            BadRow: there is no such row, or the text would have more than `most` characters.
         """
         if rows and not 0 <= min(rows) <= max(rows) < len(self):
             wrong = next(row for row in rows if not 0 <= row < len(self))
             raise BadRow(f"'passages' names row {wrong}, but {self.path} holds {len(self)} rows")
+        if self._bytes(rows) > most and (size := self._characters(rows)) > most:
+            raise BadRow(f"'passages' make a document of {size} characters, over agent.document_characters={most}")
         return "\n\n".join(passage_text(i, self.title(row), self.text(row)) for i, row in enumerate(rows, 1))
+
+    def _bytes(self, rows: Sequence[int]) -> int:
+        """Of the document in UTF-8 without what numbers its passages, from the offsets alone."""
+        return sum(
+            times * (self._titles[row].as_buffer().size + self._texts[row].as_buffer().size)
+            for row, times in Counter(rows).items()
+        ) + len(rows) * len(passage_text(1, "", "\n\n"))
+
+    def _characters(self, rows: Sequence[int]) -> int:
+        """The same in characters, for which each passage is read once."""
+        return sum(times * (len(self.title(row)) + len(self.text(row))) for row, times in Counter(rows).items()) + len(
+            rows
+        ) * len(passage_text(1, "", "\n\n"))
 
 
 @functools.lru_cache(maxsize=8)
@@ -61,16 +83,16 @@ def open_passages(path: str) -> PassageFile:
     return PassageFile(path)
 
 
-def document_text(problem: Problem) -> str:
+def document_text(problem: Problem, most: int = AgentConfig.document_characters) -> str:
     """The text of a problem's document, given by value or by reference.
 
     Raises:
-        BadRow: a passage's row number is not in the file.
+        BadRow: a passage's row number is not in the file, or the passages make more than `most` characters.
         FileNotFoundError, DataError: there is no such passage file, or it is not one.
     """
     if not problem.passage_file:
         return problem.document
-    return open_passages(problem.passage_file).document(problem.passages)
+    return open_passages(problem.passage_file).document(problem.passages, most)
 
 
 def passage_text(number: int, title: str, text: str) -> str:
@@ -89,11 +111,11 @@ def read_passages(path: str | Path) -> Iterator[tuple[str, object]]:
     """
     path = str(path)
     if path.endswith(".jsonl"):
-        yield from _read_lines(path, "surrogateescape")
+        yield from _read_lines(path)
         return
     number = 0
     for batch in _batches(path):
-        columns = [batch.column(name).cast(pa.large_binary()).to_pylist() for name in COLUMNS]
+        columns = [batch.column(name).to_pylist() for name in COLUMNS]
         for values in zip(*columns, strict=True):
             number += 1
             texts = (None if value is None else value.decode(errors="surrogateescape") for value in values)
@@ -153,73 +175,117 @@ def table_writer(path: str | Path, schema: pa.Schema = SCHEMA) -> Iterator[Table
 
 
 def read_arrow(path: str | Path) -> pa.Table:
-    """An Arrow IPC file as a table that lies in the page cache, if the file is local.
+    """An Arrow IPC file as a table that lies in the page cache, if the file is local. Its rows are checked.
 
     Raises:
         FileNotFoundError: there is no such file.
-        DataError: it is not such a file.
+        DataError: it is not such a file, or a row of it is malformed.
     """
+    table = _unchecked_arrow(path)
+    if (state := _state(path)) not in _checked_files:
+        for _ in checked_batches(table.to_batches(), str(path)):
+            pass
+        _checked_files.add(state)
+    return table
+
+
+_checked_files: set[tuple] = set()  # of this process
+
+
+def _state(path: str | Path) -> tuple:
+    return str(path), *file_state(path).values()
+
+
+def _unchecked_arrow(path: str | Path) -> pa.Table:
     try:
-        return pa.ipc.open_file(read_buffer(path)).read_all()
-    except pa.ArrowInvalid as error:
+        table = pa.ipc.open_file(read_buffer(path)).read_all()
+    except (pa.ArrowException, OSError) as error:
+        if isinstance(error, FileNotFoundError):
+            raise
         raise DataError(f"{path} is not an Arrow IPC file: {error}") from None
+    check_plain(table.schema, str(path))
+    return table
 
 
 def _read_table(path: str) -> pa.Table:
     if path.endswith(".jsonl"):
-        passages = [_strict(place, line) for place, line in _read_lines(path, "replace")]
+        passages = [_strict(place, line) for place, line in _read_lines(path)]
         columns = list(zip(*passages, strict=True)) or [(), ()]
         return pa.table([pa.array(column, pa.large_string()) for column in columns], SCHEMA)
     if path.endswith(".parquet"):
         with _parquet(path) as file:
-            table = _checked(file.read(), path)
+            batches = checked_batches(_iter_parquet(file, path), path)
+            table = _with_columns(pa.Table.from_batches(batches, file.schema_arrow), path)
     else:
-        table = _read_arrow_passages(path)
+        _check_suffix(path)
+        table = _with_columns(read_arrow(path), path)
     for name in COLUMNS:
         if table.column(name).null_count:
-            raise DataError(f"{path}: the column '{name}' has rows without a value")
+            row = pc.index(pc.is_null(table.column(name)), True).as_py()
+            raise DataError(f"{path}: row {row} (from 0) has no '{name}'")
     return table
 
 
 def _batches(path: str) -> Iterator[pa.RecordBatch]:
-    if not path.endswith(".parquet"):
-        yield from _read_arrow_passages(path).to_batches(BATCH_ROWS)
+    """Batches of title and text as bytes, which need not be UTF-8 but lie where the file says."""
+    if path.endswith(".parquet"):
+        with _parquet(path) as file:
+            _with_columns(file.schema_arrow.empty_table(), path)
+            yield from checked_batches(map(_as_bytes, _iter_parquet(file, path, list(COLUMNS))), path)
         return
-    with _parquet(path) as file:
-        _checked(file.schema_arrow.empty_table(), path)
-        yield from file.iter_batches(BATCH_ROWS, columns=list(COLUMNS))
+    _check_suffix(path)
+    table = _with_columns(_unchecked_arrow(path), path)
+    yield from checked_batches(map(_as_bytes, table.to_batches(BATCH_ROWS)), path)
 
 
-def _read_arrow_passages(path: str) -> pa.Table:
+def _as_bytes(batch: pa.RecordBatch) -> pa.RecordBatch:
+    binary = {pa.string(): pa.binary(), pa.large_string(): pa.large_binary()}
+    columns = [batch.column(name) for name in COLUMNS]
+    return pa.record_batch([column.view(binary[column.type]) for column in columns], list(COLUMNS))
+
+
+def _iter_parquet(file: pq.ParquetFile, path: str, columns: list[str] | None = None) -> Iterator[pa.RecordBatch]:
+    try:
+        yield from file.iter_batches(BATCH_ROWS, columns=columns)
+    except (pa.ArrowException, OSError) as error:
+        raise DataError(f"{path} is a broken parquet file: {error}") from None
+
+
+def _check_suffix(path: str) -> None:
     if not path.endswith(".arrow"):
         raise DataError(f"{path}: a passage file ends in .arrow, .parquet or .jsonl")
-    return _checked(read_arrow(path), path)
 
 
 def _parquet(path: str) -> pq.ParquetFile:
     try:
-        return pq.ParquetFile(open_input(path))
-    except pa.ArrowInvalid as error:
+        file = pq.ParquetFile(open_input(path))
+    except (pa.ArrowException, OSError) as error:
+        if isinstance(error, FileNotFoundError):
+            raise
         raise DataError(f"{path} is not a parquet file: {error}") from None
+    check_plain(file.schema_arrow, path)
+    return file
 
 
-def _checked(table: pa.Table, path: str) -> pa.Table:
+def _with_columns(table: pa.Table, path: str) -> pa.Table:
     types = {field.name: field.type for field in table.schema}
     for name in COLUMNS:
         if types.get(name) not in (pa.string(), pa.large_string()):
             found = f"'{name}' is {types[name]}" if name in types else f"'{name}' is not there"
             raise DataError(f"{path}: {found}; a passage file has the columns title and text, both text")
+        if table.column_names.count(name) > 1:
+            raise DataError(f"{path}: there are two columns '{name}'")
     return table
 
 
-def _read_lines(path: str, errors: str) -> Iterator[tuple[str, str]]:
-    """Yield (place, line) for each line that is not blank; `errors` as for bytes.decode."""
+def _read_lines(path: str) -> Iterator[tuple[str, str]]:
+    """Yield (place, line) for each line that is not blank. Bytes that are not UTF-8 become half surrogate pairs."""
     with open_input(path) as file:
         number = 0
         while line := file.readline():
             number += 1
             if line.strip():
-                yield f"{path}:{number}", line.rstrip(b"\r\n").decode(errors=errors)
+                yield f"{path}:{number}", line.rstrip(b"\r\n").decode(errors="surrogateescape")
 
 
 def _strict(place: str, line: str) -> tuple[str, str]:

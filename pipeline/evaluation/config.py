@@ -3,7 +3,7 @@
 from dataclasses import asdict, dataclass, field
 
 from pipeline.agents import METHODS
-from pipeline.config import ConfigError, GenerationConfig
+from pipeline.config import ConfigError, GenerationConfig, RowLimits, ScoringConfig
 from pipeline.config_rules import check_rules, generation_rules, not_negative, one_of, positive, share
 from pipeline.documents.synthetic import EVALUATION_SEED
 from pipeline.recipes import SyntheticSettings
@@ -21,6 +21,8 @@ class EvaluationData:
     lengths: list[str] = field(default_factory=list)  # only these lengths; none: all
     limit: int = 0  # questions of each set and length, the first ones; 0: all
     max_bad_share: float = 0.05  # more quarantined rows than this share stop the evaluation
+    limits: RowLimits = field(default_factory=RowLimits)
+    passage_folders: list[str] = field(default_factory=list)  # where passage files may be, beside the samples' folder
 
 
 @dataclass
@@ -37,6 +39,7 @@ class EvaluateConfig:
 @dataclass
 class EvaluationConfig(GenerationConfig):
     data: EvaluationData = field(default_factory=EvaluationData)
+    scorer: ScoringConfig = field(default_factory=ScoringConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
 
 
@@ -78,7 +81,7 @@ def synthetic_settings(data: EvaluationData) -> SyntheticSettings:
 # What may differ when an evaluation is taken up: none of it changes an answer.
 FREE_TO_CHANGE = (
     *("wandb", "generator", "run.name", "run.folder"),
-    *("data.max_bad_share", "evaluate.max_attempts", "evaluate.memories"),
+    *("data.max_bad_share", "data.passage_folders", "evaluate.max_attempts", "evaluate.memories"),
 )
 
 

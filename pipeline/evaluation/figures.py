@@ -56,9 +56,12 @@ class Line:
 
 def check_figures(config: FiguresConfig) -> None:
     """Raise `ConfigError` with one line for each thing that is wrong."""
+    lengths = ("chunks", "ablation_chunks", "transfer_chunks")
     wrong = [name for name in config.samplings if name not in SAMPLINGS]
     rules = [
-        (bool(config.seeds), "seeds is empty"),
+        *((bool(getattr(config, name)), f"{name} is empty") for name in ("seeds", "samplings", *lengths)),
+        *((min(getattr(config, name), default=2) >= 2, f"{name} must be at least 2 each") for name in lengths),
+        (len(set(config.seeds)) == len(config.seeds), f"seeds={config.seeds} names one twice"),
         (config.questions > 0, f"questions={config.questions} must be greater than 0"),
         (config.at_once > 0, f"at_once={config.at_once} must be greater than 0"),
         (not wrong, f"samplings={config.samplings}: there are {', '.join(SAMPLINGS)}"),

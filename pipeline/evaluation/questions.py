@@ -8,7 +8,7 @@ from pathlib import Path
 
 from pipeline.evaluation.config import EvaluationConfig, EvaluationData, synthetic_settings
 from pipeline.files import exists, file_state, is_local, list_files
-from pipeline.problems import DataError, Problem, Quarantine
+from pipeline.problems import DataError, Problem, Quarantine, row_rules
 from pipeline.sample_files import SampleFiles, read_samples, sample_files
 from pipeline.samples import JoinedSamples, SampleSource
 
@@ -58,15 +58,16 @@ def set_and_length(problem: Problem) -> tuple[str, int | float | str | None]:
     return name if isinstance(name, str) and name else "questions", length if valid else None
 
 
-def open_source(data: EvaluationData) -> SampleSource:
+def open_source(config: EvaluationConfig) -> SampleSource:
     """The samples that the questions are chosen from.
 
     Raises:
         FileNotFoundError, DataError: no such file, another format, or no row at all.
     """
+    data = config.data
     if data.source == "synthetic":
         return JoinedSamples(tuple(synthetic_settings(data).sets("", anew=True)))
-    return SampleFiles.open(data.path)
+    return SampleFiles.open(data.path, row_rules(config))
 
 
 def read_questions(source: SampleSource, config: EvaluationConfig, quarantine: Quarantine) -> list[Question]:

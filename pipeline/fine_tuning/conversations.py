@@ -20,6 +20,7 @@ from pipeline.problems import BadRow, Quarantine, text_field
 from pipeline.prompts import encode_text
 from pipeline.sample_files import SampleFiles
 
+CHARACTERS_OF_A_TOKEN = 200  # more than any text has on average
 ROLES = ("system", "user", "assistant")
 
 
@@ -51,6 +52,8 @@ def conversation_example(row: object, tokenizer, max_tokens: int) -> Example:
     Raises:
         BadRow: the row has none of the three forms, is longer than `max_tokens`, or has nothing to learn.
     """
+    if (characters := _characters(row)) > CHARACTERS_OF_A_TOKEN * max_tokens:  # it need not be tokenized to know
+        raise BadRow(f"the conversation has {characters} characters, too many for sft.max_tokens={max_tokens}")
     if isinstance(row, dict) and row.get("messages") is not None:
         example = _chat(row["messages"], tokenizer)
     elif isinstance(row, dict) and row.get("prompt_tokens") is not None:
@@ -63,6 +66,13 @@ def conversation_example(row: object, tokenizer, max_tokens: int) -> Example:
     if not any(example.learned[1:]):
         raise BadRow("the conversation has nothing to learn: no message of the assistant's")
     return example
+
+
+def _characters(row: object) -> int:
+    """Of all texts of a row."""
+    if isinstance(row, str):
+        return len(row)
+    return sum(map(_characters, row.values() if isinstance(row, dict) else row if isinstance(row, list) else ()))
 
 
 def _tokens(row: dict, name: str, vocabulary: int) -> list[int]:
