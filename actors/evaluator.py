@@ -213,7 +213,7 @@ class Evaluator(JobActor):
         """The row of results.jsonl. Without an answer, or with one that was cut, all scores are 0."""
         scores = dict.fromkeys(("score", *METRICS), 0.0)
         if answer and not answer.cut:
-            scores |= answer_scores(answer.text, problem.answers)
+            scores |= answer_scores(answer.text, problem.answers, problem.task)
             scores["score"], error = await self._score(problem, answer.text)
         trace = answer and answer.memory_trace
         return {

@@ -14,19 +14,21 @@ import numpy as np
 Scorer = Callable[[str, tuple[str, ...]], float]
 
 BOX_WINDOW = 300  # characters at the end of the answer in which the box is looked for
+BRACE = re.compile("[{}]")
 LATEX_SPACING = re.compile(r"\\[,;:! ]|\\quad|\\qquad|~")
 
 
-def last_box(answer: str) -> str | None:
-    """The content of the last complete \\boxed{…} within the answer's last 300 characters; braces may nest."""
-    tail = answer[-BOX_WINDOW:]
-    start = len(tail)
-    while (start := tail.rfind("\\boxed{", 0, start)) != -1:
-        depth, begin = 1, start + len("\\boxed{")
-        for i in range(begin, len(tail)):
-            depth += {"{": 1, "}": -1}.get(tail[i], 0)
-            if depth == 0:
-                return tail[begin:i]
+def last_box(text: str) -> str | None:
+    """The content of the last \\boxed{…} of a text; braces may nest. None if there is none, or the last is not closed:
+    then an earlier one is not what the answer ends with."""
+    start = text.rfind("\\boxed{")
+    if start == -1:
+        return None
+    depth, begin = 1, start + len("\\boxed{")
+    for brace in BRACE.finditer(text, begin):
+        depth += 1 if brace[0] == "{" else -1
+        if depth == 0:
+            return text[begin : brace.start()]
     return None
 
 
@@ -36,8 +38,11 @@ def normalized(text: str) -> str:
 
 
 def boxed_match(answer: str, answers: tuple[str, ...]) -> float:
-    """1 if the last box equals any of the answers after normalisation, else 0. An empty box is never right."""
-    box = normalized(last_box(answer) or "")
+    """1 if the last box equals any of the answers after normalisation, else 0. An empty box is never right.
+
+    The box has to stand within the answer's last 300 characters, as in MemAgent's reward.
+    """
+    box = normalized(last_box(answer[-BOX_WINDOW:]) or "")
     return float(box != "" and box in {normalized(gold) for gold in answers})
 
 

@@ -1,5 +1,7 @@
 """Rewards: what counts as right."""
 
+import time
+
 import pytest
 
 from pipeline.scoring import BOX_WINDOW, boxed_match, last_box, scorer_for, values_found
@@ -13,7 +15,11 @@ from pipeline.scoring import BOX_WINDOW, boxed_match, last_box, scorer_for, valu
         ("\\boxed{\\frac{1}{2}}", "\\frac{1}{2}"),
         ("\\boxed{a {b} c} and } more", "a {b} c"),
         ("\\boxed{\\boxed{Paris}}", "Paris"),  # the last one to begin
-        ("\\boxed{Paris} or \\boxed{Rome", "Paris"),  # cut off: the last complete one counts
+        ("\\boxed{Paris} or \\boxed{Rome", None),  # an unclosed last box is no box, and no earlier one is the last
+        ("\\boxed{Paris} or \\boxed{Rome {Italy}", None),
+        ("\\boxed{Paris} or \\boxed{Rome} {", "Rome"),
+        ("\\boxed{Paris}, put into \\boxed.", "Paris"),
+        ("\\boxed{Paris}" + "." * 10_000, "Paris"),
         ("\\boxed{}", ""),
         ("\\boxed{Paris", None),
         ("Paris", None),
@@ -21,14 +27,27 @@ from pipeline.scoring import BOX_WINDOW, boxed_match, last_box, scorer_for, valu
         ("boxed{Paris}", None),
     ],
 )
-def test_the_last_complete_box_is_the_answer(answer, box):
+def test_the_last_box_is_the_answer(answer, box):
     assert last_box(answer) == box
 
 
-def test_the_box_is_looked_for_in_the_last_300_characters():
+def test_an_exact_match_stands_in_the_last_300_characters():
     box = "\\boxed{Paris}"
-    assert last_box(box + "." * (BOX_WINDOW - len(box))) == "Paris"
-    assert last_box(box + "." * (BOX_WINDOW - len(box) + 1)) is None
+    assert boxed_match(box + "." * (BOX_WINDOW - len(box)), ("Paris",)) == 1.0
+    assert boxed_match(box + "." * (BOX_WINDOW - len(box) + 1), ("Paris",)) == 0.0
+
+
+def test_a_right_box_before_an_unclosed_one_is_not_right():
+    assert boxed_match("\\boxed{Paris} or \\boxed{Rome", ("Paris",)) == 0.0
+    # Where the tail begins within a box, its braces are no others'.
+    assert boxed_match("\\boxed{" + "x" * BOX_WINDOW + "} \\boxed{Paris}", ("Paris",)) == 1.0
+
+
+def test_a_long_text_of_braces_is_read_in_no_time():
+    text = "\\boxed{" * 100_000
+    begin = time.perf_counter()
+    assert last_box(text) is None and last_box("\\boxed{" + "{}" * 500_000 + "}") == "{}" * 500_000
+    assert time.perf_counter() - begin < 5
 
 
 @pytest.mark.parametrize(

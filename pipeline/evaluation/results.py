@@ -12,9 +12,10 @@ from pathlib import Path
 from statistics import median
 from typing import TextIO
 
-from pipeline.evaluation.answer_scores import METRICS
+from pipeline.evaluation.answer_scores import METRICS, sub_em
 from pipeline.evaluation.intervals import Interval, mean_interval, stratified_mean
 from pipeline.memory_trace import MemoryCounts, Ratio
+from pipeline.scoring import last_box
 
 KEY = ("set", "length", "id", "method", "sample")
 SCORES = ("score", *METRICS)
@@ -64,6 +65,7 @@ def read_results(path: str | Path) -> list[dict]:
             if number > len(lines):
                 break
             raise ValueError(f"{where} is not JSON: {error}") from None
+        add_new_scores(row)
         check_row(row, where)
         first = first_lines.setdefault(row_key(row), number)
         if first != number:
@@ -71,6 +73,13 @@ def read_results(path: str | Path) -> list[dict]:
             raise ValueError(f"{where} repeats line {first}: {named}")
         rows.append(row)
     return rows
+
+
+def add_new_scores(row: object) -> None:
+    """Give a row that was written before there was the metric sub_em what it would have had."""
+    if isinstance(row, dict) and "sub_em" not in row and all(name in row for name in ("answer", "answers", "task")):
+        wrong = row["answer"] is None or row.get("cut") or row.get("error")
+        row["sub_em"] = 0.0 if wrong else sub_em(last_box(row["answer"]), tuple(row["answers"]), row["task"])
 
 
 def check_row(row: object, where: str) -> None:
