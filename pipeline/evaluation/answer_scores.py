@@ -10,7 +10,7 @@ import string
 import unicodedata
 from collections import Counter
 
-from pipeline.scoring import LATEX_SPACING, boxed_match, last_box, values_found
+from pipeline.scoring import LATEX_SPACING, boxed_match, last_box, unicode_form, values_found
 
 METRICS = ("exact_match", "containment", "f1", "recall", "sub_em")
 PRIMARY_METRIC = {"qa": "exact_match", "values": "recall"}  # of a task; any other task has a scorer of its own
@@ -115,7 +115,7 @@ def words(text: str, articles: bool = False, punctuation: bool = False) -> list[
         articles: keep the articles.
         punctuation: keep the punctuation.
     """
-    text = unicodedata.normalize("NFKC", MARKUP.sub(" ", LATEX_SPACING.sub(" ", text))).casefold()
+    text = unicode_form("NFKC", MARKUP.sub(" ", LATEX_SPACING.sub(" ", text))).casefold()
     if not punctuation:
         deleted = {c for c in set(text) if c in string.punctuation or unicodedata.category(c).startswith("P")}
         text = text.translate({ord(c): None for c in deleted})
