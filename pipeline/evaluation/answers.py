@@ -67,7 +67,12 @@ class AnswerRecorder:
             tokenized: problem, whose `document` is counted if it has one.
             tokenizer: to read the memories.
             counts: of all memories.
+
+        Raises:
+            TypeError: the agent's answer is no text.
         """
+        if not isinstance(text, str):
+            raise TypeError(f"the agent's answer must be text, not {type(text).__name__}")
         document = getattr(tokenized, "document", None)
         memories = sorted(self._memories, key=lambda memory: memory[0])
         return Answer(

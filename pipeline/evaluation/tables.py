@@ -163,4 +163,9 @@ def markdown_lines(header: list[str], lines: list[list[str]]) -> str:
 
 def escaped(name: str) -> str:
     """A name that cannot end its cell or its line."""
-    return " ".join(name.replace("\\", "\\\\").replace("|", "\\|").split())
+    return printable(name).replace("\\", "\\\\").replace("|", "\\|")
+
+
+def printable(name: str) -> str:
+    """A name on one line, without what a terminal would obey."""
+    return "".join(c if c.isprintable() else "\ufffd" for c in " ".join(name.split()))
