@@ -13,11 +13,11 @@ from pathlib import Path
 
 import ray
 
+from actors.answer_scoring import scores_of
 from actors.generator_pool import GeneratorLost, GeneratorPool
 from actors.job_actor import CLOSING_S, JobActor, RunFailed, reason_of
 from actors.tracker import finish_wandb, start_wandb, wandb_place
 from pipeline.episodes import Sampling
-from pipeline.evaluation.answer_scores import METRICS, answer_scores
 from pipeline.evaluation.answers import Answer
 from pipeline.evaluation.config import EvaluationConfig
 from pipeline.evaluation.questions import Task, input_states, open_source, read_questions, tasks
@@ -26,12 +26,10 @@ from pipeline.evaluation.successes import open_successes, success_lines
 from pipeline.evaluation.summary import Progress, evaluation_summary, write_tables
 from pipeline.problems import BadRow, DataError, Problem, Quarantine
 from pipeline.report import write_summary
-from pipeline.scoring import SCORERS, reward
 
 FIRST_PROGRESS_S = 0.5
 PROGRESS_EVERY_S = 5.0
 PROGRESS_AT_LEAST_S = 60.0  # also when no answer has come
-SCORER_LIMIT_S = 60.0
 GENERATORS_LOST = 5  # a question under which so many generators died is an error
 DOCUMENTS_UNDER_WAY = 1 << 30  # characters
 KEPT = (*KEY, *SCORES, "task", "error", "cut", "document_tokens", "memory_trace")  # of a row, for the tables
@@ -86,9 +84,12 @@ class Evaluator(JobActor):
             wandb_run=wandb_place(self.wandb) if self.wandb else "",
             error=error,
         )
-        if self.rows:
-            await asyncio.to_thread(write_tables, self.rows, self.folder)
         write_summary(self.folder, summary)
+        if self.rows:
+            try:
+                await asyncio.to_thread(write_tables, self.rows, self.folder)
+            except Exception as failure:  # the answers and the summary are there all the same
+                self.say(f"· not all tables and figures could be made: {reason_of(failure)}")
         await self._close(summary)
         return summary
 
@@ -160,7 +161,7 @@ class Evaluator(JobActor):
             task = await self._waiting.get()
             async with self._room.of(task.question.size):
                 begin = time.time()
-                problem = await asyncio.to_thread(self.source.sample, task.question.index)
+                problem = await self._problem(task)
                 try:
                     answer, error = await self._answer(task, problem)
                 except GeneratorLost:
@@ -174,6 +175,22 @@ class Evaluator(JobActor):
             self.results.flush()
             self._count(row, task)
             self.pool.work_done()
+
+    async def _problem(self, task: Task) -> Problem:
+        """Read a question once more, with its document.
+
+        Raises:
+            DataError: it cannot be read again and again: its file is gone, or another one.
+        """
+        for attempt in range(1, self.config.evaluate.max_attempts + 1):
+            try:
+                return await asyncio.to_thread(self.source.sample, task.question.index)
+            except Exception as error:
+                self.failures[type(error).__name__] += 1
+                if attempt == self.config.evaluate.max_attempts:
+                    raise DataError(
+                        f"question {task.question.id!r} was read before and cannot be read any more: {reason_of(error)}"
+                    ) from error
 
     async def _answer(self, task: Task, problem: Problem) -> tuple[Answer | None, str | None]:
         """The answer, or after some attempts the reason why there is none.
@@ -211,10 +228,10 @@ class Evaluator(JobActor):
         self, task: Task, problem: Problem, answer: Answer | None, error: str | None, seconds: float
     ) -> dict:
         """The row of results.jsonl. Without an answer, or with one that was cut, all scores are 0."""
-        scores = dict.fromkeys(("score", *METRICS), 0.0)
+        scores = dict.fromkeys(SCORES, 0.0)
         if answer and not answer.cut:
-            scores |= answer_scores(answer.text, problem.answers)
-            scores["score"], error = await self._score(problem, answer.text)
+            given, error = await scores_of(problem.task, answer.text, problem.answers, self.config.scorer.modules)
+            scores |= given
         trace = answer and answer.memory_trace
         return {
             **dict(zip(("set", "length", "id", "method", "sample"), task.key, strict=True)),
@@ -234,20 +251,6 @@ class Evaluator(JobActor):
             "memories": list(answer.memories) if answer else [],
             "memory_trace": vars(trace.scored(scores["score"])) if trace else None,
         }
-
-    async def _score(self, problem: Problem, answer: str) -> tuple[float, str | None]:
-        """The score of the problem's task, or 0 and why there is none."""
-        if problem.task in SCORERS:
-            return reward(problem.task, answer, problem.answers), None
-        scoring = score_apart.remote(problem.task, answer, problem.answers, self.config.scorer.modules)
-        try:
-            async with asyncio.timeout(SCORER_LIMIT_S):
-                return await scoring, None
-        except TimeoutError:
-            ray.cancel(scoring, force=True)
-            return 0.0, f"the scorer of task {problem.task!r} took longer than {SCORER_LIMIT_S:.0f} s"
-        except Exception as error:
-            return 0.0, f"the scorer of task {problem.task!r}: {reason_of(error)}"
 
     def _left(self) -> int:
         return self.progress.total - self.progress.answers
@@ -283,12 +286,6 @@ class Evaluator(JobActor):
                 }
             )
         finish_wandb(self.wandb, summary)
-
-
-@ray.remote(num_cpus=0, max_retries=0)
-def score_apart(task: str, answer: str, answers: tuple[str, ...], modules: dict[str, str]) -> float:
-    """A user's scorer in a process of its own, which can be ended if it hangs."""
-    return reward(task, answer, answers, modules)
 
 
 class Room:

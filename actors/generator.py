@@ -15,6 +15,7 @@ import ray
 from actors.journal import JournalWriter
 from pipeline.agents import load_agent
 from pipeline.config import GenerationConfig
+from pipeline.end_tokens import end_tokens
 from pipeline.episodes import (
     Completion,
     Episode,
@@ -72,7 +73,7 @@ class Generator:
         from actors.vllm_engine import VllmEngine
 
         self._tokenizer = load_tokenizer(self.config.model.path, self.config.model.trust_remote_code)
-        self.engine = VllmEngine(self.config, self._tokenizer.eos_token_id, self.seed)
+        self.engine = VllmEngine(self.config, end_tokens(self._tokenizer), self.seed)
         await self.engine.start()
         self._watching = asyncio.create_task(self._watch_engine())
 

@@ -28,13 +28,19 @@ class Scorer:
     def score(
         self, group_id: str, group: EpisodeGroup, task: str, answers: tuple[str, ...], generator: str, seconds: float
     ) -> GroupRecord:
-        """Score every episode of a group and return the group's record.
+        """Score every episode of a group and return the group's record. A cut answer has reward 0.
 
         Raises:
             BadReward: the scorer returned NaN, infinity or no number.
             Exception: whatever the task's scorer raises.
         """
-        rewards = np.array([reward(task, answer, answers, self.modules) for answer in group.answers], np.float32)
+        rewards = np.array(
+            [
+                0.0 if cut else reward(task, answer, answers, self.modules)
+                for answer, cut in zip(group.answers, group.cut_answers, strict=True)
+            ],
+            np.float32,
+        )
         punishments = overlong_punishments(group, self.objective.overlong_share)
         advantages = group_advantages(rewards + self.objective.overlong_penalty * punishments, self.objective.advantage)
         return group_record(group_id, task, generator, group, seconds, rewards, punishments, advantages)

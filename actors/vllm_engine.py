@@ -11,7 +11,7 @@ import os
 import tempfile
 import time
 import uuid
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Collection, Iterator
 from pathlib import Path
 
 from pipeline.config import GenerationConfig
@@ -42,12 +42,15 @@ BUCKET_FILE = "palimpsest-bucket-"  # then the process id of the owner
 
 
 class VllmEngine:
-    """An `AsyncLLM` that returns tokens with their log-probs and weight versions."""
+    """An `AsyncLLM` that returns tokens with their log-probs and weight versions.
+
+    A response ends with the first of `end_tokens` (finish reason "stop"), or at its limit ("length").
+    """
 
     version_of_vllm = vllm.__version__
 
-    def __init__(self, config: GenerationConfig, eos_token: int, seed: int):
-        self.eos_token = eos_token
+    def __init__(self, config: GenerationConfig, end_tokens: Collection[int], seed: int):
+        self.end_tokens = sorted(end_tokens)
         self.version = 0
         remove_orphans()
         on_cpu = current_platform.is_cpu()
@@ -81,7 +84,7 @@ class VllmEngine:
             top_p=sampling.top_p,
             seed=sampling.seed,
             max_tokens=max_tokens,
-            stop_token_ids=[self.eos_token],
+            stop_token_ids=self.end_tokens,
             logprobs=0,  # of the sampled token alone
             detokenize=False,
             output_kind=RequestOutputKind.FINAL_ONLY,

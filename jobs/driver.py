@@ -12,6 +12,7 @@ from jobs.ray_token import ClusterError, check_listener, own_cluster, private_fo
 from pipeline.agents import load_agent
 from pipeline.config import ConfigError, GenerationConfig, ModelConfig, defaults_yaml
 from pipeline.config_rules import check_window
+from pipeline.end_tokens import end_tokens
 from pipeline.files import exists
 from pipeline.plan import FAMILIES
 from pipeline.problems import DataError
@@ -101,6 +102,11 @@ def check_model(config: GenerationConfig, methods: Sequence[str]) -> None:
     if PROMPT_TEMPLATES[a.prompt_template].chat and not tokenizer.chat_template:
         raise ConfigError(
             f"agent.prompt_template={a.prompt_template} needs a chat template, which {config.model.path} lacks"
+        )
+    if not end_tokens(tokenizer):
+        raise ConfigError(
+            f"model.path={config.model.path} names no end-of-sequence token, so that no response would end before its "
+            "limit; give its generation_config.json an eos_token_id"
         )
     prompts = Prompts(tokenizer, PROMPT_TEMPLATES[a.prompt_template])
     longest = prompts.longest(a.problem_tokens, a.memory_tokens, a.chunk_tokens)

@@ -55,9 +55,12 @@ def main(arguments: list[str]) -> int:
         print(f"configuration error:\n{error}", file=sys.stderr)
         return 2
     if summary["answers"]:
-        print((folder / "table.md").read_text(encoding="utf-8"))
-        print(f"· answers {folder / 'results.jsonl'}\n· tables {folder / 'table.md'}, {folder / 'table.csv'}")
-        print(f"· figure {folder / 'accuracy.png'}")
+        if (table := folder / "table.md").exists():  # what could not be made, the evaluator has said
+            print(table.read_text(encoding="utf-8"))
+        print(f"· answers {folder / 'results.jsonl'}")
+        for what, name in (("table", "table.md"), ("table", "table.csv"), ("figure", "accuracy.png")):
+            if (folder / name).exists():
+                print(f"· {what} {folder / name}")
     if summary["status"] == "interrupted":
         print(f"· interrupted; the same command with run.name={config.run.name} goes on")
     else:

@@ -44,6 +44,14 @@ class Conversation:
     response: Completion
 
 
+def cuts_answer(role: str, finish_reason: str) -> bool:
+    """Whether a conversation is an answer that its length limit cut off.
+
+    Its episode scores 0, whatever the answer holds, in training as in evaluation.
+    """
+    return role == "answer" and finish_reason == "length"
+
+
 @dataclass
 class Episode:
     """One run of an agent on a problem: its conversations, and the answer that is scored, as text."""
@@ -129,6 +137,12 @@ class EpisodeGroup:
         """Where each conversation's response begins in `logprobs` and `versions`, int64 [C+1]."""
         return np.concatenate([[0], np.cumsum(self.lengths - self.prompt_lengths)])
 
+    @property
+    def cut_answers(self) -> np.ndarray:
+        """Whether each episode's answer was cut off, bool [G]."""
+        cut = [cuts_answer(*conversation) for conversation in zip(self.roles, self.finish_reasons, strict=True)]
+        return np.bincount(self.episodes, weights=cut, minlength=len(self.answers)) > 0
+
     def prompt(self, conversation: int) -> np.ndarray:
         start = self.offsets[conversation]
         return self.tokens[start : start + self.prompt_lengths[conversation]]
@@ -189,6 +203,7 @@ class GroupRecord:
     punishments: np.ndarray  # for over-long responses, from -1 to 0, float32 [G]
     advantages: np.ndarray  # of both together, float32 [G]
     memory: MemoryCounts  # of all its episodes; empty where they were not counted
+    cut_answers: int = 0  # episodes whose answer the length limit cut off, which scores 0
     moves: int = 0  # to another generator, because the one before died or left
     redone_conversations: int = 0  # that were lost with a generator and begun again: at most one an episode and move
 
@@ -238,4 +253,5 @@ def group_record(
         punishments=punishments,
         advantages=advantages,
         memory=sum(map(MemoryCounts.scored, group.memory or (), rewards), MemoryCounts()),
+        cut_answers=int(group.cut_answers.sum()),
     )

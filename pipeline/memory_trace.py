@@ -11,6 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from pipeline.config import AgentConfig
+from pipeline.end_tokens import end_tokens, without_end
 from pipeline.problems import Problem
 from pipeline.prompts import PROMPT_TEMPLATES, encode_text
 
@@ -40,7 +41,7 @@ class MemoryCounts:
     kept: Ratio = Ratio()  # a needed fact in the old memory: is it in the new one? (for each update)
     answered: Ratio = Ratio()  # all needed facts in the last memory: is the answer right?
     junk: Ratio = Ratio()  # tokens that belong to no needed fact; also those of a fact that is there already
-    tokens: Ratio = Ratio()  # without the end-of-sequence token; the words for an empty memory count as none
+    tokens: Ratio = Ratio()  # without the end token; the words for an empty memory count as none
 
     def __add__(self, other: "MemoryCounts") -> "MemoryCounts":
         pairs = zip(vars(self).values(), vars(other).values(), strict=True)
@@ -114,7 +115,7 @@ class MemoryTrace:
 
     def __init__(self, tokenizer, config: AgentConfig, facts: tuple[NeededFact, ...]):
         self.facts = facts
-        self._tokenizer, self._eos = tokenizer, tokenizer.eos_token_id
+        self._tokenizer, self._end_tokens = tokenizer, end_tokens(tokenizer)
         self._empty = encode_text(tokenizer, PROMPT_TEMPLATES[config.prompt_template].empty_memory)
         self._chunks = [fact.chunk(config.chunk_tokens) for fact in facts]
         self._known: set[int] = set()  # the facts of the last memory, by their number in the chain
@@ -132,7 +133,7 @@ class MemoryTrace:
 
     def add(self, tokens: list[int]) -> None:
         """Count the next memory, as the model wrote it (its chunk is the next one of the document)."""
-        tokens = tokens[:-1] if tokens and tokens[-1] == self._eos else tokens
+        tokens = without_end(tokens, self._end_tokens)
         length = 0 if tokens == self._empty else len(tokens)
         if self.facts:
             text = self._tokenizer.decode(tokens, skip_special_tokens=True)

@@ -82,6 +82,7 @@ def step_row(
         "episodes": len(rewards),
         "conversations": sum(len(record.lengths) for record in records),
         "cut_conversations": sum(record.cut_conversations for record in records),
+        "cut_answer_fraction": sum(record.cut_answers for record in records + discarded) / len(sampled),
         **memory_shares(sum((record.memory for record in records), MemoryCounts())),
         "tokens_trained": tokens,
         "staleness_mean": sum(age * count for age, count in enumerate(staleness)) / tokens if tokens else None,

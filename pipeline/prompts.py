@@ -14,6 +14,8 @@ from pathlib import Path
 
 import numpy as np
 
+from pipeline.end_tokens import named_end_tokens
+
 SLOT = re.compile(r"\{(problem|memory|chunk|document)\}")
 BLOCK = 1 << 18  # characters of a document that are encoded at a time
 WORD_END = re.compile(r"\S(?=\s)")
@@ -85,9 +87,17 @@ PROMPT_TEMPLATES = {
 def load_tokenizer(path: str, trust_remote_code: bool = False):
     """The tokenizer of a Hugging Face folder or name, loaded once in a process.
 
+    Its attribute `end_tokens` has the end tokens that the model's files name (pipeline/end_tokens.py).
+
     Raises:
-        OSError, ValueError: there is none.
+        OSError, ValueError: there is none, or the model's files are broken.
     """
+    tokenizer = _load_tokenizer(path, trust_remote_code)
+    tokenizer.end_tokens = named_end_tokens(path)
+    return tokenizer
+
+
+def _load_tokenizer(path: str, trust_remote_code: bool):
     if _is_plain(path):  # what AutoTokenizer would choose, without the seconds in which it imports torch
         from transformers import PreTrainedTokenizerFast as Tokenizer
 

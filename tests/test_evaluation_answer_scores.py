@@ -1,4 +1,4 @@
-"""The four metrics of an answer: what each counts as right, and what it does not."""
+"""The metrics of an answer: what each counts as right, and what it does not."""
 
 import pytest
 from hypothesis import assume, example, given, settings
@@ -13,11 +13,11 @@ ALL, NONE = (1.0, 1.0, 1.0, 1.0), (0.0, 0.0, 0.0, 0.0)
 
 def scores(answer: str, *answers: str) -> tuple[float, ...]:
     """Exact match, containment, F1, recall."""
-    return tuple(answer_scores(answer, answers)[metric] for metric in METRICS)
+    return tuple(answer_scores(answer, answers)[metric] for metric in METRICS[:4])
 
 
-def test_the_scores_have_exactly_the_four_names_of_the_metrics():
-    assert tuple(answer_scores("", ("x",))) == METRICS == ("exact_match", "containment", "f1", "recall")
+def test_the_scores_have_exactly_the_names_of_the_metrics():
+    assert tuple(answer_scores("", ("x",))) == METRICS == ("exact_match", "containment", "f1", "recall", "sub_em")
 
 
 @pytest.mark.parametrize("answer", ["\\boxed{Paris}", "\\boxed{Rome}, no: \\boxed{ paris }", "**\\boxed{PARIS}**"])
@@ -81,7 +81,15 @@ def test_f1_of_words_counts_each_as_often_as_it_occurs():
 def test_f1_is_of_the_box_and_only_without_one_of_the_whole_answer():
     assert scores("Paris, or rather \\boxed{Rome}", "Paris") == (0.0, 1.0, 0.0, 1.0)
     assert scores("Paris, or rather Rome", "Paris")[2] == pytest.approx(2 / 5)
-    assert scores("\\boxed{Paris" + " " * 300 + "Rome", "Paris")[2] > 0.0  # cut: no box
+    assert scores("\\boxed{Paris" + " " * 300 + "Rome", "Paris")[2] > 0.0  # not closed: no box
+    assert scores("\\boxed{Paris} or \\boxed{Rome", "Paris")[2] == pytest.approx(2 / 4)  # paris or rome
+
+
+def test_f1_reads_the_last_box_wherever_it_stands_and_exact_match_at_the_end_alone():
+    far = "\\boxed{New York} " + "is what I have read. " * 20
+    assert scores(far, "New York")[0] == 0.0 and scores(far, "New York")[2] == 1.0
+    assert scores(far, "New York City")[2] == pytest.approx(0.8)
+    assert scores("\\boxed{Rome} " + "or Paris " * 40, "Paris")[2] == 0.0
 
 
 @pytest.mark.parametrize(
@@ -137,6 +145,52 @@ def test_recall_is_the_share_of_the_wanted_values_found_as_substrings():
 
 def test_containment_searches_the_whole_of_a_long_answer():
     assert scores("Paris. " + "So it goes. " * 10_000, "Paris")[1] == 1.0
+
+
+# What the authors' own script gives (commit 76b7a65 of their repository: extract_boxed_answer, then
+# sub_exact_match_score; 0 where nothing is extracted).
+@pytest.mark.parametrize(
+    ("answer", "gold", "expected"),
+    [
+        ("\\boxed{the Beatles}", "the Beatles", 1.0),
+        ("\\boxed{the Beatles and others}", "the Beatles", 1.0),
+        ("\\boxed{Beatle}", "the Beatles", 1.0),
+        ("\\boxed{The}", "the Beatles", 1.0),  # it normalises to nothing, which is in everything
+        ("\\boxed{a}", "Rome", 1.0),
+        ("\\boxed{!}", "Paris", 1.0),
+        ("\\boxed{ }", "Paris", 1.0),
+        ("\\boxed{}", "Paris", 0.0),
+        ("\\boxed{e}", "the Beatles", 1.0),
+        ("\\boxed{I do not know}", "no", 1.0),
+        ("\\boxed{anthem}", "them", 1.0),
+        ("\\boxed{Rome}", "Paris", 0.0),
+        ("Paris", "Paris", 0.0),
+        ("", "Paris", 0.0),
+        ("\\boxed{Paris", "Paris", 0.0),
+        ("\\boxed{Paris} or \\boxed{Rome", "Paris", 0.0),
+        ("\\boxed{Paris} was what I \\boxed{Rome}", "Paris", 0.0),
+        ("\\boxed{Paris}, as I have read. " + "x" * 400, "Paris", 1.0),  # wherever the box stands
+        ("\\boxed{U.S.A.}", "USA", 1.0),
+        ("\\boxed{1,000}", "1000", 1.0),
+        ("\\boxed{1\\,000}", "1000", 1.0),
+        ("\\boxed{\\text{Paris}}", "Paris", 1.0),
+        ("\\boxed{\\frac{1}{2}}", "12", 1.0),
+        ("\\boxed{“Paris”}", "Paris", 1.0),
+        ("\\boxed{an apple a day}", "apple day", 1.0),
+        ("\\boxed{Beyonce\u0301}", "Beyonc\u00e9", 0.0),  # no Unicode normalisation
+        ("\\boxed{NewYork}", "New York", 0.0),
+        ("\\boxed{York New}", "New York", 0.0),
+    ],
+)
+def test_sub_em_is_the_authors_containment_in_either_direction(answer, gold, expected):
+    assert answer_scores(answer, (gold,))["sub_em"] == expected
+
+
+def test_sub_em_of_several_gold_answers_is_of_any_and_of_wanted_values_the_share_in_the_box():
+    assert answer_scores("\\boxed{NYC}", ("New York", "NYC"))["sub_em"] == 1.0
+    values = ("12", "ninety", "44", "55")
+    assert answer_scores("I read 44, \\boxed{12 and Ninety}", values, "values")["sub_em"] == 0.5
+    assert answer_scores("12, ninety, 44, 55", values, "values")["sub_em"] == 0.0  # no box
 
 
 def test_without_gold_answers_there_is_nothing_to_score():

@@ -23,7 +23,7 @@ def row(
     **metrics: float,
 ) -> dict:
     """A row of results; the other metrics are the score where nothing else is said."""
-    scores = {name: score for name in ("score", "exact_match", "containment", "f1", "recall")} | metrics
+    scores = {name: score for name in ("score", "exact_match", "containment", "f1", "recall", "sub_em")} | metrics
     return {
         "set": set,
         "length": length,
@@ -63,6 +63,22 @@ def test_rows_are_read_as_they_were_written(tmp_path):
     assert read_results(written(tmp_path, text)) == rows
     assert read_results(written(tmp_path, text[:-1])) == rows  # complete but for its end
     assert read_results(written(tmp_path, "")) == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "sub_em"),
+    [
+        ({}, 1.0),
+        ({"answer": "\\boxed{y}"}, 0.0),
+        ({"cut": True}, 0.0),
+        ({"answer": None, "error": "late"}, 0.0),
+        ({"answer": "\\boxed{x}", "answers": ["x", "y"], "task": "values"}, 0.5),
+    ],
+)
+def test_a_row_from_before_there_was_sub_em_gets_it_from_its_answer(tmp_path, changes, sub_em):
+    old = row() | changes
+    del old["sub_em"]
+    assert read_results(written(tmp_path, json.dumps(old) + "\n")) == [old | {"sub_em": sub_em}]
 
 
 def test_a_last_line_torn_anywhere_is_left_out(tmp_path):

@@ -73,8 +73,12 @@ def test_the_score_of_each_task_is_named():
     assert "(recall)" in found["a"][1] and "(my.module:score)" in found["b"][1]
 
 
-def test_all_four_metrics_of_every_cell():
-    rows = [row(1.0, f1=0.5, recall=0.25), row(0.0, id="q1", containment=1.0, cut=True), row(0.0, id="q1", sample=1)]
+def test_all_metrics_of_every_cell():
+    rows = [
+        row(1.0, f1=0.5, recall=0.25, sub_em=0.5),
+        row(0.0, id="q1", containment=1.0, cut=True),
+        row(0.0, id="q1", sample=1),
+    ]
     lines, _ = sections(markdown_table(rows))["All metrics"]
     assert lines == [
         {
@@ -85,6 +89,7 @@ def test_all_four_metrics_of_every_cell():
             "containment": "75.0",
             "f1": "25.0",
             "recall": "12.5",
+            "sub_em": "25.0",
             "n": "2",
             "Answers": "3",
             "Errors": "0",
@@ -153,8 +158,8 @@ def test_the_csv_has_a_line_a_cell_and_metric():
     rows = rows_of([1, 0, 1], set='say "a", b') + rows_of([1], length=None, document_tokens=None)
     rows += [row(0.0, set='say "a", b', id="q3", error="late", document_tokens=None)]
     lines = list(csv.DictReader(io.StringIO(csv_table(rows))))
-    assert len(lines) == 2 * 5
-    assert [line["metric"] for line in lines[:5]] == ["score", "exact_match", "containment", "f1", "recall"]
+    assert len(lines) == 2 * 6
+    assert [line["metric"] for line in lines[:6]] == ["score", "exact_match", "containment", "f1", "recall", "sub_em"]
     assert lines[0]["set"] == "niah" and lines[0]["length"] == lines[0]["document_tokens"] == ""
     last = lines[-1]
     assert (last["set"], last["length"], last["method"]) == ('say "a", b', "8192", "memory")

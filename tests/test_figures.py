@@ -111,8 +111,13 @@ def test_a_figure_is_drawn_from_all_seeds_with_a_table(tmp_path):
             (folder / "results.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
     table = draw("length", lines, tmp_path)
     assert (tmp_path / "length.png").stat().st_size > 0
-    both, seeds = (tmp_path / "length.md").read_text().split("# Each training seed")
-    assert both.strip() == table.strip()
+    text, seeds = (tmp_path / "length.md").read_text().split("# Each training seed")
+    both, spread = text.split("# Spread between training seeds")
+    assert both.strip() == table.strip() and "do not count the spread between training seeds" in table
+    # Of 100 and 0: 50 and √(50² + 50²).
+    assert "| T = 0.7, top-p 0.95 | 144 | after RL | 100.0, 0.0 | 50.0 | 70.7 |" in spread
+    assert "| T = 0.7, top-p 0.95 | 36K | after RL | 100.0, 0.0 | 50.0 | 70.7 |" in spread
+    assert spread.count("| after RL |") == 2 and "before RL" not in spread and "direct" not in spread
     of_seed = {text.split(" |")[0]: text for text in seeds.splitlines() if text.startswith("| rl-")}
     assert "100.0" in of_seed["| rl-0"] and "0.0 [" in of_seed["| rl-1"]
     after = next(text for text in table.splitlines() if text.startswith("| after RL"))

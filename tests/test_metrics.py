@@ -73,8 +73,11 @@ def test_a_row_averages_over_the_tokens_of_all_updates_and_ranks():
 
 
 def test_the_reward_counts_what_dynamic_sampling_threw_away():
-    row = step_row(1, 1, records([1, 0]), [update(rank(tokens=3))], records([1, 1], [0, 0], [0, 0]))
+    trained, *discarded = records([1, 0], [1, 1], [0, 0], [0, 0])
+    discarded[-1] = dataclasses.replace(discarded[-1], cut_answers=2)
+    row = step_row(1, 1, [dataclasses.replace(trained, cut_answers=1)], [update(rank(tokens=3))], discarded)
     assert row["reward"] == pytest.approx(3 / 8) and row["reward_trained"] == 0.5
+    assert row["cut_answer_fraction"] == 3 / 8  # of all that was generated, as the reward
     assert row["kept_fraction"] == 0.25 and row["groups_discarded"] == 3 and row["groups"] == 1
 
 

@@ -1,9 +1,25 @@
 """Rewards: what counts as right."""
 
+import time
+import unicodedata
+
 import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
 
 from pipeline.config import ConfigError
-from pipeline.scoring import BOX_WINDOW, boxed_match, check_scorers, last_box, reward, scorer_for, values_found
+from pipeline.evaluation.answer_scores import answer_scores
+from pipeline.scoring import (
+    BOX_WINDOW,
+    LONGEST_RUN,
+    boxed_match,
+    check_scorers,
+    last_box,
+    reward,
+    scorer_for,
+    unicode_form,
+    values_found,
+)
 from tests.bad_scorers import counts_letters
 
 
@@ -15,7 +31,11 @@ from tests.bad_scorers import counts_letters
         ("\\boxed{\\frac{1}{2}}", "\\frac{1}{2}"),
         ("\\boxed{a {b} c} and } more", "a {b} c"),
         ("\\boxed{\\boxed{Paris}}", "Paris"),  # the last one to begin
-        ("\\boxed{Paris} or \\boxed{Rome", "Paris"),  # cut off: the last complete one counts
+        ("\\boxed{Paris} or \\boxed{Rome", None),  # an unclosed last box is no box, and no earlier one is the last
+        ("\\boxed{Paris} or \\boxed{Rome {Italy}", None),
+        ("\\boxed{Paris} or \\boxed{Rome} {", "Rome"),
+        ("\\boxed{Paris}, put into \\boxed.", "Paris"),
+        ("\\boxed{Paris}" + "." * 10_000, "Paris"),
         ("\\boxed{}", ""),
         ("\\boxed{Paris", None),
         ("Paris", None),
@@ -23,14 +43,27 @@ from tests.bad_scorers import counts_letters
         ("boxed{Paris}", None),
     ],
 )
-def test_the_last_complete_box_is_the_answer(answer, box):
+def test_the_last_box_is_the_answer(answer, box):
     assert last_box(answer) == box
 
 
-def test_the_box_is_looked_for_in_the_last_300_characters():
+def test_an_exact_match_stands_in_the_last_300_characters():
     box = "\\boxed{Paris}"
-    assert last_box(box + "." * (BOX_WINDOW - len(box))) == "Paris"
-    assert last_box(box + "." * (BOX_WINDOW - len(box) + 1)) is None
+    assert boxed_match(box + "." * (BOX_WINDOW - len(box)), ("Paris",)) == 1.0
+    assert boxed_match(box + "." * (BOX_WINDOW - len(box) + 1), ("Paris",)) == 0.0
+
+
+def test_a_right_box_before_an_unclosed_one_is_not_right():
+    assert boxed_match("\\boxed{Paris} or \\boxed{Rome", ("Paris",)) == 0.0
+    # Where the tail begins within a box, its braces are no others'.
+    assert boxed_match("\\boxed{" + "x" * BOX_WINDOW + "} \\boxed{Paris}", ("Paris",)) == 1.0
+
+
+def test_a_long_text_of_braces_is_read_in_no_time():
+    text = "\\boxed{" * 100_000
+    begin = time.perf_counter()
+    assert last_box(text) is None and last_box("\\boxed{" + "{}" * 500_000 + "}") == "{}" * 500_000
+    assert time.perf_counter() - begin < 5
 
 
 @pytest.mark.parametrize(
@@ -79,6 +112,41 @@ def test_a_value_of_several_words_is_found_whatever_blanks_are_between_them():
 
 def test_an_empty_box_is_never_right():
     assert boxed_match("\\boxed{}", ("~",)) == boxed_match("\\boxed{ }", ("\\quad",)) == 0.0
+
+
+MARKS = [
+    "\u0301",
+    "\u0316",
+    "\u0f73",
+    "\uff9e",
+    "\u3099",
+]  # the third is a starter that is made of marks, the fourth too
+
+
+@settings(deadline=None)
+@given(st.text(st.characters(exclude_categories=["Cs"]) | st.sampled_from(MARKS), max_size=LONGEST_RUN))
+@example("a" + "\u0301\u0316" * 15)
+@example("a" + "\u0301" * 30 + "b" + "\u0316" * 30 + "\u0e33")
+def test_ordinary_text_is_normalised_as_by_unicodedata(text):
+    for form in ("NFC", "NFKC"):
+        assert unicode_form(form, text) == unicodedata.normalize(form, text)
+        assert unicode_form(form, text * 50 + "x") == unicodedata.normalize(form, text * 50 + "x") or has_long_run(text)
+
+
+def has_long_run(text: str) -> bool:
+    """Whether all of it is marks, so that it is a long run when it is repeated; or its ends are."""
+    starters = [i for i, c in enumerate(text) if not all(map(unicodedata.combining, unicodedata.normalize("NFKD", c)))]
+    return not starters or starters[0] + len(text) - 1 - starters[-1] > LONGEST_RUN
+
+
+@pytest.mark.parametrize("marks", ["\u0301\u0316", "\u0f73", "\u0315\u0300\u0345"])
+def test_thousands_of_combining_marks_are_scored_in_no_time(marks):
+    answer = "Paris" + marks * 20_000
+    begin = time.perf_counter()
+    assert boxed_match(f"\\boxed{{{answer}}}", (answer,)) == 0.0  # no box within 300 characters
+    assert values_found(answer, (answer, "Paris")) in (0.5, 1.0)
+    assert answer_scores(f"\\boxed{{{answer}}}", (answer,))["f1"] == 1.0
+    assert time.perf_counter() - begin < 2
 
 
 def test_a_task_names_its_scorer():

@@ -1,6 +1,7 @@
 """The whole system by its own command: problems to checkpoint, through Ray, vLLM and ZeRO-3, on a random tiny model."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -53,10 +54,19 @@ def problem_file(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def finished(run, problem_file, random_model, tmp_path_factory) -> tuple[Path, dict, str]:
+def ending_model(random_model, tmp_path_factory) -> Path:
+    """The random model with twenty words as further end tokens: nearly all of its answers were cut, and so wrong."""
+    folder = tmp_path_factory.mktemp("models") / "ending"
+    shutil.copytree(random_model, folder)
+    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": [1, *range(30, 50)]}))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def finished(run, problem_file, ending_model, tmp_path_factory) -> tuple[Path, dict, str]:
     runs = tmp_path_factory.mktemp("runs")
     status, output = run(
-        f"model.path={random_model}",
+        f"model.path={ending_model}",
         f"run.folder={runs}",
         "run.name=finished",
         "train.steps=4",
@@ -116,6 +126,7 @@ def test_staleness_keeps_its_bound_and_the_engine_agrees_with_the_learner(finish
     assert summary["staleness_max"] == max(row["staleness_max"] for row in rows) <= 1
     assert 0 <= summary["logprob_mismatch_mean"] <= 1e-4
     assert any(row["grad_norm"] > 0 for row in rows)
+    assert all(row["cut_answer_fraction"] < 0.5 for row in rows)  # any of the model's end tokens ends an answer
 
 
 def test_a_row_tells_what_the_memories_did(finished):
@@ -231,12 +242,12 @@ def scheduled(capsys, arguments: list[str]) -> list[tuple[int, int, float]]:
     return [(int(step), int(updates), float(rate)) for step, updates, rate in map(str.split, table.splitlines())]
 
 
-def test_every_option_of_the_objective_at_work(run, problem_file, random_model, tmp_path, capsys):
+def test_every_option_of_the_objective_at_work(run, problem_file, ending_model, tmp_path, capsys):
     """Several updates a step, a reference model, dynamic sampling, over-long shaping, activation checkpointing."""
     problems = tmp_path / "problems.jsonl"
     problems.write_text(problem_file.read_text().replace("counts_letters", "often_equal"))
     arguments = [
-        f"model.path={random_model}",
+        f"model.path={ending_model}",
         f"run.folder={tmp_path}",
         "run.name=options",
         "data.source=file",
@@ -266,7 +277,7 @@ def test_every_option_of_the_objective_at_work(run, problem_file, random_model, 
     assert 0 < sum(row["groups_discarded"] for row in rows) and all(row["groups_discarded"] <= 2 * 4 for row in rows)
     assert "  kept 0." in output
     assert all(row["proximal_seconds"] > 0 for row in rows)
-    assert any(row["overlong_punishment"] < 0 for row in rows)  # a random model seldom ends its responses by itself
+    assert any(row["overlong_punishment"] < 0 for row in rows)
     assert output.count("more than train.mismatch_warning=1e-12") >= 1
     summary = json.loads((tmp_path / "options" / "summary.json").read_text())
     assert summary["updates"] == 6 and summary["groups_discarded"] == sum(row["groups_discarded"] for row in rows)

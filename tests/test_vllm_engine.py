@@ -15,7 +15,7 @@ from pipeline.policy import Policy
 from pipeline.weight_buckets import pack_buckets
 
 PROMPT = [0, *range(9, 109), *range(9, 49)]  # longer than a block of 128, so that prefix caching has something to keep
-EOS = 1
+ENDS = {1, 30}  # a model may name several end tokens
 WARM = Sampling(temperature=0.7)
 
 
@@ -29,7 +29,7 @@ def start_engine(runner, config, model):
     from actors.vllm_engine import VllmEngine
 
     async def start():
-        engine = VllmEngine(config, eos_token=EOS, seed=1)
+        engine = VllmEngine(config, end_tokens=ENDS, seed=1)
         await engine.start()
         return engine
 
@@ -84,16 +84,17 @@ def test_logprobs_agree_with_the_learners(runner, engine, random_model):
     assert response.versions == [0] * len(response.tokens)
 
 
-def test_a_response_ends_with_the_end_of_sequence_token_or_at_its_limit(runner, engine):
+def test_a_response_ends_with_any_of_the_end_tokens_or_at_its_limit(runner, engine):
     async def many():
         return await asyncio.gather(*(engine.generate(PROMPT, 100, WARM) for _ in range(24)))
 
     responses = runner.run(many())
     assert {r.finish_reason for r in responses} <= {"stop", "length"}
+    assert {r.tokens[-1] for r in responses if r.finish_reason == "stop"} == ENDS
     for r in responses:
         assert len(r.tokens) == len(r.logprobs) == len(r.versions) and r.max_tokens == 100
-        assert (r.tokens[-1] == EOS) == (r.finish_reason == "stop")
-        assert EOS not in r.tokens[:-1]
+        assert (r.tokens[-1] in ENDS) == (r.finish_reason == "stop")
+        assert not ENDS.intersection(r.tokens[:-1])
         assert r.finish_reason == "stop" or len(r.tokens) == 100
 
 

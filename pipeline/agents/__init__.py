@@ -5,6 +5,9 @@
 
 where `await llm(prompt_tokens, max_tokens, role)` samples one response, a `Completion`, and keeps it as a conversation
 of the episode. Its class is made with (tokenizer, AgentConfig); `METHODS` has those that come along.
+
+A response ends with an end token if its finish reason is "stop". A model may have several; `Reader.tokens_of`
+(pipeline/agents/reader.py) takes off whichever came, and pipeline/end_tokens.py tells them from the tokenizer.
 """
 
 import inspect

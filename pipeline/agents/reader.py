@@ -7,6 +7,7 @@ import numpy as np
 
 from pipeline.config import AgentConfig, ConfigError
 from pipeline.documents.passages import document_text
+from pipeline.end_tokens import end_tokens, without_end
 from pipeline.episodes import Completion
 from pipeline.problems import BadRow, DataError, Problem, QuestionTooLong
 from pipeline.prompts import PROMPT_TEMPLATES, Prompts, encode_document, encode_text
@@ -28,6 +29,7 @@ class Reader:
 
     def __init__(self, tokenizer, config: AgentConfig):
         self.tokenizer, self.config = tokenizer, config
+        self.end_tokens = end_tokens(tokenizer)
         self.prompts = Prompts(tokenizer, PROMPT_TEMPLATES[config.prompt_template])
 
     def tokenize(self, problem: Problem) -> TokenizedProblem:
@@ -59,9 +61,8 @@ class Reader:
         return question
 
     def tokens_of(self, response: Completion) -> list[int]:
-        """The response's tokens without the end-of-sequence token."""
-        tokens = response.tokens
-        return tokens[:-1] if tokens and tokens[-1] == self.tokenizer.eos_token_id else tokens
+        """The response's tokens without the end token, if one ended it."""
+        return without_end(response.tokens, self.end_tokens) if response.finish_reason == "stop" else response.tokens
 
     def text_of(self, response: Completion) -> str:
         return self.tokenizer.decode(self.tokens_of(response))

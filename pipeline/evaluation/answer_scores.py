@@ -1,7 +1,8 @@
-"""How right an answer is, by four metrics with names of their own.
+"""How right an answer is, by five metrics with names of their own.
 
 They are kept apart because they answer different questions. Lenient containment that was reported as accuracy, and
-that held in both directions, counted "The" as right for "the Beatles" and "I do not know" for "no".
+that held in both directions, counted "The" as right for "the Beatles" and "I do not know" for "no". It is here as
+`sub_em`, for MemAgent's published tables have no other metric.
 """
 
 import re
@@ -9,33 +10,37 @@ import string
 import unicodedata
 from collections import Counter
 
-from pipeline.scoring import LATEX_SPACING, boxed_match, last_box, values_found
+from pipeline.scoring import LATEX_SPACING, boxed_match, last_box, unicode_form, values_found
 
-METRICS = ("exact_match", "containment", "f1", "recall")
+METRICS = ("exact_match", "containment", "f1", "recall", "sub_em")
 PRIMARY_METRIC = {"qa": "exact_match", "values": "recall"}  # of a task; any other task has a scorer of its own
 
 ARTICLES = frozenset({"a", "an", "the"})
+ARTICLE = re.compile(r"\b(a|an|the)\b")
+PUNCTUATION = str.maketrans("", "", string.punctuation)
 UNDIVIDED = ("yes", "no", "noanswer")
 # What stands between words without a blank: LaTeX commands and braces, tags, the em dash. Deleted like other
 # punctuation, they would weld words together: \boxed{Paris} would read "boxedparis".
 MARKUP = re.compile(r"\\[A-Za-z]+(?=\s*\{)|[{}—]|</?\w+>")
 
 
-def answer_scores(answer: str, answers: tuple[str, ...]) -> dict[str, float]:
+def answer_scores(answer: str, answers: tuple[str, ...], task: str = "qa") -> dict[str, float]:
     """The metrics of one answer, each in [0, 1].
 
     - exact_match: 1 if the last box equals a gold answer (`pipeline.scoring.boxed_match`).
     - containment: 1 if a gold answer occurs in the answer as a run of whole words. The whole text is searched, its
       reasoning too, however long: an answer that names many things contains the right one more easily.
-    - f1: of the words of the last box, or of the whole answer if it has no box, against the best gold answer (SQuAD,
-      arXiv 1606.05250). Yes, no and noanswer are right or wrong, as in HotpotQA's official script.
+    - f1: of the words of the last box wherever it stands, or of the whole answer if it has no box, against the best
+      gold answer (SQuAD, arXiv 1606.05250). Yes, no and noanswer are right or wrong, as in HotpotQA's official script.
     - recall: the share of the wanted values that occur, as substrings in any case (RULER, arXiv 2404.06654).
+    - sub_em: the metric of MemAgent's tables (`sub_em`).
 
     An exact match counts in full for containment and f1, too: it ignores blanks, which divide their words.
 
     Args:
         answer: the text of the answer; "" if there is none.
         answers: the gold answers; any one of them will do, but recall wants them all.
+        task: of the question; `sub_em` wants all answers of the task "values".
 
     Raises:
         ValueError: there are no gold answers.
@@ -49,7 +54,30 @@ def answer_scores(answer: str, answers: tuple[str, ...]) -> dict[str, float]:
         "containment": max(exact_match, *(contained(gold, answer) for gold in answers)),
         "f1": max(exact_match, *(word_f1(answer if box is None else box, gold) for gold in answers)),
         "recall": values_found(answer, answers),
+        "sub_em": sub_em(box, answers, task),
     }
+
+
+def sub_em(box: str | None, answers: tuple[str, ...], task: str = "qa") -> float:
+    """The metric of MemAgent's tables: 1 if the box contains a gold answer, or is contained in one.
+
+    For the task "values" it is the share of the wanted values that the box holds. Both are what the authors' scripts
+    (github.com/BytedTsinghua-SIA/MemAgent, taskutils/memory_eval) call sub_em. Texts are normalised as by SQuAD's
+    script and compared as runs of characters. Without a box, or with an empty one, nothing is right; but a box of
+    nothing but an article, punctuation or blanks normalises to no text, which every gold answer contains. Their
+    script compares with the first gold answer alone, this function with any.
+    """
+    if not box:
+        return 0.0
+    if task == "values":
+        return values_found(box, answers)
+    found, wanted = squad_text(box), [squad_text(gold) for gold in answers]
+    return float(any(gold in found or found in gold for gold in wanted))
+
+
+def squad_text(text: str) -> str:
+    """As SQuAD's script normalises: lower case, ASCII punctuation deleted, articles dropped, single blanks."""
+    return " ".join(ARTICLE.sub(" ", text.lower().translate(PUNCTUATION)).split())
 
 
 def contained(gold: str, answer: str) -> float:
@@ -87,7 +115,7 @@ def words(text: str, articles: bool = False, punctuation: bool = False) -> list[
         articles: keep the articles.
         punctuation: keep the punctuation.
     """
-    text = unicodedata.normalize("NFKC", MARKUP.sub(" ", LATEX_SPACING.sub(" ", text))).casefold()
+    text = unicode_form("NFKC", MARKUP.sub(" ", LATEX_SPACING.sub(" ", text))).casefold()
     if not punctuation:
         deleted = {c for c in set(text) if c in string.punctuation or unicodedata.category(c).startswith("P")}
         text = text.translate({ord(c): None for c in deleted})

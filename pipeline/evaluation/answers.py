@@ -4,7 +4,7 @@ unless they are asked for: so a document of millions of tokens costs no more mem
 from collections import deque
 from dataclasses import dataclass, replace
 
-from pipeline.episodes import Completion, Sampling
+from pipeline.episodes import Completion, Sampling, cuts_answer
 from pipeline.memory_trace import MemoryCounts
 
 
@@ -38,7 +38,7 @@ class AnswerRecorder:
         self._transcript: dict[int, tuple[list[int], list[int]]] | None = {} if transcript else None
         self._memories: deque[tuple[int, Completion]] = deque(maxlen=memories)
         self._conversations = self._prompt_tokens = self._response_tokens = 0
-        self._cut: list[str] = []  # the roles of the responses that reached their limit
+        self._cut_answer, self._cut_memories = False, 0
 
     async def __call__(self, prompt: list[int], max_tokens: int, role: str) -> Completion:
         number, seed = self._conversations, self._sampling.seed
@@ -50,8 +50,10 @@ class AnswerRecorder:
         self._response_tokens += len(response.tokens)
         if self._transcript is not None:
             self._transcript[number] = (prompt, response.tokens)
-        if response.finish_reason == "length":
-            self._cut.append(role)
+        if cuts_answer(role, response.finish_reason):
+            self._cut_answer = True
+        elif response.finish_reason == "length":
+            self._cut_memories += 1
         if role == "memory":
             self._memories.append((number, response))
             await self._follow(response.tokens)
@@ -65,7 +67,12 @@ class AnswerRecorder:
             tokenized: problem, whose `document` is counted if it has one.
             tokenizer: to read the memories.
             counts: of all memories.
+
+        Raises:
+            TypeError: the agent's answer is no text.
         """
+        if not isinstance(text, str):
+            raise TypeError(f"the agent's answer must be text, not {type(text).__name__}")
         document = getattr(tokenized, "document", None)
         memories = sorted(self._memories, key=lambda memory: memory[0])
         return Answer(
@@ -75,8 +82,8 @@ class AnswerRecorder:
             conversations=self._conversations,
             prompt_tokens=self._prompt_tokens,
             response_tokens=self._response_tokens,
-            cut="answer" in self._cut,
-            cut_memories=len(self._cut) - self._cut.count("answer"),
+            cut=self._cut_answer,
+            cut_memories=self._cut_memories,
             memory_trace=counts if counts.tokens.whole else None,
             transcript=tuple(conversation for _, conversation in sorted((self._transcript or {}).items())),
         )

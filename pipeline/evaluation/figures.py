@@ -6,12 +6,13 @@ A step is a command of another job. Steps that are done are known by their summa
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
+from statistics import fmean, stdev
 
 from pipeline.config import ConfigError, load_config
 from pipeline.config_rules import check_rules
 from pipeline.documents.synthetic import EVALUATION_SEED
-from pipeline.evaluation.results import read_results
-from pipeline.evaluation.tables import markdown_table
+from pipeline.evaluation.results import cells, length_label, read_results
+from pipeline.evaluation.tables import escaped, markdown_lines, markdown_table
 from pipeline.fine_tuning.config import FineTuningConfig
 
 # Temperature and top-p: as in training, the paper's evaluation, and the likeliest token.
@@ -215,10 +216,17 @@ TITLES = {
 }
 
 
+POOLED = (
+    "Intervals are over questions. Those of a line over several training runs pool the questions of all runs, and do "
+    "not count the spread between training seeds, which has a table of its own in the file."
+)
+
+
 def draw(name: str, lines: list[Line], folder: Path) -> str:
     """Draw a figure from the results of its evaluations; write it and its tables; return the first of them.
 
-    The second table has the training seeds apart.
+    The intervals are over questions: of a line over several training runs they pool the questions of all, and do not
+    count how far runs with other seeds lie apart. That is in the second table; the third has each run by itself.
 
     Args:
         name: of the figure.
@@ -239,14 +247,41 @@ def draw(name: str, lines: list[Line], folder: Path) -> str:
     accuracy_figure(
         {name: rows},
         folder / f"{name}.png",
-        title=f"{TITLES[name]}, with 95% intervals",
+        title=f"{TITLES[name]}, with 95% intervals over questions{', not over training seeds' if by_seed else ''}",
         with_average=False,
         columns=len(SAMPLINGS),  # a row of panels is a task
     )
-    table = f"# {TITLES[name]}\n\n{markdown_table(rows)}"
-    seeds = f"\n# Each training seed\n\n{markdown_table(by_seed)}" if by_seed else ""
+    table, seeds = f"# {TITLES[name]}\n\n{markdown_table(rows)}", ""
+    if by_seed:
+        table = table.replace("\n\n", f"\n\n{POOLED}\n\n", 1)
+        runs = {line.name: [step.model for step in line.evaluations] for line in lines if len(line.evaluations) > 1}
+        seeds = f"\n# Spread between training seeds\n\n{seed_spread(by_seed, runs)}\n"
+        seeds += f"\n# Each training seed\n\n{markdown_table(by_seed)}"
     (folder / f"{name}.md").write_text(table + seeds, encoding="utf-8")
     return table
+
+
+def seed_spread(rows: list[dict], runs: dict[str, list[str]]) -> str:
+    """A Markdown table of how far the training runs of each line lie apart, in percent.
+
+    Args:
+        rows: of results.jsonl, with the run as the method.
+        runs: of each line, by its name.
+
+    Returns:
+        A line for each set, length and line of a figure: the mean of each run, their mean, and their standard
+        deviation, the sample's (n - 1).
+    """
+    of_run = {(cell.method, cell.set, cell.length): 100 * cell.interval.mean for cell in cells(rows)}
+    lines = []
+    for name, models in runs.items():
+        for place in dict.fromkeys(key[1:] for key in of_run if key[0] in models):
+            means = [of_run[model, *place] for model in models]
+            each = ", ".join(f"{mean:.1f}" for mean in means)
+            lines.append([escaped(place[0]), length_label(place[1]), escaped(name), each])
+            lines[-1] += [f"{fmean(means):.1f}", f"{stdev(means):.1f}"]
+    header = ["Set", "Length", "Line", "Runs", "Mean of the runs", "Standard deviation"]
+    return markdown_lines(header, lines)
 
 
 def is_done(step: Step, folder: Path) -> bool:

@@ -11,11 +11,13 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 from pipeline.evaluation.results import Cell, average_cells, cells, length_label, method_order
+from pipeline.evaluation.tables import printable
 
 COLUMNS = 4
 PANEL = (3.6, 3.0)  # inches
 NARROWEST = 5.0  # inches, for the title and long names
 MOST_TICKS = 6
+MOST_PANELS = 64
 DPI = 150
 SPREAD = 0.06  # octaves between the points of a set of one length, which would hide each other
 # Okabe and Ito's colours, which the colour-blind can tell apart, without the yellow, too pale on white.
@@ -50,7 +52,7 @@ def accuracy_figure(
         The figure as drawn.
 
     Raises:
-        ValueError: there are no rows.
+        ValueError: there are no rows, or more than `MOST_PANELS` sets.
     """
     of_runs = {name: cells(rows) for name, rows in runs.items()}
     panels: dict[str, dict[Line, list[Cell]]] = {}
@@ -58,6 +60,8 @@ def accuracy_figure(
         panels[name] = by_line({run: [c for c in of_run if c.set == name] for run, of_run in of_runs.items()})
     if not panels:
         raise ValueError("there are no results to draw")
+    if len(panels) > MOST_PANELS:
+        raise ValueError(f"{len(panels)} sets are too many for one figure, which has room for {MOST_PANELS}")
     averages = {run: average_cells(rows) if with_average else [] for run, rows in runs.items()}
     # Over other sets the mean is of something else: a line must not bend because a set ended.
     often = Counter(cell.sets for of_run in averages.values() for cell in of_run)
@@ -149,11 +153,11 @@ def draw_panel(axes: Axes, title: str, of_panel: dict[Line, list[Cell]], lines: 
 def place_of(cell: Cell) -> float | None:
     """Where the cell stands on the axis: its median document tokens, else its length; None if it has neither."""
     for tokens in (cell.document_tokens, cell.length):
-        if isinstance(tokens, (int, float)) and tokens > 0:
+        if isinstance(tokens, (int, float)) and tokens >= 1:
             return float(tokens)
     return None
 
 
 def plain(text: str) -> str:
-    """The text with its dollar signs as they are, not as mathematics."""
-    return text.replace("$", r"\$")
+    """The text on one line, with its dollar signs as they are, not as mathematics."""
+    return printable(text).replace("$", r"\$")

@@ -1,5 +1,6 @@
 """The questions of an evaluation, and what of them is still to be answered."""
 
+import contextlib
 import hashlib
 from collections import Counter
 from collections.abc import Iterator
@@ -7,11 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.evaluation.config import EvaluationConfig, EvaluationData, synthetic_settings
+from pipeline.evaluation.results import LARGEST_LENGTH
 from pipeline.files import exists, file_state, is_local, list_files
-from pipeline.problems import DataError, Problem, Quarantine, row_rules
+from pipeline.problems import BadRow, DataError, Problem, Quarantine, row_rules
 from pipeline.sample_files import SampleFiles, read_samples, sample_files
 from pipeline.samples import JoinedSamples, SampleSource
 
+LONGEST_NAME = 200  # characters of a set or a length, which head tables
 CHARACTERS_OF_A_PASSAGE = 600  # about, to tell long documents from short ones before they are read
 
 
@@ -52,10 +55,24 @@ class Task:
 
 
 def set_and_length(problem: Problem) -> tuple[str, int | float | str | None]:
-    """The set and the length that the sample's metadata name; "questions" and None where they do not."""
+    """The set and the length that the sample's metadata name; "questions" and None where they name none.
+
+    Raises:
+        BadRow: the set is no text, or the length neither text nor a number that can be one, or either is too long.
+    """
     name, length = problem.metadata.get("set"), problem.metadata.get("length")
-    valid = isinstance(length, (int, float, str)) and not isinstance(length, bool)
-    return name if isinstance(name, str) and name else "questions", length if valid else None
+    if name is not None and not isinstance(name, str):
+        raise BadRow(f"the set in 'metadata' must be text, not {type(name).__name__}")
+    if length is not None and (isinstance(length, bool) or not isinstance(length, (int, float, str))):
+        raise BadRow(f"the length in 'metadata' must be a number or text, not {type(length).__name__}")
+    for what, value in (("set", name), ("length", length)):
+        if isinstance(value, str) and len(value) > LONGEST_NAME:
+            raise BadRow(f"the {what} in 'metadata' has {len(value)} characters, over {LONGEST_NAME}")
+    if isinstance(length, (int, float)):
+        if not 0 <= length <= LARGEST_LENGTH:  # NaN is not
+            raise BadRow(f"the length in 'metadata' must be from 0 to {LARGEST_LENGTH:.0e}, not {str(length)[:20]}")
+        length = int(length) if length == int(length) else length  # 8192.0 is 8192
+    return name or "questions", length
 
 
 def open_source(config: EvaluationConfig) -> SampleSource:
@@ -78,11 +95,14 @@ def read_questions(source: SampleSource, config: EvaluationConfig, quarantine: Q
     """
     data, questions, counts, seen = config.data, [], Counter(), set()
     for index, problem in read_samples(source, quarantine):
-        name, length = set_and_length(problem)
-        if (name, length, problem.id) in seen:
+        try:
+            name, length = set_and_length(problem)
+            if (name, length, problem.id) in seen:
+                where = name if length is None else f"{name} at {length}"
+                raise BadRow(f"the id {problem.id!r} occurs twice in {where}")
+        except BadRow as error:
             row_id, row = source.row(index)
-            where = name if length is None else f"{name} at {length}"
-            quarantine.add(row_id, f"the id {problem.id!r} occurs twice in {where}", row)
+            quarantine.add(row_id, str(error), row)
             continue
         seen.add((name, length, problem.id))
         wanted = (not data.sets or name in data.sets) and (not data.lengths or str(length) in data.lengths)
@@ -104,12 +124,16 @@ def read_questions(source: SampleSource, config: EvaluationConfig, quarantine: Q
 
 def input_states(data: EvaluationData, questions: list[Question], model: str) -> dict[str, dict]:
     """Size and time of change of the files that the answers depend on, by path: the samples', the passages', and those
-    of a model that is a folder."""
+    of a model that is a folder. A passage file that cannot be looked at has none; its questions will say why."""
     samples = sample_files(data.path) if data.source == "file" else ()
-    paths = {*samples, *(q.passage_file for q in questions if q.passage_file)}
+    paths = {*samples}
     if is_local(model) and Path(model).is_dir():
         paths.update(list_files(model, (".json", ".safetensors")))
-    return {path: file_state(path) for path in sorted(paths) if exists(path)}
+    states = {path: file_state(path) for path in paths if exists(path)}
+    for path in {q.passage_file for q in questions if q.passage_file}:
+        with contextlib.suppress(Exception):  # OSErrors, DataErrors, and what the clients of the stores raise
+            states[path] = file_state(path)
+    return dict(sorted(states.items()))
 
 
 def tasks(questions: list[Question], config: EvaluationConfig) -> Iterator[Task]:

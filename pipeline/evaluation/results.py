@@ -12,14 +12,18 @@ from pathlib import Path
 from statistics import median
 from typing import TextIO
 
-from pipeline.evaluation.answer_scores import METRICS
+from pipeline.evaluation.answer_scores import METRICS, sub_em
 from pipeline.evaluation.intervals import Interval, mean_interval, stratified_mean
 from pipeline.memory_trace import MemoryCounts, Ratio
+from pipeline.scoring import last_box
 
 KEY = ("set", "length", "id", "method", "sample")
 SCORES = ("score", *METRICS)
 REQUIRED = (*KEY, *SCORES, "task", "question", "answers", "error", "cut", "document_tokens")
 AVERAGE = "average"
+LARGEST_LENGTH = 10**15
+# Half a surrogate pair, which an agent of one's own may answer, becomes its JSON escape.
+SURROGATES = "backslashreplace"
 
 Length = int | float | str | None
 
@@ -64,6 +68,7 @@ def read_results(path: str | Path) -> list[dict]:
             if number > len(lines):
                 break
             raise ValueError(f"{where} is not JSON: {error}") from None
+        add_new_scores(row)
         check_row(row, where)
         first = first_lines.setdefault(row_key(row), number)
         if first != number:
@@ -71,6 +76,13 @@ def read_results(path: str | Path) -> list[dict]:
             raise ValueError(f"{where} repeats line {first}: {named}")
         rows.append(row)
     return rows
+
+
+def add_new_scores(row: object) -> None:
+    """Give a row that was written before there was the metric sub_em what it would have had."""
+    if isinstance(row, dict) and "sub_em" not in row and all(name in row for name in ("answer", "answers", "task")):
+        wrong = row["answer"] is None or row.get("cut") or row.get("error")
+        row["sub_em"] = 0.0 if wrong else sub_em(last_box(row["answer"]), tuple(row["answers"]), row["task"])
 
 
 def check_row(row: object, where: str) -> None:
@@ -83,6 +95,11 @@ def check_row(row: object, where: str) -> None:
     for name in KEY:
         if isinstance(row[name], (list, dict)):
             raise ValueError(f"{where}: {name} must be a text or a number, not {type(row[name]).__name__}")
+    if not isinstance(row["set"], str):
+        raise ValueError(f"{where}: set must be a text, not {row['set']!r}")
+    if isinstance(row["length"], (int, float)) and not abs(row["length"]) <= LARGEST_LENGTH:  # NaN is not
+        length = str(row["length"])[:20]
+        raise ValueError(f"{where}: length must be a text or a number up to {LARGEST_LENGTH:.0e}, not {length}")
     for name in SCORES:
         if not isinstance(row[name], (int, float)) or not math.isfinite(row[name]):
             raise ValueError(f"{where}: {name} must be a finite number, not {row[name]!r}")
@@ -210,7 +227,7 @@ def open_results(path: Path) -> tuple[TextIO, list[dict]]:
     """
     rows = [row for row in read_results(path) if row["error"] is None] if path.exists() else []
     partial = path.with_suffix(".partial")
-    with partial.open("w", encoding="utf-8") as file:
+    with partial.open("w", encoding="utf-8", errors=SURROGATES) as file:
         file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
     partial.replace(path)
-    return path.open("a", encoding="utf-8"), rows
+    return path.open("a", encoding="utf-8", errors=SURROGATES), rows

@@ -37,7 +37,7 @@ MEMORY_CAPTIONS = {
 
 def markdown_table(rows: list[dict]) -> str:
     """A table of the score a set, methods by lengths; their average over sets; what the memory did, where a row says;
-    and the four metrics of every cell.
+    and all metrics of every cell.
 
     Scores are in percent with 95% intervals. Errors and cut answers stand below each table.
     """
@@ -59,7 +59,7 @@ def markdown_table(rows: list[dict]) -> str:
 
 
 def csv_table(rows: list[dict]) -> str:
-    """One line a set, length, method and metric (the score and the four metrics); scores in [0, 1], not percent."""
+    """One line a set, length, method and metric (the score and all others); scores in [0, 1], not percent."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow((*CSV_COLUMNS, *CSV_COUNTS))
@@ -115,7 +115,7 @@ def place(cell: Cell) -> str:
 
 
 def metrics_table(rows: list[dict]) -> str:
-    """The means of the four metrics of every cell, and its counts."""
+    """The means of all metrics of every cell, and its counts."""
     by_metric = [cells(rows, metric) for metric in METRICS]
     lines = []
     for of_cell in zip(*by_metric, strict=True):
@@ -163,4 +163,9 @@ def markdown_lines(header: list[str], lines: list[list[str]]) -> str:
 
 def escaped(name: str) -> str:
     """A name that cannot end its cell or its line."""
-    return " ".join(name.replace("\\", "\\\\").replace("|", "\\|").split())
+    return printable(name).replace("\\", "\\\\").replace("|", "\\|")
+
+
+def printable(name: str) -> str:
+    """A name on one line, without what a terminal would obey."""
+    return "".join(c if c.isprintable() else "\ufffd" for c in " ".join(name.split()))
