@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from jobs.noise import hush_workers
-from pipeline.agents import load_agent
+from pipeline.agents import ASKS, load_agent
 from pipeline.config import ConfigError, GenerationConfig, ModelConfig, defaults_yaml
 from pipeline.config_rules import check_window
 from pipeline.files import exists
@@ -58,21 +58,20 @@ def check_model(config: GenerationConfig, methods: Sequence[str]) -> None:
     Raises:
         ConfigError: it does not, or there is no such model, template or method.
     """
-    from pipeline.prompts import PROMPT_TEMPLATES, Prompts
+    from pipeline.prompts import Prompts, load_template
 
     a = config.agent
-    for method in methods:
-        load_agent(method)
-    if a.prompt_template not in PROMPT_TEMPLATES:
-        raise ConfigError(f"agent.prompt_template={a.prompt_template!r}; there are: {', '.join(PROMPT_TEMPLATES)}")
+    asked = {prompt for method in methods for prompt in getattr(load_agent(method), "asks", ASKS)}
+    template = load_template(a.prompt_template)
     tokenizer, settings = load_model_files(config.model)
-    if PROMPT_TEMPLATES[a.prompt_template].chat and not tokenizer.chat_template:
+    if template.chat and not tokenizer.chat_template:
         raise ConfigError(
             f"agent.prompt_template={a.prompt_template} needs a chat template, which {config.model.path} lacks"
         )
-    prompts = Prompts(tokenizer, PROMPT_TEMPLATES[a.prompt_template])
-    longest = prompts.longest(a.problem_tokens, a.memory_tokens, a.chunk_tokens)
-    check_window(config, *longest, settings.get("max_position_embeddings"))
+    longest = Prompts(tokenizer, template).longest(a.problem_tokens, a.memory_tokens, a.chunk_tokens)
+    check_window(
+        config, {name: longest[name] for name in longest if name in asked}, settings.get("max_position_embeddings")
+    )
 
 
 def load_model_files(model: ModelConfig) -> tuple[object, dict]:
@@ -115,6 +114,13 @@ def check_samples(path: str) -> None:
 def whole_path(path: str) -> str:
     """A local path as it is found from anywhere; what is none (a Hugging Face name, a URI) as it is."""
     return str(Path(path).resolve()) if path and "://" not in path and Path(path).exists() else path
+
+
+def whole_template(named: str) -> str:
+    """A prompt template's path as it is found from anywhere; a name in configs/prompts as it is."""
+    from pipeline.prompts import is_template_path
+
+    return whole_path(named) if is_template_path(named) else named
 
 
 def follow(actor, show: Callable[[str], None] = lambda line: print(line, flush=True)) -> dict | str:

@@ -12,7 +12,17 @@ from pathlib import Path
 
 from omegaconf import OmegaConf
 
-from jobs.driver import EXIT_STATUS, check_model, check_samples, follow, run_folder, show_help, start_ray, whole_path
+from jobs.driver import (
+    EXIT_STATUS,
+    check_model,
+    check_samples,
+    follow,
+    run_folder,
+    show_help,
+    start_ray,
+    whole_path,
+    whole_template,
+)
 from jobs.progress import JobProgress
 from pipeline.config import ConfigError, config_yaml, load_config, save_config
 from pipeline.config_rules import check_data_given
@@ -74,6 +84,7 @@ def evaluate(config: EvaluationConfig) -> tuple[dict, Path]:
 
     # The actors may stand elsewhere.
     config.model.path, config.data.path = whole_path(config.model.path), whole_path(config.data.path)
+    config.agent.prompt_template = whole_template(config.agent.prompt_template)
     folder = run_folder(config, in_job=start_ray())
     check_folder(config, folder)
     save_config(config, folder / "config.yaml")

@@ -21,6 +21,7 @@ from jobs.driver import (
     show_help,
     start_ray,
     whole_path,
+    whole_template,
 )
 from jobs.evaluate import check as check_evaluation_job
 from jobs.evaluate import evaluate
@@ -103,6 +104,7 @@ def train(config: Config) -> int:
 
     # The actors may stand elsewhere.
     config.model.path, config.data.path = whole_path(config.model.path), whole_path(config.data.path)
+    config.agent.prompt_template = whole_template(config.agent.prompt_template)
     folder = run_folder(config, in_job=start_ray())
     try:
         coordinator = running_coordinator(config, folder)

@@ -12,7 +12,7 @@ import numpy as np
 
 from pipeline.config import AgentConfig
 from pipeline.problems import Problem
-from pipeline.prompts import PROMPT_TEMPLATES, encode_text
+from pipeline.prompts import encode_text, load_template
 
 
 class Ratio(NamedTuple):
@@ -115,7 +115,7 @@ class MemoryTrace:
     def __init__(self, tokenizer, config: AgentConfig, facts: tuple[NeededFact, ...]):
         self.facts = facts
         self._tokenizer, self._eos = tokenizer, tokenizer.eos_token_id
-        self._empty = encode_text(tokenizer, PROMPT_TEMPLATES[config.prompt_template].empty_memory)
+        self._empty = encode_text(tokenizer, load_template(config.prompt_template).empty_memory)
         self._chunks = [fact.chunk(config.chunk_tokens) for fact in facts]
         self._known: set[int] = set()  # the facts of the last memory, by their number in the chain
         self._counts = MemoryCounts()

@@ -240,19 +240,21 @@ def test_changed_inputs_are_noticed(finished, arguments, tmp_path):
     from pipeline.evaluation.config import EvaluationData
     from pipeline.evaluation.questions import Question, input_states
 
-    samples, passages, model = (tmp_path / name for name in ("a.jsonl", "p.arrow", "model"))
+    samples, passages, model, template = (tmp_path / name for name in ("a.jsonl", "p.arrow", "model", "t.yaml"))
     samples.write_text("{}\n")
     passages.write_bytes(b"x")
+    template.write_bytes(b"x")
     model.mkdir()
     (model / "model.safetensors").write_bytes(b"x")
     questions = [Question(0, "a", None, "q", 1, str(passages))]
 
     def states():
-        return input_states(EvaluationData(path=str(samples)), questions, str(model))
+        return input_states(EvaluationData(path=str(samples)), questions, str(model), str(template))
 
+    files = (samples, passages, model / "model.safetensors", template)
     before = states()
-    assert set(before) == {str(samples), str(passages), str(model / "model.safetensors")}
-    for path in (samples, passages, model / "model.safetensors"):
+    assert set(before) == set(map(str, files))
+    for path in files:
         then = states()
         path.write_bytes(path.read_bytes() + b"\n")
         assert [name for name in states() if states()[name] != then[name]] == [str(path)]
@@ -286,7 +288,7 @@ def test_synthetic_questions_need_no_file():
     last = source.sample(questions[-1].index)
     assert (last.id, last.task) == ("values-1000000-4", "values") and len(last.document.split()) == 18 * 8
     assert last == SyntheticRecipe(1_000_000, 8, 5, "values").sample(4)
-    assert set(input_states(config.data, questions, "no folder")) == set()
+    assert set(input_states(config.data, questions, "no folder", "tiny")) == set()
     *_, some = asked("data.sets=[values]", "data.lengths=[144]", "data.limit=2", "data.synthetic_seed=7")
     assert [(q.set, q.length, q.id) for q in some] == [("values", 144, "values-7-0"), ("values", 144, "values-7-1")]
 

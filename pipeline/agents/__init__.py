@@ -4,13 +4,16 @@
     async run(tokenized, llm) -> the answer as text, once an episode
 
 where `await llm(prompt_tokens, max_tokens, role)` samples one response, a `Completion`, and keeps it as a conversation
-of the episode. Its class is made with (tokenizer, AgentConfig); `METHODS` has those that come along.
+of the episode. Its class is made with (tokenizer, AgentConfig); `METHODS` has those that come along. The class may name
+the prompts of the template that it uses (`asks`; `ASKS` where it does not): before anything starts, the longest of them
+are checked against `agent.window`.
 """
 
 import importlib
 
 from pipeline.config import ConfigError
 
+ASKS = ("update", "answer")
 METHODS = {
     "memory": "pipeline.agents.memory:MemoryAgent",
     "direct": "pipeline.agents.direct:DirectAgent",

@@ -9,6 +9,7 @@ from pathlib import Path
 from pipeline.evaluation.config import EvaluationConfig, EvaluationData, synthetic_settings
 from pipeline.files import exists, file_state, is_local, list_files
 from pipeline.problems import DataError, Problem, Quarantine
+from pipeline.prompts import is_template_path
 from pipeline.sample_files import SampleFiles, read_samples, sample_files
 from pipeline.samples import JoinedSamples, SampleSource
 
@@ -101,11 +102,12 @@ def read_questions(source: SampleSource, config: EvaluationConfig, quarantine: Q
     return questions
 
 
-def input_states(data: EvaluationData, questions: list[Question], model: str) -> dict[str, dict]:
-    """Size and time of change of the files that the answers depend on, by path: the samples', the passages', and those
-    of a model that is a folder."""
+def input_states(data: EvaluationData, questions: list[Question], model: str, template: str) -> dict[str, dict]:
+    """Size and time of change of the files that the answers depend on, by path: the samples', the passages', those of a
+    model that is a folder, and that of a prompt template that is a path."""
     samples = sample_files(data.path) if data.source == "file" else ()
     paths = {*samples, *(q.passage_file for q in questions if q.passage_file)}
+    paths.update([template] if is_template_path(template) else [])
     if is_local(model) and Path(model).is_dir():
         paths.update(list_files(model, (".json", ".safetensors")))
     return {path: file_state(path) for path in sorted(paths) if exists(path)}
