@@ -134,8 +134,8 @@ class RulerSettings(Settings):
 
     tokenizer: str = MISSING  # Hugging Face folder or name; lengths are counted by it
     tasks: list[str] = field(default_factory=lambda: [t for t in RULER_TASKS if t not in ("cwe", "qa_2")])
-    tokens: list[int] = field(default_factory=lambda: [8192, 16384, 32768, 65536, 131072])  # of a document
-    count: int = 100  # samples of each task and length
+    tokens: list[int] = field(default_factory=lambda: [2**k for k in range(13, 20)])  # of a document: 8K … 512K
+    count: int = 128  # samples of each task and length
     essay: str = ""  # haystack of most niah tasks: a text file, a folder of .txt files, .json or .jsonl
     questions: str = ""  # for qa_1: SQuAD's JSON
     hotpotqa: str = ""  # for qa_2: HotpotQA's own JSON
@@ -161,8 +161,10 @@ class RulerSettings(Settings):
             for tokens in self.tokens:
                 recipe = RulerRecipe(task, self.seed, tokens, _from_anywhere(self.tokenizer), self.count, **sources)
                 made.append(SampleSet(task, tokens, "tokens", recipe, self.count))
-                if tokens == min(self.tokens):
-                    recipe.sample(0)  # a source that is missing, or a length that is too small, is said at once
+                # A source that is missing, or too small for the longest document, or a length that is too small is said
+                # at once.
+                if tokens == min(self.tokens) or (tokens == max(self.tokens) and task in files):
+                    recipe.sample(0)
         return made
 
 
