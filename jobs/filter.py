@@ -36,9 +36,7 @@ class FilterConfig(EvaluationConfig):
 
     output: str = MISSING  # folder: kept.jsonl, dropped/dropped.jsonl, filter.json, and the answers in evaluation/
     only: list[str] = field(default_factory=list)  # of HotpotQA's own JSON: the questions that these filters kept
-    rule: str = (
-        "score"  # what drops a question: an answer of score 1, or also containment of a gold answer in the reply
-    )
+    rule: str = "score"  # drops a question: an answer that scores 1; containment: also a gold answer in the reply
 
 
 def filter_samples(arguments: list[str]) -> int:
@@ -62,30 +60,32 @@ def filter_samples(arguments: list[str]) -> int:
     if summary["error"] or summary["status"] != "completed":
         print(f"· {summary['status']}; the same command resumes it")
         return EXIT_STATUS.get(summary["status"], 1)
+    report = {"asked": asked, "quarantined": quarantine.bad} | split_by_answers(config, evaluation, folder)
+    (folder / "filter.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    print(
+        f"· {report['dropped']} of {report['dropped'] + report['kept']} samples ({report['dropped_share']:.1%}) were "
+        f"answered without their document and dropped; {report['kept']} kept\n"
+        f"· {report['errors']} of {asked} questions could not be asked and are kept; {quarantine.bad} quarantined\n"
+        f"· kept {folder / KEPT}\n· dropped {folder / 'dropped' / 'dropped.jsonl'}"
+    )
+    return 0
+
+
+def split_by_answers(config: FilterConfig, evaluation: Path, folder: Path) -> dict:
+    """Write the filtered set into `folder`, by the answers in the folder `evaluation`; return what filter.json says."""
     judged = verdicts(evaluation / "results.jsonl", config.rule)
     again = Quarantine(Path(os.devnull), max_share=1.0)  # those rows are counted and written already
     counts = split(problems(config, again), judged.answered, folder)
-    samples = sum(counts.values())
-    report = {
+    return {
         "model": config.model.path,
         "data": config.data.path or config.data.source,
         "only": config.only,
         "rule": config.rule,
         "answers_to_each": config.evaluate.samples,
-        "asked": asked,
         **counts,
-        "dropped_share": counts["dropped"] / samples,
+        "dropped_share": counts["dropped"] / sum(counts.values()),
         "errors": judged.errors,
-        "quarantined": quarantine.bad,
     }
-    (folder / "filter.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
-    print(
-        f"· {report['dropped']} of {samples} samples ({report['dropped_share']:.1%}) were answered without "
-        f"their document and dropped; {report['kept']} kept\n"
-        f"· {report['errors']} of {asked} questions could not be asked and are kept; {quarantine.bad} quarantined\n"
-        f"· kept {folder / KEPT}\n· dropped {folder / 'dropped' / 'dropped.jsonl'}"
-    )
-    return 0
 
 
 def check_filter(config: FilterConfig) -> None:
