@@ -110,7 +110,9 @@ class Evaluator(JobActor):
         self.results, rows = open_results(self.folder / "results.jsonl")
         if self.config.evaluate.successes:
             self.successes = open_successes(self.folder / "successes.jsonl", rows)
-        self._check_inputs(input_states(self.config.data, questions, self.config.model.path), begun=bool(rows))
+        c = self.config
+        states = input_states(c.data, questions, c.model.path, c.agent.prompt_template)
+        self._check_inputs(states, begun=bool(rows))
         unanswered = {task.key: task for task in tasks(questions, self.config)}
         self.progress = Progress(unanswered.values())
         for row in rows:

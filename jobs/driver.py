@@ -9,7 +9,7 @@ from pathlib import Path
 
 from jobs.noise import hush_workers
 from jobs.ray_token import ClusterError, check_listener, own_cluster, private_folder, require_token
-from pipeline.agents import load_agent
+from pipeline.agents import ASKS, load_agent
 from pipeline.config import ConfigError, GenerationConfig, ModelConfig, defaults_yaml
 from pipeline.config_rules import check_window
 from pipeline.end_tokens import end_tokens
@@ -91,15 +91,13 @@ def check_model(config: GenerationConfig, methods: Sequence[str]) -> None:
     Raises:
         ConfigError: it does not, or there is no such model, template or method.
     """
-    from pipeline.prompts import PROMPT_TEMPLATES, Prompts
+    from pipeline.prompts import Prompts, load_template
 
     a = config.agent
-    for method in methods:
-        load_agent(method)
-    if a.prompt_template not in PROMPT_TEMPLATES:
-        raise ConfigError(f"agent.prompt_template={a.prompt_template!r}; there are: {', '.join(PROMPT_TEMPLATES)}")
+    asked = {prompt for method in methods for prompt in getattr(load_agent(method), "asks", ASKS)}
+    template = load_template(a.prompt_template)
     tokenizer, settings = load_model_files(config.model)
-    if PROMPT_TEMPLATES[a.prompt_template].chat and not tokenizer.chat_template:
+    if template.chat and not tokenizer.chat_template:
         raise ConfigError(
             f"agent.prompt_template={a.prompt_template} needs a chat template, which {config.model.path} lacks"
         )
@@ -108,9 +106,10 @@ def check_model(config: GenerationConfig, methods: Sequence[str]) -> None:
             f"model.path={config.model.path} names no end-of-sequence token, so that no response would end before its "
             "limit; give its generation_config.json an eos_token_id"
         )
-    prompts = Prompts(tokenizer, PROMPT_TEMPLATES[a.prompt_template])
-    longest = prompts.longest(a.problem_tokens, a.memory_tokens, a.chunk_tokens)
-    check_window(config, *longest, settings.get("max_position_embeddings"))
+    longest = Prompts(tokenizer, template).longest(a.problem_tokens, a.memory_tokens, a.chunk_tokens)
+    check_window(
+        config, {name: longest[name] for name in longest if name in asked}, settings.get("max_position_embeddings")
+    )
 
 
 def load_model_files(model: ModelConfig) -> tuple[object, dict]:
@@ -168,6 +167,13 @@ def whole_data_paths(data: object) -> None:
     """Make the local paths of a section `data` whole: the actors may stand elsewhere."""
     data.path = whole_path(data.path)
     data.passage_folders = [whole_path(folder) for folder in data.passage_folders]
+
+
+def whole_template(named: str) -> str:
+    """A prompt template's path as it is found from anywhere; a name in configs/prompts as it is."""
+    from pipeline.prompts import is_template_path
+
+    return whole_path(named) if is_template_path(named) else named
 
 
 def follow(actor, show: Callable[[str], None] = lambda line: print(line, flush=True)) -> dict | str:

@@ -24,6 +24,7 @@ from jobs.driver import (
     start_ray,
     whole_data_paths,
     whole_path,
+    whole_template,
 )
 from jobs.progress import JobProgress
 from pipeline.config import ConfigError, config_yaml, load_config, save_config
@@ -91,6 +92,7 @@ def evaluate(config: EvaluationConfig) -> tuple[dict, Path]:
 
     # The actors may stand elsewhere.
     config.model.path = whole_path(config.model.path)
+    config.agent.prompt_template = whole_template(config.agent.prompt_template)
     whole_data_paths(config.data)
     folder = run_folder(config, in_job=start_ray())
     check_folder(config, folder)

@@ -1,34 +1,42 @@
-"""`python -m jobs.prepare filter`: drop the samples that a model answers without their document.
+"""`python -m jobs.prepare filter`: drop the questions that a model answers without their document.
 
-They teach nothing about reading. The questions are asked through the evaluation (jobs/evaluate.py, method closed_book),
-so an interrupted filter is taken up by the same command.
+They teach nothing about reading. Each question is asked once, so the same ones are kept at all lengths of documents.
+They are asked through the evaluation (jobs/evaluate.py, method closed_book), so the same command resumes an interrupted
+filter.
 """
 
-import itertools
 import json
 import os
-import shutil
-from collections import defaultdict
+import sys
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 
 from omegaconf import MISSING
 
-from jobs.driver import EXIT_STATUS
+from jobs.driver import EXIT_STATUS, base_folder, check_model, start_ray
 from jobs.evaluate import check, evaluate
 from pipeline.config import ConfigError, load_config
-from pipeline.evaluation.config import EvaluationConfig
+from pipeline.config_rules import check_data_given, check_rules
+from pipeline.evaluation.config import EvaluationConfig, check_evaluation
+from pipeline.evaluation.filtering import RULES, hotpotqa_problems, split, verdicts, write_asked
 from pipeline.evaluation.questions import open_source, read_questions
-from pipeline.evaluation.results import read_results
-from pipeline.files import file_state, is_local, local_path
-from pipeline.problems import Problem, Quarantine, write_problem_file
-from pipeline.scoring import reward
+from pipeline.files import exists, is_local
+from pipeline.filtered_sets import KEPT, kept_file, kept_ids
+from pipeline.problems import DataError, Problem, Quarantine
+
+EVALUATION = "evaluation"  # folder of the output
+ASKED = "asked/questions.jsonl"
+QUARANTINE = "quarantine/questions.jsonl"
 
 
 @dataclass
 class FilterConfig(EvaluationConfig):
+    """`data.path` is HotpotQA's own JSON, whose name ends in .json, or samples as in an evaluation."""
+
     output: str = MISSING  # folder: kept.jsonl, dropped/dropped.jsonl, filter.json, and the answers in evaluation/
+    only: list[str] = field(default_factory=list)  # of HotpotQA's own JSON: the questions that these filters kept
+    rule: str = "score"  # drops a question: an answer that scores 1; containment: also a gold answer in the reply
 
 
 def filter_samples(arguments: list[str]) -> int:
@@ -36,85 +44,107 @@ def filter_samples(arguments: list[str]) -> int:
     if fixed := [a for a in arguments if a.startswith(("run.name=", "run.folder="))]:
         raise ConfigError(f"{fixed[0]}: a filter leaves all its files in output=…")
     config = load_config([*arguments, "preset=filter"], FilterConfig)  # after the presets that are given
-    if config.evaluate.methods != ["closed_book"]:
-        raise ConfigError(f"evaluate.methods={config.evaluate.methods}: a filter asks by closed_book alone")
-    if not is_local(config.output):
-        raise ConfigError(f"output={config.output}: a filter writes to a local folder")
-    config.run.folder, config.run.name = config.output, "evaluation"
-    check(config)
-    summary, folder = evaluate(config)
+    check_filter(config)
+    folder = base_folder(in_job=start_ray()) / config.output
+    asking = evaluation_of(config, folder)
+    quarantine = Quarantine(folder / QUARANTINE, config.data.max_bad_share)
+    quarantine.path.unlink(missing_ok=True)  # a filter that is taken up finds the same rows again
+    try:
+        asked = write_asked(problems(config, quarantine), folder / ASKED, begun=has_answers(folder))
+        quarantine.finish()
+    except (DataError, OSError) as error:
+        print(error, file=sys.stderr)
+        return 1
+    print(f"· {asked} questions to ask", flush=True)
+    summary, evaluation = evaluate(asking)
     if summary["error"] or summary["status"] != "completed":
-        print(f"· {summary['status']}; the same command goes on")
+        print(f"· {summary['status']}; the same command resumes it")
         return EXIT_STATUS.get(summary["status"], 1)
-    report = split(config, folder)
-    (folder.parent / "filter.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    report = {"asked": asked, "quarantined": quarantine.bad} | split_by_answers(config, evaluation, folder)
+    (folder / "filter.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
     print(
-        f"· {report['dropped']} of {report['asked']} samples ({report['dropped_share']:.1%}) were answered without "
-        f"their document and dropped; {report['kept']} kept, of which {report['errors']} could not be asked; "
-        f"{report['quarantined']} quarantined\n· kept {folder.parent / 'kept.jsonl'}\n"
-        f"· dropped {folder.parent / 'dropped' / 'dropped.jsonl'}"
+        f"· {report['dropped']} of {report['dropped'] + report['kept']} samples ({report['dropped_share']:.1%}) were "
+        f"answered without their document and dropped; {report['kept']} kept\n"
+        f"· {report['errors']} of {asked} questions could not be asked and are kept; {quarantine.bad} quarantined\n"
+        f"· kept {folder / KEPT}\n· dropped {folder / 'dropped' / 'dropped.jsonl'}"
     )
     return 0
 
 
-def split(config: FilterConfig, evaluation: Path) -> dict:
-    """Write the samples with a right answer among theirs to dropped.jsonl, the others to kept.jsonl; return counts."""
-    best: dict[tuple, float] = defaultdict(float)
-    failed = set()
-    for row in read_results(evaluation / "results.jsonl"):
-        key = (row["set"], row["length"], row["id"])
-        best[key] = max(best[key], row["score"])
-        if row["cut"]:  # wrong in an evaluation, but who goes on after the right answer knew it
-            best[key] = max(best[key], reward(row["task"], row["answer"], tuple(row["answers"]), config.scorer.modules))
-        failed |= {key} if row["error"] else set()
-    source = open_source(config)
-    quarantine = Quarantine(Path(os.devnull), max_share=1.0)  # counted and written by the evaluation
-    questions = read_questions(source, config, quarantine)
-    right = [best[q.set, q.length, q.id] >= 1 for q in questions]
-    counts = {}
-    for name, wanted in (("kept", False), ("dropped/dropped", True)):
-        path = evaluation.parent / f"{name}.jsonl"
-        path.parent.mkdir(exist_ok=True)
-        chosen = (source.sample(q.index) for q, is_right in zip(questions, right, strict=True) if is_right == wanted)
-        counts[path.stem] = write_problem_file(seen_from(path.parent, chosen), path)
+def split_by_answers(config: FilterConfig, evaluation: Path, folder: Path) -> dict:
+    """Write the filtered set into `folder`, by the answers in the folder `evaluation`; return what filter.json says."""
+    judged = verdicts(evaluation / "results.jsonl", config.rule, config.scorer.modules)
+    again = Quarantine(Path(os.devnull), max_share=1.0)  # those rows are counted and written already
+    counts = split(problems(config, again), judged.answered, folder)
     return {
         "model": config.model.path,
         "data": config.data.path or config.data.source,
+        "only": config.only,
+        "rule": config.rule,
         "answers_to_each": config.evaluate.samples,
-        "asked": len(questions),
         **counts,
-        "dropped_share": counts["dropped"] / len(questions),
-        "errors": len(failed - {key for key, score in best.items() if score >= 1}),
-        "quarantined": quarantine.bad,
+        "dropped_share": counts["dropped"] / sum(counts.values()),
+        "errors": judged.errors,
     }
 
 
-def seen_from(folder: Path, problems: Iterable[Problem]) -> Iterable[Problem]:
-    """The problems with their passage files in `folder`, where those of a sample file in it have to be."""
-    names: dict[str, str] = {}  # in the folder, by path
-    for problem in problems:
-        file = problem.passage_file
-        if file and is_local(file) and local_path(file).exists():
-            if file not in names:
-                names[file] = _link(local_path(file).resolve(), folder, set(names.values()))
-            problem = replace(problem, passage_file=names[file])
-        yield problem
+def check_filter(config: FilterConfig) -> None:
+    """Raises `ConfigError` if the filter cannot work."""
+    hotpotqa = is_hotpotqa(config)
+    check_rules(
+        [
+            (
+                config.evaluate.methods == ["closed_book"],
+                f"evaluate.methods={config.evaluate.methods}: a filter asks by closed_book alone",
+            ),
+            (is_local(config.output), f"output={config.output}: a filter writes to a local folder"),
+            (config.rule in RULES, f"rule={config.rule!r} must be one of {', '.join(RULES)}"),
+            (
+                hotpotqa or not config.only,
+                f"only={config.only} chooses among HotpotQA's own questions, a .json file; samples that a filter kept "
+                "are filtered once more by data.path=<its output>",
+            ),
+            (
+                not hotpotqa or not (config.data.sets or config.data.lengths),
+                "data.sets and data.lengths choose among samples; HotpotQA's own questions have neither",
+            ),
+        ]
+    )
+    if not hotpotqa:
+        check(config)
+        return
+    check_evaluation(config)
+    check_data_given(config)
+    for path in (config.data.path, *map(kept_file, config.only)):
+        try:
+            if not exists(path):
+                raise ConfigError(f"{path}: no such file" + ("" if "://" in path else f" (from {Path.cwd()})"))
+        except DataError as error:
+            raise ConfigError(str(error)) from None
+    check_model(config, config.evaluate.methods)
 
 
-def _link(file: Path, folder: Path, taken: set[str]) -> str:
-    """Make a link of its own to a file in a folder, or a copy where the file system allows none; return its name."""
-    for name in itertools.chain([file.name], (f"{number}-{file.name}" for number in itertools.count(2))):
-        there = folder / name
-        if name in taken or there.exists() and not _same(file, there):
-            continue
-        if not there.exists():
-            try:
-                os.link(file, there)
-            except OSError:
-                shutil.copy2(file, there)
-        return name
+def is_hotpotqa(config: FilterConfig) -> bool:
+    return config.data.source == "file" and config.data.path.endswith(".json")
 
 
-def _same(file: Path, other: Path) -> bool:
-    """Whether they are one file, or one is a copy of the other that was made here."""
-    return file.samefile(other) or file_state(file) == file_state(other)
+def problems(config: FilterConfig, quarantine: Quarantine) -> Iterable[Problem]:
+    """The samples to be filtered, one by one. Raises `DataError` and OSError, while it is read too."""
+    if is_hotpotqa(config):
+        only = kept_ids(config.only) if config.only else None
+        return hotpotqa_problems(config.data.path, only, config.data.limit, quarantine)
+    source = open_source(config)
+    return (source.sample(question.index) for question in read_questions(source, config, quarantine))
+
+
+def evaluation_of(config: FilterConfig, folder: Path) -> EvaluationConfig:
+    """The evaluation that asks: what decides afterwards on the answers, such as `rule`, is no part of it."""
+    asking = EvaluationConfig(**{each.name: getattr(config, each.name) for each in fields(EvaluationConfig)})
+    asking.data = replace(config.data, source="file", path=str(folder / ASKED), sets=[], lengths=[], limit=0)
+    asking.run.folder, asking.run.name = str(folder), EVALUATION
+    return asking
+
+
+def has_answers(folder: Path) -> bool:
+    results = folder / EVALUATION / "results.jsonl"
+    return results.exists() and results.stat().st_size > 0

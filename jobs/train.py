@@ -24,6 +24,7 @@ from jobs.driver import (
     start_ray,
     whole_data_paths,
     whole_path,
+    whole_template,
 )
 from jobs.evaluate import check as check_evaluation_job
 from jobs.evaluate import evaluate
@@ -111,6 +112,7 @@ def train(config: Config) -> int:
 
     # The actors may stand elsewhere.
     config.model.path = whole_path(config.model.path)
+    config.agent.prompt_template = whole_template(config.agent.prompt_template)
     whole_data_paths(config.data)
     try:
         folder = run_folder(config, in_job=start_ray())

@@ -79,7 +79,7 @@ class DataConfig:
 
 @dataclass
 class AgentConfig:
-    prompt_template: str = "memagent"  # a name in pipeline/prompts.py
+    prompt_template: str = "memagent"  # a name in configs/prompts, or the path of such a file
     window: int = 8192  # tokens: prompt and response of any one conversation fit in this
     problem_tokens: int = 1024  # longest question
     document_tokens: int = 32_000_000  # longest document; a longer one is quarantined

@@ -176,24 +176,28 @@ def training_rules(c: Config) -> Rules:
     )
 
 
-def check_window(config: GenerationConfig, longest_update: int, longest_answer: int, positions: int | None) -> None:
+def check_window(config: GenerationConfig, longest: dict[str, int], positions: int | None) -> None:
     """Check the window budget with the template counted in.
 
     Args:
         config: the configuration.
-        longest_update: tokens of the longest prompt of a memory conversation (pipeline/prompts.py).
-        longest_answer: tokens of the longest prompt of the answer conversation.
+        longest: of the prompts that are used (`pipeline.prompts.SLOTS`), the tokens of the longest of each.
         positions: what the model's own config allows, if it says.
 
     Raises:
         ConfigError: a conversation would not fit.
     """
-    a = config.agent
-    needed = max(longest_update + a.memory_tokens, longest_answer + a.answer_tokens)
-    if needed > a.window:
-        raise ConfigError(
-            f"agent.window={a.window} is too small: with the prompt template the longest conversation has {needed} "
-            f"tokens; lower agent.chunk_tokens by {needed - a.window} or raise agent.window"
-        )
+    a, wrong = config.agent, []
+    for prompt, tokens in longest.items():
+        response, shorter = ("memory", "chunk") if prompt == "update" else ("answer", "answer")
+        over = tokens + getattr(a, f"{response}_tokens") - a.window
+        if over > 0:
+            wrong.append(
+                f"agent.window={a.window} is too small: with the prompt {prompt} of agent.prompt_template="
+                f"{a.prompt_template} the longest conversation has {a.window + over} tokens; lower "
+                f"agent.{shorter}_tokens by {over} or raise agent.window"
+            )
+    if wrong:
+        raise ConfigError("\n".join(wrong))
     if positions is not None and a.window > positions:
         raise ConfigError(f"agent.window={a.window} is over the model's {positions} positions ({config.model.path})")

@@ -13,7 +13,7 @@ import numpy as np
 from pipeline.config import AgentConfig
 from pipeline.end_tokens import end_tokens, without_end
 from pipeline.problems import Problem
-from pipeline.prompts import PROMPT_TEMPLATES, encode_text
+from pipeline.prompts import encode_text, load_template
 
 
 class Ratio(NamedTuple):
@@ -116,7 +116,7 @@ class MemoryTrace:
     def __init__(self, tokenizer, config: AgentConfig, facts: tuple[NeededFact, ...]):
         self.facts = facts
         self._tokenizer, self._end_tokens = tokenizer, end_tokens(tokenizer)
-        self._empty = encode_text(tokenizer, PROMPT_TEMPLATES[config.prompt_template].empty_memory)
+        self._empty = encode_text(tokenizer, load_template(config.prompt_template).empty_memory)
         self._chunks = [fact.chunk(config.chunk_tokens) for fact in facts]
         self._known: set[int] = set()  # the facts of the last memory, by their number in the chain
         self._counts = MemoryCounts()

@@ -1,7 +1,8 @@
 """The prompts of the agents, as text templates and as tokens.
 
-A template is split at its slots. The text between them is ours, so special tokens in it count as such;
-what goes into a slot is data, so special tokens in it are spelled out as ordinary text (`encode_text`).
+The templates are files, those in configs/prompts and a user's own. A template is split at its slots. The text between
+them is ours, so special tokens in it count as such; what goes into a slot is data, so special tokens in it are spelled
+out as ordinary text (`encode_text`).
 The memory goes into its slot as the tokens that the model wrote, never decoded and encoded again.
 """
 
@@ -9,14 +10,21 @@ import functools
 import itertools
 import json
 import re
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import numpy as np
+import yaml
 
+from pipeline.config import CONFIGS, ConfigError
 from pipeline.end_tokens import named_end_tokens
+from pipeline.files import open_input
+from pipeline.problems import DataError
 
+TEMPLATES = CONFIGS / "prompts"
 SLOT = re.compile(r"\{(problem|memory|chunk|document)\}")
+NAME_IN_BRACES = re.compile(r"(?<!\\boxed)\{([A-Za-z_]\w*)\}")  # a slot, but for LaTeX's \boxed{answer}
 BLOCK = 1 << 18  # characters of a document that are encoded at a time
 WORD_END = re.compile(r"\S(?=\s)")
 CONTEXT = 64  # characters on both sides by which a place to cut a document is judged
@@ -25,62 +33,85 @@ PLACES = 100  # that are tried
 
 @dataclass(frozen=True)
 class PromptTemplate:
-    """Texts with slots in braces; `chat`: wrap them in the tokenizer's chat template."""
+    """Texts with slots in braces (`SLOTS`); `chat`: wrap them in the tokenizer's chat template."""
 
-    update: str  # problem, memory, chunk
-    answer: str  # problem, memory
-    direct: str  # problem, document
-    closed_book: str  # problem
+    update: str
+    answer: str
+    direct: str
+    closed_book: str
     empty_memory: str
     chat: bool
 
 
-# The same instructions in training and in evaluation, so that what is asked for is what is scored.
-PROMPT_TEMPLATES = {
-    # The paper's order (arXiv 2507.02259, section 2.2): problem, memory, chunk.
-    "memagent": PromptTemplate(
-        update=(
-            "You are given a problem, one section of a long article, and the memory of what you have read so far. "
-            "Read the section carefully and write the updated memory: keep everything in the previous memory that "
-            "helps to answer the problem, and add what this section contributes.\n\n"
-            "<problem>\n{problem}\n</problem>\n\n"
-            "<memory>\n{memory}\n</memory>\n\n"
-            "<section>\n{chunk}\n</section>\n\n"
-            "Updated memory:\n"
-        ),
-        answer=(
-            "You are given a problem and the memory of an article that you have read. "
-            "Answer the problem from the memory alone and put the answer in \\boxed{}.\n\n"
-            "<problem>\n{problem}\n</problem>\n\n"
-            "<memory>\n{memory}\n</memory>\n\n"
-            "Your answer:\n"
-        ),
-        direct=(
-            "You are given a problem and an article. "
-            "Answer the problem from the article and put the answer in \\boxed{}.\n\n"
-            "<problem>\n{problem}\n</problem>\n\n"
-            "<article>\n{document}\n</article>\n\n"
-            "Your answer:\n"
-        ),
-        closed_book=(
-            "You are given a problem. Answer it and put the answer in \\boxed{}.\n\n"
-            "<problem>\n{problem}\n</problem>\n\n"
-            "Your answer:\n"
-        ),
-        empty_memory="No previous memory",
-        chat=True,
-    ),
-    # For the embedded model of a hundred words (pipeline/documents/synthetic.py): the question comes again
-    # at the end, without which so small a model does not learn to look it up.
-    "tiny": PromptTemplate(
-        update="<bos> <problem> {problem} <memory> {memory} <section> {chunk} <update> {problem}",
-        answer="<bos> <problem> {problem} <memory> {memory} <answer> {problem}",
-        direct="<bos> <problem> {problem} <section> {document} <answer> {problem}",
-        closed_book="<bos> <problem> {problem} <answer> {problem}",
-        empty_memory="none",
-        chat=False,
-    ),
+SLOTS = {
+    "update": ("problem", "memory", "chunk"),
+    "answer": ("problem", "memory"),
+    "direct": ("problem", "document"),
+    "closed_book": ("problem",),
 }
+
+
+def template_file(named: str) -> str:
+    """The file of a prompt template: what has a slash or ends in .yaml is its path, else it is a name in TEMPLATES."""
+    return named if is_template_path(named) else str(TEMPLATES / f"{named}.yaml")
+
+
+def is_template_path(named: str) -> bool:
+    return "/" in named or named.endswith((".yaml", ".yml"))
+
+
+@functools.cache
+def load_template(named: str) -> PromptTemplate:
+    """The prompt template of this name or path (`agent.prompt_template`), read once in a process.
+
+    Raises:
+        ConfigError: there is no such file, or it is no prompt template; the message names the file and all its faults.
+    """
+    file = template_file(named)
+    try:
+        with open_input(file) as opened:
+            content = yaml.safe_load(opened.read().decode())
+    except FileNotFoundError:
+        names = ", ".join(sorted(path.stem for path in TEMPLATES.glob("*.yaml")))
+        raise ConfigError(
+            f"agent.prompt_template={named}: there is no file {file}; take one of {names}, or the path of a .yaml file"
+        ) from None
+    except (DataError, OSError) as error:
+        raise ConfigError(f"agent.prompt_template={named}: {error}") from None
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+        raise ConfigError(f"{file} is not YAML: {' '.join(str(error).split())}") from None
+    if faults := list(_template_faults(content)):
+        raise ConfigError("\n".join(f"{file}: {fault}" for fault in faults))
+    return PromptTemplate(**content)
+
+
+def _template_faults(content: object) -> Iterator[str]:
+    """What is wrong with the content of a template's file."""
+    types = {field.name: field.type for field in fields(PromptTemplate)}
+    if not isinstance(content, dict):
+        found = "empty" if content is None else f"a {type(content).__name__}"
+        yield f"a prompt template has the keys {', '.join(types)}; the file is {found}"
+        return
+    for key in content:
+        if key not in types:
+            yield f"unknown key {key!r}; there are: {', '.join(types)}"
+    for name, wanted in types.items():
+        if name not in content:
+            yield f"the key {name} is missing"
+        elif not isinstance(content[name], wanted):
+            kind = "text" if wanted is str else "true or false"
+            yield f"{name} must be {kind}, not {content[name]!r}"
+        elif name in SLOTS:
+            yield from _slot_faults(name, content[name])
+
+
+def _slot_faults(name: str, text: str) -> Iterator[str]:
+    there = set(NAME_IN_BRACES.findall(text))
+    for slot in SLOTS[name]:
+        if slot not in there:
+            yield f"{name} has no {{{slot}}}"
+    for slot in sorted(there.difference(SLOTS[name])):
+        yield f"{name} has a {{{slot}}}, which nothing fills; it can have {', '.join(f'{{{s}}}' for s in SLOTS[name])}"
 
 
 @functools.lru_cache(maxsize=2)
@@ -187,13 +218,18 @@ class Prompts:
         """The prompt of the question alone."""
         return _fill(self._closed_book, problem=problem)
 
-    def longest(self, problem: int, memory: int, chunk: int) -> tuple[int, int]:
-        """The lengths in tokens of the longest update and answer prompts for slots of these lengths."""
+    def longest(self, problem: int, memory: int, chunk: int) -> dict[str, int]:
+        """The length in tokens of the longest prompt of each kind for slots of these lengths.
+
+        A document is cut to what the window leaves it, one token at least, so `direct` counts one.
+        """
         memory = max(memory, len(self.empty_memory))
-        return (
-            len(self.update([0] * problem, [0] * memory, [0] * chunk)),
-            len(self.answer([0] * problem, [0] * memory)),
-        )
+        return {
+            "update": len(self.update([0] * problem, [0] * memory, [0] * chunk)),
+            "answer": len(self.answer([0] * problem, [0] * memory)),
+            "direct": len(self.direct([0] * problem, [0])),
+            "closed_book": len(self.closed_book([0] * problem)),
+        }
 
 
 def _split(tokenizer, template: PromptTemplate, text: str) -> list[list[int] | str]:

@@ -18,6 +18,7 @@ from pipeline.documents.ruler import RULER_TASKS, load_questions
 from pipeline.documents.ruler_recipe import RulerRecipe
 from pipeline.documents.synthetic import SYNTHETIC_TASKS, SyntheticRecipe
 from pipeline.files import atomic_output, exists, is_file, join, list_files
+from pipeline.filtered_sets import kept_file, kept_ids
 from pipeline.problems import BadRow, DataError, Problem, Quarantine
 from pipeline.samples import SampleSource
 
@@ -85,7 +86,8 @@ class HotpotqaSettings(Settings):
     tokens: int = 0  # instead of documents: as many paragraphs as keep a document within so many tokens
     tokenizer: str = ""  # for tokens: Hugging Face folder or name
     task: str = "qa"  # scorer: qa (one answer, exact match) or values
-    limit: int = 0  # the first so many questions of the file; 0: all
+    only: list[str] = field(default_factory=list)  # filtered sets: the questions that all of them kept; none: all
+    limit: int = 0  # the first so many of these questions; 0: all
 
     def faults(self) -> list[str]:
         found = super().faults() + _at_least(self, 0, "tokens", "limit")
@@ -96,7 +98,7 @@ class HotpotqaSettings(Settings):
         return found + ([] if self.tokens else _at_least(self, 1, "documents"))
 
     def inputs(self) -> list[str]:
-        return [path for path in (self.path, self.distractors) if path]
+        return [path for path in (self.path, self.distractors, *map(kept_file, self.only)) if path]
 
     def sets(self, folder: str, anew: bool) -> list[SampleSet]:
         documents = 0 if self.tokens else self.documents
@@ -112,13 +114,14 @@ class RulerHqaSettings(Settings):
     path: str = MISSING  # HotpotQA's own JSON; the paper takes hotpot_dev_distractor_v1.json
     distractors: str = ""  # paragraphs to add, .jsonl, .parquet or .arrow; empty: those of all questions
     documents: list[int] = field(default_factory=lambda: [50, 100, 200, 400])  # paragraphs; the paper goes to 25600
-    limit: int = 128  # the first so many questions of the file; 0: all
+    only: list[str] = field(default_factory=list)  # filtered sets: the questions that all of them kept; none: all
+    limit: int = 128  # the first so many of these questions; 0: all
 
     def faults(self) -> list[str]:
         return super().faults() + _at_least(self, 0, "limit") + _lengths(self, "documents", 1)
 
     def inputs(self) -> list[str]:
-        return [path for path in (self.path, self.distractors) if path]
+        return [path for path in (self.path, self.distractors, *map(kept_file, self.only)) if path]
 
     def sets(self, folder: str, anew: bool) -> list[SampleSet]:
         recipes = [HotpotqaRecipe(folder, n, seed=self.seed, set_name="ruler_hqa") for n in self.documents]
@@ -131,8 +134,8 @@ class RulerSettings(Settings):
 
     tokenizer: str = MISSING  # Hugging Face folder or name; lengths are counted by it
     tasks: list[str] = field(default_factory=lambda: [t for t in RULER_TASKS if t not in ("cwe", "qa_2")])
-    tokens: list[int] = field(default_factory=lambda: [8192, 16384, 32768, 65536, 131072])  # of a document
-    count: int = 100  # samples of each task and length
+    tokens: list[int] = field(default_factory=lambda: [2**k for k in range(13, 20)])  # of a document: 8K … 512K
+    count: int = 128  # samples of each task and length
     essay: str = ""  # haystack of most niah tasks: a text file, a folder of .txt files, .json or .jsonl
     questions: str = ""  # for qa_1: SQuAD's JSON
     hotpotqa: str = ""  # for qa_2: HotpotQA's own JSON
@@ -158,8 +161,10 @@ class RulerSettings(Settings):
             for tokens in self.tokens:
                 recipe = RulerRecipe(task, self.seed, tokens, _from_anywhere(self.tokenizer), self.count, **sources)
                 made.append(SampleSet(task, tokens, "tokens", recipe, self.count))
-                if tokens == min(self.tokens):
-                    recipe.sample(0)  # a source that is missing, or a length that is too small, is said at once
+                # A source that is missing, or too small for the longest document, or a length that is too small is said
+                # at once.
+                if tokens == min(self.tokens) or (tokens == max(self.tokens) and task in files):
+                    recipe.sample(0)
         return made
 
 
@@ -207,7 +212,8 @@ def _hotpotqa_sets(
 ) -> list[SampleSet]:
     if anew or not is_built(folder):
         with _quarantine(folder, BAD_PASSAGES, settings.max_bad_share) as quarantine:
-            build_passages(settings.path, settings.distractors, folder, quarantine)
+            only = kept_ids(settings.only) if settings.only else None
+            build_passages(settings.path, settings.distractors, folder, quarantine, only)
     sets = []
     for recipe in recipes:
         count = min(settings.limit, len(recipe)) if settings.limit else len(recipe)

@@ -242,19 +242,21 @@ def test_changed_inputs_are_noticed(finished, arguments, tmp_path):
     from pipeline.evaluation.config import EvaluationData
     from pipeline.evaluation.questions import Question, input_states
 
-    samples, passages, model = (tmp_path / name for name in ("a.jsonl", "p.arrow", "model"))
+    samples, passages, model, template = (tmp_path / name for name in ("a.jsonl", "p.arrow", "model", "t.yaml"))
     samples.write_text("{}\n")
     passages.write_bytes(b"x")
+    template.write_bytes(b"x")
     model.mkdir()
     (model / "model.safetensors").write_bytes(b"x")
     questions = [Question(0, "a", None, "q", 1, str(passages))]
 
     def states():
-        return input_states(EvaluationData(path=str(samples)), questions, str(model))
+        return input_states(EvaluationData(path=str(samples)), questions, str(model), str(template))
 
+    files = (samples, passages, model / "model.safetensors", template)
     before = states()
-    assert set(before) == {str(samples), str(passages), str(model / "model.safetensors")}
-    for path in (samples, passages, model / "model.safetensors"):
+    assert set(before) == set(map(str, files))
+    for path in files:
         then = states()
         path.write_bytes(path.read_bytes() + b"\n")
         assert [name for name in states() if states()[name] != then[name]] == [str(path)]
@@ -288,7 +290,7 @@ def test_synthetic_questions_need_no_file():
     last = source.sample(questions[-1].index)
     assert (last.id, last.task) == ("values-1000000-4", "values") and len(last.document.split()) == 18 * 8
     assert last == SyntheticRecipe(1_000_000, 8, 5, "values").sample(4)
-    assert set(input_states(config.data, questions, "no folder")) == set()
+    assert set(input_states(config.data, questions, "no folder", "tiny")) == set()
     *_, some = asked("data.sets=[values]", "data.lengths=[144]", "data.limit=2", "data.synthetic_seed=7")
     assert [(q.set, q.length, q.id) for q in some] == [("values", 144, "values-7-0"), ("values", 144, "values-7-1")]
 
@@ -474,9 +476,10 @@ def test_the_filter_drops_what_is_answered_without_the_document(run, data, tmp_p
     assert by_reference["passage_file"] == "p.jsonl" and (filtered / "p.jsonl").samefile(data / "paragraphs/p.jsonl")
     report = json.loads((filtered / "filter.json").read_text())
     assert (report["asked"], report["kept"], report["dropped"], report["errors"]) == (13, len(kept), len(right), 1)
-    assert f"{len(right)} of 13 samples" in output
+    assert f"{len(right)} of 13 samples" in output and "1 of 13 questions could not be asked" in output
     answers = [json.loads(line) for line in (filtered / "evaluation/results.jsonl").read_text().splitlines()]
-    assert Counter(row["id"] for row in answers) == {row["id"]: 2 for row in rows}
+    assert len(answers) == 26 and set(Counter(row["id"] for row in answers).values()) == {2}
+    assert Counter(row["question"] for row in answers) == Counter(2 * [row["question"] for row in rows])
     assert {row["method"] for row in answers} == {"closed_book"}
 
 

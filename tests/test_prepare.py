@@ -9,11 +9,13 @@ import pytest
 from jobs import prepare
 from pipeline.config import ConfigError, load_config
 from pipeline.documents.passages import document_text
+from pipeline.documents.ruler import RULER_TASKS
 from pipeline.preparation import prepare_samples
 from pipeline.problems import DataError, problem_from_row
-from pipeline.recipes import RECIPES
+from pipeline.recipes import RECIPES, RulerSettings
 from pipeline.report import duration
 from pipeline.sample_files import SampleFiles
+from tests.ruler_sources import squad, written
 
 WORKERS = 4
 QUESTIONS = 30
@@ -311,6 +313,19 @@ def test_ruler_questions_come_from_their_file(ray_session, tmp_path, random_mode
     assert [row["id"] for row in lines(tmp_path / "out" / "quarantine" / "qa_2-questions.jsonl")] == [
         "questions.json:4"
     ]
+
+
+def test_a_source_that_is_too_small_for_the_longest_documents_is_said_before_any_sample_is_made(tmp_path, random_model):
+    given = {"tokenizer": str(random_model), "output": "o", "tasks": ["qa_1"]}
+    settings = RulerSettings(**given, questions=str(written(tmp_path / "squad.json", squad())), tokens=[300, 10**6])
+    with pytest.raises(DataError, match="fewer than the wanted 1000000; .* give a larger file, or ask for fewer"):
+        settings.sets(str(tmp_path / "out"), anew=True)
+
+
+def test_rulers_defaults_are_the_authors():
+    settings = RulerSettings()
+    assert settings.tokens == [8192, 16384, 32768, 65536, 131072, 262144, 524288] and settings.count == 128
+    assert set(RULER_TASKS) - set(settings.tasks) == {"cwe", "qa_2"}
 
 
 # The command itself, on the tests' Ray.

@@ -1,12 +1,21 @@
 """Prompts as tokens: templates are ours, what fills them is data."""
 
-import pytest
+import hashlib
+import json
+from dataclasses import asdict
 
+import pytest
+import yaml
+
+from jobs.driver import check_model, whole_template
+from pipeline.agents import ASKS, METHODS, load_agent
+from pipeline.config import ConfigError, load_config
 from pipeline.documents.synthetic import tiny_tokenizer
-from pipeline.prompts import PROMPT_TEMPLATES, Prompts, PromptTemplate, encode_text, load_tokenizer
+from pipeline.evaluation.config import EvaluationConfig
+from pipeline.prompts import Prompts, PromptTemplate, encode_text, load_template, load_tokenizer
 from tests.byte_tokenizer import byte_tokenizer
 
-CHAT = PROMPT_TEMPLATES["memagent"]
+CHAT = load_template("memagent")
 
 
 @pytest.fixture(scope="module")
@@ -88,21 +97,23 @@ def test_special_token_text_in_a_slot_adds_no_special_token(tokenizer, prompts):
 
 
 def test_the_longest_prompts_are_those_of_full_slots(prompts):
-    assert prompts.longest(5, 400, 70) == (
-        len(prompts.update([0] * 5, [0] * 400, [0] * 70)),
-        len(prompts.answer([0] * 5, [0] * 400)),
-    )
+    assert prompts.longest(5, 400, 70) == {
+        "update": len(prompts.update([0] * 5, [0] * 400, [0] * 70)),
+        "answer": len(prompts.answer([0] * 5, [0] * 400)),
+        "direct": len(prompts.direct([0] * 5, [0])),
+        "closed_book": len(prompts.closed_book([0] * 5)),
+    }
 
 
 def test_the_longest_prompts_count_an_empty_memory_that_is_longer_than_a_memory(prompts):
-    update, answer = prompts.longest(0, 1, 0)
-    assert update == len(prompts.update([], prompts.empty_memory, []))
-    assert answer == len(prompts.answer([], prompts.empty_memory))
+    longest = prompts.longest(0, 1, 0)
+    assert longest["update"] == len(prompts.update([], prompts.empty_memory, []))
+    assert longest["answer"] == len(prompts.answer([], prompts.empty_memory))
 
 
 def test_a_slot_may_stand_more_than_once():
     tokenizer = tiny_tokenizer()
-    prompt = Prompts(tokenizer, PROMPT_TEMPLATES["tiny"]).answer([30, 31], [40])
+    prompt = Prompts(tokenizer, load_template("tiny")).answer([30, 31], [40])
     assert tokenizer.convert_ids_to_tokens([t for t in prompt if t < 9]) == [
         "<bos>",
         "<problem>",
@@ -115,6 +126,165 @@ def test_a_slot_may_stand_more_than_once():
 def test_braces_that_are_no_slot_stay(tokenizer):
     template = PromptTemplate("{x} {chunk} {}", "{problem}", "", "", empty_memory="none", chat=False)
     assert tokenizer.decode(Prompts(tokenizer, template).update([], [], [])) == "{x}  {}"
+
+
+@pytest.mark.parametrize(
+    ("name", "texts", "tokens"),
+    [
+        (
+            "memagent",
+            "380273a58a3361980cf3950747710da94b9ddf58814c314cc837c90e033454b7",
+            "cbc8ceb24c9068ea1fd656eee1344637924582a6ab2b9b7abc407c2340a7f915",
+        ),
+        (
+            "tiny",
+            "3c683f204e99a30cb7c498c914010c40238cec5cc613db105768cc59bd3951dd",
+            "cb34fec2bf918d2fadb572b1296378e66b229642bbf361632a03bdf511e37423",
+        ),
+    ],
+)
+def test_our_prompts_are_those_that_the_published_numbers_were_measured_with(tokenizer, name, texts, tokens):
+    """Change a prompt under a new name: the hashes are of the texts, and of the tokens of filled prompts."""
+    template = load_template(name)
+    prompts = Prompts(tokenizer, template)
+    filled = [
+        prompts.update([1001], [1002], [1003]),
+        prompts.answer([1001], [1002]),
+        prompts.direct([1001], [1004]),
+        prompts.closed_book([1001]),
+        prompts.empty_memory,
+    ]
+    found = [hashlib.sha256(json.dumps(each).encode()).hexdigest() for each in (asdict(template), filled)]
+    assert found == [texts, tokens]
+
+
+OWN = {
+    "chat": False,
+    "empty_memory": "nothing",
+    "update": "{problem} {memory} {chunk}>",
+    "answer": "{problem} {memory} \\boxed{answer}>",
+    "direct": "{document} {problem}>",
+    "closed_book": "{problem}>",
+}
+
+
+def written(path, **changes) -> str:
+    """A template's file with some keys changed; None takes a key out."""
+    content = {name: value for name, value in (OWN | changes).items() if value is not None}
+    path.write_text(yaml.safe_dump(content), encoding="utf-8")
+    return str(path)
+
+
+def test_a_template_of_ones_own_is_a_file(tmp_path, tokenizer):
+    own = load_template(written(tmp_path / "mine.yaml"))
+    assert own == PromptTemplate(**OWN)
+    assert tokenizer.decode(Prompts(tokenizer, own).answer([65], [66])).endswith(" \\boxed{answer}>")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"direct": None}, "the key direct is missing"),
+        ({"answers": "{problem}"}, "unknown key 'answers'; there are: update, answer, direct, "),
+        ({"update": "{problem} {memory}"}, "update has no {chunk}"),
+        ({"update": "{prompt} {memory} {chunk}"}, "update has no {problem}\n"),
+        (
+            {"update": "{prompt} {memory} {chunk}"},
+            "update has a {prompt}, which nothing fills; it can have {problem}, ",
+        ),
+        ({"direct": "{document} {problem} {memory}"}, "direct has a {memory}, which nothing fills"),
+        ({"answer": ["{problem}", "{memory}"]}, "answer must be text, not ['{problem}', '{memory}']"),
+        ({"empty_memory": False}, "empty_memory must be text, not False"),
+        ({"chat": "yes"}, "chat must be true or false, not 'yes'"),
+    ],
+)
+def test_a_fault_of_a_template_names_the_file(tmp_path, changes, message):
+    path = written(tmp_path / "mine.yaml", **changes)
+    with pytest.raises(ConfigError) as error:
+        load_template(path)
+    assert all(line.startswith(f"{path}: ") for line in str(error.value).splitlines())
+    assert message in f"{error.value}\n"
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "the file is empty"),
+        (b"- update\n", "the file is a list"),
+        (b"update: [", "is not YAML"),
+        (b"update: \xff", "is not YAML"),
+        (b"[" * 5000, "is not YAML"),
+        (b"update: !!python/object/apply:os.system ['exit 1']", "is not YAML"),
+    ],
+)
+def test_a_file_that_is_no_template_is_refused(tmp_path, content, message):
+    path = tmp_path / "mine.yaml"
+    path.write_bytes(content)
+    with pytest.raises(ConfigError) as error:
+        load_template(str(path))
+    assert str(path) in str(error.value) and message in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("named", "message"),
+    [
+        ("memagnet", "configs/prompts/memagnet.yaml; take one of memagent, tiny, or the path of a .yaml file"),
+        ("/no/such/mine.yaml", "there is no file /no/such/mine.yaml"),
+        ("web://x/mine.yaml", "agent.prompt_template=web://x/mine.yaml: "),
+        ("/", "there is no file /"),
+    ],
+)
+def test_a_template_that_is_not_there_says_where_it_was_looked_for(named, message):
+    with pytest.raises(ConfigError) as error:
+        load_template(named)
+    assert message in str(error.value)
+
+
+def test_a_path_is_made_whole_and_a_name_stays_one(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    written(tmp_path / "mine.yaml")
+    (tmp_path / "tiny").mkdir()  # a folder of the same name as a template
+    assert whole_template("mine.yaml") == str(tmp_path / "mine.yaml")
+    assert whole_template("./mine.yaml") == str(tmp_path / "mine.yaml")
+    assert [whole_template(name) for name in ("tiny", "none.yaml")] == ["tiny", "none.yaml"]
+
+
+LONG = 300 * "long "
+
+
+@pytest.mark.parametrize(
+    ("method", "prompt", "message"),
+    [
+        ("memory", "update", "with the prompt update of agent.prompt_template="),
+        ("concat", "answer", "with the prompt answer of "),
+        ("direct", "direct", "lower agent.answer_tokens by "),
+        ("closed_book", "closed_book", "with the prompt closed_book of "),
+        ("tests.test_prompts:AgentOfOnesOwn", "update", "lower agent.chunk_tokens by "),
+    ],
+)
+def test_the_window_is_checked_with_the_text_of_the_prompts_that_are_used(tmp_path, method, prompt, message):
+    arguments = [
+        "preset=eval_tiny",
+        f"agent.prompt_template={written(tmp_path / 'mine.yaml', **{prompt: LONG + OWN[prompt]})}",
+    ]
+    config = load_config(arguments, EvaluationConfig)
+    for other in METHODS:
+        used = getattr(load_agent(other), "asks", ASKS)
+        if prompt not in used:
+            check_model(config, [other])
+    with pytest.raises(ConfigError) as error:
+        check_model(config, [method])
+    assert message in str(error.value) and len(str(error.value).splitlines()) == 1
+
+
+class AgentOfOnesOwn:
+    """Says nothing of the prompts that it uses, so those of the memory agent are checked."""
+
+    def tokenize(self, problem):
+        raise NotImplementedError
+
+    async def run(self, tokenized, llm):
+        raise NotImplementedError
 
 
 def test_a_tokenizer_without_a_class_of_its_own_is_what_transformers_would_load(tmp_path):

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
+from pipeline.config import AgentConfig
 from pipeline.documents.ruler import RULER_TASKS, RulerSources, ruler_problem
 from pipeline.documents.ruler.haystack import NOISE
 from pipeline.documents.ruler.words import pair_words
@@ -270,6 +271,15 @@ def test_frequent_words_are_counted_by_reading(tokens, count):
         )
 
 
+INTRODUCTIONS = {
+    "niah": r"The text hides (a|some) special magic \w+\. Remember (it|them) when you come across (it|them)\.",
+    "vt": r"The text hides a chain of variable assignments\. Remember them and follow the chain as you read\.",
+    "cwe": r"The text is a numbered list of words, .*\. Remember those that come most often\.",
+    "fwe": r"The text consists of coded words\. Keep track of how often each of them appears as you read\.",
+    "qa": r"Answer the question from the given documents\.",
+}
+
+
 @pytest.mark.parametrize(
     ("task", "pattern"),
     [
@@ -284,13 +294,27 @@ def test_frequent_words_are_counted_by_reading(tokens, count):
         ),
         ("vt", r"Find all variables that are assigned the value \d{5} in the text\."),
         ("cwe", r"What are the 10 most common words in the numbered list\?"),
-        ("fwe", r"What are the three words that appear most often in the coded text\? Ignore the dots '\.\.\.'\."),
+        ("fwe", r"What are the three words that .* most often in the coded text\? Ignore the dots '\.\.\.', .*\."),
+        ("qa_1", r"Which seed is \d+ \d+\?"),
+        ("qa_2", r"Q \d+\?"),
     ],
 )
 def test_questions(make, task, pattern):
+    """First what to look out for, so that a reader of chunks knows it from the first one on; then what is asked."""
     problem = make(task)
-    assert re.fullmatch(pattern, problem.question)
+    introduction = INTRODUCTIONS[task.partition("_")[0]]
+    found = re.fullmatch(rf"({introduction}) {pattern}", problem.question)
+    assert found, problem.question
     assert problem.question not in problem.document
+
+
+@pytest.mark.parametrize("task", RULER_TASKS)
+def test_a_question_fits_the_agents_budget(make, task):
+    """Counted in bytes, of which no tokenizer makes more tokens."""
+    limit = AgentConfig().problem_tokens
+    for index in range(20):
+        problem = make(task, index=index)
+        assert count_bytes(problem.question) < limit // 2, problem.question
 
 
 def test_the_errors():

@@ -31,7 +31,7 @@ from pipeline.documents.synthetic import (
 )
 from pipeline.fine_tuning.demonstrations import Examples
 from pipeline.problems import row_of
-from pipeline.prompts import PROMPT_TEMPLATES, Prompts, encode_text
+from pipeline.prompts import Prompts, encode_text, load_template
 from pipeline.scoring import boxed_match, reward
 
 CHUNKS = 8
@@ -254,7 +254,7 @@ def test_special_tokens_in_a_document_are_plain_unknown_words(tokenizer):
 
 
 def test_special_tokens_of_the_template_are_special(tokenizer):
-    prompt = Prompts(tokenizer, PROMPT_TEMPLATES["tiny"]).answer(
+    prompt = Prompts(tokenizer, load_template("tiny")).answer(
         encode_text(tokenizer, "city Rex"), encode_text(tokenizer, "none")
     )
     assert tokenizer.decode(prompt) == "<bos> <problem> city Rex <memory> none <answer> city Rex"
@@ -282,10 +282,10 @@ def test_the_preset_holds_the_language(tokenizer):
     check_config(config)
     agent = config.agent
     assert agent.chunk_tokens == CHUNK_TOKENS
-    longest = Prompts(tokenizer, PROMPT_TEMPLATES[agent.prompt_template]).longest(
+    longest = Prompts(tokenizer, load_template(agent.prompt_template)).longest(
         agent.problem_tokens, agent.memory_tokens, agent.chunk_tokens
     )
-    check_window(config, *longest, tiny_model_config().max_position_embeddings)
+    check_window(config, longest, tiny_model_config().max_position_embeddings)
     for p in (p for problems in BY_TASK.values() for p in problems):
         assert len(p.question.split()) <= agent.problem_tokens
         memory = " ".join(p.metadata["needed"])

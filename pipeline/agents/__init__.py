@@ -4,7 +4,9 @@
     async run(tokenized, llm) -> the answer as text, once an episode
 
 where `await llm(prompt_tokens, max_tokens, role)` samples one response, a `Completion`, and keeps it as a conversation
-of the episode. Its class is made with (tokenizer, AgentConfig); `METHODS` has those that come along.
+of the episode. Its class is made with (tokenizer, AgentConfig); `METHODS` has those that come along. The class may name
+the prompts of the template that it uses (`asks`; `ASKS` where it does not): before anything starts, the longest of them
+are checked against `agent.window`.
 
 A response ends with an end token if its finish reason is "stop". A model may have several; `Reader.tokens_of`
 (pipeline/agents/reader.py) takes off whichever came, and pipeline/end_tokens.py tells them from the tokenizer.
@@ -15,6 +17,7 @@ import inspect
 from pipeline.config import ConfigError
 from pipeline.named_code import load_named
 
+ASKS = ("update", "answer")
 METHODS = {
     "memory": "pipeline.agents.memory:MemoryAgent",
     "direct": "pipeline.agents.direct:DirectAgent",

@@ -5,6 +5,8 @@ from pipeline.problems import Problem
 
 
 class ClosedBookAgent(Reader):
+    asks = ("closed_book",)
+
     def tokenize(self, problem: Problem) -> TokenizedProblem:
         return TokenizedProblem(self.encode_question(problem), document=None)
 

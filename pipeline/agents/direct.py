@@ -5,6 +5,8 @@ from pipeline.agents.reader import Reader, TokenizedProblem
 
 
 class DirectAgent(Reader):
+    asks = ("direct",)
+
     async def run(self, problem: TokenizedProblem, llm) -> str:
         document = self.fit(problem.document, self.prompts.direct(problem.question, []))
         prompt = self.prompts.direct(problem.question, list(map(int, document)))

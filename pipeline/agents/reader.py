@@ -5,12 +5,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from pipeline.agents import ASKS
 from pipeline.config import AgentConfig, ConfigError
 from pipeline.documents.passages import document_text
 from pipeline.end_tokens import end_tokens, without_end
 from pipeline.episodes import Completion
 from pipeline.problems import BadRow, DataError, Problem, QuestionTooLong
-from pipeline.prompts import PROMPT_TEMPLATES, Prompts, encode_document, encode_text
+from pipeline.prompts import Prompts, encode_document, encode_text, load_template
 
 
 @dataclass(frozen=True)
@@ -27,10 +28,12 @@ class TokenizedProblem:
 class Reader:
     """Base of the agents. `config` has the lengths and the prompt template."""
 
+    asks: tuple[str, ...] = ASKS  # the prompts of the template that it uses
+
     def __init__(self, tokenizer, config: AgentConfig):
         self.tokenizer, self.config = tokenizer, config
         self.end_tokens = end_tokens(tokenizer)
-        self.prompts = Prompts(tokenizer, PROMPT_TEMPLATES[config.prompt_template])
+        self.prompts = Prompts(tokenizer, load_template(config.prompt_template))
 
     def tokenize(self, problem: Problem) -> TokenizedProblem:
         """Encode the question, and the document by itself.

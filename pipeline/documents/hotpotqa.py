@@ -24,6 +24,7 @@ from pipeline.documents.hotpotqa_json import (
     Paragraph,
     hotpotqa_question,
     own_paragraphs,
+    question_id,
     read_questions,
 )
 from pipeline.documents.passages import (
@@ -39,6 +40,7 @@ from pipeline.documents.passages import (
     table_writer,
 )
 from pipeline.files import exists, join
+from pipeline.filtered_sets import check_all_there
 from pipeline.problems import BadRow, DataError, Problem, Quarantine, checked_rows
 from pipeline.prompts import encode_text, load_tokenizer
 
@@ -48,21 +50,26 @@ QUESTIONS_SCHEMA = pa.schema([("question", pa.large_string())])
 PASSAGES_SCHEMA = pa.schema([*SCHEMA, ("drawable", pa.bool_())])
 
 
-def build_passages(questions: str, distractors: str, folder: str, quarantine: Quarantine) -> None:
+def build_passages(
+    questions: str, distractors: str, folder: str, quarantine: Quarantine, only: set[str] | None = None
+) -> None:
     """Read the questions once, from first to last, and write `passages.arrow` and `questions.arrow` into `folder`.
 
     The passages are those of the file `distractors` (pipeline/documents/passages.py has its formats), then each
     question's own paragraphs. Others are drawn from the distractors, or if that path is empty from all questions' own
     paragraphs, those of malformed questions too. A malformed question is kept with its reason and its row, a malformed
-    distractor goes to `quarantine`.
+    distractor goes to `quarantine`. `only` has the ids of the wanted questions; the others lend their paragraphs alone,
+    so that a question has the same document with `only` as without.
 
     Memory does not grow with the number of questions, but with that of the different titles to draw from: about
     270 bytes for each. Both files are written whole or not at all.
 
     Raises:
         FileNotFoundError: there is no such file.
-        DataError: a file has another format, there are no questions, or too many distractors were bad.
+        DataError: a file has another format, there are no questions, one that `only` names is not there, or too many
+            distractors were bad.
     """
+    missing = set(only or ())
     drawable: dict[str, int] = {}  # title: row
     with (
         table_writer(join(folder, QUESTIONS), QUESTIONS_SCHEMA) as rows,
@@ -73,15 +80,21 @@ def build_passages(questions: str, distractors: str, folder: str, quarantine: Qu
         name = questions.rpartition("/")[2]
         for number, row in enumerate(read_questions(questions), 1):
             row_id = f"{name}:{number}"
+            this = question_id(row, row_id)
+            wanted = only is None or this in only
+            missing.discard(this)
             try:
                 own = own_paragraphs(row)
                 first = passages.rows
-                for paragraph in own:
-                    _add(passages, paragraph, None if distractors else drawable)
-                entry = _small_row(row, hotpotqa_question(row, row_id, own), first, drawable)
+                if wanted or not distractors:
+                    for paragraph in own:
+                        _add(passages, paragraph, None if distractors else drawable)
+                entry = _small_row(row, hotpotqa_question(row, row_id, own), first, drawable) if wanted else None
             except BadRow as error:
                 entry = {"id": row_id, "error": str(error), "row": row}
-            rows.add(json.dumps(entry))
+            if wanted:
+                rows.add(json.dumps(entry))
+        check_all_there(missing, only or set(), questions)
         if not rows.rows:
             raise DataError(f"{questions} holds no questions")
     # What this process had read of such files before.

@@ -60,12 +60,17 @@ def hotpotqa_question(row: dict, row_id: str, own: tuple[Paragraph, ...]) -> Hot
     if absent := set(gold) - set(titles):
         raise BadRow(f"'supporting_facts' names {', '.join(sorted(absent))}, which 'context' does not hold")
     return HotpotqaQuestion(
-        id=str(row.get("_id", row_id)),
+        id=question_id(row, row_id),
         question=text_field(row, "question"),
         answer=text_field(row, "answer"),
         paragraphs=own,
         gold=tuple(titles.index(title) for title in gold),
     )
+
+
+def question_id(row: object, row_id: str) -> str:
+    """The id of a row, malformed or not; `row_id` is for one without."""
+    return str(row.get("_id", row_id)) if isinstance(row, dict) else row_id
 
 
 def _paragraph(entry: object) -> Paragraph:

@@ -11,6 +11,7 @@ from pipeline.evaluation.config import EvaluationConfig, EvaluationData, synthet
 from pipeline.evaluation.results import LARGEST_LENGTH
 from pipeline.files import exists, file_state, is_local, list_files
 from pipeline.problems import BadRow, DataError, Problem, Quarantine, row_rules
+from pipeline.prompts import is_template_path
 from pipeline.sample_files import SampleFiles, read_samples, sample_files
 from pipeline.samples import JoinedSamples, SampleSource
 
@@ -122,11 +123,12 @@ def read_questions(source: SampleSource, config: EvaluationConfig, quarantine: Q
     return questions
 
 
-def input_states(data: EvaluationData, questions: list[Question], model: str) -> dict[str, dict]:
-    """Size and time of change of the files that the answers depend on, by path: the samples', the passages', and those
-    of a model that is a folder. A passage file that cannot be looked at has none; its questions will say why."""
+def input_states(data: EvaluationData, questions: list[Question], model: str, template: str) -> dict[str, dict]:
+    """Size and time of change of the files that the answers depend on, by path: the samples', the passages', those of a
+    model that is a folder, and that of a prompt template that is a path. A passage file that cannot be looked at has
+    none; its questions will say why."""
     samples = sample_files(data.path) if data.source == "file" else ()
-    paths = {*samples}
+    paths = {*samples, *([template] if is_template_path(template) else [])}
     if is_local(model) and Path(model).is_dir():
         paths.update(list_files(model, (".json", ".safetensors")))
     states = {path: file_state(path) for path in paths if exists(path)}

@@ -7,6 +7,7 @@ scores of 0 and are never dropped; both are counted apart.
 import json
 import math
 from collections import defaultdict
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -58,22 +59,12 @@ def read_results(path: str | Path) -> list[dict]:
     Raises:
         ValueError: any other line is no row, or two lines are of the same set, length, question, method and sample.
     """
-    *lines, last = Path(path).read_bytes().split(b"\n")
     rows, first_lines = [], {}
-    for number, line in enumerate([*lines, last] if last else lines, start=1):
-        where = f"{path}, line {number}"
-        try:
-            row = json.loads(line.decode("utf-8"))
-        except ValueError as error:
-            if number > len(lines):
-                break
-            raise ValueError(f"{where} is not JSON: {error}") from None
-        add_new_scores(row)
-        check_row(row, where)
+    for number, row in enumerate(result_rows(path), start=1):
         first = first_lines.setdefault(row_key(row), number)
         if first != number:
             named = ", ".join(f"{name} {row[name]!r}" for name in KEY)
-            raise ValueError(f"{where} repeats line {first}: {named}")
+            raise ValueError(f"{path}, line {number} repeats line {first}: {named}")
         rows.append(row)
     return rows
 
@@ -83,6 +74,22 @@ def add_new_scores(row: object) -> None:
     if isinstance(row, dict) and "sub_em" not in row and all(name in row for name in ("answer", "answers", "task")):
         wrong = row["answer"] is None or row.get("cut") or row.get("error")
         row["sub_em"] = 0.0 if wrong else sub_em(last_box(row["answer"]), tuple(row["answers"]), row["task"])
+
+
+def result_rows(path: str | Path) -> Iterator[dict]:
+    """Yield the rows of results.jsonl one by one. Raises as `read_results`, but for lines that repeat others."""
+    with Path(path).open("rb") as lines:
+        for number, line in enumerate(lines, start=1):
+            where = f"{path}, line {number}"
+            try:
+                row = json.loads(line.decode("utf-8"))
+            except ValueError as error:
+                if not line.endswith(b"\n"):
+                    break
+                raise ValueError(f"{where} is not JSON: {error}") from None
+            add_new_scores(row)
+            check_row(row, where)
+            yield row
 
 
 def check_row(row: object, where: str) -> None:

@@ -20,7 +20,7 @@ from pipeline.documents.synthetic import (
     facts_text,
 )
 from pipeline.fine_tuning.examples import Example, respond
-from pipeline.prompts import PROMPT_TEMPLATES, Prompts
+from pipeline.prompts import Prompts, load_template
 
 MEMORY_FACTS = 4
 DRILL_FACTS = 8
@@ -63,7 +63,7 @@ class Examples:
 
     def __init__(self, tokenizer, rng: random.Random):
         self.rng = rng
-        self.prompts = Prompts(tokenizer, PROMPT_TEMPLATES["tiny"])
+        self.prompts = Prompts(tokenizer, load_template("tiny"))
         self.vocabulary = tokenizer.get_vocab()
         self.eos = tokenizer.eos_token_id
 
@@ -151,7 +151,7 @@ class Examples:
         new = read(memory, chunk, needed[: known + 1])
         old = self._encode(facts_text(memory)) or self.prompts.empty_memory
         prompt = self.prompts.update(self._encode(question), old, self._encode(facts_text(chunk)))
-        return self._respond(prompt, facts_text(new) or PROMPT_TEMPLATES["tiny"].empty_memory)
+        return self._respond(prompt, facts_text(new) or load_template("tiny").empty_memory)
 
     def _memory(self, kind: str, needed: list[Fact], known: int) -> list[Fact]:
         """The first `known` needed facts; in four memories of ten, useless facts among them."""

@@ -11,6 +11,8 @@ from pipeline.documents.ruler.questions import QUESTION_FORMATS, Question, Quest
 from pipeline.documents.ruler.sample import Sample
 from pipeline.problems import DataError
 
+INTRODUCTION = "Answer the question from the given documents."
+
 
 def question_sample(
     task: str,
@@ -58,14 +60,16 @@ def question_sample(
     try:
         fitted = fit(task, build, cut, tokens, count_tokens, len(others))
     except TooFewUnits as error:
-        raise DataError(f"{error}; the paragraphs are those of {source.path}: give a larger file") from None
+        where = f"the paragraphs are those of {source.path}"
+        raise DataError(f"{error}; {where}: give a larger file, or ask for fewer tokens") from None
     parts = documents(fitted.units, fitted.part)
     numbers = [1 + sum(other < place for other in places[: len(parts)]) for place in places[: len(gold)]]
     needles = tuple(
         {"document": number, "depth": len("\n\n".join([*parts[: number - 1], ""])) / len(fitted.text)}
         for number in sorted(numbers)
     )
-    return Sample(question.question, question.answers, fitted, needles, (question.id,))
+    asked = f"{INTRODUCTION} {question.question}"
+    return Sample(asked, question.answers, fitted, needles, (question.id,))
 
 
 @lru_cache(maxsize=8)

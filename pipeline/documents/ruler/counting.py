@@ -40,7 +40,11 @@ def common_words_sample(rng: random.Random, tokens: int, count_tokens: CountToke
     except TooFewUnits:
         pairs = distinct(lambda: word_pair(rng), set())
         common, document = _word_list(pairs, 10**9, seed, tokens, count_tokens)
-    return Sample(f"What are the {COMMON_WORDS} most common words in the numbered list?", tuple(common), document)
+    question = (
+        "The text is a numbered list of words, some of which come more often than others. Remember those that come "
+        f"most often. What are the {COMMON_WORDS} most common words in the numbered list?"
+    )
+    return Sample(question, tuple(common), document)
 
 
 def _word_list(
@@ -92,7 +96,10 @@ def coded_words_sample(rng: random.Random, tokens: int, count_tokens: CountToken
         return (" ".join(words) + "".join(part)).rstrip()
 
     document = fit("fwe", build, lambda units: spare, tokens, count_tokens)
-    question = f"What are the three words that appear most often in the coded text? Ignore the dots {DOTS!r}."
+    question = (
+        "The text consists of coded words. Keep track of how often each of them appears as you read. What are the "
+        f"three words that appear most often in the coded text? Ignore the dots {DOTS!r}, and explain nothing."
+    )
     return Sample(question, tuple(vocabulary[1 : 1 + FREQUENT_WORDS]), document)
 
 

@@ -88,7 +88,11 @@ def _needle_haystack(sentences) -> Haystack:
 
 def _question(kind: NeedleTask, keys: list[str]) -> str:
     if kind.asked * kind.values == 1:
-        beginning = f"What is the special magic {kind.value.removesuffix('s')}"
+        needle = f"special magic {kind.value.removesuffix('s')}"
+        introduction = f"The text hides a {needle}. Remember it when you come across it."
+        beginning = f"What is the {needle}"
     else:
-        beginning = f"What are all the special magic {kind.value}"
-    return f"{beginning} for {listed(keys)} mentioned in the provided text?"
+        needle = f"special magic {kind.value}"
+        introduction = f"The text hides some {needle}. Remember them when you come across them."
+        beginning = f"What are all the {needle}"
+    return f"{introduction} {beginning} for {listed(keys)} mentioned in the provided text?"

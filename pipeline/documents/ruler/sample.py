@@ -7,7 +7,8 @@ from pipeline.documents.ruler.fitting import Fitted
 
 @dataclass(frozen=True)
 class Sample:
-    """`needles`: what answers the question and how deep it stands. `name`: what the problem's id ends with, if any."""
+    """`question`: with the task's introduction, so that an agent knows from the first chunk on what to look out for.
+    `needles`: what answers it and how deep it stands. `name`: what the problem's id ends with, if any."""
 
     question: str
     answers: tuple[str, ...]

@@ -32,5 +32,8 @@ def tracing_sample(rng: random.Random, tokens: int, count_tokens: CountTokens) -
     document = fit("vt", build, haystack.pieces, tokens, count_tokens)
     depths = (depth(document.text, line) for line in lines)
     needles = tuple({"key": v, "value": value, "depth": d} for v, d in zip(variables, depths, strict=True))
-    question = f"Find all variables that are assigned the value {value} in the text."
+    question = (
+        "The text hides a chain of variable assignments. Remember them and follow the chain as you read. "
+        f"Find all variables that are assigned the value {value} in the text."
+    )
     return Sample(question, tuple(variables), document, needles)

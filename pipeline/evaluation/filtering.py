@@ -1,0 +1,185 @@
+"""The filter (jobs/filter.py): which questions are asked without their document, and which of them are kept.
+
+A question is asked once, however often it comes and whatever the lengths of its documents: what tells it from others is
+its text, its answers and its task (`question_key`). So the same questions are kept at all lengths.
+"""
+
+import filecmp
+import hashlib
+import itertools
+import json
+import os
+import shutil
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from pipeline.documents.hotpotqa_json import hotpotqa_question, own_paragraphs, question_id, read_questions
+from pipeline.evaluation.results import result_rows
+from pipeline.files import atomic_output, file_state, is_local, local_path
+from pipeline.filtered_sets import KEPT, check_all_there
+from pipeline.problems import DataError, Problem, Quarantine, checked_rows, row_of
+from pipeline.scoring import NO_MODULES, reward, values_found
+
+RULES = ("score", "containment")
+NO_DOCUMENT = "(asked without its document)"  # of a question that is asked: nobody reads it, and a sample has one
+
+
+def hotpotqa_problems(path: str, only: set[str] | None, limit: int, quarantine: Quarantine) -> Iterator[Problem]:
+    """The questions of HotpotQA's own JSON, one by one, without their paragraphs.
+
+    Args:
+        path: of the JSON.
+        only: the ids of those that are wanted; None: all.
+        limit: the first so many of these; 0: all.
+        quarantine: where malformed ones go.
+
+    Raises:
+        FileNotFoundError, DataError: there is no such file, it has another format, too many rows were bad, or one that
+            `only` names is not there.
+    """
+    name, missing = path.rpartition("/")[2], set(only or ())
+
+    def rows() -> Iterator[tuple[str, object]]:
+        for number, row in enumerate(read_questions(path), 1):
+            row_id = f"{name}:{number}"
+            this = question_id(row, row_id)
+            missing.discard(this)
+            if only is None or this in only:
+                yield row_id, row
+        check_all_there(missing, only or set(), path)
+
+    def problem(row_id: str, row: object) -> Problem:
+        question = hotpotqa_question(row, row_id, own_paragraphs(row))
+        return Problem(question.id, question.question, (question.answer,), NO_DOCUMENT)
+
+    return itertools.islice(checked_rows(rows(), problem, quarantine), limit or None)
+
+
+def question_key(problem: Problem) -> str:
+    """What two samples share whose closed-book answer is worth the same, as 32 hexadecimal digits."""
+    asked = json.dumps([problem.question, problem.answers, problem.task])
+    return hashlib.blake2b(asked.encode(), digest_size=16).hexdigest()
+
+
+def write_asked(problems: Iterable[Problem], path: Path, begun: bool) -> int:
+    """Write a sample of each different question, with its key for an id, into a local file; return how many.
+
+    A file of the same content is left alone: an evaluation that is taken up sees that it did not change.
+
+    Args:
+        problems: that may ask the same question several times.
+        path: of the file.
+        begun: whether answers to the questions of the file are there, so that others may not replace them.
+
+    Raises:
+        DataError: they would.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    new, seen = path.with_suffix(".new"), set()
+    try:
+        with new.open("w", encoding="utf-8") as file:
+            for problem in problems:
+                if (key := question_key(problem)) not in seen:
+                    seen.add(key)
+                    asked = Problem(key, problem.question, problem.answers, NO_DOCUMENT, problem.task)
+                    file.write(json.dumps(row_of(asked), ensure_ascii=False) + "\n")
+        if not seen:
+            raise DataError("there is no question to ask")
+        if not path.exists() or not filecmp.cmp(new, path, shallow=False):
+            if begun:
+                raise DataError(f"{path.parent.parent} holds answers to other questions; choose another output")
+            new.replace(path)
+    finally:
+        new.unlink(missing_ok=True)
+    return len(seen)
+
+
+@dataclass(frozen=True)
+class Verdicts:
+    """The keys of the questions with a right answer among theirs, and how many others could not be asked."""
+
+    answered: frozenset[str]
+    errors: int
+
+
+def verdicts(results: Path, rule: str, modules: Mapping[str, str] = NO_MODULES) -> Verdicts:
+    """Judge the answers in results.jsonl, whose ids are keys.
+
+    Args:
+        results: of the evaluation.
+        rule: "score": an answer is right if its task's scorer gives it 1. "containment": also if any gold answer occurs
+            anywhere in the reply, as a substring in any case; what the authors of MemAgent drop. That is lenient: "no"
+            is in "know". An answer that was cut is judged as it stands: who goes on after the right answer knew it.
+        modules: scorer.modules of the configuration.
+    """
+    answered, failed = set(), set()
+    for row in result_rows(results):
+        key, answers = row["id"], tuple(row["answers"])
+        if row["error"]:
+            failed.add(key)
+        score = reward(row["task"], row["answer"], answers, modules) if row["cut"] else row["score"]
+        if score >= 1 or (rule == "containment" and row["answer"] and values_found(row["answer"], answers)):
+            answered.add(key)
+    return Verdicts(frozenset(answered), len(failed - answered))
+
+
+def split(problems: Iterable[Problem], answered: frozenset[str], folder: Path) -> dict[str, int]:
+    """Write the samples whose question was answered into dropped/dropped.jsonl of a local folder, the others into
+    kept.jsonl; return how many were `kept` and `dropped`."""
+    kept, dropped = folder / KEPT, folder / "dropped" / "dropped.jsonl"
+    counts = {"kept": 0, "dropped": 0}
+    links = {False: PassageLinks(folder), True: PassageLinks(dropped.parent)}
+    with (
+        atomic_output(kept) as kept_partial,
+        atomic_output(dropped) as dropped_partial,
+        kept_partial.open("w", encoding="utf-8") as kept_lines,
+        dropped_partial.open("w", encoding="utf-8") as dropped_lines,
+    ):
+        for problem in problems:
+            is_dropped = question_key(problem) in answered
+            lines = dropped_lines if is_dropped else kept_lines
+            lines.write(json.dumps(_line(problem, links[is_dropped]), ensure_ascii=False) + "\n")
+            counts["dropped" if is_dropped else "kept"] += 1
+    return counts
+
+
+def _line(problem: Problem, links: "PassageLinks") -> dict:
+    """A sample as a line of a file, from where its passage file is named; a question as it is."""
+    if problem.document == NO_DOCUMENT:
+        return {"id": problem.id, "question": problem.question, "answers": list(problem.answers)}
+    if problem.passage_file and is_local(problem.passage_file) and local_path(problem.passage_file).exists():
+        problem = replace(problem, passage_file=links.name(problem.passage_file))
+    return row_of(problem)
+
+
+class PassageLinks:
+    """Passage files in the folder of a sample file, where those that it names have to be."""
+
+    def __init__(self, folder: Path):
+        self._folder = folder
+        self._names: dict[str, str] = {}  # in the folder, by path
+
+    def name(self, path: str) -> str:
+        """The name of a local file's link in the folder, which is made if it is not there."""
+        if path not in self._names:
+            self._names[path] = self._link(local_path(path).resolve())
+        return self._names[path]
+
+    def _link(self, file: Path) -> str:
+        """Make a link, or a copy where the file system allows none; return its name."""
+        for name in itertools.chain([file.name], (f"{number}-{file.name}" for number in itertools.count(2))):
+            there = self._folder / name
+            if name in self._names.values() or there.exists() and not _same(file, there):
+                continue
+            if not there.exists():
+                try:
+                    os.link(file, there)
+                except OSError:
+                    shutil.copy2(file, there)
+            return name
+
+
+def _same(file: Path, other: Path) -> bool:
+    """Whether they are one file, or one is a copy of the other that was made here."""
+    return file.samefile(other) or file_state(file) == file_state(other)

@@ -1,0 +1,51 @@
+"""Filtered sets as they are read: the questions that `jobs.prepare filter` kept, by their ids.
+
+A filtered set is a file kept.jsonl, or the folder that holds it. Each of its lines is an object with an `id`.
+"""
+
+from collections.abc import Iterator, Sequence
+
+from pipeline.files import join, open_input
+from pipeline.problems import BadRow, DataError, decode_line
+
+KEPT = "kept.jsonl"
+
+
+def kept_file(path: str) -> str:
+    """The file of a filtered set that is given as a folder, or as the file itself."""
+    return path if path.endswith(".jsonl") else join(path, KEPT)
+
+
+def kept_ids(paths: Sequence[str]) -> set[str]:
+    """The ids of the questions that all of some filtered sets kept.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        DataError: a line has no id, or no question is in all of the sets.
+    """
+    sets = [set(_ids(kept_file(path))) for path in paths]
+    kept = set.intersection(*sets)
+    if not kept:
+        raise DataError(f"only={list(paths)}: no question is in all of these filtered sets")
+    return kept
+
+
+def _ids(file: str) -> Iterator[str]:
+    with open_input(file) as lines:
+        for number, line in enumerate(lines, 1):
+            try:
+                row = decode_line(line.decode(errors="replace"))
+            except BadRow as error:
+                raise DataError(f"{file}, line {number}: {error}") from None
+            if not isinstance(row, dict) or not isinstance(row.get("id"), str):
+                raise DataError(f"{file}, line {number} has no id; a filtered set is what `jobs.prepare filter` kept")
+            yield row["id"]
+
+
+def check_all_there(missing: set[str], only: set[str], questions: str) -> None:
+    """Raise a `DataError` if some of the ids `only`, the `missing` ones, are not in the file `questions`."""
+    if missing:
+        raise DataError(
+            f"{len(missing)} of the {len(only)} questions that only= names are not in {questions}, such as "
+            f"{min(missing)!r}: give the file that was filtered"
+        )
