@@ -2,7 +2,7 @@
 
 import time
 
-NAMES = ("raises", "hangs", "returns_nan", "counts_letters", "often_equal", "half_are_right")
+NAMES = ("raises", "hangs", "returns_nan", "counts_letters", "often_equal", "half_are_right", "overflows")
 MODULES = {name: f"{__name__}:{name}" for name in NAMES}  # scorer.modules of a configuration
 ARGUMENTS = tuple(f"scorer.modules.{name}={named}" for name, named in MODULES.items())  # the same on a command line
 
@@ -32,3 +32,8 @@ def often_equal(answer, answers):
 def half_are_right(answer, answers):
     """Whatever was answered."""
     return float(sum(map(ord, answers[0])) % 2)
+
+
+def overflows(answer, answers):
+    """A number that float32 holds, and whose sum over a group it does not."""
+    return 3e38

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -286,11 +287,16 @@ def test_every_option_of_the_objective_at_work(run, problem_file, ending_model, 
 def test_a_run_whose_losses_are_not_finite_stops_with_the_last_good_weights(run, random_model, tmp_path):
     from safetensors.torch import load_file
 
+    path = tmp_path / "problems.jsonl"
+    write_problem_file(
+        [replace(synthetic_problem(seed=3, index=i, chunks=3), task="overflows") for i in range(14)], path
+    )
     status, output = run(
         f"model.path={random_model}",
         f"run.folder={tmp_path}",
         "run.name=infinite",
-        "objective.entropy_coefficient=1e39",
+        "data.source=file",
+        f"data.path={path}",
         "train.max_skipped_updates=2",
         "wandb.mode=disabled",
     )
