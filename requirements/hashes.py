@@ -1,9 +1,11 @@
-"""Write the hashes of every pin into the locks: `python requirements/hashes.py [cpu gpu smollm2 uv]`, after a version of
-a lock was changed. Needs uv on the path and PyPI.
+"""Write the hashes of every pin into the locks. Run it after a version in a lock was changed.
 
-The hashes of a pin are those of all files of that version which a Linux x86-64 machine with Python 3.11 or 3.12 may
-install, from PyPI; a mirror serves the same files. A version that PyPI does not have (torch==…+cpu) keeps the hashes that
-it has: take them from the links of PyTorch's own index, which end in #sha256=….
+    python requirements/hashes.py [cpu gpu smollm2 uv]
+
+It needs Python 3.11, uv on the PATH, and PyPI. The hashes of a pin are those of all files of that version on PyPI that
+Linux x86-64 with Python 3.11 or 3.12 may install; a mirror of PyPI serves the same files. A version that PyPI does not
+have (torch==…+cpu) keeps the hashes that stand there: copy them from the links of PyTorch's own index, which end in
+#sha256=….
 """
 
 import re
