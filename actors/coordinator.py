@@ -187,6 +187,7 @@ class Coordinator(JobActor):
         """Open the data, and begin to start groups."""
         source = await asyncio.to_thread(training_source, self.config)
         cursor, withdrawn = (state.cursor, state.withdrawn) if state else (START, [])
+        self.quarantine.resume(withdrawn)
         self.problems = ProblemQueue(source, self.config.run.seed, self.quarantine, cursor, withdrawn)
         self.spawn(self._dispatch())
 

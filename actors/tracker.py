@@ -49,8 +49,8 @@ class Tracker:
         self._run.define_metric("*", step_metric="step")
 
     def begun(self) -> tuple[list[dict], str, str]:
-        """What `RunTotals` needs of the rows so far; the address of the wandb run, or the folder of an offline one, empty
-        when disabled; and its id."""
+        """What `RunTotals` needs of the rows so far, the address of the wandb run, the folder of an offline one, or
+        nothing if it is disabled, and its id."""
         return [RunTotals.needed(row) for row in self._rows()], wandb_place(self._run), self._run.id or ""
 
     def log(self, row: dict) -> str:
