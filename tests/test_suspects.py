@@ -7,8 +7,11 @@ from dataclasses import replace
 import pytest
 
 from pipeline.ledger import SUSPECT_DEATHS, Ledger
+from pipeline.problem_queue import ProblemQueue
+from pipeline.problem_stream import START
+from pipeline.problems import DataError, Quarantine
 from tests.faults import rows_of
-from tests.simulation import simulate
+from tests.simulation import Problems, simulate
 
 
 @pytest.mark.parametrize("generators", [1, 2, 4])
@@ -100,3 +103,37 @@ def test_generators_that_leave_make_no_suspect():
     for _ in range(10):
         assert ledger.generator_lost("q", blame=False).deaths == 0
         assert ledger.move("q") == "a" and ledger.entries["q"].kept == ""
+
+
+def queue_of(problems: int, tmp_path, cursor=START, withdrawn=()) -> ProblemQueue:
+    quarantine = Quarantine(tmp_path / "quarantine.jsonl", 1.0)
+    return ProblemQueue(Problems(problems), 0, quarantine, cursor, withdrawn)
+
+
+def test_a_withdrawn_problem_is_passed_over_in_every_pass_and_after_the_run_is_resumed(tmp_path):
+    queue = queue_of(3, tmp_path)
+    read = [queue.next() for _ in range(3)]
+    queue.withdraw(read[1])
+    assert [queue.next() for _ in range(4)] == [3, 5, 6, 8]
+    resumed = queue_of(3, tmp_path, queue.cursor(), queue.withdrawn)
+    assert [resumed.next() for _ in range(8)] == [0, 2, 3, 5, 6, 8, 9, 11] and resumed.withdrawn == ["p1"]
+    for position in (0, 2, 3, 5, 6, 8):
+        queue.done(position)
+    queue.roll_back(START)
+    assert [queue.next() for _ in range(8)] == [0, 2, 3, 5, 6, 8, 9, 11]
+
+
+def test_when_all_problems_are_withdrawn_the_run_ends(tmp_path):
+    queue = queue_of(2, tmp_path)
+    for position in [queue.next() for _ in range(2)]:
+        queue.withdraw(position)
+    with pytest.raises(DataError, match="all problems were withdrawn"):
+        queue.next()
+
+
+def test_what_was_withdrawn_before_the_run_was_resumed_is_counted_once(tmp_path):
+    quarantine = Quarantine(tmp_path / "quarantine.jsonl", 1.0)
+    quarantine.add("a", "bad", {})
+    quarantine.resume(["a", "b"])
+    quarantine.add("b", "bad again", {})
+    assert quarantine.bad == 2 and len((tmp_path / "quarantine.jsonl").read_text().splitlines()) == 1
