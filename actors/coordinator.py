@@ -269,6 +269,7 @@ class Coordinator(JobActor):
             self.accounts.moves += moves
             self.accounts.redone += redone
             self.accounts.tokens_generated += record.response_tokens
+            self.generators.work_done()  # else those that die of several problems before a step is done are given up
             if not self.buffer.add(group_id, replace(record, moves=moves, redone_conversations=redone), group):
                 self.discarded.append(record)
                 self._done_with(group_id)
@@ -281,7 +282,6 @@ class Coordinator(JobActor):
         """
         entry = self.buffer.generator_lost(group_id, blame)
         if blame and entry.kept:
-            self.generators.work_done()  # what they died of is known now, and is none of theirs
             raise BadRow(f"{entry.deaths} generators died under it, the last one while it ran nothing else")
         if blame and entry.deaths == SUSPECT_DEATHS:
             self.say(f"· {entry.deaths} generators died under group {group_id}, which goes on alone on one")
