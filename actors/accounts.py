@@ -4,6 +4,7 @@ import asyncio
 import time
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 
 from actors.generator_pool import GeneratorPool
 from actors.learner_pool import LearnerPool
@@ -40,17 +41,18 @@ class Accounts:
     ):
         self.config, self._say, self.ledger, self.quarantine = config, say, ledger, quarantine
         self.generators, self.scorers, self.learners = generators, scorers, learners
-        self.rows: list[dict] = []  # of the steps that the weights stand for
+        self.done = RunTotals()  # of the steps that the weights stand for
         self.tokens_generated = self.moves = self.redone = self.steps_lost = self.coordinator_restarts = 0
         self.pauses: list[float] = []  # of weight updates since the last step, in seconds
         self.recovered_before: Counter[str] = Counter()  # in earlier lives of this run, up to the checkpoint
-        self._first = 0  # how many rows there were when this life of the run began to train
+        self._first = 0  # how many steps there were when this life of the run began to train
+        self._productive = 0.0  # seconds of the steps since
         self._training_began = self._step_began = time.time()
         self._generated_before = 0
 
     def training_begins(self) -> None:
         """Time counts from now on."""
-        self._first, self._training_began = len(self.rows), time.time()
+        self._first, self._productive, self._training_began = len(self.done.rewards), 0.0, time.time()
         self.step_begins()
 
     def step_begins(self) -> None:
@@ -58,8 +60,12 @@ class Accounts:
         self._step_began, self._generated_before = time.time(), self.tokens_generated
 
     def roll_back(self, rows: list[dict]) -> None:
-        """The learners went back to a checkpoint, up to which there are these rows."""
-        self.rows, self._first = rows, min(self._first, len(rows))
+        """The learners begin at a checkpoint, up to which there are these rows (`RunTotals.needed`)."""
+        self.done = RunTotals()
+        for row in rows:
+            self.done.add(row)
+        self._first = min(self._first, len(rows))
+        self._productive = sum(row["seconds"] for row in rows[self._first :])
 
     @property
     def seconds(self) -> float:
@@ -82,10 +88,7 @@ class Accounts:
         return {name: number + self.recovered_before[name] for name, number in recovered.items()}
 
     def totals(self) -> RunTotals:
-        totals = RunTotals(tokens_generated=self.tokens_generated)
-        for row in self.rows:
-            totals.add(row)
-        return totals
+        return replace(self.done, tokens_generated=self.tokens_generated)
 
     def step_done(
         self,
@@ -107,10 +110,9 @@ class Accounts:
             trained: seconds until it was trained.
         """
         ledger, seconds = self.ledger, self.seconds
-        updates_before = self.rows[-1]["updates_total"] if self.rows else 0
         row = step_row(ledger.step, ledger.version, records, updates, discarded) | {
             "positions": positions,
-            "updates_total": updates_before + sum(not update.skipped for update in updates),
+            "updates_total": self.done.updates + sum(not update.skipped for update in updates),
             "seconds": seconds,
             "wait_seconds": waited,
             "train_seconds": trained - waited,
@@ -133,9 +135,9 @@ class Accounts:
             "learners_waited": waited / seconds,
             **self.recoveries(),
         }
-        productive = sum(earlier["seconds"] for earlier in self.rows[self._first :]) + seconds
-        row["effective_time_ratio"] = productive / (time.time() - self._training_began)
-        self.rows.append(row)
+        self._productive += seconds
+        row["effective_time_ratio"] = self._productive / (time.time() - self._training_began)
+        self.done.add(row)
         self.pauses = []
         self.step_begins()
         return row

@@ -9,7 +9,7 @@ import ray
 
 from pipeline.config import Config
 from pipeline.episodes import GroupRecord
-from pipeline.ledger import Ledger, discard_limit
+from pipeline.ledger import Entry, Ledger, discard_limit
 
 
 class TrajectoryBuffer:
@@ -30,6 +30,7 @@ class TrajectoryBuffer:
     def generator_gone(self, name: str) -> None:
         """A generator is given no more groups until it reports again."""
         self.ledger.generators.pop(name, None)
+        self._changed()
 
     async def room(self) -> None:
         """Wait until one more group may start."""
@@ -38,6 +39,12 @@ class TrajectoryBuffer:
     def admit(self, group_id: str, position: int) -> str | None:
         """Start one more group; return the generator that shall run it, or None if there is no room any more."""
         return self.ledger.admit(group_id, position)
+
+    def generator_lost(self, group_id: str, blame: bool) -> Entry:
+        """See `Ledger.generator_lost`."""
+        entry = self.ledger.generator_lost(group_id, blame)
+        self._changed()
+        return entry
 
     async def move(self, group_id: str) -> str:
         """Wait for a generator that a running group can go on with, and return it."""

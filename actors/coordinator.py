@@ -36,7 +36,7 @@ from pipeline.checkpoints import RunState
 from pipeline.config import Config
 from pipeline.dtype import MISMATCH_WARNING
 from pipeline.episodes import GroupRecord, Sampling
-from pipeline.ledger import too_many_failed
+from pipeline.ledger import SUSPECT_DEATHS, too_many_failed
 from pipeline.metrics import DROPPED_STALE, UpdateResult
 from pipeline.problem_queue import ProblemQueue
 from pipeline.problem_stream import START, training_source
@@ -44,7 +44,6 @@ from pipeline.problems import BadRow, DataError, Problem, Quarantine
 from pipeline.report import run_summary, step_line, write_summary
 
 LEARNERS_FIRST_S = 10  # in which learners get their room before generators take what there is
-MOVES = 5  # a group under which more generators die has failed
 LINGER_S = 300  # after the end, for a driver to ask for the summary
 
 
@@ -70,7 +69,7 @@ class Coordinator(JobActor):
             config, self.say, self.buffer.ledger, self.quarantine, self.generators, self.scorers, self.learners
         )
         self.failures: Counter[str] = Counter()
-        self.attempts: Counter[str] = Counter()  # by problem id: a later pass over the data makes no new ones
+        self.attempts: Counter[str] = Counter()  # that failed, by problem id, of problems that were not done since
         self.groups: dict[str, int] = {}  # the position of the problem of each group that was begun
         self.discarded: list[GroupRecord] = []  # by dynamic sampling, while the next step's groups come together
         self.skipped_in_a_row = 0
@@ -188,11 +187,14 @@ class Coordinator(JobActor):
     async def _read(self, state: RunState | None) -> None:
         """Open the data, and begin to start groups."""
         source = await asyncio.to_thread(training_source, self.config)
-        self.problems = ProblemQueue(source, self.config.run.seed, self.quarantine, state.cursor if state else START)
+        cursor, withdrawn = (state.cursor, state.withdrawn) if state else (START, [])
+        self.quarantine.resume(withdrawn)
+        self.problems = ProblemQueue(source, self.config.run.seed, self.quarantine, cursor, withdrawn)
         self.spawn(self._dispatch())
 
     async def _begin_tracking(self) -> None:
-        self.accounts.rows, self.wandb_run, self.wandb_id = await self.tracker.begun.remote()
+        rows, self.wandb_run, self.wandb_id = await self.tracker.begun.remote()
+        self.accounts.roll_back(rows)
         if "://" in self.wandb_run:
             self.say(f"· wandb run {self.wandb_run}")
 
@@ -253,8 +255,7 @@ class Coordinator(JobActor):
                     break
                 except GeneratorLost as lost:
                     moves, deaths = moves + 1, deaths + (not isinstance(lost, GeneratorLeft))
-                    if moves > MOVES:
-                        raise
+                    self._suspect(group_id, lost.blame)
                     name, go_on = None, True
             record = await self.scorers.score(group_id, group, problem.task, problem.answers, name, notes.seconds)
         except BadRow as error:
@@ -269,9 +270,22 @@ class Coordinator(JobActor):
             self.accounts.moves += moves
             self.accounts.redone += redone
             self.accounts.tokens_generated += record.response_tokens
+            self.generators.work_done()  # else those that die of several problems before a step is done are given up
             if not self.buffer.add(group_id, replace(record, moves=moves, redone_conversations=redone), group):
                 self.discarded.append(record)
                 self._done_with(group_id)
+
+    def _suspect(self, group_id: str, blame: bool) -> None:
+        """A group has lost its generator. Raises `BadRow` if it ran alone there, and killed it.
+
+        Args:
+            blame: nothing but what it ran is known to have killed it.
+        """
+        entry = self.buffer.generator_lost(group_id, blame)
+        if blame and entry.kept:
+            raise BadRow(f"{entry.deaths} generators died under it, the last one while it ran nothing else")
+        if blame and entry.deaths == SUSPECT_DEATHS:
+            self.say(f"· {entry.deaths} generators died under group {group_id}, which goes on alone on one")
 
     def _generator_joined(self, name: str, version: int, pause_s: float | None) -> None:
         self.accounts.pauses += [] if pause_s is None else [pause_s]
@@ -308,6 +322,8 @@ class Coordinator(JobActor):
         records = [record for record, _ in groups]
         positions = [self.groups.pop(record.group_id) for record in records]
         problems = [self.problems.done(position) for position in positions]
+        for problem in problems:
+            self.attempts.pop(problem.id, None)
         self.journal.drop.remote([record.group_id for record in records])
         discarded, self.discarded = self.discarded[:discarded], self.discarded[discarded:]
         for pool in (self.generators, self.scorers, self.learners):
@@ -380,7 +396,7 @@ class Coordinator(JobActor):
         """Copy the state of this step, and write it while training goes on."""
         await self.learners.saved()
         ledger = self.buffer.ledger
-        rewards = [row["reward"] for row in self.accounts.rows[self.learners.saved_step :]]
+        rewards = self.accounts.done.rewards[self.learners.saved_step :]
         state = RunState(
             step=ledger.step,
             version=ledger.version,
@@ -390,6 +406,7 @@ class Coordinator(JobActor):
             tokens_generated=self.accounts.tokens_generated,
             failures=dict(self.failures),
             recoveries=self.accounts.recoveries(),
+            withdrawn=self.problems.withdrawn,
             reward=sum(rewards) / len(rewards) if rewards else 0.0,
         )
         await self.learners.save(state)
@@ -408,7 +425,9 @@ class Coordinator(JobActor):
     def _done_with(self, group_id: str) -> Problem:
         """The problem of this group need not be run again."""
         self.journal.drop.remote([group_id])
-        return self.problems.done(self.groups.pop(group_id))
+        problem = self.problems.done(self.groups.pop(group_id))
+        self.attempts.pop(problem.id, None)
+        return problem
 
     def _again(self, group_id: str) -> None:
         """The problem of this group is run again, from its beginning, as another group."""
@@ -418,6 +437,7 @@ class Coordinator(JobActor):
     def _withdraw(self, group_id: str, reason: str) -> None:
         self.journal.drop.remote([group_id])
         problem = self.problems.withdraw(self.groups.pop(group_id))
+        self.attempts.pop(problem.id, None)
         self.say(f"· quarantined {problem.id}: {reason}")
         try:
             self.quarantine.add(problem.id, reason, {"question": problem.question, "answers": problem.answers})

@@ -14,6 +14,7 @@ import ray
 
 from actors.journal import JournalWriter
 from pipeline.agents import load_agent
+from pipeline.bucket_files import BucketError
 from pipeline.config import GenerationConfig
 from pipeline.end_tokens import end_tokens
 from pipeline.episodes import (
@@ -212,6 +213,7 @@ class Generator:
 
         Raises:
             WeightsLost: the buckets are not there any more.
+            BucketError: they are not what was packed, or there is no room for them in shared memory.
         """
 
         async def fetched():
@@ -223,7 +225,7 @@ class Generator:
 
         try:
             return await self.engine.update_weights(version, fetched())
-        except WeightsLost:
+        except (WeightsLost, BucketError):  # before anything was loaded
             raise
         except Exception:
             log.exception("generator %s could not take up new weights", self.name)

@@ -22,7 +22,16 @@ TOKENS_WAIT_S = 5.0
 
 
 class GeneratorLost(RuntimeError):
-    """The generator died, or left, under its work, which is nothing that the work did."""
+    """The generator died, or left, under its work.
+
+    Attributes:
+        blame: nothing but the work is known to have killed it. Not so when its node is gone, or when it died or failed
+            with new weights.
+    """
+
+    def __init__(self, message: str, blame: bool = False):
+        super().__init__(message)
+        self.blame = blame
 
 
 class GeneratorLeft(GeneratorLost):
@@ -38,6 +47,7 @@ class Member:
     version: int  # of its weights
     open: int = 0  # calls under way
     tokens: int = 0  # read and written for answers
+    loading: bool = False  # new weights, or was when it was lost
 
 
 class GeneratorPool(Pool):
@@ -117,6 +127,11 @@ class GeneratorPool(Pool):
             self._left(name)
         await super().leave(name)
 
+    async def _out_of_service(self, name: str, member: Member) -> None:
+        """Work was lost with a generator: what was lost is not given to it again before the pool finds it dead, too."""
+        if self._members.get(name) is member:
+            await self.leave(name)
+
     async def publish(self, version: int, buckets: list[ray.ObjectRef]) -> None:
         """Let all generators, also those that come later, take up these weights."""
         async with self._published:
@@ -149,8 +164,12 @@ class GeneratorPool(Pool):
         except Exception as error:
             with contextlib.suppress(Exception):
                 await group  # has failed like the notes; of an error that nobody looks at Ray prints the traceback
-            if isinstance(error, (*DIED, Draining)):
-                raise _lost(name, error) from error
+            if isinstance(error, DIED):
+                await self._out_of_service(name, member)
+                blame = not member.loading and await _is_alive(member.node)
+                raise GeneratorLost(f"{name} died", blame) from error
+            if isinstance(error, Draining):
+                raise GeneratorLeft(f"{name} leaves") from error
             raise
 
     async def answer(self, *arguments) -> Answer:
@@ -167,8 +186,11 @@ class GeneratorPool(Pool):
         try:
             async with self._call(member):
                 return await member.actor.answer.remote(*arguments)
-        except (*DIED, Draining) as error:
-            raise _lost(name, error) from error
+        except DIED as error:
+            await self._out_of_service(name, member)
+            raise GeneratorLost(f"{name} died") from error
+        except Draining as error:
+            raise GeneratorLeft(f"{name} leaves") from error
 
     @contextlib.asynccontextmanager
     async def _call(self, member: Member):
@@ -206,12 +228,14 @@ class GeneratorPool(Pool):
         while self._weights[0] > member.version:
             version, buckets = self._weights
             try:
+                member.loading = True  # and stays so if this fails
                 async with asyncio.timeout(limit):
                     pause_s = await member.actor.update_weights.remote(version, buckets)
-                member.version = version
+                member.version, member.loading = version, False
             except TimeoutError:
                 raise Hung(f"took longer than generator.stall_s={limit:g} to take up weights") from None
             except WeightsLost:  # the learners that made them are gone; others will publish
+                member.loading = False
                 self._say(f"· {name} waits for weights: version {version} is lost")
                 while self._weights[1] is buckets:
                     async with self._published:
@@ -265,5 +289,10 @@ class GeneratorPool(Pool):
             await asyncio.sleep(DRAINING_S)
 
 
-def _lost(name: str, error: Exception) -> GeneratorLost:
-    return GeneratorLeft(f"{name} leaves") if isinstance(error, Draining) else GeneratorLost(f"{name} died")
+async def _is_alive(node: str) -> bool:
+    """Whether Ray knows a node to be there; if Ray cannot say, it is taken to be."""
+    try:
+        nodes = await asyncio.to_thread(ray.nodes)
+    except (RayError, OSError):
+        return True
+    return any(found["Alive"] for found in nodes if found["NodeID"] == node)

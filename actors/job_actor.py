@@ -3,12 +3,15 @@
 import asyncio
 import time
 import warnings
+from collections import deque
 from collections.abc import Awaitable, Coroutine
+from itertools import islice
 
 import ray
 
 from pipeline.problems import BadRow, DataError
 
+LINES_KEPT = 10_000  # for who follows the job later
 AWAITED_EVERY_S = 5.0  # at first; then ever more seldom
 CLOSING_S = 60.0
 
@@ -22,7 +25,8 @@ class JobActor:
 
     def __init__(self):
         self._stop = asyncio.Event()
-        self._lines: list[str] = []
+        self._lines: deque[str] = deque(maxlen=LINES_KEPT)
+        self._said = 0  # lines, with those that are not kept
         self._line_added = asyncio.Event()
         self._tasks: set[asyncio.Task] = set()
         self._failure: asyncio.Future | None = None  # its exception ends the run
@@ -30,20 +34,26 @@ class JobActor:
     async def lines(self, after: int, wait_s: float) -> tuple[int, list[str]]:
         """The progress lines from number `after` on, and the number of the next one; waits up to `wait_s` for one.
 
-        An actor that was started again has fewer lines than were shown, and begins with its first.
+        An actor that was started again has fewer lines than were shown, and begins with its first. Who comes too late
+        for some is told how many.
         """
-        if after > len(self._lines):
+        if after > self._said:
             after = 0
-        if len(self._lines) <= after:
+        if self._said <= after:
             self._line_added.clear()
             try:
                 await asyncio.wait_for(self._line_added.wait(), wait_s)
             except TimeoutError:
                 pass
-        return len(self._lines), self._lines[after:]
+        dropped = self._said - len(self._lines)
+        lines = list(islice(self._lines, max(0, after - dropped), None))
+        if after < dropped:
+            lines.insert(0, f"· {dropped - after:,} earlier lines were dropped; the log of who followed them has them")
+        return self._said, lines
 
     def say(self, line: str) -> None:
         self._lines.append(line)
+        self._said += 1
         self._line_added.set()
 
     async def start_all(self, parts: dict[str, Awaitable]) -> None:

@@ -7,6 +7,10 @@ import ray
 
 from pipeline.replay import Finished
 
+DROPPED_KEPT = (
+    10_000  # ids of groups that were dropped; what still comes of a group comes long before so many others end
+)
+
 
 @ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)
 class Journal:
@@ -15,10 +19,13 @@ class Journal:
 
     def __init__(self):
         self._finished: defaultdict[str, list[Finished]] = defaultdict(list)
+        self._dropped: dict[str, None] = {}  # in the order in which they were
 
     def add(self, finished: list[Finished]) -> None:
+        """Keep finished conversations, but not of a group that was dropped: its generator did not know that yet."""
         for conversation in finished:
-            self._finished[conversation.group_id].append(conversation)
+            if conversation.group_id not in self._dropped:
+                self._finished[conversation.group_id].append(conversation)
 
     def of(self, group_id: str) -> list[Finished]:
         """What is finished of a group, in the order in which it was."""
@@ -28,6 +35,9 @@ class Journal:
         """Forget groups that are trained or given up."""
         for group_id in group_ids:
             self._finished.pop(group_id, None)
+            self._dropped[group_id] = None
+        while len(self._dropped) > DROPPED_KEPT:
+            del self._dropped[next(iter(self._dropped))]
 
 
 class JournalWriter:

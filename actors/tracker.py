@@ -16,6 +16,7 @@ from actors.job_actor import was_started_again
 from pipeline.config import Config, GenerationConfig
 from pipeline.episodes import EpisodeGroup, GroupRecord
 from pipeline.files import write_text
+from pipeline.metrics import Curves, RunTotals
 from pipeline.prompts import load_tokenizer
 
 
@@ -48,9 +49,9 @@ class Tracker:
         self._run.define_metric("*", step_metric="step")
 
     def begun(self) -> tuple[list[dict], str, str]:
-        """The rows so far; the address of the wandb run, or the folder of an offline one, empty when disabled; and its
-        id."""
-        return self._rows(), wandb_place(self._run), self._run.id or ""
+        """What `RunTotals` needs of the rows so far, the address of the wandb run, the folder of an offline one, or
+        nothing if it is disabled, and its id."""
+        return [RunTotals.needed(row) for row in self._rows()], wandb_place(self._run), self._run.id or ""
 
     def log(self, row: dict) -> str:
         """Append a row to metrics.jsonl, and show it in wandb and to Prometheus.
@@ -61,6 +62,7 @@ class Tracker:
         if row["step"] > self._last_step:  # else this actor died when it had written it
             self._unwritten.append(row)
             self._last_step = row["step"]
+            self._curves.add(row)
         try:
             self._write()
             problem = ""
@@ -92,7 +94,7 @@ class Tracker:
         """Move the rows of later steps to abandoned.jsonl: metrics.jsonl is the history that the weights stand for.
 
         Returns:
-            The rows that are left.
+            What `RunTotals` needs of the rows that are left.
         """
         self._write()
         rows = self._rows()
@@ -103,7 +105,8 @@ class Tracker:
         if self._metrics.exists():
             write_text(self._metrics, "".join(json.dumps(row) + "\n" for row in kept))
         self._last_step = step
-        return kept
+        self._curves = Curves(kept)
+        return [RunTotals.needed(row) for row in kept]
 
     def _rows(self) -> list[dict]:
         """The rows of metrics.jsonl. A last line that was cut off with its writer is not one."""
@@ -140,7 +143,7 @@ class Tracker:
         """Draw all steps so far into training.png."""
         from pipeline.training_plot import training_figure
 
-        training_figure(self._rows(), self.folder / "training.png")
+        training_figure(self._curves, self.folder / "training.png")
 
     def finish(self, summary: dict) -> None:
         import wandb

@@ -8,12 +8,11 @@ import contextlib
 import gc
 import multiprocessing.context
 import os
-import tempfile
 import time
 import uuid
 from collections.abc import AsyncIterator, Collection, Iterator
-from pathlib import Path
 
+from pipeline.bucket_files import BucketFile, remove_orphans, stage
 from pipeline.config import GenerationConfig
 from pipeline.episodes import Completion, Sampling
 from pipeline.weight_buckets import WeightBucket
@@ -22,7 +21,6 @@ from pipeline.weight_buckets import WeightBucket
 os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
 os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
 
-import psutil  # noqa: E402
 import ray  # noqa: E402
 import torch  # noqa: E402
 import vllm  # noqa: E402
@@ -36,9 +34,6 @@ from vllm.sampling_params import RequestOutputKind  # noqa: E402
 from vllm.v1.engine.async_llm import AsyncLLM  # noqa: E402
 
 from actors.weight_transfer import BACKEND, end_with_parent  # noqa: E402
-
-SHARED_MEMORY = Path("/dev/shm") if Path("/dev/shm").is_dir() else Path(tempfile.gettempdir())
-BUCKET_FILE = "palimpsest-bucket-"  # then the process id of the owner
 
 
 class VllmEngine:
@@ -101,18 +96,22 @@ class VllmEngine:
     async def update_weights(self, version: int, buckets: AsyncIterator[WeightBucket]) -> float:
         """Take up new weights without ending the requests in flight; return the pause in seconds.
 
-        All buckets are staged in shared memory before generation pauses, so the pause is loading alone.
+        All buckets are staged in shared memory and verified before generation pauses, so the pause is loading alone.
+
+        Raises:
+            BucketError: they cannot be staged, or are not what was packed; the weights in use stay.
         """
         async with self._updating:
-            staged = []
+            staged: list[BucketFile] = []
             try:
                 async for bucket in buckets:
-                    staged.append(await asyncio.to_thread(_stage, bucket))
+                    staged.append(await asyncio.to_thread(stage, bucket))
                 self._open.clear()
                 begin = time.perf_counter()
                 await self._llm.pause_generation(mode="keep", clear_cache=False)
                 await self._llm.start_weight_update()
-                for info in staged:
+                for file in staged:
+                    info = {"path": file.path, "size": file.size, "entries": file.entries}
                     await self._llm.update_weights(WeightTransferUpdateRequest(update_info=info))
                 await self._llm.finish_weight_update(weight_version=str(version))
                 self.version = version
@@ -120,8 +119,8 @@ class VllmEngine:
                 return time.perf_counter() - begin
             finally:
                 self._open.set()
-                for info in staged:
-                    Path(info["path"]).unlink(missing_ok=True)
+                for file in staged:
+                    file.remove()
 
     async def heartbeat(self) -> None:
         """Returns when the engine's loop has come round once more, whether or not it has work."""
@@ -207,19 +206,3 @@ def _engine_args(config: GenerationConfig, seed: int) -> AsyncEngineArgs:
         weight_transfer_config=WeightTransferConfig(backend=BACKEND),
         **device,
     )
-
-
-def _stage(bucket: WeightBucket) -> dict:
-    """Copy a bucket into a file in shared memory that every worker process of the engine can map."""
-    handle, path = tempfile.mkstemp(prefix=f"{BUCKET_FILE}{os.getpid()}-", dir=SHARED_MEMORY)
-    with os.fdopen(handle, "wb") as file:
-        file.write(bucket.data)
-    return {"path": path, "size": bucket.data.size, "entries": [list(entry) for entry in bucket.entries]}
-
-
-def remove_orphans() -> None:
-    """Remove bucket files whose owner was killed in the middle of an update: they hold memory."""
-    for path in SHARED_MEMORY.glob(f"{BUCKET_FILE}*"):
-        owner = path.name.removeprefix(BUCKET_FILE).partition("-")[0]
-        if not psutil.pid_exists(int(owner)):
-            path.unlink(missing_ok=True)

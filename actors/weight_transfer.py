@@ -19,6 +19,7 @@ from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory
 from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead
 from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
 
+from pipeline.bucket_files import read_bucket_file
 from pipeline.weight_buckets import unpack_bucket
 
 BACKEND = "shared_memory_buckets"
@@ -57,7 +58,7 @@ class BucketWeightTransfer(WeightTransferEngine[WeightTransferInitInfo, BucketIn
 
     def receive_weights(self, update_info: BucketInfo) -> None:
         # The mapping lives as long as vLLM keeps views of it, which layerwise loading does until the end.
-        data = torch.from_file(update_info.path, shared=True, size=update_info.size, dtype=torch.uint8)
+        data = read_bucket_file(update_info.path, update_info.size)
         weights = unpack_bucket(update_info.entries, data)
         self._has_head |= any(entry[0].endswith("lm_head.weight") for entry in update_info.entries)
         self.model.load_weights((name, tensor.to(self.device)) for name, tensor in weights)

@@ -54,6 +54,7 @@ class RunState:
     failures: dict[str, int] = field(default_factory=dict)
     recoveries: dict[str, int] = field(default_factory=dict)
     reward: float = 0.0  # mean of the steps since the checkpoint before
+    withdrawn: list[str] = field(default_factory=list)  # ids of problems that are never run again
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,9 @@ trained; or it fails or is dropped as stale, and its problem is run again as a n
 stays the same group when it moves to another generator, as its own died, and when it was finished, is lost, and is made
 again.
 
+A group under which `SUSPECT_DEATHS` generators died is a suspect: a generator is kept for it, runs nothing else, and
+shows whether it was this group.
+
 Steps count what was trained, versions count what generators were given. Both go up by one with every step; after a
 rollback to a checkpoint the steps go back, and the weights of the checkpoint get a version that was never used.
 """
@@ -18,6 +21,7 @@ from pipeline.episodes import GroupRecord
 from pipeline.staleness import choose, feasible
 
 RUNNING, BUFFERED, TRAINING = "running", "buffered", "training"
+SUSPECT_DEATHS = 2
 
 
 def discard_limit(train: TrainConfig) -> int:
@@ -36,10 +40,12 @@ def too_many_failed(failed: int, done: int, train: TrainConfig) -> bool:
 @dataclass
 class Entry:
     position: int  # of its problem in the data
-    generator: str
+    generator: str  # empty while it waits for another one
     first_version: int  # of the generator at admission; no token can be older
     state: str = RUNNING
     record: GroupRecord | None = None
+    deaths: int = 0  # of generators that ran it, since it was last finished
+    kept: str = ""  # the generator that is kept for it alone
 
 
 @dataclass
@@ -88,12 +94,28 @@ class Ledger:
             self.admitted += 1
         return name
 
-    def move(self, group_id: str) -> str | None:
-        """Give a running group to the generator with the fewest, and return it; None if there is none."""
+    def generator_lost(self, group_id: str, blame: bool) -> Entry:
+        """A running group has lost its generator; return its entry, which may now be a suspect.
+
+        Args:
+            blame: it died, and nothing but what it ran is known to have killed it.
+        """
         entry = self._expect(group_id, RUNNING)
-        name = next(iter(self._by_load()), None)
-        entry.generator = name or entry.generator
-        return name
+        entry.generator, entry.deaths = "", entry.deaths + blame
+        return entry
+
+    def move(self, group_id: str) -> str | None:
+        """Give a running group to the generator with the fewest, a suspect to an empty one that is then kept for it;
+        return that generator, or None if there is none now."""
+        entry = self._expect(group_id, RUNNING)
+        if entry.deaths < SUSPECT_DEATHS:
+            entry.generator = next(iter(self._by_load()), "")
+        else:
+            if entry.kept not in self.generators:
+                entry.kept = next(iter(self._by_load()), "")
+            runs = any(other.state == RUNNING and other.generator == entry.kept for other in self.entries.values())
+            entry.generator = "" if runs else entry.kept
+        return entry.generator or None
 
     def add(self, group_id: str, record: GroupRecord) -> bool:
         """A group has been generated and scored. Returns False if dynamic sampling discards it.
@@ -108,6 +130,7 @@ class Ledger:
             self.discarded_since_take += 1
             return False
         entry.state, entry.record = BUFFERED, record
+        entry.generator, entry.deaths, entry.kept = "", 0, ""
         return True
 
     def fail(self, group_id: str) -> None:
@@ -156,7 +179,7 @@ class Ledger:
         their step were not trained."""
         for group_id in group_ids:
             entry = self._expect(group_id, TRAINING)
-            entry.state, entry.record = RUNNING, None
+            entry.state, entry.record = RUNNING, None  # on no generator yet
         self.lost += len(group_ids)
         self.put_back()
 
@@ -175,8 +198,9 @@ class Ledger:
         return sum(entry.state == state for entry in self.entries.values())
 
     def _by_load(self) -> list[str]:
-        """The generators, those with the fewest running groups first."""
-        load = dict.fromkeys(self.generators, 0)
+        """The generators that are not kept for a suspect, those with the fewest running groups first."""
+        kept = {entry.kept for entry in self.entries.values()}
+        load = {name: 0 for name in self.generators if name not in kept}
         for entry in self.entries.values():
             if entry.state == RUNNING and entry.generator in load:
                 load[entry.generator] += 1

@@ -1,5 +1,7 @@
 """What a step and a run amount to: one row of metrics.jsonl a step, one summary.json a run."""
 
+from array import array
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from itertools import zip_longest
 from typing import ClassVar
@@ -9,6 +11,7 @@ import numpy as np
 from pipeline.episodes import GroupRecord
 from pipeline.memory_trace import MemoryCounts, memory_shares
 
+DRAWN = ("reward", "memory_written", "memory_kept", "memory_answered", "memory_junk", "memory_tokens", "loss")
 DROPPED_STALE = "dropped_stale"  # among the failures of a run: trained by nobody, but no fault of anything
 
 
@@ -115,7 +118,7 @@ def step_row(
 
 @dataclass
 class RunTotals:
-    """Adds the rows of a run up to the numbers of summary.json."""
+    """Adds the rows of a run up to the numbers of summary.json. Keeps one number of each row."""
 
     SUMMED: ClassVar = (
         "episodes",
@@ -126,7 +129,7 @@ class RunTotals:
         "updates_skipped",
         "groups_discarded",
     )
-    rewards: list[float] = field(default_factory=list)
+    rewards: array = field(default_factory=lambda: array("d"))
     episodes: int = 0
     conversations: int = 0
     tokens_generated: int = 0
@@ -138,6 +141,20 @@ class RunTotals:
     updates: int = 0
     updates_skipped: int = 0
     groups_discarded: int = 0
+
+    @classmethod
+    def needed(cls, row: dict) -> dict:
+        """What of a row has to be kept to add it."""
+        names = (
+            "step",
+            "reward",
+            "seconds",
+            *cls.SUMMED,
+            "staleness_max",
+            "logprob_mismatch_tokens",
+            "logprob_mismatch_mean",
+        )
+        return {name: row[name] for name in names if name in row}
 
     def add(self, row: dict) -> None:
         self.rewards.append(row["reward"])
@@ -159,3 +176,29 @@ class RunTotals:
             "staleness_max": self.staleness_max,
             "logprob_mismatch_mean": self.mismatch / self.mismatch_tokens if self.mismatch_tokens else None,
         }
+
+
+class Curves:
+    """What is drawn of a run's rows, by step: two numbers of each metric, however much a row holds.
+
+    Args:
+        rows: in the order of their steps, as for `add`.
+    """
+
+    def __init__(self, rows: Iterable[dict] = ()):
+        self._points = {name: (array("q"), array("d")) for name in DRAWN}
+        self.last_step = 0
+        for row in rows:
+            self.add(row)
+
+    def add(self, row: dict) -> None:
+        """Take up the row of the next step."""
+        self.last_step = row["step"]
+        for name, (steps, values) in self._points.items():
+            if row.get(name) is not None:
+                steps.append(row["step"])
+                values.append(row[name])
+
+    def points(self, name: str) -> tuple[array, array]:
+        """The steps at which a metric is known, and its values there."""
+        return self._points[name]

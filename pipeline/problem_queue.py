@@ -2,9 +2,10 @@
 
 import heapq
 import threading
+from collections.abc import Iterable
 
 from pipeline.problem_stream import START, Cursor, problem_at, problem_stream
-from pipeline.problems import BadRow, Problem, Quarantine
+from pipeline.problems import BadRow, DataError, Problem, Quarantine
 
 
 class ProblemQueue:
@@ -17,9 +18,12 @@ class ProblemQueue:
         seed: of their order.
         quarantine: for rows that are no problems.
         cursor: where a run goes on.
+        withdrawn: ids of problems that were withdrawn before.
     """
 
-    def __init__(self, source, seed: int, quarantine: Quarantine, cursor: Cursor = START):
+    def __init__(
+        self, source, seed: int, quarantine: Quarantine, cursor: Cursor = START, withdrawn: Iterable[str] = ()
+    ):
         self._source, self._seed = source, seed
         self._stream = problem_stream(source, seed, quarantine, cursor)
         self._position = cursor.position
@@ -27,12 +31,17 @@ class ProblemQueue:
         self._open: dict[int, Problem] = {}  # handed out and not done with, by position
         self._again: list[int] = []  # a heap of positions
         self._reading: int | None = None  # taken off that heap, and not yet open
-        self._withdrawn: set[int] = set()
+        self._withdrawn = set(withdrawn)
         self._lock = threading.Lock()
 
     def next(self) -> int:
-        """The position of the next problem, which may have to be read."""
-        while True:
+        """The position of the next problem, which may have to be read.
+
+        Raises:
+            DataError: too many rows are bad, or a whole pass has no problem that was not withdrawn.
+        """
+        passed = 0
+        while passed < len(self._source):
             with self._lock:
                 position = self._reading = heapq.heappop(self._again) if self._again else None
             if position is None:
@@ -45,10 +54,15 @@ class ProblemQueue:
                 except BadRow:
                     continue  # the stream has turned it away
             with self._lock:
-                self._open[position], self._reading = problem, None
+                self._reading = None
                 self._unread.discard(position)
                 self._position = max(self._position, position + 1)
-            return position
+                if problem.id not in self._withdrawn:
+                    self._open[position] = problem
+                    return position
+                self._open.pop(position, None)
+            passed += 1
+        raise DataError("all problems were withdrawn; their reasons are in quarantine.jsonl")
 
     def problem(self, position: int) -> Problem:
         return self._open[position]
@@ -64,9 +78,15 @@ class ProblemQueue:
             return self._open.pop(position)
 
     def withdraw(self, position: int) -> Problem:
-        """This problem is never run again, whatever happens; return it."""
-        self._withdrawn.add(position)
-        return self.done(position)
+        """This problem, by its id, is never run again, whatever happens; return it."""
+        problem = self.done(position)
+        self._withdrawn.add(problem.id)
+        return problem
+
+    @property
+    def withdrawn(self) -> list[str]:
+        """The ids of the problems that are never run again."""
+        return sorted(self._withdrawn)
 
     def cursor(self) -> Cursor:
         """Where the run stands. All that is handed out and not done with is open."""
@@ -77,7 +97,7 @@ class ProblemQueue:
         """Hand out again what was done with since the run stood there."""
         with self._lock:
             since = {*cursor.open, *range(cursor.position, self._position)}
-            since -= self._not_done() | self._withdrawn
+            since -= self._not_done()  # those withdrawn are passed over when they come
             self._again = sorted({*self._again, *since})  # which is a heap
 
     def _not_done(self) -> set[int]:

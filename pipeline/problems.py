@@ -282,6 +282,11 @@ class Quarantine:
         if self.total is not None:
             self._check(self.total)
 
+    def resume(self, row_ids: list[str]) -> None:
+        """These were turned away before the run was resumed."""
+        self.bad += len(set(row_ids) - self._ids)
+        self._ids.update(row_ids)
+
     def finish(self) -> None:
         """Raise `DataError` when too many of all rows were bad, or when there was none at all."""
         if self.rows == 0:

@@ -1,5 +1,6 @@
 """The figure of a training run: the reward and what the memory does over the steps, or the loss."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from matplotlib.axes import Axes
@@ -7,6 +8,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from pipeline.evaluation.plots import COLOURS, DPI
+from pipeline.metrics import Curves
 
 WINDOW = 10  # steps that a line is the mean of
 PANEL = (7.0, 2.4)  # inches
@@ -19,24 +21,24 @@ SUPERVISED_PANELS = {"Loss in nats a learned token": ("loss",)}
 COLOUR = {"loss": COLOURS[0]} | dict(zip(sum(PANELS.values(), ()), COLOURS, strict=False))
 
 
-def training_figure(rows: list[dict], path: str | Path) -> Figure:
+def training_figure(curves: Curves, path: str | Path) -> Figure:
     """Draw the reward; how many of the needed facts were written, kept and used, and the junk; the memory's length.
     Of supervised fine-tuning, draw the loss.
 
     A dot is a step, a line the mean of the last `WINDOW` steps. What no row knows is not drawn.
 
     Args:
-        rows: of metrics.jsonl.
+        curves: of the run.
         path: of the PNG.
 
     Returns:
         The figure as drawn.
 
     Raises:
-        ValueError: there are no rows, or none that knows anything of this.
+        ValueError: no step knows anything of this.
     """
-    known = PANELS if points(rows, "reward") else SUPERVISED_PANELS
-    panels = {title: [name for name in names if points(rows, name)] for title, names in known.items()}
+    known = PANELS if curves.points("reward")[0] else SUPERVISED_PANELS
+    panels = {title: [name for name in names if curves.points(name)[0]] for title, names in known.items()}
     panels = {title: names for title, names in panels.items() if names}
     if not panels:
         raise ValueError("there is nothing to draw")
@@ -44,19 +46,19 @@ def training_figure(rows: list[dict], path: str | Path) -> Figure:
     all_axes = figure.subplots(len(panels), sharex=True, squeeze=False)[:, 0]
     for axes, (title, names) in zip(all_axes, panels.items(), strict=True):
         axes.set_title(title, loc="left", fontsize="medium")
-        draw_panel(axes, rows, names)
-    all_axes[-1].set_xlim(0, 1.02 * rows[-1]["step"])
+        draw_panel(axes, curves, names)
+    all_axes[-1].set_xlim(0, 1.02 * curves.last_step)
     all_axes[-1].set_xlabel(f"step (dots); mean of the last {WINDOW} steps (lines)")
     all_axes[-1].xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
     figure.savefig(path, dpi=DPI, format="png")
     return figure
 
 
-def draw_panel(axes: Axes, rows: list[dict], names: list[str]) -> None:
+def draw_panel(axes: Axes, curves: Curves, names: list[str]) -> None:
     """Draw the metrics of one panel, with a legend if they are several; shares get an axis from 0 to 1."""
     values = []
     for name in names:
-        xs, ys = zip(*points(rows, name), strict=True)
+        xs, ys = curves.points(name)
         values += ys
         axes.plot(xs, ys, ".", color=COLOUR[name], alpha=0.5, markersize=5, markeredgewidth=0, clip_on=False)
         label = name.removeprefix("memory_")
@@ -68,12 +70,7 @@ def draw_panel(axes: Axes, rows: list[dict], names: list[str]) -> None:
         axes.legend(loc="lower right", bbox_to_anchor=(1.0, 1.0), ncols=len(names), frameon=False, borderaxespad=0.0)
 
 
-def points(rows: list[dict], name: str) -> list[tuple[int, float]]:
-    """The steps at which a metric is known, each with its value."""
-    return [(row["step"], row[name]) for row in rows if row.get(name) is not None]
-
-
-def running_means(values: tuple[float, ...]) -> list[float]:
+def running_means(values: Sequence[float]) -> list[float]:
     """The mean of each value and those before it, `WINDOW` at most."""
     windows = (values[max(0, end - WINDOW) : end] for end in range(1, len(values) + 1))
     return [sum(window) / len(window) for window in windows]

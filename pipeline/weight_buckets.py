@@ -5,16 +5,24 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+import xxhash
 
 ALIGNMENT = 64  # bytes; every tensor begins at a multiple of this
 
 
 @dataclass(frozen=True)
 class WeightBucket:
-    """Some of a model's parameters. `data` is uint8 [bytes]; `entries` says what lies where in it."""
+    """Some of a model's parameters. `data` is uint8 [bytes]; `entries` says what lies where in it; `checksum`
+    (`new_checksum`) is of both, made when they were packed."""
 
     entries: tuple[tuple[str, str, tuple[int, ...], int], ...]  # name, dtype, shape, offset in bytes
     data: np.ndarray
+    checksum: int
+
+
+def new_checksum(entries: tuple) -> xxhash.xxh3_64:
+    """The checksum of a bucket, to be updated with its data. XXH3 reads bytes faster than they can be copied."""
+    return xxhash.xxh3_64(repr(entries).encode())
 
 
 def pack_buckets(parameters: Iterable[tuple[str, torch.Tensor]], bucket_bytes: int) -> Iterator[WeightBucket]:
@@ -55,7 +63,9 @@ def _pack(parameters: list[tuple[str, torch.Tensor]], size: int) -> WeightBucket
         data[offset : offset + raw.size] = raw
         entries.append((name, str(tensor.dtype).removeprefix("torch."), tuple(tensor.shape), offset))
         offset += _aligned(raw.size)
-    return WeightBucket(tuple(entries), data)
+    entries, checksum = tuple(entries), new_checksum(tuple(entries))
+    checksum.update(data)
+    return WeightBucket(entries, data, checksum.intdigest())
 
 
 def _aligned(size: int) -> int:

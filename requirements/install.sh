@@ -62,27 +62,39 @@ like_pip() {
     value=$(setting "$2" | sed "s/\\\\n/$3/g")
     [ -z "$value" ] || export "$1=${!1:-$value}"
 }
-if [ -z "$(setting no-index)" ] && pip install -qq --only-binary :all: -r requirements/uv.txt 2>/dev/null; then
+if [ -z "$(setting no-index)" ] &&
+    pip install -qq --only-binary :all: --require-hashes -r requirements/uv.txt 2>/dev/null; then
     uv=.venv/bin/uv
     like_pip UV_DEFAULT_INDEX index-url ' '
     like_pip UV_INDEX extra-index-url ' '
     like_pip UV_FIND_LINKS find-links ,
     like_pip SSL_CERT_FILE cert ''
 fi
+# Whoever serves a file, it has to have one of the hashes that the lock names.
 by_uv() {
     [ -n "$uv" ] && "$uv" pip install --python .venv/bin/python --quiet --no-deps --compile-bytecode \
-        --index-strategy unsafe-best-match "$@" 2>/dev/null # pip, which tries it next, says what is wrong
+        --index-strategy unsafe-best-match --require-hashes "$@" 2>/dev/null # pip, which tries next, says what is wrong
 }
-install() { by_uv "$@" || pip install -qq --no-deps "$@"; }
+install() { by_uv "$@" || pip install -qq --no-deps --require-hashes "$@"; }
+parts=$(mktemp -d)
+trap 'rm -rf "$parts"' EXIT
+part_of_lock() { # what the lock says of one package, as a file of its own
+    sed -n "/^$1==/,/[^\\\\]\$/p" "$lock" >"$parts/$1.txt"
+    echo "$parts/$1.txt"
+}
 
+# DeepSpeed is built here. Installers check no hashes of what they build with in isolation: it is built with the lock's
+# setuptools instead, and before there is a torch that its setup would look at.
 export DS_BUILD_OPS=0
+install --only-binary :all: -r "$(part_of_lock setuptools)"
+install --no-binary deepspeed --no-build-isolation -r "$(part_of_lock deepspeed)"
 if [ "$kind" = cpu ]; then
     # PyPI's torch is the CUDA build. The CPU build comes from the configured package sources, else from PyTorch's own.
-    torch=$(grep '^torch==' "$lock")
-    install --only-binary :all: "$torch" 2>/dev/null ||
+    torch=$(part_of_lock torch)
+    install --only-binary :all: -r "$torch" 2>/dev/null ||
         (
             unset UV_DEFAULT_INDEX UV_INDEX
-            install --only-binary :all: --index-url https://download.pytorch.org/whl/cpu "$torch"
+            install --only-binary :all: --index-url https://download.pytorch.org/whl/cpu -r "$torch"
         )
 fi
 install -r "$lock"

@@ -151,6 +151,7 @@ def of_processes(folder: Path) -> list[str]:
     chaos.fault("engine process killed", of_a_busy_generator("EngineCore"), until="is in service")
     stop = of_a_busy_generator("EngineCore", signal.SIGSTOP)
     chaos.fault("engine stands still (SIGSTOP)", stop, until="is in service")
+    chaos.fault("problem that kills its generator", injected("deadly problem"), until="· quarantined")
     chaos.fault("scorer killed", kill("Scorer"))
     chaos.fault("scorer stands still (SIGSTOP)", kill("Scorer", signal.SIGSTOP), until="starting it again")
     chaos.fault("journal killed", kill("Journal"))
@@ -173,7 +174,7 @@ def of_processes(folder: Path) -> list[str]:
 
     chaos.fault("newest checkpoint truncated, then a learner rank killed", truncate_and_kill, until="learners are back")
     chaos.fault("coordinator killed", kill("Coordinator"), until="all started")
-    chaos.end()
+    assert chaos.end()["rows_quarantined"] == 1
     return table(chaos.outcomes)
 
 

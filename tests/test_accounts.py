@@ -64,11 +64,11 @@ def test_what_was_trained_in_vain_and_what_a_restart_took_is_not_effective(run, 
     row = step(run, clock, 5.0, 20)
     assert row["effective_time_ratio"] == pytest.approx((10 + 5) / 40)
     assert row["tokens_per_second"] == 4 and row["steps_lost"] == 1 and row["updates_total"] == 2
-    assert [r["seconds"] for r in run.rows] == [10, 5]
+    assert len(run.done.rewards) == 2
 
 
 def test_a_life_that_goes_on_counts_from_what_was_there(run, clock):
-    run.rows = [{"updates_total": 9, "seconds": 1000.0}]
+    run.roll_back([step(run, clock, 1000.0, 1)] * 9)
     run.tokens_generated = 1000
     run.recovered_before.update(group_moves=3, learner_restarts=1)
     run.moves = 2

@@ -62,7 +62,7 @@ def sampled(config) -> list[tuple[list[int], list[int], list[float]]]:
     prompts = [torch.randint(2, 256, (length,), generator=draw).tolist() for length in LENGTHS for _ in range(4)]
 
     async def run():
-        engine = VllmEngine(config, eos_token=1, seed=1)
+        engine = VllmEngine(config, end_tokens=[1], seed=1)
         await engine.start()
         responses = await asyncio.gather(*(engine.generate(p, RESPONSE, Sampling(1.0)) for p in prompts))
         engine.shutdown()

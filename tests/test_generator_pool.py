@@ -44,6 +44,13 @@ def pool(ray_session, tiny_config, monkeypatch):
                 raise Draining("begins no more")
             return what, "notes"
 
+        async def update_weights(self, version, buckets):
+            if version == 1:
+                os._exit(1)
+            if version == 2:
+                raise ValueError("no room for new weights")
+            return 0.1
+
         async def drain(self):
             self.draining.set()
 
@@ -61,8 +68,9 @@ def pool(ray_session, tiny_config, monkeypatch):
     sizes = replace(tiny_config.generator, count=1, stall_s=5.0, drain_s=float(LIMIT_S))
 
     class Running:
-        said: list[str] = []
-        gone: list[str] = []
+        def __init__(self):
+            self.said: list[str] = []
+            self.gone: list[str] = []
 
         def drain_this_node(self):
             drained.update(node["NodeID"] for node in ray_session.nodes())
@@ -95,7 +103,8 @@ def test_one_that_is_lost_fails_its_work_and_another_takes_its_place(pool, how, 
     async def work(generators):
         with pytest.raises(GeneratorLost) as error:
             await generators.rollout("generator-0", how)
-        assert not isinstance(error.value, GeneratorLeft)
+        assert not isinstance(error.value, GeneratorLeft) and error.value.blame
+        assert pool.gone == ["generator-0"]  # at once: the work is not given to it again
         await pool.until_said("generator-0 is in service")
         group, notes = await generators.rollout("generator-0", "work")
         assert (await group, notes) == ("work", "notes")
@@ -103,6 +112,37 @@ def test_one_that_is_lost_fails_its_work_and_another_takes_its_place(pool, how, 
 
     pool.run(work)
     assert any(said in line for line in pool.said)
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_work_is_not_to_blame_for_a_generator_that_died_or_failed_with_new_weights(pool, version):
+    from actors.generator_pool import GeneratorLost
+
+    async def work(generators):
+        rolling = asyncio.create_task(generators.rollout("generator-0", "drained"))
+        await asyncio.sleep(0.5)
+        await generators.publish(version, [])
+        with pytest.raises(GeneratorLost) as error:
+            await rolling
+        assert not error.value.blame
+        generators._weights = (0, [])  # the next one starts without
+        await pool.until_said("starting it again")
+
+    pool.run(work)
+    assert version == 1 or any("no room for new weights; starting it again" in line for line in pool.said)
+
+
+def test_work_is_not_to_blame_for_a_generator_whose_node_is_gone(pool, monkeypatch):
+    from actors import generator_pool as module
+
+    monkeypatch.setattr(module.ray, "nodes", lambda: [])
+
+    async def work(generators):
+        with pytest.raises(module.GeneratorLost) as error:
+            await generators.rollout("generator-0", "die")
+        assert not error.value.blame
+
+    pool.run(work)
 
 
 def test_one_on_a_drained_node_is_let_finish_what_is_open(pool):

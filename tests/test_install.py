@@ -2,11 +2,14 @@
 
 import hashlib
 import os
+import re
 import shutil
 import subprocess
 from pathlib import Path
 
 import pytest
+
+from requirements.hashes import with_hashes, without_hashes
 
 ROOT = Path(__file__).parent.parent
 
@@ -63,20 +66,54 @@ def test_uv_installs_what_pip_would_from_where_pip_would_and_pip_does_where_uv_c
     done = install(checkout)
     assert done.returncode == 0, done.stderr
     assert (checkout / ".venv/installed").exists()
-    torch, lock = "torch==2.13.0+cpu", "-r requirements/cpu.txt"
+    parts = "setuptools", "deepspeed", "torch"
     made = [line for line in calls.read_text().splitlines() if "-c import" not in line]
     by_uv = [line for line in made if line.startswith("uv ")]
     by_pip = [line for line in made if line.startswith("pip ")]
-    assert [any(what in line for line in by_uv) for what in (torch, lock)] == [uv != "is not there"] * 2
-    assert [any(what in line for line in by_pip) for what in (torch, lock)] == [uv != "works"] * 2
-    assert all("--no-deps" in line for line in made)
+    files = [*(f"/{part}.txt" for part in parts), " requirements/cpu.txt"]
+    assert [line.endswith(file) for line, file in zip(by_uv, files, strict=False)] == [True] * 4 * (
+        uv != "is not there"
+    )
+    assert [line.endswith(file) for line, file in zip(by_pip, files, strict=False)] == [True] * 4 * (uv != "works")
+    assert all("--no-deps" in line and "--require-hashes" in line for line in made)
+    assert all(("--no-build-isolation" in line) == ("deepspeed.txt" in line) for line in made)
     places = "uv https://mine.example/simple https://a.example/simple https://b.example/simple "
     assert all(line.startswith(places) for line in by_uv)
 
 
+PIN = re.compile(r"[\w.-]+==[^\s\\]+( \\\n    --hash=sha256:[0-9a-f]{64})+\n")
+
+
+def test_what_is_installed_first_has_the_pin_and_the_hashes_of_the_lock(checkout, tmp_path):
+    (tmp_path / "read").mkdir()
+    fake(
+        checkout / ".venv/bin/python",
+        f'for file; do :; done; case "$*" in *"install "*"-r "*) cp "$file" {tmp_path}/read/;; esac',
+    )
+    assert install(checkout).returncode == 0
+    lock = (checkout / "requirements/cpu.txt").read_text()
+    read = {path.stem: path.read_text() for path in (tmp_path / "read").iterdir()}
+    assert set(read) == {"uv", "setuptools", "deepspeed", "torch", "cpu"} and read["cpu"] == lock
+    for part in ("setuptools", "deepspeed", "torch"):
+        assert PIN.fullmatch(read[part]) and read[part].startswith(f"{part}==") and read[part] in lock
+
+
 @pytest.mark.parametrize("lock", ["cpu", "gpu", "smollm2", "uv"])
-def test_every_requirement_is_pinned(lock):
-    lines = (ROOT / f"requirements/{lock}.txt").read_text().splitlines()
-    pins = [line for line in lines if not line.startswith(("#", "--"))]
-    assert pins and all(pin.count("==") == 1 for pin in pins)
-    assert not {"torchvision", "torchaudio"} & {pin.partition("==")[0] for pin in pins} or lock == "gpu"
+def test_every_requirement_is_pinned_and_has_hashes(lock):
+    text = (ROOT / f"requirements/{lock}.txt").read_text()
+    pins = [match[0] for match in PIN.finditer(text)]
+    rest = [line for line in PIN.sub("", text).splitlines() if not line.startswith(("#", "--"))]
+    assert pins and rest == []
+    names = {pin.partition("==")[0] for pin in pins}
+    assert len(names) == len(pins)
+    assert not {"torchvision", "torchaudio"} & names or lock == "gpu"
+
+
+def test_new_hashes_are_written_into_the_lock_and_nothing_else_is_changed():
+    lock = "# A comment.\n--only-binary :all:\nA_b==1.0\n"
+    lock += "torch==2+cpu \\\n    --hash=sha256:0f\nz==3 \\\n    --hash=sha256:1e\n"
+    assert without_hashes(lock) == "# A comment.\n--only-binary :all:\nA_b==1.0\n\nz==3\n"
+    assert with_hashes(lock, {"a-b==1.0": {"b", "a"}, "z==3": {"c"}}) == (
+        "# A comment.\n--only-binary :all:\nA_b==1.0 \\\n    --hash=sha256:a \\\n    --hash=sha256:b\n"
+        "torch==2+cpu \\\n    --hash=sha256:0f\nz==3 \\\n    --hash=sha256:c\n"
+    )

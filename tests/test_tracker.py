@@ -62,7 +62,7 @@ def test_a_row_is_written_once_and_a_full_disk_only_puts_it_off(tracker, tmp_pat
 def test_going_back_sets_later_rows_aside(tracker, tmp_path):
     for step in (1, 2, 3):
         tracker.log(row(step))
-    assert tracker.roll_back(1) == [row(1)]
+    assert tracker.roll_back(1) == [{"step": 1, "reward": 0.1}]
     tracker.log(row(2))
     assert rows_of(tmp_path) == [row(1), row(2)]
     abandoned = (tmp_path / "abandoned.jsonl").read_text().splitlines()

@@ -2,7 +2,6 @@
 
 import asyncio
 import os
-import subprocess
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -10,6 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from pipeline.bucket_files import BUCKET_FILE, SHARED_MEMORY, BucketError
 from pipeline.episodes import Sampling
 from pipeline.policy import Policy
 from pipeline.weight_buckets import pack_buckets
@@ -160,21 +160,7 @@ def test_a_small_nucleus_leaves_the_likeliest_token(runner, engine):
 
 
 def bucket_files(process: int) -> list:
-    from actors.vllm_engine import BUCKET_FILE, SHARED_MEMORY
-
     return list(SHARED_MEMORY.glob(f"{BUCKET_FILE}{process}-*"))
-
-
-def test_what_a_killed_process_left_in_shared_memory_is_removed():
-    from actors.vllm_engine import BUCKET_FILE, SHARED_MEMORY, remove_orphans
-
-    ended = subprocess.Popen(["true"])
-    ended.wait()
-    for process in (ended.pid, os.getpid()):
-        (SHARED_MEMORY / f"{BUCKET_FILE}{process}-test").touch()
-    remove_orphans()
-    assert bucket_files(ended.pid) == [] and len(bucket_files(os.getpid())) == 1
-    bucket_files(os.getpid())[0].unlink()
 
 
 def test_new_weights_without_a_head_are_refused_unless_it_is_tied():
@@ -188,15 +174,22 @@ def test_new_weights_without_a_head_are_refused_unless_it_is_tied():
         transfer.finish_weight_update()
 
 
-def test_a_failed_update_leaves_no_file_in_shared_memory(runner, engine):
-    async def broken():
-        async for bucket in buckets(engine_model):
-            yield bucket
-            raise ConnectionError("the object is lost")
+async def lost(engine_model):
+    async for bucket in buckets(engine_model):
+        yield bucket
+        raise ConnectionError("the object is lost")
 
+
+async def corrupted(engine_model):
+    async for bucket in buckets(engine_model):
+        yield replace(bucket, data=bucket.data ^ 1)
+
+
+@pytest.mark.parametrize(("broken", "error"), [(lost, ConnectionError), (corrupted, BucketError)])
+def test_an_update_that_fails_before_it_is_loaded_changes_nothing(runner, engine, broken, error):
     engine_model = runner.run(_path_of(engine))
-    with pytest.raises(ConnectionError):
-        runner.run(engine.update_weights(2, broken()))
+    with pytest.raises(error):
+        runner.run(engine.update_weights(2, broken(engine_model)))
     assert bucket_files(os.getpid()) == []
     assert engine.version == 1
     assert runner.run(engine.generate(PROMPT, 5, WARM)).versions == [1] * 5

@@ -20,6 +20,7 @@ from pathlib import Path
 # Name: module, class, method, rank that it strikes (None: any), what it does.
 FAULTS = {
     "engine": ("actors.vllm_engine", "VllmEngine", "generate", None, "kill engine"),
+    "deadly problem": ("actors.generator", "_Run", "episode", None, "deadly problem"),
     "hold": ("actors.vllm_engine", "VllmEngine", "generate", None, "hold"),
     "coordinator": ("actors.buffer", "TrajectoryBuffer", "step_done", None, "kill"),
     "coordinator stands still": ("actors.buffer", "TrajectoryBuffer", "step_done", None, "stop"),
@@ -57,6 +58,18 @@ class Fault:
             return False
         return True
 
+    def is_deadly(self, problem: str) -> bool:
+        """Whether this is the problem that kills whoever runs it: the first one that is run since the file is there."""
+        try:
+            deadly = self.go.read_text()
+        except FileNotFoundError:
+            return False
+        if deadly == "0":
+            partial = self.go.with_suffix(f".{os.getpid()}")
+            partial.write_text(problem)
+            partial.rename(self.go)
+        return deadly in ("0", problem)
+
     def strike(self) -> None:
         if self.what == "kill":
             os.kill(os.getpid(), signal.SIGKILL)
@@ -81,7 +94,10 @@ class Fault:
 
         @functools.wraps(method)
         async def faulty_coroutine(owner, *arguments, **named):
-            if self.is_due(owner):
+            if self.what == "deadly problem":
+                if self.is_deadly(owner._group_id.rpartition("#")[0]):
+                    os.kill(os.getpid(), signal.SIGKILL)
+            elif self.is_due(owner):
                 self.strike()
             while self.what == "hold" and self.go.with_suffix(".done").exists():
                 await asyncio.sleep(0.1)

@@ -1,0 +1,166 @@
+"""Weight buckets in shared memory: what is loaded is what was packed, or an error; and nothing of ours stays there."""
+
+import errno
+import io
+import multiprocessing
+import os
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from pipeline import bucket_files
+from pipeline.bucket_files import BUCKET_FILE, BucketError, read_bucket_file, remove_orphans, stage
+from pipeline.weight_buckets import pack_buckets, unpack_bucket
+
+WEIGHTS = {"a": torch.arange(6.0), "b": torch.full((3, 2), 7.0, dtype=torch.bfloat16)}
+
+
+@pytest.fixture
+def bucket():
+    (bucket,) = pack_buckets(WEIGHTS.items(), 2**20)
+    return bucket
+
+
+def test_what_is_staged_is_what_was_packed(bucket, tmp_path):
+    staged = stage(bucket, tmp_path)
+    (path,) = tmp_path.iterdir()
+    assert staged.path == str(path) and path.stat().st_mode & 0o777 == 0o600
+    weights = dict(unpack_bucket(staged.entries, read_bucket_file(staged.path, staged.size)))
+    staged.remove()
+    assert list(tmp_path.iterdir()) == []
+    assert all(torch.equal(weights[name], WEIGHTS[name]) for name in WEIGHTS)  # the mapping outlives the name
+
+
+def test_what_the_loader_writes_stays_out_of_the_file(bucket, tmp_path):
+    staged = stage(bucket, tmp_path)
+    read_bucket_file(staged.path, staged.size).zero_()
+    assert Path(staged.path).read_bytes() == bucket.data.tobytes()
+
+
+def flipped(data: np.ndarray, at: int) -> np.ndarray:
+    data = data.copy()
+    data[at] ^= 1
+    return data
+
+
+@pytest.mark.parametrize(
+    "corrupt",
+    [
+        lambda b: replace(b, data=flipped(b.data, 0)),
+        lambda b: replace(b, data=flipped(b.data, -1)),
+        lambda b: replace(b, data=b.data[:-64]),
+        lambda b: replace(b, data=b.data[::-1].copy()),
+        lambda b: replace(b, entries=(("b", *b.entries[0][1:]), ("a", *b.entries[1][1:]))),
+        lambda b: replace(b, checksum=b.checksum + 1),
+    ],
+    ids=["a bit", "a bit of the last byte", "short", "order", "names", "checksum"],
+)
+def test_a_bucket_that_is_not_what_was_packed_is_refused(bucket, tmp_path, corrupt):
+    with pytest.raises(BucketError, match="from [ab] to [ab] are not those that the learners packed"):
+        stage(corrupt(bucket), tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("has", [None, 0, 64, 129])
+def test_a_file_that_is_missing_short_or_long_is_an_error_and_not_zeros(tmp_path, has):
+    path = tmp_path / "bucket"
+    if has is not None:
+        path.write_bytes(b"\1" * has)
+    with pytest.raises(
+        BucketError, match="No such file" if has is None else f"has {has} bytes, and its weights have 128"
+    ):
+        read_bucket_file(str(path), 128)
+    assert path.exists() == (has is not None) and (has is None or path.stat().st_size == has)
+
+
+def test_no_room_in_shared_memory_is_said(bucket, tmp_path, monkeypatch):
+    class Full(io.FileIO):
+        """Takes the first 100 bytes."""
+
+        def write(self, data):
+            if self.tell() >= 100:
+                raise OSError(errno.ENOSPC, "No space left on device")
+            return super().write(data[:100])
+
+    usage = type(shutil.disk_usage(tmp_path))(64 * 2**20, 64 * 2**20, 0)
+    monkeypatch.setattr(bucket_files.os, "fdopen", lambda handle, *_, **__: Full(handle, "r+"))
+    monkeypatch.setattr(bucket_files.shutil, "disk_usage", lambda _: usage)
+    with pytest.raises(BucketError) as error:
+        stage(bucket, tmp_path)
+    said = str(error.value)
+    assert f"{tmp_path} has no room for 128 bytes of new weights: 0 of 67,108,864 bytes are free" in said
+    assert "--shm-size" in said and "\n" not in said
+    assert list(tmp_path.iterdir()) == []
+
+
+def hold(bucket, folder, connection) -> None:
+    """Stage a bucket and keep it."""
+    staged = stage(bucket, folder)
+    connection.send(staged.path)
+    connection.recv()
+
+
+def test_only_what_a_dead_owner_left_is_removed(bucket, tmp_path):
+    here, there = multiprocessing.Pipe()
+    owner = multiprocessing.get_context("fork").Process(target=hold, args=(bucket, tmp_path, there))
+    owner.start()
+    try:
+        theirs, kept = Path(here.recv()), stage(bucket, tmp_path)
+        (tmp_path / "outside").write_text("not a bucket")
+        others = {
+            tmp_path / f"{BUCKET_FILE}": "file",  # names that are none of a bucket file
+            tmp_path / f"{BUCKET_FILE}x-y": "file",
+            tmp_path / f"{BUCKET_FILE}-1": "file",
+            tmp_path / f"{BUCKET_FILE}12345678901234567890123": "file",
+            tmp_path / f"{BUCKET_FILE}7-folder": "folder",
+            tmp_path / f"{BUCKET_FILE}7-link": "link",
+            tmp_path / f"{BUCKET_FILE}7-pipe": "pipe",
+        }
+        make = {
+            "file": Path.touch,
+            "folder": Path.mkdir,
+            "link": lambda path: path.symlink_to(tmp_path / "outside"),
+            "pipe": os.mkfifo,
+        }
+        for path, kind in others.items():
+            make[kind](path)
+        remove_orphans(tmp_path)
+        assert theirs.exists() and Path(kept.path).exists()
+        owner.kill()
+        owner.join()
+        # Its process id may be another process's by now: one of a living process does not save it.
+        reused = theirs.with_name(f"{BUCKET_FILE}{os.getpid()}-left")
+        theirs.rename(reused)
+        remove_orphans(tmp_path)
+        assert not reused.exists() and Path(kept.path).exists()
+        assert all(os.path.lexists(path) for path in others) and (tmp_path / "outside").exists()
+        kept.remove()
+    finally:
+        owner.kill()
+        owner.join()
+
+
+def test_files_of_other_users_are_left_alone(bucket, tmp_path, monkeypatch):
+    left = tmp_path / f"{BUCKET_FILE}1-left"
+    left.touch()
+    monkeypatch.setattr(bucket_files.os, "getuid", lambda: left.stat().st_uid + 1)
+    remove_orphans(tmp_path)
+    assert left.exists()
+
+
+def test_a_file_that_is_taken_for_an_orphan_before_it_is_locked_is_made_again(bucket, tmp_path, monkeypatch):
+    flock, taken = bucket_files.fcntl.flock, []
+
+    def late(handle, how):
+        if not taken:  # another generator starts just between the two calls
+            taken.append(next(tmp_path.iterdir()))
+            taken[0].unlink()
+        flock(handle, how)
+
+    monkeypatch.setattr(bucket_files.fcntl, "flock", late)
+    staged = stage(bucket, tmp_path)
+    assert Path(staged.path).exists() and staged.path != str(taken[0])
