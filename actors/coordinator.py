@@ -54,7 +54,9 @@ class Coordinator(JobActor):
     def __init__(self, config: Config, folder: str, lease: Lease):
         super().__init__(folder, lease)
         self.config = config
-        self.quarantine = Quarantine.outliving(self.folder / "quarantine.jsonl", config.data.max_bad_share, self.storage)
+        self.quarantine = Quarantine.outliving(
+            self.folder / "quarantine.jsonl", config.data.max_bad_share, self.storage
+        )
         self.started_again = was_started_again()
         self.buffer = TrajectoryBuffer(config)
         self.journal = Journal.remote()

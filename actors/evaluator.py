@@ -44,7 +44,9 @@ class Evaluator(JobActor):
     def __init__(self, config: EvaluationConfig, folder: str, lease: Lease):
         super().__init__(folder, lease)
         self.config = config
-        self.quarantine = Quarantine.outliving(self.folder / "quarantine.jsonl", config.data.max_bad_share, self.storage)
+        self.quarantine = Quarantine.outliving(
+            self.folder / "quarantine.jsonl", config.data.max_bad_share, self.storage
+        )
         self.results: LineFile | None = None
         self.successes: LineFile | None = None
         self.rows: list[dict] = []  # of results.jsonl, what the tables need of them

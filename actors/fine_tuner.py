@@ -35,7 +35,9 @@ class FineTuner(JobActor):
     def __init__(self, config: FineTuningConfig, folder: str, lease: Lease):
         super().__init__(folder, lease)
         self.config = config
-        self.quarantine = Quarantine.outliving(self.folder / "quarantine.jsonl", config.data.max_bad_share, self.storage)
+        self.quarantine = Quarantine.outliving(
+            self.folder / "quarantine.jsonl", config.data.max_bad_share, self.storage
+        )
         self.digest = hashlib.sha256()
         self.curve: list[dict] = []  # losses and hashes of the data, for the record
         self.step = self.tokens = 0
