@@ -1,5 +1,5 @@
-"""What the actor that runs a job has, whatever the job: the lease of its folder, progress lines, work in the background,
-and an end."""
+"""What the actor that runs a job has, whatever the job: the lease of its folder, progress lines, work in the
+background, and an end."""
 
 import asyncio
 import json

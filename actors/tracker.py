@@ -31,8 +31,8 @@ METRICS, ABANDONED, EPISODES, FIGURE = "metrics.jsonl", "abandoned.jsonl", "epis
 class Tracker:
     """Keeps the rows of a run. When its process dies, Ray starts it again and it goes on with them.
 
-    A full disk, storage that hangs and whatever wandb does never make a method raise or take long. What is to be said about
-    it is in the lines that methods return. Rows that cannot be written are written later.
+    A full disk, storage that hangs and whatever wandb does never make a method raise or take long. What is to be said
+    about it is in the lines that methods return. Rows that cannot be written are written later.
 
     Args:
         config: of the run.

@@ -42,8 +42,8 @@ class WandbRun:
         threading.Thread(target=self._work, name="wandb", daemon=True).start()
 
     def started(self, limit_s: float = START_S) -> tuple[str, str]:
-        """Wait for the start. Returns the address of the run, or the folder of an offline one, empty while there is none
-        and when disabled; and the run's id, empty when disabled."""
+        """Wait for the start. Returns the address of the run, or the folder of an offline one, empty while there is
+        none and when disabled; and the run's id, empty when disabled."""
         if not self._started.wait(limit_s):
             self._say_once(f"not ready after {limit_s:g} s")
         return self._place, self._id if self._enabled else ""

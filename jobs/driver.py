@@ -47,8 +47,8 @@ def run_folder(config: GenerationConfig, in_job: bool) -> Path:
 
 
 class StopSignals:
-    """What SIGINT and SIGTERM do as long as this context lasts: the first one asks the job to stop, the second gives up by
-    a KeyboardInterrupt."""
+    """What SIGINT and SIGTERM do as long as this context lasts: the first one asks the job to stop, the second gives up
+    by a KeyboardInterrupt."""
 
     def __init__(self):
         self.asked = False

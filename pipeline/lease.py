@@ -1,11 +1,11 @@
 """The lease of a run folder: two runs never write into the same one, on whatever clusters they are.
 
-`lease.json` in the folder names the run at work there and has a counter, the heartbeat, that goes up every `BEAT_S`. The
-folder on shared storage is all that two clusters have in common, so there is no other lock.
+`lease.json` in the folder names the run at work there and has a counter, the heartbeat, that goes up every `BEAT_S`.
+The folder on shared storage is all that two clusters have in common, so there is no other lock.
 
 - It is made with O_EXCL, which file servers (NFS from version 3) keep, too.
-- A heartbeat overwrites the same file in place: that needs no room on a full disk, and on NFS whoever opens the file after
-  it was closed reads it.
+- A heartbeat overwrites the same file in place: that needs no room on a full disk, and on NFS whoever opens the file
+  after it was closed reads it.
 - Clocks of hosts differ, so none is compared. Who finds a lease watches it: a heartbeat that changes is alive, one that
   stays the same for `STALE_S` is stale. (The age in messages compares two times of the file server itself.)
 - On one machine nobody waits: a process that does not exist has no heartbeat.
@@ -169,7 +169,7 @@ def run_id(folder: Path) -> str:
 
 
 def is_unused(folder: Path) -> bool:
-    """Whether no run has left anything in a folder, or there is none. A run that never began leaves its id and lease."""
+    """Whether a folder is not there or has at most what a run that never began leaves: its id and its lease."""
     return not folder.exists() or all(path.name.startswith((LEASE, RUN_ID)) for path in folder.iterdir())
 
 
@@ -239,7 +239,7 @@ def _is_stale(
         if not said and waited > min(2 * BEAT_S, stale_s / 2):
             said = True
             say(
-                f"· the run folder {path.parent} has the lease of {found or 'an unknown run'}, whose last heartbeat came "
+                f"· the run folder {path.parent} is leased to {found or 'an unknown run'}, whose last heartbeat came "
                 f"{duration(_age_s(path))} ago; it is taken over if none comes within {duration(stale_s - waited)}"
             )
         time.sleep(min(LOOK_S, stale_s / 4))

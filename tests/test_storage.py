@@ -1,0 +1,167 @@
+"""Storage that is full, hangs, or comes back: what is written, what waits, what is lost and counted."""
+
+import asyncio
+import errno
+import json
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from pipeline import storage as module
+from pipeline.problems import Quarantine
+from pipeline.storage import LineFile, Storage, StorageHung, append
+
+LIMIT_S = 0.2
+
+
+@pytest.fixture
+def full(monkeypatch):
+    """Lets the disk be full, from the next write on, after so many bytes of it."""
+    opened = Path.open
+
+    class Full:
+        def __init__(self, file, room: int):
+            self.file, self.room = file, room
+
+        def write(self, data):
+            if not self.room:
+                raise OSError(errno.ENOSPC, "No space left on device")
+            written = self.file.write(data[: self.room])
+            self.room -= written
+            return written
+
+        def __getattr__(self, name):
+            return getattr(self.file, name)
+
+    def set_room(room: int | None) -> None:
+        full = opened if room is None else lambda path, *a, **k: Full(opened(path, *a, **k), room)
+        monkeypatch.setattr(Path, "open", full)
+
+    return set_room
+
+
+class Hanging:
+    """A write that hangs until it is let go."""
+
+    def __init__(self, monkeypatch):
+        self.go, self.calls = threading.Event(), 0
+        write = module.append
+
+        def hang(*arguments):
+            self.calls += 1
+            self.go.wait(30)
+            return write(*arguments)
+
+        monkeypatch.setattr(module, "append", hang)
+
+
+def test_a_call_that_hangs_holds_up_neither_its_caller_nor_the_next_one(tmp_path):
+    storage, go = Storage(tmp_path, LIMIT_S), threading.Event()
+    assert storage.call(lambda: 3) == 3
+    with pytest.raises(StorageHung, match="did not answer within 0.2 s"):
+        storage.call(go.wait)
+    begin = time.monotonic()
+    with pytest.raises(StorageHung, match=f"the storage of {tmp_path} does not answer"):
+        storage.call(lambda: 4)
+    assert time.monotonic() - begin < LIMIT_S / 2
+    go.set()
+    time.sleep(0.05)
+    assert storage.call(lambda: 5) == 5
+
+
+def test_the_event_loop_runs_while_the_storage_hangs(tmp_path):
+    storage, go, beats = Storage(tmp_path, LIMIT_S), threading.Event(), []
+
+    async def run():
+        async def beat():
+            while True:
+                beats.append(time.monotonic())
+                await asyncio.sleep(0.01)
+
+        beating = asyncio.ensure_future(beat())
+        with pytest.raises(StorageHung):
+            await storage.call_async(go.wait)
+        beating.cancel()
+        go.set()
+
+    asyncio.run(run())
+    assert len(beats) > 5 and max(b - a for a, b in zip(beats, beats[1:], strict=False)) < LIMIT_S
+
+
+def test_an_error_of_the_call_comes_to_its_caller(tmp_path):
+    with pytest.raises(FileNotFoundError):
+        Storage(tmp_path).call((tmp_path / "none").read_bytes)
+
+
+@pytest.mark.parametrize("room", [0, 3])
+def test_lines_that_a_full_disk_refuses_are_written_later_once_and_whole(tmp_path, full, room):
+    file = LineFile(tmp_path / "folder" / "lines.jsonl")
+    assert file.add("one") == ""
+    full(room)
+    assert "No space left" in file.add("two", "three") and file.unwritten == 2
+    assert "No space left" in file.add("four") and file.unwritten == 3
+    full(None)
+    assert file.path.read_text() == "one\n"  # nothing of what did not fit
+    assert file.add("five") == "" and file.unwritten == 0
+    assert file.path.read_text().split() == ["one", "two", "three", "four", "five"]
+
+
+def test_lines_put_while_the_storage_hangs_are_written_when_it_is_back(tmp_path, monkeypatch):
+    hanging = Hanging(monkeypatch)
+    file = LineFile(tmp_path / "lines.jsonl", Storage(tmp_path, LIMIT_S))
+    begin = time.monotonic()
+    for line in ("one", "two", "three"):
+        file.put(line)
+    assert time.monotonic() - begin < LIMIT_S
+    assert "did not answer" in file.write() and file.unwritten == 3
+    hanging.go.set()
+    deadline = time.monotonic() + 10
+    while file.write() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert file.path.read_text().split() == ["one", "two", "three"] and file.unwritten == 0
+
+
+def test_lines_from_many_threads_are_all_there(tmp_path):
+    file = LineFile(tmp_path / "lines.jsonl")
+    threads = [threading.Thread(target=file.put, args=(f"{number}",)) for number in range(200)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert file.write() == ""
+    assert sorted(map(int, file.path.read_text().split())) == list(range(200))
+
+
+def test_what_there_is_no_room_to_keep_is_counted(tmp_path, full, monkeypatch):
+    monkeypatch.setattr(module, "MOST_KEPT", 10)
+    file = LineFile(tmp_path / "lines.jsonl")
+    full(0)
+    for _ in range(4):
+        file.add("12345")
+    assert (file.unwritten, file.lost) == (4, 2)
+    full(None)
+    file.write()
+    assert file.path.read_text().split() == ["12345"] * 2 and file.unwritten == file.lost == 2
+
+
+def test_a_line_that_was_cut_off_stays_a_line_of_its_own(tmp_path):
+    path = tmp_path / "lines.jsonl"
+    path.write_text('{"whole": 1}\n{"cut')
+    append("two\n", path)
+    assert path.read_text() == '{"whole": 1}\n{"cut\ntwo\n'
+
+
+def test_a_quarantine_outlives_a_full_disk_where_it_is_to_and_raises_elsewhere(tmp_path, full):
+    file = tmp_path / "quarantine.jsonl"
+    strict, lasting = Quarantine(file, 1.0), Quarantine.outliving(file, 1.0, Storage(tmp_path))
+    full(0)
+    with pytest.raises(OSError, match="No space left"):
+        strict.add("a", "bad", {})
+    lasting.add("a", "bad", {})
+    lasting.add("b", "worse \ud800", {})
+    assert lasting.bad == 2 and "No space left" in lasting.file.write() and lasting.file.unwritten == 2
+    full(None)
+    lasting.file.write()
+    assert [json.loads(line)["id"] for line in file.read_text().splitlines()] == ["a", "b"]
