@@ -1,45 +1,23 @@
 """Storage that is full, hangs, or comes back: what is written, what waits, what is lost and counted."""
 
 import asyncio
-import errno
 import json
 import threading
 import time
-from pathlib import Path
 
 import pytest
 
 from pipeline import storage as module
 from pipeline.problems import Quarantine
 from pipeline.storage import LineFile, Storage, StorageHung, append
+from tests.disks import full_disk
 
 LIMIT_S = 0.2
 
 
 @pytest.fixture
 def full(monkeypatch):
-    """Lets the disk be full, from the next write on, after so many bytes of it."""
-    opened = Path.open
-
-    class Full:
-        def __init__(self, file, room: int):
-            self.file, self.room = file, room
-
-        def write(self, data):
-            if not self.room:
-                raise OSError(errno.ENOSPC, "No space left on device")
-            written = self.file.write(data[: self.room])
-            self.room -= written
-            return written
-
-        def __getattr__(self, name):
-            return getattr(self.file, name)
-
-    def set_room(room: int | None) -> None:
-        full = opened if room is None else lambda path, *a, **k: Full(opened(path, *a, **k), room)
-        monkeypatch.setattr(Path, "open", full)
-
-    return set_room
+    return full_disk(monkeypatch)
 
 
 class Hanging:
