@@ -12,7 +12,7 @@ from pathlib import Path
 
 from pipeline.config import GenerationConfig
 
-START_S = 60.0  # for wandb's processes to start and its server to answer
+START_S = 30.0  # for wandb's processes to start and its server to answer
 HANGS_S = 120.0  # a call that takes longer hangs
 FINISH_S = 45.0  # for what is left to be uploaded
 MOST_WAITING = 1000  # calls, while one hangs
