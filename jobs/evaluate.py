@@ -92,19 +92,21 @@ def evaluate(config: EvaluationConfig) -> tuple[dict, Path]:
     # The actors may stand elsewhere.
     config.model.path, config.data.path = whole_path(config.model.path), whole_path(config.data.path)
     folder = run_folder(config, in_job=start_ray())
-    check_folder(config, folder)  # before a lease is waited for
     nothing = functools.partial(evaluation_summary, config, rows=[], failures=Counter())
-    with StopSignals() as signals, RunFolder(folder, signals) as place, JobProgress() as progress:
-        signals.add(lambda: leave_interrupted(folder, nothing(status="interrupted", error=None)))
-        place.call(check_folder, config, folder)
-        place.save_config(config)
-        progress.say(f"run folder {folder}")
-        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
-        evaluator = Evaluator.options(scheduling_strategy=here).remote(config, str(folder), place.lease)
-        summary = follow(evaluator, signals, progress.line)
-        if isinstance(summary, str):
-            summary = nothing(status="failed", error=summary)
-            leave_summary(folder, summary)
+    with StopSignals() as signals:
+        place = RunFolder(folder, signals)
+        place.call(check_folder, config, folder)  # before a lease is waited for
+        with place, JobProgress() as progress:
+            signals.add(lambda: leave_interrupted(folder, nothing(status="interrupted", error=None)))
+            place.call(check_folder, config, folder)
+            place.save_config(config)
+            progress.say(f"run folder {folder}")
+            here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
+            evaluator = Evaluator.options(scheduling_strategy=here).remote(config, str(folder), place.lease)
+            summary = follow(evaluator, signals, progress.line)
+            if isinstance(summary, str):
+                summary = nothing(status="failed", error=summary)
+                leave_summary(folder, summary)
     if summary["error"]:
         print(summary["error"], file=sys.stderr)
     return summary, folder

@@ -125,6 +125,8 @@ def train(config: Config) -> int:
         except (ConfigError, OSError) as error:
             print(f"the evaluation failed: {error}", file=sys.stderr)
             status = 1
+        except KeyboardInterrupt:
+            status = EXIT_STATUS["interrupted"]
     ray.shutdown()
     return status
 
@@ -143,7 +145,9 @@ def run_of(config: Config, folder: Path, signals: StopSignals) -> dict:
 
     from actors.coordinator import Coordinator
 
-    with RunFolder(folder, signals) as place:
+    place = RunFolder(folder, signals)
+    place.call(check_unused, config, folder)  # before a lease is waited for
+    with place:
         signals.add(lambda: leave_interrupted(folder, run_summary(config, "interrupted", RunTotals())))
         place.call(check_unused, config, folder)
         place.call(checkpoints_of(config, folder, place.lease.run).claim, config.resume == "auto")
@@ -187,14 +191,13 @@ def running_coordinator(config: Config, folder: Path):
     """The coordinator of this very run if it is at work, whose driver died; None if the run is to be begun or resumed.
 
     Raises:
-        ConfigError: a run of this name is at work with other settings, or has been and is not to be resumed.
+        ConfigError: a run of this name is at work with other settings.
     """
     import ray
 
     try:
         coordinator = ray.get_actor(str(folder), namespace=NAMESPACE)
     except ValueError:
-        check_unused(config, folder)  # before a lease is waited for
         return None
     if config_yaml(replace(config, resume="")) != config_yaml(
         replace(ray.get(coordinator.settings.remote()), resume="")

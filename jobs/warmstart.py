@@ -74,19 +74,23 @@ def fine_tune(config: FineTuningConfig) -> int:
 
     config.model.path, config.data.path = whole_path(config.model.path), whole_path(config.data.path)
     folder = run_folder(config, in_job=start_ray())
-    check_unused(folder)  # before a lease is waited for
-    with StopSignals() as signals, RunFolder(folder, signals) as place:
-        signals.add(lambda: leave_interrupted(folder, {"steps": 0}))
-        place.call(check_unused, folder)
-        place.save_config(config)
-        print(f"· run folder {folder}", flush=True)
-        if config.sft.from_scratch:
-            config.model.path = str(place.call(random_model, config, folder / "start", limit_s=MODEL_S))
-        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
-        summary = follow(FineTuner.options(scheduling_strategy=here).remote(config, str(folder), place.lease), signals)
-        if isinstance(summary, str):
-            summary = {"status": "failed", "error": summary}
-            leave_summary(folder, summary)
+    with StopSignals() as signals:
+        place = RunFolder(folder, signals)
+        place.call(check_unused, folder)  # before a lease is waited for
+        with place:
+            signals.add(lambda: leave_interrupted(folder, {"steps": 0}))
+            place.call(check_unused, folder)
+            place.save_config(config)
+            print(f"· run folder {folder}", flush=True)
+            if config.sft.from_scratch:
+                config.model.path = str(place.call(random_model, config, folder / "start", limit_s=MODEL_S))
+            here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
+            summary = follow(
+                FineTuner.options(scheduling_strategy=here).remote(config, str(folder), place.lease), signals
+            )
+            if isinstance(summary, str):
+                summary = {"status": "failed", "error": summary}
+                leave_summary(folder, summary)
     if summary["error"]:
         print(summary["error"], file=sys.stderr)
     print(f"· {summary['status']}; summary in {folder / 'summary.json'}", flush=True)

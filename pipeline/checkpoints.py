@@ -31,6 +31,7 @@ from pipeline.files import (
 )
 from pipeline.lease import RUN_ID
 from pipeline.problem_stream import Cursor
+from pipeline.problems import DataError
 
 MANIFEST, RUN_STATE = "manifest.json", "run.json"
 MODEL, LEARNER = "hf", "learner"
@@ -173,10 +174,16 @@ class Checkpoints:
             resume: the run may go on from those that are there.
 
         Raises:
-            ConfigError: there are another run's, or it is not to go on from its own.
+            ConfigError: there are another run's, or it is not to go on from its own, or it cannot be written.
         """
         if not self._run_id:
             return  # they are in the run folder, which is the run's alone
+        try:
+            self._claim(resume)
+        except (OSError, DataError) as error:
+            raise ConfigError(f"the checkpoint folder {self.base} cannot be used: {error}") from error
+
+    def _claim(self, resume: bool) -> None:
         owner = self.owner()
         if owner != self._run_id and not is_empty_folder(self.base):
             whose = f"checkpoints of another run ({RUN_ID}: {owner})" if owner else f"files, and no {RUN_ID}"

@@ -153,6 +153,12 @@ def test_files_of_nobody_are_no_place_for_checkpoints(tmp_path):
         Checkpoints(tmp_path / "mine", "my id").claim(resume=True)
 
 
+@pytest.mark.parametrize("base", ["/dev/null/mine", "nosuchstore://bucket/mine"])
+def test_a_folder_that_cannot_be_written_shows_before_anything_starts(base):
+    with pytest.raises(ConfigError, match=f"the checkpoint folder {base} cannot be used"):
+        Checkpoints(base, "my id").claim(resume=False)
+
+
 def test_runs_of_one_checkpoint_folder_prune_only_their_own(tmp_path):
     configs = [load_config(["preset=tiny", f"run.name={name}", f"train.checkpoint_folder={tmp_path}"]) for name in "ab"]
     first, second = (checkpoints_of(c, tmp_path / "runs" / c.run.name, f"id of {c.run.name}") for c in configs)
