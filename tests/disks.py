@@ -10,8 +10,8 @@ def full_disk(monkeypatch) -> Callable[[int | None], None]:
     opened = Path.open
 
     class Full:
-        def __init__(self, file, room: int):
-            self.file, self.room = file, room
+        def __init__(self, file, room: int, unbuffered: bool):
+            self.file, self.room, self.unbuffered = file, room, unbuffered
 
         def __enter__(self):
             return self
@@ -20,17 +20,20 @@ def full_disk(monkeypatch) -> Callable[[int | None], None]:
             self.file.close()
 
         def write(self, data):
-            if not self.room:
-                raise OSError(errno.ENOSPC, "No space left on device")
+            fits = self.room and (self.unbuffered or len(data) <= self.room)  # a buffered file writes all or raises
             written = self.file.write(data[: self.room])
             self.room -= written
+            if not fits:
+                raise OSError(errno.ENOSPC, "No space left on device")
             return written
 
         def __getattr__(self, name):
             return getattr(self.file, name)
 
     def set_room(room: int | None) -> None:
-        full = opened if room is None else lambda path, *a, **k: Full(opened(path, *a, **k), room)
+        full = (
+            opened if room is None else lambda path, *a, **k: Full(opened(path, *a, **k), room, k.get("buffering") == 0)
+        )
         monkeypatch.setattr(Path, "open", full)
 
     return set_room

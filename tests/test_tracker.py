@@ -20,7 +20,7 @@ def config(random_model):
 
 
 @pytest.fixture
-def start(ray_session, config, tmp_path, monkeypatch):
+def start(config, tmp_path, monkeypatch):
     """Starts a tracker in this process instead of an actor of its own."""
     from actors import tracker as module
 
