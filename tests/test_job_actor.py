@@ -119,3 +119,32 @@ def test_files_that_cannot_be_written_are_said_once_and_counted_at_the_end(actor
     ]
     assert actor._lines[2].endswith('it is: {"status": "completed"}')
     assert file.path.read_text().split() == ["one", "two"]
+
+
+def test_an_evaluation_whose_answers_are_not_all_on_disk_has_failed(tmp_path, monkeypatch):
+    from types import SimpleNamespace
+
+    from actors.evaluator import Evaluator
+    from pipeline.config import load_config
+    from pipeline.evaluation.config import EvaluationConfig
+    from pipeline.evaluation.results import open_results
+    from tests.test_evaluation_results import row
+
+    config = load_config(["preset=eval_tiny"], EvaluationConfig)
+    cls = Evaluator.__ray_metadata__.modified_class
+    evaluator = cls(config, str(tmp_path), take_lease(tmp_path))
+
+    async def answer_on_a_full_disk() -> None:
+        evaluator.results, _ = open_results(tmp_path / "results.jsonl", evaluator.storage)
+        evaluator.progress, evaluator.rows = SimpleNamespace(total=2, answers=2), [row(), row(id="q1")]
+        full_disk(monkeypatch)(0)
+        for answered in evaluator.rows:
+            evaluator.results.put(json.dumps(answered))
+
+    evaluator._evaluate = answer_on_a_full_disk
+    summary = asyncio.run(evaluator.run())
+    assert summary["status"] == "failed" and summary["answers"] == 2
+    assert "2 answers could not be written into results.jsonl" in summary["error"] and "No space" in summary["error"]
+    assert summary["unwritten"] == {"results.jsonl": 2}
+    said = [line.partition(":")[0] for line in evaluator._lines]
+    assert "· results.jsonl lacks 2 that could not be written" in said and "· the tables could not be written" in said
