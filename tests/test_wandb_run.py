@@ -107,7 +107,7 @@ def test_whatever_wandb_does_is_said_once_and_holds_nobody_up(run_with, faults, 
         news += run.news()
     run.finish({"status": "completed"}, LIMIT_S)
     news += run.news() + run.news()
-    assert time.monotonic() - begin < 0.3 + 2 * LIMIT_S + 0.5
+    assert time.monotonic() - begin < 10  # what hangs does so for 30 s
     (line,) = news
     assert line.startswith("· wandb: ") and said in line and "the run does not need it" in line
     assert len(wandb.logged) == logged
