@@ -172,7 +172,7 @@ def test_rows_are_whole_whatever_becomes_of_wandb(ray_session, config, tmp_path)
         process = psutil.Process(await actor.__ray_call__.remote(lambda self: os.getpid()))
         (core,) = [p for p in process.children(recursive=True) if "wandb-core" in p.name()]
         core.kill()
-        core.wait(10)
+        until(lambda: not core.is_running() or core.status() == psutil.STATUS_ZOMBIE, 10)
         for step in (2, 3):
             await tracking.log(row(step))
             await asyncio.sleep(0.5)
