@@ -7,6 +7,7 @@ import contextlib
 import os
 import queue
 import threading
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TypeVar
@@ -99,11 +100,20 @@ class LineFile:
     def __init__(self, path: Path, storage: Storage | None = None):
         self.path, self.storage = path, storage or Storage(path.parent)
         self.lost = 0  # lines that there was no room to keep
-        self.problem = ""  # why the last attempt failed
+        self._failed = ""  # why the last attempt did
+        self._since: float | None = None  # when the attempt began that nobody waits for
         self._asked = False  # the storage will get to what waits
         self._waiting: list[str] = []
         self._size = 0  # characters of them
         self._lock = threading.Lock()
+
+    @property
+    def problem(self) -> str:
+        """Why lines are not written; empty: they are, or are about to be."""
+        since = self._since
+        if since is not None and time.monotonic() - since > self.storage.limit_s:
+            return f"the storage of {self.storage.place} does not answer"
+        return self._failed
 
     @property
     def unwritten(self) -> int:
@@ -122,6 +132,7 @@ class LineFile:
             if not self._asked:
                 self.storage.begin(self._write)
                 self._asked = True
+                self._since = self._since or time.monotonic()
 
     def write(self) -> str:
         """Try to write what waits; return why that failed, if so."""
@@ -129,7 +140,7 @@ class LineFile:
             if self._waiting:
                 self.storage.call(self._write)
         except OSError as error:
-            self.problem = str(error)
+            self._failed = str(error)
         return self.problem
 
     def _keep(self, lines: Sequence[str]) -> None:
@@ -148,9 +159,11 @@ class LineFile:
             if lines:
                 append("".join(f"{line}\n" for line in lines), self.path)
         except OSError as error:
-            self.problem = str(error)
+            self._failed = str(error)
             raise
-        self.problem = ""
+        finally:
+            self._since = None
+        self._failed = ""
         with self._lock:
             del self._waiting[: len(lines)]
             self._size = sum(map(len, self._waiting))

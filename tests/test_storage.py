@@ -11,6 +11,7 @@ from pipeline import storage as module
 from pipeline.problems import Quarantine
 from pipeline.storage import LineFile, Storage, StorageHung, append
 from tests.disks import full_disk
+from tests.faults import until
 
 LIMIT_S = 0.2
 
@@ -87,7 +88,8 @@ def test_lines_put_while_the_storage_hangs_are_written_when_it_is_back(tmp_path,
     file = LineFile(tmp_path / "lines.jsonl", Storage(tmp_path, LIMIT_S))
     for line in ("one", "two", "three"):
         file.put(line)
-    assert file.unwritten == 3  # and nobody has waited
+    assert file.unwritten == 3 and file.problem == ""  # and nobody has waited
+    until(lambda: "does not answer" in file.problem, 10)
     assert "did not answer" in file.write() and file.unwritten == 3
     hanging.go.set()
     deadline = time.monotonic() + 10
