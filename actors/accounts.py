@@ -47,30 +47,33 @@ class Accounts:
         self.recovered_before: Counter[str] = Counter()  # in earlier lives of this run, up to the checkpoint
         self._first = 0  # how many steps there were when this life of the run began to train
         self._productive = 0.0  # seconds of the steps since
-        self._training_began = self._step_began = time.time()
+        self._training_began = self._step_began = time.monotonic()
         self._generated_before = 0
 
     def training_begins(self) -> None:
         """Time counts from now on."""
-        self._first, self._productive, self._training_began = len(self.done.rewards), 0.0, time.time()
+        self._first, self._productive, self._training_began = len(self.done.rewards), 0.0, time.monotonic()
         self.step_begins()
 
     def step_begins(self) -> None:
         """The time until now is no step's."""
-        self._step_began, self._generated_before = time.time(), self.tokens_generated
+        self._step_began, self._generated_before = time.monotonic(), self.tokens_generated
 
-    def roll_back(self, rows: list[dict]) -> None:
-        """The learners begin at a checkpoint, up to which there are these rows (`RunTotals.needed`)."""
-        self.done = RunTotals()
+    def begin_after(self, rows: list[dict]) -> None:
+        """This life of the run goes on from a checkpoint, up to which there are these rows (`RunTotals.needed`)."""
         for row in rows:
             self.done.add(row)
-        self._first = min(self._first, len(rows))
-        self._productive = sum(row["seconds"] for row in rows[self._first :])
+
+    def roll_back(self, step: int) -> None:
+        """The learners went back to the checkpoint after this step."""
+        self.done.roll_back(step)
+        self._first = min(self._first, len(self.done.rewards))
+        self._productive = sum(self.done.seconds[self._first :])
 
     @property
     def seconds(self) -> float:
         """Since the step that is under way began."""
-        return time.time() - self._step_began
+        return time.monotonic() - self._step_began
 
     def recoveries(self) -> dict[str, int]:
         """What was lost, and made good."""
@@ -136,7 +139,7 @@ class Accounts:
             **self.recoveries(),
         }
         self._productive += seconds
-        row["effective_time_ratio"] = self._productive / (time.time() - self._training_began)
+        row["effective_time_ratio"] = self._productive / (time.monotonic() - self._training_began)
         self.done.add(row)
         self.pauses = []
         self.step_begins()
@@ -145,16 +148,16 @@ class Accounts:
     async def watch(self) -> None:
         """Whenever there was no step for long, say where everything is; for ever."""
         c, ledger = self.config, self.ledger
-        step, since = ledger.step, time.time()
+        step, since = ledger.step, time.monotonic()
         while True:
             await asyncio.sleep(SILENCE_S / 4)
             if ledger.step != step:
-                step, since = ledger.step, time.time()
-            elif time.time() - since > SILENCE_S:
+                step, since = ledger.step, time.monotonic()
+            elif time.monotonic() - since > SILENCE_S:
                 self._say(
                     f"· no step for {self.seconds:.0f} s: {ledger.count(RUNNING)} groups running, "
                     f"{ledger.count(BUFFERED)} buffered of {c.train.groups_per_step} for a step; in service "
                     f"{self.generators.alive}/{c.generator.count} generators, {self.scorers.alive}/{c.scorer.count} "
                     f"scorers, {self.learners.size}/{c.learner.ranks} learner ranks"
                 )
-                since = time.time()
+                since = time.monotonic()

@@ -17,10 +17,8 @@ import traceback
 from collections import Counter
 from collections.abc import Awaitable
 from dataclasses import replace
-from pathlib import Path
 
 import ray
-from ray.exceptions import RayTaskError
 
 from actors.accounts import Accounts
 from actors.buffer import TrajectoryBuffer
@@ -29,19 +27,19 @@ from actors.job_actor import CLOSING_S, JobActor, RunFailed, reason_of, was_star
 from actors.journal import Journal
 from actors.learner_gang import GangLost, GroupsLost
 from actors.learner_pool import LearnerPool
-from actors.pool import result_of
 from actors.scorer_pool import ScorerPool
-from actors.tracker import Tracker
+from actors.tracker import Tracker, Tracking
 from pipeline.checkpoints import RunState
 from pipeline.config import Config
 from pipeline.dtype import MISMATCH_WARNING
 from pipeline.episodes import GroupRecord, Sampling
+from pipeline.lease import Lease
 from pipeline.ledger import SUSPECT_DEATHS, too_many_failed
 from pipeline.metrics import DROPPED_STALE, UpdateResult
 from pipeline.problem_queue import ProblemQueue
 from pipeline.problem_stream import START, training_source
 from pipeline.problems import BadRow, DataError, Problem, Quarantine
-from pipeline.report import run_summary, step_line, write_summary
+from pipeline.report import run_summary, step_line
 
 LEARNERS_FIRST_S = 10  # in which learners get their room before generators take what there is
 LINGER_S = 300  # after the end, for a driver to ask for the summary
@@ -53,10 +51,12 @@ class Stopped(Exception):
 
 @ray.remote(num_cpus=0, max_concurrency=100, max_restarts=-1, max_task_retries=-1)
 class Coordinator(JobActor):
-    def __init__(self, config: Config, folder: str):
-        super().__init__()
-        self.config, self.folder = config, Path(folder)
-        self.quarantine = Quarantine(self.folder / "quarantine.jsonl", config.data.max_bad_share)
+    def __init__(self, config: Config, folder: str, lease: Lease):
+        super().__init__(folder, lease)
+        self.config = config
+        self.quarantine = Quarantine.outliving(
+            self.folder / "quarantine.jsonl", config.data.max_bad_share, self.storage
+        )
         self.started_again = was_started_again()
         self.buffer = TrajectoryBuffer(config)
         self.journal = Journal.remote()
@@ -64,7 +64,7 @@ class Coordinator(JobActor):
             config, self.say, self.journal, self._generator_joined, self.buffer.generator_gone
         )
         self.scorers = ScorerPool(config, self.say)
-        self.learners = LearnerPool(config, self.folder, self.say)
+        self.learners = LearnerPool(config, self.folder, lease.run, self.say)
         self.accounts = Accounts(
             config, self.say, self.buffer.ledger, self.quarantine, self.generators, self.scorers, self.learners
         )
@@ -75,7 +75,7 @@ class Coordinator(JobActor):
         self.skipped_in_a_row = 0
         self.wandb_run = self.wandb_id = ""
         self.sampling = Sampling(config.train.temperature)
-        self.tracker = None
+        self.tracker: Tracking | None = None
         self._tracking: asyncio.Future | None = None
         self._ended: asyncio.Future | None = None  # its result is the summary
         if self.started_again:  # the driver may be dead too
@@ -102,8 +102,9 @@ class Coordinator(JobActor):
         return await asyncio.shield(self._ended)
 
     async def _run(self) -> dict:
-        begin, status, error = time.time(), "failed", None
+        begin, status, error = time.monotonic(), "failed", None
         try:
+            await self.keep_lease()
             await self._start()
             await self._train()
             status = "interrupted" if self._stop.is_set() and self.step < self.config.train.steps else "completed"
@@ -114,16 +115,20 @@ class Coordinator(JobActor):
             if not isinstance(failure, (RunFailed, DataError)):
                 traceback.print_exc()  # into the job's log; the summary has the last line
         try:
-            await self._save_the_last()
+            if not self.lease_lost:
+                await self._save_the_last()
         except Exception as failure:
             status, error = "failed", f"{error or ''}\nthe last version could not be saved: {failure!r}".strip()
         if self._tracking:  # what it has of earlier steps belongs to the summary of a run that could not start, too
             await asyncio.wait([self._tracking], timeout=CLOSING_S)
+        unwritten = await self.tracker.flush() if self.tracker and not self.lease_lost else {}
+        unwritten |= await self.finish_files(self.quarantine.file)
+        self.say_what_is_lost(unwritten)
         summary = run_summary(
             self.config,
             status,
             self.accounts.totals(),
-            seconds=time.time() - begin,
+            seconds=time.monotonic() - begin,
             failures=self.failures,
             recoveries=self.accounts.recoveries(),
             engine_version=self.generators.engine_version,
@@ -131,10 +136,12 @@ class Coordinator(JobActor):
             rows_quarantined=self.quarantine.bad,
             checkpoint=self.learners.checkpoint.folder if self.learners.checkpoint else None,
             wandb_run=self.wandb_run,
+            unwritten=unwritten,
             error=error,
         )
-        write_summary(self.folder, summary)
+        await self.leave_summary(summary)
         await self._close(summary)
+        await self.release_lease()
         asyncio.get_running_loop().call_later(LINGER_S, ray.kill, ray.get_runtime_context().current_actor)
         return summary
 
@@ -165,7 +172,7 @@ class Coordinator(JobActor):
         begin = time.monotonic()
         learners = self.spawn(self._start_learners())
         reading = self.spawn(self._read(state))
-        self.tracker = Tracker.remote(c, str(self.folder), self.step, self.wandb_id)
+        self.tracker = Tracking(Tracker.remote(c, str(self.folder), self.step, self.wandb_id), self.say)
         self._tracking = asyncio.ensure_future(self._begin_tracking())
         placing = self.spawn(self.learners.placed.wait())
         first = asyncio.wait([learners, placing], timeout=LEARNERS_FIRST_S, return_when=asyncio.FIRST_COMPLETED)
@@ -193,8 +200,11 @@ class Coordinator(JobActor):
         self.spawn(self._dispatch())
 
     async def _begin_tracking(self) -> None:
-        rows, self.wandb_run, self.wandb_id = await self.tracker.begun.remote()
-        self.accounts.roll_back(rows)
+        try:
+            rows, self.wandb_run, self.wandb_id = await self.tracker.begun()
+        except OSError as error:
+            raise RunFailed(f"the rows of this run so far cannot be read: {reason_of(error)}") from error
+        self.accounts.begin_after(rows)
         if "://" in self.wandb_run:
             self.say(f"· wandb run {self.wandb_run}")
 
@@ -213,7 +223,7 @@ class Coordinator(JobActor):
     async def _close(self, summary: dict) -> None:
         self.cancel_all()
         closing = [pool.close() for pool in (self.generators, self.scorers, self.learners)]
-        closing += [result_of(self.tracker.finish.remote(summary))] if self.tracker else []
+        closing += [self.tracker.finish(summary)] if self.tracker and not self.lease_lost else []
         await self.close_all(closing)
 
     # Groups.
@@ -355,17 +365,18 @@ class Coordinator(JobActor):
 
     async def _go_back(self, why: str) -> None:
         """Go back to the last checkpoint, with the ledger and all that was counted. Generators go on meanwhile."""
-        begin = time.time()
+        begin = time.monotonic()
         await self.learners.lost(why)
         checkpoint, step = self.learners.checkpoint, self.learners.saved_step
         self.accounts.steps_lost += self.step - step
         self.say(f"· {why}; going back from step {self.step} to step {step}")
         self.buffer.roll_back(step)
         self.problems.roll_back(checkpoint.state.cursor if checkpoint else START)
-        self.accounts.roll_back(await self.tracker.roll_back.remote(step))
+        await self.tracker.roll_back(step)
+        self.accounts.roll_back(step)
         self.discarded = []
         await self._unless_stopped(self._start_learners())
-        self.say(f"· learners are back after {time.time() - begin:.0f} s")
+        self.say(f"· learners are back after {time.monotonic() - begin:.0f} s")
         self.accounts.step_begins()
 
     async def _unless_stopped(self, work: Awaitable):
@@ -462,10 +473,9 @@ class Coordinator(JobActor):
     async def _report(self, row: dict, problems: list[Problem], groups: list) -> None:
         """Write and say what a step did; now and then, write some of its episodes."""
         t = self.config.train
-        unwritten = await self.tracker.log.remote(row)
+        await self.tracker.log(row)
         self.say(step_line(row, t.steps))  # who sees the line finds the row
-        if unwritten:
-            self.say(f"· metrics.jsonl could not be written, and will be tried again: {unwritten}")
+        self.say_of(self.quarantine.file)
         mismatch_warning = t.mismatch_warning or MISMATCH_WARNING[self.config.model.dtype]
         if (row["logprob_mismatch_mean"] or 0) > mismatch_warning:
             self.say(
@@ -477,11 +487,8 @@ class Coordinator(JobActor):
             shown = list(zip(problems, groups, strict=True))[: t.episodes_shown]
             # The references are in lists, so that Ray hands them on unresolved.
             samples = [(problem.question, record, [ref]) for problem, (record, ref) in shown]
-            try:
-                await self.tracker.episodes.remote(self.step, samples)
-            except RayTaskError as error:
-                self.say(f"· the episodes of step {self.step} could not be written: {reason_of(error)}")
-            self.tracker.draw.remote()  # nobody waits for the figure
+            await self.tracker.episodes(self.step, samples)
+            self.tracker.draw()  # nobody waits for the figure
 
     def _check_updates(self, groups: list, updates: list[UpdateResult]) -> None:
         """Name the groups of skipped updates; end the run when there were too many in a row."""

@@ -5,18 +5,18 @@ results.jsonl is the state: an evaluation that was stopped is taken up by readin
 
 import asyncio
 import contextlib
+import functools
 import json
 import time
 import traceback
 from collections import Counter
-from pathlib import Path
 
 import ray
 
 from actors.answer_scoring import scores_of
 from actors.generator_pool import GeneratorLost, GeneratorPool
 from actors.job_actor import CLOSING_S, JobActor, RunFailed, reason_of
-from actors.tracker import finish_wandb, start_wandb, wandb_place
+from actors.wandb_run import WandbRun
 from pipeline.episodes import Sampling
 from pipeline.evaluation.answers import Answer
 from pipeline.evaluation.config import EvaluationConfig
@@ -24,12 +24,14 @@ from pipeline.evaluation.questions import Task, input_states, open_source, read_
 from pipeline.evaluation.results import KEY, SCORES, open_results, row_key
 from pipeline.evaluation.successes import open_successes, success_lines
 from pipeline.evaluation.summary import Progress, evaluation_summary, write_tables
+from pipeline.lease import Lease
 from pipeline.problems import BadRow, DataError, Problem, Quarantine
-from pipeline.report import write_summary
+from pipeline.storage import LineFile
 
 FIRST_PROGRESS_S = 0.5
 PROGRESS_EVERY_S = 5.0
 PROGRESS_AT_LEAST_S = 60.0  # also when no answer has come
+OPENING_S = 60.0  # for the files of an evaluation that is taken up
 GENERATORS_LOST = 5  # a question under which so many generators died is an error
 DOCUMENTS_UNDER_WAY = 1 << 30  # characters
 KEPT = (*KEY, *SCORES, "task", "error", "cut", "document_tokens", "memory_trace")  # of a row, for the tables
@@ -37,13 +39,19 @@ KEPT = (*KEY, *SCORES, "task", "error", "cut", "document_tokens", "memory_trace"
 
 @ray.remote(num_cpus=0, max_concurrency=100)
 class Evaluator(JobActor):
-    def __init__(self, config: EvaluationConfig, folder: str):
-        super().__init__()
-        self.config, self.folder = config, Path(folder)
-        self.quarantine = Quarantine(self.folder / "quarantine.jsonl", config.data.max_bad_share)
+    def __init__(self, config: EvaluationConfig, folder: str, lease: Lease):
+        super().__init__(folder, lease)
+        self.config = config
+        self.quarantine = Quarantine.outliving(
+            self.folder / "quarantine.jsonl", config.data.max_bad_share, self.storage
+        )
+        self.results: LineFile | None = None
+        self.successes: LineFile | None = None
         self.rows: list[dict] = []  # of results.jsonl, what the tables need of them
         self.failures: Counter[str] = Counter()
-        self.pool = self.wandb = self.progress = None
+        self.pool = self.progress = None
+        self.wandb: WandbRun | None = None
+        self.wandb_place = ""
         self.engine_version = ""
         self._waiting: asyncio.Queue[Task] = asyncio.Queue()
         self._lost: Counter[tuple] = Counter()  # generators that died under a question, by its key
@@ -58,8 +66,9 @@ class Evaluator(JobActor):
 
     async def run(self) -> dict:
         """Run to the end, to `stop`, or to a failure; return the summary, which is also in summary.json."""
-        begin, status, error = time.time(), "failed", None
+        begin, status, error = time.monotonic(), "failed", None
         try:
+            await self.keep_lease()
             await self._evaluate()
             status = "interrupted" if self._left() else "completed"
             if not self._left() and all(row["error"] for row in self.rows):
@@ -67,34 +76,55 @@ class Evaluator(JobActor):
         except Exception as failure:
             status, error = "failed", reason_of(failure)
             if not isinstance(failure, (RunFailed, DataError)):
-                (self.folder / "error.log").write_text(traceback.format_exc(), encoding="utf-8")
-                error += f" (traceback in {self.folder / 'error.log'})"
+                error += await self._leave_traceback(traceback.format_exc())
         self.cancel_all()
         if self._tracking:
             await asyncio.wait([self._tracking], timeout=CLOSING_S)
+        unwritten = await self.finish_files(*self._files())
+        self.say_what_is_lost(unwritten)
+        if number := unwritten.get("results.jsonl"):
+            status = "failed"
+            error = error or f"{number} answers could not be written into results.jsonl: {self.results.problem}"
         self.rows.sort(key=lambda row: self.config.evaluate.methods.index(row["method"]))  # the order of the tables
         summary = evaluation_summary(
             self.config,
             status,
             self.rows,
-            seconds=time.time() - begin,
+            seconds=time.monotonic() - begin,
             failures=self.failures,
             engine_version=self.engine_version,
             rows_quarantined=self.quarantine.bad,
-            wandb_run=wandb_place(self.wandb) if self.wandb else "",
+            wandb_run=self.wandb_place,
+            unwritten=unwritten,
             error=error,
         )
-        write_summary(self.folder, summary)
-        if self.rows:
+        if self.rows and not self.lease_lost:
             try:
-                await asyncio.to_thread(write_tables, self.rows, self.folder)
-            except Exception as failure:  # the answers and the summary are there all the same
+                await self.stored(write_tables, self.rows, self.folder, limit_s=CLOSING_S)
+            except Exception as failure:  # the answers are there all the same
                 self.say(f"· not all tables and figures could be made: {reason_of(failure)}")
+        await self.leave_summary(summary)
         await self._close(summary)
+        await self.release_lease()
         return summary
 
+    async def _leave_traceback(self, text: str) -> str:
+        """Write an error's traceback; return where it is, as the end of a sentence."""
+        path = self.folder / "error.log"
+        with contextlib.suppress(OSError):
+            await self.stored(path.write_text, text, "utf-8")
+            return f" (traceback in {path})"
+        return ""
+
+    def _files(self) -> list[LineFile]:
+        """Those that lines are added to."""
+        return [file for file in (self.quarantine.file, self.successes, self.results) if file]
+
     async def _evaluate(self) -> None:
-        await asyncio.to_thread(self._read)
+        try:
+            await asyncio.to_thread(self._read)
+        except OSError as error:
+            raise RunFailed(f"the evaluation cannot begin: {error}") from error
         self._tracking = asyncio.ensure_future(self._start_wandb())
         if not self._left():
             await self._tracking
@@ -105,14 +135,15 @@ class Evaluator(JobActor):
     def _read(self) -> None:
         """Read the questions, and the answers that are there already."""
         self.source = open_source(self.config)
-        self.quarantine.path.unlink(missing_ok=True)  # an evaluation that is taken up finds the same rows again
+        stored = functools.partial(self.storage.call, limit_s=OPENING_S)
+        stored(self.quarantine.path.unlink, True)  # an evaluation that is taken up finds the same rows again
         questions = read_questions(self.source, self.config, self.quarantine)
-        self.results, rows = open_results(self.folder / "results.jsonl")
+        self.results, rows = stored(open_results, self.folder / "results.jsonl", self.storage)
         if self.config.evaluate.successes:
-            self.successes = open_successes(self.folder / "successes.jsonl", rows)
+            self.successes = stored(open_successes, self.folder / "successes.jsonl", rows, self.storage)
         c = self.config
         states = input_states(c.data, questions, c.model.path, c.agent.prompt_template)
-        self._check_inputs(states, begun=bool(rows))
+        stored(self._check_inputs, states, bool(rows))
         unanswered = {task.key: task for task in tasks(questions, self.config)}
         self.progress = Progress(unanswered.values())
         for row in rows:
@@ -135,7 +166,14 @@ class Evaluator(JobActor):
         path.write_text(json.dumps(states, indent=1) + "\n", encoding="utf-8")
 
     async def _start_wandb(self) -> None:
-        self.wandb = await asyncio.to_thread(start_wandb, self.config, self.folder)
+        self.wandb = WandbRun(self.config, self.folder)
+        self.wandb_place, _ = await asyncio.to_thread(self.wandb.started)
+        self._say_news()
+
+    def _say_news(self) -> None:
+        self.say_of(*self._files())
+        for line in self.wandb.news() if self.wandb else []:
+            self.say(line)
 
     async def _answer_all(self) -> None:
         """Start the generators and answer all that is waiting."""
@@ -162,19 +200,17 @@ class Evaluator(JobActor):
         while True:
             task = await self._waiting.get()
             async with self._room.of(task.question.size):
-                begin = time.time()
+                begin = time.monotonic()
                 problem = await self._problem(task)
                 try:
                     answer, error = await self._answer(task, problem)
                 except GeneratorLost:
                     self._waiting.put_nowait(task)  # for any generator
                     continue
-            row = await self._row(task, problem, answer, error, time.time() - begin)
+            row = await self._row(task, problem, answer, error, time.monotonic() - begin)
             if answer and answer.transcript and row["score"] == 1:
-                self.successes.writelines(success_lines(row, answer.transcript))
-                self.successes.flush()
-            self.results.write(json.dumps(row, ensure_ascii=False) + "\n")
-            self.results.flush()
+                self.successes.put(*success_lines(row, answer.transcript))
+            self.results.put(json.dumps(row, ensure_ascii=False))
             self._count(row, task)
             self.pool.work_done()
 
@@ -267,27 +303,27 @@ class Evaluator(JobActor):
                 await self._report()
 
     async def _report(self) -> None:
+        self._say_news()
         tokens = await self.pool.tokens_done()
         self.say(self.progress.line(tokens, time.monotonic() - self.began))
 
     async def _close(self, summary: dict) -> None:
         closing = [self.pool.close()] if self.pool else []
-        closing += [asyncio.to_thread(self._finish_wandb, summary)] if self.wandb else []
+        closing += [asyncio.to_thread(self._finish_wandb, summary)] if self.wandb and not self.lease_lost else []
         await self.close_all(closing)
 
     def _finish_wandb(self, summary: dict) -> None:
-        import wandb
+        figure, cells = self.folder / "accuracy.png", summary["cells"]
 
-        if (self.folder / "accuracy.png").exists():
-            cells = summary["cells"]
+        def row(wandb) -> dict:
             columns = list(cells[0])
-            self.wandb.log(
-                {
-                    "accuracy": wandb.Image(str(self.folder / "accuracy.png")),
-                    "results": wandb.Table(columns=columns, data=[[cell[c] for c in columns] for cell in cells]),
-                }
-            )
-        finish_wandb(self.wandb, summary)
+            table = wandb.Table(columns=columns, data=[[cell[c] for c in columns] for cell in cells])
+            return {"results": table} | ({"accuracy": wandb.Image(str(figure))} if figure.exists() else {})
+
+        if cells:
+            self.wandb.log(row)
+        self.wandb.finish(summary)
+        self._say_news()
 
 
 class Room:

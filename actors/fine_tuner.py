@@ -1,6 +1,7 @@
 """The fine-tuner: draws examples, has the learner gang learn them, and keeps what was learned and from what."""
 
 import asyncio
+import functools
 import hashlib
 import json
 import time
@@ -12,34 +13,37 @@ from pathlib import Path
 import ray
 
 from actors.job_actor import JobActor, RunFailed, reason_of
-from actors.learner_gang import SupervisedGang
-from actors.pool import result_of
-from actors.tracker import Tracker
+from actors.learner_gang import GangLost, SupervisedGang
+from actors.tracker import Tracker, Tracking
 from pipeline.fine_tuning.config import FineTuningConfig
 from pipeline.fine_tuning.conversations import conversation_examples
 from pipeline.fine_tuning.demonstrations import demonstrations
 from pipeline.fine_tuning.examples import Example, ExampleBatch, pack_examples
+from pipeline.lease import Lease
 from pipeline.problems import DataError, Quarantine
 from pipeline.prompts import load_tokenizer
-from pipeline.report import write_summary
 from pipeline.sample_files import SampleFiles
 
 RECORD = "fine_tuning.json"  # in the model's folder: how it was made
 WAITS = ("min_ranks", "wait_s", "stall_s")  # of the learners' settings: they decide nothing of what is learned
+HASHING_S = 3600.0  # for the weights to be read once more
 MAX_SKIPPED = 3  # updates in a row whose gradient was not finite
 
 
 @ray.remote(num_cpus=0, max_concurrency=100)
 class FineTuner(JobActor):
-    def __init__(self, config: FineTuningConfig, folder: str):
-        super().__init__()
-        self.config, self.folder = config, Path(folder)
-        self.quarantine = Quarantine(self.folder / "quarantine.jsonl", config.data.max_bad_share)
+    def __init__(self, config: FineTuningConfig, folder: str, lease: Lease):
+        super().__init__(folder, lease)
+        self.config = config
+        self.quarantine = Quarantine.outliving(
+            self.folder / "quarantine.jsonl", config.data.max_bad_share, self.storage
+        )
         self.digest = hashlib.sha256()
         self.curve: list[dict] = []  # losses and hashes of the data, for the record
         self.step = self.tokens = 0
         self.checkpoint: Path | None = None
-        self.gang = self.tracker = None
+        self.gang = None
+        self.tracker: Tracking | None = None
 
     async def stop(self) -> None:
         """End the run after the step that is under way, and keep what was learned."""
@@ -48,22 +52,26 @@ class FineTuner(JobActor):
 
     async def run(self) -> dict:
         """Run to the end, to `stop`, or to a failure; return the summary, which is also in summary.json."""
-        begin, status, error, wandb_run = time.time(), "failed", None, ""
+        begin, status, error, wandb_run = time.monotonic(), "failed", None, ""
         try:
+            await self.keep_lease()
             examples = await asyncio.to_thread(self._examples)
-            self.tracker = Tracker.remote(self.config, str(self.folder))
-            _, wandb_run, _ = await self.tracker.begun.remote()
+            self.tracker = Tracking(Tracker.remote(self.config, str(self.folder)), self.say)
+            _, wandb_run, _ = await self.tracker.begun()
             await self._start()
-            await self._train(examples)
+            await self.unless_failed(self._train(examples))
             await self._save()
             status = "completed" if self.step == self._last else "interrupted"
         except Exception as failure:
             error = reason_of(failure)
             if not isinstance(failure, (RunFailed, DataError)):
                 traceback.print_exc()
+        unwritten = await self.tracker.flush() if self.tracker and not self.lease_lost else {}
+        unwritten |= await self.finish_files(self.quarantine.file)
+        self.say_what_is_lost(unwritten)
         summary = {
             "status": status,
-            "seconds": time.time() - begin,
+            "seconds": time.monotonic() - begin,
             "model": self.config.model.path,
             "dtype": self.config.model.dtype,
             "learner_ranks": self.config.learner.ranks,
@@ -73,10 +81,12 @@ class FineTuner(JobActor):
             "rows_quarantined": self.quarantine.bad,
             "checkpoint": str(self.checkpoint) if self.checkpoint else None,
             "wandb_run": wandb_run,
+            "unwritten": unwritten,
             "error": error,
         }
-        write_summary(self.folder, summary)
+        await self.leave_summary(summary)
         await self._close(summary)
+        await self.release_lease()
         return summary
 
     def _examples(self) -> Iterator[Example]:
@@ -101,7 +111,7 @@ class FineTuner(JobActor):
     async def _train(self, examples: Iterator[Example]) -> None:
         s, losses, skipped = self.config.sft, [], 0
         while self.step < self._last and not self._stop.is_set():
-            begin = time.time()
+            begin = time.monotonic()
             batch = await asyncio.to_thread(self._batch, examples)
             ranks = await self.gang.train(batch)
             self.step += 1
@@ -117,9 +127,10 @@ class FineTuner(JobActor):
                 "tokens_trained": int(batch.learned.sum()),
                 "tokens_total": self.tokens,
                 "rows_quarantined": self.quarantine.bad,
-                "seconds": time.time() - begin,
+                "seconds": time.monotonic() - begin,
             }
-            await self.tracker.log.remote(row)
+            await self.tracker.log(row)
+            self.say_of(self.quarantine.file)
             skipped = skipped + 1 if row["grad_norm"] is None else 0
             if skipped == MAX_SKIPPED:
                 raise RunFailed(f"{skipped} steps in a row were skipped: their gradient is not finite")
@@ -149,18 +160,21 @@ class FineTuner(JobActor):
         folder = self.folder / "checkpoints" / str(self.step)
         if self.step == 0 or folder == self.checkpoint:
             return
-        folder.mkdir(parents=True, exist_ok=True)
-        await self.gang.save(str(folder / "hf"))
-        record = fine_tuning_record(self.config) | {"steps": self.step, "tokens": self.tokens, "curve": self.curve}
-        record["weights_sha256"] = await asyncio.to_thread(weights_hash, folder / "hf")
-        (folder / "hf" / RECORD).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+        try:
+            await self.stored(functools.partial(folder.mkdir, parents=True, exist_ok=True))
+            await self.gang.save(str(folder / "hf"))
+            record = fine_tuning_record(self.config) | {"steps": self.step, "tokens": self.tokens, "curve": self.curve}
+            record["weights_sha256"] = await self.stored(weights_hash, folder / "hf", limit_s=HASHING_S)
+            await self.stored((folder / "hf" / RECORD).write_text, json.dumps(record, indent=1) + "\n", "utf-8")
+        except (OSError, GangLost) as error:
+            raise RunFailed(f"checkpoints/{self.step} could not be saved: {error}") from error
         self.checkpoint = folder
         self.say(f"· saved checkpoints/{self.step}")
 
     async def _close(self, summary: dict) -> None:
         self.cancel_all()
         closing = [self.gang.close()] if self.gang else []
-        closing += [result_of(self.tracker.finish.remote(summary))] if self.tracker else []
+        closing += [self.tracker.finish(summary)] if self.tracker and not self.lease_lost else []
         await self.close_all(closing)
 
 

@@ -1,19 +1,29 @@
-"""What the actor that runs a job has, whatever the job: progress lines, work in the background, and an end."""
+"""What the actor that runs a job has, whatever the job: the lease of its folder, progress lines, work in the
+background, and an end."""
 
 import asyncio
+import json
 import time
 import warnings
 from collections import deque
-from collections.abc import Awaitable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from itertools import islice
+from pathlib import Path
+from typing import TypeVar
 
 import ray
 
+from pipeline.lease import BEAT_S, Lease, LeaseLost
 from pipeline.problems import BadRow, DataError
+from pipeline.report import write_summary
+from pipeline.storage import LineFile, Storage
 
 LINES_KEPT = 10_000  # for who follows the job later
 AWAITED_EVERY_S = 5.0  # at first; then ever more seldom
 CLOSING_S = 60.0
+SUMMARY_S = 30.0  # for the storage to take the summary
+
+Result = TypeVar("Result")
 
 
 class RunFailed(RuntimeError):
@@ -21,9 +31,20 @@ class RunFailed(RuntimeError):
 
 
 class JobActor:
-    """Base of the coordinator and the evaluator; jobs/driver.py is who calls `lines`, `stop` and `run`."""
+    """Base of the coordinator, the evaluator and the fine-tuner; jobs/driver.py is who calls `lines`, `stop` and `run`.
 
-    def __init__(self):
+    Args:
+        folder: of the run.
+        lease: of that folder, which the driver took.
+    """
+
+    def __init__(self, folder: str, lease: Lease):
+        self.folder, self.lease = Path(folder), lease
+        self.lease_lost = False  # then the folder is another run's
+        self.storage = Storage(folder)
+        self._beating: asyncio.Future | None = None
+        self._lease_failed = False
+        self._unwritable: set[str] = set()  # names of files
         self._stop = asyncio.Event()
         self._lines: deque[str] = deque(maxlen=LINES_KEPT)
         self._said = 0  # lines, with those that are not kept
@@ -94,6 +115,90 @@ class JobActor:
                 self.say(
                     f"· the cluster has {has.get(kind, 0):g} {kind} and the pools ask for {needs:g}: waiting for more"
                 )
+
+    # The run folder.
+
+    async def stored(self, function: Callable[..., Result], *arguments, limit_s: float | None = None) -> Result:
+        """What the function returns, which touches the run folder: it may hang, and nothing else does with it.
+
+        Raises:
+            OSError: the storage failed, or did not answer in time.
+        """
+        return await self.storage.call_async(function, *arguments, limit_s=limit_s)
+
+    async def keep_lease(self) -> None:
+        """Take the lease over from the driver, and keep it alive. Raises `RunFailed` if another run has it by now."""
+        await self._heartbeat(self.storage)
+        if self.lease_lost:
+            await self.unless_failed(asyncio.sleep(0))
+        self._beating = asyncio.ensure_future(self._beat())
+
+    async def _beat(self) -> None:
+        storage = Storage(self.folder)  # of its own: a long write is no reason to lose the lease
+        while not self.lease_lost:
+            await asyncio.sleep(BEAT_S)
+            await self._heartbeat(storage)
+
+    async def _heartbeat(self, storage: Storage) -> None:
+        try:
+            await storage.call_async(self.lease.keep)
+        except LeaseLost as error:
+            self.lease_lost = True
+            self.fail(RunFailed(str(error)))
+        except OSError as error:
+            self._lease_fails(error)
+
+    def _lease_fails(self, error: OSError) -> None:
+        if not self._lease_failed:
+            self._lease_failed = True
+            self.say(f"· the lease of the run folder could not be written: {error}; the run goes on")
+
+    async def release_lease(self) -> None:
+        """Give the folder free; the last thing that a job does."""
+        if self._beating:
+            self._beating.cancel()
+        try:
+            await self.stored(self.lease.release)
+        except OSError as error:
+            self._lease_fails(error)
+
+    async def leave_summary(self, summary: dict) -> None:
+        """Write summary.json; where that cannot be done, it is said instead."""
+        if self.lease_lost:
+            return
+        try:
+            await self.stored(write_summary, self.folder, summary, limit_s=SUMMARY_S)
+        except OSError as error:
+            self.say(f"· summary.json could not be written: {error}; it is: {json.dumps(summary)}")
+
+    def say_of(self, *files: LineFile) -> None:
+        """Say once of each file that it cannot be written, and once that it is again."""
+        for file in files:
+            name, was_said = file.path.name, file.path.name in self._unwritable
+            if file.problem and not was_said:
+                self._unwritable.add(name)
+                self.say(f"· {name} could not be written, and is tried again with its next line: {file.problem}")
+            elif was_said and not file.problem:
+                self._unwritable.discard(name)
+                self.say(f"· {name} is written again")
+
+    async def finish_files(self, *files: LineFile) -> dict[str, int]:
+        """Try once more to write what waits; return how many lines each file lacks that is not whole."""
+        for file in files:
+            await asyncio.to_thread(file.write)
+        self.say_of(*files)
+        return {file.path.name: file.unwritten for file in files if file.unwritten}
+
+    def say_what_is_lost(self, unwritten: dict[str, int]) -> None:
+        """Name the files of the run folder that are not whole.
+
+        Args:
+            unwritten: how many lines, or files, each lacks.
+        """
+        for file, number in unwritten.items():
+            self.say(f"· {file} lacks {number} that could not be written")
+
+    # Failing.
 
     def fail(self, error: Exception) -> None:
         """End the run with this error."""

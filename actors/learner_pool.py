@@ -18,12 +18,15 @@ from ray.exceptions import RayTaskError
 from actors.job_actor import RunFailed, reason_of
 from actors.learner_gang import GangLost, LearnerGang
 from actors.reservation import NoRoom, Reservation, ranks_in
-from pipeline.checkpoints import Checkpoint, CheckpointError, Checkpoints, RunState
+from pipeline.checkpoints import Checkpoint, CheckpointError, RunState, checkpoints_of
 from pipeline.config import Config
 from pipeline.episodes import GroupRecord
 from pipeline.metrics import UpdateResult
+from pipeline.storage import Storage
 
 NODES_S = 2.0  # between two looks at which nodes are there
+STORAGE_S = 3600.0  # for checkpoints to be read, or removed
+BEGIN_S = 60.0  # for the folder of a new one to be made, while training waits
 RESTARTS_IN_A_ROW = 5  # learners that are lost more often without a step between will not get better
 
 
@@ -33,12 +36,14 @@ class LearnerPool:
     Args:
         config: of the run.
         folder: of the run.
+        run_id: of the run.
         say: takes a progress line.
     """
 
-    def __init__(self, config: Config, folder: Path, say: Callable[[str], None]):
+    def __init__(self, config: Config, folder: Path, run_id: str, say: Callable[[str], None]):
         self.config, self.say = config, say
-        self.checkpoints = Checkpoints(config.train.checkpoint_folder or folder / "checkpoints")
+        self.checkpoints = checkpoints_of(config, folder, run_id)
+        self._storage = Storage(self.checkpoints.base, STORAGE_S)
         self.checkpoint: Checkpoint | None = None  # the last one that was finished; what a gang starts from
         self.placed = asyncio.Event()  # set when the first gang has its room
         self.restarts = self.saves_failed = 0
@@ -197,7 +202,7 @@ class LearnerPool:
     async def find_checkpoint(self) -> None:
         """Take the newest one that is good for `checkpoint`. Raises `RunFailed` if there are some and none is good."""
         try:
-            self.checkpoint = await asyncio.to_thread(self.checkpoints.newest_good, self.say)
+            self.checkpoint = await self._storage.call_async(self.checkpoints.newest_good, self.say)
         except (CheckpointError, OSError) as error:
             raise RunFailed(f"no checkpoint to go on from: {error}") from error
 
@@ -205,7 +210,7 @@ class LearnerPool:
         """Copy the state of this step, and begin to write it. Raises `GangLost`."""
         await self.saved()
         try:
-            await asyncio.to_thread(self.checkpoints.begin, state.step)
+            await self._storage.call_async(self.checkpoints.begin, state.step, limit_s=BEGIN_S)
         except OSError as error:
             self._not_saved(state.step, reason_of(error))
             return
@@ -220,22 +225,22 @@ class LearnerPool:
 
     async def _write(self, gang: LearnerGang, state: RunState) -> None:
         """Write what was copied. If that fails, the checkpoint before is still there, and the run goes on."""
-        t, begin = self.config.train, time.time()
+        t, begin = self.config.train, time.monotonic()
         try:
             files = await gang.write_checkpoint()
-            checkpoint = await asyncio.to_thread(self.checkpoints.finish, state, files)
+            checkpoint = await self._storage.call_async(self.checkpoints.finish, state, files)
         except GangLost as error:
             self._not_saved(state.step, str(error))
             raise
         except Exception as error:
             self._not_saved(state.step, reason_of(error))
             with contextlib.suppress(OSError):  # without a manifest it counts for nothing anyway
-                await asyncio.to_thread(self.checkpoints.clear, state.step)
+                await self._storage.call_async(self.checkpoints.clear, state.step)
             return
         self.checkpoint = checkpoint
-        self.say(f"· saved checkpoints/{state.step} in {time.time() - begin:.0f} s, beside the training")
+        self.say(f"· saved checkpoints/{state.step} in {time.monotonic() - begin:.0f} s, beside the training")
         try:
-            await asyncio.to_thread(self.checkpoints.prune, state.step, t.keep_last, t.keep_best)
+            await self._storage.call_async(self.checkpoints.prune, state.step, t.keep_last, t.keep_best)
         except OSError as error:
             self.say(f"· older checkpoints could not be removed: {reason_of(error)}")
 

@@ -1,24 +1,31 @@
 """What the jobs that run an actor to its end have in common: their folder, their model's checks, and being followed."""
 
+import contextlib
+import functools
 import json
 import os
 import signal
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import FrameType
 
 from jobs.noise import hush_workers
 from jobs.ray_token import ClusterError, check_listener, own_cluster, private_folder, require_token
 from pipeline.agents import ASKS, load_agent
-from pipeline.config import ConfigError, GenerationConfig, ModelConfig, defaults_yaml
+from pipeline.config import ConfigError, GenerationConfig, ModelConfig, defaults_yaml, save_config
 from pipeline.config_rules import check_window
 from pipeline.end_tokens import end_tokens
 from pipeline.files import exists
+from pipeline.lease import STALE_S, Heartbeat, Lease, take_lease
 from pipeline.plan import FAMILIES
 from pipeline.problems import DataError
+from pipeline.report import write_summary
 from pipeline.sample_files import sample_files
+from pipeline.storage import Storage
 
 LINE_WAIT_S = 2.0
+OPENING_S = 60.0  # for the storage to answer
 EXIT_STATUS = {"completed": 0, "interrupted": 130}
 
 
@@ -37,6 +44,110 @@ def base_folder(in_job: bool) -> Path:
 def run_folder(config: GenerationConfig, in_job: bool) -> Path:
     """Where the run leaves its files."""
     return base_folder(in_job) / config.run.folder / config.run.name
+
+
+class StopSignals:
+    """What SIGINT and SIGTERM do as long as this context lasts: the first one asks the job to stop, the second gives up
+    by a KeyboardInterrupt."""
+
+    def __init__(self):
+        self.asked = False
+        self._answers: list[Callable[[], object]] = []
+
+    def __enter__(self) -> "StopSignals":
+        self._before = {number: signal.signal(number, self._stop) for number in (signal.SIGTERM, signal.SIGINT)}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def add(self, answer: Callable[[], object]) -> None:
+        """The first signal calls this, too; now, if it has come."""
+        self._answers.append(answer)
+        if self.asked:
+            answer()
+
+    def only(self, answer: Callable[[], object]) -> None:
+        """The first signal, if it has not come yet, calls nothing but this."""
+        self._answers = [answer]
+
+    def _stop(self, number: int, frame: FrameType | None) -> None:
+        if self.asked:
+            raise KeyboardInterrupt
+        self.asked = True
+        for answer in list(self._answers):
+            answer()
+
+
+class RunFolder:
+    """The folder of a run, which is this run's alone as long as the context lasts. It is made if it is not there.
+
+    Args:
+        folder: of the run.
+        signals: end the wait for another run's lease.
+
+    Raises:
+        ConfigError: another run is at work there, or it cannot be written.
+        KeyboardInterrupt: asked to stop while it waited.
+    """
+
+    lease: Lease
+
+    def __init__(self, folder: Path, signals: StopSignals):
+        self.folder, self._signals = folder, signals
+        self._storage = Storage(folder, OPENING_S)
+
+    def __enter__(self) -> "RunFolder":
+        say = functools.partial(print, flush=True)
+        take = functools.partial(take_lease, self.folder, say, lambda: self._signals.asked)
+        self.lease = self.call(take, limit_s=OPENING_S + STALE_S)
+        self._heartbeat = Heartbeat(self.lease)  # until the actor of the job keeps the lease
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: object) -> None:
+        self._heartbeat.end()
+        if isinstance(error, SystemExit):
+            return  # nobody waited for the job, which may be at work
+        try:
+            self._storage.call(self.lease.release)
+        except OSError as failure:
+            print(f"· the lease of {self.folder} could not be given back: {failure}", flush=True)
+
+    def call(self, function: Callable, *arguments, limit_s: float = OPENING_S):
+        """What a function returns that reads or writes the folder before the job begins.
+
+        Raises:
+            ConfigError: the folder cannot be used.
+        """
+        try:
+            return self._storage.call(function, *arguments, limit_s=limit_s)
+        except OSError as error:
+            raise ConfigError(f"the run folder {self.folder} cannot be used: {error}") from error
+
+    def save_config(self, config: object) -> None:
+        """Write config.yaml. Raises `ConfigError`."""
+        self.call(save_config, config, self.folder / "config.yaml")
+
+
+def leave_summary(folder: Path, summary: dict) -> None:
+    """Write summary.json for a job that could not; where that cannot be done either, print it."""
+    try:
+        Storage(folder).call(write_summary, folder, summary)
+    except OSError as error:
+        print(f"· summary.json could not be written: {error}; it is: {json.dumps(summary)}", flush=True)
+
+
+def leave_interrupted(folder: Path, summary: dict) -> None:
+    """Write the summary of a job that is interrupted before it began. The numbers of its earlier life stay.
+
+    Args:
+        folder: of the run.
+        summary: of a run that has no earlier life.
+    """
+    with contextlib.suppress(OSError, ValueError):  # there is no earlier one
+        summary = summary | json.loads(Storage(folder).call((folder / "summary.json").read_bytes))
+    leave_summary(folder, summary | {"status": "interrupted", "error": None})
 
 
 def start_ray() -> bool:
@@ -176,8 +287,15 @@ def whole_template(named: str) -> str:
     return whole_path(named) if is_template_path(named) else named
 
 
-def follow(actor, show: Callable[[str], None] = lambda line: print(line, flush=True)) -> dict | str:
-    """Run a `JobActor` to its end, showing its lines; the first SIGINT or SIGTERM asks it to stop, the second gives up.
+def follow(
+    actor, signals: StopSignals, show: Callable[[str], None] = lambda line: print(line, flush=True)
+) -> dict | str:
+    """Run a `JobActor` to its end, showing its lines.
+
+    Args:
+        actor: of the job.
+        signals: ask it to stop. What else they do, they do until it has answered once.
+        show: takes a line.
 
     Returns:
         Its summary, or the traceback if the actor itself was lost.
@@ -185,23 +303,15 @@ def follow(actor, show: Callable[[str], None] = lambda line: print(line, flush=T
     import ray
 
     running = actor.run.remote()
-    asked = False
-
-    def stop(signum, frame):
-        nonlocal asked
-        if asked:
-            raise KeyboardInterrupt
-        asked = True
-        actor.stop.remote()
-
-    before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
+        signals.add(actor.stop.remote)
         shown, ended = 0, []
         while not ended:
             asking = actor.lines.remote(shown, LINE_WAIT_S)
             ended, _ = ray.wait([running, asking], num_returns=1)
             if asking in ended:
                 shown, ended = _show(ray.get(asking), show), []
+                signals.only(actor.stop.remote)
         shown = _show(ray.get(asking), show)
         _show(ray.get(actor.lines.remote(shown, 0)), show)
         return ray.get(running)
@@ -211,9 +321,6 @@ def follow(actor, show: Callable[[str], None] = lambda line: print(line, flush=T
         show("· gave up waiting for the end")
         ray.shutdown()
         raise SystemExit(EXIT_STATUS["interrupted"]) from None
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def _show(lines: tuple[int, list[str]], show: Callable[[str], None]) -> int:

@@ -6,6 +6,7 @@ Runs on the cluster that RAY_ADDRESS names (inside a Ray job: the job's cluster)
 command with the same run.name takes an interrupted evaluation up. README.md, "Evaluate", tells what it leaves.
 """
 
+import functools
 import sys
 from collections import Counter
 from pathlib import Path
@@ -16,9 +17,13 @@ from yaml import YAMLError
 
 from jobs.driver import (
     EXIT_STATUS,
+    RunFolder,
+    StopSignals,
     check_model,
     check_samples,
     follow,
+    leave_interrupted,
+    leave_summary,
     run_folder,
     show_help,
     start_ray,
@@ -27,13 +32,13 @@ from jobs.driver import (
     whole_template,
 )
 from jobs.progress import JobProgress
-from pipeline.config import ConfigError, config_yaml, load_config, save_config
+from pipeline.config import ConfigError, config_yaml, load_config
 from pipeline.config_rules import check_data_given
 from pipeline.evaluation.comparison import compare
 from pipeline.evaluation.config import EvaluationConfig, check_evaluation, check_same
 from pipeline.evaluation.results import read_results
 from pipeline.evaluation.summary import evaluation_summary
-from pipeline.report import write_summary
+from pipeline.lease import is_unused
 from pipeline.scoring import check_scorers
 
 
@@ -55,6 +60,9 @@ def main(arguments: list[str]) -> int:
     except ConfigError as error:
         print(f"configuration error:\n{error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("· interrupted before the evaluation began", flush=True)
+        return EXIT_STATUS["interrupted"]
     if summary["answers"]:
         if (table := folder / "table.md").exists():  # what could not be made, the evaluator has said
             print(table.read_text(encoding="utf-8"))
@@ -95,22 +103,28 @@ def evaluate(config: EvaluationConfig) -> tuple[dict, Path]:
     config.agent.prompt_template = whole_template(config.agent.prompt_template)
     whole_data_paths(config.data)
     folder = run_folder(config, in_job=start_ray())
-    check_folder(config, folder)
-    save_config(config, folder / "config.yaml")
-    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
-    with JobProgress() as progress:
-        progress.say(f"run folder {folder}")
-        summary = follow(Evaluator.options(scheduling_strategy=here).remote(config, str(folder)), progress.line)
-    if isinstance(summary, str):
-        summary = evaluation_summary(config, "failed", [], failures=Counter(), error=summary)
-        write_summary(folder, summary)
+    nothing = functools.partial(evaluation_summary, config, rows=[], failures=Counter())
+    with StopSignals() as signals:
+        place = RunFolder(folder, signals)
+        place.call(check_folder, config, folder)  # before a lease is waited for
+        with place, JobProgress() as progress:
+            signals.add(lambda: leave_interrupted(folder, nothing(status="interrupted", error=None)))
+            place.call(check_folder, config, folder)
+            place.save_config(config)
+            progress.say(f"run folder {folder}")
+            here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
+            evaluator = Evaluator.options(scheduling_strategy=here).remote(config, str(folder), place.lease)
+            summary = follow(evaluator, signals, progress.line)
+            if isinstance(summary, str):
+                summary = nothing(status="failed", error=summary)
+                leave_summary(folder, summary)
     if summary["error"]:
         print(summary["error"], file=sys.stderr)
     return summary, folder
 
 
 def check_folder(config: EvaluationConfig, folder: Path) -> None:
-    """The folder is new, or has an evaluation of the same configuration to be taken up. It is made if it is new.
+    """The folder is new, or has an evaluation of the same configuration to be taken up.
 
     Raises:
         ConfigError: it has something else.
@@ -118,9 +132,8 @@ def check_folder(config: EvaluationConfig, folder: Path) -> None:
     before, results = folder / "config.yaml", folder / "results.jsonl"
     if before.exists() and results.exists() and results.stat().st_size:
         check_same(configuration_of(before), OmegaConf.to_container(OmegaConf.structured(config)))
-    elif not before.exists() and folder.exists() and any(folder.iterdir()):
+    elif not before.exists() and not is_unused(folder):
         raise ConfigError(f"the run folder {folder} is not empty and no evaluation; choose another run.name")
-    folder.mkdir(parents=True, exist_ok=True)
 
 
 def configuration_of(path: Path) -> dict:

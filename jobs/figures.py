@@ -120,14 +120,14 @@ def run_step(step: Step, folder: Path, children: "Children", show: Callable[[str
     inputs += [f"data.path={folder / step.data / 'successes.jsonl'}"] if step.data else []
     command = [sys.executable, "-m", step.job, *step.arguments, *inputs]
     command += [f"run.folder={folder}", f"run.name={step.name}"]
-    begin = time.time()
+    begin = time.monotonic()
     with (folder / f"{step.name}.log").open("a", encoding="utf-8") as log:
         process = children.start(command)
         for line in process.stdout:
             print(line, end="", file=log, flush=True)
             if show:
                 show(line)
-        return process.wait(), time.time() - begin
+        return process.wait(), time.monotonic() - begin
 
 
 class Children:

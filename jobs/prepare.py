@@ -34,6 +34,8 @@ def main(arguments: list[str]) -> int:
     except ConfigError as error:
         print(f"configuration error:\n{error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        return 130
 
 
 def make_samples(kind: str, arguments: list[str]) -> int:

@@ -25,6 +25,7 @@ from jobs.progress import JobProgress
 from jobs.ray_token import ClusterError, is_this_machine, require_token
 from pipeline.config import Config, ConfigError, load_config
 from pipeline.config_rules import check_config, check_data_given
+from pipeline.storage import LineFile
 
 if TYPE_CHECKING:
     from ray.job_submission import JobSubmissionClient
@@ -116,12 +117,14 @@ def submit(
         interrupts.raising = False
         submit_job(client, job, [*entrypoint, *arguments], working_dir)
         interrupts.to_end_job(lambda: client.stop_job(job))
-        log.parent.mkdir(parents=True, exist_ok=True)
-        with log.open("w") as file:
-            asyncio.run(follow(client, job, lambda line: (print(line, file=file, flush=True), progress.line(line))))
+        file = LineFile(log)  # what cannot be written waits, and the job is shown all the same
+        asyncio.run(follow(client, job, lambda line: (file.put(line), progress.line(line))))
         info = client.get_job_info(job)
-    if run.is_dir():
-        log = log.replace(run / "job.log")
+        if problem := file.write():
+            progress.say(f"{log} lacks {file.unwritten} lines of the job, which Ray has: {problem}")
+    with contextlib.suppress(OSError):  # it stays where it is
+        if run.is_dir():
+            log = log.replace(run / "job.log")
     if info.status == JobStatus.FAILED and info.driver_exit_code is None:  # it never ran, so its log says nothing
         print(info.message)
     status = report(run) if here else None

@@ -14,9 +14,13 @@ from omegaconf import OmegaConf
 
 from jobs.driver import (
     EXIT_STATUS,
+    RunFolder,
+    StopSignals,
     check_model,
     check_samples,
     follow,
+    leave_interrupted,
+    leave_summary,
     model_config,
     model_settings,
     run_folder,
@@ -28,18 +32,19 @@ from jobs.driver import (
 )
 from jobs.evaluate import check as check_evaluation_job
 from jobs.evaluate import evaluate
-from pipeline.checkpoints import MODEL
-from pipeline.config import CONFIGS, Config, ConfigError, config_yaml, load_config, save_config
+from pipeline.checkpoints import MODEL, checkpoints_of
+from pipeline.config import CONFIGS, Config, ConfigError, config_yaml, load_config
 from pipeline.config_rules import check_config, check_data_given
 from pipeline.documents.passages import document_text
 from pipeline.evaluation.comparison import compare
 from pipeline.evaluation.config import EvaluationConfig
 from pipeline.evaluation.results import read_results
 from pipeline.files import copy_folder, join
+from pipeline.lease import is_unused
 from pipeline.metrics import RunTotals
 from pipeline.plan import Architecture, architecture_of, built_architecture, plan_text
 from pipeline.problems import BadRow, DataError, row_rules
-from pipeline.report import run_summary, write_summary
+from pipeline.report import run_summary
 from pipeline.sample_files import SampleFiles
 from pipeline.scoring import check_scorers
 
@@ -61,7 +66,7 @@ def main(arguments: list[str]) -> int:
         check_files(config)
         check_scorers(config.scorer.modules)
         check_model(config, [config.train.method])
-        if config.train.evaluation:
+        if is_evaluated(config):
             check_evaluation_job(evaluation_of(config, config.model.path))
     except ConfigError as error:
         print(f"configuration error:\n{error}", file=sys.stderr)
@@ -106,9 +111,6 @@ def architecture(config: Config) -> Architecture | None:
 
 def train(config: Config) -> int:
     import ray
-    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
-
-    from actors.coordinator import Coordinator
 
     # The actors may stand elsewhere.
     config.model.path = whole_path(config.model.path)
@@ -117,29 +119,26 @@ def train(config: Config) -> int:
     try:
         folder = run_folder(config, in_job=start_ray())
         check_dtype(config, folder)
-        coordinator = running_coordinator(config, folder)
+        with StopSignals() as signals:
+            summary = run_of(config, folder, signals)
     except ConfigError as error:
         print(f"configuration error:\n{error}", file=sys.stderr)
         return 2
-    if coordinator is None:
-        folder.mkdir(parents=True, exist_ok=True)
-        save_config(config, folder / "config.yaml")
-        print(f"· run folder {folder}", flush=True)
-        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
-        coordinator = Coordinator.options(
-            name=str(folder), namespace=NAMESPACE, lifetime="detached", scheduling_strategy=here
-        ).remote(config, str(folder))
-    summary = follow(coordinator)
-    ray.kill(coordinator)
-    if isinstance(summary, str):
-        summary = run_summary(config, "failed", RunTotals(), error=summary)
-        write_summary(folder, summary)
+    except KeyboardInterrupt:
+        print("· interrupted before the run began", flush=True)
+        return EXIT_STATUS["interrupted"]
     if summary["error"]:
         print(summary["error"], file=sys.stderr)
     print(f"· {summary['status']}; summary in {folder / 'summary.json'}", flush=True)
     status = EXIT_STATUS.get(summary["status"], 1)
-    if config.train.evaluation and summary["status"] == "completed":
-        status = evaluate_run(config, folder, summary["checkpoint"])
+    if is_evaluated(config) and summary["status"] == "completed":
+        try:
+            status = evaluate_run(config, folder, summary["checkpoint"])
+        except (ConfigError, OSError) as error:
+            print(f"the evaluation failed: {error}", file=sys.stderr)
+            status = 1
+        except KeyboardInterrupt:
+            status = EXIT_STATUS["interrupted"]
     ray.shutdown()
     return status
 
@@ -160,21 +159,73 @@ def check_dtype(config: Config, folder: Path) -> None:
             )
 
 
+def run_of(config: Config, folder: Path, signals: StopSignals) -> dict:
+    """Run the training, or follow it if it is at work; return its summary.
+
+    Raises:
+        ConfigError: the folder, or that of the checkpoints, is another run's.
+        KeyboardInterrupt: asked to stop before the run began.
+    """
+    if coordinator := running_coordinator(config, folder):
+        return end_of(coordinator, config, folder, signals)
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    from actors.coordinator import Coordinator
+
+    place = RunFolder(folder, signals)
+    place.call(check_unused, config, folder)  # before a lease is waited for
+    with place:
+        signals.add(lambda: leave_interrupted(folder, run_summary(config, "interrupted", RunTotals())))
+        place.call(check_unused, config, folder)
+        place.call(checkpoints_of(config, folder, place.lease.run).claim, config.resume == "auto")
+        place.save_config(config)
+        print(f"· run folder {folder}", flush=True)
+        if signals.asked:
+            raise KeyboardInterrupt
+        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
+        coordinator = Coordinator.options(
+            name=str(folder), namespace=NAMESPACE, lifetime="detached", scheduling_strategy=here
+        ).remote(config, str(folder), place.lease)
+        return end_of(coordinator, config, folder, signals)
+
+
+def end_of(coordinator, config: Config, folder: Path, signals: StopSignals) -> dict:
+    """Follow a coordinator to its end; return the summary, which is also in the folder."""
+    import ray
+
+    summary = follow(coordinator, signals)
+    ray.kill(coordinator)
+    if isinstance(summary, str):
+        summary = run_summary(config, "failed", RunTotals(), error=summary)
+        leave_summary(folder, summary)
+    return summary
+
+
+def is_evaluated(config: Config) -> bool:
+    """Whether an evaluation follows the run."""
+    return config.train.evaluation.strip().lower() not in ("", "none")
+
+
+def check_unused(config: Config, folder: Path) -> None:
+    """Raises `ConfigError` if a run has been in this folder that is not to go on."""
+    if config.resume == "no" and not is_unused(folder):
+        raise ConfigError(
+            f"the run folder {folder} is not empty; choose another run.name, or go on with that run by resume=auto"
+        )
+
+
 def running_coordinator(config: Config, folder: Path):
     """The coordinator of this very run if it is at work, whose driver died; None if the run is to be begun or resumed.
 
     Raises:
-        ConfigError: a run of this name is at work with other settings, or has been and is not to be resumed.
+        ConfigError: a run of this name is at work with other settings.
     """
     import ray
 
     try:
         coordinator = ray.get_actor(str(folder), namespace=NAMESPACE)
     except ValueError:
-        if config.resume == "no" and folder.exists() and any(folder.iterdir()):
-            raise ConfigError(
-                f"the run folder {folder} is not empty; choose another run.name, or go on with that run by resume=auto"
-            ) from None
         return None
     if config_yaml(replace(config, resume="")) != config_yaml(
         replace(ray.get(coordinator.settings.remote()), resume="")

@@ -14,20 +14,25 @@ from pathlib import Path
 
 from jobs.driver import (
     EXIT_STATUS,
+    RunFolder,
+    StopSignals,
     check_samples,
     follow,
+    leave_interrupted,
+    leave_summary,
     load_model_files,
     run_folder,
     show_help,
     start_ray,
     whole_path,
 )
-from pipeline.config import ConfigError, config_yaml, load_config, save_config
+from pipeline.config import ConfigError, config_yaml, load_config
 from pipeline.fine_tuning.config import FineTuningConfig, check_fine_tuning
+from pipeline.lease import is_unused
 from pipeline.prompts import load_tokenizer
-from pipeline.report import write_summary
 
 DEFAULT_PRESET = "preset=warmstart_tiny"
+MODEL_S = 3600.0  # for a model of random weights to be made and written
 
 
 def main(arguments: list[str]) -> int:
@@ -51,6 +56,9 @@ def main(arguments: list[str]) -> int:
     except ConfigError as error:
         print(f"configuration error:\n{error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("· interrupted before the run began", flush=True)
+        return EXIT_STATUS["interrupted"]
 
 
 def fine_tune(config: FineTuningConfig) -> int:
@@ -66,23 +74,34 @@ def fine_tune(config: FineTuningConfig) -> int:
 
     config.model.path, config.data.path = whole_path(config.model.path), whole_path(config.data.path)
     folder = run_folder(config, in_job=start_ray())
-    if folder.exists() and any(folder.iterdir()):
-        raise ConfigError(f"the run folder {folder} is not empty; choose another run.name")
-    folder.mkdir(parents=True, exist_ok=True)
-    save_config(config, folder / "config.yaml")
-    print(f"· run folder {folder}", flush=True)
-    if config.sft.from_scratch:
-        config.model.path = str(random_model(config, folder / "start"))
-    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
-    summary = follow(FineTuner.options(scheduling_strategy=here).remote(config, str(folder)))
-    if isinstance(summary, str):
-        summary = {"status": "failed", "error": summary}
-        write_summary(folder, summary)
+    with StopSignals() as signals:
+        place = RunFolder(folder, signals)
+        place.call(check_unused, folder)  # before a lease is waited for
+        with place:
+            signals.add(lambda: leave_interrupted(folder, {"steps": 0}))
+            place.call(check_unused, folder)
+            place.save_config(config)
+            print(f"· run folder {folder}", flush=True)
+            if config.sft.from_scratch:
+                config.model.path = str(place.call(random_model, config, folder / "start", limit_s=MODEL_S))
+            here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
+            summary = follow(
+                FineTuner.options(scheduling_strategy=here).remote(config, str(folder), place.lease), signals
+            )
+            if isinstance(summary, str):
+                summary = {"status": "failed", "error": summary}
+                leave_summary(folder, summary)
     if summary["error"]:
         print(summary["error"], file=sys.stderr)
     print(f"· {summary['status']}; summary in {folder / 'summary.json'}", flush=True)
     ray.shutdown()
     return EXIT_STATUS.get(summary["status"], 1)
+
+
+def check_unused(folder: Path) -> None:
+    """Raises `ConfigError` if a run has left something in this folder."""
+    if not is_unused(folder):
+        raise ConfigError(f"the run folder {folder} is not empty; choose another run.name")
 
 
 def random_model(config: FineTuningConfig, folder: Path) -> Path:

@@ -1,5 +1,6 @@
 """Checkpoints: folders by step, in a local folder or in an object store, that are complete or not there.
 
+    <base>/run.id                the id of the run that they are of, where <base> is not in its run folder
     <base>/<step>/hf/            the model for transformers and vLLM, in safetensors
     <base>/<step>/learner/       the learners' state, written by DeepSpeed
     <base>/<step>/run.json       where the run stands (`RunState`)
@@ -16,8 +17,21 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from pipeline.files import exists, folder_names, join, make_folder, open_input, remove_file, remove_folder, write_text
+from pipeline.config import Config, ConfigError
+from pipeline.files import (
+    exists,
+    folder_names,
+    is_empty_folder,
+    join,
+    make_folder,
+    open_input,
+    remove_file,
+    remove_folder,
+    write_text,
+)
+from pipeline.lease import RUN_ID
 from pipeline.problem_stream import Cursor
+from pipeline.problems import DataError
 
 MANIFEST, RUN_STATE = "manifest.json", "run.json"
 MODEL, LEARNER = "hf", "learner"
@@ -69,15 +83,29 @@ class Checkpoint:
         return self.state.step
 
 
+def checkpoints_of(config: Config, folder: Path, run_id: str) -> "Checkpoints":
+    """The checkpoints of a training run.
+
+    Args:
+        config: of the run.
+        folder: of the run.
+        run_id: of the run.
+    """
+    if elsewhere := config.train.checkpoint_folder:
+        return Checkpoints(join(elsewhere, config.run.name), run_id)
+    return Checkpoints(folder / "checkpoints")
+
+
 class Checkpoints:
     """All checkpoints of a run.
 
     Args:
         base: a folder that all nodes share, or a URI.
+        run_id: of the run, if they are not in its run folder.
     """
 
-    def __init__(self, base: str | Path):
-        self.base = str(base)
+    def __init__(self, base: str | Path, run_id: str = ""):
+        self.base, self._run_id = str(base), run_id
 
     def folder(self, step: int) -> str:
         return join(self.base, str(step))
@@ -133,8 +161,50 @@ class Checkpoints:
         write_text(join(folder, MANIFEST), json.dumps({"files": entries}, indent=1) + "\n")
         return Checkpoint(folder, state)
 
+    def owner(self) -> str:
+        """The id of the run that these checkpoints are of; empty if there is none."""
+        try:
+            return _text(join(self.base, RUN_ID)).strip()
+        except FileNotFoundError:
+            return ""
+
+    def claim(self, resume: bool) -> None:
+        """Make this the place of the run's checkpoints.
+
+        Args:
+            resume: the run may go on from those that are there.
+
+        Raises:
+            ConfigError: there are another run's, or it is not to go on from its own, or it cannot be written.
+        """
+        if not self._run_id:
+            return  # they are in the run folder, which is the run's alone
+        try:
+            self._claim(resume)
+        except (OSError, DataError) as error:
+            raise ConfigError(f"the checkpoint folder {self.base} cannot be used: {error}") from error
+
+    def _claim(self, resume: bool) -> None:
+        owner = self.owner()
+        if owner != self._run_id and not is_empty_folder(self.base):
+            whose = f"checkpoints of another run ({RUN_ID}: {owner})" if owner else f"files, and no {RUN_ID}"
+            hint = f"; to resume that run, put its id into {RUN_ID} of the run folder" if owner and resume else ""
+            raise ConfigError(
+                f"the checkpoint folder {self.base} holds {whose}; choose another run.name or "
+                f"train.checkpoint_folder{hint}"
+            )
+        if not resume and exists(self.base) and folder_names(self.base):
+            raise ConfigError(
+                f"the checkpoint folder {self.base} is not empty; choose another run.name, or go on with that run by "
+                "resume=auto"
+            )
+        if owner != self._run_id:
+            write_text(join(self.base, RUN_ID), f"{self._run_id}\n")
+
     def begin(self, step: int) -> None:
         """Make the folder of a checkpoint that is to be written, empty. Raises `OSError` if that cannot be done."""
+        if self._run_id and (owner := self.owner()) != self._run_id:
+            raise PermissionError(f"{self.base} is not this run's ({RUN_ID}: {owner or 'none'})")
         self.clear(step)
         make_folder(join(self.folder(step), LEARNER))
 

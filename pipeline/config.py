@@ -180,12 +180,15 @@ class TrainConfig:
     max_failed_share: float = 0.5  # stop when more than this share of all dispatched groups failed
     seeded_sampling: bool = False  # a seed for each response: with max_staleness=0 a run can be repeated
     checkpoint_every: int = 50  # steps; the last step is always kept
-    checkpoint_folder: str = ""  # a folder that all nodes share, or a URI (s3, gs, …); empty: in the run's folder
+    checkpoint_folder: str = (
+        ""  # a folder that all nodes share, or a URI (s3, gs, …), which gets one for each run.name;
+    )
+    # empty: in the run's folder
     keep_last: int = 3  # checkpoints
     keep_best: int = 1  # those with the best mean reward of the steps before them
     episodes_every: int = 10  # steps between samples of episodes to read, in the run's folder and in wandb
     episodes_shown: int = 4  # in one sample
-    evaluation: str = ""  # after a completed run, of the model before and after it: arguments of jobs.evaluate
+    evaluation: str = "none"  # of the model before and after a completed run: arguments of jobs.evaluate; none: off
 
 
 @dataclass

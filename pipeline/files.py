@@ -89,6 +89,12 @@ def folder_names(folder: str | Path) -> list[str]:
     return sorted(i.base_name for i in system.get_file_info(fs.FileSelector(inner)) if i.type == fs.FileType.Directory)
 
 
+def is_empty_folder(folder: str | Path) -> bool:
+    """Whether nothing is in a folder, or there is none. Raises `DataError` as `open_input`."""
+    system, inner = _locate(folder)
+    return not system.get_file_info(fs.FileSelector(inner, allow_not_found=True))
+
+
 def remove_file(path: str | Path) -> None:
     """Remove a file. Raises `DataError` as `open_input`."""
     system, inner = _locate(path)

@@ -1,5 +1,6 @@
 """What a step and a run amount to: one row of metrics.jsonl a step, one summary.json a run."""
 
+import bisect
 from array import array
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -118,7 +119,7 @@ def step_row(
 
 @dataclass
 class RunTotals:
-    """Adds the rows of a run up to the numbers of summary.json. Keeps one number of each row."""
+    """Adds the rows of a run up to the numbers of summary.json. Keeps a few numbers of each, so that it can go back."""
 
     SUMMED: ClassVar = (
         "episodes",
@@ -129,53 +130,56 @@ class RunTotals:
         "updates_skipped",
         "groups_discarded",
     )
-    rewards: array = field(default_factory=lambda: array("d"))
-    episodes: int = 0
-    conversations: int = 0
+    KEPT: ClassVar = ("step", "reward", "seconds", *SUMMED, "staleness_max", "logprob_mismatch_tokens", "mismatch")
+    columns: dict[str, array] = field(default_factory=lambda: {name: array("d") for name in RunTotals.KEPT})
     tokens_generated: int = 0
-    tokens_trained: int = 0
-    mixed_version_episodes: int = 0
-    staleness_max: int = 0
-    mismatch: float = 0.0
-    mismatch_tokens: int = 0
-    updates: int = 0
-    updates_skipped: int = 0
-    groups_discarded: int = 0
 
     @classmethod
     def needed(cls, row: dict) -> dict:
         """What of a row has to be kept to add it."""
-        names = (
-            "step",
-            "reward",
-            "seconds",
-            *cls.SUMMED,
-            "staleness_max",
-            "logprob_mismatch_tokens",
-            "logprob_mismatch_mean",
-        )
-        return {name: row[name] for name in names if name in row}
+        return {name: row[name] for name in (*cls.KEPT, "logprob_mismatch_mean") if name in row}
 
     def add(self, row: dict) -> None:
-        self.rewards.append(row["reward"])
-        for name in self.SUMMED:
-            setattr(self, name, getattr(self, name) + row[name])
-        self.staleness_max = max(self.staleness_max, row["staleness_max"] or 0)
-        if row["logprob_mismatch_tokens"]:
-            self.mismatch += row["logprob_mismatch_mean"] * row["logprob_mismatch_tokens"]
-            self.mismatch_tokens += row["logprob_mismatch_tokens"]
+        mismatch = (row["logprob_mismatch_mean"] or 0) * row["logprob_mismatch_tokens"]
+        for name, column in self.columns.items():
+            column.append(mismatch if name == "mismatch" else row.get(name) or 0)
+
+    def roll_back(self, step: int) -> None:
+        """Forget the rows of later steps."""
+        kept = bisect.bisect_right(self.columns["step"], step)
+        for column in self.columns.values():
+            del column[kept:]
+
+    @property
+    def rewards(self) -> array:
+        """Of each step."""
+        return self.columns["reward"]
+
+    @property
+    def seconds(self) -> array:
+        """Of each step."""
+        return self.columns["seconds"]
+
+    @property
+    def updates(self) -> int:
+        """Optimizer steps that were not skipped."""
+        return self._sum("updates")
 
     def summary(self) -> dict:
-        tenth = max(1, len(self.rewards) // 10)
+        rewards, mismatch_tokens = self.rewards, self._sum("logprob_mismatch_tokens")
+        tenth = max(1, len(rewards) // 10)
         return {
-            "steps": len(self.rewards),
-            "reward_first": float(np.mean(self.rewards[:tenth])) if self.rewards else None,
-            "reward_last": float(np.mean(self.rewards[-tenth:])) if self.rewards else None,
-            **{name: getattr(self, name) for name in self.SUMMED},
+            "steps": len(rewards),
+            "reward_first": float(np.mean(rewards[:tenth])) if rewards else None,
+            "reward_last": float(np.mean(rewards[-tenth:])) if rewards else None,
+            **{name: self._sum(name) for name in self.SUMMED},
             "tokens_generated": self.tokens_generated,
-            "staleness_max": self.staleness_max,
-            "logprob_mismatch_mean": self.mismatch / self.mismatch_tokens if self.mismatch_tokens else None,
+            "staleness_max": int(max(self.columns["staleness_max"], default=0)),
+            "logprob_mismatch_mean": sum(self.columns["mismatch"]) / mismatch_tokens if mismatch_tokens else None,
         }
+
+    def _sum(self, name: str) -> int:
+        return int(sum(self.columns[name]))
 
 
 class Curves:

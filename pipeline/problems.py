@@ -24,6 +24,7 @@ from urllib.parse import unquote
 from pipeline.config import AgentConfig, RowLimits
 from pipeline.credentials import INSTEAD, has_credentials, without_credentials
 from pipeline.scoring import SCORERS
+from pipeline.storage import LineFile, Storage, append
 
 SHOWN = 100  # characters of a row's value that a reason repeats
 
@@ -267,6 +268,12 @@ class Quarantine:
     rows: int = 0
     bad: int = 0
     _ids: set[str] = field(default_factory=set)
+    file: LineFile | None = None
+
+    @classmethod
+    def outliving(cls, path: Path, max_share: float, storage: Storage) -> "Quarantine":
+        """One that a full disk does not stop: `file` keeps what cannot be written, and `add` never waits."""
+        return cls(path, max_share, file=LineFile(path, storage))
 
     def add(self, row_id: str, reason: str, row: object) -> None:
         """Turn a row away; one that comes again when the data is read again is not counted twice."""
@@ -274,11 +281,11 @@ class Quarantine:
             return
         self._ids.add(row_id)
         self.bad += 1
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        # What is not valid Unicode is written as the JSON escape that it came from.
-        with self.path.open("a", encoding="utf-8", errors="backslashreplace") as file:
-            line = json.dumps({"id": row_id, "reason": reason, "row": row}, ensure_ascii=False)
-            file.write(without_credentials(line) + "\n")
+        line = without_credentials(json.dumps({"id": row_id, "reason": reason, "row": row}, ensure_ascii=False))
+        if self.file:
+            self.file.put(line)
+        else:
+            append(f"{line}\n", self.path)
         if self.total is not None:
             self._check(self.total)
 

@@ -37,6 +37,7 @@ def run_summary(
     rows_quarantined: int = 0,
     checkpoint: Path | None = None,
     wandb_run: str = "",
+    unwritten: dict[str, int] | None = None,
     error: str | None = None,
 ) -> dict:
     """What summary.json holds; the same keys however the run ended.
@@ -48,6 +49,7 @@ def run_summary(
         seconds: that the run took.
         failures: how many groups were lost to what.
         recoveries: what else was lost, and made good.
+        unwritten: how many lines or files could not be written, by their name in the run folder.
         error: why the run failed.
     """
     failures = failures or Counter()
@@ -71,6 +73,7 @@ def run_summary(
         "rows_quarantined": rows_quarantined,
         "checkpoint": str(checkpoint) if checkpoint else None,
         "wandb_run": wandb_run,
+        "unwritten": unwritten or {},
         "error": error,
     }
 

@@ -15,10 +15,11 @@ from actors import tracker as tracker_module
 from actors.coordinator import Coordinator
 from actors.generator_pool import GeneratorLost
 from actors.journal import Journal
-from actors.tracker import Tracker
+from actors.tracker import Tracker, Tracking
 from pipeline import problem_stream
 from pipeline.config import Config
 from pipeline.episodes import RolloutNotes
+from pipeline.lease import Lease
 from pipeline.problem_queue import ProblemQueue
 from pipeline.problems import Problem
 from pipeline.replay import Finished
@@ -211,9 +212,9 @@ async def simulate(
     monkeypatch.setattr(problem_stream, "sample_rows", lambda source, indices, *_: sample_rows_here(source, indices))
     journal = Journal.__ray_metadata__.modified_class()
     monkeypatch.setattr(coordinator_module, "Journal", SimpleNamespace(remote=lambda: Handle(journal)))
-    run = Coordinator.__ray_metadata__.modified_class(config, str(folder))
+    run = Coordinator.__ray_metadata__.modified_class(config, str(folder), Lease(str(folder), "run", "token"))
     tracker = SilentTracker(config, str(folder))
-    run.tracker = Handle(tracker)
+    run.tracker = Tracking(Handle(tracker), run.say)
     record = record_of(random_group(np.random.default_rng(0)), "", [1.0, 0.0, 1.0])
     pretended = Generators([f"generator-{n}" for n in range(generators)], run, strike, set(deadly), seconds)
     run.generators = run.accounts.generators = pretended

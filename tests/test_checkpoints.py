@@ -10,7 +10,8 @@ import pytest
 import torch
 from ray.exceptions import RayTaskError
 
-from pipeline.checkpoints import CheckpointError, Checkpoints, RunState, file_entries
+from pipeline.checkpoints import CheckpointError, Checkpoints, RunState, checkpoints_of, file_entries
+from pipeline.config import ConfigError, load_config
 from pipeline.problem_stream import Cursor
 from tests.faults import until
 from tests.groups import random_group
@@ -119,6 +120,60 @@ def test_when_none_can_be_used_nothing_begins_anew_by_itself(tmp_path):
         spoil(tmp_path / str(step) / "hf" / "model.safetensors", "truncated")
     with pytest.raises(CheckpointError, match="none of those in .* can be used"):
         checkpoints.newest_good()
+
+
+def place(tmp_path, kind: str) -> str:
+    return str(tmp_path / "shared" / "mine") if kind == "path" else f"file://{tmp_path}/shared/mine"
+
+
+@pytest.mark.parametrize("kind", ["path", "URI"])
+def test_a_folder_outside_the_run_folder_is_one_runs_alone(tmp_path, kind):
+    mine, other = Checkpoints(place(tmp_path, kind), "my id"), Checkpoints(place(tmp_path, kind), "other id")
+    mine.claim(resume=False)
+    mine.claim(resume=True)  # it ended before its first checkpoint
+    assert mine.owner() == "my id" and mine.steps() == []
+    with pytest.raises(ConfigError, match="checkpoints of another run .run.id: my id.; choose another run.name"):
+        other.claim(resume=False)
+    write(Checkpoints(tmp_path / "shared" / "mine"), 2)
+    mine.claim(resume=True)
+    with pytest.raises(ConfigError, match="is not empty; .* resume=auto"):
+        mine.claim(resume=False)
+    with pytest.raises(ConfigError, match="put its id into run.id of the run folder"):
+        other.claim(resume=True)
+    with pytest.raises(OSError, match="is not this run's"):
+        other.begin(4)
+    assert mine.steps() == [2]
+    mine.begin(4)
+
+
+def test_files_of_nobody_are_no_place_for_checkpoints(tmp_path):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.tex").touch()
+    with pytest.raises(ConfigError, match="holds files, and no run.id"):
+        Checkpoints(tmp_path / "mine", "my id").claim(resume=True)
+
+
+@pytest.mark.parametrize("base", ["/dev/null/mine", "nosuchstore://bucket/mine"])
+def test_a_folder_that_cannot_be_written_shows_before_anything_starts(base):
+    with pytest.raises(ConfigError, match=f"the checkpoint folder {base} cannot be used"):
+        Checkpoints(base, "my id").claim(resume=False)
+
+
+def test_runs_of_one_checkpoint_folder_prune_only_their_own(tmp_path):
+    configs = [load_config(["preset=tiny", f"run.name={name}", f"train.checkpoint_folder={tmp_path}"]) for name in "ab"]
+    first, second = (checkpoints_of(c, tmp_path / "runs" / c.run.name, f"id of {c.run.name}") for c in configs)
+    for checkpoints in (first, second):
+        checkpoints.claim(resume=False)
+        for step in (1, 2, 3):
+            write(checkpoints, step)
+    assert first.prune(3, keep_last=1, keep_best=0) == [2, 1]
+    assert first.folder(3) == f"{tmp_path}/a/3" and second.steps() == [3, 2, 1]
+
+
+def test_without_such_a_folder_they_are_in_the_run_folder(tmp_path):
+    checkpoints = checkpoints_of(load_config(["preset=tiny"]), tmp_path, "id")
+    checkpoints.claim(resume=False)
+    assert checkpoints.base == f"{tmp_path}/checkpoints" and not (tmp_path / "checkpoints").exists()
 
 
 # What learners make of them.

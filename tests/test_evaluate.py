@@ -332,10 +332,11 @@ def test_a_right_answer_that_was_cut_is_wrong(tmp_path):
     from pipeline.evaluation.answers import Answer
     from pipeline.evaluation.config import EvaluationConfig
     from pipeline.evaluation.questions import Question, Task
+    from pipeline.lease import Lease
     from pipeline.problems import Problem
 
     config = load_config(["preset=eval_tiny"], EvaluationConfig)
-    evaluator = Evaluator.__ray_metadata__.modified_class(config, str(tmp_path))
+    evaluator = Evaluator.__ray_metadata__.modified_class(config, str(tmp_path), Lease(str(tmp_path), "", ""))
     task, problem = Task(Question(0, "s", 1, "q", 1), "direct", 0), Problem("q", "city Rex", ("Paris",), "Rex Paris .")
 
     def scores(cut: bool) -> list:

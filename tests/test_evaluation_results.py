@@ -92,22 +92,19 @@ def test_rows_are_added_where_the_last_whole_one_ends(tmp_path, end):
     path = written(tmp_path, json.dumps(row()) + end)
     file, rows = open_results(path)
     assert rows == [row()]
-    with file:
-        file.write(json.dumps(row(id="q1")) + "\n")
+    assert file.add(json.dumps(row(id="q1"))) == ""
     assert read_results(path) == [row(), row(id="q1")]
 
 
 def test_errors_are_taken_out_to_be_asked_again(tmp_path):
     lines = [row(), row(0.0, id="q1", error="late"), row(0.0, id="q2", cut=True)]
     path = written(tmp_path, "".join(json.dumps(line) + "\n" for line in lines))
-    file, rows = open_results(path)
-    file.close()
+    _, rows = open_results(path)
     assert rows == read_results(path) == [lines[0], lines[2]]
 
 
 def test_a_new_file_has_no_rows(tmp_path):
-    file, rows = open_results(tmp_path / "results.jsonl")
-    file.close()
+    _, rows = open_results(tmp_path / "results.jsonl")
     assert rows == [] and read_results(tmp_path / "results.jsonl") == []
 
 

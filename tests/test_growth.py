@@ -11,6 +11,7 @@ import pytest
 
 from actors.job_actor import LINES_KEPT, JobActor
 from actors.journal import DROPPED_KEPT, Journal
+from pipeline.lease import Lease
 from pipeline.metrics import Curves, RunTotals
 from pipeline.replay import Finished
 from tests.faults import rows_of
@@ -79,7 +80,7 @@ def test_ten_thousand_steps_leave_no_more_than_a_thousand(tiny_config, tmp_path,
 
 
 def test_a_follower_that_comes_too_late_is_told_how_many_lines_it_missed():
-    actor = JobActor()
+    actor = JobActor(".", Lease(".", "run", "token"))
     for number in range(LINES_KEPT + 5):
         actor.say(f"line {number}")
 

@@ -93,8 +93,8 @@ def test_a_killed_run_goes_on_as_if_nothing_had_been_with_other_ranks_and_genera
         assert [row[name] for row in rows] == pytest.approx([row[name] for row in uninterrupted], rel=1e-4, abs=1e-7)
     abandoned = [json.loads(line) for line in (tmp_path / "killed" / "abandoned.jsonl").read_text().splitlines()]
     assert [row["step"] for row in abandoned] == list(range(int(resumed_after) + 1, 6))
-    assert summary["checkpoint"] == f"file://{tmp_path}/elsewhere/7"
-    assert Checkpoints(f"file://{tmp_path}/elsewhere").read(7).state.ranks == 1
+    assert summary["checkpoint"] == f"file://{tmp_path}/elsewhere/killed/7"
+    assert Checkpoints(f"file://{tmp_path}/elsewhere/killed").read(7).state.ranks == 1
 
     # A later one that cannot even start does not forget what there was.
     (tmp_path / "bad.jsonl").write_text("this is not JSON\n" * 30)

@@ -1,69 +1,203 @@
-"""What the tracker leaves, whatever happens to the disk under it."""
+"""What the tracker leaves, whatever happens to the disk under it and to wandb."""
 
-import errno
+import asyncio
 import json
-from pathlib import Path
+import os
+import threading
+import time
 
+import psutil
 import pytest
 
 from pipeline.config import load_config
-from tests.faults import rows_of
+from tests.disks import full_disk
+from tests.faults import rows_of, until
 
 
 @pytest.fixture
-def tracker(ray_session, random_model, tmp_path, monkeypatch):
-    """In this process instead of an actor of its own."""
+def config(random_model):
+    return load_config(["preset=tiny", f"model.path={random_model}", "wandb.mode=disabled", "run.name=tracked"])
+
+
+@pytest.fixture
+def start(config, tmp_path, monkeypatch):
+    """Starts a tracker in this process instead of an actor of its own."""
     from actors import tracker as module
 
-    monkeypatch.setattr(module, "was_started_again", lambda: False)
-    config = load_config(["preset=tiny", f"model.path={random_model}", "wandb.mode=offline", "run.name=tracked"])
-    tracker = module.Tracker.__ray_metadata__.modified_class(config, str(tmp_path))
-    yield tracker
-    tracker._run.finish()
+    def start(step: int = 0, again: bool = False):
+        monkeypatch.setattr(module, "was_started_again", lambda: again)
+        return module.Tracker.__ray_metadata__.modified_class(config, str(tmp_path), step)
+
+    return start
+
+
+@pytest.fixture
+def tracker(start):
+    return start()
+
+
+@pytest.fixture
+def full(monkeypatch):
+    return full_disk(monkeypatch)
 
 
 def row(step: int) -> dict:
     return {"step": step, "reward": step / 10, "positions": [step], "staleness_tokens": [3, 4]}
 
 
-def test_a_row_is_written_once_and_a_full_disk_only_puts_it_off(tracker, tmp_path, monkeypatch):
-    assert tracker.log(row(1)) == "" and tracker.log(row(1)) == ""  # again, as after the death of its process
-    opened = Path.open
+def abandoned(folder) -> list[int]:
+    return [json.loads(line)["step"] for line in (folder / "abandoned.jsonl").read_text().splitlines()]
 
-    class Full:
-        """Takes half of what is written, then nothing."""
 
-        def __init__(self, file):
-            self.file, self.writes = file, 0
-
-        def __enter__(self):
-            return self
-
-        def __exit__(self, *_):
-            self.file.close()
-
-        def write(self, data):
-            self.writes += 1
-            if self.writes > 1:
-                raise OSError(errno.ENOSPC, "No space left on device")
-            return self.file.write(data[: len(data) // 2])
-
-        def __getattr__(self, name):
-            return getattr(self.file, name)
-
-    monkeypatch.setattr(Path, "open", lambda path, *a, **k: Full(opened(path, *a, **k)))
-    assert "No space left" in tracker.log(row(2))
-    monkeypatch.setattr(Path, "open", opened)
+def test_a_row_is_written_once_and_a_full_disk_only_puts_it_off(tracker, tmp_path, full):
+    assert tracker.log(row(1)) == [] and tracker.log(row(1)) == []  # again, as after the death of its process
+    full(30)
+    (said,) = tracker.log(row(2))
+    assert said.startswith("· metrics.jsonl could not be written") and "No space left" in said
+    assert tracker.log(row(3)) == []  # it was said
+    full(None)
     assert (tmp_path / "metrics.jsonl").read_text() == json.dumps(row(1)) + "\n"
-    assert tracker.log(row(3)) == ""
+    assert tracker.flush() == ({"metrics.jsonl": 0, "abandoned.jsonl": 0}, ["· metrics.jsonl is written again"])
     assert rows_of(tmp_path) == [row(1), row(2), row(3)]
+
+
+def test_what_is_not_written_at_the_end_is_counted(tracker, full):
+    full(0)
+    tracker.log(row(1))
+    tracker.log(row(2))
+    tracker.episodes(2, [])
+    unwritten, _ = tracker.flush()
+    assert unwritten["metrics.jsonl"] == 2 and unwritten["episodes"] == 1
 
 
 def test_going_back_sets_later_rows_aside(tracker, tmp_path):
     for step in (1, 2, 3):
         tracker.log(row(step))
-    assert tracker.roll_back(1) == [{"step": 1, "reward": 0.1}]
+    assert tracker.roll_back(1) == []
+    assert rows_of(tmp_path) == [row(1)]
     tracker.log(row(2))
     assert rows_of(tmp_path) == [row(1), row(2)]
-    abandoned = (tmp_path / "abandoned.jsonl").read_text().splitlines()
-    assert [json.loads(line)["step"] for line in abandoned] == [2, 3]
+    assert abandoned(tmp_path) == [2, 3]
+
+
+@pytest.mark.parametrize("room", [0, 10])  # for nothing, for part of a row
+def test_going_back_on_a_full_disk_is_made_good_later(tracker, tmp_path, full, room):
+    for step in (1, 2, 3):
+        tracker.log(row(step))
+    full(room)
+    (said,) = tracker.roll_back(1)
+    assert "No space left" in said
+    tracker.log(row(2))
+    tracker.log(row(3))
+    assert tracker.roll_back(2) == []
+    full(None)
+    tracker.log(row(3) | {"reward": 9})
+    assert rows_of(tmp_path) == [row(1), row(2), row(3) | {"reward": 9}]
+    assert sorted(abandoned(tmp_path)) == [2, 3, 3]
+
+
+def test_going_back_sets_no_row_aside_twice_if_it_fails_half_way(tracker, tmp_path, full):
+    for step in (1, 2, 3):
+        tracker.log(row(step))
+    full(int(1.5 * len(json.dumps(row(1)))))  # for the one row that goes, not for the two that stay
+    assert "No space left" in tracker.roll_back(2)[0]
+    assert abandoned(tmp_path) == [3] and rows_of(tmp_path) == [row(1), row(2), row(3)]
+    full(None)
+    tracker.roll_back(1)
+    assert abandoned(tmp_path) == [3, 2] and rows_of(tmp_path) == [row(1)]
+
+
+def test_storage_that_hangs_holds_nobody_up_and_loses_nothing(tracker, tmp_path, monkeypatch):
+    from actors import tracker as module
+
+    tracker.log(row(1))
+    tracker.log(row(2))
+    tracker._storage.limit_s = 0.1
+    go, write = threading.Event(), module.append
+    monkeypatch.setattr(module, "append", lambda *arguments: (go.wait(30), write(*arguments)))
+    begin = time.monotonic()
+    assert "did not answer" in tracker.log(row(3))[0]
+    for step in (4, 5):
+        assert tracker.log(row(step)) == []
+    assert tracker.roll_back(3) == [] and tracker.draw() and not tracker.draw()
+    tracker.log(row(4) | {"reward": 9})
+    assert time.monotonic() - begin < 20  # it hangs for 30 s
+    go.set()
+    until(lambda: tracker._storage._overdue.done(), 10)
+    tracker._storage.limit_s = 10
+    assert tracker.flush()[0]["metrics.jsonl"] == 0
+    assert rows_of(tmp_path) == [row(1), row(2), row(3), row(4) | {"reward": 9}]
+    assert set(abandoned(tmp_path)) == {4, 5}
+
+
+def test_a_tracker_that_is_started_again_writes_no_row_twice_even_if_it_cannot_read_at_first(
+    start, tmp_path, monkeypatch
+):
+    from actors import tracker as module
+
+    first = start()
+    first.log(row(1))
+    first.log(row(2))
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 3, "rew')  # and died
+    cls = module.Tracker.__ray_metadata__.modified_class
+    with monkeypatch.context() as failing:
+        failing.setattr(cls, "_rows", lambda self: (_ for _ in ()).throw(OSError(5, "Input/output error")))
+        second = start(again=True)
+        assert "Input/output error" in second.log(row(2))[0]
+    second.log(row(3))
+    assert rows_of(tmp_path) == [row(1), row(2), row(3)]
+
+
+def test_a_resumed_run_has_the_rows_up_to_its_checkpoint(start, tmp_path):
+    first = start()
+    for step in (1, 2, 3):
+        first.log(row(step))
+    rows, *_ = start(step=2).begun()
+    assert rows == rows_of(tmp_path) == [row(1), row(2)] and abandoned(tmp_path) == [3]
+
+
+def test_rows_are_whole_whatever_becomes_of_wandb(ray_session, config, tmp_path):
+    """A real one, whose core process is killed; then the tracker itself stands still, and is not waited for."""
+    from actors import tracker as module
+
+    config.wandb.mode = "offline"
+    actor, said = module.Tracker.remote(config, str(tmp_path)), []
+
+    async def run() -> None:
+        tracking = module.Tracking(actor, said.append)
+        rows, place, wandb_id = await tracking.begun()
+        assert rows == [] and wandb_id in place
+        await tracking.log(row(1))
+        process = psutil.Process(await actor.__ray_call__.remote(lambda self: os.getpid()))
+        (core,) = [p for p in process.children(recursive=True) if "wandb-core" in p.name()]
+        core.kill()
+        until(lambda: not core.is_running() or core.status() == psutil.STATUS_ZOMBIE, 10)
+        for step in (2, 3):
+            await tracking.log(row(step))
+            await asyncio.sleep(0.5)
+        await tracking.episodes(3, [])
+        await tracking.roll_back(2)
+        await tracking.log(row(3))
+        (line,) = said
+        assert line.startswith("· wandb: ") and "the run does not need it" in line
+        process.suspend()
+        module.ANSWER_S, before = 0.5, module.ANSWER_S
+        try:
+            begin = time.monotonic()
+            for step in (4, 5):
+                await tracking.log(row(step))
+            assert await tracking.flush() == {"metrics.jsonl": 2} and time.monotonic() - begin < 10
+            assert said[1:] == [
+                "· the tracker (metrics.jsonl, wandb): no answer for 0.5 s; the run does not wait for it"
+            ]
+        finally:
+            module.ANSWER_S = before
+            process.resume()
+        while await tracking.flush():
+            await asyncio.sleep(0.1)
+        await tracking.finish({"status": "completed"})
+
+    asyncio.run(asyncio.wait_for(run(), 120))
+    assert rows_of(tmp_path) == [row(step) for step in range(1, 6)]
+    ray_session.kill(actor)

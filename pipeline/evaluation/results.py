@@ -11,12 +11,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
-from typing import TextIO
 
 from pipeline.evaluation.answer_scores import METRICS, sub_em
 from pipeline.evaluation.intervals import Interval, mean_interval, stratified_mean
 from pipeline.memory_trace import MemoryCounts, Ratio
 from pipeline.scoring import last_box
+from pipeline.storage import LineFile, Storage
 
 KEY = ("set", "length", "id", "method", "sample")
 SCORES = ("score", *METRICS)
@@ -224,7 +224,7 @@ def memory_counts(rows: list[dict]) -> MemoryCounts:
     return sum(counted, MemoryCounts())
 
 
-def open_results(path: Path) -> tuple[TextIO, list[dict]]:
+def open_results(path: Path, storage: Storage | None = None) -> tuple[LineFile, list[dict]]:
     """Open results.jsonl to add rows to it, and read those that it has.
 
     A torn last line and the errors are taken out of the file: they are to be asked again.
@@ -237,4 +237,4 @@ def open_results(path: Path) -> tuple[TextIO, list[dict]]:
     with partial.open("w", encoding="utf-8", errors=SURROGATES) as file:
         file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
     partial.replace(path)
-    return path.open("a", encoding="utf-8", errors=SURROGATES), rows
+    return LineFile(path, storage), rows

@@ -8,13 +8,13 @@ A line is a conversation, by the tokens of the model that had it:
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TextIO
 
 from pipeline.evaluation.results import KEY, row_key
+from pipeline.storage import LineFile, Storage
 
 
 def success_lines(row: dict, transcript: tuple[tuple[list[int], list[int]], ...]) -> Iterator[str]:
-    """The lines of an episode.
+    """The lines of an episode, without their ends.
 
     Args:
         row: of results.jsonl.
@@ -22,10 +22,10 @@ def success_lines(row: dict, transcript: tuple[tuple[list[int], list[int]], ...]
     """
     key = {name: row[name] for name in KEY}
     for prompt, response in transcript:
-        yield json.dumps(key | {"prompt_tokens": prompt, "response_tokens": response}, ensure_ascii=False) + "\n"
+        yield json.dumps(key | {"prompt_tokens": prompt, "response_tokens": response}, ensure_ascii=False)
 
 
-def open_successes(path: Path, rows: list[dict]) -> TextIO:
+def open_successes(path: Path, rows: list[dict], storage: Storage | None = None) -> LineFile:
     """Open successes.jsonl to add lines to it.
 
     Lines of answers that are in none of the `rows` of results.jsonl are taken out of it: those are asked again.
@@ -37,4 +37,4 @@ def open_successes(path: Path, rows: list[dict]) -> TextIO:
             whole = (line for line in lines if line.endswith("\n"))  # all but one that was torn
             kept.writelines(line for line in whole if row_key(json.loads(line)) in answered)
         partial.replace(path)
-    return path.open("a", encoding="utf-8")
+    return LineFile(path, storage)

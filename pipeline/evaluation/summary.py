@@ -94,6 +94,7 @@ def evaluation_summary(
     engine_version: str = "",
     rows_quarantined: int = 0,
     wandb_run: str = "",
+    unwritten: dict[str, int] | None = None,
 ) -> dict:
     """What summary.json holds; the same keys however the evaluation ended.
 
@@ -104,6 +105,7 @@ def evaluation_summary(
         failures: how many attempts failed of what, those that were made good included.
         error: why the evaluation failed.
         seconds: that this run took; an earlier one that was taken up is not counted.
+        unwritten: how many lines could not be written, by file.
     """
     return {
         "status": status,
@@ -119,6 +121,7 @@ def evaluation_summary(
         "cut": sum(row["cut"] for row in rows),
         "failures": dict(failures),
         "rows_quarantined": rows_quarantined,
+        "unwritten": unwritten or {},
         "cells": [
             {
                 "set": cell.set,

@@ -1,0 +1,128 @@
+"""A job's run in wandb. Nothing that wandb does ends or blocks the job: its calls are made in one thread, and the first
+one that fails or hangs is reported once; the job then runs without wandb."""
+
+import os
+import queue
+import secrets
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+
+from pipeline.config import GenerationConfig
+
+START_S = 30.0  # for wandb's processes to start and its server to answer
+HANGS_S = 120.0  # a call that takes longer hangs
+FINISH_S = 45.0  # for what is left to be uploaded
+MOST_WAITING = 1000  # calls, while one hangs
+
+
+class WandbRun:
+    """Starts at once, in the background.
+
+    Args:
+        config: of the job.
+        folder: for wandb's files.
+        run_id: of the wandb run that is resumed; empty: it is a new one.
+    """
+
+    def __init__(self, config: GenerationConfig, folder: Path, run_id: str = ""):
+        self._config, self._folder = config, folder
+        self._id, self._resumed = run_id or secrets.token_hex(4), bool(run_id)
+        self._enabled = config.wandb.mode != "disabled"
+        self._run = None
+        self._place = self._problem = ""
+        self._said = False
+        self._news: list[str] = []
+        self._summary: dict = {}
+        self._calls: queue.Queue[Callable | None] = queue.Queue()
+        self._call_began: float | None = None
+        self._started, self._ended = threading.Event(), threading.Event()
+        threading.Thread(target=self._work, name="wandb", daemon=True).start()
+
+    def started(self, limit_s: float = START_S) -> tuple[str, str]:
+        """Wait for the start. Returns the address of the run, or the folder of an offline one, empty while there is
+        none and when disabled; and the run's id, empty when disabled."""
+        if not self._started.wait(limit_s):
+            self._say_once(f"not ready after {limit_s:g} s")
+        return self._place, self._id if self._enabled else ""
+
+    def log(self, make_row: Callable[[object], dict]) -> None:
+        """Send a row, made by `make_row` from the module wandb: its pictures and tables are files, too."""
+        if self._calls.qsize() < MOST_WAITING:
+            self._calls.put(lambda wandb: self._run.log(make_row(wandb)))
+        else:
+            self._say_once("it does not answer, and rows are left out there")
+
+    def finish(self, summary: dict, limit_s: float = FINISH_S) -> None:
+        """End the run and wandb's own process."""
+        self._summary = summary
+        self._calls.put(self._end)
+        self._calls.put(None)
+        if not self._ended.wait(limit_s):
+            where = self._folder / "wandb"
+            self._say_once(f"not finished after {limit_s:g} s; `wandb sync {where}/*run-*` sends what is missing")
+
+    def news(self) -> list[str]:
+        """Lines about wandb that have to be said. Each comes once."""
+        began = self._call_began
+        if began is not None and time.monotonic() - began > HANGS_S:
+            self._say_once(f"no answer for {HANGS_S:g} s")
+        news, self._news = self._news, []
+        return news
+
+    def _say_once(self, what: str) -> None:
+        if not self._said:  # the first problem; what follows from it says nothing new
+            self._said = True
+            self._news = [f"· wandb: {what}; the run does not need it, its folder has everything"]
+
+    def _work(self) -> None:
+        """Make the calls in their order; after one that failed, only the last."""
+        call = self._start
+        while call:
+            if not self._problem or call == self._end:
+                self._call_began = time.monotonic()
+                try:
+                    import wandb
+
+                    call(wandb)
+                except BaseException as error:  # wandb raises what no Exception is, too
+                    self._problem = f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]}"
+                    self._say_once(self._problem)
+                self._call_began = None
+            self._started.set()
+            call = self._calls.get()
+        self._ended.set()
+
+    def _start(self, wandb) -> None:
+        c = self._config
+        mode = c.wandb.mode
+        if mode == "auto":
+            mode = os.environ.get("WANDB_MODE") or ("online" if wandb.login(prompt=False) else "offline")
+        self._run = wandb.init(
+            project=c.wandb.project,
+            entity=c.wandb.entity or None,
+            name=c.run.name,
+            dir=str(self._folder),
+            config=asdict(c),
+            mode=mode,
+            id=self._id,
+            resume="allow" if self._resumed else None,
+            # quiet: no tables of all numbers in the terminal at the end
+            settings=wandb.Settings(quiet=True, init_timeout=START_S - 5),
+        )
+        # A run that goes back to a checkpoint logs some steps twice, which wandb's own counter cannot.
+        self._run.define_metric("step")
+        self._run.define_metric("*", step_metric="step")
+        self._enabled = not self._run.disabled
+        self._place = self._run.url or (str(Path(self._run.dir).parent) if self._enabled else "")
+
+    def _end(self, wandb) -> None:
+        if self._run is None:
+            return
+        try:
+            self._run.summary.update(self._summary)
+            self._run.finish(exit_code=0 if self._summary["status"] == "completed" else 1)
+        finally:
+            wandb.teardown()  # at the end of this process Ray may have ended wandb's before

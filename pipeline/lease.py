@@ -1,0 +1,283 @@
+"""The lease of a run folder: two runs never write into the same one, on whatever clusters they are.
+
+`lease.json` in the folder names the run at work there and has a counter, the heartbeat, that goes up every `BEAT_S`.
+The folder on shared storage is all that two clusters have in common, so there is no other lock.
+
+- It is made with O_EXCL, which file servers (NFS from version 3) keep, too.
+- A heartbeat overwrites the same file in place: that needs no room on a full disk, and on NFS whoever opens the file
+  after it was closed reads it.
+- Clocks of hosts differ, so none is compared. Who finds a lease watches it: a heartbeat that changes is alive, one that
+  stays the same for `STALE_S` is stale. (The age in messages compares two times of the file server itself.)
+- On one machine nobody waits: a process that does not exist has no heartbeat.
+- A stale lease is replaced by a rename. When two do so at once the last one has it, and the other finds out when it
+  looks again, `SETTLE_S` later or at its next heartbeat.
+- A run that was only suspended, or whose storage hung, finds another's lease at its next heartbeat and has to end: two
+  runs overlap for one heartbeat at most.
+"""
+
+import contextlib
+import json
+import os
+import socket
+import threading
+import time
+import uuid
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import psutil
+
+from pipeline.config import ConfigError
+from pipeline.files import write_text
+from pipeline.report import duration
+
+LEASE, RUN_ID = "lease.json", "run.id"
+BEAT_S = 5.0
+STALE_S = 60.0
+SETTLE_S = 1.0
+LOOK_S = 0.5  # between two looks at a lease that is watched
+LENGTH = 1024  # bytes of the file: a heartbeat never changes its size
+
+
+class LeaseLost(RuntimeError):
+    """Another run has the folder now. The message names it."""
+
+
+@dataclass(frozen=True)
+class Holder:
+    """The process that keeps a lease alive."""
+
+    host: str
+    pid: int
+    started: float  # of the process, in seconds since 1970: a process id is used again
+    machine: str  # the machine since its last start, and the part of it (the container) that the process id belongs to
+
+    @classmethod
+    def here(cls) -> "Holder":
+        pid = os.getpid()
+        return cls(socket.gethostname(), pid, psutil.Process(pid).create_time(), _machine())
+
+    def is_dead(self) -> bool:
+        """Whether the process is known to be gone; only its own machine knows."""
+        if not self.machine or self.machine != _machine():
+            return False
+        try:
+            process = psutil.Process(self.pid)
+            return process.create_time() != self.started or process.status() == psutil.STATUS_ZOMBIE
+        except psutil.NoSuchProcess:
+            return True
+        except psutil.Error:
+            return False
+
+
+@dataclass(frozen=True)
+class Lease:
+    """A lease that was taken. Any process that has this object can keep it alive, one at a time: the one that called
+    `keep` last."""
+
+    folder: str
+    run: str  # the run's id, which survives that it is resumed
+    token: str  # of this taking
+
+    @property
+    def path(self) -> Path:
+        return Path(self.folder) / LEASE
+
+    def keep(self) -> None:
+        """One heartbeat; this process keeps the lease from now on. Raises: as `beat`."""
+        self._write(take_over=True)
+
+    def beat(self) -> bool:
+        """One heartbeat, unless another process keeps the lease by now; then False.
+
+        Raises:
+            LeaseLost: another run has it.
+            OSError: it could not be written.
+        """
+        return self._write(take_over=False)
+
+    def _write(self, take_over: bool) -> bool:
+        try:
+            file = self.path.open("r+b", buffering=0)
+        except FileNotFoundError:
+            raise LeaseLost(f"the lease {self.path} of this run is gone: somebody removed it, or its folder") from None
+        with file:
+            there = _parsed(file.read())
+            if there is None:
+                raise OSError(f"{self.path} cannot be read")
+            if there.token != self.token:
+                raise LeaseLost(
+                    f"the run folder {self.folder} was taken over by {there}, because this run gave no sign of life "
+                    f"for {duration(STALE_S)}: it ends, and writes nothing any more"
+                )
+            if not take_over and there.holder != Holder.here():
+                return False
+            file.seek(0)
+            file.write(replace(there, holder=Holder.here(), beats=there.beats + 1).bytes())
+        return True
+
+    def release(self) -> None:
+        """Give the folder free. Raises `OSError`."""
+        there = _look(self.path)
+        if there and there.token == self.token:
+            self.path.unlink(missing_ok=True)
+
+
+@dataclass(frozen=True)
+class _Content:
+    """What is in the file."""
+
+    run: str
+    token: str
+    holder: Holder
+    beats: int = 0
+
+    def __str__(self) -> str:
+        return f"run {self.run} on {self.holder.host} (process {self.holder.pid})"
+
+    def bytes(self) -> bytes:
+        return json.dumps(asdict(self)).encode().ljust(LENGTH - 1) + b"\n"
+
+
+class Heartbeat:
+    """Keeps a lease alive from a thread of this process, until another process keeps it, or `end`."""
+
+    def __init__(self, lease: Lease):
+        self._lease, self._ended = lease, threading.Event()
+        threading.Thread(target=self._beat, name="lease", daemon=True).start()
+
+    def end(self) -> None:
+        self._ended.set()
+
+    def _beat(self) -> None:
+        while not self._ended.wait(BEAT_S):
+            with contextlib.suppress(OSError):
+                try:
+                    if not self._lease.beat():
+                        return
+                except LeaseLost:
+                    return  # who keeps it says so
+
+
+def run_id(folder: Path) -> str:
+    """The id of the run in this folder; it gets one if it has none. Raises `OSError`."""
+    path = folder / RUN_ID
+    if not path.exists():
+        write_text(path, f"{uuid.uuid4().hex}\n")
+    return path.read_text(encoding="utf-8").strip()
+
+
+def is_unused(folder: Path) -> bool:
+    """Whether a folder is not there or has at most what a run that never began leaves: its id and its lease."""
+    return not folder.exists() or all(path.name.startswith((LEASE, RUN_ID)) for path in folder.iterdir())
+
+
+def take_lease(
+    folder: Path,
+    say: Callable[[str], None] = print,
+    asked_to_stop: Callable[[], bool] = lambda: False,
+    stale_s: float | None = None,
+) -> Lease:
+    """Take the lease of a run folder, which is made if it is not there.
+
+    Args:
+        folder: of the run.
+        say: takes a line about a stale lease.
+        asked_to_stop: whether it need not wait any longer.
+        stale_s: how long a heartbeat may stay the same; None: STALE_S.
+
+    Raises:
+        ConfigError: a run is at work there.
+        KeyboardInterrupt: asked to stop.
+        OSError: the folder cannot be used.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    path, stale_s = folder / LEASE, STALE_S if stale_s is None else stale_s
+    mine = _Content(run_id(folder), uuid.uuid4().hex, Holder.here())
+    while True:
+        try:
+            with path.open("xb", buffering=0) as file:
+                file.write(mine.bytes())
+            return Lease(str(folder), run_id(folder), mine.token)
+        except FileExistsError:
+            found = _look(path)
+        if not _is_stale(path, found, say, asked_to_stop, stale_s):
+            continue  # it was given free
+        partial = path.with_name(f"{LEASE}.{mine.token}")
+        partial.write_bytes(mine.bytes())
+        partial.replace(path)
+        time.sleep(SETTLE_S)
+        now = _look(path)
+        if now and now.token == mine.token:
+            say(f"· took over the run folder {folder} from {found or 'an unknown run'}, which has ended")
+            return Lease(str(folder), run_id(folder), mine.token)
+
+
+def _is_stale(
+    path: Path,
+    found: _Content | None,
+    say: Callable[[str], None],
+    asked_to_stop: Callable[[], bool],
+    stale_s: float,
+) -> bool:
+    """Watch a lease until it is known to be stale; False: it is gone. Raises: as `take_lease`."""
+    if found and found.holder.is_dead():
+        return True
+    begin, said = time.monotonic(), False
+    while (waited := time.monotonic() - begin) < stale_s:
+        if asked_to_stop():
+            raise KeyboardInterrupt
+        now = _look(path)
+        if now is None and not path.exists():
+            return False
+        if now and now != found:
+            raise ConfigError(
+                f"the run folder {path.parent} is in use by {now}, whose last heartbeat came "
+                f"{duration(_age_s(path))} ago; stop that run, or choose another run.name"
+            )
+        if not said and waited > min(2 * BEAT_S, stale_s / 2):
+            said = True
+            say(
+                f"· the run folder {path.parent} is leased to {found or 'an unknown run'}, whose last heartbeat came "
+                f"{duration(_age_s(path))} ago; it is taken over if none comes within {duration(stale_s - waited)}"
+            )
+        time.sleep(min(LOOK_S, stale_s / 4))
+    return True
+
+
+def _look(path: Path) -> _Content | None:
+    """What a lease says; None if there is none, or it is being written."""
+    try:
+        return _parsed(path.read_bytes())
+    except FileNotFoundError:
+        return None
+
+
+def _parsed(data: bytes) -> _Content | None:
+    try:
+        values = json.loads(data)
+        return _Content(**values | {"holder": Holder(**values["holder"])})
+    except (ValueError, TypeError, KeyError):
+        return None
+
+
+def _age_s(path: Path) -> float:
+    """How long ago a file was written, by the clock of its file server."""
+    probe = path.with_name(f"{LEASE}.{uuid.uuid4().hex}")
+    with contextlib.suppress(OSError):
+        probe.touch()
+        try:
+            return max(0.0, probe.stat().st_mtime - path.stat().st_mtime)
+        finally:
+            probe.unlink(missing_ok=True)
+    return 0.0
+
+
+def _machine() -> str:
+    """Names this machine since its last start and this process's namespace of process ids; empty where Linux does not
+    tell."""
+    with contextlib.suppress(OSError):
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="utf-8").strip()
+        return f"{boot} {os.readlink('/proc/self/ns/pid')}"
+    return ""

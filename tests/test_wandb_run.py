@@ -1,0 +1,152 @@
+"""wandb breaks in every way that it can; the job sees a line about it, once, and is never held up."""
+
+import sys
+import threading
+import time
+
+import pytest
+
+from pipeline.config import load_config
+
+LIMIT_S = 0.3
+
+
+class FakeWandb:
+    """The module wandb. `faults` has what a call of a name does."""
+
+    def __init__(self, **faults):
+        self.faults, self.logged, self.ended = faults, [], []
+        self.summary = {}
+        self.url, self.disabled, self.dir = "https://wandb.test/run", False, "/none/files"
+
+    def _call(self, name: str):
+        if fault := self.faults.get(name):
+            fault()
+
+    def Settings(self, **_):
+        return None
+
+    def login(self, prompt):
+        self._call("login")
+        return True
+
+    def init(self, **settings):
+        self.id = settings["id"]
+        self._call("init")
+        return self
+
+    def define_metric(self, *_, **__):
+        pass
+
+    def log(self, row):
+        self._call("log")
+        self.logged.append(row)
+
+    def Table(self, **_):
+        self._call("table")
+
+    def finish(self, exit_code):
+        self._call("finish")
+        self.ended.append(exit_code)
+
+    def teardown(self):
+        self._call("teardown")
+
+
+def raising(error: BaseException):
+    def fault():
+        raise error
+
+    return fault
+
+
+def hanging():
+    threading.Event().wait(30)
+
+
+@pytest.fixture
+def run_with(monkeypatch, tmp_path):
+    """Starts a run of wandb with these faults; returns it and the module."""
+    from actors import wandb_run as module
+
+    monkeypatch.setattr(module, "HANGS_S", 0.1)
+    config = load_config(["preset=tiny", "run.name=faulty", "wandb.mode=auto"])
+    monkeypatch.delenv("WANDB_MODE", raising=False)
+
+    def start(**faults):
+        fake = FakeWandb(**faults)
+        monkeypatch.setitem(sys.modules, "wandb", fake)
+        return module.WandbRun(config, tmp_path), fake
+
+    return start
+
+
+CASES = {
+    "a key that the server refuses": ({"login": raising(PermissionError("401"))}, "PermissionError: 401", 0),
+    "a server that is not there": ({"init": raising(TimeoutError("unreachable"))}, "TimeoutError: unreachable", 0),
+    "a server that never answers": ({"init": hanging}, "not ready after 0.3 s", 0),
+    "a core process that died": ({"log": raising(ConnectionResetError("Connection lost"))}, "Connection lost", 0),
+    "a core process that hangs": ({"log": hanging}, "no answer for 0.1 s", 0),
+    "a full disk": ({"table": raising(OSError(28, "No space left on device"))}, "No space left", 3),
+    "an exit": ({"log": raising(SystemExit(3))}, "SystemExit: 3", 0),
+    "an end that fails": ({"finish": raising(BrokenPipeError("gone"))}, "BrokenPipeError: gone", 6),
+    "an end that hangs": ({"finish": hanging}, "not finished after 0.3 s", 6),
+    "a teardown that fails": ({"teardown": raising(RuntimeError("twice"))}, "RuntimeError: twice", 6),
+}
+
+
+@pytest.mark.parametrize(("faults", "said", "logged"), CASES.values(), ids=CASES)
+def test_whatever_wandb_does_is_said_once_and_holds_nobody_up(run_with, faults, said, logged):
+    run, wandb = run_with(**faults)
+    begin, news = time.monotonic(), []
+    run.started(LIMIT_S)
+    news += run.news()
+    for step in range(6):
+        run.log(lambda wandb, step=step: {"table": wandb.Table()} if step == 3 else {"step": step})
+        time.sleep(0.05)
+        news += run.news()
+    run.finish({"status": "completed"}, LIMIT_S)
+    news += run.news() + run.news()
+    assert time.monotonic() - begin < 10  # what hangs does so for 30 s
+    (line,) = news
+    assert line.startswith("· wandb: ") and said in line and "the run does not need it" in line
+    assert len(wandb.logged) == logged
+
+
+def test_without_a_fault_nothing_is_said(run_with):
+    run, wandb = run_with()
+    place, run_id = run.started()
+    run.log(lambda wandb: {"step": 1})
+    run.finish({"status": "failed", "reward": 1})
+    assert (place, run_id) == (wandb.url, wandb.id) and len(run_id) == 8
+    assert wandb.logged == [{"step": 1}] and wandb.summary["reward"] == 1 and wandb.ended == [1]
+    assert run.news() == []
+
+
+def test_a_run_that_failed_is_ended_all_the_same(run_with):
+    run, wandb = run_with(table=raising(ValueError("no table")))
+    run.log(lambda wandb: wandb.Table())
+    run.finish({"status": "completed"})
+    assert wandb.ended == [0] and len(run.news()) == 1
+
+
+def test_calls_are_left_out_when_too_many_wait(run_with, monkeypatch):
+    from actors import wandb_run as module
+
+    monkeypatch.setattr(module, "MOST_WAITING", 5)
+    go = threading.Event()
+    run, _ = run_with(init=go.wait)
+    for _ in range(50):
+        run.log(lambda wandb: {})
+    assert run._calls.qsize() == 5 and "rows are left out there" in run.news()[0]
+    go.set()
+
+
+def test_a_config_that_disables_it_needs_no_server(tmp_path):
+    from actors.wandb_run import WandbRun
+
+    run = WandbRun(load_config(["preset=tiny", "run.name=off", "wandb.mode=disabled"]), tmp_path)
+    assert run.started() == ("", "")
+    run.log(lambda wandb: {"step": 1})
+    run.finish({"status": "completed"})
+    assert run.news() == []
