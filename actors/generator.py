@@ -228,6 +228,8 @@ class Generator:
         except (WeightsLost, BucketError):  # before anything was loaded
             raise
         except Exception:
+            if self._closing:  # the engine was ended under the update, which nobody waits for any more
+                return 0.0
             log.exception("generator %s could not take up new weights", self.name)
             self._die("a weight update failed, so its weights are in doubt")
 

@@ -9,6 +9,7 @@ import pytest
 
 from pipeline.checkpoints import Checkpoints
 from pipeline.documents.synthetic import synthetic_problem
+from pipeline.end_tokens import named_end_tokens
 from pipeline.problems import write_problem_file
 from tests.bad_scorers import ARGUMENTS
 from tests.faults import rows_of, run_job
@@ -93,6 +94,7 @@ def test_the_run_ends_with_an_evaluation_of_the_model_before_and_after(finished)
         json.loads((evaluation / name / "summary.json").read_text())["model"] for name in ("before-RL", "after-RL")
     ]
     assert models[1] == summary["checkpoint"] + "/hf" != models[0]
+    assert named_end_tokens(models[1]) == named_end_tokens(models[0]) == {1, *range(30, 50)}
     assert (evaluation / "accuracy.png").stat().st_size > 0
     table = (evaluation / "accuracy.md").read_text()
     assert "after RL" in table and "before RL" in table and table in output
