@@ -112,7 +112,7 @@ class WandbRun:
             # No tables of all numbers in the terminal at the end, and nothing between this process and its output.
             settings=wandb.Settings(quiet=True, console="off", init_timeout=START_S - 5),
         )
-        # wandb counts which packages are imported: when its core process is dead, imports raise; when it hangs, they do.
+        # wandb counts the packages that are imported, so that imports raise when its core process is dead.
         wandb.sdk.lib.import_hooks.unregister_all_post_import_hooks()
         # A run that goes back to a checkpoint logs some steps twice, which wandb's own counter cannot.
         self._run.define_metric("step")
