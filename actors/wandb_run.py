@@ -109,9 +109,11 @@ class WandbRun:
             mode=mode,
             id=self._id,
             resume="allow" if self._resumed else None,
-            # quiet: no tables of all numbers in the terminal at the end
-            settings=wandb.Settings(quiet=True, init_timeout=START_S - 5),
+            # No tables of all numbers in the terminal at the end, and nothing between this process and its output.
+            settings=wandb.Settings(quiet=True, console="off", init_timeout=START_S - 5),
         )
+        # wandb counts the packages that are imported, so that imports raise when its core process is dead.
+        wandb.sdk.lib.import_hooks.unregister_all_post_import_hooks()
         # A run that goes back to a checkpoint logs some steps twice, which wandb's own counter cannot.
         self._run.define_metric("step")
         self._run.define_metric("*", step_metric="step")

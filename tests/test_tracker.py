@@ -179,6 +179,7 @@ def test_rows_are_whole_whatever_becomes_of_wandb(ray_session, config, tmp_path)
         await tracking.episodes(3, [])
         await tracking.roll_back(2)
         await tracking.log(row(3))
+        assert len(said) == 1, said
         (line,) = said
         assert line.startswith("· wandb: ") and "the run does not need it" in line
         process.suspend()

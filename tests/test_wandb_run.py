@@ -3,6 +3,7 @@
 import sys
 import threading
 import time
+from types import SimpleNamespace
 
 import pytest
 
@@ -17,6 +18,8 @@ class FakeWandb:
     def __init__(self, **faults):
         self.faults, self.logged, self.ended = faults, [], []
         self.summary = {}
+        hooks = SimpleNamespace(unregister_all_post_import_hooks=lambda: None)
+        self.sdk = SimpleNamespace(lib=SimpleNamespace(import_hooks=hooks))
         self.url, self.disabled, self.dir = "https://wandb.test/run", False, "/none/files"
 
     def _call(self, name: str):
