@@ -11,22 +11,30 @@ import os
 import pickle
 import re
 import struct
+import sys
 import time
+from collections.abc import Callable
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import yaml
 
 from jobs.ray_token import ClusterError, check_listener, private_folder, require_token
 from pipeline.agents import load_agent
+from pipeline.bucket_files import BucketError, read_bucket_file
 from pipeline.config import AgentConfig, Config, ConfigError, load_config
 from pipeline.documents.passages import PassageFile, table_writer
+from pipeline.end_tokens import named_end_tokens
 from pipeline.evaluation.config import EvaluationConfig
 from pipeline.evaluation.figures import FiguresConfig
+from pipeline.evaluation.results import SCORES, read_results
 from pipeline.fine_tuning.config import FineTuningConfig
+from pipeline.lease import take_lease
 from pipeline.problems import BadRow, DataError, Quarantine, row_rules
+from pipeline.prompts import TEMPLATES, load_template
 from pipeline.recipes import RECIPES
 from pipeline.sample_files import SampleFiles
 from tests.byte_tokenizer import byte_tokenizer
@@ -233,6 +241,20 @@ VALUES = {
     "scorer in an evaluation": ("evaluate preset=eval_tiny scorer.modules.mine=no:no", "scorer.modules.mine: 'no:no'"),
     "scorer of a filter": ("prepare filter preset=eval_tiny output=o scorer.modules.mine=no:no", "'no:no' cannot be"),
     "task of prepared samples": ("prepare hotpotqa path=p output=o task=os:execv", "task='os:execv'; there are"),
+    # Prompt templates, filters, the model's end, the dtype.
+    "no such prompts": (TRAIN + "agent.prompt_template=memagnet", "memagnet"),
+    "prompts of a folder": (TRAIN + "agent.prompt_template=/", "agent.prompt_template"),
+    "prompts that are not there": (TRAIN + "agent.prompt_template=/no/such/mine.yaml", "/no/such/mine.yaml"),
+    "prompts of an unknown store": (TRAIN + "agent.prompt_template=web://x/mine.yaml", "web://x/mine.yaml"),
+    "filter by a set that is not there": (
+        "prepare filter preset=eval_tiny output=o data.source=file data.path=q.json only=[no/such]", "no/such|q.json",
+    ),
+    "filter of questions that are not there": (
+        "prepare filter preset=eval_tiny output=o data.source=file data.path=no/such.json", "no/such.json",
+    ),
+    "filter by another rule": ("prepare filter preset=eval_tiny output=o rule=f1", "rule='f1' must be one of"),
+    "filtered set that is not there": ("prepare hotpotqa path=p.json output=o only=[no/such]", "no/such|p.json"),
+    "another dtype": (TRAIN + "model.dtype=float16", "model.dtype='float16' must be one of auto, float32, bfloat16"),
     # Interpolation.
     "environment": (TRAIN + "run.folder=${oc.env:HOME}", r"in run.folder is not resolved; .* interpolation=yes"),
     "another key": (TRAIN + "run.folder=${model.path}", "in run.folder is not resolved"),
@@ -470,6 +492,57 @@ def evaluation(path: Path) -> None:
     check_folder(load_config(["preset=eval_tiny"], EvaluationConfig), folder)
 
 
+def prompts(path: Path) -> None:
+    load_template(str(path))
+
+
+def results(path: Path) -> None:
+    """What an evaluation wrote."""
+    try:
+        read_results(path)
+    except ValueError as error:
+        raise DataError(str(error)) from None
+
+
+def end(path: Path) -> None:
+    """The file is the generation_config.json of a model."""
+    try:
+        named_end_tokens(str(path.parent))
+    except ValueError as error:
+        raise DataError(str(error)) from None
+
+
+def bucket(path: Path) -> None:
+    """The file holds 128 bytes of weights."""
+    try:
+        read_bucket_file(str(path), 128)
+    except BucketError as error:
+        raise DataError(str(error)) from None
+
+
+def lease(path: Path) -> None:
+    """The file is the lease of a run folder. It is taken over, which is said."""
+    take_lease(path.parent, print, stale_s=0.2)
+    print("taken over", file=sys.stderr)
+
+
+def template(**texts) -> Callable[[Path], None]:
+    """The prompts of the tiny language, but for these; None: without this key."""
+    whole = yaml.safe_load((TEMPLATES / "tiny.yaml").read_text()) | texts
+    return text(yaml.safe_dump({key: value for key, value in whole.items() if value is not None}))
+
+
+def answered(**values) -> Callable[[Path], None]:
+    """A line of results.jsonl, but for these values."""
+    row = dict.fromkeys(SCORES, 1.0) | {
+        "set": "a", "length": 1, "id": "i", "method": "memory", "sample": 0, "task": "qa", "question": "Who?",
+        "answers": ["Ann"], "answer": "Ann", "cut": False, "cut_memories": 0, "error": None, "document_tokens": 1,
+        "conversations": 1, "prompt_tokens": 1, "response_tokens": 1, "seconds": 1.0, "memories": [],
+        "memory_trace": None,
+    }  # fmt: skip
+    return text(json.dumps(row | values) + "\n")
+
+
 ROW_1 = r"row 1 \(from 0\)"
 
 FILES = {
@@ -526,6 +599,38 @@ FILES = {
     "preset with nan": ("a.yaml", text("data:\n  max_bad_share: .nan\n"), preset, "max_bad_share=nan is not a finite"),
     "GGUF file that is none": ("m.gguf", text("no"), gguf, "is not a GGUF file"),
     "GGUF file of a head alone": ("m.gguf", text(b"GGUF" + bytes(20)), gguf, "m.gguf cannot be read as a model"),
+    "prompts that are nothing": ("p.yaml", text(""), prompts, "p.yaml"),
+    "prompts that are a list": ("p.yaml", text("- a\n"), prompts, "p.yaml"),
+    "prompts that are no YAML": ("p.yaml", text("update: [\n"), prompts, "p.yaml"),
+    "prompts that are bytes": ("p.yaml", text(b"\xff\xfe"), prompts, "p.yaml"),
+    "prompts of thousands of brackets": ("p.yaml", text(5000 * "["), prompts, "p.yaml"),
+    "prompts with an object of Python": (
+        "p.yaml", text("update: !!python/object/apply:os.system [ls]\n"), prompts, "p.yaml",
+    ),
+    "prompts without an answer": ("p.yaml", template(answer=None), prompts, "p.yaml(.|\n)*answer"),
+    "prompts with an unknown key": ("p.yaml", template(updat="{problem}"), prompts, "p.yaml(.|\n)*updat"),
+    "prompts without a slot": ("p.yaml", template(update="{problem} {memory}"), prompts, "p.yaml(.|\n)*chunk"),
+    "prompts with an unknown slot": ("p.yaml", template(answer="{prompt} {memory}"), prompts, "p.yaml(.|\n)*prompt"),
+    "prompts that are lists": ("p.yaml", template(answer=["a"]), prompts, "p.yaml(.|\n)*answer"),
+    "prompts of no text": ("p.yaml", template(empty_memory=False), prompts, "p.yaml(.|\n)*empty_memory"),
+    "prompts for a chat, perhaps": ("p.yaml", template(chat="perhaps"), prompts, "p.yaml(.|\n)*chat"),
+    "end that is a name": ("generation_config.json", text('{"eos_token_id": "<eos>"}'), end, "generation_config.json"),
+    "end below 0": ("generation_config.json", text('{"eos_token_id": -1}'), end, "generation_config.json"),
+    "end of nothing": ("generation_config.json", text('{"eos_token_id": [null]}'), end, "generation_config.json"),
+    "end that is no JSON": ("generation_config.json", text("{"), end, "generation_config.json is not JSON"),
+    "answers that are no JSON": ("results.jsonl", text("{\n"), results, "results.jsonl, line 1 is not JSON"),
+    "answers of an endless length": (
+        "results.jsonl", answered(length=float("inf")), results, "results.jsonl, line 1",
+    ),
+    "answers of a set of null": ("results.jsonl", answered(set=None), results, "results.jsonl, line 1"),
+    "answers without scores": ("results.jsonl", text('{"id": "a"}\n'), results, "results.jsonl, line 1"),
+    "weights that are missing": ("w", lambda path: None, bucket, "cannot be read: No such file"),
+    "weights that are nothing": ("w", text(""), bucket, "has 0 bytes, and its weights have 128"),
+    "weights that are cut off": ("w", text(bytes(127)), bucket, "has 127 bytes, and its weights have 128"),
+    "weights that are too long": ("w", text(bytes(129)), bucket, "has 129 bytes, and its weights have 128"),
+    "lease that is nothing": ("lease.json", text(""), lease, "taken over"),
+    "lease that is torn": ("lease.json", text('{"run": "a", "hos'), lease, "taken over"),
+    "lease that is a list": ("lease.json", text("[]"), lease, "taken over"),
     "evaluation of a list": ("config.yaml", text("- 1\n"), evaluation, "config.yaml is a list"),
     "evaluation of no YAML": ("config.yaml", text("a: [\n"), evaluation, "config.yaml cannot be read"),
 }  # fmt: skip
