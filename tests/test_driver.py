@@ -42,7 +42,7 @@ def test_the_numbers_of_an_earlier_life_stay(tmp_path, config):
 
 
 def test_what_answers_a_signal_before_the_job_is_at_work_and_after():
-    called = []
+    called, before = [], signal.getsignal(signal.SIGTERM)
     with StopSignals() as signals:
         signals.add(lambda: called.append("summary"))
         os.kill(os.getpid(), signal.SIGTERM)
@@ -56,7 +56,7 @@ def test_what_answers_a_signal_before_the_job_is_at_work_and_after():
         signals.only(lambda: called.append("only stop"))
         os.kill(os.getpid(), signal.SIGTERM)
     assert called == ["summary", "stop", "only stop"]
-    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    assert signal.getsignal(signal.SIGTERM) == before
 
 
 def test_a_folder_that_cannot_be_made_or_written_is_a_configuration_error(tmp_path, config, monkeypatch):

@@ -6,7 +6,7 @@ import itertools
 import json
 import signal
 from collections import Counter
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -485,8 +485,11 @@ def test_the_filter_drops_what_is_answered_without_the_document(run, data, tmp_p
 
 
 def test_passage_files_of_filtered_samples_are_beside_them(tmp_path, monkeypatch):
-    from jobs.filter import seen_from
-    from pipeline.problems import Problem
+    from pipeline.evaluation.filtering import PassageLinks
+
+    def names_in(folder: Path, paths: list[Path]) -> list[str]:
+        links = PassageLinks(folder)
+        return [links.name(str(path)) for path in paths]
 
     files = [tmp_path / name / "passages.arrow" for name in ("a", "b")]
     for file in files:
@@ -494,18 +497,16 @@ def test_passage_files_of_filtered_samples_are_beside_them(tmp_path, monkeypatch
         file.write_text(file.parent.name)
     output = tmp_path / "out"
     output.mkdir()
-    problems = [Problem(f"{i}", "?", ("a",), passages=(0,), passage_file=str(files[i % 2])) for i in range(4)]
-    problems += [Problem("by value", "?", ("a",), "text"), replace(problems[0], passage_file="s3://bucket/p.arrow")]
-    names = ["passages.arrow", "2-passages.arrow"] * 2 + ["", "s3://bucket/p.arrow"]
+    names = ["passages.arrow", "2-passages.arrow"]
     for _ in range(2):  # taken up, it finds its links
-        assert [problem.passage_file for problem in seen_from(output, problems)] == names
-    assert [(output / name).read_text() for name in names[:2]] == ["a", "b"]
-    assert sorted(path.name for path in output.iterdir()) == sorted(names[:2])
+        assert names_in(output, [*files, *files]) == 2 * names
+    assert [(output / name).read_text() for name in names] == ["a", "b"]
+    assert sorted(path.name for path in output.iterdir()) == sorted(names)
     # In the very folder of the samples, and where the file system allows no links.
-    assert [problem.passage_file for problem in seen_from(files[0].parent, problems[:1])] == ["passages.arrow"]
+    assert names_in(files[0].parent, files[:1]) == ["passages.arrow"]
     monkeypatch.setattr("os.link", lambda *_: (_ for _ in ()).throw(OSError))
     other = tmp_path / "other"
     other.mkdir()
     for _ in range(2):
-        assert [problem.passage_file for problem in seen_from(other, problems[:2])] == names[:2]
+        assert names_in(other, files) == names
     assert not (other / names[0]).samefile(files[0]) and (other / names[0]).read_text() == "a"

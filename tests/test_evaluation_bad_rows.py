@@ -14,6 +14,7 @@ from pipeline.documents.passages import document_text
 from pipeline.evaluation.answers import Answer
 from pipeline.evaluation.config import EvaluationConfig
 from pipeline.evaluation.results import read_results
+from pipeline.lease import take_lease
 from tests.bad_scorers import MODULES
 
 GOOD = 20
@@ -68,7 +69,9 @@ def evaluate(tmp_path: Path, monkeypatch, *bad: dict | str, methods: str = "dire
     config = load_config(overrides, EvaluationConfig)
     folder = tmp_path / "run"
     folder.mkdir(exist_ok=True)
-    summary = asyncio.run(module.Evaluator.__ray_metadata__.modified_class(config, str(folder)).run())
+    summary = asyncio.run(
+        module.Evaluator.__ray_metadata__.modified_class(config, str(folder), take_lease(folder)).run()
+    )
     assert summary["status"] == "completed", summary["error"]
     assert json.loads((folder / "summary.json").read_text()) == summary
     rows = read_results(folder / "results.jsonl")

@@ -34,7 +34,7 @@ def test_the_lease_is_kept_alive_until_it_is_released(actor, tmp_path):
         assert not (tmp_path / LEASE).exists()
 
     asyncio.run(run())
-    assert actor._lines == []
+    assert list(actor._lines) == []
 
 
 def test_a_run_whose_folder_was_taken_over_ends_and_writes_nothing(actor, tmp_path):
@@ -146,4 +146,4 @@ def test_an_evaluation_whose_answers_are_not_all_on_disk_has_failed(tmp_path, mo
     assert "2 answers could not be written into results.jsonl" in summary["error"] and "No space" in summary["error"]
     assert summary["unwritten"] == {"results.jsonl": 2}
     said = [line.partition(":")[0] for line in evaluator._lines]
-    assert "· results.jsonl lacks 2 that could not be written" in said and "· the tables could not be written" in said
+    assert "· results.jsonl lacks 2 that could not be written" in said and "· not all tables and figures could be made" in said

@@ -86,6 +86,7 @@ def test_a_cut_answer_is_wrong_in_training_and_in_evaluation(conversations, answ
     from pipeline.evaluation.answers import AnswerRecorder
     from pipeline.evaluation.config import EvaluationConfig
     from pipeline.evaluation.questions import Question, Task
+    from pipeline.lease import Lease
     from pipeline.memory_trace import MemoryCounts
     from pipeline.problems import Problem
 
@@ -111,7 +112,9 @@ def test_a_cut_answer_is_wrong_in_training_and_in_evaluation(conversations, answ
         recorder = AnswerRecorder(generate, Sampling(0.0), 0, False, follow)
         for role, _ in responses:
             await recorder([1], 1, role)
-        evaluator = Evaluator.__ray_metadata__.modified_class(EvaluationConfig(), str(tmp_path))
+        evaluator = Evaluator.__ray_metadata__.modified_class(
+            EvaluationConfig(), str(tmp_path), Lease(str(tmp_path), "run", "token")
+        )
         task, problem = Task(Question(0, "s", 1, "q", 1), "direct", 0), Problem("q", "city Rex", ("Paris",), "Rex")
         recorded = recorder.answer(answer, None, None, MemoryCounts())
         return await evaluator._row(task, problem, recorded, None, 1.0)
