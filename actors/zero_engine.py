@@ -241,12 +241,13 @@ def _load_policy(model: ModelConfig, settings: dict, temperature: float, train_e
 
 
 def _plain_buffers(loaded: torch.nn.Module, model: ModelConfig) -> dict[str, torch.Tensor]:
-    """The model's buffers as they are without DeepSpeed, by name; those of a checkpoint without its values."""
+    """The buffers that no checkpoint holds, by name, with the values that they have without DeepSpeed."""
     with no_init_weights(), init_empty_weights(include_buffers=False):
         plain = AutoModelForCausalLM.from_config(
             copy.deepcopy(loaded.config), dtype=getattr(torch, model.dtype), trust_remote_code=model.trust_remote_code
         )
-    return dict(plain.named_buffers())
+    in_checkpoint = loaded.state_dict().keys()
+    return {name: buffer for name, buffer in plain.named_buffers() if name not in in_checkpoint}
 
 
 def _restore_buffers(loaded: torch.nn.Module, model: ModelConfig) -> None:
@@ -256,11 +257,9 @@ def _restore_buffers(loaded: torch.nn.Module, model: ModelConfig) -> None:
     the frequencies of rotary embeddings are then off by up to 0.4%: by radians at position 8,000 (DeepSpeed's issue
     4932).
     """
-    in_checkpoint = loaded.state_dict().keys()
     for name, buffer in _plain_buffers(loaded, model).items():
-        if name not in in_checkpoint:
-            owner, _, attribute = name.rpartition(".")
-            setattr(loaded.get_submodule(owner), attribute, buffer)
+        owner, _, attribute = name.rpartition(".")
+        setattr(loaded.get_submodule(owner), attribute, buffer)
 
 
 def _check_buffers(engine: deepspeed.DeepSpeedEngine, model: ModelConfig) -> None:
@@ -268,15 +267,12 @@ def _check_buffers(engine: deepspeed.DeepSpeedEngine, model: ModelConfig) -> Non
 
     The log-probs' mismatch would not show it: in bfloat16 rounding alone is larger.
     """
-    loaded = engine.module.model
-    in_checkpoint = loaded.state_dict().keys()
-    held = dict(loaded.named_buffers())
-    for name, buffer in _plain_buffers(loaded, model).items():
-        same = held[name].dtype == buffer.dtype
-        if not same or (name not in in_checkpoint and not torch.equal(held[name].cpu(), buffer)):
+    held = dict(engine.module.model.named_buffers())
+    for name, buffer in _plain_buffers(engine.module.model, model).items():
+        if held[name].dtype != buffer.dtype or not torch.equal(held[name].cpu(), buffer):
             raise RuntimeError(
-                f"{model.path}: under DeepSpeed the buffer {name} is {held[name].dtype} and not what it is without: "
-                f"{buffer.dtype}; the learners would train another model than vLLM samples from"
+                f"{model.path}: DeepSpeed has changed the buffer {name} ({held[name].dtype}, without it "
+                f"{buffer.dtype}), so the learners would train another model than vLLM samples from"
             )
 
 

@@ -11,15 +11,17 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 import pipeline.attention  # noqa: F401  registers packed_sdpa with transformers
 from pipeline.plan import LOGITS_IN_MEMORY
 
+PRODUCT_IN_MEMORY = 2**22  # float32 numbers of a product on its way into a sum: 16 MiB
+
 
 def token_logprobs(
     hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor, temperature: float, train_entropy: bool = False
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Log-probs of `targets` under softmax(hidden · weightᵀ / temperature), and its entropy in nats, float32 [R] each.
 
-    Logits and their softmax are float32 whatever the model's dtype, as in vLLM on GPUs (actors/vllm_engine.py): a logit
-    of 20 that is rounded to bfloat16 is off by up to 0.06. The weight's gradient is added up over the chunks in
-    float32, too.
+    The softmax is float32, and on GPUs the logits are too, as in vLLM there (actors/vllm_engine.py): a logit of 20 that
+    is rounded to bfloat16 is off by up to 0.06. On a CPU logits have the model's dtype in both, which takes half the
+    time. The weight's gradient is added up over the chunks in float32.
 
     Args:
         hidden: [R, D].
@@ -62,7 +64,7 @@ class _TokenLogprobs(torch.autograd.Function):
             by_logits.scatter_add_(1, targets[rows, None], by_logprobs[rows, None])
             by_logits = by_logits.div_(ctx.temperature).to(hidden.dtype)
             by_hidden[rows] = by_logits @ weight
-            by_weight += _product(by_logits.T, hidden[rows])
+            _add_product(by_weight, by_logits, hidden[rows])
         return by_hidden, by_weight.to(weight.dtype), None, None, None
 
 
@@ -76,10 +78,27 @@ def _logits(hidden: torch.Tensor, weight: torch.Tensor, temperature: float) -> t
 
 
 def _product(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-    """a · b in float32, whatever their dtype."""
+    """a · b as float32. On a GPU no number of it is rounded to their dtype before, which CPUs cannot do."""
     if a.is_cuda and a.dtype != torch.float32:
-        return torch.mm(a, b, out_dtype=torch.float32)  # which CPUs do not have
-    return a.float() @ b.float()
+        return torch.mm(a, b, out_dtype=torch.float32)
+    return (a @ b).float()
+
+
+def _add_product(total: torch.Tensor, a: torch.Tensor, b: torch.Tensor) -> None:
+    """Add aᵀ · b to `total`, float32 [V, D].
+
+    Args:
+        total: is changed.
+        a: [R, V].
+        b: [R, D].
+    """
+    if a.dtype == torch.float32:
+        total.addmm_(a.T, b)
+        return
+    size = max(1, PRODUCT_IN_MEMORY // total.shape[1])
+    for start in range(0, len(total), size):
+        rows = slice(start, start + size)
+        total[rows] += _product(a[:, rows].T, b)
 
 
 def _dot(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
