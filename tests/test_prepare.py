@@ -322,12 +322,6 @@ def test_a_source_that_is_too_small_for_the_longest_documents_is_said_before_any
         settings.sets(str(tmp_path / "out"), anew=True)
 
 
-def test_rulers_defaults_are_the_authors():
-    settings = RulerSettings()
-    assert settings.tokens == [8192, 16384, 32768, 65536, 131072, 262144, 524288] and settings.count == 128
-    assert set(RULER_TASKS) - set(settings.tasks) == {"cwe", "qa_2"}
-
-
 # The command itself, on the tests' Ray.
 
 
