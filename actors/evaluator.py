@@ -265,7 +265,7 @@ class Evaluator(JobActor):
     async def _row(
         self, task: Task, problem: Problem, answer: Answer | None, error: str | None, seconds: float
     ) -> dict:
-        """The row of results.jsonl. Without an answer, or with one that was cut, all scores are 0; what the cut one would
+        """The row of results.jsonl. Without an answer, or with one that was cut, all scores are 0. What a cut one would
         have scored is in `score_if_not_cut`, None if its scorer failed."""
         scores = dict.fromkeys(SCORES, 0.0)
         if answer:

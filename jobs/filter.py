@@ -65,7 +65,8 @@ def filter_samples(arguments: list[str]) -> int:
     print(
         f"· {report['dropped']} of {report['dropped'] + report['kept']} samples ({report['dropped_share']:.1%}) were "
         f"answered without their document and dropped; {report['kept']} kept\n"
-        f"· {report['errors']} of {asked} questions could not be asked or scored and are kept; {quarantine.bad} quarantined\n"
+        f"· {report['errors']} of {asked} questions could not be asked or scored and are kept; "
+        f"{quarantine.bad} quarantined\n"
         f"· kept {folder / KEPT}\n· dropped {folder / 'dropped' / 'dropped.jsonl'}"
     )
     return 0

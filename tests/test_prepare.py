@@ -9,7 +9,6 @@ import pytest
 from jobs import prepare
 from pipeline.config import ConfigError, load_config
 from pipeline.documents.passages import document_text
-from pipeline.documents.ruler import RULER_TASKS
 from pipeline.preparation import prepare_samples
 from pipeline.problems import DataError, problem_from_row
 from pipeline.recipes import RECIPES, RulerSettings
