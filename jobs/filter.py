@@ -48,7 +48,7 @@ def filter_samples(arguments: list[str]) -> int:
     folder = base_folder(in_job=start_ray()) / config.output
     asking = evaluation_of(config, folder)
     quarantine = Quarantine(folder / QUARANTINE, config.data.max_bad_share)
-    quarantine.path.unlink(missing_ok=True)  # a filter that is taken up finds the same rows again
+    quarantine.path.unlink(missing_ok=True)  # a resumed filter finds the same rows
     try:
         asked = write_asked(problems(config, quarantine), folder / ASKED, begun=has_answers(folder))
         quarantine.finish()

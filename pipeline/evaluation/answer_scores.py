@@ -1,8 +1,8 @@
 """How right an answer is, by five metrics with names of their own.
 
 They are kept apart because they answer different questions. Lenient containment that was reported as accuracy, and
-that held in both directions, counted "The" as right for "the Beatles" and "I do not know" for "no". It is here as
-`sub_em`, for MemAgent's published tables have no other metric.
+that held in both directions, counted "The" as right for "the Beatles" and "I do not know" for "no". It is kept as
+`sub_em`, the only metric in MemAgent's published tables.
 """
 
 import re

@@ -23,7 +23,7 @@ from pipeline.problems import BadRow, DataError, Problem, Quarantine, checked_ro
 from pipeline.scoring import values_found
 
 RULES = ("score", "containment")
-NO_DOCUMENT = "(asked without its document)"  # of a question that is asked: nobody reads it, and a sample has one
+NO_DOCUMENT = "(asked without its document)"  # placeholder: a sample must have a document, which closed_book ignores
 
 
 def hotpotqa_problems(path: str, only: set[str] | None, limit: int, quarantine: Quarantine) -> Iterator[Problem]:
@@ -64,7 +64,7 @@ def hotpotqa_problems(path: str, only: set[str] | None, limit: int, quarantine: 
 
 
 def question_key(problem: Problem) -> str:
-    """What two samples share whose closed-book answer is worth the same, as 32 hexadecimal digits."""
+    """The key of a question, 32 hexadecimal digits: equal for samples that ask the same."""
     asked = json.dumps([problem.question, problem.answers, problem.task])
     return hashlib.blake2b(asked.encode(), digest_size=16).hexdigest()
 
@@ -72,7 +72,7 @@ def question_key(problem: Problem) -> str:
 def write_asked(problems: Iterable[Problem], path: Path, begun: bool) -> int:
     """Write a sample of each different question, with its key for an id, into a local file; return how many.
 
-    A file of the same content is left alone: an evaluation that is taken up sees that it did not change.
+    A file of the same content is left alone, so a resumed evaluation finds it unchanged.
 
     Args:
         problems: that may ask the same question several times.

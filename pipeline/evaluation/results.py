@@ -75,7 +75,8 @@ def as_length(length: object) -> object:
     """A length as it stands in a table: a number that is written as text is one, and 8192.0 is 8192."""
     if isinstance(length, str) and NUMBER.fullmatch(length):
         length = float(length) if "." in length else int(length)
-    return int(length) if isinstance(length, float) and length.is_integer() else length
+    whole = isinstance(length, float) and length.is_integer() and abs(length) <= LARGEST_LENGTH
+    return int(length) if whole else length
 
 
 def bring_up_to_date(row: object) -> None:
