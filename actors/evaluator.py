@@ -265,11 +265,12 @@ class Evaluator(JobActor):
     async def _row(
         self, task: Task, problem: Problem, answer: Answer | None, error: str | None, seconds: float
     ) -> dict:
-        """The row of results.jsonl. Without an answer, or with one that was cut, all scores are 0."""
+        """The row of results.jsonl. Without an answer, or with one that was cut, all scores are 0. What a cut one would
+        have scored is in `score_if_not_cut`, None if its scorer failed."""
         scores = dict.fromkeys(SCORES, 0.0)
-        if answer and not answer.cut:
+        if answer:
             given, error = await scores_of(problem.task, answer.text, problem.answers, self.config.scorer.modules)
-            scores |= given
+            scores |= {"score_if_not_cut": given.get("score")} if answer.cut else given
         trace = answer and answer.memory_trace
         return {
             **dict(zip(("set", "length", "id", "method", "sample"), task.key, strict=True)),

@@ -48,7 +48,7 @@ def filter_samples(arguments: list[str]) -> int:
     folder = base_folder(in_job=start_ray()) / config.output
     asking = evaluation_of(config, folder)
     quarantine = Quarantine(folder / QUARANTINE, config.data.max_bad_share)
-    quarantine.path.unlink(missing_ok=True)  # a filter that is taken up finds the same rows again
+    quarantine.path.unlink(missing_ok=True)  # a resumed filter finds the same rows
     try:
         asked = write_asked(problems(config, quarantine), folder / ASKED, begun=has_answers(folder))
         quarantine.finish()
@@ -65,7 +65,8 @@ def filter_samples(arguments: list[str]) -> int:
     print(
         f"· {report['dropped']} of {report['dropped'] + report['kept']} samples ({report['dropped_share']:.1%}) were "
         f"answered without their document and dropped; {report['kept']} kept\n"
-        f"· {report['errors']} of {asked} questions could not be asked and are kept; {quarantine.bad} quarantined\n"
+        f"· {report['errors']} of {asked} questions could not be asked or scored and are kept; "
+        f"{quarantine.bad} quarantined\n"
         f"· kept {folder / KEPT}\n· dropped {folder / 'dropped' / 'dropped.jsonl'}"
     )
     return 0
@@ -73,7 +74,7 @@ def filter_samples(arguments: list[str]) -> int:
 
 def split_by_answers(config: FilterConfig, evaluation: Path, folder: Path) -> dict:
     """Write the filtered set into `folder`, by the answers in the folder `evaluation`; return what filter.json says."""
-    judged = verdicts(evaluation / "results.jsonl", config.rule, config.scorer.modules)
+    judged = verdicts(evaluation / "results.jsonl", config.rule)
     again = Quarantine(Path(os.devnull), max_share=1.0)  # those rows are counted and written already
     counts = split(problems(config, again), judged.answered, folder)
     return {

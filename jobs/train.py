@@ -273,15 +273,21 @@ def evaluate_run(config: Config, folder: Path, checkpoint: str) -> int:
 def evaluation_of(config: Config, model: str) -> EvaluationConfig:
     """The evaluation that `train.evaluation` describes, of `model`, with the run's seed and wandb settings.
 
+    The run's prompts and scorers are used, too, unless the arguments in `train.evaluation` name others.
+
     Raises:
         ConfigError: it describes none.
     """
+    arguments = config.train.evaluation.split()
     try:
-        evaluation = load_config([*config.train.evaluation.split(), f"model.path={model}"], EvaluationConfig)
+        evaluation = load_config([*arguments, f"model.path={model}"], EvaluationConfig)
     except ConfigError as error:
         raise ConfigError(f"train.evaluation={config.train.evaluation!r}: {error}") from None
     evaluation.model, evaluation.wandb = replace(config.model, path=model), config.wandb
     evaluation.run.seed = config.run.seed
+    if not any(argument.startswith("agent.prompt_template=") for argument in arguments):
+        evaluation.agent.prompt_template = config.agent.prompt_template
+    evaluation.scorer.modules = config.scorer.modules | evaluation.scorer.modules
     return evaluation
 
 

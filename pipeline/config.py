@@ -173,17 +173,14 @@ class TrainConfig:
     max_discarded: float = 10.0  # dynamic sampling: at most so many times groups_per_step a step, then they are trained
     max_staleness: int = 1  # versions; 0 is synchronous
     max_skipped_updates: int = 3  # stop after so many updates in a row whose loss or gradient was not finite
-    # warn when vLLM's and the learner's log-probs differ more than this on average; 0: 1e-4 in float32, 0.06 in
-    # bfloat16
+    # warn when vLLM's and the learner's log-probs differ more than this on average; 0: as in pipeline/dtype.py
     mismatch_warning: float = 0.0
     max_attempts: int = 3  # a problem whose group failed this often is given up and counted
     max_failed_share: float = 0.5  # stop when more than this share of all dispatched groups failed
     seeded_sampling: bool = False  # a seed for each response: with max_staleness=0 a run can be repeated
     checkpoint_every: int = 50  # steps; the last step is always kept
-    checkpoint_folder: str = (
-        ""  # a folder that all nodes share, or a URI (s3, gs, …), which gets one for each run.name;
-    )
-    # empty: in the run's folder
+    # a folder that all nodes share, or a URI (s3, gs, …), which gets one for each run.name; empty: in the run's folder
+    checkpoint_folder: str = ""
     keep_last: int = 3  # checkpoints
     keep_best: int = 1  # those with the best mean reward of the steps before them
     episodes_every: int = 10  # steps between samples of episodes to read, in the run's folder and in wandb

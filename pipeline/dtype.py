@@ -10,8 +10,8 @@ BFLOAT16_FLAGS = frozenset({"avx512_bf16", "amx_bf16", "bf16"})  # the last is A
 
 
 def chosen_dtype(config: object) -> str:
-    """float32 or bfloat16: bfloat16 for GPUs, and for CPUs with instructions for it, which others emulate at a tenth of
-    float32's speed.
+    """float32 or bfloat16: bfloat16 for GPUs, and for CPUs with bfloat16 instructions; other CPUs emulate it at a tenth
+    of float32's speed.
 
     Args:
         config: of a job. Its sections `generator` and `learner`, where it has them, say whether GPUs are asked for. The

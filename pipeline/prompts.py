@@ -23,8 +23,10 @@ from pipeline.files import open_input
 from pipeline.problems import DataError
 
 TEMPLATES = CONFIGS / "prompts"
-SLOT = re.compile(r"\{(problem|memory|chunk|document)\}")
-NAME_IN_BRACES = re.compile(r"(?<!\\boxed)\{([A-Za-z_]\w*)\}")  # a slot, but for LaTeX's \boxed{answer}
+# A name in single braces. The arguments of a LaTeX command (\boxed{answer}, \frac{a}{b}) and doubled braces are text.
+NAME_IN_BRACES = re.compile(
+    r"\\[A-Za-z]+\*?(?:\[[^][{}]*\]|\{[^{}]*\})+|\{\{[^{}]*\}\}|\{(?P<name>[A-Za-z_]\w*)\}", re.ASCII
+)
 BLOCK = 1 << 18  # characters of a document that are encoded at a time
 WORD_END = re.compile(r"\S(?=\s)")
 CONTEXT = 64  # characters on both sides by which a place to cut a document is judged
@@ -49,6 +51,7 @@ SLOTS = {
     "direct": ("problem", "document"),
     "closed_book": ("problem",),
 }
+SLOT_NAMES = frozenset(itertools.chain(*SLOTS.values()))
 
 
 def template_file(named: str) -> str:
@@ -105,13 +108,18 @@ def _template_faults(content: object) -> Iterator[str]:
             yield from _slot_faults(name, content[name])
 
 
+def _names_in_braces(text: str) -> Iterator[re.Match]:
+    return (found for found in NAME_IN_BRACES.finditer(text) if found["name"])
+
+
 def _slot_faults(name: str, text: str) -> Iterator[str]:
-    there = set(NAME_IN_BRACES.findall(text))
+    there = {found["name"] for found in _names_in_braces(text)}
     for slot in SLOTS[name]:
         if slot not in there:
             yield f"{name} has no {{{slot}}}"
     for slot in sorted(there.difference(SLOTS[name])):
-        yield f"{name} has a {{{slot}}}, which nothing fills; it can have {', '.join(f'{{{s}}}' for s in SLOTS[name])}"
+        slots = ", ".join(f"{{{each}}}" for each in SLOTS[name])
+        yield f"{name} has a {{{slot}}}, which nothing fills; it can have {slots}"
 
 
 @functools.lru_cache(maxsize=2)
@@ -237,8 +245,12 @@ def _split(tokenizer, template: PromptTemplate, text: str) -> list[list[int] | s
     if template.chat:
         messages = [{"role": "user", "content": text}]
         text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-    parts = SLOT.split(text)  # text, slot, text, slot, …, text
-    return [part if i % 2 else tokenizer.encode(part, add_special_tokens=False) for i, part in enumerate(parts)]
+    parts, end = [], 0
+    for found in _names_in_braces(text):
+        if found["name"] in SLOT_NAMES:
+            parts += [tokenizer.encode(text[end : found.start()], add_special_tokens=False), found["name"]]
+            end = found.end()
+    return [*parts, tokenizer.encode(text[end:], add_special_tokens=False)]
 
 
 def _fill(parts: list[list[int] | str], **slots: list[int]) -> list[int]:

@@ -120,7 +120,6 @@ def test_vllm_agrees_as_well_at_the_windows_end_as_at_its_beginning(sampled, lea
     for (prompt, _, logprobs), (policy, _) in zip(sampled, learned[1], strict=True):
         mismatch[len(prompt)].append((policy - torch.tensor(logprobs)).abs().mean().item())
     means = {length: sum(values) / len(values) for length, values in mismatch.items()}
-    print(means)
     assert max(means.values()) < 0.03
     assert max(means.values()) < 2 * means[LENGTHS[0]]
 

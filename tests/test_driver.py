@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from jobs.driver import RunFolder, StopSignals, leave_interrupted, leave_summary
-from jobs.train import check_unused, is_evaluated
-from pipeline.config import ConfigError, load_config
+from jobs.train import check_unused, evaluation_of, is_evaluated
+from pipeline.config import CONFIGS, ConfigError, load_config
 from pipeline.lease import LEASE, RUN_ID, take_lease
 from pipeline.metrics import RunTotals
 from pipeline.report import run_summary
@@ -108,6 +108,21 @@ def test_a_folder_with_a_run_in_it_is_not_begun_in_again(tmp_path, config):
         check_unused(config, tmp_path)
     config.resume = "auto"
     check_unused(config, tmp_path)
+
+
+def test_a_run_is_evaluated_with_its_own_prompts_and_scorers(tmp_path):
+    """Whatever the presets say; what `train.evaluation` itself names wins."""
+    template = tmp_path / "mine.yaml"
+    template.write_bytes((CONFIGS / "prompts/tiny.yaml").read_bytes())
+    arguments = ["preset=tiny", f"agent.prompt_template={template}", "scorer.modules.mine=a:b"]
+    config = load_config(arguments)
+    evaluation = evaluation_of(config, "model")
+    assert evaluation.agent.prompt_template == str(template) and evaluation.scorer.modules == {"mine": "a:b"}
+    assert evaluation.agent.window == 256  # of preset=eval_tiny
+    named = "preset=eval_tiny agent.prompt_template=memagent scorer.modules.mine=c:d scorer.modules.other=e:f"
+    evaluation = evaluation_of(load_config([*arguments, f"train.evaluation={named}"]), "model")
+    assert evaluation.agent.prompt_template == "memagent"
+    assert evaluation.scorer.modules == {"mine": "c:d", "other": "e:f"}
 
 
 @pytest.mark.parametrize("value", ["none", "None", " none ", ""])

@@ -342,10 +342,11 @@ def test_a_right_answer_that_was_cut_is_wrong(tmp_path):
     def scores(cut: bool) -> list:
         answer = Answer("\\boxed{ Paris }", (), 3, 1, 10, 5, cut, 0, None, ())
         row = asyncio.run(evaluator._row(task, problem, answer, None, 1.0))
-        return [row["cut"], *(row[name] for name in ("score", "exact_match", "containment", "f1", "recall", "sub_em"))]
+        metrics = ("score", "exact_match", "containment", "f1", "recall", "sub_em")
+        return [row["cut"], row.get("score_if_not_cut"), *(row[name] for name in metrics)]
 
-    assert scores(cut=False) == [False, 1, 1, 1, 1, 1, 1]
-    assert scores(cut=True) == [True, 0, 0, 0, 0, 0, 0]
+    assert scores(cut=False) == [False, None, 1, 1, 1, 1, 1, 1]
+    assert scores(cut=True) == [True, 1, 0, 0, 0, 0, 0, 0]  # the filter takes the first number
 
 
 def test_documents_under_way_are_bounded():

@@ -1,11 +1,14 @@
 """The metrics of an answer: what each counts as right, and what it does not."""
 
+import time
+from collections import Counter
+
 import pytest
 from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
-from pipeline.evaluation.answer_scores import METRICS, PRIMARY_METRIC, answer_scores
-from pipeline.scoring import SCORERS, normalized
+from pipeline.evaluation.answer_scores import METRICS, PRIMARY_METRIC, answer_scores, words
+from pipeline.scoring import SCORERS, boxed_match, last_box, normalized
 
 BEATLES = ("the Beatles",)
 ALL, NONE = (1.0, 1.0, 1.0, 1.0), (0.0, 0.0, 0.0, 0.0)
@@ -215,6 +218,52 @@ def test_every_score_is_in_0_to_1_and_an_exact_match_is_contained(answer, answer
     found = answer_scores(answer, tuple(answers))
     assert all(0.0 <= score <= 1.0 for score in found.values())
     assert found["exact_match"] <= min(found["containment"], found["f1"])
+
+
+def by_the_definition(answer: str, answers: tuple[str, ...]) -> tuple[float, float]:
+    """Containment and F1, pair by pair, as they were written before readings were kept."""
+
+    def alike(gold, text):
+        for articles, punctuation in ((False, False), (True, False), (True, True)):
+            wanted = words(gold, articles, punctuation)
+            if wanted:
+                break
+        return wanted, words(text, articles, punctuation)
+
+    def contained(gold):
+        wanted, found = alike(gold, answer)
+        return float(bool(wanted) and f" {' '.join(wanted)} " in f" {' '.join(found)} ")
+
+    def word_f1(gold):
+        wanted, found = alike(gold, answer if box is None else box)
+        undivided = ("yes", "no", "noanswer")
+        if wanted != found and (" ".join(wanted) in undivided or " ".join(found) in undivided):
+            return 0.0
+        common = (Counter(wanted) & Counter(found)).total()
+        return 2 * common / (len(wanted) + len(found)) if common else 0.0
+
+    exact_match, box = boxed_match(answer, answers), last_box(answer)
+    return max(exact_match, *map(contained, answers)), max(exact_match, *map(word_f1, answers))
+
+
+pieces = st.lists(
+    st.sampled_from(["Paris", "paris", "the", "The", "a", "yes", "no", "!", "-", "é", "e\u0301", " ", "\\boxed{", "}"]),
+    max_size=8,
+).map("".join)
+
+
+@settings(deadline=None)
+@given(pieces | texts, st.lists(pieces | texts, min_size=1, max_size=4))
+def test_containment_and_f1_of_many_gold_answers_are_those_of_each_pair(answer, answers):
+    found = answer_scores(answer, tuple(answers))
+    assert (found["containment"], found["f1"]) == by_the_definition(answer, tuple(answers))
+
+
+@pytest.mark.parametrize(("answer", "golds"), [("lorem ipsum " * 400, 10_000), ("x " * 500_000, 200)])
+def test_a_long_answer_is_read_once_whatever_the_number_of_gold_answers(answer, golds):
+    begin = time.process_time()
+    answer_scores(answer, tuple(f"gold answer {i}" for i in range(golds)), "values")
+    assert time.process_time() - begin < 3
 
 
 @settings(deadline=None)

@@ -15,7 +15,8 @@ from pipeline.evaluation.answers import Answer
 from pipeline.evaluation.config import EvaluationConfig
 from pipeline.evaluation.results import read_results
 from pipeline.lease import take_lease
-from tests.bad_scorers import MODULES
+from pipeline.problems import Problem
+from tests.bad_scorers import ARGUMENTS, MODULES
 
 GOOD = 20
 MARKS = "\u0301\u0316" * 20_000
@@ -96,6 +97,7 @@ NO_SET_OR_LENGTH = {
     '{"set": "good", "length": -5}': "must be from 0 to 1e+15, not -5",
     '{"set": "good", "length": 1e300}': "must be from 0 to 1e+15, not 1e+300",
     '{"set": "good", "length": ' + "9" * 4000 + "}": "must be from 0 to 1e+15, not 9999",
+    '{"set": "good", "length": "9999999999999999"}': "must be from 0 to 1e+15, not 9999",
     '{"set": "good", "length": true}': "must be a number or text, not bool",
     '{"set": "good", "length": [8192]}': "must be a number or text, not list",
     '{"set": "good", "length": {"tokens": 8192}}': "must be a number or text, not dict",
@@ -123,6 +125,13 @@ CELLS = {
     '{"set": "", "length": ""}': ("questions", ""),
     '{"set": "good", "length": "long"}': ("good", "long"),  # beside numbers
     '{"set": "good", "length": 8192.0}': ("good", 8192),
+    '{"set": "good", "length": "8192"}': ("good", 8192),
+    '{"set": "good", "length": " 50.0 "}': ("good", 50),
+    '{"set": "good", "length": "0.5"}': ("good", 0.5),
+    '{"set": "good", "length": "8K"}': ("good", "8K"),
+    '{"set": "good", "length": "1e3"}': ("good", "1e3"),
+    '{"set": "good", "length": "nan"}': ("good", "nan"),
+    '{"set": "good", "length": "²"}': ("good", "²"),
     '{"set": "good", "length": 0}': ("good", 0),
     '{"set": "good", "length": 1e-300}': ("good", 1e-300),
     '{"set": "good", "length": 1e15}': ("good", 10**15),
@@ -238,6 +247,30 @@ def test_a_scorer_of_ones_own_that_hangs_raises_or_is_missing_costs_its_answer(r
     assert right[1] is None and right[0]["score"] in (0.0, 1.0)
     for scores, _ in (hung, raised, nan, missing):  # its metrics do not depend on its scorer
         assert scores["exact_match"] == 1.0 and "score" not in scores
+
+
+def test_a_scorer_that_fails_on_a_cut_answer_costs_that_answer(ray_session, tmp_path, monkeypatch):
+    from actors import answer_scoring
+    from actors.evaluator import Evaluator
+    from pipeline.evaluation.answers import Answer
+    from pipeline.evaluation.questions import Question, Task
+    from pipeline.lease import Lease
+
+    monkeypatch.setattr(answer_scoring, "SCORER_LIMIT_S", 5.0)
+    config = load_config(["preset=eval_tiny", *ARGUMENTS], EvaluationConfig)
+    evaluator = Evaluator.__ray_metadata__.modified_class(config, str(tmp_path), Lease(str(tmp_path), "", ""))
+    answer = Answer("\\boxed{x}", (), 3, 1, 10, 5, True, 0, None, ())
+
+    async def rows(*scorers):
+        problems = [Problem("q", "city Rex", ("x",), "Rex Paris .", scorer) for scorer in scorers]
+        task = Task(Question(0, "s", 1, "q", 1), "closed_book", 0)
+        return await asyncio.gather(*(evaluator._row(task, problem, answer, None, 1.0) for problem in problems))
+
+    raised, nan, hung, fine = asyncio.run(rows("raises", "returns_nan", "hangs", "counts_letters"))
+    assert "always raises" in raised["error"] and "not a finite number" in nan["error"]
+    assert "took longer than 5 s" in hung["error"]
+    assert all(row["score_if_not_cut"] is None and row["score"] == 0.0 for row in (raised, nan, hung))
+    assert fine["error"] is None and fine["score_if_not_cut"] == 1.0 and fine["score"] == 0.0
 
 
 def test_tables_that_cannot_be_made_do_not_take_the_answers_with_them(tmp_path, monkeypatch):

@@ -81,6 +81,15 @@ def test_a_row_from_before_there_was_sub_em_gets_it_from_its_answer(tmp_path, ch
     assert read_results(written(tmp_path, json.dumps(old) + "\n")) == [old | {"sub_em": sub_em}]
 
 
+def test_a_length_that_older_rows_have_as_text_is_a_number(tmp_path):
+    old, new = row(length="50"), row(length=50, id="q1")
+    path = written(tmp_path, f"{json.dumps(old)}\n{json.dumps(new)}\n")
+    assert read_results(path) == [old | {"length": 50}, new]
+    assert [cell.length for cell in cells(open_results(path)[1])] == [50]  # so an evaluation resumes
+    with pytest.raises(ValueError, match="line 2 repeats line 1"):
+        read_results(written(tmp_path, f"{json.dumps(old)}\n{json.dumps(old | {'length': 50.0})}\n"))
+
+
 def test_a_last_line_torn_anywhere_is_left_out(tmp_path):
     whole, torn = json.dumps(row()) + "\n", json.dumps(row(id="é"), ensure_ascii=False).encode()
     for length in {*range(1, len(torn), 11), torn.index("é".encode()) + 1, len(torn) - 1}:

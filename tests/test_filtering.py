@@ -1,5 +1,6 @@
 """The filter: each question is asked once, without its document, and the same ones are kept at all lengths."""
 
+import contextlib
 import json
 import tracemalloc
 from pathlib import Path
@@ -11,7 +12,7 @@ from jobs.filter import filter_samples
 from jobs.prepare import main
 from pipeline.evaluation.filtering import hotpotqa_problems, question_key, verdicts, write_asked
 from pipeline.filtered_sets import kept_ids
-from pipeline.problems import DataError, Problem, Quarantine
+from pipeline.problems import BadRow, DataError, Problem, Quarantine
 from pipeline.recipes import HotpotqaSettings, RulerHqaSettings
 
 LENGTHS = (10, 12, 20)
@@ -67,6 +68,8 @@ def result(row: dict, answer: str | None, sample: int = 0, cut: bool = False) ->
     """A row of results.jsonl of an answer that is right when it is the answer's box."""
     scores = dict.fromkeys(("exact_match", "containment", "f1", "recall"), 0.0)
     right = not cut and answer in [f"\\boxed{{{gold}}}" for gold in row["answers"]]
+    if cut:
+        scores["score_if_not_cut"] = float(any(f"\\boxed{{{gold}}}" in answer for gold in row["answers"]))
     key = {"set": "questions", "length": None, "id": row["id"], "method": "closed_book", "sample": sample}
     asked = {"task": row["task"], "question": row["question"], "answers": row["answers"], "answer": answer, "cut": cut}
     error = None if answer is not None else "too long"
@@ -161,6 +164,19 @@ def test_a_right_answer_that_was_cut_or_is_one_of_several_counts_and_an_error_do
     assert judged.answered == {"x", "y"} and judged.errors == 1
 
 
+def test_an_answer_whose_scorer_failed_is_an_error_and_its_question_is_kept(tmp_path, monkeypatch):
+    """Nothing of a user's runs where the filter is decided: it could raise or hang there."""
+    import tests.bad_scorers
+
+    monkeypatch.setattr(tests.bad_scorers, "raises", lambda answer, answers: pytest.fail("the scorer was called"))
+    rows = [{"id": k, "question": k, "answers": ["a"], "task": "raises"} for k in "xy"]
+    failed = [result(row, "\\boxed{a} and", cut=True) | {"score_if_not_cut": None} for row in rows]
+    failed[0]["error"] = "the scorer of task 'raises': ZeroDivisionError"  # the other row is of an older evaluation
+    (tmp_path / "results.jsonl").write_text("".join(json.dumps(row) + "\n" for row in failed))
+    judged = verdicts(tmp_path / "results.jsonl", "score")
+    assert not judged.answered and judged.errors == 2
+
+
 def test_another_rule_judges_the_same_answers(hotpotqa, tmp_path, answering):
     asked = answering(lambda question, answers: f"I say {answers[0]}")
     assert filtered(hotpotqa, tmp_path / "kept") == 0
@@ -218,6 +234,33 @@ def test_malformed_questions_are_put_aside_and_counted_once(tmp_path, answering)
         path=str(tmp_path / "hotpot.json"), only=[str(tmp_path / "kept")], documents=[10], limit=0
     )
     assert len(prepared(settings, tmp_path / "out")[10]) == 29  # the malformed one was not kept, so it is not bad again
+
+
+@pytest.mark.parametrize("known", ["Question 1?", "Question 2?"])
+def test_of_questions_of_one_id_the_first_alone_is_asked_kept_and_prepared(tmp_path, answering, known):
+    hotpotqa = tmp_path / "hotpot.json"
+    hotpotqa.write_text(json.dumps([question(1), question(2) | {"_id": "q1"}, *(question(i) for i in range(3, 9))]))
+    asked = answering(lambda question, answers: f"\\boxed{{{answers[0] if question == known else '?'}}}")
+    assert filtered(str(hotpotqa), tmp_path / "kept", "data.max_bad_share=0.5") == 0
+    assert asked == [f"Question {i}?" for i in (1, 3, 4, 5, 6, 7, 8)]
+    (bad,) = lines(tmp_path / "kept/quarantine/questions.jsonl")
+    assert bad["reason"] == "the id 'q1' occurs twice" and bad["id"] == "hotpot.json:2"
+    settings = RulerHqaSettings(path=str(hotpotqa), only=[str(tmp_path / "kept")], documents=[10])
+    (problems,) = settings.sets(str(tmp_path / "out"), anew=True)
+    made = []
+    for i in range(len(problems)):
+        with contextlib.suppress(BadRow):
+            made.append(problems.sample(i).question)
+    kept = [row["question"] for row in lines(tmp_path / "kept/kept.jsonl")]
+    assert made == kept == [f"Question {i}?" for i in (1, 3, 4, 5, 6, 7, 8) if f"Question {i}?" != known]
+
+
+def test_a_limit_does_not_hide_that_a_kept_question_is_not_there(hotpotqa, tmp_path, answering, capsys):
+    asked = answering(boxed())
+    (tmp_path / "before").mkdir()
+    (tmp_path / "before/kept.jsonl").write_text('{"id": "q0"}\n{"id": "gone"}\n')
+    assert filtered(hotpotqa, tmp_path / "kept", f"only=[{tmp_path}/before]", "data.limit=1") == 1
+    assert not asked and "such as 'gone'" in capsys.readouterr().err
 
 
 def test_too_many_malformed_questions_stop_the_filter(hotpotqa, tmp_path, answering, capsys):

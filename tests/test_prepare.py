@@ -9,7 +9,6 @@ import pytest
 from jobs import prepare
 from pipeline.config import ConfigError, load_config
 from pipeline.documents.passages import document_text
-from pipeline.documents.ruler import RULER_TASKS
 from pipeline.preparation import prepare_samples
 from pipeline.problems import DataError, problem_from_row
 from pipeline.recipes import RECIPES, RulerSettings
@@ -320,12 +319,6 @@ def test_a_source_that_is_too_small_for_the_longest_documents_is_said_before_any
     settings = RulerSettings(**given, questions=str(written(tmp_path / "squad.json", squad())), tokens=[300, 10**6])
     with pytest.raises(DataError, match="fewer than the wanted 1000000; .* give a larger file, or ask for fewer"):
         settings.sets(str(tmp_path / "out"), anew=True)
-
-
-def test_rulers_defaults_are_the_authors():
-    settings = RulerSettings()
-    assert settings.tokens == [8192, 16384, 32768, 65536, 131072, 262144, 524288] and settings.count == 128
-    assert set(RULER_TASKS) - set(settings.tasks) == {"cwe", "qa_2"}
 
 
 # The command itself, on the tests' Ray.

@@ -123,9 +123,47 @@ def test_a_slot_may_stand_more_than_once():
     assert [t for t in prompt if t >= 9] == [30, 31, 40, 30, 31]
 
 
-def test_braces_that_are_no_slot_stay(tokenizer):
-    template = PromptTemplate("{x} {chunk} {}", "{problem}", "", "", empty_memory="none", chat=False)
-    assert tokenizer.decode(Prompts(tokenizer, template).update([], [], [])) == "{x}  {}"
+@pytest.mark.parametrize(
+    "text",
+    [
+        "\\boxed{}",
+        "\\boxed{{}}",
+        "\\boxed{answer}",
+        "\\boxed{chunk}",
+        "\\boxed{problem}",
+        "\\boxed{{answer}}",
+        "\\boxed{\\text{Paris}}",
+        "\\text{Paris} and \\frac{a}{b}",
+        "\\frac{problem}{memory}",
+        "\\sqrt[n]{x}",
+        "\\operatorname*{argmax}",
+        "{{answer}} {{problem}} {{{memory}}}",
+        '{"answer": 1}',
+        "{answer here} { problem } {} {1}",
+    ],
+)
+def test_braces_that_are_no_slot_stay(tmp_path, tokenizer, text):
+    for name in ("update", "answer", "direct", "closed_book"):
+        own = load_template(written(tmp_path / f"{name}.yaml", **{name: f"{text} {OWN[name]}"}))
+        prompts = Prompts(tokenizer, own)
+        filled = {
+            "update": prompts.update([], [], []),
+            "answer": prompts.answer([], []),
+            "direct": prompts.direct([], []),
+            "closed_book": prompts.closed_book([]),
+        }
+        assert tokenizer.decode(filled[name]).startswith(f"{text} ")
+
+
+def test_slots_may_stand_in_other_braces_and_beside_one_another(tokenizer):
+    texts = {
+        '{"question": {problem}}{memory}': '{"question": P}M',
+        "\\boxed{answer of {problem}} {memory}": "\\boxed{answer of P} M",
+    }
+    for text, expected in texts.items():
+        template = PromptTemplate(**OWN | {"answer": text})
+        filled = Prompts(tokenizer, template).answer(*(encode_text(tokenizer, t) for t in "PM"))
+        assert tokenizer.decode(filled) == expected
 
 
 @pytest.mark.parametrize(
@@ -193,6 +231,9 @@ def test_a_template_of_ones_own_is_a_file(tmp_path, tokenizer):
             "update has a {prompt}, which nothing fills; it can have {problem}, ",
         ),
         ({"direct": "{document} {problem} {memory}"}, "direct has a {memory}, which nothing fills"),
+        ({"closed_book": "put it in \\boxed{problem}"}, "closed_book has no {problem}"),
+        ({"closed_book": "{{problem}}"}, "closed_book has no {problem}"),
+        ({"update": "{problem} {memory} {chunk} {answer}"}, "update has a {answer}, which nothing fills"),
         ({"answer": ["{problem}", "{memory}"]}, "answer must be text, not ['{problem}', '{memory}']"),
         ({"empty_memory": False}, "empty_memory must be text, not False"),
         ({"chat": "yes"}, "chat must be true or false, not 'yes'"),

@@ -300,7 +300,7 @@ INTRODUCTIONS = {
     ],
 )
 def test_questions(make, task, pattern):
-    """First what to look out for, so that a reader of chunks knows it from the first one on; then what is asked."""
+    """First what to look for, so that a reader of chunks knows it from the first one; then what is asked."""
     problem = make(task)
     introduction = INTRODUCTIONS[task.partition("_")[0]]
     found = re.fullmatch(rf"({introduction}) {pattern}", problem.question)

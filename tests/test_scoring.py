@@ -144,7 +144,7 @@ def test_thousands_of_combining_marks_are_scored_in_no_time(marks):
     answer = "Paris" + marks * 20_000
     begin = time.perf_counter()
     assert boxed_match(f"\\boxed{{{answer}}}", (answer,)) == 0.0  # no box within 300 characters
-    assert values_found(answer, (answer, "Paris")) in (0.5, 1.0)
+    assert values_found(answer, (answer, "Rome")) == 0.5
     assert answer_scores(f"\\boxed{{{answer}}}", (answer,))["f1"] == 1.0
     assert time.perf_counter() - begin < 2
 

@@ -59,7 +59,8 @@ def build_passages(
     question's own paragraphs. Others are drawn from the distractors, or if that path is empty from all questions' own
     paragraphs, those of malformed questions too. A malformed question is kept with its reason and its row, a malformed
     distractor goes to `quarantine`. `only` has the ids of the wanted questions; the others lend their paragraphs alone,
-    so that a question has the same document with `only` as without.
+    so that a question has the same document with `only` as without. Of several wanted questions with one id, the filter
+    judged the first: the others are malformed.
 
     Memory does not grow with the number of questions, but with that of the different titles to draw from: about
     270 bytes for each. Both files are written whole or not at all.
@@ -69,7 +70,7 @@ def build_passages(
         DataError: a file has another format, there are no questions, one that `only` names is not there, or too many
             distractors were bad.
     """
-    missing = set(only or ())
+    missing, found = set(only or ()), set()
     drawable: dict[str, int] = {}  # title: row
     with (
         table_writer(join(folder, QUESTIONS), QUESTIONS_SCHEMA) as rows,
@@ -90,6 +91,10 @@ def build_passages(
                     for paragraph in own:
                         _add(passages, paragraph, None if distractors else drawable)
                 entry = _small_row(row, hotpotqa_question(row, row_id, own), first, drawable) if wanted else None
+                if only is not None and this in found:
+                    raise BadRow(f"the id {this!r} occurs twice")
+                if only is not None and wanted:
+                    found.add(this)
             except BadRow as error:
                 entry = {"id": row_id, "error": str(error), "row": row}
             if wanted:

@@ -1,14 +1,15 @@
 """How right an answer is, by five metrics with names of their own.
 
 They are kept apart because they answer different questions. Lenient containment that was reported as accuracy, and
-that held in both directions, counted "The" as right for "the Beatles" and "I do not know" for "no". It is here as
-`sub_em`, for MemAgent's published tables have no other metric.
+that held in both directions, counted "The" as right for "the Beatles" and "I do not know" for "no". It is kept as
+`sub_em`, the only metric in MemAgent's published tables.
 """
 
 import re
 import string
 import unicodedata
 from collections import Counter
+from dataclasses import dataclass
 
 from pipeline.scoring import LATEX_SPACING, boxed_match, last_box, unicode_form, values_found
 
@@ -49,10 +50,13 @@ def answer_scores(answer: str, answers: tuple[str, ...], task: str = "qa") -> di
         raise ValueError("an answer cannot be scored without gold answers")
     exact_match = boxed_match(answer, answers)
     box = last_box(answer)
+    whole = Readings(answer)
+    last = whole if box is None else Readings(box)
+    golds = [Gold.of(gold) for gold in answers]
     return {
         "exact_match": exact_match,
-        "containment": max(exact_match, *(contained(gold, answer) for gold in answers)),
-        "f1": max(exact_match, *(word_f1(answer if box is None else box, gold) for gold in answers)),
+        "containment": max(exact_match, *(contained(gold, whole) for gold in golds)),
+        "f1": max(exact_match, *(word_f1(last, gold) for gold in golds)),
         "recall": values_found(answer, answers),
         "sub_em": sub_em(box, answers, task),
     }
@@ -80,28 +84,62 @@ def squad_text(text: str) -> str:
     return " ".join(ARTICLE.sub(" ", text.lower().translate(PUNCTUATION)).split())
 
 
-def contained(gold: str, answer: str) -> float:
+def contained(gold: "Gold", answer: "Readings") -> float:
     """1 if the gold answer occurs in the answer as a run of whole words, else 0; an empty one never does."""
-    wanted, found = alike(gold, answer)
-    return float(bool(wanted) and f" {' '.join(wanted)} " in f" {' '.join(found)} ")
+    return float(bool(gold.words.text) and f" {gold.words.text} " in f" {answer.like(gold).text} ")
 
 
-def word_f1(prediction: str, gold: str) -> float:
+def word_f1(prediction: "Readings", gold: "Gold") -> float:
     """Harmonic mean of the precision and the recall of words, counted as often as they occur."""
-    wanted, found = alike(gold, prediction)
-    if wanted != found and (" ".join(wanted) in UNDIVIDED or " ".join(found) in UNDIVIDED):
+    wanted, found = gold.words, prediction.like(gold)
+    if wanted.text != found.text and (wanted.text in UNDIVIDED or found.text in UNDIVIDED):
         return 0.0
-    common = (Counter(wanted) & Counter(found)).total()
-    return 2 * common / (len(wanted) + len(found)) if common else 0.0
+    common = (wanted.counts & found.counts).total()
+    return 2 * common / (wanted.number + found.number) if common else 0.0
 
 
-def alike(gold: str, text: str) -> tuple[list[str], list[str]]:
-    """The words of both, read alike. Articles, then punctuation, are kept if the gold answer has nothing else."""
-    for articles, punctuation in ((False, False), (True, False), (True, True)):
-        wanted = words(gold, articles, punctuation)
-        if wanted:
-            break
-    return wanted, words(text, articles, punctuation)
+@dataclass(frozen=True)
+class Words:
+    """The words of a text by one reading."""
+
+    text: str  # with single blanks between them
+    counts: Counter[str]
+    number: int
+
+    @classmethod
+    def of(cls, text: str, articles: bool, punctuation: bool) -> "Words":
+        read = words(text, articles, punctuation)
+        return cls(" ".join(read), Counter(read), len(read))
+
+
+@dataclass(frozen=True)
+class Gold:
+    """A gold answer as it is read. Articles, then punctuation, are kept if it has nothing else."""
+
+    words: Words
+    reading: tuple[bool, bool]  # articles, punctuation: whether they are kept
+
+    @classmethod
+    def of(cls, text: str) -> "Gold":
+        for reading in ((False, False), (True, False), (True, True)):
+            read = Words.of(text, *reading)
+            if read.number:
+                break
+        return cls(read, reading)
+
+
+class Readings:
+    """An answer as it is compared with gold answers: each reading is worked out once, for the text may be long."""
+
+    def __init__(self, text: str):
+        self._text = text
+        self._words: dict[tuple[bool, bool], Words] = {}
+
+    def like(self, gold: Gold) -> Words:
+        """The answer's words, read like those of the gold answer."""
+        if gold.reading not in self._words:
+            self._words[gold.reading] = Words.of(self._text, *gold.reading)
+        return self._words[gold.reading]
 
 
 def words(text: str, articles: bool = False, punctuation: bool = False) -> list[str]:

@@ -10,7 +10,8 @@ import itertools
 import json
 import os
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections import deque
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -18,27 +19,27 @@ from pipeline.documents.hotpotqa_json import hotpotqa_question, own_paragraphs, 
 from pipeline.evaluation.results import result_rows
 from pipeline.files import atomic_output, file_state, is_local, local_path
 from pipeline.filtered_sets import KEPT, check_all_there
-from pipeline.problems import DataError, Problem, Quarantine, checked_rows, row_of
-from pipeline.scoring import NO_MODULES, reward, values_found
+from pipeline.problems import BadRow, DataError, Problem, Quarantine, checked_rows, row_of
+from pipeline.scoring import values_found
 
 RULES = ("score", "containment")
-NO_DOCUMENT = "(asked without its document)"  # of a question that is asked: nobody reads it, and a sample has one
+NO_DOCUMENT = "(asked without its document)"  # placeholder: a sample must have a document, which closed_book ignores
 
 
 def hotpotqa_problems(path: str, only: set[str] | None, limit: int, quarantine: Quarantine) -> Iterator[Problem]:
-    """The questions of HotpotQA's own JSON, one by one, without their paragraphs.
+    """The questions of HotpotQA's own JSON, one by one, without their paragraphs. Of several with one id, the first.
 
     Args:
         path: of the JSON.
         only: the ids of those that are wanted; None: all.
         limit: the first so many of these; 0: all.
-        quarantine: where malformed ones go.
+        quarantine: where malformed and repeated ones go.
 
     Raises:
         FileNotFoundError, DataError: there is no such file, it has another format, too many rows were bad, or one that
-            `only` names is not there.
+            `only` names is not there, whatever the limit.
     """
-    name, missing = path.rpartition("/")[2], set(only or ())
+    name, missing, seen = path.rpartition("/")[2], set(only or ()), set()
 
     def rows() -> Iterator[tuple[str, object]]:
         for number, row in enumerate(read_questions(path), 1):
@@ -51,13 +52,19 @@ def hotpotqa_problems(path: str, only: set[str] | None, limit: int, quarantine: 
 
     def problem(row_id: str, row: object) -> Problem:
         question = hotpotqa_question(row, row_id, own_paragraphs(row))
+        if question.id in seen:
+            raise BadRow(f"the id {question.id!r} occurs twice")
+        seen.add(question.id)
         return Problem(question.id, question.question, (question.answer,), NO_DOCUMENT)
 
-    return itertools.islice(checked_rows(rows(), problem, quarantine), limit or None)
+    wanted = rows()
+    yield from itertools.islice(checked_rows(wanted, problem, quarantine), limit or None)
+    if only is not None:
+        deque(wanted, maxlen=0)  # the rest of the file is read for its ids
 
 
 def question_key(problem: Problem) -> str:
-    """What two samples share whose closed-book answer is worth the same, as 32 hexadecimal digits."""
+    """The key of a question, 32 hexadecimal digits: equal for samples that ask the same."""
     asked = json.dumps([problem.question, problem.answers, problem.task])
     return hashlib.blake2b(asked.encode(), digest_size=16).hexdigest()
 
@@ -65,7 +72,7 @@ def question_key(problem: Problem) -> str:
 def write_asked(problems: Iterable[Problem], path: Path, begun: bool) -> int:
     """Write a sample of each different question, with its key for an id, into a local file; return how many.
 
-    A file of the same content is left alone: an evaluation that is taken up sees that it did not change.
+    A file of the same content is left alone, so a resumed evaluation finds it unchanged.
 
     Args:
         problems: that may ask the same question several times.
@@ -97,29 +104,29 @@ def write_asked(problems: Iterable[Problem], path: Path, begun: bool) -> int:
 
 @dataclass(frozen=True)
 class Verdicts:
-    """The keys of the questions with a right answer among theirs, and how many others could not be asked."""
+    """The keys of the questions with a right answer among theirs, and how many others could not be asked or scored."""
 
     answered: frozenset[str]
     errors: int
 
 
-def verdicts(results: Path, rule: str, modules: Mapping[str, str] = NO_MODULES) -> Verdicts:
-    """Judge the answers in results.jsonl, whose ids are keys.
+def verdicts(results: Path, rule: str) -> Verdicts:
+    """Judge the answers in results.jsonl, whose ids are keys, by the scores that the evaluation gave them.
 
     Args:
         results: of the evaluation.
         rule: "score": an answer is right if its task's scorer gives it 1. "containment": also if any gold answer occurs
             anywhere in the reply, as a substring in any case; what the authors of MemAgent drop. That is lenient: "no"
-            is in "know". An answer that was cut is judged as it stands: who goes on after the right answer knew it.
-        modules: scorer.modules of the configuration.
+            is in "know". A cut answer is judged as it stands: a model that gives the right answer and keeps writing
+            knew it.
     """
     answered, failed = set(), set()
     for row in result_rows(results):
         key, answers = row["id"], tuple(row["answers"])
-        if row["error"]:
+        score = row.get("score_if_not_cut") if row["cut"] else row["score"]
+        if row["error"] or score is None:
             failed.add(key)
-        score = reward(row["task"], row["answer"], answers, modules) if row["cut"] else row["score"]
-        if score >= 1 or (rule == "containment" and row["answer"] and values_found(row["answer"], answers)):
+        if (score or 0) >= 1 or (rule == "containment" and row["answer"] and values_found(row["answer"], answers)):
             answered.add(key)
     return Verdicts(frozenset(answered), len(failed - answered))
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.evaluation.config import EvaluationConfig, EvaluationData, synthetic_settings
-from pipeline.evaluation.results import LARGEST_LENGTH
+from pipeline.evaluation.results import LARGEST_LENGTH, as_length
 from pipeline.files import exists, file_state, is_local, list_files
 from pipeline.problems import BadRow, DataError, Problem, Quarantine, row_rules
 from pipeline.prompts import is_template_path
@@ -56,7 +56,8 @@ class Task:
 
 
 def set_and_length(problem: Problem) -> tuple[str, int | float | str | None]:
-    """The set and the length that the sample's metadata name; "questions" and None where they name none.
+    """The set and the length that the sample's metadata name; "questions" and None where they name none. A length that
+    is a number in text is a number.
 
     Raises:
         BadRow: the set is no text, or the length neither text nor a number that can be one, or either is too long.
@@ -69,10 +70,10 @@ def set_and_length(problem: Problem) -> tuple[str, int | float | str | None]:
     for what, value in (("set", name), ("length", length)):
         if isinstance(value, str) and len(value) > LONGEST_NAME:
             raise BadRow(f"the {what} in 'metadata' has {len(value)} characters, over {LONGEST_NAME}")
+    length = as_length(length)
     if isinstance(length, (int, float)):
         if not 0 <= length <= LARGEST_LENGTH:  # NaN is not
             raise BadRow(f"the length in 'metadata' must be from 0 to {LARGEST_LENGTH:.0e}, not {str(length)[:20]}")
-        length = int(length) if length == int(length) else length  # 8192.0 is 8192
     return name or "questions", length
 
 

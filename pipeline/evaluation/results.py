@@ -6,6 +6,7 @@ scores of 0 and are never dropped; both are counted apart.
 
 import json
 import math
+import re
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ SCORES = ("score", *METRICS)
 REQUIRED = (*KEY, *SCORES, "task", "question", "answers", "error", "cut", "document_tokens")
 AVERAGE = "average"
 LARGEST_LENGTH = 10**15
+NUMBER = re.compile(r"\s*\d{1,200}(\.\d{1,200})?\s*", re.ASCII)
 # Half a surrogate pair, which an agent of one's own may answer, becomes its JSON escape.
 SURROGATES = "backslashreplace"
 
@@ -69,9 +71,21 @@ def read_results(path: str | Path) -> list[dict]:
     return rows
 
 
-def add_new_scores(row: object) -> None:
-    """Give a row that was written before there was the metric sub_em what it would have had."""
-    if isinstance(row, dict) and "sub_em" not in row and all(name in row for name in ("answer", "answers", "task")):
+def as_length(length: object) -> object:
+    """A length as it stands in a table: a number that is written as text is one, and 8192.0 is 8192."""
+    if isinstance(length, str) and NUMBER.fullmatch(length):
+        length = float(length) if "." in length else int(length)
+    whole = isinstance(length, float) and length.is_integer() and abs(length) <= LARGEST_LENGTH
+    return int(length) if whole else length
+
+
+def bring_up_to_date(row: object) -> None:
+    """Give a row of an older run what it would have today: numbers for lengths that are numbers, and sub_em."""
+    if not isinstance(row, dict):
+        return
+    if "length" in row:
+        row["length"] = as_length(row["length"])
+    if "sub_em" not in row and all(name in row for name in ("answer", "answers", "task")):
         wrong = row["answer"] is None or row.get("cut") or row.get("error")
         row["sub_em"] = 0.0 if wrong else sub_em(last_box(row["answer"]), tuple(row["answers"]), row["task"])
 
@@ -87,7 +101,7 @@ def result_rows(path: str | Path) -> Iterator[dict]:
                 if not line.endswith(b"\n"):
                     break
                 raise ValueError(f"{where} is not JSON: {error}") from None
-            add_new_scores(row)
+            bring_up_to_date(row)
             check_row(row, where)
             yield row
 

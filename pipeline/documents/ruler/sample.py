@@ -7,7 +7,7 @@ from pipeline.documents.ruler.fitting import Fitted
 
 @dataclass(frozen=True)
 class Sample:
-    """`question`: with the task's introduction, so that an agent knows from the first chunk on what to look out for.
+    """`question`: with the task's introduction, so that an agent knows from the first chunk what to look for.
     `needles`: what answers it and how deep it stands. `name`: what the problem's id ends with, if any."""
 
     question: str
