@@ -85,7 +85,7 @@ class RunFolder:
 
     Args:
         folder: of the run.
-        signals: end the wait for another run's lease.
+        signals: end the wait for another run's lease; None: nothing but Ctrl-C does.
 
     Raises:
         ConfigError: another run is at work there, or it cannot be written.
@@ -94,8 +94,8 @@ class RunFolder:
 
     lease: Lease
 
-    def __init__(self, folder: Path, signals: StopSignals):
-        self.folder, self._signals = folder, signals
+    def __init__(self, folder: Path, signals: StopSignals | None = None):
+        self.folder, self._signals = folder, signals or StopSignals()
         self._storage = Storage(folder, OPENING_S)
 
     def __enter__(self) -> "RunFolder":
