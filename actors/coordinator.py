@@ -38,10 +38,11 @@ from pipeline.ledger import SUSPECT_DEATHS, too_many_failed
 from pipeline.metrics import DROPPED_STALE, UpdateResult
 from pipeline.problem_queue import ProblemQueue
 from pipeline.problem_stream import START, training_source
-from pipeline.problems import BadRow, DataError, Problem, Quarantine
+from pipeline.problems import BadRow, DataError, Problem, Quarantine, withdrawn_ids
 from pipeline.report import run_summary, step_line
 
 LEARNERS_FIRST_S = 10  # in which learners get their room before generators take what there is
+OPENING_S = 60.0  # for the storage to say what was quarantined
 LINGER_S = 300  # after the end, for a driver to ask for the summary
 
 
@@ -194,10 +195,18 @@ class Coordinator(JobActor):
     async def _read(self, state: RunState | None) -> None:
         """Open the data, and begin to start groups."""
         source = await asyncio.to_thread(training_source, self.config)
-        cursor, withdrawn = (state.cursor, state.withdrawn) if state else (START, [])
+        cursor, withdrawn = (state.cursor, set(state.withdrawn)) if state else (START, set())
+        withdrawn |= await self._withdrawn_since()
         self.quarantine.resume(withdrawn)
         self.problems = ProblemQueue(source, self.config.run.seed, self.quarantine, cursor, withdrawn)
         self.spawn(self._dispatch())
+
+    async def _withdrawn_since(self) -> set[str]:
+        """The ids of problems that were withdrawn in this run folder, those after the last checkpoint, too."""
+        try:
+            return await self.stored(withdrawn_ids, self.quarantine.path, limit_s=OPENING_S)
+        except OSError as error:
+            raise RunFailed(f"the quarantine of this run so far cannot be read: {reason_of(error)}") from error
 
     async def _begin_tracking(self) -> None:
         try:
@@ -451,7 +460,7 @@ class Coordinator(JobActor):
         self.attempts.pop(problem.id, None)
         self.say(f"· quarantined {problem.id}: {reason}")
         try:
-            self.quarantine.add(problem.id, reason, {"question": problem.question, "answers": problem.answers})
+            self.quarantine.add(problem.id, reason, {"question": problem.question, "answers": problem.answers}, True)
         except DataError as error:
             self.fail(error)
 

@@ -25,6 +25,7 @@ from pipeline.evaluation.results import KEY, SCORES, open_results, row_key
 from pipeline.evaluation.successes import open_successes, success_lines
 from pipeline.evaluation.summary import Progress, evaluation_summary, write_tables
 from pipeline.lease import Lease
+from pipeline.ledger import SUSPECT_DEATHS
 from pipeline.problems import BadRow, DataError, Problem, Quarantine
 from pipeline.storage import LineFile
 
@@ -32,8 +33,8 @@ FIRST_PROGRESS_S = 0.5
 PROGRESS_EVERY_S = 5.0
 PROGRESS_AT_LEAST_S = 60.0  # also when no answer has come
 OPENING_S = 60.0  # for the files of an evaluation that is taken up
-GENERATORS_LOST = 5  # a question under which so many generators died is an error
 DOCUMENTS_UNDER_WAY = 1 << 30  # characters
+ALONE = DOCUMENTS_UNDER_WAY + 1  # as large as what leaves no room for anything else
 KEPT = (*KEY, *SCORES, "task", "error", "cut", "document_tokens", "memory_trace")  # of a row, for the tables
 
 
@@ -54,7 +55,7 @@ class Evaluator(JobActor):
         self.wandb_place = ""
         self.engine_version = ""
         self._waiting: asyncio.Queue[Task] = asyncio.Queue()
-        self._lost: Counter[tuple] = Counter()  # generators that died under a question, by its key
+        self._deaths: Counter[tuple] = Counter()  # of generators that may have died of a question, by its key
         self._room = Room(DOCUMENTS_UNDER_WAY)
         self._all_answered = asyncio.Event()
         self._tracking: asyncio.Future | None = None
@@ -199,7 +200,7 @@ class Evaluator(JobActor):
         """Answer one question after the other."""
         while True:
             task = await self._waiting.get()
-            async with self._room.of(task.question.size):
+            async with self._room.of(ALONE if self._is_suspect(task) else task.question.size):
                 begin = time.monotonic()
                 problem = await self._problem(task)
                 try:
@@ -233,8 +234,11 @@ class Evaluator(JobActor):
     async def _answer(self, task: Task, problem: Problem) -> tuple[Answer | None, str | None]:
         """The answer, or after some attempts the reason why there is none.
 
+        A question under which `SUSPECT_DEATHS` generators died is a suspect and is asked alone. If one more dies of
+        it, it is an error; the questions that were only beside it are answered.
+
         Raises:
-            GeneratorLost: the generator died; the question is to be asked again.
+            GeneratorLost: the generator died, or leaves; the question is to be asked again.
         """
         e = self.config.evaluate
         sampling = Sampling(e.temperature, e.top_p, task.seed(self.config.run.seed))
@@ -244,9 +248,10 @@ class Evaluator(JobActor):
                 return await self.pool.answer(problem, task.method, sampling, e.memories, e.successes), None
             except GeneratorLost as error:
                 self.failures["GeneratorLost"] += 1
-                self._lost[task.key] += 1
-                if self._lost[task.key] == GENERATORS_LOST:
-                    return None, f"{GENERATORS_LOST} generators died while they answered; the last: {error}"
+                alone = self._is_suspect(task)
+                self._deaths[task.key] += error.blame
+                if alone and error.blame:
+                    return None, f"{self._deaths[task.key]} generators died under it, the last one while it ran alone"
                 raise
             except BadRow as error:
                 return None, reason_of(error)
@@ -255,6 +260,9 @@ class Evaluator(JobActor):
                 self.failures[type(error).__name__] += 1
                 if attempt == e.max_attempts:
                     return None, reason_of(error)
+
+    def _is_suspect(self, task: Task) -> bool:
+        return self._deaths[task.key] >= SUSPECT_DEATHS
 
     def _count(self, row: dict, task: Task) -> None:
         self.rows.append({name: row.get(name) for name in KEPT})  # an older row has no memory_trace

@@ -235,7 +235,7 @@ class Generator:
 
     async def heartbeat(self) -> None:
         """Returns when the engine's loop has come round once more."""
-        await self.engine.heartbeat()
+        await self._unless_engine_dies(self.engine.heartbeat())
 
     async def drain(self) -> None:
         """Begin no more conversations: what is under way ends with `Draining` after those that are open."""

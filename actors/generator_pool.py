@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import ray
 from ray._private.state import state as cluster
-from ray.exceptions import RayError
+from ray.exceptions import RayError, RayTaskError
 
 from actors.generator import Draining, Generator, WeightsLost
 from actors.pool import DIED, Hung, Pool, result_of
@@ -25,8 +25,8 @@ class GeneratorLost(RuntimeError):
     """The generator died, or left, under its work.
 
     Attributes:
-        blame: nothing but the work is known to have killed it. Not so when its node is gone, or when it died or failed
-            with new weights.
+        blame: nothing but the work is known to have killed it. Not so when its node is gone or is being drained, when
+            it died or failed with new weights, or when the pool ended it for anything but that it hung.
     """
 
     def __init__(self, message: str, blame: bool = False):
@@ -48,6 +48,7 @@ class Member:
     open: int = 0  # calls under way
     tokens: int = 0  # read and written for answers
     loading: bool = False  # new weights, or was when it was lost
+    ended: bool = False  # by the pool, and not because it hung
 
 
 class GeneratorPool(Pool):
@@ -114,9 +115,13 @@ class GeneratorPool(Pool):
         try:
             (first, *_), _ = await asyncio.wait(watched, return_when=asyncio.FIRST_COMPLETED)
             first.result()  # all but the last end by raising
+            member.ended = True
             await self.leave(name)
             await self._drain(name, member)
             return f"left node {member.node[:8]}, which is being drained"
+        except RayTaskError:
+            member.ended = True
+            raise
         finally:
             for task in watched:
                 task.cancel()
@@ -127,10 +132,12 @@ class GeneratorPool(Pool):
             self._left(name)
         await super().leave(name)
 
-    async def _out_of_service(self, name: str, member: Member) -> None:
+    async def _died(self, name: str, member: Member) -> GeneratorLost:
         """Work was lost with a generator: what was lost is not given to it again before the pool finds it dead, too."""
         if self._members.get(name) is member:
             await self.leave(name)
+        excused = member.loading or member.ended or member.node in self._draining
+        return GeneratorLost(f"{name} died", blame=not excused and await _is_alive(member.node))
 
     async def publish(self, version: int, buckets: list[ray.ObjectRef]) -> None:
         """Let all generators, also those that come later, take up these weights."""
@@ -165,9 +172,7 @@ class GeneratorPool(Pool):
             with contextlib.suppress(Exception):
                 await group  # has failed like the notes; of an error that nobody looks at Ray prints the traceback
             if isinstance(error, DIED):
-                await self._out_of_service(name, member)
-                blame = not member.loading and await _is_alive(member.node)
-                raise GeneratorLost(f"{name} died", blame) from error
+                raise await self._died(name, member) from error
             if isinstance(error, Draining):
                 raise GeneratorLeft(f"{name} leaves") from error
             raise
@@ -187,8 +192,7 @@ class GeneratorPool(Pool):
             async with self._call(member):
                 return await member.actor.answer.remote(*arguments)
         except DIED as error:
-            await self._out_of_service(name, member)
-            raise GeneratorLost(f"{name} died") from error
+            raise await self._died(name, member) from error
         except Draining as error:
             raise GeneratorLeft(f"{name} leaves") from error
 

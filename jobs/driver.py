@@ -10,6 +10,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import FrameType
 
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
+
 from jobs.noise import hush_workers
 from jobs.ray_token import ClusterError, check_listener, own_cluster, private_folder, require_token
 from pipeline.agents import ASKS, load_agent
@@ -85,7 +89,7 @@ class RunFolder:
 
     Args:
         folder: of the run.
-        signals: end the wait for another run's lease.
+        signals: end the wait for another run's lease; None: nothing but Ctrl-C does.
 
     Raises:
         ConfigError: another run is at work there, or it cannot be written.
@@ -94,8 +98,8 @@ class RunFolder:
 
     lease: Lease
 
-    def __init__(self, folder: Path, signals: StopSignals):
-        self.folder, self._signals = folder, signals
+    def __init__(self, folder: Path, signals: StopSignals | None = None):
+        self.folder, self._signals = folder, signals or StopSignals()
         self._storage = Storage(folder, OPENING_S)
 
     def __enter__(self) -> "RunFolder":
@@ -128,6 +132,17 @@ class RunFolder:
     def save_config(self, config: object) -> None:
         """Write config.yaml. Raises `ConfigError`."""
         self.call(save_config, config, self.folder / "config.yaml")
+
+
+def configuration_of(path: Path) -> dict:
+    """The configuration that a run left in its folder. Raises `ConfigError` if it is none."""
+    try:
+        there = OmegaConf.to_container(OmegaConf.load(path))
+    except (OmegaConfBaseException, YAMLError, OSError, ValueError, RecursionError) as error:
+        raise ConfigError(f"{path} cannot be read: {' '.join(str(error).split())}; choose another run.name") from None
+    if not isinstance(there, dict):
+        raise ConfigError(f"{path} is a list, not a configuration; choose another run.name")
+    return there
 
 
 def leave_summary(folder: Path, summary: dict) -> None:

@@ -12,8 +12,6 @@ from collections import Counter
 from pathlib import Path
 
 from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-from yaml import YAMLError
 
 from jobs.driver import (
     EXIT_STATUS,
@@ -21,6 +19,7 @@ from jobs.driver import (
     StopSignals,
     check_model,
     check_samples,
+    configuration_of,
     follow,
     leave_interrupted,
     leave_summary,
@@ -134,17 +133,6 @@ def check_folder(config: EvaluationConfig, folder: Path) -> None:
         check_same(configuration_of(before), OmegaConf.to_container(OmegaConf.structured(config)))
     elif not before.exists() and not is_unused(folder):
         raise ConfigError(f"the run folder {folder} is not empty and no evaluation; choose another run.name")
-
-
-def configuration_of(path: Path) -> dict:
-    """The configuration that an evaluation left in its folder. Raises `ConfigError` if it is none."""
-    try:
-        there = OmegaConf.to_container(OmegaConf.load(path))
-    except (OmegaConfBaseException, YAMLError, OSError, ValueError) as error:
-        raise ConfigError(f"{path} cannot be read: {' '.join(str(error).split())}; choose another run.name") from None
-    if not isinstance(there, dict):
-        raise ConfigError(f"{path} is a list, not a configuration; choose another run.name")
-    return there
 
 
 def compare_runs(folders: list[str]) -> int:

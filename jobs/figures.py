@@ -15,7 +15,7 @@ from collections.abc import Callable
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from pathlib import Path
 
-from jobs.driver import show_help
+from jobs.driver import RunFolder, StopSignals, show_help
 from jobs.progress import JobProgress
 from pipeline.config import ConfigError, load_config
 from pipeline.evaluation.figures import (
@@ -29,6 +29,7 @@ from pipeline.evaluation.figures import (
     is_done,
     steps_of,
 )
+from pipeline.lease import LEASE
 from pipeline.report import duration
 
 
@@ -58,20 +59,24 @@ def list_steps(config: FiguresConfig) -> int:
 
 
 def make_figures(config: FiguresConfig) -> int:
-    """Run what is not done and draw the figures; return the exit status."""
+    """Run what is not done and draw the figures; return the exit status.
+
+    Raises:
+        ConfigError: somebody else makes them in this folder, or it cannot be written.
+    """
     folder = Path(config.folder).resolve()
-    folder.mkdir(parents=True, exist_ok=True)
-    if config.at_once > 1:
-        print(f"· {config.at_once} steps at once; what they print is in {folder}/*.log", flush=True)
-    for name, lines in figures(config).items():
-        missing = [step for step in steps_of(lines, config) if not is_done(step, folder)]
-        with JobProgress() as progress:
-            progress.say(f"figure {name}: {len(missing)} steps")
-            status = run_steps(missing, folder, config.at_once, progress)
-        if status != 0:
-            return status
-        print(draw(name, lines, folder))
-        print(f"· figure {folder / name}.png\n· table {folder / name}.md", flush=True)
+    with RunFolder(folder):
+        if config.at_once > 1:
+            print(f"· {config.at_once} steps at once; what they print is in {folder}/*.log", flush=True)
+        for name, lines in figures(config).items():
+            missing = [step for step in steps_of(lines, config) if not is_done(step, folder)]
+            with JobProgress() as progress:
+                progress.say(f"figure {name}: {len(missing)} steps")
+                status = run_steps(missing, folder, config.at_once, progress)
+            if status != 0:
+                return status
+            print(draw(name, lines, folder))
+            print(f"· figure {folder / name}.png\n· table {folder / name}.md", flush=True)
     return 0
 
 
@@ -93,7 +98,7 @@ def run_steps(steps: list[Step], folder: Path, at_once: int, progress: JobProgre
         while True:
             unfinished = {step.name for step in (*left, *running.values())}
             ready = [step for step in left if not unfinished & {step.model, step.data}]
-            for step in ready[: at_once - len(running)] if status == 0 and not children.stopped else []:
+            for step in ready[: at_once - len(running)] if status == 0 and not children.asked else []:
                 left.remove(step)
                 progress.say(f"step {steps.index(step) + 1} of {len(steps)}: {step.name}")
                 running[pool.submit(run_step, step, folder, children, show)] = step
@@ -107,21 +112,25 @@ def run_steps(steps: list[Step], folder: Path, at_once: int, progress: JobProgre
                 else:
                     status = ended
                     progress.say(f"{step.name} ended with status {ended}; its log is {folder / step.name}.log")
-    if children.stopped:
+    if children.asked:
         raise KeyboardInterrupt
     return status
 
 
 def run_step(step: Step, folder: Path, children: "Children", show: Callable[[str], None] | None) -> tuple[int, float]:
     """Run a step to its end; what it prints goes to its log and to `show`. Returns its exit status and its seconds."""
-    if step.job != "jobs.evaluate":
-        shutil.rmtree(folder / step.name, ignore_errors=True)  # a training run that was stopped begins anew
     inputs = [f"model.path={checkpoint_of(step.model, folder)}"] if step.model else []
     inputs += [f"data.path={folder / step.data / 'successes.jsonl'}"] if step.data else []
     command = [sys.executable, "-m", step.job, *step.arguments, *inputs]
     command += [f"run.folder={folder}", f"run.name={step.name}"]
     begin = time.monotonic()
     with (folder / f"{step.name}.log").open("a", encoding="utf-8") as log:
+        if step.job != "jobs.evaluate":
+            try:
+                clear(folder / step.name, children)
+            except ConfigError as error:
+                print(error, file=log, flush=True)
+                return 2, time.monotonic() - begin
         process = children.start(command)
         for line in process.stdout:
             print(line, end="", file=log, flush=True)
@@ -130,31 +139,42 @@ def run_step(step: Step, folder: Path, children: "Children", show: Callable[[str
         return process.wait(), time.monotonic() - begin
 
 
-class Children:
-    """Processes that SIGTERM to this one ends too; Ctrl-C reaches them by itself. Used as a context manager."""
+def clear(place: Path, signals: StopSignals) -> None:
+    """Remove what a training run that was stopped has left: it begins anew.
+
+    Raises:
+        ConfigError: it is at work.
+    """
+    if place.is_dir():
+        with RunFolder(place, signals) as run:
+            run.call(_empty, place)
+
+
+def _empty(folder: Path) -> None:
+    for path in folder.iterdir():
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        elif path.name != LEASE:  # which is given back last
+            path.unlink()
+
+
+class Children(StopSignals):
+    """Processes that SIGTERM to this one ends too; Ctrl-C reaches them by itself."""
 
     def __init__(self) -> None:
-        self.stopped = False  # by one of the two signals
+        super().__init__()
         self._processes: list[subprocess.Popen] = []
-
-    def __enter__(self) -> "Children":
-        self._before = {number: signal.signal(number, self._stop) for number in (signal.SIGINT, signal.SIGTERM)}
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
 
     def start(self, command: list[str]) -> subprocess.Popen:
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
         self._processes.append(process)
-        if self.stopped:  # the signal came meanwhile
+        if self.asked:  # the signal came meanwhile
             process.terminate()
         return process
 
-    def _stop(self, signum: int, frame: object) -> None:
-        self.stopped = True
-        if signum == signal.SIGTERM:
+    def _stop(self, number: int, frame: object) -> None:
+        self.asked = True
+        if number == signal.SIGTERM:
             for process in self._processes:
                 process.terminate()
 

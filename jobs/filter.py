@@ -14,7 +14,7 @@ from pathlib import Path
 
 from omegaconf import MISSING
 
-from jobs.driver import EXIT_STATUS, base_folder, check_model, start_ray
+from jobs.driver import EXIT_STATUS, RunFolder, base_folder, check_model, start_ray
 from jobs.evaluate import check, evaluate
 from pipeline.config import ConfigError, load_config
 from pipeline.config_rules import check_data_given, check_rules
@@ -40,12 +40,22 @@ class FilterConfig(EvaluationConfig):
 
 
 def filter_samples(arguments: list[str]) -> int:
-    """Ask, and split the samples by what came of it; returns the exit status. Raises `ConfigError`."""
+    """Ask, and split the samples by what came of it; returns the exit status.
+
+    Raises:
+        ConfigError: the filter cannot work, or another one is at work in its folder.
+    """
     if fixed := [a for a in arguments if a.startswith(("run.name=", "run.folder="))]:
         raise ConfigError(f"{fixed[0]}: a filter leaves all its files in output=…")
     config = load_config([*arguments, "preset=filter"], FilterConfig)  # after the presets that are given
     check_filter(config)
     folder = base_folder(in_job=start_ray()) / config.output
+    with RunFolder(folder):
+        return filter_into(folder, config)
+
+
+def filter_into(folder: Path, config: FilterConfig) -> int:
+    """See `filter_samples`; nobody else writes into the folder."""
     asking = evaluation_of(config, folder)
     quarantine = Quarantine(folder / QUARANTINE, config.data.max_bad_share)
     quarantine.path.unlink(missing_ok=True)  # a resumed filter finds the same rows

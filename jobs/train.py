@@ -10,14 +10,13 @@ from dataclasses import replace
 from pathlib import Path
 from statistics import median
 
-from omegaconf import OmegaConf
-
 from jobs.driver import (
     EXIT_STATUS,
     RunFolder,
     StopSignals,
     check_model,
     check_samples,
+    configuration_of,
     follow,
     leave_interrupted,
     leave_summary,
@@ -118,7 +117,6 @@ def train(config: Config) -> int:
     whole_data_paths(config.data)
     try:
         folder = run_folder(config, in_job=start_ray())
-        check_dtype(config, folder)
         with StopSignals() as signals:
             summary = run_of(config, folder, signals)
     except ConfigError as error:
@@ -147,11 +145,14 @@ def check_dtype(config: Config, folder: Path) -> None:
     """A run goes on in the dtype in which it began, whatever `auto` means on this machine.
 
     Raises:
-        ConfigError: the run in `folder` has another one.
+        ConfigError: the run in `folder` has another one, or does not say which.
     """
     before = folder / "config.yaml"
     if config.resume == "auto" and before.exists():
-        dtype = OmegaConf.select(OmegaConf.load(before), "model.dtype")
+        model = configuration_of(before).get("model")
+        dtype = model.get("dtype") if isinstance(model, dict) else None
+        if dtype is None:
+            raise ConfigError(f"{before} names no model.dtype, so its run cannot go on; choose another run.name")
         if dtype != config.model.dtype:
             raise ConfigError(
                 f"the run in {folder} has model.dtype={dtype}, not {config.model.dtype}: set model.dtype={dtype} to "
@@ -163,7 +164,7 @@ def run_of(config: Config, folder: Path, signals: StopSignals) -> dict:
     """Run the training, or follow it if it is at work; return its summary.
 
     Raises:
-        ConfigError: the folder, or that of the checkpoints, is another run's.
+        ConfigError: the folder, or that of the checkpoints, is another run's, or has one that cannot go on.
         KeyboardInterrupt: asked to stop before the run began.
     """
     if coordinator := running_coordinator(config, folder):
@@ -178,6 +179,7 @@ def run_of(config: Config, folder: Path, signals: StopSignals) -> dict:
     with place:
         signals.add(lambda: leave_interrupted(folder, run_summary(config, "interrupted", RunTotals())))
         place.call(check_unused, config, folder)
+        place.call(check_dtype, config, folder)
         place.call(checkpoints_of(config, folder, place.lease.run).claim, config.resume == "auto")
         place.save_config(config)
         print(f"· run folder {folder}", flush=True)

@@ -3,12 +3,14 @@
 `lease.json` in the folder names the run at work there and has a counter, the heartbeat, that goes up every `BEAT_S`.
 The folder on shared storage is all that two clusters have in common, so there is no other lock.
 
-- It is made with O_EXCL, which file servers (NFS from version 3) keep, too.
+- It is made with O_EXCL, which file servers (NFS from version 3) keep, too. Only who has it makes the run's id, so the
+  id enters the lease with its first heartbeat.
 - A heartbeat overwrites the same file in place: that needs no room on a full disk, and on NFS whoever opens the file
   after it was closed reads it.
 - Clocks of hosts differ, so none is compared. Who finds a lease watches it: a heartbeat that changes is alive, one that
   stays the same for `STALE_S` is stale. (The age in messages compares two times of the file server itself.)
-- On one machine nobody waits: a process that does not exist has no heartbeat.
+- On one machine nobody waits: a process that does not exist has no heartbeat. A process is known by its number and by
+  when it was started, in ticks since the machine was: clocks have no part in that either.
 - A stale lease is replaced by a rename. When two do so at once the last one has it, and the other finds out when it
   looks again, `SETTLE_S` later or at its next heartbeat.
 - A run that was only suspended, or whose storage hung, finds another's lease at its next heartbeat and has to end: two
@@ -25,8 +27,6 @@ import uuid
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-
-import psutil
 
 from pipeline.config import ConfigError
 from pipeline.files import write_text
@@ -50,25 +50,25 @@ class Holder:
 
     host: str
     pid: int
-    started: float  # of the process, in seconds since 1970: a process id is used again
+    ticks: int  # when the process was started: a process id is used again
     machine: str  # the machine since its last start, and the part of it (the container) that the process id belongs to
 
     @classmethod
     def here(cls) -> "Holder":
         pid = os.getpid()
-        return cls(socket.gethostname(), pid, psutil.Process(pid).create_time(), _machine())
+        return cls(socket.gethostname(), pid, _process(pid)[1] if _machine() else 0, _machine())
 
     def is_dead(self) -> bool:
         """Whether the process is known to be gone; only its own machine knows."""
         if not self.machine or self.machine != _machine():
             return False
         try:
-            process = psutil.Process(self.pid)
-            return process.create_time() != self.started or process.status() == psutil.STATUS_ZOMBIE
-        except psutil.NoSuchProcess:
+            state, ticks = _process(self.pid)
+        except (FileNotFoundError, ProcessLookupError):
             return True
-        except psutil.Error:
+        except OSError:
             return False
+        return ticks != self.ticks or state == "Z"
 
 
 @dataclass(frozen=True)
@@ -114,7 +114,7 @@ class Lease:
             if not take_over and there.holder != Holder.here():
                 return False
             file.seek(0)
-            file.write(replace(there, holder=Holder.here(), beats=there.beats + 1).bytes())
+            file.write(replace(there, run=self.run, holder=Holder.here(), beats=there.beats + 1).bytes())
         return True
 
     def release(self) -> None:
@@ -128,13 +128,13 @@ class Lease:
 class _Content:
     """What is in the file."""
 
-    run: str
+    run: str  # its id; empty until it has one
     token: str
     holder: Holder
     beats: int = 0
 
     def __str__(self) -> str:
-        return f"run {self.run} on {self.holder.host} (process {self.holder.pid})"
+        return f"{f'run {self.run}' if self.run else 'a run'} on {self.holder.host} (process {self.holder.pid})"
 
     def bytes(self) -> bytes:
         return json.dumps(asdict(self)).encode().ljust(LENGTH - 1) + b"\n"
@@ -161,11 +161,18 @@ class Heartbeat:
 
 
 def run_id(folder: Path) -> str:
-    """The id of the run in this folder; it gets one if it has none. Raises `OSError`."""
+    """The id of the run in this folder; it gets one if it has none. Only who has the lease calls this.
+
+    Raises:
+        OSError: it cannot be read or written.
+    """
     path = folder / RUN_ID
-    if not path.exists():
-        write_text(path, f"{uuid.uuid4().hex}\n")
-    return path.read_text(encoding="utf-8").strip()
+    with contextlib.suppress(FileNotFoundError):
+        if there := path.read_text(encoding="utf-8", errors="replace").strip():
+            return there
+    new = uuid.uuid4().hex
+    write_text(path, f"{new}\n")
+    return new
 
 
 def is_unused(folder: Path) -> bool:
@@ -194,24 +201,61 @@ def take_lease(
     """
     folder.mkdir(parents=True, exist_ok=True)
     path, stale_s = folder / LEASE, STALE_S if stale_s is None else stale_s
-    mine = _Content(run_id(folder), uuid.uuid4().hex, Holder.here())
+    mine = _Content("", uuid.uuid4().hex, Holder.here())
     while True:
-        try:
-            with path.open("xb", buffering=0) as file:
-                file.write(mine.bytes())
-            return Lease(str(folder), run_id(folder), mine.token)
-        except FileExistsError:
+        if not _made(path, mine):
             found = _look(path)
-        if not _is_stale(path, found, say, asked_to_stop, stale_s):
-            continue  # it was given free
-        partial = path.with_name(f"{LEASE}.{mine.token}")
-        partial.write_bytes(mine.bytes())
-        partial.replace(path)
-        time.sleep(SETTLE_S)
-        now = _look(path)
-        if now and now.token == mine.token:
+            if not _is_stale(path, found, say, asked_to_stop, stale_s):
+                continue  # it was given free
+            if not _replaced(path, mine):
+                continue  # another one was later
             say(f"· took over the run folder {folder} from {found or 'an unknown run'}, which has ended")
-            return Lease(str(folder), run_id(folder), mine.token)
+        with contextlib.suppress(LeaseLost):  # then the one who has it is looked at
+            return _with_id(folder, mine.token)
+
+
+def _made(path: Path, content: _Content) -> bool:
+    """Make a lease; False: there is one. Raises `OSError`, and then there is none."""
+    try:
+        file = path.open("xb")
+    except FileExistsError:
+        return False
+    try:
+        with file:
+            file.write(content.bytes())
+    except OSError:
+        path.unlink(missing_ok=True)
+        raise
+    return True
+
+
+def _replaced(path: Path, content: _Content) -> bool:
+    """Replace a stale lease; False: so did another run, later. Raises `OSError`, and then it is as it was."""
+    partial = path.with_name(f"{LEASE}.{content.token}")
+    try:
+        partial.write_bytes(content.bytes())
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+    time.sleep(SETTLE_S)
+    now = _look(path)
+    return now is not None and now.token == content.token
+
+
+def _with_id(folder: Path, token: str) -> Lease:
+    """The lease that was taken, with the run's id in it.
+
+    Raises:
+        LeaseLost: another run has it by now.
+        OSError: the id cannot be read or written. The folder is given free.
+    """
+    try:
+        lease = Lease(str(folder), run_id(folder), token)
+        lease.keep()
+    except OSError:
+        Lease(str(folder), "", token).release()
+        raise
+    return lease
 
 
 def _is_stale(
@@ -272,6 +316,13 @@ def _age_s(path: Path) -> float:
         finally:
             probe.unlink(missing_ok=True)
     return 0.0
+
+
+def _process(pid: int) -> tuple[str, int]:
+    """The state of a process, and when it was started, in clock ticks since the machine was. Raises `OSError`."""
+    # proc_pid_stat(5): the third field and the 22nd. The second, its name in parentheses, may hold anything.
+    fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
+    return fields[0], int(fields[19])
 
 
 def _machine() -> str:

@@ -13,6 +13,7 @@ beside the sample's own file (pipeline/documents/passages.py has its format and 
 A row that breaks the rules is quarantined with its reason, counted and written aside; it is never dropped in silence.
 """
 
+import contextlib
 import json
 import os
 import posixpath
@@ -275,13 +276,21 @@ class Quarantine:
         """One that a full disk does not stop: `file` keeps what cannot be written, and `add` never waits."""
         return cls(path, max_share, file=LineFile(path, storage))
 
-    def add(self, row_id: str, reason: str, row: object) -> None:
-        """Turn a row away; one that comes again when the data is read again is not counted twice."""
+    def add(self, row_id: str, reason: str, row: object, withdrawn: bool = False) -> None:
+        """Turn a row away; one that comes again when the data is read again is not counted twice.
+
+        Args:
+            row_id: of the row.
+            reason: why.
+            row: as it was read.
+            withdrawn: it was a problem, and is never run again (see `withdrawn_ids`).
+        """
         if row_id in self._ids:
             return
         self._ids.add(row_id)
         self.bad += 1
-        line = without_credentials(json.dumps({"id": row_id, "reason": reason, "row": row}, ensure_ascii=False))
+        entry = {"id": row_id, "reason": reason} | ({"withdrawn": True} if withdrawn else {}) | {"row": row}
+        line = without_credentials(json.dumps(entry, ensure_ascii=False))
         if self.file:
             self.file.put(line)
         else:
@@ -289,10 +298,11 @@ class Quarantine:
         if self.total is not None:
             self._check(self.total)
 
-    def resume(self, row_ids: list[str]) -> None:
+    def resume(self, row_ids: Iterable[str]) -> None:
         """These were turned away before the run was resumed."""
-        self.bad += len(set(row_ids) - self._ids)
-        self._ids.update(row_ids)
+        row_ids = set(row_ids)
+        self.bad += len(row_ids - self._ids)
+        self._ids |= row_ids
 
     def finish(self) -> None:
         """Raise `DataError` when too many of all rows were bad, or when there was none at all."""
@@ -306,6 +316,20 @@ class Quarantine:
                 f"{self.bad} of {rows} rows are bad, more than max_bad_share={self.max_share}; "
                 f"their reasons are in {self.path}"
             )
+
+
+def withdrawn_ids(path: Path) -> set[str]:
+    """The ids of the problems that were withdrawn by name, as the quarantine file of a run has them; other lines of it
+    are rows that were no problems. Raises `OSError`."""
+    ids = set()
+    with contextlib.suppress(FileNotFoundError), path.open("rb") as file:
+        for line in file:
+            if b'"withdrawn"' in line:
+                with contextlib.suppress(ValueError, TypeError, KeyError):  # a line that was damaged
+                    entry = json.loads(line)
+                    if isinstance(entry, dict) and entry.get("withdrawn") is True:
+                        ids.add(entry["id"])
+    return ids
 
 
 def checked_rows(rows: Iterable[tuple[str, object]], make, quarantine: Quarantine) -> Iterator[Problem]:

@@ -492,6 +492,13 @@ def evaluation(path: Path) -> None:
     check_folder(load_config(["preset=eval_tiny"], EvaluationConfig), folder)
 
 
+def training(path: Path) -> None:
+    """The file is the config.yaml of a training run that is to go on."""
+    from jobs.train import check_dtype
+
+    check_dtype(load_config(["preset=tiny", "resume=auto"]), path.parent)
+
+
 def prompts(path: Path) -> None:
     load_template(str(path))
 
@@ -633,6 +640,17 @@ FILES = {
     "lease that is a list": ("lease.json", text("[]"), lease, "taken over"),
     "evaluation of a list": ("config.yaml", text("- 1\n"), evaluation, "config.yaml is a list"),
     "evaluation of no YAML": ("config.yaml", text("a: [\n"), evaluation, "config.yaml cannot be read"),
+    "training of a list": ("config.yaml", text("[1, 2]\n"), training, "config.yaml is a list"),
+    "training of no YAML": ("config.yaml", text("a: [\n"), training, "config.yaml cannot be read"),
+    "training of a zero byte": ("config.yaml", text("\0"), training, "config.yaml cannot be read"),
+    "training of bytes": ("config.yaml", text(b"\xff\xfe\x00a"), training, "config.yaml"),
+    "training of thousands of brackets": ("config.yaml", text(5000 * "["), training, "config.yaml cannot be read"),
+    "training of one word": ("config.yaml", text("word\n"), training, "config.yaml"),
+    "training of nothing": ("config.yaml", text(""), training, "config.yaml names no model.dtype"),
+    "training of no model": ("config.yaml", text("model: 3\n"), training, "config.yaml names no model.dtype"),
+    "training of an object of Python": (
+        "config.yaml", text("a: !!python/object/apply:os.system [ls]\n"), training, "config.yaml cannot be read",
+    ),
 }  # fmt: skip
 
 

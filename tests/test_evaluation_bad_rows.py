@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from actors.generator_pool import GeneratorLeft, GeneratorLost
 from pipeline.config import load_config
 from pipeline.documents.passages import document_text
 from pipeline.evaluation.answers import Answer
@@ -55,11 +56,13 @@ def good(number: int) -> dict:
     return row | {"metadata": {"set": "good", "length": 8192}}
 
 
-def evaluate(tmp_path: Path, monkeypatch, *bad: dict | str, methods: str = "direct") -> tuple[dict, Counter, dict]:
+def evaluate(
+    tmp_path: Path, monkeypatch, *bad: dict | str, methods: str = "direct", pool=Readers
+) -> tuple[dict, Counter, dict]:
     """Evaluate the good rows and these; returns the summary, the errors by id and the reasons in quarantine by id."""
     from actors import evaluator as module
 
-    monkeypatch.setattr(module, "GeneratorPool", Readers)
+    monkeypatch.setattr(module, "GeneratorPool", pool)
     monkeypatch.setattr("ray.cluster_resources", lambda: {"CPU": 8})
     lines = [json.dumps(good(i)) for i in range(GOOD)]
     lines[GOOD // 2 : GOOD // 2] = [row if isinstance(row, str) else json.dumps(row) for row in bad]
@@ -197,6 +200,45 @@ def test_half_a_surrogate_pair_in_an_answer_comes_back_as_it_was(tmp_path, monke
         evaluate(tmp_path, monkeypatch, bad())
         (row,) = [row for row in read_results(tmp_path / "run/results.jsonl") if row["id"] == "bad"]
         assert row["answer"] == "\ud800 \\boxed{Paris}" and row["memories"] == ["\udfff"] and row["score"] == 1
+
+
+class Dying(Readers):
+    """One generator, which dies under the questions that `deadly` names, with all that it answers; before that, it is
+    lost in ways that no question is to blame for."""
+
+    deadly = ("bad-0", "bad-1")
+
+    def __init__(self, *arguments):
+        super().__init__(*arguments)
+        self.running, self.lost = {}, [GeneratorLeft("left"), GeneratorLost("died")] * 3
+
+    async def answer(self, problem, *arguments):
+        dying = self.running[problem.id] = asyncio.get_running_loop().create_future()
+        together.append(sorted(self.running))
+        await asyncio.sleep(0.01)
+        if not dying.done() and (problem.id in self.deadly or self.lost):
+            error = self.lost.pop() if self.lost else GeneratorLost("died", blame=True)
+            for other in self.running.values():
+                other.set_exception(error)
+            self.running.clear()
+        if dying.done():
+            raise dying.exception()
+        del self.running[problem.id]
+        return await super().answer(problem, *arguments)
+
+
+together: list[list[str]] = []  # what the generator answered each time that a question came
+
+
+def test_a_deadly_question_is_an_error_and_those_beside_it_are_answered(tmp_path, monkeypatch):
+    """Also if it is one of few, so that all are beside it whenever it is asked."""
+    together.clear()
+    begin = time.monotonic()
+    summary, errors, _ = evaluate(tmp_path, monkeypatch, *(bad(id=name) for name in Dying.deadly), pool=Dying)
+    assert errors == dict.fromkeys(Dying.deadly, "3 generators died under it, the last one while it ran alone")
+    assert summary["answers"] == GOOD + 2 and time.monotonic() - begin < 10
+    for name in Dying.deadly:
+        assert [names for names in together if name in names][-1] == [name]
 
 
 def test_an_agent_whose_answer_is_no_text_is_an_error():

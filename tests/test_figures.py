@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import pytest
 
-from jobs.figures import main, run_steps
+from jobs.figures import Children, main, make_figures, run_step, run_steps
 from jobs.progress import JobProgress
 from pipeline.config import ConfigError, load_config
 from pipeline.evaluation.config import EvaluationConfig, check_evaluation
@@ -25,6 +25,7 @@ from pipeline.evaluation.figures import (
     training_steps,
 )
 from pipeline.fine_tuning.config import FineTuningConfig, check_fine_tuning
+from pipeline.lease import LEASE, Heartbeat, take_lease
 from tests.test_evaluation_results import rows_of
 
 CONFIG = FiguresConfig(seeds=[0, 1], chunks=[8, 2048])
@@ -207,6 +208,55 @@ def test_after_a_step_that_failed_none_begins(tmp_path, monkeypatch, capsys):
     assert "bad ended with status 1; its log is" in capsys.readouterr().out
     assert "FileExistsError" in (tmp_path / "bad.log").read_text()
     assert not (tmp_path / "good.log").exists()
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    from pipeline import lease as module
+
+    monkeypatch.setattr(module, "BEAT_S", 0.1)
+    monkeypatch.setattr(module, "SETTLE_S", 0.01)
+
+
+def test_a_step_whose_run_is_at_work_leaves_its_folder_alone_and_fails(tmp_path, quick):
+    run = tmp_path / "rl-0"
+    lease = take_lease(run)
+    (run / "metrics.jsonl").write_text("a row")
+    beating = Heartbeat(lease)
+    assert run_step(Step("rl-0", "no_such_module", ()), tmp_path, Children(), None)[0] == 2
+    beating.end()
+    lease.keep()
+    assert (run / "metrics.jsonl").read_text() == "a row"
+    log = (tmp_path / "rl-0.log").read_text()
+    assert f"is in use by run {lease.run}" in log and "no_such_module" not in log
+
+
+def test_a_training_run_that_was_stopped_begins_anew_as_another_run(tmp_path, monkeypatch, quick):
+    (tmp_path / "lists.py").write_text(
+        "import os, sys; print(os.listdir(f\"{sys.argv[1].split('=')[1]}/{sys.argv[2].split('=')[1]}\"))"
+    )
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    lease = take_lease(tmp_path / "rl-0")
+    (lease.path.parent / "checkpoints").mkdir()
+    (lease.path.parent / "metrics.jsonl").touch()
+    lease.release()
+    assert run_step(Step("rl-0", "lists", ()), tmp_path, Children(), None)[0] == 0
+    assert (tmp_path / "rl-0.log").read_text() == "[]\n"
+
+
+def test_the_figures_are_made_once_at_a_time(tmp_path, monkeypatch, quick):
+    from jobs import figures as module
+
+    config = replace(CONFIG, folder=str(tmp_path / "figures"))
+
+    def steps(*_):
+        with pytest.raises(ConfigError, match="is in use by"):
+            make_figures(config)
+        return 1
+
+    monkeypatch.setattr(module, "run_steps", steps)
+    assert make_figures(config) == 1
+    assert not (tmp_path / "figures" / LEASE).exists()
 
 
 def test_wrong_settings_are_named(capsys):

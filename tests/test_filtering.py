@@ -10,6 +10,8 @@ import pytest
 import jobs.filter
 from jobs.filter import filter_samples
 from jobs.prepare import main
+from pipeline import lease
+from pipeline.config import ConfigError
 from pipeline.evaluation.filtering import hotpotqa_problems, question_key, verdicts, write_asked
 from pipeline.filtered_sets import kept_ids
 from pipeline.problems import BadRow, DataError, Problem, Quarantine
@@ -268,6 +270,23 @@ def test_too_many_malformed_questions_stop_the_filter(hotpotqa, tmp_path, answer
     Path(hotpotqa).write_text(json.dumps([question(0), {}, {}]))
     assert filtered(hotpotqa, tmp_path / "kept") == 1 and not asked
     assert "2 of 3 rows are bad" in capsys.readouterr().err
+
+
+def test_a_second_filter_into_the_same_folder_touches_nothing(hotpotqa, tmp_path, answering, monkeypatch):
+    asked = answering(boxed())
+    monkeypatch.setattr(lease, "BEAT_S", 0.1)
+    first = jobs.filter.evaluate
+
+    def second(config):
+        before = {path: path.stat().st_mtime_ns for path in (tmp_path / "kept").rglob("*.jsonl")}
+        with pytest.raises(ConfigError, match="kept is in use by"):
+            filtered(hotpotqa, tmp_path / "kept", "data.limit=4")
+        assert before and before == {path: path.stat().st_mtime_ns for path in before}
+        return first(config)
+
+    monkeypatch.setattr(jobs.filter, "evaluate", second)
+    assert filtered(hotpotqa, tmp_path / "kept") == 0 and len(asked) == 20
+    assert not (tmp_path / "kept" / lease.LEASE).exists()
 
 
 def test_a_limit_asks_the_first_questions_alone(hotpotqa, tmp_path, answering):

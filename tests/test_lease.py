@@ -1,5 +1,6 @@
 """One run at a time in a folder, whatever cluster it is on."""
 
+import errno
 import json
 import multiprocessing
 import os
@@ -11,11 +12,13 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+import psutil
 import pytest
 
 from pipeline import lease as module
 from pipeline.config import ConfigError
-from pipeline.lease import LEASE, Heartbeat, Holder, Lease, LeaseLost, is_unused, run_id, take_lease
+from pipeline.lease import LEASE, RUN_ID, Heartbeat, Holder, Lease, LeaseLost, is_unused, run_id, take_lease
+from tests.disks import full_disk
 from tests.faults import ROOT, until
 
 STALE_S = 0.6
@@ -54,6 +57,13 @@ def test_a_lease_that_was_given_free_is_there_for_the_next_run_and_the_id_stays(
     assert (tmp_path / LEASE).exists()
 
 
+@pytest.mark.parametrize(("content", "kept"), [(b"", False), (b"\n", False), (b"mine\n", True), (b"\xff", True)])
+def test_a_run_keeps_the_id_that_is_there_and_an_empty_one_is_none(tmp_path, content, kept):
+    (tmp_path / RUN_ID).write_bytes(content)
+    run = take_lease(tmp_path).run
+    assert run and (run == content.decode(errors="replace").strip()) == kept
+
+
 def test_a_heartbeat_that_stays_the_same_is_stale_and_the_taking_over_is_said(tmp_path):
     dead, said = take_lease(tmp_path), []
     from_elsewhere(tmp_path)
@@ -89,13 +99,38 @@ def test_what_a_clock_says_decides_nothing(tmp_path):
         beating.join()
 
 
-def test_of_a_process_of_this_machine_that_is_gone_nobody_waits_for_the_heartbeat(tmp_path):
-    code = f"from pathlib import Path; from pipeline.lease import take_lease; take_lease(Path({str(tmp_path)!r}))"
+def taking_process(folder: Path) -> None:
+    """A process takes the lease, and is gone."""
+    code = f"from pathlib import Path; from pipeline.lease import take_lease; take_lease(Path({str(folder)!r}))"
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
+
+
+def test_of_a_process_of_this_machine_that_is_gone_nobody_waits_for_the_heartbeat(tmp_path):
+    taking_process(tmp_path)
     said = []
     begin = time.monotonic()
     take_lease(tmp_path, said.append, stale_s=60)
     assert time.monotonic() - begin < 10 and "took over" in said[0]
+
+
+def test_a_live_process_stays_alive_when_the_clock_is_set(monkeypatch):
+    """Every time since 1970 that a process was started at moves with the clock."""
+    here = Holder.here()
+    boot_time = psutil._pslinux.boot_time
+    monkeypatch.setattr(psutil._pslinux, "boot_time", lambda: boot_time() + 1)
+    assert not here.is_dead() and Holder.here() == here
+
+
+def test_a_process_that_ended_or_whose_number_is_used_again_is_dead():
+    here = Holder.here()
+    assert replace(here, ticks=here.ticks - 1).is_dead()
+    assert not replace(here, ticks=here.ticks - 1, machine="another").is_dead()
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as child:
+        there = replace(here, pid=child.pid, ticks=module._process(child.pid)[1])
+        assert not there.is_dead()
+        child.stdin.close()
+        until(there.is_dead, 10)  # a zombie: nobody has waited for it
+    assert there.is_dead()
 
 
 @pytest.mark.parametrize("content", [b"", b"{torn", b"[]", b'{"run": "a"}'])
@@ -106,36 +141,74 @@ def test_a_lease_that_cannot_be_read_is_watched_as_well(tmp_path, content):
     assert "an unknown run" in said[-1]
 
 
-def _take(folder: str, taken) -> None:
+def _take(folder: str, begin, ended) -> None:
     module.SETTLE_S = 0.3
+    begin.wait()
     try:
         lease = take_lease(Path(folder), lambda line: None, stale_s=STALE_S)
-    except ConfigError:
-        return
-    beating = Heartbeat(lease)
-    time.sleep(1.5)
-    beating.end()
-    try:
+        beating = Heartbeat(lease)
+        time.sleep(1.5)
+        beating.end()
         lease.beat()
-        taken.put(lease.token)
-    except LeaseLost:
-        pass
+        ended.put(("has it", lease.run))
+    except ConfigError as error:
+        ended.put(("refused", str(error)))
+    except LeaseLost as error:
+        ended.put(("lost it", str(error)))
 
 
-@pytest.mark.parametrize("found", ["nothing", "a stale one"])
-def test_of_many_that_take_it_at_once_one_has_it(tmp_path, found):
+@pytest.mark.parametrize("takers", [2, 6])
+@pytest.mark.parametrize("found", ["nothing", "a stale one", "one of a dead process"])
+def test_of_many_that_take_it_at_once_one_has_it_and_the_others_are_refused(tmp_path, found, takers):
+    """In a new folder they also make its run.id, which is that of the one that has the lease."""
+    if found == "one of a dead process":
+        taking_process(tmp_path)
     if found == "a stale one":
         take_lease(tmp_path)
         from_elsewhere(tmp_path)
     context = multiprocessing.get_context("fork")
-    taken = context.Queue()
-    takers = [context.Process(target=_take, args=(str(tmp_path), taken)) for _ in range(6)]
-    for taker in takers:
-        taker.start()
-    for taker in takers:
-        taker.join(30)
-    assert taken.get(timeout=5) == json.loads((tmp_path / LEASE).read_bytes())["token"]
-    assert taken.empty()
+    begin, ended = context.Event(), context.Queue()
+    processes = [context.Process(target=_take, args=(str(tmp_path), begin, ended)) for _ in range(takers)]
+    for process in processes:
+        process.start()
+    begin.set()
+    for process in processes:
+        process.join(30)
+    assert [process.exitcode for process in processes] == [0] * takers
+    results = [ended.get(timeout=5) for _ in processes]
+    ((_, run),) = [result for result in results if result[0] == "has it"]
+    assert run == json.loads((tmp_path / LEASE).read_bytes())["run"] == (tmp_path / RUN_ID).read_text().strip()
+    assert all("is in use by" in said for kind, said in results if kind == "refused")
+    if found == "nothing":  # of several that replace a stale lease, some find out at their next heartbeat
+        assert [kind for kind, _ in results].count("refused") == takers - 1
+    assert {path.name for path in tmp_path.iterdir()} == {LEASE, RUN_ID}
+
+
+@pytest.mark.parametrize("found", ["nothing", "a stale one"])
+@pytest.mark.parametrize("room", [0, 10])
+def test_a_lease_that_a_full_disk_has_no_room_for_is_none(tmp_path, monkeypatch, found, room):
+    """Else the next run would wait for a run that never was."""
+    run_id(tmp_path)
+    if found == "a stale one":
+        take_lease(tmp_path)
+        from_elsewhere(tmp_path)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    full = full_disk(monkeypatch)
+    full(room)
+    with pytest.raises(OSError, match="No space left"):
+        take_lease(tmp_path, lambda line: None, stale_s=STALE_S)
+    full(None)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_a_folder_whose_run_gets_no_id_is_given_back(tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(module, "write_text", full)
+    with pytest.raises(OSError, match="No space left"):
+        take_lease(tmp_path)
+    assert not list(tmp_path.iterdir())
 
 
 def test_the_actor_of_a_job_takes_it_over_from_the_driver_whose_heartbeat_ends(tmp_path, monkeypatch):

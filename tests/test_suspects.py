@@ -6,9 +6,11 @@ from dataclasses import replace
 
 import pytest
 
+from actors.job_actor import RunFailed
+from pipeline.checkpoints import RunState
 from pipeline.ledger import SUSPECT_DEATHS, Ledger
 from pipeline.problem_queue import ProblemQueue
-from pipeline.problem_stream import START
+from pipeline.problem_stream import START, Cursor
 from pipeline.problems import DataError, Quarantine
 from tests.faults import rows_of
 from tests.simulation import Problems, simulate
@@ -137,3 +139,48 @@ def test_what_was_withdrawn_before_the_run_was_resumed_is_counted_once(tmp_path)
     quarantine.resume(["a", "b"])
     quarantine.add("b", "bad again", {})
     assert quarantine.bad == 2 and len((tmp_path / "quarantine.jsonl").read_text().splitlines()) == 1
+
+
+def test_a_problem_that_was_withdrawn_after_the_last_checkpoint_is_not_run_again(tiny_config, tmp_path, monkeypatch):
+    """Whether there is a checkpoint or none. A row of data that says so itself withdraws nothing."""
+    config = replace(tiny_config, wandb=replace(tiny_config.wandb, mode="disabled"))
+    config = replace(config, data=replace(config.data, max_bad_share=1.0))
+    monkeypatch.setattr("actors.coordinator.training_source", lambda config: Problems(5))
+    state = RunState(step=1, version=1, cursor=Cursor(1, (0,)), ranks=1, withdrawn=["p3"])
+
+    async def life(state):
+        run = (await simulate(config, tmp_path, monkeypatch)).coordinator
+        run._dispatch = lambda: asyncio.sleep(0)
+        await run._read(state)
+        await asyncio.sleep(0)
+        return run
+
+    async def main():
+        first = await life(None)
+        first.quarantine.add("p2", "bad", {"withdrawn": True})
+        handed_out = [first.problems.next() for _ in range(3)]
+        first.groups["p1#0"] = handed_out[1]
+        first._withdraw("p1#0", "generators died under it")
+        await first.finish_files(first.quarantine.file)
+        with first.quarantine.path.open("a") as file:
+            file.write('{"id": "p0", "withdrawn": tr')  # torn
+        for state_of_checkpoint, expected in ((None, [0, 2, 3, 4]), (state, [0, 2, 4, 5])):
+            run = await life(state_of_checkpoint)
+            assert [run.problems.next() for _ in range(4)] == expected
+            assert run.quarantine.bad == len(run.problems.withdrawn)
+            assert run.problems.withdrawn == (["p1", "p3"] if state_of_checkpoint else ["p1"])
+
+    asyncio.run(main())
+
+
+def test_a_quarantine_that_cannot_be_read_ends_a_run_with_a_reason(tiny_config, tmp_path, monkeypatch):
+    (tmp_path / "quarantine.jsonl").mkdir()
+    monkeypatch.setattr("actors.coordinator.training_source", lambda config: Problems(5))
+    config = replace(tiny_config, wandb=replace(tiny_config.wandb, mode="disabled"))
+
+    async def main():
+        run = (await simulate(config, tmp_path, monkeypatch)).coordinator
+        with pytest.raises(RunFailed, match="the quarantine of this run so far cannot be read: IsADirectoryError"):
+            await run._read(None)
+
+    asyncio.run(main())
