@@ -110,8 +110,10 @@ def problem_from_row(row: object, default_id: str, folder: str = "", rules: RowR
     by_reference = row.get("passages") is not None
     if by_reference and row.get("document") is not None:
         raise BadRow("'document' and 'passages' exclude each other")
+    if isinstance(row.get("document"), str):  # first: what comes next would copy it
+        size = len(row["document"])
+        _at_most("'document'", "characters", size, rules.document_characters, "agent.document_characters")
     document = "" if by_reference else text_field(row, "document")
-    _at_most("'document'", "characters", len(document), rules.document_characters, "agent.document_characters")
     passages, passage_file = _passages(row, folder, rules) if by_reference else ((), "")
     answers = row.get("answers")
     if isinstance(answers, str):
@@ -223,7 +225,7 @@ def _passages(row: dict, folder: str, rules: RowRules) -> tuple[tuple[int, ...],
             "name its folder in data.passage_folders"
         )
     # A folder's ".." is another one behind a link: what was decided on is what is opened.
-    return tuple(passages), place if ".." in unquote(file).split("/") else file
+    return tuple(passages), place if "://" not in place and ".." in unquote(file).split("/") else file
 
 
 def _is_in(place: str, folder: str) -> bool:

@@ -83,6 +83,8 @@ class SampleFiles:
             _, row_id, row = self._read(index)
         except _Unreadable as error:
             return error.row_id, error.begins
+        except (DataError, OSError):  # it could be read before
+            return self._name(index), ""
         try:
             row = json.loads(row) if isinstance(row, str) else row
         except (ValueError, RecursionError):
@@ -93,13 +95,17 @@ class SampleFiles:
         """The file of a sample, its id for want of another, and its line or its parquet row."""
         entry, most = self.entries[index], self.rules.limits.row_bytes
         file, place, within = self.files[entry["file"]], int(entry["place"]), int(entry["within"])
-        row_id = f"{posixpath.basename(file)}:{entry['number']}"
+        row_id = self._name(index)
         if file.endswith(".parquet"):
             return file, row_id, self._parquet_row(_row_group(file, place), within, row_id)
         if within > most:
             begins = _open(file).read_at(CUT, place).decode(errors="replace")
             raise _Unreadable(f"the line has {within} bytes, over data.limits.row_bytes={most}", row_id, begins)
         return file, row_id, _open(file).read_at(within, place).decode("utf-8-sig", errors="replace")
+
+    def _name(self, index: int) -> str:
+        entry = self.entries[index]
+        return f"{posixpath.basename(self.files[entry['file']])}:{entry['number']}"
 
     def _parquet_row(self, group: "_RowGroup", within: int, row_id: str) -> dict:
         most = self.rules.limits.row_bytes

@@ -88,6 +88,9 @@ def test_passages_are_looked_for_beside_the_sample_file(tmp_path):
         SampleFiles.open(path).sample(0)
     allowed = RowRules(passage_folders=("s3://bucket",))
     assert SampleFiles.open(path, allowed).sample(0).passage_file == whole["passage_file"]
+    hidden = whole | {"passage_file": "s3://bucket/a/../p.arrow%3Fendpoint_override=evil.example"}
+    path = str(jsonl(tmp_path / "d.jsonl", [hidden]))
+    assert SampleFiles.open(path, allowed).sample(0).passage_file == hidden["passage_file"]  # no "?" comes out of it
 
 
 @pytest.mark.parametrize(
