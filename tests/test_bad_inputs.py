@@ -420,6 +420,11 @@ def negative_offsets(path: Path) -> None:
     patch(path, struct.pack("<4q", 0, 4, 1 << 40, 12), struct.pack("<4q", 0, -4, 8, 12))
 
 
+def last_offset(path: Path) -> None:
+    lying_offsets(path)
+    patch(path, struct.pack("<4q", 0, 4, 1 << 40, 12), struct.pack("<4q", 0, 4, 8, 1 << 40))
+
+
 def no_utf8(path: Path) -> None:
     table(path, title=["a", "b"], text=pa.array([b"good", b"\xff\xfe"]).view(pa.string()))
 
@@ -699,6 +704,8 @@ FILES = {
         "p.parquet", name_that_is_not_utf8, passages, "p.parquet(: the name of a column is not UTF-8| is not)",
     ),
     "distractors whose offsets lie": ("p.arrow", lying_offsets, distractors, rf"p.arrow: {ROW_1} is malformed"),
+    "distractors whose last offset lies": ("p.arrow", last_offset, distractors, r"p.arrow: row . .* is malformed"),
+    "passages whose last offset lies": ("p.arrow", last_offset, passages, r"p.arrow: row . .* is malformed"),
     "distractors whose offsets go back": ("p.arrow", decreasing_offsets, distractors, rf"p.arrow: {ROW_1} is malf"),
     "passages that are nothing": ("p.arrow", text(""), passages, "p.arrow is not an Arrow IPC file"),
     "passages of another kind": ("p.txt", text("a"), passages, "p.txt: a passage file ends in"),
