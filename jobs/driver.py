@@ -285,8 +285,13 @@ def check_samples(path: str) -> None:
 
 
 def whole_path(path: str) -> str:
-    """A local path as it is found from anywhere; what is none (a Hugging Face name, a URI) as it is."""
-    return str(Path(path).resolve()) if path and "://" not in path and Path(path).exists() else path
+    """A local path as it is found from anywhere; what is none (a Hugging Face name, a URI) as it is.
+
+    A file that is a link keeps its name: in Hugging Face's cache the target has another, in another folder.
+    """
+    if not path or "://" in path or not Path(path).exists():
+        return path
+    return str(Path(path).resolve() if Path(path).is_dir() else Path(path).parent.resolve() / Path(path).name)
 
 
 def whole_data_paths(data: object) -> None:

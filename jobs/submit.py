@@ -21,6 +21,7 @@ from types import FrameType
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
+from jobs.driver import whole_path
 from jobs.progress import JobProgress
 from jobs.ray_token import ClusterError, is_this_machine, require_token
 from pipeline.config import Config, ConfigError, load_config
@@ -207,7 +208,7 @@ async def follow(client: "JobSubmissionClient", job: str, on_line: Callable[[str
 def whole_paths(config: Config, working_dir: Path) -> list[str]:
     """Settings that name files and folders of this machine by their whole path: the job runs in a copy elsewhere."""
     paths = {key: working_dir / attrgetter(key)(config) for key in PATH_KEYS if attrgetter(key)(config)}
-    given = [f"{key}={path.resolve()}" for key, path in paths.items() if path.exists()]
+    given = [f"{key}={whole_path(str(path))}" for key, path in paths.items() if path.exists()]
     folders = [f if "://" in f else str((working_dir / f).resolve()) for f in config.data.passage_folders]
     return given + [f"data.passage_folders={json.dumps(folders)}"] * bool(folders)
 

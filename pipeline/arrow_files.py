@@ -3,11 +3,53 @@
 Reading does not check it. A string array whose offsets lie makes the process read outside of its buffers and die.
 """
 
+import struct
 from collections.abc import Iterable, Iterator
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from pipeline.problems import DataError
+
+SHOWN = 500  # characters of an error
+OBJECT_BYTES = 32  # of a value in a list of Python
+
+
+def open_parquet(handle: pa.NativeFile, path: str) -> pq.ParquetFile:
+    """A parquet file whose columns are plain (`check_plain`).
+
+    Raises:
+        DataError: it is none, or a column has an extension type.
+    """
+    try:
+        file = pq.ParquetFile(handle)
+        schema = file.schema_arrow
+    except Exception as error:  # Arrow's, and whatever the code of an extension type raises
+        raise DataError(f"{path} is not a parquet file that can be read: {one_line(error)}") from None
+    check_plain(schema, path)
+    return file
+
+
+def open_arrow(data: pa.Buffer, path: str) -> pa.Table:
+    """An Arrow IPC file as a table that lies in `data`; its columns are plain (`check_plain`), its rows unchecked.
+
+    Raises:
+        DataError: it is none, a column has an extension type, or its buffers are compressed: a file of a few KB may
+            hold gigabytes, which every process would hold for itself.
+    """
+    try:
+        file = pa.ipc.open_file(data)
+        compressed = any(_is_compressed(data, place) for place in _blocks(data))
+        table = None if compressed else file.read_all()
+    except Exception as error:  # Arrow's, and whatever the code of an extension type raises
+        raise DataError(f"{path} is not an Arrow IPC file that can be read: {one_line(error)}") from None
+    if compressed:
+        raise DataError(
+            f"{path} is compressed, so that processes cannot share it; write it without compression "
+            '(pyarrow.feather.write_feather(…, compression="uncompressed"))'
+        )
+    check_plain(table.schema, path)
+    return table
 
 
 def check_plain(schema: pa.Schema, path: str) -> None:
@@ -16,11 +58,17 @@ def check_plain(schema: pa.Schema, path: str) -> None:
     Raises:
         DataError: one has; the message names it.
     """
-    for field in _fields(schema):
+    try:
+        fields = [(field, field.name) for field in _fields(schema)]
+    except UnicodeDecodeError:
+        raise DataError(f"{path}: the name of a column is not UTF-8") from None
+    except RecursionError:
+        raise DataError(f"{path}: the columns lie too deep within one another") from None
+    for field, column in fields:
         name = (field.metadata or {}).get(b"ARROW:extension:name")
         if name is not None or isinstance(field.type, pa.BaseExtensionType):
             kind = name.decode(errors="replace") if name else field.type.extension_name
-            raise DataError(f"{path}: the column {field.name!r} has the extension type {kind}; plain types are wanted")
+            raise DataError(f"{path}: the column {column!r} has the extension type {kind}; plain types are wanted")
 
 
 def checked_batches(batches: Iterable[pa.RecordBatch], path: str) -> Iterator[pa.RecordBatch]:
@@ -29,15 +77,36 @@ def checked_batches(batches: Iterable[pa.RecordBatch], path: str) -> Iterator[pa
     Raises:
         DataError: one is malformed; the message names the row, from 0.
     """
-    first = 0
-    for batch in batches:
+    first, batches = 0, iter(batches)
+    while True:
+        batch = None
         try:
+            if (batch := next(batches, None)) is None:
+                return
             batch.validate(full=True)
-        except pa.ArrowInvalid as error:
-            row = first + _malformed_row(batch)
-            raise DataError(f"{path}: row {row} (from 0) is malformed: {' '.join(str(error).split())}") from None
+        except pa.ArrowException as error:
+            row = first + (_malformed_row(batch) if batch is not None else 0)
+            raise DataError(f"{path}: row {row} (from 0) is malformed: {one_line(error)}") from None
         yield batch
         first += batch.num_rows
+
+
+def one_line(error: Exception) -> str:
+    """What an error says, which may be what a file holds: one line that a terminal can show."""
+    said = " ".join(str(error).split())[:SHOWN]
+    return "".join(c if c.isprintable() else "�" for c in said)
+
+
+def python_bytes(array: pa.Array) -> int:
+    """Bytes that an array takes as Python's objects, roughly: its own, and `OBJECT_BYTES` for each value in a list."""
+    if pa.types.is_dictionary(array.type):
+        return python_bytes(array.dictionary_decode())
+    if pa.types.is_struct(array.type):
+        return sum(map(python_bytes, array.flatten()))
+    if pa.types.is_nested(array.type) and hasattr(array, "flatten"):
+        values = array.flatten()
+        return OBJECT_BYTES * len(values) + python_bytes(values)
+    return array.nbytes
 
 
 def _malformed_row(batch: pa.RecordBatch) -> int:
@@ -54,4 +123,47 @@ def _fields(schema: Iterable[pa.Field]) -> Iterator[pa.Field]:
     for field in schema:
         yield field
         inner = field.type
-        yield from _fields(inner.field(i) for i in range(inner.num_fields))
+        if pa.types.is_dictionary(inner):
+            yield from _fields([pa.field("values", inner.value_type)])
+        else:
+            yield from _fields(inner.field(i) for i in range(inner.num_fields))
+
+
+# What of Arrow's IPC format (Message.fbs, File.fbs) pyarrow does not tell: whether a batch is compressed. `open_file`
+# has checked the file's last part, its footer; a message is checked when it is read.
+
+
+def _blocks(data: pa.Buffer) -> Iterator[int]:
+    """Where the messages of all batches of a file begin, those of dictionaries too."""
+    (size,) = struct.unpack("<i", data[data.size - 10 : data.size - 6].to_pybytes())
+    footer = data[data.size - 10 - size : data.size - 10].to_pybytes()
+    for number in (2, 3):  # dictionaries, record batches
+        if blocks := _field(footer, _follow(footer, 0), number):
+            first = _follow(footer, blocks)
+            for block in range(_read("I", footer, first)):
+                yield _read("q", footer, first + 4 + 24 * block)
+
+
+def _is_compressed(data: pa.Buffer, place: int) -> bool:
+    message = pa.ipc.read_message(data[place:]).metadata.to_pybytes()
+    root = _follow(message, 0)
+    kind, header = _field(message, root, 1), _field(message, root, 2)
+    batch = _follow(message, header)
+    if _read("B", message, kind) == 2:  # a dictionary, which holds a batch
+        batch = _follow(message, _field(message, batch, 1))
+    return _field(message, batch, 3) is not None
+
+
+def _field(flat: bytes, table: int, number: int) -> int | None:
+    """Where a field of a flatbuffer's table is; None: it is not there."""
+    names = table - _read("i", flat, table)
+    offset = _read("H", flat, names + 4 + 2 * number) if 4 + 2 * number < _read("H", flat, names) else 0
+    return table + offset if offset else None
+
+
+def _follow(flat: bytes, place: int) -> int:
+    return place + _read("I", flat, place)
+
+
+def _read(kind: str, flat: bytes, place: int) -> int:
+    return struct.unpack_from(f"<{kind}", flat, place)[0]

@@ -56,7 +56,7 @@ class ModelConfig:
 class RowLimits:
     """The most that a row of data may hold. A larger one is quarantined: it is malformed, or meant to do harm."""
 
-    row_bytes: int = 2**29  # a line of a JSON-lines file
+    row_bytes: int = 2**29  # a line of a JSON-lines file, or a parquet row in memory
     question_characters: int = 1_000_000
     id_characters: int = 1000
     answers: int = 10_000

@@ -34,7 +34,7 @@ def _ids(file: str) -> Iterator[str]:
     with open_input(file) as lines:
         for number, line in enumerate(lines, 1):
             try:
-                row = decode_line(line.decode(errors="replace"))
+                row = decode_line(line.decode("utf-8-sig", errors="replace"))
             except BadRow as error:
                 raise DataError(f"{file}, line {number}: {error}") from None
             if not isinstance(row, dict) or not isinstance(row.get("id"), str):

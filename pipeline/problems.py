@@ -14,6 +14,7 @@ A row that breaks the rules is quarantined with its reason, counted and written 
 """
 
 import contextlib
+import itertools
 import json
 import os
 import posixpath
@@ -27,7 +28,11 @@ from pipeline.credentials import INSTEAD, has_credentials, without_credentials
 from pipeline.scoring import SCORERS
 from pipeline.storage import LineFile, Storage, append
 
-SHOWN = 100  # characters of a row's value that a reason repeats
+SHOWN = 100  # characters of a row's value that a reason repeats, from a path's beginning and from its end
+KEPT = 10_000  # characters of a text, and values of a list, that the quarantine keeps of a row
+PATH_CHARACTERS = 4096  # the longest path that Linux takes
+PASSAGE_CHARACTERS = len("Document 1:\n\n\n")  # that a passage adds to the document, at least
+FIELDS = ("id", "question", "answers", "task", "document", "passages", "passage_file", "metadata")
 
 
 class DataError(ValueError):
@@ -106,8 +111,10 @@ def problem_from_row(row: object, default_id: str, folder: str = "", rules: RowR
     by_reference = row.get("passages") is not None
     if by_reference and row.get("document") is not None:
         raise BadRow("'document' and 'passages' exclude each other")
+    if isinstance(row.get("document"), str):  # first: what comes next would copy it
+        size = len(row["document"])
+        _at_most("'document'", "characters", size, rules.document_characters, "agent.document_characters")
     document = "" if by_reference else text_field(row, "document")
-    _at_most("'document'", "characters", len(document), rules.document_characters, "agent.document_characters")
     passages, passage_file = _passages(row, folder, rules) if by_reference else ((), "")
     answers = row.get("answers")
     if isinstance(answers, str):
@@ -195,10 +202,15 @@ def _depth(value: object) -> int:
 
 
 def _passages(row: dict, folder: str, rules: RowRules) -> tuple[tuple[int, ...], str]:
-    passages = row["passages"]
+    passages, most = row["passages"], rules.document_characters
+    if isinstance(passages, list) and (least := PASSAGE_CHARACTERS * len(passages)) > most:
+        raise BadRow(f"'passages' make a document of {least} characters or more, over agent.document_characters={most}")
     numbers = isinstance(passages, list) and all(type(p) is int and 0 <= p < 2**63 for p in passages)
     if not numbers or not passages:
         raise BadRow("'passages' must be a list of one or more row numbers from 0 on")
+    file = row.get("passage_file")
+    if isinstance(file, str) and len(file) > PATH_CHARACTERS:
+        raise BadRow(f"'passage_file' has {len(file)} characters; a path has {PATH_CHARACTERS} at most")
     file = text_field(row, "passage_file")
     if has_credentials(file):
         raise BadRow(f"'passage_file' holds credentials; {INSTEAD}")
@@ -206,26 +218,39 @@ def _passages(row: dict, folder: str, rules: RowRules) -> tuple[tuple[int, ...],
     file = file if whole else f"{folder.rstrip('/')}/{file}"
     if "\0" in file or ("://" in file and ("?" in file or "#" in file)):
         raise BadRow("'passage_file' must be a path, or a URI without parameters")
-    if folder and not any(_is_in(file, place) for place in (folder, *rules.passage_folders)):
-        leads = _place(file)
+    place = _place(file)
+    if folder and not any(_is_in(place, allowed) for allowed in (folder, *rules.passage_folders)):
+        leads = "" if place == file else f", that is {_path_to_show(place)}"
         raise BadRow(
-            f"'passage_file' is {file}{'' if leads == file else f', which leads to {leads}'}, outside the folder of "
-            "the sample file; if that is meant, name its folder in data.passage_folders"
+            f"'passage_file' is {_path_to_show(file)}{leads}, outside the folder of the sample file; if that is meant, "
+            "name its folder in data.passage_folders"
         )
-    return tuple(passages), file
+    # A folder's ".." is another one behind a link: what was decided on is what is opened.
+    return tuple(passages), place if "://" not in place and ".." in unquote(file).split("/") else file
 
 
-def _is_in(file: str, folder: str) -> bool:
-    """Whether a file lies in a folder or below it."""
-    return _place(file).startswith(f"{_place(folder).rstrip('/')}/")
+def _is_in(place: str, folder: str) -> bool:
+    """Whether a file lies in a folder or below it, by its name.
+
+    A link in the folder lies there, wherever it leads: who made the folder put it there, and a row can only name it.
+    """
+    pairs = [(place, _place(folder))]
+    if "://" not in place and "://" not in pairs[0][1]:  # nor does it matter by which links both folders are reached
+        there = posixpath.join(os.path.realpath(posixpath.dirname(place)), posixpath.basename(place))
+        pairs.append((there, os.path.realpath(pairs[0][1])))
+    return any(file.startswith(f"{above.rstrip('/')}/") for file, above in pairs)
 
 
 def _place(path: str) -> str:
-    """Where a path leads: of a local one, where its links do."""
+    """What a path or URI names, without "." and "..", links not followed."""
     scheme, there, inner = path.partition("://")
     if there and scheme != "file":
         return f"{scheme}://{posixpath.normpath(unquote(inner))}"
-    return os.path.realpath(unquote(inner) if there else path)
+    return os.path.abspath(unquote(inner) if there else path)
+
+
+def _path_to_show(path: str) -> str:
+    return path if len(path) <= 2 * SHOWN else f"{path[:SHOWN]}…{path[-SHOWN:]}"
 
 
 def text_field(row: object, name: str) -> str:
@@ -244,6 +269,30 @@ def text_field(row: object, name: str) -> str:
     if not is_unicode(value):
         raise BadRow(f"'{name}' is not valid Unicode")
     return value
+
+
+def row_to_show(row: object) -> object:
+    """A row as the quarantine keeps it, which JSON can hold: long texts and lists are cut. It never raises."""
+    if isinstance(row, dict):
+        row = {_begin_of(str(name)): _begin_of(value) for name, value in itertools.islice(row.items(), KEPT)}
+    row = _begin_of(row)
+    try:
+        written = json.dumps(row, ensure_ascii=False, default=str)
+        return json.loads(written) if len(written) <= 2 * len(FIELDS) * KEPT else _begin_of(written)
+    except Exception:  # what JSON, or the value itself, does not write
+        return _begin_of(f"a {type(row).__name__} that cannot be written as JSON")
+
+
+def _begin_of(value: object) -> object:
+    """The first KEPT characters or values. A URI is not cut: half a password would not be known as one."""
+    if isinstance(value, list):
+        return value[:KEPT]
+    if not isinstance(value, str) or len(value) <= KEPT:
+        return value
+    begin = value[:KEPT]
+    words = begin.split()
+    uri = words[-1].find("://") if words and not begin[-1].isspace() else -1
+    return f"{begin if uri < 0 else begin[: len(begin) - len(words[-1]) + uri]}…"
 
 
 def is_unicode(text: str) -> bool:
@@ -289,7 +338,9 @@ class Quarantine:
             return
         self._ids.add(row_id)
         self.bad += 1
-        entry = {"id": row_id, "reason": reason} | ({"withdrawn": True} if withdrawn else {}) | {"row": row}
+        entry = (
+            {"id": row_id, "reason": reason} | ({"withdrawn": True} if withdrawn else {}) | {"row": row_to_show(row)}
+        )
         line = without_credentials(json.dumps(entry, ensure_ascii=False))
         if self.file:
             self.file.put(line)

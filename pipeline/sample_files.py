@@ -1,6 +1,8 @@
 """Files in the sample schema (pipeline/problems.py), JSON lines or parquet, as one source of numbered samples."""
 
+import bisect
 import functools
+import itertools
 import json
 import posixpath
 from collections.abc import Iterator
@@ -8,11 +10,20 @@ from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
-from pipeline.arrow_files import check_plain
-from pipeline.files import is_file, list_files, open_input
-from pipeline.problems import BadRow, DataError, Problem, Quarantine, RowRules, decode_line, problem_from_row
+from pipeline.arrow_files import one_line, open_parquet, python_bytes
+from pipeline.files import file_state, is_file, list_files, open_input
+from pipeline.problems import (
+    FIELDS,
+    BadRow,
+    DataError,
+    Problem,
+    Quarantine,
+    RowRules,
+    decode_line,
+    problem_from_row,
+    row_to_show,
+)
 from pipeline.samples import SampleSource
 
 SUFFIXES = (".jsonl", ".parquet")
@@ -20,6 +31,8 @@ READ_BYTES = 1 << 24
 # Where a sample is: of a line, `place` is its offset and `within` its length, in bytes; of a parquet row, the number of
 # its row group and its own in there. `number` counts the lines or rows of the file from 1, for people.
 CUT = 1000  # characters that are kept of a line that is too long
+GROUP_BYTES = 2**32  # of a parquet row group in memory, where it lies whole
+GROUP_ROWS = 64  # that are read together at least
 ENTRY = np.dtype([("file", "i4"), ("place", "i8"), ("within", "i8"), ("number", "i8")])
 
 
@@ -70,29 +83,42 @@ class SampleFiles:
             _, row_id, row = self._read(index)
         except _Unreadable as error:
             return error.row_id, error.begins
+        except (DataError, OSError):  # it could be read before
+            return self._name(index), ""
         try:
-            return row_id, json.loads(row) if isinstance(row, str) else json.loads(json.dumps(row, default=str))
+            row = json.loads(row) if isinstance(row, str) else row
         except (ValueError, RecursionError):
-            return row_id, row
+            pass  # as it came
+        return row_id, row_to_show(row)
 
     def _read(self, index: int) -> tuple[str, str, object]:
         """The file of a sample, its id for want of another, and its line or its parquet row."""
         entry, most = self.entries[index], self.rules.limits.row_bytes
-        file = self.files[entry["file"]]
-        row_id, place, within = (
-            f"{posixpath.basename(file)}:{entry['number']}",
-            int(entry["place"]),
-            int(entry["within"]),
-        )
+        file, place, within = self.files[entry["file"]], int(entry["place"]), int(entry["within"])
+        row_id = self._name(index)
         if file.endswith(".parquet"):
-            try:
-                return file, row_id, _row_group(file, place).slice(within, 1).to_pylist()[0]
-            except UnicodeDecodeError:
-                raise _Unreadable("the row holds text that is not UTF-8", row_id) from None
+            return file, row_id, self._parquet_row(_row_group(file, place), within, row_id)
         if within > most:
             begins = _open(file).read_at(CUT, place).decode(errors="replace")
             raise _Unreadable(f"the line has {within} bytes, over data.limits.row_bytes={most}", row_id, begins)
-        return file, row_id, _open(file).read_at(within, place).decode(errors="replace")
+        return file, row_id, _open(file).read_at(within, place).decode("utf-8-sig", errors="replace")
+
+    def _name(self, index: int) -> str:
+        entry = self.entries[index]
+        return f"{posixpath.basename(self.files[entry['file']])}:{entry['number']}"
+
+    def _parquet_row(self, group: "_RowGroup", within: int, row_id: str) -> dict:
+        most = self.rules.limits.row_bytes
+        try:
+            row = group.row(within)
+            size = sum(map(python_bytes, row.columns))
+            if size <= most:
+                return row.to_pylist()[0]
+        except UnicodeDecodeError:
+            raise _Unreadable("the row holds text that is not UTF-8", row_id) from None
+        except Exception as error:  # a date out of range, an unknown time zone, two fields of one name …
+            raise _Unreadable(f"the row cannot be read: {one_line(error)}", row_id) from None
+        raise _Unreadable(f"the row takes {size} bytes, over data.limits.row_bytes={most}", row_id)
 
 
 class _Unreadable(BadRow):
@@ -147,13 +173,14 @@ def _entries(file_number: int, file: str) -> np.ndarray:
 
 
 def _parquet_rows(file: str, handle: pa.NativeFile) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    try:
-        opened = pq.ParquetFile(handle)
-    except (pa.ArrowException, OSError) as error:
-        raise DataError(f"{file}: {error}") from None
-    check_plain(opened.schema_arrow, file)
-    metadata = opened.metadata
+    opened = open_parquet(handle, file)
+    for name in FIELDS:
+        if opened.schema_arrow.names.count(name) > 1:
+            raise DataError(f"{file}: there are two columns {name!r}")
+    metadata, size = opened.metadata, file_state(file)["size"]
     sizes = [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
+    if min(sizes, default=0) < 0 or sum(sizes) > size:
+        raise DataError(f"{file}: {sum(sizes)} rows in {size} bytes cannot be samples")
     place = np.repeat(np.arange(len(sizes)), sizes)
     within = np.concatenate([np.arange(0), *map(np.arange, sizes)])
     return place, within, np.arange(1, len(place) + 1)
@@ -182,12 +209,39 @@ def _open(file: str) -> pa.NativeFile:
     return open_input(file).detach()  # without its buffer it may be read from anywhere by several threads
 
 
+@dataclass(frozen=True)
+class _RowGroup:
+    """The columns of a parquet row group that a sample may have."""
+
+    batches: list[pa.RecordBatch]
+    ends: list[int]  # number of the rows up to the end of each batch
+
+    def row(self, number: int) -> pa.RecordBatch:
+        """Raises `IndexError`."""
+        batch = bisect.bisect_right(self.ends, number)
+        if batch == len(self.batches):
+            raise IndexError(f"its row group has {self.ends[-1] if self.ends else 0} rows, fewer than the file says")
+        return self.batches[batch].slice(number - self.ends[batch] + self.batches[batch].num_rows, 1)
+
+
 @functools.lru_cache(maxsize=2)
-def _row_group(file: str, group: int) -> pa.Table:
+def _row_group(file: str, group: int) -> _RowGroup:
     """Raises `DataError`."""
+    opened = open_parquet(_open(file), file)
+    names = [name for name in opened.schema_arrow.names if name in FIELDS]
+    batches, size = [], 0
+    # A row may take as much as the whole group does in the file, where the same text stands once for many rows.
+    rows = GROUP_BYTES // max(1, opened.metadata.row_group(group).total_byte_size)
+    rows = min(max(rows, GROUP_ROWS), 2**16)
     try:
-        table = pq.ParquetFile(_open(file)).read_row_group(group)
-        table.validate()
+        for batch in opened.iter_batches(rows, row_groups=[group], columns=names):
+            batch.validate()
+            size += batch.nbytes
+            if size > GROUP_BYTES:
+                raise DataError(
+                    f"{file}: row group {group} has over {GROUP_BYTES} bytes; write smaller ones (row_group_size)"
+                )
+            batches.append(batch.select(names))
     except (pa.ArrowException, OSError) as error:
         raise DataError(f"{file}: row group {group} cannot be read: {error}") from None
-    return table
+    return _RowGroup(batches, list(itertools.accumulate(batch.num_rows for batch in batches)))

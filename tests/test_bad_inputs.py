@@ -22,11 +22,12 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
+from jobs.driver import whole_path
 from jobs.ray_token import ClusterError, check_listener, private_folder, require_token
 from pipeline.agents import load_agent
 from pipeline.bucket_files import BucketError, read_bucket_file
 from pipeline.config import AgentConfig, Config, ConfigError, load_config
-from pipeline.documents.passages import PassageFile, table_writer
+from pipeline.documents.passages import PassageFile, document_text, read_passages, table_writer
 from pipeline.end_tokens import named_end_tokens
 from pipeline.evaluation.config import EvaluationConfig
 from pipeline.evaluation.figures import FiguresConfig
@@ -42,6 +43,7 @@ from tests.byte_tokenizer import byte_tokenizer
 LIMIT_S = 5.0
 HUGE = "x" * 200
 SECRET = "hunter2"
+LOADED = "loaded"  # the file that a pickle leaves when it is loaded
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -79,6 +81,7 @@ ROWS = {
     "long document": ({"document": "d" * 2001}, "'document' has 2001 characters, over agent.document_characters=2000"),
     "document of many tokens": ({"document": "d" * 1001}, "document has 1001 tokens, over agent.document_tokens=1000"),
     "document of one passage often": (LONG | {"passages": [0] * 5000}, "a document of .* over agent.document_char"),
+    "document of many passages": (LONG | {"passages": [0] * 150}, "document of 2100 characters or more, over agent.do"),
     "long question": ({"question": "q" * 201}, "'question' has 201 characters, over data.limits.question_characters"),
     "long id": ({"id": "i" * 51}, "'id' has 51 characters, over data.limits.id_characters=50"),
     "many answers": ({"answers": ["a"] * 6}, "'answers' has 6 texts, over data.limits.answers=5"),
@@ -90,14 +93,17 @@ ROWS = {
     "passage file by a whole path": (LONG | {"passage_file": "/etc/passwd"}, "/etc/passwd, outside the folder"),
     "passage file above": (LONG | {"passage_file": "../secret/p.arrow"}, "outside the folder of the sample file"),
     "passage file below and above": (LONG | {"passage_file": "a/../../p.arrow"}, "outside the folder of the sample"),
-    "passage file by a link": (LONG | {"passage_file": "link.arrow"}, "link.arrow, which leads to .*/secret/p.arrow"),
-    "passage file in a linked folder": (LONG | {"passage_file": "linked/p.arrow"}, "which leads to .*/secret/p.arrow"),
+    "passage file above a linked folder": (
+        LONG | {"passage_file": "linked/../outside.arrow"},
+        "data/outside.arrow: no such file",
+    ),
+    "passage file above the folder, by a link": (LONG | {"passage_file": "linked/../../p.arrow"}, "outside the folder"),
     "passage file in a bucket": (LONG | {"passage_file": "s3://b/p.arrow"}, "outside the folder.*data.passage_folders"),
     "passage file by http": (LONG | {"passage_file": "http://h/p.arrow"}, "outside the folder of the sample file"),
     "passage file by a file URI": (LONG | {"passage_file": "file:///etc/p.arrow"}, "outside the folder of the sample"),
     "passage file by an escaped URI": (
         LONG | {"passage_file": "file://{folder}/%2e%2e/secret/p.arrow"},
-        "which leads to .*/secret/p.arrow",
+        "that is .*/secret/p.arrow, outside the folder",
     ),
     "passage file with parameters": (
         LONG | {"passage_file": "s3://allowed/p.arrow?endpoint_override=evil.example"},
@@ -107,6 +113,13 @@ ROWS = {
         LONG | {"passage_file": "s3://allowed/data/../../other/p.arrow"},
         "outside the folder",
     ),
+    "passage file of many folders": (
+        LONG | {"passage_file": 50_000 * "a/" + "p.arrow"},
+        "'passage_file' has 100007 characters; a path has 4096 at most",
+    ),
+    "passage file of a long path": (LONG | {"passage_file": "/" + 2000 * "a/"}, "is /a/a.*….*a/, .* outside the fol"),
+    "passage file of a long name": (LONG | {"passage_file": 300 * "a" + ".arrow"}, "'passage_file' cannot be used: "),
+    "passage file of a closed folder": (LONG | {"passage_file": "closed.arrow"}, "cannot be used: .*closed"),
     "passage file with a zero byte": (LONG | {"passage_file": "p\0.arrow"}, "must be a path"),
     "passage file with a password": (
         LONG | {"passage_file": f"s3://me:{SECRET}@b/p.arrow"},
@@ -152,6 +165,8 @@ def folder(tmp_path_factory) -> Path:
     (folder / "link.arrow").symlink_to(top / "secret" / "p.arrow")
     (folder / "linked").symlink_to(top / "secret")
     (folder / "folder.arrow").mkdir()
+    (folder / "closed.arrow").symlink_to("closed.arrow")  # to itself: an OSError, whoever asks
+    (top / "outside.arrow").write_bytes((folder / "passages.arrow").read_bytes())
     lying_offsets(folder / "lies.arrow")
     return folder
 
@@ -183,6 +198,24 @@ def test_a_bad_row_is_quarantined_with_the_reason(name, folder, tmp_path, agent_
     assert re.search(reason, written["reason"])
     assert SECRET not in quarantine.path.read_text() and len(written["reason"]) < 600
     assert agent.tokenize(source.sample(1)).document.tolist()
+
+
+def test_a_link_lies_where_it_is_wherever_it_leads(folder, agent_class):
+    """Its folder's owner made it; so is Hugging Face's cache."""
+    blobs, snapshot = folder.parent / "blobs", folder.parent / "snapshots" / "1"
+    blobs.mkdir()
+    snapshot.mkdir(parents=True)
+    (blobs / "a").write_text(json.dumps(GOOD | LONG) + "\n")
+    (blobs / "b").write_bytes((folder / "passages.arrow").read_bytes())
+    (snapshot / "train.jsonl").symlink_to("../../blobs/a")
+    (snapshot / "passages.arrow").symlink_to("../../blobs/b")
+    (folder.parent / "main").symlink_to("snapshots/1")
+    for path in (snapshot, snapshot / "train.jsonl", folder.parent / "main", folder.parent / "main" / "train.jsonl"):
+        for given in (str(path), whole_path(str(path))):
+            assert document_text(SampleFiles.open(given).sample(0)).startswith("Document 1:")
+    for name in ("link.arrow", "linked/p.arrow"):
+        (folder / "rows.jsonl").write_text(json.dumps(GOOD | LONG | {"passage_file": name}) + "\n")
+        assert document_text(SampleFiles.open(str(folder / "rows.jsonl")).sample(0)).startswith("Document 1:")
 
 
 def test_what_the_configuration_allows_is_read(folder, agent_class):
@@ -387,6 +420,11 @@ def negative_offsets(path: Path) -> None:
     patch(path, struct.pack("<4q", 0, 4, 1 << 40, 12), struct.pack("<4q", 0, -4, 8, 12))
 
 
+def last_offset(path: Path) -> None:
+    lying_offsets(path)
+    patch(path, struct.pack("<4q", 0, 4, 1 << 40, 12), struct.pack("<4q", 0, 4, 8, 1 << 40))
+
+
 def no_utf8(path: Path) -> None:
     table(path, title=["a", "b"], text=pa.array([b"good", b"\xff\xfe"]).view(pa.string()))
 
@@ -396,12 +434,26 @@ def cut_off(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-200])
 
 
-def overwritten(path: Path) -> None:
+def overwritten_samples(path: Path) -> None:
+    overwritten(path, "question", "document")
+
+
+def overwritten(path: Path, *names: str) -> None:
     texts = [f"{number} " * 50 for number in range(1000)]
-    table(path, title=texts, text=texts)
+    table(path, **dict.fromkeys(names or ("title", "text"), texts))
     data = bytearray(path.read_bytes())
     data[4 : len(data) // 2] = bytes(len(data) // 2 - 4)
     path.write_bytes(data)
+
+
+class Trace:
+    """Its pickle leaves a file when it is loaded."""
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    def __reduce__(self):
+        return Path.touch, (self.path,)
 
 
 def pickled(path: Path) -> None:
@@ -409,15 +461,81 @@ def pickled(path: Path) -> None:
     kind = {"ARROW:extension:name": "ray.data.arrow_pickled_object", "ARROW:extension:metadata": ""}
     fields = [pa.field(name, pa.string()) for name in ("id", "question", "document", "answers")]
     schema = pa.schema([*fields, pa.field("metadata", pa.large_binary(), metadata=kind)])
-    values = [["a"], ["q"], ["d"], ["x"], [pickle.dumps(print)]]
+    values = [["a"], ["q"], ["d"], ["x"], [pickle.dumps(Trace(path.parent / LOADED))]]
     columns = [pa.array(column, f.type) for column, f in zip(values, schema, strict=True)]
     pq.write_table(pa.table(columns, schema), path)
 
 
 def pickled_within(path: Path) -> None:
     inner = pa.field("a", pa.large_binary(), metadata={"ARROW:extension:name": "ray.data.arrow_pickled_object"})
-    column = pa.array([[{"a": b""}]], pa.list_(pa.struct([inner])))
+    trace = pickle.dumps(Trace(path.parent / LOADED))
+    column = pa.array([[{"a": trace}]], pa.list_(pa.struct([inner])))
     pq.write_table(pa.table({"metadata": column}), path)
+
+
+def pickled_in_a_dictionary(path: Path) -> None:
+    inner = pa.field("a", pa.large_binary(), metadata={"ARROW:extension:name": "ray.data.arrow_pickled_object"})
+    value = pa.array([{"a": pickle.dumps(Trace(path.parent / LOADED))}], pa.struct([inner]))
+    table(path, title=["a"], text=["b"], more=pa.DictionaryArray.from_arrays(pa.array([0]), value))
+
+
+def bad_extension(path: Path) -> None:
+    """A column whose type's own code raises what it likes while the file is opened."""
+    kind = {"ARROW:extension:name": "palimpsest.bad", "ARROW:extension:metadata": "not what it wants"}
+    schema = pa.schema([("title", pa.string()), ("text", pa.string()), pa.field("more", pa.int64(), metadata=kind)])
+    made = pa.table([["a"], ["b"], [1]], schema=schema)
+    if path.suffix == ".parquet":
+        pq.write_table(made, path)
+    else:
+        with pa.ipc.new_file(path, schema) as writer:
+            writer.write_table(made)
+
+
+class BadExtension(pa.ExtensionType):
+    def __init__(self):
+        super().__init__(pa.int64(), "palimpsest.bad")
+
+    def __arrow_ext_serialize__(self) -> bytes:
+        return b""
+
+    @classmethod
+    def __arrow_ext_deserialize__(cls, storage, serialized):
+        raise TypeError("bad metadata")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def registered():
+    pa.register_extension_type(BadExtension())
+    yield
+    pa.unregister_extension_type("palimpsest.bad")
+
+
+def compressed(codec: str) -> Callable[[Path], None]:
+    """Ten million characters in a few KB."""
+
+    def make(path: Path) -> None:
+        made = pa.table({"title": ["a"], "text": ["b" * 10_000_000]})
+        with pa.ipc.new_file(path, made.schema, options=pa.ipc.IpcWriteOptions(compression=codec)) as writer:
+            writer.write_table(made)
+
+    return make
+
+
+def name_that_is_not_utf8(path: Path) -> None:
+    table(path, title=["a"], text=["b"], question=["q"], xxxxyyyy=["c"])
+    path.write_bytes(path.read_bytes().replace(b"xxxxyyyy", b"\xff\xfexxyyyy"))
+
+
+def null_rows(path: Path) -> None:
+    table(path, question=pa.nulls(1_000_000, pa.string()))
+
+
+def samples_without_utf8(path: Path) -> None:
+    table(path, question=pa.array([b"\xff\xfe"]).view(pa.string()), answers=["a"], document=["d"])
+
+
+def two_of_a_name(path: Path) -> None:
+    pq.write_table(pa.Table.from_arrays([pa.array(["q"])] * 2, names=["question", "question"]), path)
 
 
 def table(path: Path, **columns) -> None:
@@ -445,6 +563,11 @@ def columns(**values):
 
 def passages(path: Path) -> None:
     PassageFile(path)
+
+
+def distractors(path: Path) -> None:
+    for _ in read_passages(path):
+        pass
 
 
 def samples(path: Path) -> None:
@@ -574,14 +697,37 @@ FILES = {
     "passages that are cut off": ("p.arrow", cut_off, passages, "p.arrow is not an Arrow IPC file"),
     "passages that are cut off, parquet": ("p.parquet", cut_off, passages, "p.parquet is not a parquet file"),
     "passages that are overwritten, parquet": ("p.parquet", overwritten, passages, "p.parquet is a broken parquet"),
+    "passages that are compressed": ("p.arrow", compressed("zstd"), passages, "p.arrow is compressed"),
+    "passages that are compressed, lz4": ("p.arrow", compressed("lz4"), distractors, "p.arrow is compressed"),
+    "passages with a bad type": ("p.arrow", bad_extension, passages, "p.arrow is not .*: bad metadata"),
+    "passages with a bad type, parquet": ("p.parquet", bad_extension, passages, "p.parquet is not .*: bad metadata"),
+    "passages with pickles in a dictionary": (
+        "p.arrow", pickled_in_a_dictionary, passages, "'a' has the extension type ray.data",
+    ),
+    "passages with a name that is not UTF-8": (
+        "p.arrow", name_that_is_not_utf8, passages, "p.arrow: the name of a column is not UTF-8",
+    ),
+    "passages with a name that is not UTF-8, parquet": (
+        "p.parquet", name_that_is_not_utf8, passages, "p.parquet(: the name of a column is not UTF-8| is not)",
+    ),
+    "distractors whose offsets lie": ("p.arrow", lying_offsets, distractors, rf"p.arrow: {ROW_1} is malformed"),
+    "distractors whose last offset lies": ("p.arrow", last_offset, distractors, r"p.arrow: row . .* is malformed"),
+    "passages whose last offset lies": ("p.arrow", last_offset, passages, r"p.arrow: row . .* is malformed"),
+    "distractors whose offsets go back": ("p.arrow", decreasing_offsets, distractors, rf"p.arrow: {ROW_1} is malf"),
     "passages that are nothing": ("p.arrow", text(""), passages, "p.arrow is not an Arrow IPC file"),
     "passages of another kind": ("p.txt", text("a"), passages, "p.txt: a passage file ends in"),
     "a line of passages that is no object": ("p.jsonl", text("[]\n"), passages, "p.jsonl:1: .*expected a line like"),
     "samples that are pickles": ("s.parquet", pickled, samples, "'metadata' has the extension type ray.data.arrow_pi"),
     "samples with pickles in a list": ("s.parquet", pickled_within, samples, "'a' has the extension type ray.data"),
     "samples that are no parquet": ("s.parquet", text("no"), samples, "s.parquet"),
-    "samples that are overwritten": ("s.parquet", overwritten, samples, "s.parquet: row group 0 cannot be read"),
-    "samples that are not UTF-8, parquet": ("s.parquet", no_utf8, samples, "text that is not UTF-8|must be text"),
+    "samples that are overwritten": ("s.parquet", overwritten_samples, samples, "s.parquet: row group 0 cannot be"),
+    "samples that are not UTF-8, parquet": ("s.parquet", samples_without_utf8, samples, "text that is not UTF-8"),
+    "samples with a name that is not UTF-8": (
+        "s.parquet", name_that_is_not_utf8, samples, "s.parquet(: the name of a column is not UTF-8| is not)",
+    ),
+    "samples with a bad type": ("s.parquet", bad_extension, samples, "s.parquet is not .*: bad metadata"),
+    "samples of nothing, many": ("s.parquet", null_rows, samples, "s.parquet: 1000000 rows in .* cannot be samples"),
+    "samples with two questions": ("s.parquet", two_of_a_name, samples, "s.parquet: there are two columns 'question'"),
     "samples that are none": ("s.jsonl", text("\n\n"), samples, "holds no rows"),
     "samples of another kind": ("s.csv", text("a,b"), samples, "ends in .jsonl or .parquet"),
     "model that is a list": ("config.json", text("[1, 2]"), model, "model.path=.*config.json is a list, not an object"),
@@ -665,6 +811,12 @@ def test_a_bad_file_is_an_error_that_names_it(name, tmp_path, capsys):
         said = str(error)
     assert re.search(message, said), said
     assert SECRET not in said
+    assert not (tmp_path / LOADED).exists()
+
+
+def test_a_pickle_leaves_a_trace(tmp_path):
+    pickle.loads(pickle.dumps(Trace(tmp_path / LOADED)))
+    assert (tmp_path / LOADED).exists()
 
 
 def test_presets_that_include_each_other_are_named(tmp_path, monkeypatch):

@@ -12,7 +12,7 @@ from jobs.filter import filter_samples
 from jobs.prepare import main
 from pipeline import lease
 from pipeline.config import ConfigError
-from pipeline.evaluation.filtering import hotpotqa_problems, question_key, verdicts, write_asked
+from pipeline.evaluation.filtering import PassageLinks, hotpotqa_problems, question_key, verdicts, write_asked
 from pipeline.filtered_sets import kept_ids
 from pipeline.problems import BadRow, DataError, Problem, Quarantine
 from pipeline.recipes import HotpotqaSettings, RulerHqaSettings
@@ -375,3 +375,13 @@ def test_memory_does_not_grow_with_the_questions(tmp_path):
 
     few, many = peak(200), peak(1200)
     assert many - few < 1000 * 400  # bytes; their paragraphs are 10 MB
+
+
+def test_a_passage_file_that_is_a_link_is_linked_under_its_own_name(tmp_path):
+    """As in Hugging Face's cache, where the target's name has no suffix."""
+    (tmp_path / "blob").write_text("a")
+    (tmp_path / "passages.arrow").symlink_to("blob")
+    folder = tmp_path / "kept"
+    folder.mkdir()
+    assert PassageLinks(folder).name(str(tmp_path / "passages.arrow")) == "passages.arrow"
+    assert (folder / "passages.arrow").read_text() == "a" and not (folder / "passages.arrow").is_symlink()

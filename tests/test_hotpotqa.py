@@ -8,6 +8,7 @@ from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 
 from pipeline.documents.hotpotqa import HotpotqaRecipe, build_passages, is_built, last_that_fits
@@ -401,3 +402,13 @@ def test_the_passages_are_the_distractors_then_each_questions_own(tmp_path, dist
     titles = [passages.title(row) for row in range(len(passages))]
     own = [f"Q{i} paragraph {n}" for i in (1, 2) for n in range(OWN)]
     assert titles == [f"Other {n}" for n in range(50)] + own
+
+
+@pytest.mark.parametrize("name", ["questions.arrow", "passages.arrow"])
+def test_prepared_files_of_other_columns_are_refused(tmp_path, name):
+    build(questions_file(tmp_path, [question(1)]), "", tmp_path)
+    made = pa.table({"title": ["a"], "text": ["b"], "question": [1]})
+    with pa.ipc.new_file(tmp_path / name, made.schema) as writer:
+        writer.write_table(made)
+    with pytest.raises(DataError, match=f"{name} was not written by jobs.prepare; remove"):
+        len(HotpotqaRecipe(str(tmp_path), documents=2))

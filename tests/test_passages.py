@@ -241,3 +241,14 @@ def test_what_is_not_there_and_what_cannot_be_there(tmp_path, monkeypatch):
         open_input("none.txt")
     with pytest.raises(DataError, match="web://host/a.txt: .* s3, gs, hf or file"):
         open_input("web://host/a.txt")
+
+
+def test_a_parquet_file_that_unpacks_to_far_more_than_its_size_is_refused(tmp_path, monkeypatch):
+    path = tmp_path / "p.parquet"
+    pq.write_table(pa.table({"title": ["a"] * 10_000, "text": ["b" * 1000] * 10_000, "more": [0] * 10_000}), path)
+    assert len(PassageFile(path)) == 10_000 and PassageFile(path).table.column_names == ["title", "text"]
+    monkeypatch.setattr("pipeline.documents.passages.UNPACKED_BYTES", 1_000_000)
+    with pytest.raises(DataError, match="p.parquet unpacks to more than 1000000 bytes, 100 times its size"):
+        PassageFile(path)
+    with pytest.raises(DataError, match="p.parquet unpacks to more than"):
+        list(read_passages(path))

@@ -1,6 +1,7 @@
 """Files in the sample schema as numbered samples: every row is found, by itself, and shuffles are permutations."""
 
 import json
+import time
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +9,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline.problems import BadRow, DataError, Problem, RowRules
+from pipeline.config import RowLimits
+from pipeline.documents.passages import passage_text
+from pipeline.problems import PASSAGE_CHARACTERS, BadRow, DataError, Problem, Quarantine, RowRules
 from pipeline.sample_files import SampleFiles
 
 
@@ -85,6 +88,9 @@ def test_passages_are_looked_for_beside_the_sample_file(tmp_path):
         SampleFiles.open(path).sample(0)
     allowed = RowRules(passage_folders=("s3://bucket",))
     assert SampleFiles.open(path, allowed).sample(0).passage_file == whole["passage_file"]
+    hidden = whole | {"passage_file": "s3://bucket/a/../p.arrow%3Fendpoint_override=evil.example"}
+    path = str(jsonl(tmp_path / "d.jsonl", [hidden]))
+    assert SampleFiles.open(path, allowed).sample(0).passage_file == hidden["passage_file"]  # no "?" comes out of it
 
 
 @pytest.mark.parametrize(
@@ -145,3 +151,115 @@ def test_the_rows_of_a_parquet_row_group_stay_together(tmp_path):
     groups = order.reshape(4, 10) // 10
     assert (groups == groups[:, :1]).all() and sorted(groups[:, 0].tolist()) == [0, 1, 2, 3]
     assert groups[:, 0].tolist() != [0, 1, 2, 3] and (order[:10] % 10).tolist() != list(range(10))
+
+
+def columns(path: Path, **values) -> SampleFiles:
+    """Rows in parquet, one of them if a column has one value, but for these columns."""
+    count = len(next(iter(values.values())))
+    rest = {"id": [f"q{i}" for i in range(count)], "question": ["q"] * count, "answers": ["a"] * count}
+    pq.write_table(pa.table(rest | {"document": ["d"] * count} | values), path)
+    return SampleFiles.open(str(path))
+
+
+FAR = pa.array([2**62], pa.timestamp("us")), pa.array([2**30], pa.date32()), pa.array([2**62], pa.duration("us"))
+NOWHERE = pa.array([1], pa.timestamp("us", tz="No/Where"))
+TWICE = pa.StructArray.from_arrays([pa.array([1]), pa.array([2])], names=["a", "a"])
+
+
+@pytest.mark.parametrize("column", [*FAR, NOWHERE, TWICE])
+def test_a_value_that_python_cannot_hold_costs_its_row_and_only_where_it_is_read(tmp_path, column):
+    assert columns(tmp_path / "a.parquet", created=column).sample(0).id == "q0"
+    inside = column if column is TWICE else pa.StructArray.from_arrays([column], names=["when"])
+    source = columns(tmp_path / "b.parquet", metadata=inside)
+    with pytest.raises(BadRow, match="the row cannot be read: |'metadata' cannot be written as JSON"):
+        source.sample(0)
+    row_id, shown = source.row(0)
+    assert row_id == "b.parquet:1" and json.dumps(shown)
+
+
+def test_a_row_that_is_not_there_is_a_bad_row(tmp_path):
+    path = parquet(tmp_path / "a.parquet", [*map(row, range(4))], group=2)
+    source = SampleFiles.open(str(path))
+    source.entries["within"][1] = 2  # as if its group had another row
+    with pytest.raises(BadRow, match="its row group has 2 rows, fewer than the file says"):
+        source.sample(1)
+    assert source.row(1) == ("a.parquet:2", "") and source.sample(2).id == "q2"
+
+
+def test_rows_are_found_in_a_group_that_is_read_in_parts(tmp_path, monkeypatch):
+    monkeypatch.setattr("pipeline.sample_files.GROUP_ROWS", 3)
+    monkeypatch.setattr("pipeline.sample_files.GROUP_BYTES", 5000)
+    path = parquet(tmp_path / "a.parquet", [*map(row, range(10))], group=100)
+    assert ids(SampleFiles.open(str(path))) == [f"q{i}" for i in range(10)]
+    monkeypatch.setattr("pipeline.sample_files.GROUP_BYTES", 200)
+    _forget()
+    with pytest.raises(DataError, match="a.parquet: row group 0 has over 200 bytes; write smaller ones"):
+        SampleFiles.open(str(path)).sample(0)
+
+
+def _forget() -> None:
+    from pipeline.sample_files import _row_group
+
+    _row_group.cache_clear()
+
+
+ZEROS = pa.ListArray.from_arrays(pa.array([0, 1_000_000]), pa.nulls(1_000_000))
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"document": ["d" * 5_000_000]},
+        {"document": pa.array(["d" * 5_000_000]).dictionary_encode()},
+        {"passages": ZEROS.cast(pa.list_(pa.int8()))},
+        {"metadata": pa.StructArray.from_arrays([ZEROS.cast(pa.list_(pa.int8()))], names=["a"])},
+    ],
+)
+def test_a_large_parquet_row_is_not_unpacked(tmp_path, values):
+    rules = RowRules(limits=RowLimits(row_bytes=4_000_000))
+    columns(tmp_path / "a.parquet", **values)
+    source = SampleFiles.open(str(tmp_path / "a.parquet"), rules)
+    with pytest.raises(BadRow, match="the row takes .* bytes, over data.limits.row_bytes=4000000"):
+        source.sample(0)
+    assert source.row(0) == ("a.parquet:1", "")
+
+
+def test_rows_that_share_a_long_text_count_each_for_itself(tmp_path):
+    shared = pa.array(["d" * 100_000] * 100).dictionary_encode()
+    columns(tmp_path / "a.parquet", document=shared)
+    source = SampleFiles.open(str(tmp_path / "a.parquet"), RowRules(limits=RowLimits(row_bytes=200_000)))
+    assert len(source.sample(99).document) == 100_000
+
+
+def test_more_passages_than_a_document_can_have_are_a_bad_row(tmp_path):
+    many = row(0, document=None, passages=[0] * 100, passage_file="p.arrow")
+    path = str(jsonl(tmp_path / "a.jsonl", [many]))
+    with pytest.raises(BadRow, match="document of 1400 characters or more, over agent.document_characters=1399"):
+        SampleFiles.open(path, RowRules(document_characters=1399)).sample(0)
+    assert len(SampleFiles.open(path, RowRules(document_characters=1400)).sample(0).passages) == 100
+    assert len(passage_text(1, "", "\n\n")) == PASSAGE_CHARACTERS
+
+
+def test_a_byte_order_mark_is_no_part_of_the_first_row(tmp_path):
+    path = jsonl(tmp_path / "a.jsonl", [row(0), row(1)])
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    assert ids(SampleFiles.open(str(path))) == ["q0", "q1"]
+
+
+def test_the_quarantine_keeps_the_beginning_of_a_large_row_and_no_credentials(tmp_path):
+    secret = f"s3://me:{'hunter2' * 3000}@bucket/"
+    large = {
+        "question": "x" * 20_000_000,
+        "answers": ["a"] * 2_000_000,
+        "document": "d " * 4_990 + secret,
+        "metadata": {"a": [f"{'y' * 50} " * 100_000, secret]},
+        "passages": {1, 2},
+    }
+    quarantine = Quarantine(tmp_path / "quarantine.jsonl", max_share=1)
+    begin = time.process_time()
+    for number, bad in enumerate((large, "a " * 10_000_000 + secret, large["question"], {"id": "a"})):
+        quarantine.add(str(number), "bad", bad)
+    assert time.process_time() - begin < 2
+    written = quarantine.path.read_text()
+    assert len(written) < 200_000 and "hunter2" not in written
+    assert json.loads(written.splitlines()[3])["row"] == {"id": "a"}

@@ -13,6 +13,8 @@ from pipeline.episodes import Completion
 from pipeline.problems import BadRow, DataError, Problem, QuestionTooLong
 from pipeline.prompts import Prompts, encode_document, encode_text, load_template
 
+SHOWN = 500  # characters of an error
+
 
 @dataclass(frozen=True)
 class TokenizedProblem:
@@ -45,8 +47,9 @@ class Reader:
         question, most = self.encode_question(problem), self.config.document_tokens
         try:
             text = document_text(problem, self.config.document_characters)
-        except (DataError, FileNotFoundError) as error:
-            raise BadRow(f"'passage_file' cannot be used: {error}") from None
+        except (DataError, OSError) as error:
+            said = str(error) if len(str(error)) <= SHOWN else f"{str(error)[:SHOWN]}…"
+            raise BadRow(f"'passage_file' cannot be used: {said}") from None
         document = encode_document(self.tokenizer, text)
         if not len(document):
             raise BadRow("the document encodes to no tokens")

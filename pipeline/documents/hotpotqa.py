@@ -275,9 +275,12 @@ class _Opened:
 
 @functools.lru_cache(maxsize=4)
 def _opened(folder: str) -> _Opened:
-    passages = open_passages(join(folder, PASSAGES))
+    passages, questions = open_passages(join(folder, PASSAGES)), read_arrow(join(folder, QUESTIONS))
+    for name, table, schema in ((PASSAGES, passages.table, PASSAGES_SCHEMA), (QUESTIONS, questions, QUESTIONS_SCHEMA)):
+        if not table.schema.equals(schema):
+            raise DataError(f"{join(folder, name)} was not written by jobs.prepare; remove {folder}")
     drawable = np.flatnonzero(passages.table.column("drawable").to_numpy()).astype(np.int32)
-    return _Opened(read_arrow(join(folder, QUESTIONS)).column("question"), passages, drawable)
+    return _Opened(questions.column("question"), passages, drawable)
 
 
 def _own_rows(question: dict) -> list[int]:

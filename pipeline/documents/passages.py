@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from pipeline.arrow_files import check_plain, checked_batches
+from pipeline.arrow_files import checked_batches, open_arrow, open_parquet
 from pipeline.config import AgentConfig
 from pipeline.files import atomic_output, file_state, open_input, read_buffer
 from pipeline.problems import BadRow, DataError, Problem, decode_line, is_unicode
@@ -27,6 +27,8 @@ PASSAGES = "passages.arrow"  # the file's name in a folder of samples
 COLUMNS = ("title", "text")
 SCHEMA = pa.schema([(name, pa.large_string()) for name in COLUMNS])
 BATCH_ROWS = 4096  # rows that a writer holds
+# A parquet file of passages may take this much memory, or this many times its size: text shrinks to a third.
+UNPACKED_BYTES, UNPACKED_TIMES = 2**30, 100
 
 
 class PassageFile:
@@ -181,7 +183,7 @@ def read_arrow(path: str | Path) -> pa.Table:
         FileNotFoundError: there is no such file.
         DataError: it is not such a file, or a row of it is malformed.
     """
-    table = _unchecked_arrow(path)
+    table = open_arrow(read_buffer(path), str(path))
     if (state := _state(path)) not in _checked_files:
         for _ in checked_batches(table.to_batches(), str(path)):
             pass
@@ -196,17 +198,6 @@ def _state(path: str | Path) -> tuple:
     return str(path), *file_state(path).values()
 
 
-def _unchecked_arrow(path: str | Path) -> pa.Table:
-    try:
-        table = pa.ipc.open_file(read_buffer(path)).read_all()
-    except (pa.ArrowException, OSError) as error:
-        if isinstance(error, FileNotFoundError):
-            raise
-        raise DataError(f"{path} is not an Arrow IPC file: {error}") from None
-    check_plain(table.schema, str(path))
-    return table
-
-
 def _read_table(path: str) -> pa.Table:
     if path.endswith(".jsonl"):
         passages = [_strict(place, line) for place, line in _read_lines(path)]
@@ -214,8 +205,8 @@ def _read_table(path: str) -> pa.Table:
         return pa.table([pa.array(column, pa.large_string()) for column in columns], SCHEMA)
     if path.endswith(".parquet"):
         with _parquet(path) as file:
-            batches = checked_batches(_iter_parquet(file, path), path)
-            table = _with_columns(pa.Table.from_batches(batches, file.schema_arrow), path)
+            empty = _with_columns(file.schema_arrow.empty_table(), path).select(COLUMNS)
+            table = pa.Table.from_batches(checked_batches(_iter_parquet(file, path), path), empty.schema)
     else:
         _check_suffix(path)
         table = _with_columns(read_arrow(path), path)
@@ -231,10 +222,10 @@ def _batches(path: str) -> Iterator[pa.RecordBatch]:
     if path.endswith(".parquet"):
         with _parquet(path) as file:
             _with_columns(file.schema_arrow.empty_table(), path)
-            yield from checked_batches(map(_as_bytes, _iter_parquet(file, path, list(COLUMNS))), path)
+            yield from checked_batches(map(_as_bytes, _iter_parquet(file, path)), path)
         return
     _check_suffix(path)
-    table = _with_columns(_unchecked_arrow(path), path)
+    table = _with_columns(open_arrow(read_buffer(path), path), path)
     yield from checked_batches(map(_as_bytes, table.to_batches(BATCH_ROWS)), path)
 
 
@@ -244,9 +235,15 @@ def _as_bytes(batch: pa.RecordBatch) -> pa.RecordBatch:
     return pa.record_batch([column.view(binary[column.type]) for column in columns], list(COLUMNS))
 
 
-def _iter_parquet(file: pq.ParquetFile, path: str, columns: list[str] | None = None) -> Iterator[pa.RecordBatch]:
+def _iter_parquet(file: pq.ParquetFile, path: str) -> Iterator[pa.RecordBatch]:
+    """Yield title and text. A small file that unpacks to gigabytes is refused on the way."""
+    size, most = 0, max(UNPACKED_BYTES, UNPACKED_TIMES * file_state(path)["size"])
     try:
-        yield from file.iter_batches(BATCH_ROWS, columns=columns)
+        for batch in file.iter_batches(BATCH_ROWS, columns=list(COLUMNS)):
+            size += batch.nbytes
+            if size > most:
+                raise DataError(f"{path} unpacks to more than {most} bytes, {UNPACKED_TIMES} times its size")
+            yield batch.select(list(COLUMNS))
     except (pa.ArrowException, OSError) as error:
         raise DataError(f"{path} is a broken parquet file: {error}") from None
 
@@ -257,14 +254,7 @@ def _check_suffix(path: str) -> None:
 
 
 def _parquet(path: str) -> pq.ParquetFile:
-    try:
-        file = pq.ParquetFile(open_input(path))
-    except (pa.ArrowException, OSError) as error:
-        if isinstance(error, FileNotFoundError):
-            raise
-        raise DataError(f"{path} is not a parquet file: {error}") from None
-    check_plain(file.schema_arrow, path)
-    return file
+    return open_parquet(open_input(path), path)
 
 
 def _with_columns(table: pa.Table, path: str) -> pa.Table:
@@ -285,7 +275,7 @@ def _read_lines(path: str) -> Iterator[tuple[str, str]]:
         while line := file.readline():
             number += 1
             if line.strip():
-                yield f"{path}:{number}", line.rstrip(b"\r\n").decode(errors="surrogateescape")
+                yield f"{path}:{number}", line.rstrip(b"\r\n").decode("utf-8-sig", errors="surrogateescape")
 
 
 def _strict(place: str, line: str) -> tuple[str, str]:

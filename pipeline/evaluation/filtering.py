@@ -170,12 +170,13 @@ class PassageLinks:
     def name(self, path: str) -> str:
         """The name of a local file's link in the folder, which is made if it is not there."""
         if path not in self._names:
-            self._names[path] = self._link(local_path(path).resolve())
+            self._names[path] = self._link(local_path(path))
         return self._names[path]
 
     def _link(self, file: Path) -> str:
         """Make a link, or a copy where the file system allows none; return its name."""
-        for name in itertools.chain([file.name], (f"{number}-{file.name}" for number in itertools.count(2))):
+        named, file = file.name, file.resolve()  # where a file is a link, as in Hugging Face's cache, its name counts
+        for name in itertools.chain([named], (f"{number}-{named}" for number in itertools.count(2))):
             there = self._folder / name
             if name in self._names.values() or there.exists() and not _same(file, there):
                 continue
