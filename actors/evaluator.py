@@ -26,11 +26,12 @@ from pipeline.evaluation.successes import open_successes, success_lines
 from pipeline.evaluation.summary import Progress, evaluation_summary, write_tables
 from pipeline.lease import Lease
 from pipeline.problems import BadRow, DataError, Problem, Quarantine
-from pipeline.storage import LineFile
+from pipeline.storage import LineFile, Storage
 
 FIRST_PROGRESS_S = 0.5
 PROGRESS_EVERY_S = 5.0
 PROGRESS_AT_LEAST_S = 60.0  # also when no answer has come
+TABLES_S = 600.0  # for tables and figures to be computed and written
 OPENING_S = 60.0  # for the files of an evaluation that is taken up
 GENERATORS_LOST = 5  # a question under which so many generators died is an error
 DOCUMENTS_UNDER_WAY = 1 << 30  # characters
@@ -45,6 +46,7 @@ class Evaluator(JobActor):
         self.quarantine = Quarantine.outliving(
             self.folder / "quarantine.jsonl", config.data.max_bad_share, self.storage
         )
+        self.tables = Storage(self.folder, TABLES_S)  # of their own: they take long to compute, and nobody else waits
         self.results: LineFile | None = None
         self.successes: LineFile | None = None
         self.rows: list[dict] = []  # of results.jsonl, what the tables need of them
@@ -85,6 +87,8 @@ class Evaluator(JobActor):
         if number := unwritten.get("results.jsonl"):
             status = "failed"
             error = error or f"{number} answers could not be written into results.jsonl: {self.results.problem}"
+        if self.lease_lost:
+            status, error = "failed", self.lease_lost
         self.rows.sort(key=lambda row: self.config.evaluate.methods.index(row["method"]))  # the order of the tables
         summary = evaluation_summary(
             self.config,
@@ -98,12 +102,12 @@ class Evaluator(JobActor):
             unwritten=unwritten,
             error=error,
         )
+        await self.leave_summary(summary)
         if self.rows and not self.lease_lost:
             try:
-                await self.stored(write_tables, self.rows, self.folder, limit_s=CLOSING_S)
+                await self.tables.call_async(write_tables, self.rows, self.folder)
             except Exception as failure:  # the answers are there all the same
                 self.say(f"· not all tables and figures could be made: {reason_of(failure)}")
-        await self.leave_summary(summary)
         await self._close(summary)
         await self.release_lease()
         return summary
@@ -116,6 +120,9 @@ class Evaluator(JobActor):
             return f" (traceback in {path})"
         return ""
 
+    def abandon_folder(self) -> None:
+        self.tables.close(self.lease_lost)
+
     def _files(self) -> list[LineFile]:
         """Those that lines are added to."""
         return [file for file in (self.quarantine.file, self.successes, self.results) if file]
@@ -123,6 +130,8 @@ class Evaluator(JobActor):
     async def _evaluate(self) -> None:
         try:
             await asyncio.to_thread(self._read)
+            if self.rows:
+                self.say(f"· {len(self.rows)} of {self.progress.total} answers are there already")
         except OSError as error:
             raise RunFailed(f"the evaluation cannot begin: {error}") from error
         self._tracking = asyncio.ensure_future(self._start_wandb())
@@ -154,8 +163,6 @@ class Evaluator(JobActor):
         for task in unanswered.values():
             self._waiting.put_nowait(task)
         self.progress.begins()
-        if self.rows:
-            self.say(f"· {len(self.rows)} of {self.progress.total} answers are there already")
 
     def _check_inputs(self, states: dict[str, dict], begun: bool) -> None:
         """The files are still those that the first answers were given from. Raises `DataError`."""
@@ -309,10 +316,10 @@ class Evaluator(JobActor):
 
     async def _close(self, summary: dict) -> None:
         closing = [self.pool.close()] if self.pool else []
-        closing += [asyncio.to_thread(self._finish_wandb, summary)] if self.wandb and not self.lease_lost else []
+        closing += [self._finish_wandb(summary)] if self.wandb and not self.lease_lost else []
         await self.close_all(closing)
 
-    def _finish_wandb(self, summary: dict) -> None:
+    async def _finish_wandb(self, summary: dict) -> None:
         figure, cells = self.folder / "accuracy.png", summary["cells"]
 
         def row(wandb) -> dict:
@@ -322,7 +329,7 @@ class Evaluator(JobActor):
 
         if cells:
             self.wandb.log(row)
-        self.wandb.finish(summary)
+        await asyncio.to_thread(self.wandb.finish, summary)
         self._say_news()
 
 

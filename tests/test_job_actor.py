@@ -146,4 +146,7 @@ def test_an_evaluation_whose_answers_are_not_all_on_disk_has_failed(tmp_path, mo
     assert "2 answers could not be written into results.jsonl" in summary["error"] and "No space" in summary["error"]
     assert summary["unwritten"] == {"results.jsonl": 2}
     said = [line.partition(":")[0] for line in evaluator._lines]
-    assert "· results.jsonl lacks 2 that could not be written" in said and "· not all tables and figures could be made" in said
+    assert (
+        "· results.jsonl lacks 2 that could not be written" in said
+        and "· not all tables and figures could be made" in said
+    )
