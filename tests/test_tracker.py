@@ -145,7 +145,7 @@ def test_a_tracker_that_is_started_again_writes_no_row_twice_even_if_it_cannot_r
         file.write('{"step": 3, "rew')  # and died
     cls = module.Tracker.__ray_metadata__.modified_class
     with monkeypatch.context() as failing:
-        failing.setattr(cls, "_rows", lambda self: (_ for _ in ()).throw(OSError(5, "Input/output error")))
+        failing.setattr(cls, "_lines", lambda self: (_ for _ in ()).throw(OSError(5, "Input/output error")))
         second = start(again=True)
         assert "Input/output error" in second.log(row(2))[0]
     second.log(row(3))
@@ -187,7 +187,7 @@ def test_going_back_twice_while_the_first_hangs_leaves_the_last_history(tracker,
 
 @pytest.mark.parametrize("seed", range(12))
 def test_the_files_are_those_of_a_plain_model_whatever_the_storage_does(start, tmp_path, monkeypatch, seed):
-    """It hangs, is full, goes back, and (every other seed) the tracker dies with all that waits."""
+    """It hangs, is full, the run goes back, and (every other seed) the tracker dies with the rows that wait."""
     from actors import tracker as module
 
     chance, trouble = random.Random(seed), [True]
@@ -221,6 +221,8 @@ def test_the_files_are_those_of_a_plain_model_whatever_the_storage_does(start, t
             tracker.roll_back(back)
         elif kind < 0.16 and seed % 2:
             settle(tracker)
+            if any(isinstance(waited, int) for waited in tracker._waiting):
+                continue  # going back would be lost, too
             waiting.update(waited.line for waited in tracker._waiting if isinstance(waited, module.Row))
             tracker = start(again=True)
             tracker._storage.limit_s = 0.01
