@@ -74,6 +74,9 @@ class Pretended:
     engine_version = ""
     works = False
 
+    def abandon(self, why: str) -> None:
+        pass
+
     def waited_share(self) -> float:
         return 0.0
 
@@ -166,6 +169,11 @@ class SilentTracker(Tracker.__ray_metadata__.modified_class):
         pass
 
 
+class SimulatedTracking(Tracking):
+    def abandon(self) -> None:
+        self.tracker = Handle(None)  # any call is an error
+
+
 @dataclass
 class Simulation:
     """A run and what it is made of."""
@@ -214,7 +222,7 @@ async def simulate(
     monkeypatch.setattr(coordinator_module, "Journal", SimpleNamespace(remote=lambda: Handle(journal)))
     run = Coordinator.__ray_metadata__.modified_class(config, str(folder), Lease(str(folder), "run", "token"))
     tracker = SilentTracker(config, str(folder))
-    run.tracker = Tracking(Handle(tracker), run.say)
+    run.tracker = SimulatedTracking(Handle(tracker), run.say)
     record = record_of(random_group(np.random.default_rng(0)), "", [1.0, 0.0, 1.0])
     pretended = Generators([f"generator-{n}" for n in range(generators)], run, strike, set(deadly), seconds)
     run.generators = run.accounts.generators = pretended
