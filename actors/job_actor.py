@@ -141,11 +141,19 @@ class JobActor:
 
     async def _heartbeat(self, storage: Storage) -> None:
         try:
-            await storage.call_async(self.lease.keep)
+            await storage.call_async(self._keep)
         except LeaseLost as error:
             self._lose_lease(str(error))
         except OSError as error:
             self._lease_fails(error)
+
+    def _keep(self) -> None:
+        """One heartbeat, which may come so late that nobody waits for it."""
+        try:
+            self.lease.keep()
+        except LeaseLost as error:
+            self.storage.close(str(error))
+            raise
 
     def _lose_lease(self, why: str) -> None:
         self.lease_lost = why
