@@ -108,6 +108,7 @@ class Coordinator(JobActor):
             await self.keep_lease()
             await self._start()
             await self._train()
+            self.check_lease()
             status = "interrupted" if self._stop.is_set() and self.step < self.config.train.steps else "completed"
         except Stopped:
             status = "interrupted"
@@ -125,10 +126,13 @@ class Coordinator(JobActor):
         unwritten = await self.tracker.flush() if self.tracker and not self.lease_lost else {}
         unwritten |= await self.finish_files(self.quarantine.file)
         self.say_what_is_lost(unwritten)
+        if self.lease_lost:
+            status, error = "failed", self.lease_lost
         summary = run_summary(
             self.config,
             status,
             self.accounts.totals(),
+            steps=self.step,
             seconds=time.monotonic() - begin,
             failures=self.failures,
             recoveries=self.accounts.recoveries(),
@@ -228,6 +232,11 @@ class Coordinator(JobActor):
             return None
         self.say(f"· resuming after step {self.learners.saved_step}")
         return self.learners.checkpoint.state
+
+    def abandon_folder(self) -> None:
+        self.learners.abandon(self.lease_lost)
+        if self.tracker:
+            self.tracker.abandon()
 
     async def _close(self, summary: dict) -> None:
         self.cancel_all()
@@ -347,6 +356,7 @@ class Coordinator(JobActor):
         discarded, self.discarded = self.discarded[:discarded], self.discarded[discarded:]
         for pool in (self.generators, self.scorers, self.learners):
             pool.work_done()
+        self.check_lease()
         row = self.accounts.step_done(records, positions, updates, discarded, waited, trained)
         await self._report(row, problems, groups)
         self._check_updates(groups, updates)
@@ -374,6 +384,7 @@ class Coordinator(JobActor):
 
     async def _go_back(self, why: str) -> None:
         """Go back to the last checkpoint, with the ledger and all that was counted. Generators go on meanwhile."""
+        self.check_lease()
         begin = time.monotonic()
         await self.learners.lost(why)
         checkpoint, step = self.learners.checkpoint, self.learners.saved_step
@@ -415,8 +426,8 @@ class Coordinator(JobActor):
     async def _save(self) -> None:
         """Copy the state of this step, and write it while training goes on."""
         await self.learners.saved()
+        self.check_lease()
         ledger = self.buffer.ledger
-        rewards = self.accounts.done.rewards[self.learners.saved_step :]
         state = RunState(
             step=ledger.step,
             version=ledger.version,
@@ -427,7 +438,7 @@ class Coordinator(JobActor):
             failures=dict(self.failures),
             recoveries=self.accounts.recoveries(),
             withdrawn=self.problems.withdrawn,
-            reward=sum(rewards) / len(rewards) if rewards else 0.0,
+            reward=self.accounts.done.reward_after(self.learners.saved_step),
         )
         await self.learners.save(state)
 

@@ -27,11 +27,12 @@ from pipeline.evaluation.summary import Progress, evaluation_summary, write_tabl
 from pipeline.lease import Lease
 from pipeline.ledger import SUSPECT_DEATHS
 from pipeline.problems import BadRow, DataError, Problem, Quarantine
-from pipeline.storage import LineFile
+from pipeline.storage import LineFile, Storage
 
 FIRST_PROGRESS_S = 0.5
 PROGRESS_EVERY_S = 5.0
 PROGRESS_AT_LEAST_S = 60.0  # also when no answer has come
+TABLES_S = 600.0  # for tables and figures to be computed and written
 OPENING_S = 60.0  # for the files of an evaluation that is taken up
 DOCUMENTS_UNDER_WAY = 1 << 30  # characters
 ALONE = DOCUMENTS_UNDER_WAY + 1  # as large as what leaves no room for anything else
@@ -46,6 +47,7 @@ class Evaluator(JobActor):
         self.quarantine = Quarantine.outliving(
             self.folder / "quarantine.jsonl", config.data.max_bad_share, self.storage
         )
+        self.tables = Storage(self.folder, TABLES_S)  # of their own: they take long to compute, and nobody else waits
         self.results: LineFile | None = None
         self.successes: LineFile | None = None
         self.rows: list[dict] = []  # of results.jsonl, what the tables need of them
@@ -86,6 +88,8 @@ class Evaluator(JobActor):
         if number := unwritten.get("results.jsonl"):
             status = "failed"
             error = error or f"{number} answers could not be written into results.jsonl: {self.results.problem}"
+        if self.lease_lost:
+            status, error = "failed", self.lease_lost
         self.rows.sort(key=lambda row: self.config.evaluate.methods.index(row["method"]))  # the order of the tables
         summary = evaluation_summary(
             self.config,
@@ -99,12 +103,12 @@ class Evaluator(JobActor):
             unwritten=unwritten,
             error=error,
         )
+        await self.leave_summary(summary)
         if self.rows and not self.lease_lost:
             try:
-                await self.stored(write_tables, self.rows, self.folder, limit_s=CLOSING_S)
+                await self.tables.call_async(write_tables, self.rows, self.folder)
             except Exception as failure:  # the answers are there all the same
                 self.say(f"· not all tables and figures could be made: {reason_of(failure)}")
-        await self.leave_summary(summary)
         await self._close(summary)
         await self.release_lease()
         return summary
@@ -117,6 +121,9 @@ class Evaluator(JobActor):
             return f" (traceback in {path})"
         return ""
 
+    def abandon_folder(self) -> None:
+        self.tables.close(self.lease_lost)
+
     def _files(self) -> list[LineFile]:
         """Those that lines are added to."""
         return [file for file in (self.quarantine.file, self.successes, self.results) if file]
@@ -124,6 +131,8 @@ class Evaluator(JobActor):
     async def _evaluate(self) -> None:
         try:
             await asyncio.to_thread(self._read)
+            if self.rows:
+                self.say(f"· {len(self.rows)} of {self.progress.total} answers are there already")
         except OSError as error:
             raise RunFailed(f"the evaluation cannot begin: {error}") from error
         self._tracking = asyncio.ensure_future(self._start_wandb())
@@ -155,8 +164,6 @@ class Evaluator(JobActor):
         for task in unanswered.values():
             self._waiting.put_nowait(task)
         self.progress.begins()
-        if self.rows:
-            self.say(f"· {len(self.rows)} of {self.progress.total} answers are there already")
 
     def _check_inputs(self, states: dict[str, dict], begun: bool) -> None:
         """The files are still those that the first answers were given from. Raises `DataError`."""
@@ -318,10 +325,10 @@ class Evaluator(JobActor):
 
     async def _close(self, summary: dict) -> None:
         closing = [self.pool.close()] if self.pool else []
-        closing += [asyncio.to_thread(self._finish_wandb, summary)] if self.wandb and not self.lease_lost else []
+        closing += [self._finish_wandb(summary)] if self.wandb and not self.lease_lost else []
         await self.close_all(closing)
 
-    def _finish_wandb(self, summary: dict) -> None:
+    async def _finish_wandb(self, summary: dict) -> None:
         figure, cells = self.folder / "accuracy.png", summary["cells"]
 
         def row(wandb) -> dict:
@@ -331,7 +338,7 @@ class Evaluator(JobActor):
 
         if cells:
             self.wandb.log(row)
-        self.wandb.finish(summary)
+        await asyncio.to_thread(self.wandb.finish, summary)
         self._say_news()
 
 

@@ -69,6 +69,8 @@ class FineTuner(JobActor):
         unwritten = await self.tracker.flush() if self.tracker and not self.lease_lost else {}
         unwritten |= await self.finish_files(self.quarantine.file)
         self.say_what_is_lost(unwritten)
+        if self.lease_lost:
+            status, error = "failed", self.lease_lost
         summary = {
             "status": status,
             "seconds": time.monotonic() - begin,
@@ -170,6 +172,12 @@ class FineTuner(JobActor):
             raise RunFailed(f"checkpoints/{self.step} could not be saved: {error}") from error
         self.checkpoint = folder
         self.say(f"· saved checkpoints/{self.step}")
+
+    def abandon_folder(self) -> None:
+        if self.gang:
+            self.gang.kill()
+        if self.tracker:
+            self.tracker.abandon()
 
     async def _close(self, summary: dict) -> None:
         self.cancel_all()

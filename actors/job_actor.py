@@ -40,7 +40,7 @@ class JobActor:
 
     def __init__(self, folder: str, lease: Lease):
         self.folder, self.lease = Path(folder), lease
-        self.lease_lost = False  # then the folder is another run's
+        self.lease_lost = ""  # why the folder is another run's now
         self.storage = Storage(folder)
         self._beating: asyncio.Future | None = None
         self._lease_failed = False
@@ -141,12 +141,33 @@ class JobActor:
 
     async def _heartbeat(self, storage: Storage) -> None:
         try:
-            await storage.call_async(self.lease.keep)
+            await storage.call_async(self._keep)
         except LeaseLost as error:
-            self.lease_lost = True
-            self.fail(RunFailed(str(error)))
+            self._lose_lease(str(error))
         except OSError as error:
             self._lease_fails(error)
+
+    def _keep(self) -> None:
+        """One heartbeat, which may come so late that nobody waits for it."""
+        try:
+            self.lease.keep()
+        except LeaseLost as error:
+            self.storage.close(str(error))
+            raise
+
+    def _lose_lease(self, why: str) -> None:
+        self.lease_lost = why
+        self.storage.close(why)
+        self.fail(RunFailed(why))
+        self.abandon_folder()
+
+    def abandon_folder(self) -> None:
+        """End whatever writes into the run folder, other than by `storage`: it is another run's."""
+
+    def check_lease(self) -> None:
+        """Raise `RunFailed` if the run folder is another run's by now."""
+        if self.lease_lost:
+            raise RunFailed(self.lease_lost)
 
     def _lease_fails(self, error: OSError) -> None:
         if not self._lease_failed:
@@ -157,6 +178,8 @@ class JobActor:
         """Give the folder free; the last thing that a job does."""
         if self._beating:
             self._beating.cancel()
+        if self.lease_lost:
+            return
         try:
             await self.stored(self.lease.release)
         except OSError as error:
@@ -183,7 +206,12 @@ class JobActor:
                 self.say(f"· {name} is written again")
 
     async def finish_files(self, *files: LineFile) -> dict[str, int]:
-        """Try once more to write what waits; return how many lines each file lacks that is not whole."""
+        """Try once more to write what waits; return how many lines each file lacks that is not whole.
+
+        Nothing is written, and nothing counted, when the folder is another run's.
+        """
+        if self.lease_lost:
+            return {}
         for file in files:
             await asyncio.to_thread(file.write)
         self.say_of(*files)

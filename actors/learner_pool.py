@@ -76,6 +76,8 @@ class LearnerPool:
         """
         le = self.config.learner
         while True:
+            if self._storage.closed:
+                raise RunFailed(self._storage.closed)
             if not self._room.is_whole():
                 await self._reserve()
             self.placed.set()
@@ -185,6 +187,13 @@ class LearnerPool:
         finally:
             self._room.release()
 
+    def abandon(self, why: str) -> None:
+        """End all ranks, and write and remove nothing more: the checkpoints are another run's."""
+        self._storage.close(why)
+        self.works = False
+        if self._gang:
+            self._gang.kill()
+
     # Work.
 
     async def train(
@@ -201,10 +210,14 @@ class LearnerPool:
 
     async def find_checkpoint(self) -> None:
         """Take the newest one that is good for `checkpoint`. Raises `RunFailed` if there are some and none is good."""
+        news: list[str] = []  # the storage's thread cannot say them
         try:
-            self.checkpoint = await self._storage.call_async(self.checkpoints.newest_good, self.say)
+            self.checkpoint = await self._storage.call_async(self.checkpoints.newest_good, news.append)
         except (CheckpointError, OSError) as error:
             raise RunFailed(f"no checkpoint to go on from: {error}") from error
+        finally:
+            for line in news:
+                self.say(line)
 
     async def save(self, state: RunState) -> None:
         """Copy the state of this step, and begin to write it. Raises `GangLost`."""

@@ -2,13 +2,20 @@
 to Prometheus by Ray's metrics. And a job's way to its tracker, which never waits for ever."""
 
 import asyncio
+import bisect
+import concurrent.futures
 import contextlib
 import json
 import sys
 import threading
-from collections import Counter
+from array import array
+from collections import Counter, deque
 from collections.abc import Callable
+from concurrent.futures import Future
+from copy import deepcopy
+from itertools import islice, takewhile
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import ray
@@ -22,10 +29,20 @@ from pipeline.episodes import EpisodeGroup, GroupRecord
 from pipeline.files import write_text
 from pipeline.metrics import Curves, RunTotals
 from pipeline.prompts import load_tokenizer
-from pipeline.storage import Storage, append
+from pipeline.storage import MOST_KEPT, Storage, append
 
 ANSWER_S = 60.0  # a tracker that takes longer is not waited for
+READING_S = 120.0  # for the rows of a run that is resumed
+FIGURE_S = 15.0  # that the end of a run waits for its last figure
+ROWS_AT_ONCE = 1000  # that are written together
 METRICS, ABANDONED, EPISODES, FIGURE = "metrics.jsonl", "abandoned.jsonl", "episodes", "training.png"
+
+
+class Row(NamedTuple):
+    """A line of metrics.jsonl, with its end."""
+
+    step: int
+    line: str
 
 
 @ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)
@@ -33,7 +50,8 @@ class Tracker:
     """Keeps the rows of a run. When its process dies, Ray starts it again and it goes on with them.
 
     A full disk, storage that hangs and whatever wandb does never make a method raise or take long. What is to be said
-    about it is in the lines that methods return. Rows that cannot be written are written later.
+    about it is in the lines that methods return. Rows that cannot be written are written later, in their order, unless
+    more than `MOST_KEPT` characters wait, or this process dies meanwhile; then they are counted as missing.
 
     Args:
         config: of the run.
@@ -46,21 +64,24 @@ class Tracker:
         self.folder = Path(folder)
         self.model = config.model
         self._metrics = self.folder / METRICS
-        self._storage = Storage(self.folder)
-        self._lock = threading.Lock()  # of the five below
-        self._unwritten: list[dict] = []  # rows for metrics.jsonl
-        self._aside: list[dict] = []  # rows for abandoned.jsonl
-        self._moved: set[int] = set()  # steps that are there, and still in metrics.jsonl
-        self._back_to: int | None = sys.maxsize if was_started_again() else step  # rows of later steps are to be moved
-        self._last_step = 0
-        self._curves = Curves()  # of the rows of metrics.jsonl; the storage's thread alone uses it
+        self._storage, self._drawing = Storage(self.folder), Storage(self.folder)
+        self._lock = threading.Lock()  # of the four below
+        # What is to be done to metrics.jsonl, in this order: a row to be added, or a step to go back to.
+        self._waiting: deque[Row | int] = deque([sys.maxsize if was_started_again() else step])
+        self._size = 0  # characters of the rows that wait
+        self._step = step  # up to which there is to be a row of every step
+        self._curves = Curves()  # of the rows of metrics.jsonl
+        self._steps: array | None = (
+            None  # of the rows of metrics.jsonl; None: not read yet, which going back begins with
+        )
+        self._set_aside = False  # the rows that the first one waiting goes back over are in abandoned.jsonl
         self._lost: Counter[str] = Counter()  # files that could not be written, by kind
         self._failing: set[str] = set()  # what was said not to work
+        self._figure: Future | None = None  # that is drawn, or was
         self._gauges: dict[str, Gauge] = {}
         self._run_name = config.run.name
         self._wandb = WandbRun(config, self.folder, wandb_id)
-        with contextlib.suppress(OSError):  # else with the first row
-            self._storage.call(self._catch_up)
+        self._storage.begin(self._catch_up)  # if it fails, again with the first row
 
     def begun(self) -> tuple[list[dict], str, str, list[str]]:
         """What `RunTotals` needs of the rows so far; the address of the wandb run, or the folder of an offline one,
@@ -70,23 +91,24 @@ class Tracker:
             OSError: the rows cannot be read.
         """
         place, wandb_id = self._wandb.started()
-        rows = self._storage.call(self._rows)
-        rows = [RunTotals.needed(row) for row in rows if row["step"] <= self._last_step]
-        return rows, place, wandb_id, self._written()
+        news = self._written(READING_S)
+        return self._storage.call(self._counted, limit_s=READING_S), place, wandb_id, news
 
     def log(self, row: dict) -> list[str]:
         """Append a row to metrics.jsonl, and show it in wandb and to Prometheus; return lines to say."""
+        added = Row(row["step"], json.dumps(row) + "\n")
         with self._lock:
-            if row["step"] > self._last_step:  # else this actor died when it had written it
-                self._unwritten.append(row)
-                self._last_step = row["step"]
+            self._step = added.step
+            if self._size + len(added.line) <= MOST_KEPT:  # else it is lost, and `flush` counts it
+                self._waiting.append(added)
+                self._size += len(added.line)
         news = self._written()
         shown = {name: value for name, value in row.items() if isinstance(value, (int, float))}
         ages = row.get("staleness_tokens")
         self._wandb.log(lambda wandb: shown | ({"staleness_tokens": _histogram(wandb, ages)} if ages else {}))
         for name, value in shown.items():
             self._gauge(name).set(value, {"run": self._run_name})
-        return news + self._wandb.news()
+        return news + self._drawn() + self._wandb.news()
 
     def roll_back(self, step: int) -> list[str]:
         """Move the rows of later steps to abandoned.jsonl: metrics.jsonl is the history that the weights stand for.
@@ -95,72 +117,105 @@ class Tracker:
             Lines to say.
         """
         with self._lock:
-            self._aside += [row for row in self._unwritten if row["step"] > step]
-            self._unwritten = [row for row in self._unwritten if row["step"] <= step]
-            self._back_to = step if self._back_to is None else min(step, self._back_to)
-            self._last_step = min(step, self._last_step)
+            self._waiting.append(step)
+            self._step = step
         return self._written()
 
-    def _written(self) -> list[str]:
+    def _written(self, limit_s: float | None = None) -> list[str]:
         """Bring the files up to date; return lines to say."""
-        return self._try(METRICS, self._catch_up)
+        return self._try(METRICS, self._catch_up, limit_s)
 
-    def _try(self, what: str, write: Callable[[], None]) -> list[str]:
+    def _try(self, what: str, write: Callable[[], None], limit_s: float | None = None) -> list[str]:
         """Let the storage's thread write something. Returns a line when that fails, and when it works again."""
         try:
-            self._storage.call(write)
+            self._storage.call(write, limit_s=limit_s)
         except OSError as error:
-            was_said = what in self._failing
-            self._failing.add(what)
-            return [] if was_said else [f"· {what} could not be written: {error}"]
-        if what in self._failing:
-            self._failing.discard(what)
-            return [f"· {what} is written again"]
-        return []
+            return self._fails(what, error)
+        return self._works(what)
+
+    def _fails(self, what: str, error: Exception) -> list[str]:
+        was_said = what in self._failing
+        self._failing.add(what)
+        return [] if was_said else [f"· {what} could not be written: {error}"]
+
+    def _works(self, what: str) -> list[str]:
+        if what not in self._failing:
+            return []
+        self._failing.discard(what)
+        return [f"· {what} is written again"]
+
+    # In the storage's thread.
 
     def _catch_up(self) -> None:
-        """Move the rows that are to be moved, and append those that are not there yet. Runs in the storage's thread."""
-        if self._back_to is not None:
-            self._take_back()
-        with self._lock:
-            new = list(self._unwritten)
+        """Do what waits, in its order; what fails stays the first. Raises `OSError`."""
+        while self._waiting:
+            with self._lock:
+                first = self._waiting[0]
+                rows = list(islice(takewhile(lambda waiting: isinstance(waiting, Row), self._waiting), ROWS_AT_ONCE))
+            if rows:
+                self._append(rows)
+            else:
+                self._go_back(first)
+            with self._lock:
+                for _ in rows or [first]:
+                    self._waiting.popleft()
+                self._size -= sum(len(row.line) for row in rows)
+
+    def _append(self, rows: list[Row]) -> None:
+        """Add rows to metrics.jsonl, but for those that are there: this actor died when it had written them."""
+        last, new = self._steps[-1] if self._steps else 0, []
+        for row in rows:
+            if row.step <= last:
+                if row in (*new, *self._rows()):
+                    continue
+                self._go_back(row.step - 1)  # this actor died before it had done so
+            new.append(row)
+            last = row.step
         if new:
-            append(_lines(new), self._metrics)
-        for row in new:
-            self._curves.add(row)
+            append("".join(row.line for row in new), self._metrics)
         with self._lock:
-            self._unwritten = [row for row in self._unwritten if not any(row is written for written in new)]
+            for row in new:
+                self._steps.append(row.step)
+                self._curves.add(json.loads(row.line))
 
-    def _take_back(self) -> None:
-        """Move the rows after `_back_to` to abandoned.jsonl."""
-        with self._lock:
-            back_to, aside = self._back_to, list(self._aside)
-        rows = self._rows()
-        kept, gone = ([row for row in rows if (row["step"] <= back_to) == keep] for keep in (True, False))
-        gone = [row for row in gone if row["step"] not in self._moved]
-        if gone or aside:
-            append(_lines([*gone, *aside]), self.folder / ABANDONED)
-        with self._lock:
-            self._aside = self._aside[len(aside) :]
-            self._moved |= {row["step"] for row in gone}
-        if self._metrics.exists():
-            write_text(self._metrics, _lines(kept))  # which leaves out a line that was cut off with its writer
-        self._curves = Curves(kept)
-        last = kept[-1]["step"] if kept else 0
-        with self._lock:
-            self._back_to = None if self._back_to == back_to else self._back_to
-            self._moved = set()
-            # This actor may have died when it had written one of them.
-            self._unwritten = [row for row in self._unwritten if row["step"] > last]
-            self._last_step = max(self._last_step, last)
+    def _go_back(self, step: int) -> None:
+        """Move the rows of later steps to abandoned.jsonl, and drop a last line that was cut off with its writer."""
+        lines = self._lines()
+        rows = self._rows(lines)
+        kept, gone = ([row for row in rows if (row.step <= step) == keep] for keep in (True, False))
+        if gone and not self._set_aside:
+            append("".join(row.line for row in gone), self.folder / ABANDONED)
+            self._set_aside = True
+        if len(kept) < len(lines):
+            write_text(self._metrics, "".join(row.line for row in kept))
+        self._set_aside = False
+        self._know(kept)
 
-    def _rows(self) -> list[dict]:
-        """The rows of metrics.jsonl. A last line that was cut off with its writer is not one."""
+    def _know(self, rows: list[Row]) -> None:
+        """These are the rows of metrics.jsonl."""
+        steps, curves = array("q", (row.step for row in rows)), Curves(json.loads(row.line) for row in rows)
+        with self._lock:
+            self._steps, self._curves = steps, curves
+
+    def _counted(self) -> list[dict]:
+        """What `RunTotals` needs of the rows that count."""
+        with self._lock:
+            last = min((waiting for waiting in self._waiting if isinstance(waiting, int)), default=sys.maxsize)
+        return [RunTotals.needed(json.loads(row.line)) for row in self._rows() if row.step <= last]
+
+    def _lines(self) -> list[str]:
+        return self._metrics.read_text(encoding="utf-8").splitlines() if self._metrics.exists() else []
+
+    def _rows(self, lines: list[str] | None = None) -> list[Row]:
+        """The rows of metrics.jsonl. A last line that was cut off with its writer is not one.
+
+        Args:
+            lines: of the file; None: they are read.
+        """
         rows = []
-        if self._metrics.exists():
-            for line in self._metrics.read_text(encoding="utf-8").splitlines():
-                with contextlib.suppress(ValueError):
-                    rows.append(json.loads(line))
+        for line in self._lines() if lines is None else lines:
+            with contextlib.suppress(ValueError):
+                rows.append(Row(json.loads(line)["step"], line + "\n"))
         return rows
 
     def _gauge(self, name: str) -> Gauge:
@@ -189,15 +244,23 @@ class Tracker:
         self._wandb.log(lambda wandb: {"episodes": wandb.Table(columns=columns, data=data), "step": step})
         return news + self._wandb.news()
 
-    def draw(self) -> list[str]:
-        """Draw all steps so far into training.png; return lines to say."""
-        return self._try(FIGURE, self._draw)
+    def draw(self) -> None:
+        """Begin to draw all steps so far into training.png. `log` and `finish` return lines about it."""
+        if self._figure is None or self._figure.done():
+            self._begin_figure()
 
-    def _draw(self) -> None:
-        from pipeline.training_plot import training_figure
+    def _begin_figure(self) -> None:
+        with self._lock:
+            curves = deepcopy(self._curves)
+        if curves.last_step:
+            self._figure = self._drawing.begin(_draw, curves, self.folder / FIGURE)
 
-        if self._curves.last_step:
-            training_figure(self._curves, self.folder / FIGURE)
+    def _drawn(self) -> list[str]:
+        """Lines to say about the last figure, if it is done."""
+        if self._figure is None or not self._figure.done():
+            return []
+        error = self._figure.exception()
+        return self._fails(FIGURE, error) if error else self._works(FIGURE)
 
     def flush(self) -> tuple[dict[str, int], list[str]]:
         """Try once more to write what is not written.
@@ -206,11 +269,32 @@ class Tracker:
             How many rows, or files of episodes, are not there, by file; lines to say.
         """
         news = self._written()
-        return {METRICS: len(self._unwritten), ABANDONED: len(self._aside), **self._lost}, news
+        return {**self._missing(), **self._lost}, news
+
+    def _missing(self) -> dict[str, int]:
+        """Rows that are not where they belong, by file."""
+        with self._lock:
+            left, aside = [], 0  # of the rows that wait: steps that are gone back over belong to abandoned.jsonl
+            last = sys.maxsize
+            for waiting in self._waiting:
+                if isinstance(waiting, Row):
+                    left.append(waiting.step)
+                    continue
+                last = min(last, waiting)
+                while left and left[-1] > waiting:
+                    left.pop()
+                    aside += 1
+            if self._steps is None:
+                return {METRICS: len(left), ABANDONED: aside}
+            return {METRICS: max(0, self._step - bisect.bisect_right(self._steps, last)), ABANDONED: aside}
 
     def finish(self, summary: dict) -> list[str]:
         """Draw the last figure, and end the wandb run; return lines to say."""
-        news, figure = [*self._written(), *self.draw()], self.folder / FIGURE
+        news, figure = self._written(), self.folder / FIGURE
+        self._begin_figure()
+        if self._figure and not concurrent.futures.wait([self._figure], FIGURE_S).done:
+            news.append(f"· {FIGURE} is not done after {FIGURE_S:g} s; the run does not wait for it")
+        news += self._drawn()
         self._wandb.log(lambda wandb: {"training": wandb.Image(str(figure))} if figure.exists() else {})
         self._wandb.finish(summary)
         return news + self._wandb.news()
@@ -254,6 +338,10 @@ class Tracking:
         """See `Tracker.draw`; nobody waits for it."""
         self.tracker.draw.remote()
 
+    def abandon(self) -> None:
+        """End the tracker's process, with all that it may still write: the run folder is another run's."""
+        ray.kill(self.tracker)
+
     async def flush(self) -> dict[str, int]:
         """What could not be written, by file; see `Tracker.flush`."""
         unwritten, news = await self._answer(self.tracker.flush.remote()) or ({METRICS: self._unanswered}, [])
@@ -290,6 +378,12 @@ async def _result(call: ray.ObjectRef):
     return await call
 
 
+def _draw(curves: Curves, path: Path) -> None:
+    from pipeline.training_plot import training_figure
+
+    training_figure(curves, path)
+
+
 def readable_episode(tokenizer, question: str, record: GroupRecord, group: EpisodeGroup) -> dict:
     """The first episode of a group as text: every memory in order, then the answer."""
     mine = [c for c, episode in enumerate(group.episodes) if episode == 0]
@@ -305,10 +399,6 @@ def readable_episode(tokenizer, question: str, record: GroupRecord, group: Episo
 
 def _cell(value):
     return "\n---\n".join(value) if isinstance(value, list) else value
-
-
-def _lines(rows: list[dict]) -> str:
-    return "".join(json.dumps(row) + "\n" for row in rows)
 
 
 def _histogram(wandb, counts: list[int]):

@@ -106,6 +106,7 @@ class Checkpoints:
 
     def __init__(self, base: str | Path, run_id: str = ""):
         self.base, self._run_id = str(base), run_id
+        self._begun: set[int] = set()  # steps that this process wrote, or began to
 
     def folder(self, step: int) -> str:
         return join(self.base, str(step))
@@ -206,6 +207,7 @@ class Checkpoints:
         if self._run_id and (owner := self.owner()) != self._run_id:
             raise PermissionError(f"{self.base} is not this run's ({RUN_ID}: {owner or 'none'})")
         self.clear(step)
+        self._begun.add(step)
         make_folder(join(self.folder(step), LEARNER))
 
     def clear(self, step: int) -> None:
@@ -219,13 +221,14 @@ class Checkpoints:
     def prune(self, step: int, keep_last: int, keep_best: int) -> list[int]:
         """Remove all but the newest up to `step` and those of the best reward; return the steps that are gone.
 
-        Newer ones are of a history that was left, or cannot be used.
+        Newer ones that this process wrote are of a history that was left. Others stay: whoever wrote them may have
+        taken the folder over.
         """
         steps = self.steps()
         rewards = {kept: self._reward(kept) for kept in steps if kept <= step}
         best = sorted(rewards, key=lambda kept: (rewards[kept], kept), reverse=True)[:keep_best]
         last = list(rewards)[:keep_last]
-        gone = [old for old in steps if old not in (*best, *last)]
+        gone = [old for old in steps if old not in (*best, *last) and (old <= step or old in self._begun)]
         for old in gone:
             self.clear(old)
         return gone

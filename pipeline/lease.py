@@ -14,7 +14,7 @@ The folder on shared storage is all that two clusters have in common, so there i
 - A stale lease is replaced by a rename. When two do so at once the last one has it, and the other finds out when it
   looks again, `SETTLE_S` later or at its next heartbeat.
 - A run that was only suspended, or whose storage hung, finds another's lease at its next heartbeat and has to end: two
-  runs overlap for one heartbeat at most.
+  runs overlap for one heartbeat at most, after which the older begins no other write (actors/job_actor.py).
 """
 
 import contextlib

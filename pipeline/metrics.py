@@ -146,9 +146,14 @@ class RunTotals:
 
     def roll_back(self, step: int) -> None:
         """Forget the rows of later steps."""
-        kept = bisect.bisect_right(self.columns["step"], step)
+        kept = self._up_to(step)
         for column in self.columns.values():
             del column[kept:]
+
+    def reward_after(self, step: int) -> float:
+        """Mean reward of the later steps; 0 if there is none."""
+        rewards = self.rewards[self._up_to(step) :]
+        return sum(rewards) / len(rewards) if rewards else 0.0
 
     @property
     def rewards(self) -> array:
@@ -169,7 +174,6 @@ class RunTotals:
         rewards, mismatch_tokens = self.rewards, self._sum("logprob_mismatch_tokens")
         tenth = max(1, len(rewards) // 10)
         return {
-            "steps": len(rewards),
             "reward_first": float(np.mean(rewards[:tenth])) if rewards else None,
             "reward_last": float(np.mean(rewards[-tenth:])) if rewards else None,
             **{name: self._sum(name) for name in self.SUMMED},
@@ -177,6 +181,10 @@ class RunTotals:
             "staleness_max": int(max(self.columns["staleness_max"], default=0)),
             "logprob_mismatch_mean": sum(self.columns["mismatch"]) / mismatch_tokens if mismatch_tokens else None,
         }
+
+    def _up_to(self, step: int) -> int:
+        """How many rows there are up to a step. Rows of a full disk's time may be missing: a step is no index."""
+        return bisect.bisect_right(self.columns["step"], step)
 
     def _sum(self, name: str) -> int:
         return int(sum(self.columns[name]))

@@ -29,6 +29,7 @@ def run_summary(
     status: str,
     totals: RunTotals,
     *,
+    steps: int = 0,
     seconds: float | None = None,
     failures: Counter[str] | None = None,
     recoveries: dict[str, int] | None = None,
@@ -45,7 +46,8 @@ def run_summary(
     Args:
         config: of the run.
         status: completed, interrupted or failed.
-        totals: of the steps that were done.
+        totals: of the steps that were done and whose rows are there.
+        steps: that were done.
         seconds: that the run took.
         failures: how many groups were lost to what.
         recoveries: what else was lost, and made good.
@@ -64,6 +66,7 @@ def run_summary(
         "learner_ranks": config.learner.ranks,
         "generators": config.generator.count,
         "scorers": config.scorer.count,
+        "steps": steps,
         **totals.summary(),
         **(recoveries or {}),
         "weight_version": weight_version,

@@ -22,6 +22,10 @@ class StorageHung(OSError):
     """The storage did not answer in time. The call may still end, once the storage is back."""
 
 
+class StorageClosed(OSError):
+    """No more calls are made there."""
+
+
 class Storage:
     """Makes calls that touch one place of storage, in a thread of their own and in their order.
 
@@ -35,6 +39,7 @@ class Storage:
 
     def __init__(self, place: str | Path, limit_s: float = LIMIT_S):
         self.place, self.limit_s = place, limit_s
+        self.closed = ""  # why, once it is
         self._calls: queue.SimpleQueue = queue.SimpleQueue()
         self._overdue: concurrent.futures.Future | None = None
         self._lock = threading.Lock()
@@ -60,8 +65,15 @@ class Storage:
         return self._result(call, limit_s)
 
     def begin(self, function: Callable, *arguments) -> concurrent.futures.Future:
-        """Make a call that nobody waits for. Raises `StorageHung` while an earlier one hangs."""
+        """Make a call that nobody waits for.
+
+        Raises:
+            StorageHung: an earlier one hangs.
+            StorageClosed: it is closed.
+        """
         with self._lock:
+            if self.closed:
+                raise StorageClosed(self.closed)
             if self._overdue and not self._overdue.done():
                 raise StorageHung(f"the storage of {self.place} does not answer")
             if self._thread is None:
@@ -70,6 +82,10 @@ class Storage:
             call: concurrent.futures.Future = concurrent.futures.Future()
             self._calls.put((call, function, arguments))
         return call
+
+    def close(self, why: str) -> None:
+        """Make no more calls. Those that wait are not made either and raise `StorageClosed`, with the reason."""
+        self.closed = why
 
     def _result(self, call: concurrent.futures.Future, limit_s: float):
         if call.done():
@@ -83,6 +99,8 @@ class Storage:
             if not call.set_running_or_notify_cancel():
                 continue
             try:
+                if self.closed:
+                    raise StorageClosed(self.closed)
                 call.set_result(function(*arguments))
             except BaseException as error:
                 call.set_exception(error)
@@ -128,7 +146,7 @@ class LineFile:
     def put(self, *lines: str) -> None:
         """Add lines and do not wait until they are written; `problem` tells of it later."""
         self._keep(lines)
-        with self._lock, contextlib.suppress(StorageHung):
+        with self._lock, contextlib.suppress(StorageHung, StorageClosed):
             if not self._asked:
                 self.storage.begin(self._write)
                 self._asked = True

@@ -13,7 +13,7 @@ import numpy as np
 from actors import coordinator as coordinator_module
 from actors import tracker as tracker_module
 from actors.coordinator import Coordinator
-from actors.generator_pool import GeneratorLost
+from actors.generator_pool import GeneratorLeft, GeneratorLost
 from actors.journal import Journal
 from actors.tracker import Tracker, Tracking
 from pipeline import problem_stream
@@ -74,6 +74,9 @@ class Pretended:
     engine_version = ""
     works = False
 
+    def abandon(self, why: str) -> None:
+        pass
+
     def waited_share(self) -> float:
         return 0.0
 
@@ -111,7 +114,8 @@ class Generators(Pretended):
             self.join(name)
 
     async def rollout(self, name: str, group_id: str, problem: Problem, *_) -> tuple[int, RolloutNotes]:
-        assert name in self._coordinator.buffer.ledger.generators
+        if name not in self._coordinator.buffer.ledger.generators:
+            raise GeneratorLeft(f"{name} is gone")
         self.running[name][group_id] = lost = asyncio.get_running_loop().create_future()
         self._earlier.append(group_id)
         for noted in (group_id, self._earlier[0]):  # one that has come late
@@ -166,6 +170,11 @@ class SilentTracker(Tracker.__ray_metadata__.modified_class):
         pass
 
 
+class SimulatedTracking(Tracking):
+    def abandon(self) -> None:
+        self.tracker = Handle(None)  # any call is an error
+
+
 @dataclass
 class Simulation:
     """A run and what it is made of."""
@@ -214,7 +223,7 @@ async def simulate(
     monkeypatch.setattr(coordinator_module, "Journal", SimpleNamespace(remote=lambda: Handle(journal)))
     run = Coordinator.__ray_metadata__.modified_class(config, str(folder), Lease(str(folder), "run", "token"))
     tracker = SilentTracker(config, str(folder))
-    run.tracker = Tracking(Handle(tracker), run.say)
+    run.tracker = SimulatedTracking(Handle(tracker), run.say)
     record = record_of(random_group(np.random.default_rng(0)), "", [1.0, 0.0, 1.0])
     pretended = Generators([f"generator-{n}" for n in range(generators)], run, strike, set(deadly), seconds)
     run.generators = run.accounts.generators = pretended

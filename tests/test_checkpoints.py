@@ -106,11 +106,22 @@ def test_the_last_and_the_best_are_kept(tmp_path):
 def test_those_of_a_history_that_was_left_are_not_kept_for_newer_ones(tmp_path):
     checkpoints = Checkpoints(tmp_path)
     for step in (2, 4, 6):
+        checkpoints.begin(step)
         write(checkpoints, step)
     (tmp_path / "6" / "run.json").unlink()  # so the run went back to 4, and has come to 5 since
     write(checkpoints, 5)
     assert checkpoints.prune(5, keep_last=1, keep_best=0) == [6, 4, 2]
     assert checkpoints.newest_good().step == 5
+
+
+def test_newer_ones_that_another_process_wrote_stay(tmp_path):
+    """It may have taken the folder over from this one, which does not know yet."""
+    mine, others = Checkpoints(tmp_path), Checkpoints(tmp_path)
+    for step, owner in [(2, mine), (4, mine), (6, others), (8, others)]:
+        owner.begin(step)
+        write(owner, step)
+    assert mine.prune(4, keep_last=1, keep_best=0) == [2] and mine.steps() == [8, 6, 4]
+    assert others.prune(8, keep_last=1, keep_best=0) == [6, 4]
 
 
 def test_when_none_can_be_used_nothing_begins_anew_by_itself(tmp_path):

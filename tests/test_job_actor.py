@@ -150,3 +150,61 @@ def test_an_evaluation_whose_answers_are_not_all_on_disk_has_failed(tmp_path, mo
         "· results.jsonl lacks 2 that could not be written" in said
         and "· not all tables and figures could be made" in said
     )
+
+
+@pytest.fixture
+def evaluator(tmp_path, monkeypatch):
+    """One whose two answers are there, with a wandb that only takes what it is given."""
+    from types import SimpleNamespace
+
+    from actors.evaluator import Evaluator
+    from pipeline.config import load_config
+    from pipeline.evaluation.config import EvaluationConfig
+    from tests.test_evaluation_results import row
+
+    config = load_config(["preset=eval_tiny"], EvaluationConfig)
+    evaluator = Evaluator.__ray_metadata__.modified_class(config, str(tmp_path), take_lease(tmp_path))
+
+    async def evaluate() -> None:
+        evaluator.progress, evaluator.rows = SimpleNamespace(total=2, answers=2), [row(), row(id="q1")]
+        evaluator.wandb = SimpleNamespace(log=lambda row: None, finish=lambda summary: None, news=lambda: ["· news"])
+
+    evaluator._evaluate = evaluate
+    return evaluator
+
+
+def test_tables_that_take_too_long_cost_neither_the_summary_nor_the_lease(evaluator, tmp_path, monkeypatch):
+    from actors import evaluator as module
+
+    go = threading.Event()
+    monkeypatch.setattr(module, "write_tables", lambda *_: go.wait(30))
+    evaluator.tables.limit_s = 0.1
+    summary = asyncio.run(evaluator.run())
+    go.set()
+    assert summary["status"] == "completed" and json.loads((tmp_path / "summary.json").read_text()) == summary
+    assert not (tmp_path / LEASE).exists()
+    (said,) = [line for line in evaluator._lines if "tables" in line]
+    assert "not all tables and figures could be made" in said and "within 0.1 s" in said
+
+
+def test_what_wandb_has_to_tell_is_said_in_the_event_loop(evaluator):
+    """Whoever waits for a line does so there."""
+    said, say = [], evaluator.say
+    evaluator.say = lambda line: (said.append((line, threading.current_thread())), say(line))
+    asyncio.run(evaluator.run())
+    assert ("· news", threading.main_thread()) in said and {thread for _, thread in said} == {threading.main_thread()}
+
+
+def test_what_is_wrong_with_checkpoints_is_said_in_the_event_loop(tiny_config, tmp_path):
+    from actors.job_actor import RunFailed
+    from actors.learner_pool import LearnerPool
+    from tests.test_checkpoints import write
+
+    said = []
+    pool = LearnerPool(tiny_config, tmp_path, "run", lambda line: said.append((line, threading.current_thread())))
+    write(pool.checkpoints, 2)
+    (tmp_path / "checkpoints" / "2" / "run.json").unlink()
+    with pytest.raises(RunFailed, match="no checkpoint to go on from"):
+        asyncio.run(pool.find_checkpoint())
+    ((line, thread),) = said
+    assert "checkpoints/2 cannot be used" in line and thread is threading.main_thread()

@@ -128,12 +128,24 @@ def test_the_summary_compares_the_first_and_the_last_tenth():
         ranks = [rank(tokens=7, same_version_tokens=7, mismatch=0.7)]
         totals.add(step_row(1, 1, records([reward, reward]), [update(*ranks)], []))
     summary = totals.summary()
-    assert summary["steps"] == summary["updates"] == 21
+    assert summary["updates"] == 21
     assert summary["tokens_trained"] == 21 * 7 and summary["episodes"] == 42
     assert summary["reward_first"] == pytest.approx(0.025) and summary["reward_last"] == pytest.approx(0.975)
     assert summary["logprob_mismatch_mean"] == pytest.approx(0.1)
 
 
+def test_the_reward_since_a_checkpoint_is_that_of_its_steps_though_rows_are_missing():
+    totals = RunTotals()
+    assert totals.reward_after(0) == 0
+    counts = {"seconds": 1.0, "logprob_mismatch_mean": 0, "logprob_mismatch_tokens": 0}
+    for step in (1, 2, 7, 8, 9, 10, 11, 12):  # rows 3 to 6 were lost to a full disk
+        totals.add({"step": step, "reward": 0.9 if step > 10 else 0.1, **counts})
+    assert totals.reward_after(10) == pytest.approx(0.9) and totals.reward_after(0) == pytest.approx(0.3)
+    assert totals.reward_after(12) == 0
+    totals.roll_back(7)
+    assert totals.columns["step"].tolist() == [1, 2, 7]
+
+
 def test_a_run_without_a_step_has_a_summary_too():
     summary = RunTotals().summary()
-    assert summary["steps"] == 0 and summary["reward_first"] is None and summary["logprob_mismatch_mean"] is None
+    assert summary["updates"] == 0 and summary["reward_first"] is None and summary["logprob_mismatch_mean"] is None

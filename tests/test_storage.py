@@ -9,7 +9,7 @@ import pytest
 
 from pipeline import storage as module
 from pipeline.problems import Quarantine
-from pipeline.storage import LineFile, Storage, StorageHung, append
+from pipeline.storage import LineFile, Storage, StorageClosed, StorageHung, append
 from tests.disks import full_disk
 from tests.faults import until
 
@@ -140,3 +140,19 @@ def test_a_quarantine_outlives_a_full_disk_where_it_is_to_and_raises_elsewhere(t
     full(None)
     lasting.file.write()
     assert [json.loads(line)["id"] for line in file.read_text().splitlines()] == ["a", "b"]
+
+
+def test_storage_that_is_closed_makes_no_call_not_even_one_that_waits(tmp_path):
+    storage, go, made = Storage(tmp_path), threading.Event(), []
+    file = LineFile(tmp_path / "lines.jsonl", storage)
+    storage.begin(go.wait, 10)
+    waiting = storage.begin(made.append, 1)
+    file.put("a line")
+    storage.close("it is another run's")
+    go.set()
+    for late in (waiting.result, lambda: storage.call(made.append, 2), lambda: storage.begin(made.append, 3)):
+        with pytest.raises(StorageClosed, match="it is another run's"):
+            late()
+    file.put("another")
+    assert file.add("a third") == "it is another run's"
+    assert not made and not file.path.exists() and file.unwritten == 3
