@@ -25,7 +25,8 @@ import yaml
 from jobs.ray_token import ClusterError, check_listener, private_folder, require_token
 from pipeline.agents import load_agent
 from pipeline.bucket_files import BucketError, read_bucket_file
-from pipeline.config import AgentConfig, Config, ConfigError, load_config
+from pipeline.config import Config, ConfigError, load_config
+from pipeline.credentials import has_credentials, without_credentials
 from pipeline.documents.passages import PassageFile, table_writer
 from pipeline.end_tokens import named_end_tokens
 from pipeline.evaluation.config import EvaluationConfig
@@ -225,6 +226,15 @@ VALUES = {
     "figures of a seed below 0": ("figures seeds=[-1]", "must lie between 0 and"),
     "submitted nan": ("submit preset=tiny data.max_bad_share=nan", "data.max_bad_share=nan is not a finite number"),
     "bench without end": ("bench.asynchrony steps=99999999999", "steps=99999999999 must lie between"),
+    "endless training, of 400 digits": (TRAIN + "train.steps=" + 400 * "9", "a number of 1329 bits must lie between"),
+    "seed of 5000 digits": (TRAIN + "run.seed=" + 5000 * "9", "run.seed=9+…: Exceeds the limit"),
+    "seed of 5000 hexadecimal digits": (TRAIN + "run.seed=0x" + 5000 * "f", "run.seed=a number of 20000 bits must lie"),
+    "seed that is no number": (TRAIN + "run.seed='!!int abc'", "run.seed=!!int abc: invalid literal"),
+    "name that is no time": (TRAIN + "run.name='!!timestamp 2001-99-99'", "run.name=!!timestamp .*: month must be"),
+    "thousands of brackets, closed": (
+        "evaluate preset=eval_tiny data.sets=" + 2000 * "[" + 2000 * "]", r"data.sets=\[+…: maximum recursion",
+    ),
+    "byte that is not UTF-8": (TRAIN + "run.folder=a\udc80", r"arguments are UTF-8 text; got 'run.folder=a\\udc80'"),
     # Code.
     "method that is a function": (TRAIN + "train.method=os:system", "the method 'os:system' is no agent"),
     "method that is another class": (TRAIN + "train.method=pathlib:Path", "the method 'pathlib:Path' is no agent"),
@@ -262,7 +272,9 @@ VALUES = {
     "environment in a mapping": (TRAIN + "scorer.modules.mine=${oc.env:HOME}", "modules.mine is not resolved"),
     "no such variable": (TRAIN + "interpolation=yes run.folder=${oc.env:NO_SUCH}", "NO_SUCH"),
     "no such interpolation": (TRAIN + "interpolation=maybe", "interpolation=maybe must be yes or no"),
-    "unended interpolation": (TRAIN + "run.folder=${", r"run.folder=\$\{"),
+    "unended interpolation": (TRAIN + "run.folder=${", r"run.folder=\$\{: no viable alternative"),
+    "environment after two backslashes": (TRAIN + r"run.folder=\\${oc.env:HOME}", "in run.folder is not resolved"),
+    "environment after four backslashes": (TRAIN + r"run.folder=\\\\${oc.env:HOME}", "in run.folder is not resolved"),
     # Credentials.
     "password in the data": (TRAIN + f"data.path={PASSWORD}", "data.path holds credentials.*AWS_ACCESS_KEY_ID"),
     "password with slashes": (TRAIN + f"data.path=s3://AKIA:a/{SECRET}@bucket/x", "data.path holds credentials"),
@@ -275,6 +287,8 @@ VALUES = {
     "password in an argument": (TRAIN + f"train.evaluation='preset=eval_tiny data.path={PASSWORD}'", "holds cred"),
     "password in a list": (TRAIN + f"data.passage_folders=[{PASSWORD}]", "data.passage_folders holds credentials"),
     "password under a wrong key": (TRAIN + f"data.pth={PASSWORD}", "unknown key 'data.pth'"),
+    "password of a wrong type, with a blank": (TRAIN + f"'train.steps=s3://AKIA:a {SECRET}@b'", "train.steps=s3://[*]{3}@b"),
+    "password that is all there is": (f"train 's3://AKIA:a {SECRET}@b'", r"got 's3://[*]{3}@b'"),
     "password of a wrong type": (TRAIN + f"train.steps={PASSWORD}", "train.steps=s3://[*]{3}@bucket"),
     "password for samples": (f"prepare synthetic output={PASSWORD}", "output holds credentials"),
     "password for an evaluation": (f"evaluate preset=eval_tiny data.path={PASSWORD}", "data.path holds credentials"),
@@ -310,16 +324,50 @@ def run(job: str, arguments: list[str], capsys) -> tuple[int, str]:
     return status, printed.out + printed.err
 
 
+CREDENTIALS = [
+    *(
+        f"s3://AKIA:a{mark}{SECRET}@bucket/x"
+        for mark in ('"', "'", " ", "<", ">", "\\", "@", "/", "?", "#", "ü", "%40")
+    ),
+    f"s3://b/x?endpoint_override=http://me:{SECRET}@h",
+    f"s3://b/x?endpoint_override=http%3A%2F%2Fme%3A{SECRET}%40h",
+    f"s3://b/x?endpoint_override=http%253A%252F%252F{SECRET}%2540h",
+    *(f"{scheme}://{SECRET}@b/x" for scheme in ("hf", "gs", "ftp", "s3", "https", "HF")),
+    *(f"https://h/x?a=b&{name}={SECRET}" for name in ("pwd", "pass", "code", "sas", "sig", "token", "key", "api-key")),
+    *(
+        f"https://h/x?{name}={SECRET}"
+        for name in ("X-Amz-Security-Token", "AWSAccessKeyId", "accessToken", "client_secret")
+    ),
+]
+
+
+@pytest.mark.parametrize("uri", CREDENTIALS)
+def test_a_value_with_credentials_is_refused_and_they_are_struck_out_of_text(uri):
+    assert has_credentials(uri)
+    quoted = (f'data.path: "{json.dumps(uri)[1:-1]}"', f"no such file: {uri!r}, really", json.dumps({"a": {"b": uri}}))
+    for text in (without_credentials(uri, whole=True), *map(without_credentials, quoted)):
+        assert SECRET not in text and "***" in text
+    assert json.loads(without_credentials(quoted[-1]))["a"]["b"] == without_credentials(uri, whole=True)
+    if " " not in uri:
+        assert SECRET not in without_credentials(f"{uri}: no such file")
+
+
 def test_what_is_no_credential_is_a_path():
     for path in (
         "s3://bucket/a?region=eu-west-1",
         "abfs://container@account.dfs.core.windows.net/x",
         "hf://datasets/org/name@main/x.jsonl",
+        "hf://org/name@main/x.jsonl",
         "http://host:8080/a@b/x",
+        "http://[::1]:8080/a@b/x",
+        "https://h/x?sort_key=name",
+        "https://h/x?monkey=b&country_code=de",
+        "gs://anonymous@bucket/x",
         "hdfs://user@host/x",
         "models/key=1:2@x",
     ):
         assert load_config(["preset=tiny", f"data.path={path}"]).data.path == path
+        assert without_credentials(f"see {path}, there") == f"see {path}, there"
 
 
 def test_what_is_asked_for_is_resolved(monkeypatch):
@@ -328,6 +376,9 @@ def test_what_is_asked_for_is_resolved(monkeypatch):
     assert config.run.folder == "there" and config.run.name == config.model.dtype
     monkeypatch.setenv("MINE", PASSWORD)
     with pytest.raises(ConfigError, match="run.folder holds credentials"):
+        load_config(["preset=tiny", "interpolation=yes", "run.folder=${oc.env:MINE}"])
+    monkeypatch.setenv("MINE", "a\udc80")  # a byte that is not UTF-8
+    with pytest.raises(ConfigError, match="run.folder is not valid Unicode"):
         load_config(["preset=tiny", "interpolation=yes", "run.folder=${oc.env:MINE}"])
 
 
@@ -472,6 +523,12 @@ def preset(path: Path) -> None:
         load_config([f"preset={path.stem}", "model.path=m"])
 
 
+def preset_on_it(path: Path) -> None:
+    """Another preset builds on the file."""
+    (path.parent / "on_it.yaml").write_text(f"preset: {path.stem}\n")
+    preset(path.parent / "on_it.yaml")
+
+
 def gguf(path: Path) -> None:
     from jobs.import_gguf import CannotImport, import_gguf
 
@@ -585,13 +642,21 @@ FILES = {
     "preset that includes itself": ("a.yaml", text("preset: a\n"), preset, "configs/a.yaml builds on itself: a → a"),
     "preset that is a list": ("a.yaml", text("- 1\n- 2\n"), preset, "configs/a.yaml is a list"),
     "preset that is no YAML": ("a.yaml", text("a: [\n"), preset, "configs/a.yaml cannot be read"),
-    "preset that is one word": ("a.yaml", text("word\n"), preset, "configs/a.yaml"),
-    "preset that is bytes": ("a.yaml", text(b"\xff\xfe\x00a"), preset, "configs/a.yaml"),
+    "preset that is one word": ("a.yaml", text("word\n"), preset, "configs/a.yaml: unknown key 'word'"),
+    "preset that is bytes": ("a.yaml", text(b"\xff\xfe\x00a"), preset, "configs/a.yaml cannot be read: 'utf-8' codec"),
     "preset that names a list": ("a.yaml", text("preset: [a, b]\n"), preset, "preset must be the name of one preset"),
     "preset that names none": ("a.yaml", text("preset: nowhere\n"), preset, "no preset 'nowhere'"),
-    "preset with an object of Python": ("a.yaml", text("a: !!python/object/apply:os.system [ls]\n"), preset, "a.yaml"),
+    "preset with an object of Python": (
+        "a.yaml", text("a: !!python/object/apply:os.mkdir [ran]\n"), preset, "a.yaml cannot be read: could not",
+    ),
     "preset that reads the environment": (
         "a.yaml", text("run:\n  folder: ${oc.env:HOME}\n"), preset, "a.yaml: .*run.folder is not resolved",
+    ),
+    "preset that reads the environment after a backslash": (
+        "a.yaml", text(r"run: {folder: '\\${oc.env:HOME}'}"), preset, "a.yaml: .*run.folder is not resolved",
+    ),
+    "preset on one that reads the environment": (
+        "b.yaml", text("run:\n  folder: ${oc.env:HOME}\n"), preset_on_it, "b.yaml: .*run.folder is not resolved",
     ),
     "preset with a password": (
         "a.yaml", text(f"data:\n  path: {PASSWORD}\n"), preset, "data.path holds credentials",
@@ -605,7 +670,7 @@ FILES = {
     "prompts that are bytes": ("p.yaml", text(b"\xff\xfe"), prompts, "p.yaml"),
     "prompts of thousands of brackets": ("p.yaml", text(5000 * "["), prompts, "p.yaml"),
     "prompts with an object of Python": (
-        "p.yaml", text("update: !!python/object/apply:os.system [ls]\n"), prompts, "p.yaml",
+        "p.yaml", text("update: !!python/object/apply:os.mkdir [ran]\n"), prompts, "p.yaml is not YAML: could not",
     ),
     "prompts without an answer": ("p.yaml", template(answer=None), prompts, "p.yaml(.|\n)*answer"),
     "prompts with an unknown key": ("p.yaml", template(updat="{problem}"), prompts, "p.yaml(.|\n)*updat"),
@@ -637,8 +702,9 @@ FILES = {
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_a_bad_file_is_an_error_that_names_it(name, tmp_path, capsys):
+def test_a_bad_file_is_an_error_that_names_it(name, tmp_path, capsys, monkeypatch):
     file, make, read, message = FILES[name]
+    monkeypatch.chdir(tmp_path)
     make(tmp_path / file)
     try:
         read(tmp_path / file)
@@ -647,6 +713,7 @@ def test_a_bad_file_is_an_error_that_names_it(name, tmp_path, capsys):
         said = str(error)
     assert re.search(message, said), said
     assert SECRET not in said
+    assert not (tmp_path / "ran").exists()  # what a file of Python's objects would have made
 
 
 def test_presets_that_include_each_other_are_named(tmp_path, monkeypatch):
@@ -800,7 +867,3 @@ def test_temporary_files_are_in_a_folder_of_ones_own(tmp_path, monkeypatch):
     monkeypatch.setattr("os.getuid", lambda: uid)
     with pytest.raises(ClusterError, match="is not a folder of yours"):
         private_folder()
-
-
-def test_agents_have_limits_by_default():
-    assert AgentConfig().document_characters >= 10 * 3_500_000  # the longest of the paper, in tokens
