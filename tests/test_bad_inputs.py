@@ -18,6 +18,7 @@ from dataclasses import fields, is_dataclass
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.fs
 import pyarrow.parquet as pq
 import pytest
 import yaml
@@ -265,6 +266,10 @@ VALUES = {
     "filter by another rule": ("prepare filter preset=eval_tiny output=o rule=f1", "rule='f1' must be one of"),
     "filtered set that is not there": ("prepare hotpotqa path=p.json output=o only=[no/such]", "no/such|p.json"),
     "another dtype": (TRAIN + "model.dtype=float16", "model.dtype='float16' must be one of auto, float32, bfloat16"),
+    "data of a file URI with one slash too few": (TRAIN + "data.source=file data.path=file:x", "file:x: .*hf://datasets/"),
+    "prompts of a file URI with one slash too few": (TRAIN + "agent.prompt_template=file:x/", "file:x/: .*local path"),
+    "data of the whole Hub": (TRAIN + "data.source=file data.path=hf://", "data.path: hf://: .*hf://datasets/<owner>"),
+    "data of no data set": (TRAIN + "data.source=file data.path=hf://datasets", "hf://datasets: .*hf://datasets/<owner>"),
     # Interpolation.
     "environment": (TRAIN + "run.folder=${oc.env:HOME}", r"in run.folder is not resolved; .* interpolation=yes"),
     "another key": (TRAIN + "run.folder=${model.path}", "in run.folder is not resolved"),
@@ -561,6 +566,13 @@ def results(path: Path) -> None:
         raise DataError(str(error)) from None
 
 
+def comparison(path: Path) -> None:
+    """The file is that of two evaluations."""
+    from jobs.evaluate import main
+
+    assert main(["--compare", str(path.parent), str(path.parent)]) == 2
+
+
 def end(path: Path) -> None:
     """The file is the generation_config.json of a model."""
     try:
@@ -598,6 +610,18 @@ def answered(**values) -> Callable[[Path], None]:
         "memory_trace": None,
     }  # fmt: skip
     return text(json.dumps(row | values) + "\n")
+
+
+def old(**values) -> Callable[[Path], None]:
+    """The same of a run from before there was the metric sub_em."""
+
+    def make(path: Path) -> None:
+        answered(**values)(path)
+        row = json.loads(path.read_text())
+        del row["sub_em"]
+        path.write_text(json.dumps(row) + "\n")
+
+    return make
 
 
 ROW_1 = r"row 1 \(from 0\)"
@@ -672,6 +696,14 @@ FILES = {
     "prompts with an object of Python": (
         "p.yaml", text("update: !!python/object/apply:os.mkdir [ran]\n"), prompts, "p.yaml is not YAML: could not",
     ),
+    "prompts of no date": ("p.yaml", text("update: 2001-99-99\n"), prompts, "p.yaml is not YAML: month must be in"),
+    "prompts of no number": ("p.yaml", text("update: !!int abc\n"), prompts, "p.yaml is not YAML: invalid literal"),
+    "prompts of 5000 digits": ("p.yaml", text("update: " + 5000 * "9"), prompts, "p.yaml is not YAML: Exceeds"),
+    "prompts of aliases": (
+        "p.yaml",
+        text("a: &a [x,x]\nb: &b [*a,*a]\nc: &c [*b,*b]\nd: &d [*c,*c]\ne: &e [*d,*d]\nupdate: [*e,*e,*e,*e,*e]\n"),
+        prompts, r"p.yaml: update must be text, not \[.{99}\n",
+    ),
     "prompts without an answer": ("p.yaml", template(answer=None), prompts, "p.yaml(.|\n)*answer"),
     "prompts with an unknown key": ("p.yaml", template(updat="{problem}"), prompts, "p.yaml(.|\n)*updat"),
     "prompts without a slot": ("p.yaml", template(update="{problem} {memory}"), prompts, "p.yaml(.|\n)*chunk"),
@@ -688,6 +720,38 @@ FILES = {
         "results.jsonl", answered(length=float("inf")), results, "results.jsonl, line 1",
     ),
     "answers of a set of null": ("results.jsonl", answered(set=None), results, "results.jsonl, line 1"),
+    "answers of a huge score": (
+        "results.jsonl", answered(score=10**400), results, "line 1: score must be a finite number, not 10+[.]{3}0+$",
+    ),
+    "answers of a score that is no number": ("results.jsonl", answered(f1="x"), results, "line 1: f1 must be a finite"),
+    "answers of nan": ("results.jsonl", answered(f1=float("nan")), results, "line 1: f1 must be a finite number"),
+    "answers of thousands of brackets": ("results.jsonl", text(3000 * "[" + "\n"), results, "line 1 is not JSON"),
+    "answers of a set with half a surrogate pair": (
+        "results.jsonl", answered(set="\ud800"), results, "line 1: set is not valid Unicode",
+    ),
+    "answers of a length with half a surrogate pair": (
+        "results.jsonl", answered(length="\ud800"), results, "line 1: length is not valid Unicode",
+    ),
+    "answers of a method that is null": ("results.jsonl", answered(method=None), results, "line 1: method must be"),
+    "answers of a task that is a list": ("results.jsonl", answered(task=[]), results, "line 1: task must be a text"),
+    "answers that are a number": ("results.jsonl", answered(answers=5), results, "line 1: answers must be a list"),
+    "answers that are lists": ("results.jsonl", answered(answers=[[]]), results, "line 1: answers must be a list"),
+    "answers of tokens in words": (
+        "results.jsonl", answered(document_tokens="x"), results, "line 1: document_tokens must be a number or null",
+    ),
+    "answers of a memory in words": (
+        "results.jsonl", answered(memory_trace="x"), results, "line 1: memory_trace must be an object or null",
+    ),
+    "answers of a memory that counts nothing": (
+        "results.jsonl", answered(memory_trace={"kept": 5}), results, "line 1: memory_trace must have pairs of numbers",
+    ),
+    "answers of another memory": (
+        "results.jsonl", answered(memory_trace={"x": [1, 2]}), results, r"line 1: memory_trace has the unknown \['x'\]",
+    ),
+    "an old answer that is a number": ("results.jsonl", old(answer=5), results, "line 1: answer must be a text"),
+    "an old answer to nulls": ("results.jsonl", old(answers=None), results, "line 1: answers must be a list"),
+    "answers to compare": ("results.jsonl", answered(score=10**400), comparison, "line 1: score must be"),
+    "old answers to compare": ("results.jsonl", old(answer=5), comparison, "line 1: answer must be a text"),
     "answers without scores": ("results.jsonl", text('{"id": "a"}\n'), results, "results.jsonl, line 1"),
     "weights that are missing": ("w", lambda path: None, bucket, "cannot be read: No such file"),
     "weights that are nothing": ("w", text(""), bucket, "has 0 bytes, and its weights have 128"),
@@ -867,3 +931,32 @@ def test_temporary_files_are_in_a_folder_of_ones_own(tmp_path, monkeypatch):
     monkeypatch.setattr("os.getuid", lambda: uid)
     with pytest.raises(ClusterError, match="is not a folder of yours"):
         private_folder()
+
+
+def test_a_store_that_cannot_be_reached_is_said(monkeypatch, capsys):
+    class Unreachable(pyarrow.fs.FileSystemHandler):
+        """Raises what the Hub's client does, which is no OSError."""
+
+        get_type_name = normalize_path = create_dir = delete_dir = delete_dir_contents = delete_file = move = None
+        delete_root_dir_contents = copy_file = open_input_stream = open_input_file = open_output_stream = None
+        open_append_stream = get_file_info_selector = None
+
+        def get_file_info(self, paths):
+            raise Exception("Name or service not known")
+
+    system = pyarrow.fs.PyFileSystem(Unreachable())
+    monkeypatch.setattr("pipeline.files._locate", lambda path: (system, str(path)))
+    status, said = run("evaluate", ["preset=eval_tiny", "data.source=file", "data.path=hf://d/o/n.jsonl"], capsys)
+    assert status == 2 and "hf://d/o/n.jsonl cannot be reached (Exception: Name or service not known)" in said
+
+
+@pytest.mark.parametrize("content", ["[]", "5", "{", 3000 * "["])
+def test_a_summary_that_is_none_does_not_count(content, tmp_path, capsys):
+    from jobs.driver import leave_interrupted
+    from jobs.submit import report
+
+    (tmp_path / "summary.json").write_text(content)
+    assert report(tmp_path) is None
+    leave_interrupted(tmp_path, {"status": "x", "steps": 0})
+    assert json.loads((tmp_path / "summary.json").read_text())["status"] == "interrupted"
+    assert report(tmp_path) == "interrupted"
