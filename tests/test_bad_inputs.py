@@ -510,13 +510,13 @@ def samples(path: Path) -> None:
 
 
 def model(path: Path) -> None:
-    """The file is the config.json of a model."""
+    """The file is one of a model's."""
     folder = path.parent / "model"
     folder.mkdir()
     for file in (Path(__file__).parent.parent / "configs/models/tiny").iterdir():
         (folder / file.name).symlink_to(file)
-    (folder / "config.json").unlink()
-    (folder / "config.json").write_bytes(path.read_bytes())
+    (folder / path.name).unlink()
+    (folder / path.name).write_bytes(path.read_bytes())
     from jobs.train import main
 
     assert main(["preset=tiny", f"model.path={folder}", "--dry-run"]) == 2
@@ -711,6 +711,9 @@ FILES = {
     "prompts that are lists": ("p.yaml", template(answer=["a"]), prompts, "p.yaml(.|\n)*answer"),
     "prompts of no text": ("p.yaml", template(empty_memory=False), prompts, "p.yaml(.|\n)*empty_memory"),
     "prompts for a chat, perhaps": ("p.yaml", template(chat="perhaps"), prompts, "p.yaml(.|\n)*chat"),
+    "end beyond the vocabulary": (
+        "generation_config.json", text('{"eos_token_id": 99999999999}'), model, "eos_token_id has 99999999999, and",
+    ),
     "end that is a name": ("generation_config.json", text('{"eos_token_id": "<eos>"}'), end, "generation_config.json"),
     "end below 0": ("generation_config.json", text('{"eos_token_id": -1}'), end, "generation_config.json"),
     "end of nothing": ("generation_config.json", text('{"eos_token_id": [null]}'), end, "generation_config.json"),
@@ -855,6 +858,68 @@ def test_the_token_is_sent_to_listeners_of_the_same_user_only(address, at, monke
         check_listener(address)
 
 
+def test_of_ipv6_the_listener_is_known_too(monkeypatch):
+    import socket
+
+    try:
+        server = socket.create_server(("::1", 0), family=socket.AF_INET6)
+    except OSError:
+        pytest.skip("no IPv6")
+    with server:
+        address = f"http://[::1]:{server.getsockname()[1]}"
+        check_listener(address)
+        uid = os.getuid()
+        monkeypatch.setattr("os.getuid", lambda: uid + 1)
+        with pytest.raises(ClusterError, match="is not sent your Ray token"):
+            check_listener(address)
+
+
+def test_another_users_listener_may_be_allowed(monkeypatch):
+    import socket
+
+    monkeypatch.setenv("RAY_AUTH_MODE", "token")
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address, uid = f"127.0.0.1:{server.getsockname()[1]}", os.getuid()
+        monkeypatch.setattr("os.getuid", lambda: uid + 1)
+        with pytest.raises(ClusterError, match="set PALIMPSEST_CLUSTER_USER="):
+            check_listener(address)
+        monkeypatch.setenv("PALIMPSEST_CLUSTER_USER", "no such user")
+        with pytest.raises(ClusterError, match="no such user of this machine"):
+            check_listener(address)
+        monkeypatch.setenv("PALIMPSEST_CLUSTER_USER", str(uid))
+        check_listener(address)
+        monkeypatch.delenv("PALIMPSEST_CLUSTER_USER")
+        monkeypatch.setenv("RAY_AUTH_MODE", "disabled")  # nothing is sent
+        check_listener(address)
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:999999", "127.0.0.1:abc", "http://[::1", "é..:5"])
+def test_what_is_no_address_of_a_cluster(address, monkeypatch):
+    import jobs.local_head
+    from jobs.driver import cluster_to_join
+
+    monkeypatch.delenv("RAY_API_SERVER_ADDRESS", raising=False)
+    monkeypatch.setenv("RAY_ADDRESS", address)
+    for find in (cluster_to_join, jobs.local_head.find_cluster):
+        with pytest.raises(ClusterError, match="is no address, like head:6379"):
+            find()
+
+
+def test_a_token_that_is_a_folder_is_refused(token):
+    token.mkdir(parents=True)
+    with pytest.raises(ClusterError, match="is a folder; name a file in RAY_AUTH_TOKEN_PATH"):
+        require_token()
+
+
+def test_no_room_for_temporary_files(short_folder, monkeypatch):
+    monkeypatch.setenv("RAY_TMPDIR", "/no/such")
+    with pytest.raises(ClusterError, match="no folder for temporary files: .*; set RAY_TMPDIR to"):
+        private_folder()
+    monkeypatch.setenv("RAY_TMPDIR", f"{short_folder}/{'x' * 40}")
+    with pytest.raises(ClusterError, match="over 107 bytes; set TMPDIR .* to a shorter one"):
+        private_folder()
+
+
 def test_of_another_machine_nothing_is_known():
     check_listener("http://198.51.100.1:8265")
 
@@ -915,7 +980,8 @@ def test_the_cluster_to_join(named, file, joined, tmp_path, monkeypatch):
                 assert cluster_to_join() == ""
 
 
-def test_temporary_files_are_in_a_folder_of_ones_own(tmp_path, monkeypatch):
+def test_temporary_files_are_in_a_folder_of_ones_own(short_folder, monkeypatch):
+    tmp_path = short_folder
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     monkeypatch.delenv("RAY_TMPDIR", raising=False)
     folder = private_folder()
@@ -923,11 +989,11 @@ def test_temporary_files_are_in_a_folder_of_ones_own(tmp_path, monkeypatch):
     folder.chmod(0o777)
     assert private_folder() == folder and mode_of(folder) == 0o700
     uid = os.getuid()
-    folder.rename(tmp_path / f"palimpsest-{uid + 1}")
+    folder.rename(tmp_path / f"plm-{uid + 1}")
     monkeypatch.setattr("os.getuid", lambda: uid + 1)
     with pytest.raises(ClusterError, match="is not a folder of yours"):
         private_folder()
-    (tmp_path / f"palimpsest-{uid}").symlink_to(tmp_path)
+    (tmp_path / f"plm-{uid}").symlink_to(tmp_path)
     monkeypatch.setattr("os.getuid", lambda: uid)
     with pytest.raises(ClusterError, match="is not a folder of yours"):
         private_folder()
