@@ -160,8 +160,9 @@ def leave_interrupted(folder: Path, summary: dict) -> None:
         folder: of the run.
         summary: of a run that has no earlier life.
     """
-    with contextlib.suppress(OSError, ValueError):  # there is no earlier one
-        summary = summary | json.loads(Storage(folder).call((folder / "summary.json").read_bytes))
+    with contextlib.suppress(OSError, ValueError, RecursionError):  # there is no earlier one
+        earlier = json.loads(Storage(folder).call((folder / "summary.json").read_bytes))
+        summary = summary | (earlier if isinstance(earlier, dict) else {})
     leave_summary(folder, summary | {"status": "interrupted", "error": None})
 
 
@@ -227,7 +228,14 @@ def check_model(config: GenerationConfig, methods: Sequence[str]) -> None:
         raise ConfigError(
             f"agent.prompt_template={a.prompt_template} needs a chat template, which {config.model.path} lacks"
         )
-    if not end_tokens(tokenizer):
+    ends = end_tokens(tokenizer)
+    vocabulary = max(len(tokenizer), size if type(size := settings.get("vocab_size")) is int else 0)
+    if beyond := [token for token in sorted(ends) if token >= vocabulary]:
+        raise ConfigError(
+            f"model.path={config.model.path}: eos_token_id has {beyond[0]}, and the vocabulary {vocabulary} tokens; "
+            "correct generation_config.json or config.json"
+        )
+    if not ends:
         raise ConfigError(
             f"model.path={config.model.path} names no end-of-sequence token, so that no response would end before its "
             "limit; give its generation_config.json an eos_token_id"

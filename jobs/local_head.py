@@ -15,7 +15,7 @@ from pathlib import Path
 from ray.exceptions import AuthenticationError
 from ray.job_submission import JobSubmissionClient
 
-from jobs.ray_token import ClusterError, check_listener, listeners, own_cluster
+from jobs.ray_token import ClusterError, check_length, check_listener, listeners, own_cluster
 
 DASHBOARD_PORT = 8265
 START_TIMEOUT_S = 120.0
@@ -57,7 +57,15 @@ def local_head(dashboard_port: int = DASHBOARD_PORT, num_cpus: int | None = None
     Raises:
         ClusterError: the head did not come up; with the end of its log.
     """
-    folder = Path(tempfile.mkdtemp(prefix="ray-"))  # 0700; Ray opens its own folder, the one within, to everybody
+    try:
+        folder = Path(tempfile.mkdtemp(prefix="ray-"))  # 0700; Ray opens its own folder, the one within, to everybody
+    except OSError as error:
+        raise ClusterError(f"no folder for temporary files: {error}; set TMPDIR to a folder of yours") from None
+    try:
+        check_length(folder / "ray")
+    except ClusterError:
+        folder.rmdir()
+        raise
     log = folder / "head.log"
     port = free_port(dashboard_port)
     command = [RAY, "start", "--head", "--block", "--disable-usage-stats", f"--temp-dir={folder}/ray"]

@@ -14,6 +14,9 @@ import tempfile
 from pathlib import Path
 from urllib.parse import urlsplit
 
+ALLOWED_USER = "PALIMPSEST_CLUSTER_USER"  # a name or uid
+SOCKET_BYTES = 107  # of a Unix socket's path, at most
+SOCKET = "/session_2026-01-01_00-00-00_000000_4194304/sockets/plasma_store"  # below Ray's temporary folder
 LISTENING = "0A"  # state of a socket in /proc/net/tcp
 
 
@@ -33,6 +36,8 @@ def require_token() -> None:
         return
     path = token_path()
     try:
+        if path.is_dir():
+            raise ClusterError(f"the Ray token {path} is a folder; name a file in RAY_AUTH_TOKEN_PATH")
         if not path.exists() or path.stat().st_size == 0:
             _write_token(path)
         state = path.stat()
@@ -70,23 +75,44 @@ def _write_token(path: Path) -> None:
 
 
 def check_listener(address: str) -> None:
-    """Who listens at an address of this machine is this user. (Of other machines nothing is known: the user named it.)
+    """Who listens at an address of this machine is this user, or one whom the environment allows (`ALLOWED_USER`).
+
+    Of other machines nothing is known: the user named it. Without a token (RAY_AUTH_MODE) it may be anybody.
 
     Args:
         address: host:port, or a URL with both.
 
     Raises:
-        ClusterError: it is another user, or nobody.
+        ClusterError: it is another user, or nobody, or the address is none.
     """
-    where = urlsplit(address if "://" in address else f"//{address}")
-    if not where.hostname or not where.port or not is_this_machine(where.hostname):
+    try:
+        where = urlsplit(address if "://" in address else f"//{address}")
+        host, port = where.hostname, where.port
+        here = bool(host and port) and is_this_machine(host)
+    except ValueError as error:
+        raise ClusterError(f"{address!r} is no address, like head:6379 or http://head:8265: {error}") from None
+    if not here:
         return
-    owners = listeners(where.port)
+    owners = listeners(port)
     if not owners:
         raise ClusterError(f"nothing listens at {address}")
-    if others := owners - {os.getuid()}:
+    if os.environ.get("RAY_AUTH_MODE") != "token":
+        return  # there is no secret to send
+    if others := owners - {os.getuid(), _allowed_user()}:
         names = ", ".join(map(user_name, sorted(others)))
-        raise ClusterError(f"who listens at {address} is the user {names}, and is not sent your Ray token")
+        raise ClusterError(
+            f"who listens at {address} is the user {names}, and is not sent your Ray token; if you trust that user "
+            f"with it (say the cluster runs in a container), set {ALLOWED_USER}={user_name(min(others))}"
+        )
+
+
+def _allowed_user() -> int | None:
+    """The uid of the other user to whom the token may be sent, if the environment names one."""
+    named = os.environ.get(ALLOWED_USER, "")
+    try:
+        return int(named) if named.isdecimal() else pwd.getpwnam(named).pw_uid if named else None
+    except (KeyError, ValueError):
+        raise ClusterError(f"{ALLOWED_USER}={named}: there is no such user of this machine") from None
 
 
 def own_cluster() -> str:
@@ -111,28 +137,49 @@ def listeners(port: int) -> set[int]:
 
 
 def is_this_machine(host: str) -> bool:
-    """Whether a host's address is one of this machine's."""
-    with socket.socket() as probe:
-        try:
-            probe.bind((host, 0))
-        except OSError:
-            return False
-    return True
+    """Whether a host's address, of IPv4 or IPv6, is one of this machine's. Raises ValueError if it cannot be a name."""
+    try:
+        found = socket.getaddrinfo(host, 0, type=socket.SOCK_STREAM)
+    except OSError:  # there is no such host, as whoever connects to it will say
+        return False
+    for family, kind, _, _, where in found:
+        with contextlib.suppress(OSError), socket.socket(family, kind) as probe:
+            probe.bind(where)
+            return True
+    return False
 
 
 def private_folder() -> Path:
     """This user's folder for temporary files of all runs, into which nobody else can look.
 
     Raises:
-        ClusterError: a folder of this name is another user's.
+        ClusterError: a folder of this name is another user's, it cannot be made, or its path is too long for Ray.
     """
-    folder = Path(os.environ.get("RAY_TMPDIR") or tempfile.gettempdir()) / f"palimpsest-{os.getuid()}"
-    folder.mkdir(mode=0o700, exist_ok=True)
-    state = folder.lstat()
-    if not stat.S_ISDIR(state.st_mode) or state.st_uid != os.getuid():
-        raise ClusterError(f"{folder} is not a folder of yours; remove it, or set TMPDIR to a folder of yours")
-    folder.chmod(0o700)
+    folder = Path(os.environ.get("RAY_TMPDIR") or tempfile.gettempdir()) / f"plm-{os.getuid()}"
+    check_length(folder / "ray")
+    try:
+        folder.mkdir(mode=0o700, exist_ok=True)
+        state = folder.lstat()
+        if not stat.S_ISDIR(state.st_mode) or state.st_uid != os.getuid():
+            raise ClusterError(f"{folder} is not a folder of yours; remove it, or set TMPDIR to a folder of yours")
+        folder.chmod(0o700)
+    except OSError as error:
+        raise ClusterError(f"no folder for temporary files: {error}; set RAY_TMPDIR to a folder of yours") from None
     return folder
+
+
+def check_length(folder: Path) -> None:
+    """Ray's Unix sockets find room below its temporary folder.
+
+    Raises:
+        ClusterError: their paths would be longer than the system allows.
+    """
+    most = SOCKET_BYTES - len(SOCKET)
+    if len(os.fsencode(folder)) > most:
+        raise ClusterError(
+            f"the folder for temporary files, {folder}, is too long: the paths of Ray's sockets in it would be over "
+            f"{SOCKET_BYTES} bytes; set TMPDIR (or RAY_TMPDIR) to a shorter one"
+        )
 
 
 def user_name(uid: int) -> str:

@@ -207,7 +207,11 @@ async def follow(client: "JobSubmissionClient", job: str, on_line: Callable[[str
 
 def whole_paths(config: Config, working_dir: Path) -> list[str]:
     """Settings that name files and folders of this machine by their whole path: the job runs in a copy elsewhere."""
+    from pipeline.prompts import is_template_path  # imported late: it brings numpy and pyarrow
+
     paths = {key: working_dir / attrgetter(key)(config) for key in PATH_KEYS if attrgetter(key)(config)}
+    if is_template_path(config.agent.prompt_template):
+        paths["agent.prompt_template"] = working_dir / config.agent.prompt_template
     given = [f"{key}={whole_path(str(path))}" for key, path in paths.items() if path.exists()]
     folders = [f if "://" in f else str((working_dir / f).resolve()) for f in config.data.passage_folders]
     return given + [f"data.passage_folders={json.dumps(folders)}"] * bool(folders)
@@ -217,11 +221,13 @@ def report(run: Path) -> str | None:
     """Print what summary.json says; return its status, None if there is no summary."""
     try:
         summary = json.loads((run / "summary.json").read_text())
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
+        return None
+    if not isinstance(summary, dict) or not isinstance(summary.get("status"), str):
         return None
     print(f"{summary['status']}: {summary.get('steps')} steps in {summary.get('seconds')} s")
     rewards = [summary.get(key) for key in ("reward_first", "reward_last")]
-    if None not in rewards:
+    if all(isinstance(reward, int | float) for reward in rewards):
         print("  reward      {:.3f} at the start, {:.3f} at the end".format(*rewards))
     places = {"checkpoint": summary.get("checkpoint"), "metrics": run / "metrics.jsonl"}
     figures = {"curves": run / "training.png", "accuracy": run / "evaluation" / "accuracy.png"}

@@ -8,6 +8,7 @@ holds credentials (pipeline/credentials.py), and `${…}` is resolved only with 
 import contextlib
 import dataclasses
 import difflib
+import itertools
 import re
 import time
 from collections.abc import Iterable, Iterator
@@ -24,7 +25,10 @@ from pipeline.credentials import INSTEAD, has_credentials, without_credentials
 from pipeline.dtype import chosen_dtype
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
-UNRESOLVED = re.compile(r"(?<!\\)\$\{")
+UNRESOLVED = re.compile(r"(?<!\\)(\\\\)*\$\{")  # a backslash before it takes its meaning, two are one that does not
+# What the libraries raise for values that they cannot read or convert.
+UNREADABLE = (OmegaConfBaseException, yaml.YAMLError, ValueError, OverflowError, RecursionError)
+SHOWN = 200  # characters of a value, in a message
 INTERPOLATION = "interpolation"  # on the command line, beside the keys of the schema
 
 
@@ -233,7 +237,9 @@ def load_config(arguments: list[str], schema: type[Schema] = Config) -> Schema:
             number that is not finite or out of range, or a text with credentials.
     """
     if bad := [a for a in arguments if "=" not in a]:
-        raise ConfigError(f"arguments are key=value; got {', '.join(map(repr, bad))}")
+        raise ConfigError(f"arguments are key=value; got {', '.join(repr(_shown(a)) for a in bad)}")
+    if bad := [a for a in arguments if not _is_unicode(a)]:
+        raise ConfigError(f"arguments are UTF-8 text; got {', '.join(ascii(_shown(a)) for a in bad)}")
     config = OmegaConf.structured(schema)
     given = {name: [] for name in ("preset", INTERPOLATION) if name not in config}  # a schema may have a preset itself
     for argument in arguments:
@@ -244,13 +250,16 @@ def load_config(arguments: list[str], schema: type[Schema] = Config) -> Schema:
     for preset in presets:
         *bases, (name, layer) = _layers(preset)
         for base_name, base in bases:  # one of another job gives what this one knows: the model, the lengths
-            config = _merge(schema, config, _known(schema, base), f"configs/{base_name}.yaml", resolve)
+            where = f"configs/{base_name}.yaml"
+            _check_interpolation(base, where, resolve)
+            config = _merge(schema, config, _known(schema, base), where, resolve)
         config = _merge(schema, config, layer, f"configs/{name}.yaml", resolve)
     for override in overrides:
         try:
-            config = _merge(schema, config, OmegaConf.from_dotlist([override]), override, resolve)
-        except (OmegaConfBaseException, yaml.YAMLError) as error:
-            raise ConfigError(f"{override}: {_first_line(error)}") from None
+            layer = OmegaConf.from_dotlist([override])
+        except UNREADABLE as error:
+            raise ConfigError(f"{_shown(override)}: {_first_line(error)}") from None
+        config = _merge(schema, config, layer, _shown(override), resolve)
     if missing := OmegaConf.missing_keys(config):
         presets = preset_names(schema)
         or_preset = f" (or choose a preset: {', '.join(presets)})" if presets else ""
@@ -261,7 +270,7 @@ def load_config(arguments: list[str], schema: type[Schema] = Config) -> Schema:
         made = OmegaConf.to_object(config)
     except OmegaConfBaseException as error:  # an interpolation that leads nowhere
         raise ConfigError(_first_line(error)) from None
-    if faults := [*number_faults(made), *_credential_faults(made)]:
+    if faults := [*number_faults(made), *_text_faults(made)]:
         raise ConfigError("\n".join(faults))
     if "model" in config:
         made.model.dtype = chosen_dtype(made)
@@ -307,8 +316,10 @@ def _read_layer(preset: str) -> DictConfig:
     """The values of a preset's file. Raises `ConfigError`."""
     try:
         layer = OmegaConf.load(_preset_path(preset))
-    except (OmegaConfBaseException, yaml.YAMLError, OSError, ValueError, RecursionError) as error:
-        raise ConfigError(f"configs/{preset}.yaml cannot be read: {' '.join(str(error).split())}") from None
+    except ConfigError:
+        raise
+    except (OSError, *UNREADABLE) as error:
+        raise ConfigError(f"configs/{_shown(preset)}.yaml cannot be read: {' '.join(str(error).split())}") from None
     if not isinstance(layer, DictConfig):
         raise ConfigError(f"configs/{preset}.yaml is a list; sections with keys and values are wanted")
     return layer
@@ -318,7 +329,7 @@ def _preset_path(name: str) -> Path:
     path = CONFIGS / f"{name}.yaml"
     if not path.is_file():
         names = sorted(path.stem for path in CONFIGS.glob("*.yaml"))
-        raise ConfigError(f"no preset {name!r}{_nearest(name, names)}; there are: {', '.join(names)}")
+        raise ConfigError(f"no preset {_shown(name)!r}{_nearest(name, names)}; there are: {', '.join(names)}")
     return path
 
 
@@ -330,17 +341,27 @@ def _interpolation(values: list[str]) -> bool:
 
 def _merge(schema: type, config: DictConfig, layer: DictConfig, where: str, resolve: bool) -> DictConfig:
     valid = list(_keys(schema))
-    for key in _paths(layer):
-        if not _is_known(key, valid):
-            raise ConfigError(f"{where}: unknown key {key!r}{_nearest(key, valid)}")
+    try:
+        for key in _paths(layer):
+            if not _is_known(key, valid):
+                raise ConfigError(f"{where}: unknown key {_shown(key)!r}{_nearest(key, valid)}")
+        _check_interpolation(layer, where, resolve)
+        return OmegaConf.merge(config, layer)
+    except ConfigError:
+        raise
+    except UNREADABLE as error:
+        said = _first_line(error)
+        for text in _texts(_as_written(layer)):  # it may hold a password with blanks
+            said = said.replace(text, _shown(text))
+        raise ConfigError(f"{where}: {said}") from None
+
+
+def _check_interpolation(layer: DictConfig, where: str, resolve: bool) -> None:
+    """Raise a `ConfigError` if a value of the layer is to be resolved though that was not asked for."""
     if not resolve and (found := _interpolated(_as_written(layer))):
         raise ConfigError(
             f"{where}: ${{…}} in {found} is not resolved; write the value itself, or add {INTERPOLATION}=yes"
         )
-    try:
-        return OmegaConf.merge(config, layer)
-    except OmegaConfBaseException as error:
-        raise ConfigError(f"{where}: {_first_line(error)}") from None
 
 
 def _interpolated(layer: object, name: str = "") -> str:
@@ -352,14 +373,39 @@ def _interpolated(layer: object, name: str = "") -> str:
     return next(filter(None, found), "")
 
 
-def _credential_faults(config: object, prefix: str = "") -> Iterator[str]:
-    """One line for each text of a configuration that holds credentials."""
+def _text_faults(config: object, prefix: str = "") -> Iterator[str]:
+    """One line for each value of a configuration with a text that holds credentials or is not valid Unicode."""
     for f in dataclasses.fields(config):
         value = getattr(config, f.name)
         if dataclasses.is_dataclass(value):
-            yield from _credential_faults(value, f"{prefix}{f.name}.")
-        elif has_credentials(str(value)):
+            yield from _text_faults(value, f"{prefix}{f.name}.")
+            continue
+        texts = list(_texts(value))
+        if any(map(has_credentials, texts)):
             yield f"{prefix}{f.name} holds credentials in a URI; {INSTEAD}"
+        if not all(map(_is_unicode, texts)):
+            yield f"{prefix}{f.name} is not valid Unicode: it holds half of a surrogate pair"
+
+
+def _texts(value: object) -> Iterator[str]:
+    """All texts in a value, keys too."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict):
+        yield from itertools.chain.from_iterable(map(_texts, [*value.keys(), *value.values()]))
+    elif isinstance(value, list):
+        yield from itertools.chain.from_iterable(map(_texts, value))
+
+
+def _is_unicode(text: str) -> bool:
+    """Whether no byte of it could not be read as UTF-8, and no half of a surrogate pair is in it."""
+    return not any("\ud800" <= character <= "\udfff" for character in text)
+
+
+def _shown(text: str) -> str:
+    """A value as it is shown in a message: without credentials, and not all of a long one."""
+    text = without_credentials(text, whole=True)
+    return text if len(text) <= SHOWN else f"{text[:SHOWN]}…"
 
 
 def _known(schema: type, layer: DictConfig) -> DictConfig:
@@ -416,4 +462,4 @@ def _nearest(name: str, names: list[str]) -> str:
 
 
 def _first_line(error: Exception) -> str:
-    return str(error).splitlines()[0]
+    return (str(error).splitlines() or [type(error).__name__])[0]

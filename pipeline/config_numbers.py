@@ -62,7 +62,7 @@ def number_faults(config: object, prefix: str = "") -> Iterator[str]:
             yield from number_faults(value, f"{key}.")
         for number in value if isinstance(value, list) else [value]:
             if type(number) in (int, float) and (fault := _fault(field.name, number)):
-                yield f"{key}={value} {fault}"
+                yield f"{key}={_shown(number)} {fault}"
 
 
 def number_range(name: str, number: int | float) -> tuple[float, float]:
@@ -72,7 +72,13 @@ def number_range(name: str, number: int | float) -> tuple[float, float]:
 
 
 def _fault(name: str, number: int | float) -> str | None:
-    if not math.isfinite(number):
+    if isinstance(number, float) and not math.isfinite(number):  # an int may be too large to be asked this
         return "is not a finite number"
     least, most = number_range(name, number)
     return None if least <= number <= most else f"must lie between {least:g} and {most:g}"
+
+
+def _shown(number: int | float) -> str:
+    """The number, but not thousands of digits."""
+    long = isinstance(number, int) and number.bit_length() > 400
+    return f"a number of {number.bit_length()} bits" if long else str(number)

@@ -1,10 +1,11 @@
 """Credentials in URIs: found, so that they can be refused, and struck out of what is shown or written.
 
 A URI ends up in config.yaml, the summary, logs and wandb. A key belongs in the environment, where the tools of every
-object store look for it.
+object store look for it. What is in doubt counts as a credential: rather too much is struck out than too little.
 """
 
 import re
+from urllib.parse import unquote
 
 INSTEAD = (
     "leave them out of the URI and put them where the store's own tools look: AWS_ACCESS_KEY_ID and "
@@ -12,29 +13,63 @@ INSTEAD = (
     "AZURE_STORAGE_CONNECTION_STRING (abfs)"
 )
 STRUCK_OUT = "***"
-IN_URI = r"[^\s\"'\\<>]"
-URI = re.compile(rf"[a-z][a-z0-9+.-]{{0,30}}://{IN_URI}*", re.IGNORECASE)
-# user:password@, also without a user. A password may hold slashes; host:port/path@revision is none.
-PASSWORD = re.compile(r"\A([^:]*://)(?![^/:@]*:\d+/)[^/:@]*:[^@]+(?=@)")
-# A user alone is a token where there are no users. (abfs has a container there, hdfs a user, gs "anonymous".)
-TOKEN = re.compile(r"\A([^:]*://)[^/:@]+(?=@)")
-TOKEN_SCHEMES = ("http://", "https://", "s3://")
-NAMES = "signature|sig|token|secret|password|passwd|credential|auth|key|keyid"
-QUERY = re.compile(rf"(?<=[?&#;])([\w.-]*(?:{NAMES})=)[^&#;]+", re.IGNORECASE)
+SCHEME = r"[a-z][a-z0-9+.-]{0,30}://"
+FIRST = re.compile(SCHEME, re.IGNORECASE)
+# In a longer text a URI reaches to the quote that was opened just before it (in JSON and in repr, a quote or backslash
+# within is escaped), else to the next whitespace.
+IN_TEXT = re.compile(
+    rf"""(?<=")(?<!\\"){SCHEME}(?:[^"\\]|\\.){{0,4096}}+(?=")"""
+    rf"""|(?<=')(?<!\\'){SCHEME}(?:[^'\\]|\\.){{0,4096}}+(?=')"""
+    rf"""|{SCHEME}\S*""",
+    re.IGNORECASE | re.DOTALL,
+)
+# Before the last @, user:password, also without a user. A password may hold anything; host:port/path@revision is none.
+PASSWORD = re.compile(r"://(?!(?:\[[0-9a-f:.%]*\]|[^/:@?#]*)(?::\d+)?[/?#])[^/:@?#]*:", re.IGNORECASE)
+# A user alone is a token, but where there are users: abfs has a container there.
+TOKEN = re.compile(rf"({SCHEME})([^/?#\s]+)(?=@)", re.IGNORECASE)
+USER = re.compile(r"(?:abfss?|wasbs?|hdfs|viewfs|sftp|(?:git\+)?ssh)://[\w.$-]+|gs://anonymous", re.IGNORECASE)
+PARAMETER = re.compile(r"(?<=[?&#;])([^=&#;?]{1,100})=([^&#;]+)")
+NAME = re.compile(
+    r"key|code|pass|sas"
+    r"|(?:.*[-_.])?(?:sig|pwd|auth|authorization)"
+    r"|.*(?:signature|token|secret|password|passwd|passphrase|credentials?)"
+    r"|.*(?:api|access|secret|account|private|auth|subscription|storage|shared|signing|security|function)[-_.]?key"
+    r"(?:[-_.]?id)?",
+    re.IGNORECASE,
+)
 
 
-def has_credentials(text: str) -> bool:
-    """Whether a URI in the text carries a password, a key or a signature."""
-    return without_credentials(text) != text
+def has_credentials(value: str) -> bool:
+    """Whether a URI in a value, which is taken as a whole, carries a password, a key or a signature."""
+    return without_credentials(value, whole=True) != value
 
 
-def without_credentials(text: str) -> str:
-    """The text with the credentials of all URIs in it struck out."""
-    return URI.sub(lambda uri: _struck(uri.group()), text) if "://" in text else text
+def without_credentials(text: str, whole: bool = False) -> str:
+    """The text with the credentials of all URIs in it struck out.
+
+    Args:
+        text: any.
+        whole: it is one value, so that from its first URI on blanks and quotes may belong to a password.
+    """
+    if "://" not in text:
+        return text
+    if not whole:
+        return IN_TEXT.sub(lambda uri: _struck(uri.group()), text)
+    first = FIRST.search(text)
+    return text[: first.start()] + _struck(text[first.start() :]) if first else text
 
 
 def _struck(uri: str) -> str:
-    uri = PASSWORD.sub(rf"\1{STRUCK_OUT}", uri)
-    if uri.lower().startswith(TOKEN_SCHEMES):
-        uri = TOKEN.sub(rf"\1{STRUCK_OUT}", uri)
-    return QUERY.sub(rf"\1{STRUCK_OUT}", uri)
+    last = uri.rfind("@")
+    if last >= 0 and (password := PASSWORD.search(uri, 0, last)):
+        uri = uri[: password.start()] + "://" + STRUCK_OUT + uri[last:]
+    uri = TOKEN.sub(lambda token: token[0] if USER.fullmatch(token[0]) else token[1] + STRUCK_OUT, uri)
+    return PARAMETER.sub(_struck_parameter, uri)
+
+
+def _struck_parameter(parameter: re.Match) -> str:
+    name, value = parameter.groups()
+    plain = unquote(unquote(value))  # a URI within a URI is escaped, at times twice
+    if NAME.fullmatch(unquote(name).strip()) or (plain != value and has_credentials(plain)):
+        return f"{name}={STRUCK_OUT}"
+    return parameter[0]

@@ -17,6 +17,7 @@ from pyarrow import fs
 
 from pipeline.problems import DataError
 
+WANTED = "a local path, or a URI of s3, gs, hf (hf://datasets/<owner>/<name>/<file>) or file is wanted"
 BUFFER_BYTES = 1 << 16  # small, because samples of a few KB are read from anywhere in a file
 
 
@@ -44,14 +45,12 @@ def read_buffer(path: str | Path) -> pyarrow.Buffer:
 
 def exists(path: str | Path) -> bool:
     """Whether there is a file or folder of this name. Raises `DataError` as `open_input`."""
-    system, inner = _locate(path)
-    return system.get_file_info(inner).type != fs.FileType.NotFound
+    return _info(path).type != fs.FileType.NotFound
 
 
 def is_file(path: str | Path) -> bool:
     """Whether there is a file, no folder, of this name. Raises `DataError` as `open_input`."""
-    system, inner = _locate(path)
-    return system.get_file_info(inner).type == fs.FileType.File
+    return _info(path).type == fs.FileType.File
 
 
 def file_state(path: str | Path) -> dict:
@@ -59,8 +58,7 @@ def file_state(path: str | Path) -> dict:
 
     Raises: as `open_input`.
     """
-    system, inner = _locate(path)
-    info = system.get_file_info(inner)
+    info = _info(path)
     if info.type != fs.FileType.File:
         raise FileNotFoundError(f"{path}: no such file{_from_here(path)}")
     return {"size": info.size, "modified": info.mtime_ns}
@@ -74,7 +72,7 @@ def list_files(folder: str | Path, suffixes: Sequence[str]) -> list[str]:
         DataError: as `open_input`.
     """
     system, inner = _locate(folder)
-    if system.get_file_info(inner).type != fs.FileType.Directory:
+    if _info(folder).type != fs.FileType.Directory:
         raise FileNotFoundError(f"{folder}: no such folder{_from_here(folder)}")
     found = system.get_file_info(fs.FileSelector(inner))
     names = sorted(info.base_name for info in found if info.type == fs.FileType.File)
@@ -84,7 +82,7 @@ def list_files(folder: str | Path, suffixes: Sequence[str]) -> list[str]:
 def folder_names(folder: str | Path) -> list[str]:
     """The names of the folders right in a folder. Raises: as `list_files`."""
     system, inner = _locate(folder)
-    if system.get_file_info(inner).type != fs.FileType.Directory:
+    if _info(folder).type != fs.FileType.Directory:
         raise FileNotFoundError(f"{folder}: no such folder{_from_here(folder)}")
     return sorted(i.base_name for i in system.get_file_info(fs.FileSelector(inner)) if i.type == fs.FileType.Directory)
 
@@ -172,7 +170,7 @@ def write_text(path: str | Path, text: str) -> None:
 
 def _open(path: str | Path) -> pyarrow.NativeFile:
     system, inner = _locate(path)
-    if system.get_file_info(inner).type != fs.FileType.File:
+    if _info(path).type != fs.FileType.File:
         raise FileNotFoundError(f"{path}: no such file{_from_here(path)}")
     return system.open_input_file(inner)
 
@@ -184,7 +182,28 @@ def _locate(path: str | Path) -> tuple[fs.FileSystem, str]:
     try:
         return fs.FileSystem.from_uri(path)
     except (ValueError, ImportError) as error:  # pyarrow's own errors are ValueErrors; hf needs huggingface_hub
-        raise DataError(f"{path}: {error}; a local path, or a URI of s3, gs, hf or file is wanted") from None
+        raise DataError(f"{path}: {error}; {WANTED}") from None
+
+
+def _info(path: str | Path) -> fs.FileInfo:
+    """What is known of a path.
+
+    Raises:
+        DataError: the path cannot be read as one.
+        OSError: the store cannot be reached.
+    """
+    system, inner = _locate(path)
+    try:
+        return system.get_file_info(inner)
+    except (ValueError, NotImplementedError) as error:
+        raise DataError(f"{path}: {error}; {WANTED}") from None
+    except OSError:
+        raise
+    except Exception as error:  # hf is Python, and raises what its client does
+        raise ConnectionError(
+            f"{path} cannot be reached ({type(error).__name__}: {error}); try again, or download it and name the local "
+            "path"
+        ) from None
 
 
 def _from_here(path: str | Path) -> str:

@@ -194,7 +194,9 @@ def _write_file(
 
 
 def _aside(row: SampleRow) -> str:
-    return without_credentials(json.dumps({"id": row.id, "reason": row.error, "row": json.loads(row.line)}))
+    aside = {"id": row.id, "reason": row.error, "row": json.loads(row.line)}
+    line = without_credentials(json.dumps(aside, ensure_ascii=False))  # a password is struck out as it is written
+    return line.encode(errors="backslashreplace").decode()  # half a surrogate pair becomes its JSON escape
 
 
 def _put_aside(folder: str, file: PlannedFile, bad: list[str]) -> None:

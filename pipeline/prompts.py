@@ -10,6 +10,7 @@ import functools
 import itertools
 import json
 import re
+import reprlib
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -81,7 +82,7 @@ def load_template(named: str) -> PromptTemplate:
         ) from None
     except (DataError, OSError) as error:
         raise ConfigError(f"agent.prompt_template={named}: {error}") from None
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # a ValueError: no UTF-8, or !!int abc
         raise ConfigError(f"{file} is not YAML: {' '.join(str(error).split())}") from None
     if faults := list(_template_faults(content)):
         raise ConfigError("\n".join(f"{file}: {fault}" for fault in faults))
@@ -97,13 +98,13 @@ def _template_faults(content: object) -> Iterator[str]:
         return
     for key in content:
         if key not in types:
-            yield f"unknown key {key!r}; there are: {', '.join(types)}"
+            yield f"unknown key {reprlib.repr(key)[:100]}; there are: {', '.join(types)}"
     for name, wanted in types.items():
         if name not in content:
             yield f"the key {name} is missing"
         elif not isinstance(content[name], wanted):
             kind = "text" if wanted is str else "true or false"
-            yield f"{name} must be {kind}, not {content[name]!r}"
+            yield f"{name} must be {kind}, not {reprlib.repr(content[name])[:100]}"
         elif name in SLOTS:
             yield from _slot_faults(name, content[name])
 

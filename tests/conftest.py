@@ -89,3 +89,10 @@ def ray_session():
 def shared_ray(ray_session) -> dict[str, str]:
     """The environment of jobs that join the tests' Ray instead of starting one of their own."""
     return {"RAY_ADDRESS": ray_session.get_runtime_context().gcs_address}
+
+
+@pytest.fixture
+def short_folder():
+    """For temporary files of Ray, whose sockets need a short path."""
+    with tempfile.TemporaryDirectory(prefix="t", dir="/tmp") as folder:
+        yield Path(folder)

@@ -1,6 +1,7 @@
 """The agents beside the memory agent: what they ask, what they leave out, and how long documents are encoded."""
 
 import asyncio
+import functools
 
 import numpy as np
 import pytest
@@ -165,3 +166,18 @@ def test_blocks_are_small_where_the_tokenizer_allows_it(tokenizers, monkeypatch)
 
 def test_an_empty_document_encodes_to_nothing(tokenizers):
     assert len(encode_document(TOKENIZER, "")) == 0
+
+
+def test_an_agent_whose_run_is_decorated_is_one(monkeypatch):
+    def logged(run):
+        @functools.wraps(run)
+        def inner(*arguments):
+            return run(*arguments)
+
+        return inner
+
+    class Logged(load_agent("memory")):
+        run = logged(load_agent("memory").run)
+
+    monkeypatch.setattr("pipeline.agents.load_named", lambda named: Logged)
+    assert load_agent("mine:Logged") is Logged

@@ -18,6 +18,7 @@ from dataclasses import fields, is_dataclass
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.fs
 import pyarrow.parquet as pq
 import pytest
 import yaml
@@ -26,7 +27,8 @@ from jobs.driver import whole_path
 from jobs.ray_token import ClusterError, check_listener, private_folder, require_token
 from pipeline.agents import load_agent
 from pipeline.bucket_files import BucketError, read_bucket_file
-from pipeline.config import AgentConfig, Config, ConfigError, load_config
+from pipeline.config import Config, ConfigError, load_config
+from pipeline.credentials import has_credentials, without_credentials
 from pipeline.documents.passages import PassageFile, document_text, read_passages, table_writer
 from pipeline.end_tokens import named_end_tokens
 from pipeline.evaluation.config import EvaluationConfig
@@ -258,6 +260,15 @@ VALUES = {
     "figures of a seed below 0": ("figures seeds=[-1]", "must lie between 0 and"),
     "submitted nan": ("submit preset=tiny data.max_bad_share=nan", "data.max_bad_share=nan is not a finite number"),
     "bench without end": ("bench.asynchrony steps=99999999999", "steps=99999999999 must lie between"),
+    "endless training, of 400 digits": (TRAIN + "train.steps=" + 400 * "9", "a number of 1329 bits must lie between"),
+    "seed of 5000 digits": (TRAIN + "run.seed=" + 5000 * "9", "run.seed=9+…: Exceeds the limit"),
+    "seed of 5000 hexadecimal digits": (TRAIN + "run.seed=0x" + 5000 * "f", "run.seed=a number of 20000 bits must lie"),
+    "seed that is no number": (TRAIN + "run.seed='!!int abc'", "run.seed=!!int abc: invalid literal"),
+    "name that is no time": (TRAIN + "run.name='!!timestamp 2001-99-99'", "run.name=!!timestamp .*: month must be"),
+    "thousands of brackets, closed": (
+        "evaluate preset=eval_tiny data.sets=" + 2000 * "[" + 2000 * "]", r"data.sets=\[+…: maximum recursion",
+    ),
+    "byte that is not UTF-8": (TRAIN + "run.folder=a\udc80", r"arguments are UTF-8 text; got 'run.folder=a\\udc80'"),
     # Code.
     "method that is a function": (TRAIN + "train.method=os:system", "the method 'os:system' is no agent"),
     "method that is another class": (TRAIN + "train.method=pathlib:Path", "the method 'pathlib:Path' is no agent"),
@@ -288,6 +299,10 @@ VALUES = {
     "filter by another rule": ("prepare filter preset=eval_tiny output=o rule=f1", "rule='f1' must be one of"),
     "filtered set that is not there": ("prepare hotpotqa path=p.json output=o only=[no/such]", "no/such|p.json"),
     "another dtype": (TRAIN + "model.dtype=float16", "model.dtype='float16' must be one of auto, float32, bfloat16"),
+    "data of a file URI with one slash too few": (TRAIN + "data.source=file data.path=file:x", "file:x: .*hf://datasets/"),
+    "prompts of a file URI with one slash too few": (TRAIN + "agent.prompt_template=file:x/", "file:x/: .*local path"),
+    "data of the whole Hub": (TRAIN + "data.source=file data.path=hf://", "data.path: hf://: .*hf://datasets/<owner>"),
+    "data of no data set": (TRAIN + "data.source=file data.path=hf://datasets", "hf://datasets: .*hf://datasets/<owner>"),
     # Interpolation.
     "environment": (TRAIN + "run.folder=${oc.env:HOME}", r"in run.folder is not resolved; .* interpolation=yes"),
     "another key": (TRAIN + "run.folder=${model.path}", "in run.folder is not resolved"),
@@ -295,7 +310,9 @@ VALUES = {
     "environment in a mapping": (TRAIN + "scorer.modules.mine=${oc.env:HOME}", "modules.mine is not resolved"),
     "no such variable": (TRAIN + "interpolation=yes run.folder=${oc.env:NO_SUCH}", "NO_SUCH"),
     "no such interpolation": (TRAIN + "interpolation=maybe", "interpolation=maybe must be yes or no"),
-    "unended interpolation": (TRAIN + "run.folder=${", r"run.folder=\$\{"),
+    "unended interpolation": (TRAIN + "run.folder=${", r"run.folder=\$\{: no viable alternative"),
+    "environment after two backslashes": (TRAIN + r"run.folder=\\${oc.env:HOME}", "in run.folder is not resolved"),
+    "environment after four backslashes": (TRAIN + r"run.folder=\\\\${oc.env:HOME}", "in run.folder is not resolved"),
     # Credentials.
     "password in the data": (TRAIN + f"data.path={PASSWORD}", "data.path holds credentials.*AWS_ACCESS_KEY_ID"),
     "password with slashes": (TRAIN + f"data.path=s3://AKIA:a/{SECRET}@bucket/x", "data.path holds credentials"),
@@ -308,6 +325,8 @@ VALUES = {
     "password in an argument": (TRAIN + f"train.evaluation='preset=eval_tiny data.path={PASSWORD}'", "holds cred"),
     "password in a list": (TRAIN + f"data.passage_folders=[{PASSWORD}]", "data.passage_folders holds credentials"),
     "password under a wrong key": (TRAIN + f"data.pth={PASSWORD}", "unknown key 'data.pth'"),
+    "password of a wrong type, with a blank": (TRAIN + f"'train.steps=s3://AKIA:a {SECRET}@b'", "train.steps=s3://[*]{3}@b"),
+    "password that is all there is": (f"train 's3://AKIA:a {SECRET}@b'", r"got 's3://[*]{3}@b'"),
     "password of a wrong type": (TRAIN + f"train.steps={PASSWORD}", "train.steps=s3://[*]{3}@bucket"),
     "password for samples": (f"prepare synthetic output={PASSWORD}", "output holds credentials"),
     "password for an evaluation": (f"evaluate preset=eval_tiny data.path={PASSWORD}", "data.path holds credentials"),
@@ -343,16 +362,50 @@ def run(job: str, arguments: list[str], capsys) -> tuple[int, str]:
     return status, printed.out + printed.err
 
 
+CREDENTIALS = [
+    *(
+        f"s3://AKIA:a{mark}{SECRET}@bucket/x"
+        for mark in ('"', "'", " ", "<", ">", "\\", "@", "/", "?", "#", "ü", "%40")
+    ),
+    f"s3://b/x?endpoint_override=http://me:{SECRET}@h",
+    f"s3://b/x?endpoint_override=http%3A%2F%2Fme%3A{SECRET}%40h",
+    f"s3://b/x?endpoint_override=http%253A%252F%252F{SECRET}%2540h",
+    *(f"{scheme}://{SECRET}@b/x" for scheme in ("hf", "gs", "ftp", "s3", "https", "HF")),
+    *(f"https://h/x?a=b&{name}={SECRET}" for name in ("pwd", "pass", "code", "sas", "sig", "token", "key", "api-key")),
+    *(
+        f"https://h/x?{name}={SECRET}"
+        for name in ("X-Amz-Security-Token", "AWSAccessKeyId", "accessToken", "client_secret")
+    ),
+]
+
+
+@pytest.mark.parametrize("uri", CREDENTIALS)
+def test_a_value_with_credentials_is_refused_and_they_are_struck_out_of_text(uri):
+    assert has_credentials(uri)
+    quoted = (f'data.path: "{json.dumps(uri)[1:-1]}"', f"no such file: {uri!r}, really", json.dumps({"a": {"b": uri}}))
+    for text in (without_credentials(uri, whole=True), *map(without_credentials, quoted)):
+        assert SECRET not in text and "***" in text
+    assert json.loads(without_credentials(quoted[-1]))["a"]["b"] == without_credentials(uri, whole=True)
+    if " " not in uri:
+        assert SECRET not in without_credentials(f"{uri}: no such file")
+
+
 def test_what_is_no_credential_is_a_path():
     for path in (
         "s3://bucket/a?region=eu-west-1",
         "abfs://container@account.dfs.core.windows.net/x",
         "hf://datasets/org/name@main/x.jsonl",
+        "hf://org/name@main/x.jsonl",
         "http://host:8080/a@b/x",
+        "http://[::1]:8080/a@b/x",
+        "https://h/x?sort_key=name",
+        "https://h/x?monkey=b&country_code=de",
+        "gs://anonymous@bucket/x",
         "hdfs://user@host/x",
         "models/key=1:2@x",
     ):
         assert load_config(["preset=tiny", f"data.path={path}"]).data.path == path
+        assert without_credentials(f"see {path}, there") == f"see {path}, there"
 
 
 def test_what_is_asked_for_is_resolved(monkeypatch):
@@ -361,6 +414,9 @@ def test_what_is_asked_for_is_resolved(monkeypatch):
     assert config.run.folder == "there" and config.run.name == config.model.dtype
     monkeypatch.setenv("MINE", PASSWORD)
     with pytest.raises(ConfigError, match="run.folder holds credentials"):
+        load_config(["preset=tiny", "interpolation=yes", "run.folder=${oc.env:MINE}"])
+    monkeypatch.setenv("MINE", "a\udc80")  # a byte that is not UTF-8
+    with pytest.raises(ConfigError, match="run.folder is not valid Unicode"):
         load_config(["preset=tiny", "interpolation=yes", "run.folder=${oc.env:MINE}"])
 
 
@@ -577,13 +633,13 @@ def samples(path: Path) -> None:
 
 
 def model(path: Path) -> None:
-    """The file is the config.json of a model."""
+    """The file is one of a model's."""
     folder = path.parent / "model"
     folder.mkdir()
     for file in (Path(__file__).parent.parent / "configs/models/tiny").iterdir():
         (folder / file.name).symlink_to(file)
-    (folder / "config.json").unlink()
-    (folder / "config.json").write_bytes(path.read_bytes())
+    (folder / path.name).unlink()
+    (folder / path.name).write_bytes(path.read_bytes())
     from jobs.train import main
 
     assert main(["preset=tiny", f"model.path={folder}", "--dry-run"]) == 2
@@ -593,6 +649,12 @@ def preset(path: Path) -> None:
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr("pipeline.config.CONFIGS", path.parent)
         load_config([f"preset={path.stem}", "model.path=m"])
+
+
+def preset_on_it(path: Path) -> None:
+    """Another preset builds on the file."""
+    (path.parent / "on_it.yaml").write_text(f"preset: {path.stem}\n")
+    preset(path.parent / "on_it.yaml")
 
 
 def gguf(path: Path) -> None:
@@ -634,6 +696,13 @@ def results(path: Path) -> None:
         raise DataError(str(error)) from None
 
 
+def comparison(path: Path) -> None:
+    """The file is that of two evaluations."""
+    from jobs.evaluate import main
+
+    assert main(["--compare", str(path.parent), str(path.parent)]) == 2
+
+
 def end(path: Path) -> None:
     """The file is the generation_config.json of a model."""
     try:
@@ -671,6 +740,18 @@ def answered(**values) -> Callable[[Path], None]:
         "memory_trace": None,
     }  # fmt: skip
     return text(json.dumps(row | values) + "\n")
+
+
+def old(**values) -> Callable[[Path], None]:
+    """The same of a run from before there was the metric sub_em."""
+
+    def make(path: Path) -> None:
+        answered(**values)(path)
+        row = json.loads(path.read_text())
+        del row["sub_em"]
+        path.write_text(json.dumps(row) + "\n")
+
+    return make
 
 
 ROW_1 = r"row 1 \(from 0\)"
@@ -738,13 +819,21 @@ FILES = {
     "preset that includes itself": ("a.yaml", text("preset: a\n"), preset, "configs/a.yaml builds on itself: a → a"),
     "preset that is a list": ("a.yaml", text("- 1\n- 2\n"), preset, "configs/a.yaml is a list"),
     "preset that is no YAML": ("a.yaml", text("a: [\n"), preset, "configs/a.yaml cannot be read"),
-    "preset that is one word": ("a.yaml", text("word\n"), preset, "configs/a.yaml"),
-    "preset that is bytes": ("a.yaml", text(b"\xff\xfe\x00a"), preset, "configs/a.yaml"),
+    "preset that is one word": ("a.yaml", text("word\n"), preset, "configs/a.yaml: unknown key 'word'"),
+    "preset that is bytes": ("a.yaml", text(b"\xff\xfe\x00a"), preset, "configs/a.yaml cannot be read: 'utf-8' codec"),
     "preset that names a list": ("a.yaml", text("preset: [a, b]\n"), preset, "preset must be the name of one preset"),
     "preset that names none": ("a.yaml", text("preset: nowhere\n"), preset, "no preset 'nowhere'"),
-    "preset with an object of Python": ("a.yaml", text("a: !!python/object/apply:os.system [ls]\n"), preset, "a.yaml"),
+    "preset with an object of Python": (
+        "a.yaml", text("a: !!python/object/apply:os.mkdir [ran]\n"), preset, "a.yaml cannot be read: could not",
+    ),
     "preset that reads the environment": (
         "a.yaml", text("run:\n  folder: ${oc.env:HOME}\n"), preset, "a.yaml: .*run.folder is not resolved",
+    ),
+    "preset that reads the environment after a backslash": (
+        "a.yaml", text(r"run: {folder: '\\${oc.env:HOME}'}"), preset, "a.yaml: .*run.folder is not resolved",
+    ),
+    "preset on one that reads the environment": (
+        "b.yaml", text("run:\n  folder: ${oc.env:HOME}\n"), preset_on_it, "b.yaml: .*run.folder is not resolved",
     ),
     "preset with a password": (
         "a.yaml", text(f"data:\n  path: {PASSWORD}\n"), preset, "data.path holds credentials",
@@ -758,7 +847,15 @@ FILES = {
     "prompts that are bytes": ("p.yaml", text(b"\xff\xfe"), prompts, "p.yaml"),
     "prompts of thousands of brackets": ("p.yaml", text(5000 * "["), prompts, "p.yaml"),
     "prompts with an object of Python": (
-        "p.yaml", text("update: !!python/object/apply:os.system [ls]\n"), prompts, "p.yaml",
+        "p.yaml", text("update: !!python/object/apply:os.mkdir [ran]\n"), prompts, "p.yaml is not YAML: could not",
+    ),
+    "prompts of no date": ("p.yaml", text("update: 2001-99-99\n"), prompts, "p.yaml is not YAML: month must be in"),
+    "prompts of no number": ("p.yaml", text("update: !!int abc\n"), prompts, "p.yaml is not YAML: invalid literal"),
+    "prompts of 5000 digits": ("p.yaml", text("update: " + 5000 * "9"), prompts, "p.yaml is not YAML: Exceeds"),
+    "prompts of aliases": (
+        "p.yaml",
+        text("a: &a [x,x]\nb: &b [*a,*a]\nc: &c [*b,*b]\nd: &d [*c,*c]\ne: &e [*d,*d]\nupdate: [*e,*e,*e,*e,*e]\n"),
+        prompts, r"p.yaml: update must be text, not \[.{99}\n",
     ),
     "prompts without an answer": ("p.yaml", template(answer=None), prompts, "p.yaml(.|\n)*answer"),
     "prompts with an unknown key": ("p.yaml", template(updat="{problem}"), prompts, "p.yaml(.|\n)*updat"),
@@ -767,6 +864,9 @@ FILES = {
     "prompts that are lists": ("p.yaml", template(answer=["a"]), prompts, "p.yaml(.|\n)*answer"),
     "prompts of no text": ("p.yaml", template(empty_memory=False), prompts, "p.yaml(.|\n)*empty_memory"),
     "prompts for a chat, perhaps": ("p.yaml", template(chat="perhaps"), prompts, "p.yaml(.|\n)*chat"),
+    "end beyond the vocabulary": (
+        "generation_config.json", text('{"eos_token_id": 99999999999}'), model, "eos_token_id has 99999999999, and",
+    ),
     "end that is a name": ("generation_config.json", text('{"eos_token_id": "<eos>"}'), end, "generation_config.json"),
     "end below 0": ("generation_config.json", text('{"eos_token_id": -1}'), end, "generation_config.json"),
     "end of nothing": ("generation_config.json", text('{"eos_token_id": [null]}'), end, "generation_config.json"),
@@ -776,6 +876,38 @@ FILES = {
         "results.jsonl", answered(length=float("inf")), results, "results.jsonl, line 1",
     ),
     "answers of a set of null": ("results.jsonl", answered(set=None), results, "results.jsonl, line 1"),
+    "answers of a huge score": (
+        "results.jsonl", answered(score=10**400), results, "line 1: score must be a finite number, not 10+[.]{3}0+$",
+    ),
+    "answers of a score that is no number": ("results.jsonl", answered(f1="x"), results, "line 1: f1 must be a finite"),
+    "answers of nan": ("results.jsonl", answered(f1=float("nan")), results, "line 1: f1 must be a finite number"),
+    "answers of thousands of brackets": ("results.jsonl", text(3000 * "[" + "\n"), results, "line 1 is not JSON"),
+    "answers of a set with half a surrogate pair": (
+        "results.jsonl", answered(set="\ud800"), results, "line 1: set is not valid Unicode",
+    ),
+    "answers of a length with half a surrogate pair": (
+        "results.jsonl", answered(length="\ud800"), results, "line 1: length is not valid Unicode",
+    ),
+    "answers of a method that is null": ("results.jsonl", answered(method=None), results, "line 1: method must be"),
+    "answers of a task that is a list": ("results.jsonl", answered(task=[]), results, "line 1: task must be a text"),
+    "answers that are a number": ("results.jsonl", answered(answers=5), results, "line 1: answers must be a list"),
+    "answers that are lists": ("results.jsonl", answered(answers=[[]]), results, "line 1: answers must be a list"),
+    "answers of tokens in words": (
+        "results.jsonl", answered(document_tokens="x"), results, "line 1: document_tokens must be a number or null",
+    ),
+    "answers of a memory in words": (
+        "results.jsonl", answered(memory_trace="x"), results, "line 1: memory_trace must be an object or null",
+    ),
+    "answers of a memory that counts nothing": (
+        "results.jsonl", answered(memory_trace={"kept": 5}), results, "line 1: memory_trace must have pairs of numbers",
+    ),
+    "answers of another memory": (
+        "results.jsonl", answered(memory_trace={"x": [1, 2]}), results, r"line 1: memory_trace has the unknown \['x'\]",
+    ),
+    "an old answer that is a number": ("results.jsonl", old(answer=5), results, "line 1: answer must be a text"),
+    "an old answer to nulls": ("results.jsonl", old(answers=None), results, "line 1: answers must be a list"),
+    "answers to compare": ("results.jsonl", answered(score=10**400), comparison, "line 1: score must be"),
+    "old answers to compare": ("results.jsonl", old(answer=5), comparison, "line 1: answer must be a text"),
     "answers without scores": ("results.jsonl", text('{"id": "a"}\n'), results, "results.jsonl, line 1"),
     "weights that are missing": ("w", lambda path: None, bucket, "cannot be read: No such file"),
     "weights that are nothing": ("w", text(""), bucket, "has 0 bytes, and its weights have 128"),
@@ -801,8 +933,9 @@ FILES = {
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_a_bad_file_is_an_error_that_names_it(name, tmp_path, capsys):
+def test_a_bad_file_is_an_error_that_names_it(name, tmp_path, capsys, monkeypatch):
     file, make, read, message = FILES[name]
+    monkeypatch.chdir(tmp_path)
     make(tmp_path / file)
     try:
         read(tmp_path / file)
@@ -811,7 +944,7 @@ def test_a_bad_file_is_an_error_that_names_it(name, tmp_path, capsys):
         said = str(error)
     assert re.search(message, said), said
     assert SECRET not in said
-    assert not (tmp_path / LOADED).exists()
+    assert not (tmp_path / LOADED).exists() and not (tmp_path / "ran").exists()  # what Python's objects would make
 
 
 def test_a_pickle_leaves_a_trace(tmp_path):
@@ -894,6 +1027,68 @@ def test_the_token_is_sent_to_listeners_of_the_same_user_only(address, at, monke
         check_listener(address)
 
 
+def test_of_ipv6_the_listener_is_known_too(monkeypatch):
+    import socket
+
+    try:
+        server = socket.create_server(("::1", 0), family=socket.AF_INET6)
+    except OSError:
+        pytest.skip("no IPv6")
+    with server:
+        address = f"http://[::1]:{server.getsockname()[1]}"
+        check_listener(address)
+        uid = os.getuid()
+        monkeypatch.setattr("os.getuid", lambda: uid + 1)
+        with pytest.raises(ClusterError, match="is not sent your Ray token"):
+            check_listener(address)
+
+
+def test_another_users_listener_may_be_allowed(monkeypatch):
+    import socket
+
+    monkeypatch.setenv("RAY_AUTH_MODE", "token")
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address, uid = f"127.0.0.1:{server.getsockname()[1]}", os.getuid()
+        monkeypatch.setattr("os.getuid", lambda: uid + 1)
+        with pytest.raises(ClusterError, match="set PALIMPSEST_CLUSTER_USER="):
+            check_listener(address)
+        monkeypatch.setenv("PALIMPSEST_CLUSTER_USER", "no such user")
+        with pytest.raises(ClusterError, match="no such user of this machine"):
+            check_listener(address)
+        monkeypatch.setenv("PALIMPSEST_CLUSTER_USER", str(uid))
+        check_listener(address)
+        monkeypatch.delenv("PALIMPSEST_CLUSTER_USER")
+        monkeypatch.setenv("RAY_AUTH_MODE", "disabled")  # nothing is sent
+        check_listener(address)
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:999999", "127.0.0.1:abc", "http://[::1", "é..:5"])
+def test_what_is_no_address_of_a_cluster(address, monkeypatch):
+    import jobs.local_head
+    from jobs.driver import cluster_to_join
+
+    monkeypatch.delenv("RAY_API_SERVER_ADDRESS", raising=False)
+    monkeypatch.setenv("RAY_ADDRESS", address)
+    for find in (cluster_to_join, jobs.local_head.find_cluster):
+        with pytest.raises(ClusterError, match="is no address, like head:6379"):
+            find()
+
+
+def test_a_token_that_is_a_folder_is_refused(token):
+    token.mkdir(parents=True)
+    with pytest.raises(ClusterError, match="is a folder; name a file in RAY_AUTH_TOKEN_PATH"):
+        require_token()
+
+
+def test_no_room_for_temporary_files(short_folder, monkeypatch):
+    monkeypatch.setenv("RAY_TMPDIR", "/no/such")
+    with pytest.raises(ClusterError, match="no folder for temporary files: .*; set RAY_TMPDIR to"):
+        private_folder()
+    monkeypatch.setenv("RAY_TMPDIR", f"{short_folder}/{'x' * 40}")
+    with pytest.raises(ClusterError, match="over 107 bytes; set TMPDIR .* to a shorter one"):
+        private_folder()
+
+
 def test_of_another_machine_nothing_is_known():
     check_listener("http://198.51.100.1:8265")
 
@@ -954,7 +1149,8 @@ def test_the_cluster_to_join(named, file, joined, tmp_path, monkeypatch):
                 assert cluster_to_join() == ""
 
 
-def test_temporary_files_are_in_a_folder_of_ones_own(tmp_path, monkeypatch):
+def test_temporary_files_are_in_a_folder_of_ones_own(short_folder, monkeypatch):
+    tmp_path = short_folder
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     monkeypatch.delenv("RAY_TMPDIR", raising=False)
     folder = private_folder()
@@ -962,15 +1158,40 @@ def test_temporary_files_are_in_a_folder_of_ones_own(tmp_path, monkeypatch):
     folder.chmod(0o777)
     assert private_folder() == folder and mode_of(folder) == 0o700
     uid = os.getuid()
-    folder.rename(tmp_path / f"palimpsest-{uid + 1}")
+    folder.rename(tmp_path / f"plm-{uid + 1}")
     monkeypatch.setattr("os.getuid", lambda: uid + 1)
     with pytest.raises(ClusterError, match="is not a folder of yours"):
         private_folder()
-    (tmp_path / f"palimpsest-{uid}").symlink_to(tmp_path)
+    (tmp_path / f"plm-{uid}").symlink_to(tmp_path)
     monkeypatch.setattr("os.getuid", lambda: uid)
     with pytest.raises(ClusterError, match="is not a folder of yours"):
         private_folder()
 
 
-def test_agents_have_limits_by_default():
-    assert AgentConfig().document_characters >= 10 * 3_500_000  # the longest of the paper, in tokens
+def test_a_store_that_cannot_be_reached_is_said(monkeypatch, capsys):
+    class Unreachable(pyarrow.fs.FileSystemHandler):
+        """Raises what the Hub's client does, which is no OSError."""
+
+        get_type_name = normalize_path = create_dir = delete_dir = delete_dir_contents = delete_file = move = None
+        delete_root_dir_contents = copy_file = open_input_stream = open_input_file = open_output_stream = None
+        open_append_stream = get_file_info_selector = None
+
+        def get_file_info(self, paths):
+            raise Exception("Name or service not known")
+
+    system = pyarrow.fs.PyFileSystem(Unreachable())
+    monkeypatch.setattr("pipeline.files._locate", lambda path: (system, str(path)))
+    status, said = run("evaluate", ["preset=eval_tiny", "data.source=file", "data.path=hf://d/o/n.jsonl"], capsys)
+    assert status == 2 and "hf://d/o/n.jsonl cannot be reached (Exception: Name or service not known)" in said
+
+
+@pytest.mark.parametrize("content", ["[]", "5", "{", 3000 * "["])
+def test_a_summary_that_is_none_does_not_count(content, tmp_path, capsys):
+    from jobs.driver import leave_interrupted
+    from jobs.submit import report
+
+    (tmp_path / "summary.json").write_text(content)
+    assert report(tmp_path) is None
+    leave_interrupted(tmp_path, {"status": "x", "steps": 0})
+    assert json.loads((tmp_path / "summary.json").read_text())["status"] == "interrupted"
+    assert report(tmp_path) == "interrupted"

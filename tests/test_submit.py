@@ -185,12 +185,12 @@ def test_another_program_on_the_port_is_no_cluster():
         server.server_close()
 
 
-def test_a_head_that_does_not_start_shows_its_log(tmp_path, monkeypatch):
+def test_a_head_that_does_not_start_shows_its_log(tmp_path, monkeypatch, short_folder):
     ray = tmp_path / "ray"
     ray.write_text("#!/bin/sh\necho no memory left\nexit 3\n")
     ray.chmod(0o755)
     monkeypatch.setattr(jobs.local_head, "RAY", str(ray))
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(tempfile, "tempdir", str(short_folder))
     with pytest.raises(ClusterError, match="status 3(.|\n)*no memory left"), local_head(free_port(0)):
         pass
 
@@ -232,6 +232,9 @@ def test_files_are_given_by_their_whole_path(tmp_path):
     (tmp_path / "questions.json").touch()
     config = load_config(["preset=tiny", "model.path=some/name", "data.path=questions.json"])
     assert whole_paths(config, tmp_path) == [f"data.path={tmp_path / 'questions.json'}"]
+    (tmp_path / "mine.yaml").touch()
+    config = load_config(["preset=tiny", "model.path=some/name", "agent.prompt_template=mine.yaml"])
+    assert whole_paths(config, tmp_path) == [f"agent.prompt_template={tmp_path / 'mine.yaml'}"]
     arguments = ["preset=tiny", "model.path=some/name", "data.passage_folders=[shared, s3://bucket/x]"]
     (folders,) = whole_paths(load_config(arguments), tmp_path)
     assert load_config(["preset=tiny", folders]).data.passage_folders == [f"{tmp_path}/shared", "s3://bucket/x"]

@@ -39,9 +39,10 @@ def load_agent(method: str) -> type:
             f"the method {method!r} is none of {', '.join(METHODS)}, nor a module:class that can be loaded: {error}"
         ) from None
     reads, runs = getattr(agent, "tokenize", None), getattr(agent, "run", None)
-    if not (isinstance(agent, type) and callable(reads) and inspect.iscoroutinefunction(runs)):
+    is_async = callable(runs) and inspect.iscoroutinefunction(inspect.unwrap(runs))  # within its decorators
+    if not (isinstance(agent, type) and callable(reads) and is_async):
         raise ConfigError(
             f"the method {method!r} is no agent: a class with the methods tokenize(problem) and async run(tokenized, "
-            "llm) is wanted (pipeline/agents/memory.py is an example)"
+            "llm) is wanted, with functools.wraps in decorators (pipeline/agents/memory.py is an example)"
         )
     return agent

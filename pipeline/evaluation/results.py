@@ -7,9 +7,11 @@ scores of 0 and are never dropped; both are counted apart.
 import json
 import math
 import re
+import reprlib
+import sys
 from collections import defaultdict
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from statistics import median
 
@@ -22,9 +24,29 @@ from pipeline.storage import LineFile, Storage
 KEY = ("set", "length", "id", "method", "sample")
 SCORES = ("score", *METRICS)
 REQUIRED = (*KEY, *SCORES, "task", "question", "answers", "error", "cut", "document_tokens")
+SURROGATE = re.compile("[\ud800-\udfff]")
+ADDED = ("sub_em",)  # that a row of older runs lacks
+NUMBER, TEXT_OR_NUMBER = (int, float), (str, int, float)
+# What a row may hold, and how to say so.
+TYPES = {
+    "set": (str, "a text"),
+    "length": ((*TEXT_OR_NUMBER, type(None)), "a text, a number or null"),
+    "id": (TEXT_OR_NUMBER, "a text or a number"),
+    "method": (str, "a text"),
+    "sample": (int, "a number"),
+    "task": (str, "a text"),
+    "question": (str, "a text"),
+    "answers": (list, "a list of texts"),
+    "answer": ((str, type(None)), "a text or null"),
+    "cut": (bool, "true or false"),
+    "error": ((str, type(None)), "a text or null"),
+    "document_tokens": ((*NUMBER, type(None)), "a number or null"),
+    "memory_trace": ((dict, type(None)), "an object or null"),
+    **dict.fromkeys(SCORES, (NUMBER, "a finite number")),
+}
 AVERAGE = "average"
 LARGEST_LENGTH = 10**15
-NUMBER = re.compile(r"\s*\d{1,200}(\.\d{1,200})?\s*", re.ASCII)
+NUMERAL = re.compile(r"\s*\d{1,200}(\.\d{1,200})?\s*", re.ASCII)
 # Half a surrogate pair, which an agent of one's own may answer, becomes its JSON escape.
 SURROGATES = "backslashreplace"
 
@@ -73,20 +95,17 @@ def read_results(path: str | Path) -> list[dict]:
 
 def as_length(length: object) -> object:
     """A length as it stands in a table: a number that is written as text is one, and 8192.0 is 8192."""
-    if isinstance(length, str) and NUMBER.fullmatch(length):
+    if isinstance(length, str) and NUMERAL.fullmatch(length):
         length = float(length) if "." in length else int(length)
     whole = isinstance(length, float) and length.is_integer() and abs(length) <= LARGEST_LENGTH
     return int(length) if whole else length
 
 
-def bring_up_to_date(row: object) -> None:
+def bring_up_to_date(row: dict) -> None:
     """Give a row of an older run what it would have today: numbers for lengths that are numbers, and sub_em."""
-    if not isinstance(row, dict):
-        return
-    if "length" in row:
-        row["length"] = as_length(row["length"])
-    if "sub_em" not in row and all(name in row for name in ("answer", "answers", "task")):
-        wrong = row["answer"] is None or row.get("cut") or row.get("error")
+    row["length"] = as_length(row["length"])
+    if "sub_em" not in row:
+        wrong = row.get("answer") is None or row["cut"] or row["error"]
         row["sub_em"] = 0.0 if wrong else sub_em(last_box(row["answer"]), tuple(row["answers"]), row["task"])
 
 
@@ -97,12 +116,12 @@ def result_rows(path: str | Path) -> Iterator[dict]:
             where = f"{path}, line {number}"
             try:
                 row = json.loads(line.decode("utf-8"))
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
                 if not line.endswith(b"\n"):
                     break
                 raise ValueError(f"{where} is not JSON: {error}") from None
-            bring_up_to_date(row)
             check_row(row, where)
+            bring_up_to_date(row)
             yield row
 
 
@@ -110,20 +129,34 @@ def check_row(row: object, where: str) -> None:
     """Raise a ValueError that says where and what if this is no row of results."""
     if not isinstance(row, dict):
         raise ValueError(f"{where} is not a row of results but {type(row).__name__}")
-    missing = [name for name in REQUIRED if name not in row]
+    missing = [name for name in REQUIRED if name not in row and name not in ADDED]
     if missing:
         raise ValueError(f"{where} lacks {', '.join(missing)}")
-    for name in KEY:
-        if isinstance(row[name], (list, dict)):
-            raise ValueError(f"{where}: {name} must be a text or a number, not {type(row[name]).__name__}")
-    if not isinstance(row["set"], str):
-        raise ValueError(f"{where}: set must be a text, not {row['set']!r}")
+    for name, (types, wanted) in TYPES.items():
+        if name in row and not isinstance(row[name], types):
+            raise ValueError(f"{where}: {name} must be {wanted}, not {reprlib.repr(row[name])[:100]}")
+    if not all(isinstance(answer, str) for answer in row["answers"]):
+        raise ValueError(f"{where}: answers must be a list of texts")
+    for name in ("set", "length", "method"):  # which are printed and drawn
+        if isinstance(row[name], str) and SURROGATE.search(row[name]):
+            raise ValueError(f"{where}: {name} is not valid Unicode: it holds half of a surrogate pair")
     if isinstance(row["length"], (int, float)) and not abs(row["length"]) <= LARGEST_LENGTH:  # NaN is not
-        length = str(row["length"])[:20]
+        length = reprlib.repr(row["length"])
         raise ValueError(f"{where}: length must be a text or a number up to {LARGEST_LENGTH:.0e}, not {length}")
-    for name in SCORES:
-        if not isinstance(row[name], (int, float)) or not math.isfinite(row[name]):
-            raise ValueError(f"{where}: {name} must be a finite number, not {row[name]!r}")
+    for name in (*SCORES, "document_tokens"):
+        # An int may be too large for a float.
+        if row.get(name) is not None and not abs(row[name]) <= sys.float_info.max:
+            raise ValueError(f"{where}: {name} must be a finite number, not {reprlib.repr(row[name])[:100]}")
+    if not all(_is_ratio(ratio) for ratio in (row.get("memory_trace") or {}).values()):
+        raise ValueError(f"{where}: memory_trace must have pairs of numbers")
+    if unknown := set(row.get("memory_trace") or {}).difference(field.name for field in fields(MemoryCounts)):
+        raise ValueError(f"{where}: memory_trace has the unknown {reprlib.repr(sorted(unknown))[:100]}")
+
+
+def _is_ratio(ratio: object) -> bool:
+    return (
+        isinstance(ratio, list) and len(ratio) == len(Ratio._fields) and all(isinstance(n, int | float) for n in ratio)
+    )
 
 
 def by_cell(rows: list[dict]) -> dict[tuple[str, Length, str], list[dict]]:
