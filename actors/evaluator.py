@@ -33,7 +33,7 @@ FIRST_PROGRESS_S = 0.5
 PROGRESS_EVERY_S = 5.0
 PROGRESS_AT_LEAST_S = 60.0  # also when no answer has come
 TABLES_S = 600.0  # for tables and figures to be computed and written
-OPENING_S = 60.0  # for the files of an evaluation that is taken up
+OPENING_S = 60.0  # for the files of an evaluation that is resumed
 DOCUMENTS_UNDER_WAY = 1 << 30  # characters
 ALONE = DOCUMENTS_UNDER_WAY + 1  # as large as what leaves no room for anything else
 KEPT = (*KEY, *SCORES, "task", "error", "cut", "document_tokens", "memory_trace")  # of a row, for the tables
@@ -146,7 +146,7 @@ class Evaluator(JobActor):
         """Read the questions, and the answers that are there already."""
         self.source = open_source(self.config)
         stored = functools.partial(self.storage.call, limit_s=OPENING_S)
-        stored(self.quarantine.path.unlink, True)  # an evaluation that is taken up finds the same rows again
+        stored(self.quarantine.path.unlink, True)  # a resumed evaluation finds the same rows again
         questions = read_questions(self.source, self.config, self.quarantine)
         self.results, rows = stored(open_results, self.folder / "results.jsonl", self.storage)
         if self.config.evaluate.successes:

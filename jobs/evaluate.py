@@ -123,7 +123,7 @@ def evaluate(config: EvaluationConfig) -> tuple[dict, Path]:
 
 
 def check_folder(config: EvaluationConfig, folder: Path) -> None:
-    """The folder is new, or has an evaluation of the same configuration to be taken up.
+    """The folder is new, or has an evaluation of the same configuration to be resumed.
 
     Raises:
         ConfigError: it has something else.

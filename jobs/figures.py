@@ -140,7 +140,7 @@ def run_step(step: Step, folder: Path, children: "Children", show: Callable[[str
 
 
 def clear(place: Path, signals: StopSignals) -> None:
-    """Remove what a training run that was stopped has left: it begins anew.
+    """Remove what a stopped training run left, before it starts over.
 
     Raises:
         ConfigError: it is at work.

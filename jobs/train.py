@@ -213,7 +213,7 @@ def check_unused(config: Config, folder: Path) -> None:
     """Raises `ConfigError` if a run has been in this folder that is not to go on."""
     if config.resume == "no" and not is_unused(folder):
         raise ConfigError(
-            f"the run folder {folder} is not empty; choose another run.name, or go on with that run by resume=auto"
+            f"the run folder {folder} is not empty; choose another run.name, or resume that run with resume=auto"
         )
 
 

@@ -196,7 +196,7 @@ class Checkpoints:
             )
         if not resume and exists(self.base) and folder_names(self.base):
             raise ConfigError(
-                f"the checkpoint folder {self.base} is not empty; choose another run.name, or go on with that run by "
+                f"the checkpoint folder {self.base} is not empty; choose another run.name, or resume that run with "
                 "resume=auto"
             )
         if owner != self._run_id:

@@ -104,7 +104,7 @@ def test_a_folder_with_a_run_in_it_is_not_begun_in_again(tmp_path, config):
     (tmp_path / RUN_ID).touch()
     check_unused(config, tmp_path)  # a run that never began
     (tmp_path / "config.yaml").touch()
-    with pytest.raises(ConfigError, match="not empty; choose another run.name, or go on with that run by resume=auto"):
+    with pytest.raises(ConfigError, match="not empty; choose another run.name, or resume that run with resume=auto"):
         check_unused(config, tmp_path)
     config.resume = "auto"
     check_unused(config, tmp_path)

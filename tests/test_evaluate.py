@@ -499,7 +499,7 @@ def test_passage_files_of_filtered_samples_are_beside_them(tmp_path, monkeypatch
     output = tmp_path / "out"
     output.mkdir()
     names = ["passages.arrow", "2-passages.arrow"]
-    for _ in range(2):  # taken up, it finds its links
+    for _ in range(2):  # resumed, it finds its links
         assert names_in(output, [*files, *files]) == 2 * names
     assert [(output / name).read_text() for name in names] == ["a", "b"]
     assert sorted(path.name for path in output.iterdir()) == sorted(names)
