@@ -17,7 +17,7 @@ from pyarrow import fs
 
 from pipeline.problems import DataError
 
-WANTED = "a local path, or a URI of s3, gs, hf (hf://datasets/<owner>/<name>/<file>) or file is wanted"
+WANTED = "a local path, or a URI of s3, gs, hf or file is wanted, such as hf://datasets/<owner>/<name>/<file>"
 BUFFER_BYTES = 1 << 16  # small, because samples of a few KB are read from anywhere in a file
 
 

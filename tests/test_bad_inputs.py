@@ -247,6 +247,10 @@ VALUES = {
     "endless training, as a number": (TRAIN + "train.steps=100000000000000000000", "must lie between 0 and 1e.09"),
     "negative seed": (TRAIN + "run.seed=-1", "run.seed=-1 must lie between 0 and"),
     "negative limit": (TRAIN + "data.limits.answers=-1", "data.limits.answers=-1 must lie between"),
+    "negative staleness": (TRAIN + "train.max_staleness=-1", "train.max_staleness=-1 must lie between 0 and"),
+    "negative decay": (TRAIN + "learner.weight_decay=-0.1", "learner.weight_decay=-0.1 must lie between 0 and"),
+    "failed share above 1": (TRAIN + "train.max_failed_share=1.5", "train.max_failed_share=1.5 must lie between 0"),
+    "negative bad share": (TRAIN + "data.max_bad_share=-0.1", "data.max_bad_share=-0.1 must lie between 0 and 1"),
     "huge seed": (TRAIN + "run.seed=99999999999", "run.seed=99999999999 must lie between 0 and"),
     "all at once": (TRAIN + "learner.weight_decay=nan scorer.timeout_s=-inf", "timeout_s=-inf(.|\n)*weight_decay=nan"),
     "negative top-p": ("evaluate preset=eval_tiny evaluate.top_p=-1", "evaluate.top_p=-1.0 must lie between 0 and 1"),
@@ -1195,3 +1199,13 @@ def test_a_summary_that_is_none_does_not_count(content, tmp_path, capsys):
     leave_interrupted(tmp_path, {"status": "x", "steps": 0})
     assert json.loads((tmp_path / "summary.json").read_text())["status"] == "interrupted"
     assert report(tmp_path) == "interrupted"
+
+
+def test_what_prepare_puts_aside_holds_no_password():
+    from pipeline.preparation import _aside
+    from pipeline.samples import SampleRow
+
+    row = {"id": "\ud83d", "passage_file": f"s3://AKIA:hü n{SECRET}@b", "question": f"see s3://A:ü{SECRET}@b"}
+    line = _aside(SampleRow(0, "i", json.dumps(row), "bad"))
+    assert SECRET not in line and "hü" not in line and json.loads(line)["row"]["id"] == "\ud83d"
+    assert line.encode()

@@ -4,7 +4,7 @@ from dataclasses import asdict, dataclass, field
 
 from pipeline.agents import METHODS
 from pipeline.config import ConfigError, GenerationConfig, RowLimits, ScoringConfig
-from pipeline.config_rules import check_rules, generation_rules, not_negative, one_of, positive, share
+from pipeline.config_rules import check_rules, generation_rules, one_of, positive
 from pipeline.documents.synthetic import EVALUATION_SEED
 from pipeline.recipes import SyntheticSettings
 
@@ -54,9 +54,6 @@ def check_evaluation(config: EvaluationConfig) -> None:
 
 def _rules(c: EvaluationConfig):
     yield from positive(c, "evaluate", "samples", "max_attempts")
-    yield from not_negative(c, "evaluate", "temperature", "memories")
-    yield from not_negative(c, "data", "limit")
-    yield from share(c, "data", "max_bad_share")
     yield from one_of(c, "data", "source", ("file", "synthetic"))
     if c.data.source == "synthetic":
         yield not c.data.path, f"data.path={c.data.path} is not read with data.source=synthetic; set data.source=file"

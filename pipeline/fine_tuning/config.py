@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 
 from pipeline.config import ConfigError, LearnerConfig, ModelConfig, RunConfig, WandbConfig
-from pipeline.config_rules import check_rules, job_rules, learner_rules, not_negative, one_of, positive, share
+from pipeline.config_rules import check_rules, job_rules, learner_rules, one_of, positive
 from pipeline.fine_tuning.demonstrations import CURRICULA
 
 SOURCES = ("file", "demonstrations")
@@ -51,10 +51,8 @@ def check_fine_tuning(config: FineTuningConfig) -> None:
 
 def _rules(c: FineTuningConfig):
     yield from positive(c, "sft", "steps", "tokens_per_step", "max_tokens", "checkpoint_every", "record_every")
-    yield from not_negative(c, "sft", "stop_after")
     yield from one_of(c, "data", "source", SOURCES)
     yield from one_of(c, "data", "curriculum", CURRICULA)
-    yield from share(c, "data", "max_bad_share")
     s, budget = c.sft, c.learner.micro_batch_tokens
     yield s.stop_after <= s.steps, f"sft.stop_after={s.stop_after} is over sft.steps={s.steps}"
     yield (
