@@ -7,9 +7,8 @@ import ray
 
 from pipeline.replay import Finished
 
-DROPPED_KEPT = (
-    10_000  # ids of groups that were dropped; what still comes of a group comes long before so many others end
-)
+# Ids of groups that were dropped; what still comes of a group comes long before so many others end.
+DROPPED_KEPT = 10_000
 
 
 @ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)

@@ -71,9 +71,7 @@ class Tracker:
         self._size = 0  # characters of the rows that wait
         self._step = step  # up to which there is to be a row of every step
         self._curves = Curves()  # of the rows of metrics.jsonl
-        self._steps: array | None = (
-            None  # of the rows of metrics.jsonl; None: not read yet, which going back begins with
-        )
+        self._steps: array | None = None  # of the rows of metrics.jsonl; None: not read yet, as going back begins with
         self._set_aside = False  # the rows that the first one waiting goes back over are in abandoned.jsonl
         self._lost: Counter[str] = Counter()  # files that could not be written, by kind
         self._failing: set[str] = set()  # what was said not to work
