@@ -17,6 +17,9 @@ KNOWN = {
         r"Inductor compilation was disabled by user settings",
         r"does not officially support disabling chunked prefill",
     ),
+    "an engine that is ended has nothing to lose, also in the middle of loading weights": (
+        r"\[shutdown\] Process manager: force killing remaining process",
+    ),
     "a generator has its process alone": (r"The global random seed is set to \d+\. Since VLLM_ENABLE_V1",),
     "of another kind of models": (r"Reset SSM cache type to float32",),
     "hints for large models on CPUs": (

@@ -289,12 +289,16 @@ def test_every_option_of_the_objective_at_work(run, problem_file, ending_model, 
 def test_a_run_whose_losses_are_not_finite_stops_with_the_last_good_weights(run, random_model, tmp_path):
     from safetensors.torch import load_file
 
-    path = tmp_path / "problems.jsonl"
+    # Any token ends an answer, so that none is cut and each is scored.
+    model, path = tmp_path / "model", tmp_path / "problems.jsonl"
+    shutil.copytree(random_model, model)
+    words = json.loads((model / "config.json").read_text())["vocab_size"]
+    (model / "generation_config.json").write_text(json.dumps({"eos_token_id": list(range(words))}))
     write_problem_file(
         [replace(synthetic_problem(seed=3, index=i, chunks=3), task="overflows") for i in range(14)], path
     )
     status, output = run(
-        f"model.path={random_model}",
+        f"model.path={model}",
         f"run.folder={tmp_path}",
         "run.name=infinite",
         "data.source=file",
@@ -310,5 +314,5 @@ def test_a_run_whose_losses_are_not_finite_stops_with_the_last_good_weights(run,
     (line,) = [line for line in output.splitlines() if line.startswith("· step 1: update 1 of 1 was skipped")]
     assert len(line.partition("groups: ")[2].split(", ")) == 4
     saved = load_file(Path(summary["checkpoint"]) / "hf" / "model.safetensors")
-    start = load_file(random_model / "model.safetensors")
+    start = load_file(model / "model.safetensors")
     assert all((saved[name] == start[name]).all() for name in saved)
