@@ -25,6 +25,9 @@ def test_training_ends_before_it_reports_or_saves(tiny_config, tmp_path, monkeyp
     train = replace(tiny_config.train, steps=10, groups_per_step=2, checkpoint_every=1)
     config = replace(tiny_config, train=train, wandb=replace(tiny_config.wandb, mode="disabled"))
     left = {}
+    monkeypatch.setattr(
+        "actors.tracker._draw", lambda *_: None
+    )  # here it outlives the tracker, whose process is this one
 
     async def run() -> None:
         simulation = await simulate(config, tmp_path, monkeypatch)
