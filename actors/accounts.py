@@ -6,14 +6,14 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 
-from actors.generator_pool import GeneratorPool
-from actors.learner_pool import LearnerPool
-from actors.scorer_pool import ScorerPool
+from actors.generation.generator_pool import GeneratorPool
+from actors.learning.supervisor import LearnerSupervisor
+from actors.scoring.scorer_pool import ScorerPool
 from pipeline.config import Config
-from pipeline.episodes import GroupRecord
-from pipeline.ledger import BUFFERED, RUNNING, Ledger
-from pipeline.metrics import RunTotals, UpdateResult, step_row
 from pipeline.problems import Quarantine
+from pipeline.rollout.episodes import GroupRecord
+from pipeline.run.ledger import BUFFERED, RUNNING, Ledger
+from pipeline.run.metrics import RunTotals, UpdateResult, step_row
 
 SILENCE_S = 60  # without a step, after which is said what the run waits for
 
@@ -37,7 +37,7 @@ class Accounts:
         quarantine: Quarantine,
         generators: GeneratorPool,
         scorers: ScorerPool,
-        learners: LearnerPool,
+        learners: LearnerSupervisor,
     ):
         self.config, self._say, self.ledger, self.quarantine = config, say, ledger, quarantine
         self.generators, self.scorers, self.learners = generators, scorers, learners

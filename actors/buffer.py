@@ -8,12 +8,12 @@ import asyncio
 import ray
 
 from pipeline.config import Config
-from pipeline.episodes import GroupRecord
-from pipeline.ledger import Entry, Ledger, discard_limit
+from pipeline.rollout.episodes import GroupRecord
+from pipeline.run.ledger import Entry, Ledger, discard_limit
 
 
 class TrajectoryBuffer:
-    """Holds object references and records, never tokens. Bounded by admission (pipeline/staleness.py): groups
+    """Holds object references and records, never tokens. Bounded by admission (pipeline/run/staleness.py): groups
     running, buffered and in training never exceed (max_staleness + 2) × groups_per_step."""
 
     def __init__(self, config: Config):

@@ -22,24 +22,24 @@ import ray
 
 from actors.accounts import Accounts
 from actors.buffer import TrajectoryBuffer
-from actors.generator_pool import GeneratorLeft, GeneratorLost, GeneratorPool
+from actors.generation.generator_pool import GeneratorLeft, GeneratorLost, GeneratorPool
+from actors.generation.journal import Journal
 from actors.job_actor import CLOSING_S, JobActor, RunFailed, reason_of, was_started_again
-from actors.journal import Journal
-from actors.learner_gang import GangLost, GroupsLost
-from actors.learner_pool import LearnerPool
-from actors.scorer_pool import ScorerPool
+from actors.learning.gang import GangLost, GroupsLost
+from actors.learning.supervisor import LearnerSupervisor
+from actors.scoring.scorer_pool import ScorerPool
 from actors.tracker import Tracker, Tracking
-from pipeline.checkpoints import RunState
 from pipeline.config import Config
+from pipeline.data.problem_queue import ProblemQueue
+from pipeline.data.problem_stream import START, training_source
 from pipeline.dtype import MISMATCH_WARNING
-from pipeline.episodes import GroupRecord, Sampling
 from pipeline.lease import Lease
-from pipeline.ledger import SUSPECT_DEATHS, too_many_failed
-from pipeline.metrics import DROPPED_STALE, UpdateResult
-from pipeline.problem_queue import ProblemQueue
-from pipeline.problem_stream import START, training_source
 from pipeline.problems import BadRow, DataError, Problem, Quarantine, withdrawn_ids
-from pipeline.report import run_summary, step_line
+from pipeline.rollout.episodes import GroupRecord, Sampling
+from pipeline.run.checkpoints import RunState
+from pipeline.run.ledger import SUSPECT_DEATHS, too_many_failed
+from pipeline.run.metrics import DROPPED_STALE, UpdateResult
+from pipeline.run.report import run_summary, step_line
 
 LEARNERS_FIRST_S = 10  # in which learners get their room before generators take what there is
 OPENING_S = 60.0  # for the storage to say what was quarantined
@@ -65,7 +65,7 @@ class Coordinator(JobActor):
             config, self.say, self.journal, self._generator_joined, self.buffer.generator_gone
         )
         self.scorers = ScorerPool(config, self.say)
-        self.learners = LearnerPool(config, self.folder, lease.run, self.say)
+        self.learners = LearnerSupervisor(config, self.folder, lease.run, self.say)
         self.accounts = Accounts(
             config, self.say, self.buffer.ledger, self.quarantine, self.generators, self.scorers, self.learners
         )

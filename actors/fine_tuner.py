@@ -13,16 +13,16 @@ from pathlib import Path
 import ray
 
 from actors.job_actor import JobActor, RunFailed, reason_of
-from actors.learner_gang import GangLost, SupervisedGang
+from actors.learning.gang import GangLost, SupervisedGang
 from actors.tracker import Tracker, Tracking
+from pipeline.agents.prompts import load_tokenizer
+from pipeline.data.sample_files import SampleFiles
 from pipeline.fine_tuning.config import FineTuningConfig
 from pipeline.fine_tuning.conversations import conversation_examples
 from pipeline.fine_tuning.demonstrations import demonstrations
 from pipeline.fine_tuning.examples import Example, ExampleBatch, pack_examples
 from pipeline.lease import Lease
 from pipeline.problems import DataError, Quarantine
-from pipeline.prompts import load_tokenizer
-from pipeline.sample_files import SampleFiles
 
 RECORD = "fine_tuning.json"  # in the model's folder: how it was made
 WAITS = ("min_ranks", "wait_s", "stall_s")  # of the learners' settings: they decide nothing of what is learned
@@ -95,9 +95,9 @@ class FineTuner(JobActor):
         c = self.config
         tokenizer = load_tokenizer(c.model.path, c.model.trust_remote_code)
         if c.data.source == "demonstrations":
-            return demonstrations(tokenizer, c.data.curriculum, c.run.seed, lambda: self.step / c.sft.steps)
+            return demonstrations(tokenizer, c.data.curriculum, c.run.seed, lambda: self.step / c.fine_tuning.steps)
         source = SampleFiles.open(c.data.path)
-        return conversation_examples(source, tokenizer, c.sft.max_tokens, c.run.seed, self.quarantine)
+        return conversation_examples(source, tokenizer, c.fine_tuning.max_tokens, c.run.seed, self.quarantine)
 
     async def _start(self) -> None:
         le = self.config.learner
@@ -108,10 +108,10 @@ class FineTuner(JobActor):
 
     @property
     def _last(self) -> int:
-        return self.config.sft.stop_after or self.config.sft.steps
+        return self.config.fine_tuning.stop_after or self.config.fine_tuning.steps
 
     async def _train(self, examples: Iterator[Example]) -> None:
-        s, losses, skipped = self.config.sft, [], 0
+        s, losses, skipped = self.config.fine_tuning, [], 0
         while self.step < self._last and not self._stop.is_set():
             begin = time.monotonic()
             batch = await asyncio.to_thread(self._batch, examples)
@@ -148,7 +148,7 @@ class FineTuner(JobActor):
 
     def _batch(self, examples: Iterator[Example]) -> ExampleBatch:
         drawn, tokens = [], 0
-        while tokens < self.config.sft.tokens_per_step:
+        while tokens < self.config.fine_tuning.tokens_per_step:
             drawn.append(next(examples))
             tokens += len(drawn[-1].tokens)
         return pack_examples(drawn)
@@ -191,9 +191,10 @@ def fine_tuning_record(config: FineTuningConfig) -> dict:
     values = asdict(config)
     for name in WAITS:
         del values["learner"][name]
-    if config.sft.from_scratch:
+    if config.fine_tuning.from_scratch:
         del values["model"]["path"]  # of the random weights, which the seed makes again
-    return {"config": {name: values[name] for name in ("model", "data", "learner", "sft")}, "seed": config.run.seed}
+    kept = ("model", "data", "learner", "fine_tuning")
+    return {"config": {name: values[name] for name in kept}, "seed": config.run.seed}
 
 
 def weights_hash(folder: Path) -> str:

@@ -15,7 +15,7 @@ import ray
 
 from pipeline.lease import BEAT_S, Lease, LeaseLost
 from pipeline.problems import BadRow, DataError
-from pipeline.report import write_summary
+from pipeline.run.report import write_summary
 from pipeline.storage import LineFile, Storage
 
 LINES_KEPT = 10_000  # for who follows the job later
@@ -31,7 +31,8 @@ class RunFailed(RuntimeError):
 
 
 class JobActor:
-    """Base of the coordinator, the evaluator and the fine-tuner; jobs/driver.py is who calls `lines`, `stop` and `run`.
+    """Base of the coordinator, the evaluator and the fine-tuner; jobs/support/driver.py is who calls `lines`, `stop`
+    and `run`.
 
     Args:
         folder: of the run.

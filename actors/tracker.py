@@ -24,11 +24,11 @@ from ray.util.metrics import Gauge
 
 from actors.job_actor import reason_of, was_started_again
 from actors.wandb_run import WandbRun
+from pipeline.agents.prompts import load_tokenizer
 from pipeline.config import Config
-from pipeline.episodes import EpisodeGroup, GroupRecord
 from pipeline.files import write_text
-from pipeline.metrics import Curves, RunTotals
-from pipeline.prompts import load_tokenizer
+from pipeline.rollout.episodes import EpisodeGroup, GroupRecord
+from pipeline.run.metrics import Curves, RunTotals
 from pipeline.storage import MOST_KEPT, Storage, append
 
 ANSWER_S = 60.0  # a tracker that takes longer is not waited for
@@ -377,7 +377,7 @@ async def _result(call: ray.ObjectRef):
 
 
 def _draw(curves: Curves, path: Path) -> None:
-    from pipeline.training_plot import training_figure
+    from pipeline.run.training_plot import training_figure
 
     training_figure(curves, path)
 

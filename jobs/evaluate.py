@@ -13,7 +13,7 @@ from pathlib import Path
 
 from omegaconf import OmegaConf
 
-from jobs.driver import (
+from jobs.support.driver import (
     EXIT_STATUS,
     RunFolder,
     StopSignals,
@@ -30,15 +30,15 @@ from jobs.driver import (
     whole_path,
     whole_template,
 )
-from jobs.progress import JobProgress
+from jobs.support.progress import JobProgress
 from pipeline.config import ConfigError, config_yaml, load_config
-from pipeline.config_rules import check_data_given
 from pipeline.evaluation.comparison import compare
 from pipeline.evaluation.config import EvaluationConfig, check_evaluation, check_same
 from pipeline.evaluation.results import read_results
 from pipeline.evaluation.summary import evaluation_summary
 from pipeline.lease import is_unused
-from pipeline.scoring import check_scorers
+from pipeline.rewards.scoring import check_scorers
+from pipeline.rules import check_data_given
 
 
 def main(arguments: list[str]) -> int:

@@ -11,13 +11,13 @@ import traceback
 from collections.abc import Callable
 from pathlib import Path
 
-from jobs.driver import base_folder, show_help, start_ray
-from jobs.filter import FilterConfig, filter_samples
+from jobs.support.driver import base_folder, show_help, start_ray
+from jobs.support.filter import FilterConfig, filter_samples
 from pipeline.config import ConfigError, load_config
+from pipeline.data.preparation import QUARANTINE, Prepared, prepare_samples
+from pipeline.data.recipes import RECIPES, Settings
 from pipeline.files import exists
-from pipeline.preparation import QUARANTINE, Prepared, prepare_samples
 from pipeline.problems import DataError
-from pipeline.recipes import RECIPES, Settings
 
 
 def main(arguments: list[str]) -> int:

@@ -21,11 +21,11 @@ from types import FrameType
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
-from jobs.driver import whole_path
-from jobs.progress import JobProgress
-from jobs.ray_token import ClusterError, is_this_machine, require_token
+from jobs.support.driver import whole_path
+from jobs.support.progress import JobProgress
+from jobs.support.ray_token import ClusterError, is_this_machine, require_token
 from pipeline.config import Config, ConfigError, load_config
-from pipeline.config_rules import check_config, check_data_given
+from pipeline.rules import check_config, check_data_given
 from pipeline.storage import LineFile
 
 if TYPE_CHECKING:
@@ -93,7 +93,7 @@ def submit(
     # Imported late, as is all of Ray here: what is wrong with the arguments shows before that second.
     from ray.job_submission import JobStatus
 
-    from jobs.local_head import DASHBOARD_PORT, find_cluster, local_head
+    from jobs.support.local_head import DASHBOARD_PORT, find_cluster, local_head
 
     dashboard_port = dashboard_port or DASHBOARD_PORT
     config = load_config(arguments)
@@ -207,7 +207,7 @@ async def follow(client: "JobSubmissionClient", job: str, on_line: Callable[[str
 
 def whole_paths(config: Config, working_dir: Path) -> list[str]:
     """Settings that name files and folders of this machine by their whole path: the job runs in a copy elsewhere."""
-    from pipeline.prompts import is_template_path  # imported late: it brings numpy and pyarrow
+    from pipeline.agents.prompts import is_template_path  # imported late: it brings numpy and pyarrow
 
     paths = {key: working_dir / attrgetter(key)(config) for key in PATH_KEYS if attrgetter(key)(config)}
     if is_template_path(config.agent.prompt_template):

@@ -10,7 +10,9 @@ from dataclasses import replace
 from pathlib import Path
 from statistics import median
 
-from jobs.driver import (
+from jobs.evaluate import check as check_evaluation_job
+from jobs.evaluate import evaluate
+from jobs.support.driver import (
     EXIT_STATUS,
     RunFolder,
     StopSignals,
@@ -29,23 +31,21 @@ from jobs.driver import (
     whole_path,
     whole_template,
 )
-from jobs.evaluate import check as check_evaluation_job
-from jobs.evaluate import evaluate
-from pipeline.checkpoints import MODEL, checkpoints_of
 from pipeline.config import CONFIGS, Config, ConfigError, config_yaml, load_config
-from pipeline.config_rules import check_config, check_data_given
-from pipeline.documents.passages import document_text
+from pipeline.data.documents.passages import document_text
+from pipeline.data.sample_files import SampleFiles
 from pipeline.evaluation.comparison import compare
 from pipeline.evaluation.config import EvaluationConfig
 from pipeline.evaluation.results import read_results
 from pipeline.files import copy_folder, join
 from pipeline.lease import is_unused
-from pipeline.metrics import RunTotals
-from pipeline.plan import Architecture, architecture_of, built_architecture, plan_text
 from pipeline.problems import BadRow, DataError, row_rules
-from pipeline.report import run_summary
-from pipeline.sample_files import SampleFiles
-from pipeline.scoring import check_scorers
+from pipeline.rewards.scoring import check_scorers
+from pipeline.rules import check_config, check_data_given
+from pipeline.run.checkpoints import MODEL, checkpoints_of
+from pipeline.run.metrics import RunTotals
+from pipeline.run.plan import Architecture, architecture_of, built_architecture, plan_text
+from pipeline.run.report import run_summary
 
 NAMESPACE = "palimpsest"  # of the coordinators, so that another driver finds them
 CHARACTERS_OF_A_TOKEN = 4.5  # of English, about

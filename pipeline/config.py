@@ -1,7 +1,7 @@
-"""The configuration: its schema, and where it comes from. pipeline/config_rules.py checks it.
+"""The configuration: its schema, and where it comes from. pipeline/rules.py checks it.
 
 A value is taken from the command line (`key=value`), else from the preset (`configs/<preset>.yaml`), else from
-the defaults here. Units are in the comments. Numbers are finite and in range (pipeline/config_numbers.py), no text
+the defaults here. Units are in the comments. Numbers are finite and in range (pipeline/number_ranges.py), no text
 holds credentials (pipeline/credentials.py), and `${…}` is resolved only with `interpolation=yes`.
 """
 
@@ -20,9 +20,9 @@ import yaml
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from pipeline.config_numbers import number_faults
 from pipeline.credentials import INSTEAD, has_credentials, without_credentials
 from pipeline.dtype import chosen_dtype
+from pipeline.number_ranges import number_faults
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 UNRESOLVED = re.compile(r"(?<!\\)(\\\\)*\$\{")  # a backslash before it takes its meaning, two are one that does not

@@ -30,7 +30,7 @@ from pathlib import Path
 
 from pipeline.config import ConfigError
 from pipeline.files import write_text
-from pipeline.report import duration
+from pipeline.run.report import duration
 
 LEASE, RUN_ID = "lease.json", "run.id"
 BEAT_S = 5.0

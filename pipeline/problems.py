@@ -6,7 +6,7 @@ A sample is an object of a JSON-lines file or a row of a parquet file:
 
 `id`, `task` and `metadata` may be left out. A long document is better given by reference, so that many questions
 share its parts: instead of `document`, the row numbers of passages (from 0) and the file that holds them, looked for
-beside the sample's own file (pipeline/documents/passages.py has its format and how the passages become one text):
+beside the sample's own file (pipeline/data/documents/passages.py has its format and how the passages become one text):
 
     {"id": "q1", "question": "…", "answers": ["…"], "passages": [17, 3, 208], "passage_file": "passages.arrow"}
 
@@ -25,7 +25,7 @@ from urllib.parse import unquote
 
 from pipeline.config import AgentConfig, RowLimits
 from pipeline.credentials import INSTEAD, has_credentials, without_credentials
-from pipeline.scoring import SCORERS
+from pipeline.rewards.scoring import SCORERS
 from pipeline.storage import LineFile, Storage, append
 
 SHOWN = 100  # characters of a row's value that a reason repeats, from a path's beginning and from its end
@@ -58,7 +58,8 @@ class Problem:
     """One question about one document.
 
     `answers` are alternatives for a task of one answer, and the wanted values for a task of several;
-    the task's scorer decides (pipeline/scoring.py). The document is a text, or the rows `passages` of `passage_file`.
+    the task's scorer decides (pipeline/rewards/scoring.py). The document is a text, or the rows `passages` of
+    `passage_file`.
     """
 
     id: str

@@ -24,7 +24,7 @@ from statistics import mean
 
 import psutil
 
-from jobs.ray_token import require_token
+from jobs.support.ray_token import require_token
 from tests.faults import ROOT, busy_engine, check_history, check_rows, inject, rows_of, training
 
 REPORT = ROOT / "docs" / "reliability.md"

@@ -17,7 +17,7 @@ import hypothesis
 import pytest
 import torch
 
-from jobs.ray_token import require_token
+from jobs.support.ray_token import require_token
 from pipeline.config import Config, load_config
 
 require_token()
@@ -30,7 +30,7 @@ def make_random_model(folder: Path, seed: int, **sizes: int) -> Path:
     """A model of the tiny architecture with random weights, large enough to make its tokens differ."""
     from transformers import LlamaForCausalLM
 
-    from pipeline.documents.synthetic import tiny_model_config, tiny_tokenizer
+    from pipeline.data.documents.synthetic import tiny_model_config, tiny_tokenizer
 
     torch.manual_seed(seed)
     config = tiny_model_config()

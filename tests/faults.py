@@ -16,7 +16,7 @@ import psutil
 import ray
 
 from jobs.train import NAMESPACE
-from pipeline.checkpoints import Checkpoints
+from pipeline.run.checkpoints import Checkpoints
 
 ROOT = Path(__file__).resolve().parent.parent
 SMALL = (

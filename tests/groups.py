@@ -2,8 +2,16 @@
 
 import numpy as np
 
-from pipeline.advantages import group_advantages
-from pipeline.episodes import Completion, Conversation, Episode, EpisodeGroup, GroupRecord, group_record, pack_group
+from pipeline.rewards.advantages import group_advantages
+from pipeline.rollout.episodes import (
+    Completion,
+    Conversation,
+    Episode,
+    EpisodeGroup,
+    GroupRecord,
+    group_record,
+    pack_group,
+)
 
 
 def random_group(

@@ -3,8 +3,8 @@
 import ray
 import torch
 
-from actors.learner_gang import Gang
-from actors.learner_rank import CONCURRENCY_GROUPS, LearnerRank
+from actors.learning.gang import Gang
+from actors.learning.rank import CONCURRENCY_GROUPS, LearnerRank
 
 
 @ray.remote(concurrency_groups=CONCURRENCY_GROUPS)

@@ -13,17 +13,17 @@ import numpy as np
 from actors import coordinator as coordinator_module
 from actors import tracker as tracker_module
 from actors.coordinator import Coordinator
-from actors.generator_pool import GeneratorLeft, GeneratorLost
-from actors.journal import Journal
+from actors.generation.generator_pool import GeneratorLeft, GeneratorLost
+from actors.generation.journal import Journal
 from actors.tracker import Tracker, Tracking
-from pipeline import problem_stream
 from pipeline.config import Config
-from pipeline.episodes import RolloutNotes
+from pipeline.data import problem_stream
+from pipeline.data.problem_queue import ProblemQueue
+from pipeline.data.samples import sample_rows_here
 from pipeline.lease import Lease
-from pipeline.problem_queue import ProblemQueue
 from pipeline.problems import Problem
-from pipeline.replay import Finished
-from pipeline.samples import sample_rows_here
+from pipeline.rollout.episodes import RolloutNotes
+from pipeline.rollout.replay import Finished
 from tests.groups import random_group, record_of
 from tests.test_metrics import rank, update
 

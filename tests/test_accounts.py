@@ -8,7 +8,7 @@ import pytest
 from actors import accounts
 from actors.accounts import Accounts
 from pipeline.config import load_config
-from pipeline.ledger import Ledger
+from pipeline.run.ledger import Ledger
 from tests.groups import random_group, record_of
 from tests.test_metrics import rank, update
 

@@ -5,9 +5,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.advantages import ADVANTAGES, group_advantages
-from pipeline.episodes import Completion, Conversation, Episode, pack_group
-from pipeline.overlong import overlong_punishments, soft_punishment
+from pipeline.rewards.advantages import ADVANTAGES, group_advantages
+from pipeline.rewards.overlong import overlong_penalties, soft_penalty
+from pipeline.rollout.episodes import Completion, Conversation, Episode, pack_group
 
 
 @pytest.mark.parametrize(
@@ -38,13 +38,13 @@ def test_leave_one_out_is_the_reward_less_the_mean_of_the_others(percent):
         assert advantage == pytest.approx(rewards[i] - sum(others) / len(others), abs=1e-6)
 
 
-def test_soft_punishment_by_hand():
-    """A limit of 100 with a tail of 20: free up to 80, half at 90, full at 100; no limit, no punishment."""
+def test_soft_penalty_by_hand():
+    """A limit of 100 with a tail of 20: free up to 80, half at 90, full at 100; no limit, no penalty."""
     lengths, limits = np.array([1, 80, 90, 100, 5000]), np.array([100, 100, 100, 100, 0])
-    assert soft_punishment(lengths, limits, 0.2) == pytest.approx([0, 0, -0.5, -1, 0])
+    assert soft_penalty(lengths, limits, 0.2) == pytest.approx([0, 0, -0.5, -1, 0])
 
 
-def test_an_episode_is_punished_by_the_mean_of_its_responses():
+def test_an_episode_is_penalized_by_the_mean_of_its_responses():
     def conversation(tokens: int, limit: int) -> Conversation:
         response = Completion([5] * tokens, [-1.0] * tokens, [0] * tokens, "stop", max_tokens=limit)
         return Conversation("memory", [1], response)
@@ -53,4 +53,4 @@ def test_an_episode_is_punished_by_the_mean_of_its_responses():
         Episode([conversation(10, 10), conversation(3, 10), conversation(9, 10)]),  # -1, 0, -0.5
         Episode([conversation(0, 10)]),
     ]
-    assert overlong_punishments(pack_group("p", episodes), share=0.2) == pytest.approx([-0.5, 0.0])
+    assert overlong_penalties(pack_group("p", episodes), share=0.2) == pytest.approx([-0.5, 0.0])

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from pipeline.attention import packed_sdpa
+from pipeline.learning.attention import packed_sdpa
 
 
 @pytest.mark.parametrize("lengths", [[1], [5], [3, 1, 7], [4, 4]])

@@ -23,23 +23,23 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from jobs.driver import whole_path
-from jobs.ray_token import ClusterError, check_listener, private_folder, require_token
+from jobs.figures.recipe import FiguresConfig
+from jobs.support.driver import whole_path
+from jobs.support.ray_token import ClusterError, check_listener, private_folder, require_token
 from pipeline.agents import load_agent
-from pipeline.bucket_files import BucketError, read_bucket_file
+from pipeline.agents.prompts import TEMPLATES, load_template
 from pipeline.config import Config, ConfigError, load_config
 from pipeline.credentials import has_credentials, without_credentials
-from pipeline.documents.passages import PassageFile, document_text, read_passages, table_writer
+from pipeline.data.documents.passages import PassageFile, document_text, read_passages, table_writer
+from pipeline.data.recipes import RECIPES
+from pipeline.data.sample_files import SampleFiles
 from pipeline.end_tokens import named_end_tokens
 from pipeline.evaluation.config import EvaluationConfig
-from pipeline.evaluation.figures import FiguresConfig
 from pipeline.evaluation.results import SCORES, read_results
 from pipeline.fine_tuning.config import FineTuningConfig
 from pipeline.lease import take_lease
 from pipeline.problems import BadRow, DataError, Quarantine, row_rules
-from pipeline.prompts import TEMPLATES, load_template
-from pipeline.recipes import RECIPES
-from pipeline.sample_files import SampleFiles
+from pipeline.weights.bucket_files import BucketError, read_bucket_file
 from tests.byte_tokenizer import byte_tokenizer
 
 LIMIT_S = 5.0
@@ -73,7 +73,7 @@ ROWS = {
     "scorer that executes": ({"task": "os:execv"}, "'task' is 'os:execv'; a row may name qa, values, mine"),
     "scorer that deletes": ({"task": "shutil:rmtree"}, r"scorer.modules.mine=shutil:rmtree.*\"task\": \"mine\""),
     "scorer that is a built-in function": ({"task": "builtins:exec"}, "'task' is 'builtins:exec'"),
-    "scorer of a module of ours": ({"task": "pipeline.scoring:values_found"}, "'task' is 'pipeline"),
+    "scorer of a module of ours": ({"task": "pipeline.rewards.scoring:values_found"}, "'task' is 'pipeline"),
     "scorer that is not there": ({"task": "quiz"}, "'task' is 'quiz'; a row may name qa, values, mine"),
     "scorer by its module": ({"task": "tests.bad_scorers:raises"}, "'task' is 'tests.bad_scorers:raises'"),
     "scorer with a name of thousands": ({"task": "a:" + "b" * 100_000}, "'task' is 'a:b+…'"),
@@ -259,7 +259,7 @@ VALUES = {
     "many samples": ("prepare synthetic output=o count=999999999999", "count=999999999999 must lie between 0 and"),
     "share above 1": ("prepare synthetic output=o max_bad_share=7", "max_bad_share=7.0 must lie between 0 and 1"),
     "filter at nan": ("prepare filter preset=eval_tiny output=o data.max_bad_share=nan", "not a finite number"),
-    "fine-tuning at inf": ("warmstart learner.learning_rate=inf", "learner.learning_rate=inf is not a finite number"),
+    "fine-tuning at inf": ("fine_tune learner.learning_rate=inf", "learner.learning_rate=inf is not a finite number"),
     "figures of no seed": ("figures seeds=[]", "seeds is empty"),
     "figures of a seed below 0": ("figures seeds=[-1]", "must lie between 0 and"),
     "submitted nan": ("submit preset=tiny data.max_bad_share=nan", "data.max_bad_share=nan is not a finite number"),
@@ -348,7 +348,7 @@ def test_a_bad_value_is_an_error_before_anything_starts(name, capsys, tmp_path, 
     monkeypatch.syspath_prepend(tmp_path)
     job, *arguments = (part.replace("'", "") for part in re.findall(r"(?:[^\s']|'[^']*')+", command))
     arguments = [a.replace("tests.no_module", "tests_no_module") for a in arguments]
-    if job in ("train", "evaluate", "warmstart"):
+    if job in ("train", "evaluate", "fine_tune"):
         arguments.append("--dry-run")
     status, said = run(job, arguments, capsys)
     assert status == 2 and re.search(message, said), said
@@ -427,7 +427,7 @@ def test_what_is_asked_for_is_resolved(monkeypatch):
 SCHEMAS = {
     "train": (Config, ["preset=tiny"]),
     "evaluate": (EvaluationConfig, ["preset=eval_tiny"]),
-    "warmstart": (FineTuningConfig, ["preset=warmstart_tiny"]),
+    "fine_tune": (FineTuningConfig, ["preset=fine_tune_tiny"]),
     "figures": (FiguresConfig, []),
     **{kind: (schema, ["output=o", "path=p", "tokenizer=t"]) for kind, schema in RECIPES.items()},
 }
@@ -662,7 +662,7 @@ def preset_on_it(path: Path) -> None:
 
 
 def gguf(path: Path) -> None:
-    from jobs.import_gguf import CannotImport, import_gguf
+    from jobs.support.import_gguf import CannotImport, import_gguf
 
     pytest.importorskip("gguf")
     with pytest.raises(CannotImport) as error:
@@ -1068,12 +1068,12 @@ def test_another_users_listener_may_be_allowed(monkeypatch):
 
 @pytest.mark.parametrize("address", ["127.0.0.1:999999", "127.0.0.1:abc", "http://[::1", "é..:5"])
 def test_what_is_no_address_of_a_cluster(address, monkeypatch):
-    import jobs.local_head
-    from jobs.driver import cluster_to_join
+    import jobs.support.local_head
+    from jobs.support.driver import cluster_to_join
 
     monkeypatch.delenv("RAY_API_SERVER_ADDRESS", raising=False)
     monkeypatch.setenv("RAY_ADDRESS", address)
-    for find in (cluster_to_join, jobs.local_head.find_cluster):
+    for find in (cluster_to_join, jobs.support.local_head.find_cluster):
         with pytest.raises(ClusterError, match="is no address, like head:6379"):
             find()
 
@@ -1100,19 +1100,19 @@ def test_of_another_machine_nothing_is_known():
 def test_another_users_dashboard_is_not_asked(monkeypatch, capsys):
     import socket
 
-    import jobs.local_head
+    import jobs.support.local_head
 
     for name in ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS"):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr(jobs.local_head, "JobSubmissionClient", lambda *_: pytest.fail("it was asked"))
+    monkeypatch.setattr(jobs.support.local_head, "JobSubmissionClient", lambda *_: pytest.fail("it was asked"))
     with socket.create_server(("127.0.0.1", 0)) as server:
         port, uid = server.getsockname()[1], os.getuid()
         monkeypatch.setattr("os.getuid", lambda: uid + 1)
-        assert jobs.local_head.find_cluster(port) is None
+        assert jobs.support.local_head.find_cluster(port) is None
         assert "is not sent your Ray token" in capsys.readouterr().out
         monkeypatch.setenv("RAY_ADDRESS", f"http://127.0.0.1:{port}")
         with pytest.raises(ClusterError, match="is not sent your Ray token"):
-            jobs.local_head.find_cluster()
+            jobs.support.local_head.find_cluster()
 
 
 @pytest.mark.parametrize(
@@ -1132,7 +1132,7 @@ def test_another_users_dashboard_is_not_asked(monkeypatch, capsys):
 def test_the_cluster_to_join(named, file, joined, tmp_path, monkeypatch):
     import socket
 
-    from jobs.driver import cluster_to_join
+    from jobs.support.driver import cluster_to_join
 
     with socket.create_server(("127.0.0.1", 0)) as server, socket.socket() as other:
         other.bind(("127.0.0.1", 0))  # and does not listen
@@ -1191,8 +1191,8 @@ def test_a_store_that_cannot_be_reached_is_said(monkeypatch, capsys):
 
 @pytest.mark.parametrize("content", ["[]", "5", "{", 3000 * "["])
 def test_a_summary_that_is_none_does_not_count(content, tmp_path, capsys):
-    from jobs.driver import leave_interrupted
     from jobs.submit import report
+    from jobs.support.driver import leave_interrupted
 
     (tmp_path / "summary.json").write_text(content)
     assert report(tmp_path) is None
@@ -1202,8 +1202,8 @@ def test_a_summary_that_is_none_does_not_count(content, tmp_path, capsys):
 
 
 def test_what_prepare_puts_aside_holds_no_password():
-    from pipeline.preparation import _aside
-    from pipeline.samples import SampleRow
+    from pipeline.data.preparation import _aside
+    from pipeline.data.samples import SampleRow
 
     row = {"id": "\ud83d", "passage_file": f"s3://AKIA:hü n{SECRET}@b", "question": f"see s3://A:ü{SECRET}@b"}
     line = _aside(SampleRow(0, "i", json.dumps(row), "bad"))

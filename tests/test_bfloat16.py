@@ -9,8 +9,8 @@ import torch
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from pipeline.config import ModelConfig
-from pipeline.episodes import Sampling
-from pipeline.policy import Policy
+from pipeline.learning.policy import Policy
+from pipeline.rollout.episodes import Sampling
 from tests.probe_learner import ProbeGang
 
 WINDOW, RESPONSE = 8192, 48
@@ -21,7 +21,7 @@ LENGTHS = (64, 1024, 4096, WINDOW - RESPONSE)  # of prompts
 def config(tiny_config, tmp_path_factory):
     """Of a Llama with grouped queries and heads of 64, as real ones have, whose attention is sharp enough to depend on
     where a token stands."""
-    from pipeline.documents.synthetic import tiny_tokenizer
+    from pipeline.data.documents.synthetic import tiny_tokenizer
 
     folder = tmp_path_factory.mktemp("bfloat16")
     torch.manual_seed(0)
@@ -58,7 +58,7 @@ def config(tiny_config, tmp_path_factory):
 @pytest.fixture(scope="module")
 def sampled(config) -> list[tuple[list[int], list[int], list[float]]]:
     """Prompts, and vLLM's responses to them with their log-probs."""
-    from actors.vllm_engine import VllmEngine
+    from actors.generation.vllm_engine import VllmEngine
 
     draw = torch.Generator().manual_seed(1)
     prompts = [torch.randint(2, 256, (length,), generator=draw).tolist() for length in LENGTHS for _ in range(4)]
@@ -129,7 +129,7 @@ def test_a_changed_buffer_is_found_and_one_that_a_checkpoint_holds_is_left_alone
     """DeepSeek-V3 keeps a buffer of its checkpoint in float32."""
     from transformers import DeepseekV3Config, DeepseekV3ForCausalLM
 
-    from actors.zero_engine import _check_buffers
+    from actors.learning.zero_engine import _check_buffers
 
     sizes = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 32, "moe_intermediate_size": 16}
     heads = {"num_attention_heads": 2, "num_key_value_heads": 2, "qk_rope_head_dim": 8, "qk_nope_head_dim": 8}

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline import bucket_files
-from pipeline.bucket_files import BUCKET_FILE, BucketError, read_bucket_file, remove_orphans, stage
-from pipeline.weight_buckets import pack_buckets, unpack_bucket
+from pipeline.weights import bucket_files
+from pipeline.weights.bucket_files import BUCKET_FILE, BucketError, read_bucket_file, remove_orphans, stage
+from pipeline.weights.buckets import pack_buckets, unpack_bucket
 
 WEIGHTS = {"a": torch.arange(6.0), "b": torch.full((3, 2), 7.0, dtype=torch.bfloat16)}
 

@@ -10,9 +10,9 @@ import pytest
 import torch
 from ray.exceptions import RayTaskError
 
-from pipeline.checkpoints import CheckpointError, Checkpoints, RunState, checkpoints_of, file_entries
 from pipeline.config import ConfigError, load_config
-from pipeline.problem_stream import Cursor
+from pipeline.data.problem_stream import Cursor
+from pipeline.run.checkpoints import CheckpointError, Checkpoints, RunState, checkpoints_of, file_entries
 from tests.faults import until
 from tests.groups import random_group
 from tests.test_learner import case_config, records, weights_of
@@ -219,7 +219,7 @@ async def steps(ray, gang, batches, first: int, last: int) -> list[dict]:
 @pytest.fixture(scope="module")
 def uninterrupted(ray_session, config, batches, tmp_path_factory):
     """A run of two ranks that writes a checkpoint after its second step while it trains the third."""
-    from actors.learner_gang import LearnerGang
+    from actors.learning.gang import LearnerGang
 
     folder = tmp_path_factory.mktemp("run") / "checkpoints" / "2"
 
@@ -243,7 +243,7 @@ def uninterrupted(ray_session, config, batches, tmp_path_factory):
 def test_any_number_of_ranks_goes_on_as_if_nothing_had_been(
     ray_session, config, batches, uninterrupted, tmp_path, ranks
 ):
-    from actors.learner_gang import LearnerGang
+    from actors.learning.gang import LearnerGang
 
     folder, at_checkpoint, rows, weights = uninterrupted
     checkpoint = Checkpoints(folder.parent).newest_good()
@@ -284,7 +284,7 @@ def test_the_model_of_a_checkpoint_is_that_of_its_step(uninterrupted):
 @pytest.fixture(scope="module")
 def gang(ray_session, config):
     """Two ranks, of which the last test of this file kills one, and what runs their coroutines."""
-    from actors.learner_gang import LearnerGang
+    from actors.learning.gang import LearnerGang
 
     loop = asyncio.new_event_loop()
 
@@ -301,7 +301,7 @@ def gang(ray_session, config):
 
 def test_lost_groups_are_named_before_anything_is_trained(ray_session, gang, batches):
     """Their owner died, with whose process the object goes, as it goes with a node."""
-    from actors.learner_gang import GroupsLost
+    from actors.learning.gang import GroupsLost
 
     gang, run = gang
 
@@ -339,7 +339,7 @@ def test_a_checkpoint_that_cannot_be_written_says_why(ray_session, gang, tmp_pat
 
 
 def test_a_dead_rank_ends_the_gang_with_its_reason(ray_session, gang, batches):
-    from actors.learner_gang import GangLost
+    from actors.learning.gang import GangLost
 
     gang, run = gang
     ray_session.kill(gang.ranks[1])

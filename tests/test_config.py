@@ -16,7 +16,7 @@ from pipeline.config import (
     preset_names,
     save_config,
 )
-from pipeline.config_rules import check_config, check_data_given, check_window
+from pipeline.rules import check_config, check_data_given, check_window
 
 
 def sound(**sections: dict) -> Config:
@@ -233,7 +233,7 @@ def test_the_window_is_within_the_models_positions():
         ("jobs.train --help", "max_staleness: 1"),
         ("jobs.submit --help", "max_staleness: 1"),
         ("jobs.evaluate --help", "top_p: 0.95"),
-        ("jobs.warmstart --help", "stop_after: 0"),
+        ("jobs.fine_tune --help", "stop_after: 0"),
         ("jobs.figures --help", "at_once: 1"),
         ("jobs.prepare --help", "hotpotqa"),
         ("jobs.prepare hotpotqa --help", "documents: 200"),

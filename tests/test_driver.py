@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from jobs.driver import RunFolder, StopSignals, leave_interrupted, leave_summary
+from jobs.support.driver import RunFolder, StopSignals, leave_interrupted, leave_summary
 from jobs.train import check_unused, evaluation_of, is_evaluated
 from pipeline.config import CONFIGS, ConfigError, load_config
 from pipeline.lease import LEASE, RUN_ID, take_lease
-from pipeline.metrics import RunTotals
-from pipeline.report import run_summary
+from pipeline.run.metrics import RunTotals
+from pipeline.run.report import run_summary
 from tests.disks import full_disk
 
 

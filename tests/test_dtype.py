@@ -10,8 +10,8 @@ from pipeline.config import Config, ConfigError, ModelConfig, load_config, save_
 from pipeline.evaluation.config import EvaluationConfig
 from pipeline.evaluation.summary import evaluation_summary
 from pipeline.fine_tuning.config import FineTuningConfig
-from pipeline.metrics import RunTotals
-from pipeline.report import run_summary
+from pipeline.run.metrics import RunTotals
+from pipeline.run.report import run_summary
 
 
 @pytest.fixture

@@ -6,13 +6,13 @@ import json
 import pytest
 
 from pipeline.agents import load_agent
+from pipeline.agents.memory_trace import MemoryTrace, Ratio
+from pipeline.agents.prompts import load_tokenizer
 from pipeline.config import AgentConfig, ConfigError, load_config
-from pipeline.documents.synthetic import tiny_model_config, tiny_tokenizer
+from pipeline.data.documents.synthetic import tiny_model_config, tiny_tokenizer
 from pipeline.end_tokens import end_tokens, named_end_tokens
-from pipeline.episodes import Completion, run_episode
-from pipeline.memory_trace import MemoryTrace, Ratio
 from pipeline.problems import Problem
-from pipeline.prompts import load_tokenizer
+from pipeline.rollout.episodes import Completion, run_episode
 
 OWN, SECOND, THIRD = 1, 30, 40  # the tokenizer's own, <eos>, and two words
 
@@ -60,7 +60,7 @@ def test_a_folder_without_these_files_names_none(tmp_path):
 
 
 def test_a_model_without_any_end_token_is_refused_before_anything_starts(tmp_path):
-    from jobs.driver import check_model
+    from jobs.support.driver import check_model
 
     folder = model_with(tmp_path)
     settings = json.loads((folder / "config.json").read_text())
@@ -113,7 +113,8 @@ def test_what_is_taken_off_a_response(tmp_path, tokens, finish_reason, kept):
 
 
 def test_a_saved_model_names_the_same_end_tokens(tmp_path, random_model):
-    """As a checkpoint of the learner is saved (actors/zero_engine.py), so that it is evaluated with all of them."""
+    """As a checkpoint of the learner is saved (actors/learning/zero_engine.py), so that it is evaluated with all of
+    them."""
     import shutil
 
     from transformers import AutoModelForCausalLM

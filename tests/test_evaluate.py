@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 from transformers import AutoTokenizer
 
-from pipeline.documents.synthetic import SyntheticRecipe
+from pipeline.data.documents.synthetic import SyntheticRecipe
+from pipeline.data.sample_files import SampleFiles
 from pipeline.fine_tuning.conversations import conversation_examples
 from pipeline.problems import Quarantine, row_of
-from pipeline.sample_files import SampleFiles
 from tests.bad_scorers import ARGUMENTS
 from tests.faults import Run, inject, run_job, until
 

@@ -8,7 +8,7 @@ from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
 from pipeline.evaluation.answer_scores import METRICS, PRIMARY_METRIC, answer_scores, words
-from pipeline.scoring import SCORERS, boxed_match, last_box, normalized
+from pipeline.rewards.scoring import SCORERS, boxed_match, last_box, normalized
 
 BEATLES = ("the Beatles",)
 ALL, NONE = (1.0, 1.0, 1.0, 1.0), (0.0, 0.0, 0.0, 0.0)

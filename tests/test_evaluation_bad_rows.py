@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from actors.generator_pool import GeneratorLeft, GeneratorLost
+from actors.generation.generator_pool import GeneratorLeft, GeneratorLost
 from pipeline.config import load_config
-from pipeline.documents.passages import document_text
+from pipeline.data.documents.passages import document_text
 from pipeline.evaluation.answers import Answer
 from pipeline.evaluation.config import EvaluationConfig
 from pipeline.evaluation.results import read_results
@@ -242,16 +242,16 @@ def test_a_deadly_question_is_an_error_and_those_beside_it_are_answered(tmp_path
 
 
 def test_an_agent_whose_answer_is_no_text_is_an_error():
-    from pipeline.episodes import Sampling
+    from pipeline.agents.memory_trace import MemoryCounts
     from pipeline.evaluation.answers import AnswerRecorder
-    from pipeline.memory_trace import MemoryCounts
+    from pipeline.rollout.episodes import Sampling
 
     with pytest.raises(TypeError, match="the agent's answer must be text, not NoneType"):
         AnswerRecorder(None, Sampling(0.0), 0, False, None).answer(None, None, None, MemoryCounts())
 
 
 def test_the_loop_turns_while_answers_are_scored_and_a_scorer_that_hangs_is_an_error(monkeypatch):
-    from actors import answer_scoring
+    from actors.scoring import answer_scoring
 
     def slow(answer, answers, task):
         time.sleep(0.5)
@@ -275,7 +275,7 @@ def test_the_loop_turns_while_answers_are_scored_and_a_scorer_that_hangs_is_an_e
 
 
 def test_a_scorer_of_ones_own_that_hangs_raises_or_is_missing_costs_its_answer(ray_session, monkeypatch):
-    from actors import answer_scoring
+    from actors.scoring import answer_scoring
 
     async def scored(*scorers):
         scoring = (answer_scoring.scores_of(s, "\\boxed{x}", ("x",), MODULES) for s in scorers)
@@ -292,8 +292,8 @@ def test_a_scorer_of_ones_own_that_hangs_raises_or_is_missing_costs_its_answer(r
 
 
 def test_a_scorer_that_fails_on_a_cut_answer_costs_that_answer(ray_session, tmp_path, monkeypatch):
-    from actors import answer_scoring
     from actors.evaluator import Evaluator
+    from actors.scoring import answer_scoring
     from pipeline.evaluation.answers import Answer
     from pipeline.evaluation.questions import Question, Task
     from pipeline.lease import Lease

@@ -8,11 +8,8 @@ from dataclasses import replace
 
 import pytest
 
-from jobs.figures import Children, main, make_figures, run_step, run_steps
-from jobs.progress import JobProgress
-from pipeline.config import ConfigError, load_config
-from pipeline.evaluation.config import EvaluationConfig, check_evaluation
-from pipeline.evaluation.figures import (
+from jobs.figures.job import Children, main, make_figures, run_step, run_steps
+from jobs.figures.recipe import (
     SAMPLINGS,
     FiguresConfig,
     Step,
@@ -24,12 +21,15 @@ from pipeline.evaluation.figures import (
     is_done,
     training_steps,
 )
+from jobs.support.progress import JobProgress
+from pipeline.config import ConfigError, load_config
+from pipeline.evaluation.config import EvaluationConfig, check_evaluation
 from pipeline.fine_tuning.config import FineTuningConfig, check_fine_tuning
 from pipeline.lease import LEASE, Heartbeat, take_lease
 from tests.test_evaluation_results import rows_of
 
 CONFIG = FiguresConfig(seeds=[0, 1], chunks=[8, 2048])
-SCHEMAS = {"jobs.train": None, "jobs.warmstart": FineTuningConfig, "jobs.evaluate": EvaluationConfig}
+SCHEMAS = {"jobs.train": None, "jobs.fine_tune": FineTuningConfig, "jobs.evaluate": EvaluationConfig}
 
 
 def test_every_step_is_run_once_and_its_arguments_are_sound():
@@ -56,15 +56,15 @@ def test_the_ablation_trains_as_many_steps_of_as_many_tokens_everywhere():
     runs = training_steps(CONFIG)
     tiny = load_config(["preset=tiny"])
     for step in runs["demonstrator"]:
-        sft = load_config(list(step.arguments), FineTuningConfig)
-        assert sft.sft.steps == tiny.train.steps and not sft.sft.from_scratch
-        assert sft.model.path == tiny.model.path
+        config = load_config(list(step.arguments), FineTuningConfig)
+        assert config.fine_tuning.steps == tiny.train.steps and not config.fine_tuning.from_scratch
+        assert config.model.path == tiny.model.path
         conversations = tiny.train.groups_per_step * tiny.train.group_size * 9
-        assert 30 * conversations < sft.sft.tokens_per_step < 36 * conversations  # counted: 32.8
-    (direct,) = [load_config(list(step.arguments), FineTuningConfig).sft for step in runs["direct"]]
-    warmstart = load_config(["preset=warmstart_tiny"], FineTuningConfig).sft
-    trained = sft.sft.steps * sft.sft.tokens_per_step  # by every other line
-    both = warmstart.steps * warmstart.tokens_per_step + trained
+        assert 30 * conversations < config.fine_tuning.tokens_per_step < 36 * conversations  # counted: 32.8
+    (direct,) = [load_config(list(step.arguments), FineTuningConfig).fine_tuning for step in runs["direct"]]
+    first = load_config(["preset=fine_tune_tiny"], FineTuningConfig).fine_tuning
+    trained = config.fine_tuning.steps * config.fine_tuning.tokens_per_step  # by every other line
+    both = first.steps * first.tokens_per_step + trained
     assert direct.steps * direct.tokens_per_step == pytest.approx(both, rel=0.001)
 
 
@@ -82,7 +82,7 @@ def test_rejection_sampling_samples_and_trains_as_much_as_reinforcement_learning
             load_config([*step.arguments, "data.path=x"], FineTuningConfig)
             for step in (rejection, runs["demonstrator"][seed])
         )
-        assert fine_tuning.sft == demonstrator.sft and fine_tuning.learner == demonstrator.learner
+        assert fine_tuning.fine_tuning == demonstrator.fine_tuning and fine_tuning.learner == demonstrator.learner
         assert fine_tuning.data.source == "file" and fine_tuning.run.seed == seed
 
 
@@ -142,7 +142,7 @@ def test_what_is_done_is_known_by_its_summary(tmp_path):
 def test_sigterm_ends_the_steps_under_way_too(tmp_path, at_once):
     steps = [Step(f"endless-{n}", "tests.endless_job", ()) for n in range(3)]
     command = (
-        "from pathlib import Path; from jobs.figures import JobProgress, Step, run_steps; "
+        "from pathlib import Path; from jobs.figures.job import JobProgress, Step, run_steps; "
         f"run_steps({steps!r}, Path({str(tmp_path)!r}), {at_once}, JobProgress())"
     )
     running = subprocess.Popen(

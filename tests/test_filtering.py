@@ -7,15 +7,15 @@ from pathlib import Path
 
 import pytest
 
-import jobs.filter
-from jobs.filter import filter_samples
+import jobs.support.filter
 from jobs.prepare import main
+from jobs.support.filter import filter_samples
 from pipeline import lease
 from pipeline.config import ConfigError
+from pipeline.data.filtered_sets import kept_ids
+from pipeline.data.recipes import HotpotqaSettings, RulerHqaSettings
 from pipeline.evaluation.filtering import PassageLinks, hotpotqa_problems, question_key, verdicts, write_asked
-from pipeline.filtered_sets import kept_ids
 from pipeline.problems import BadRow, DataError, Problem, Quarantine
-from pipeline.recipes import HotpotqaSettings, RulerHqaSettings
 
 LENGTHS = (10, 12, 20)
 
@@ -46,7 +46,7 @@ def lines(path: Path) -> list[dict]:
 @pytest.fixture
 def answering(monkeypatch):
     """`answering(reply)` makes `reply(question, answers)` what every model says; returns what was asked, in order."""
-    monkeypatch.setattr(jobs.filter, "start_ray", lambda: False)
+    monkeypatch.setattr(jobs.support.filter, "start_ray", lambda: False)
     asked: list[str] = []
 
     def answered_by(reply):
@@ -60,7 +60,7 @@ def answering(monkeypatch):
                         results.write(json.dumps(result(row, reply(row["question"], row["answers"]), sample)) + "\n")
             return {"error": None, "status": "completed"}, folder
 
-        monkeypatch.setattr(jobs.filter, "evaluate", evaluate)
+        monkeypatch.setattr(jobs.support.filter, "evaluate", evaluate)
         return asked
 
     return answered_by
@@ -275,7 +275,7 @@ def test_too_many_malformed_questions_stop_the_filter(hotpotqa, tmp_path, answer
 def test_a_second_filter_into_the_same_folder_touches_nothing(hotpotqa, tmp_path, answering, monkeypatch):
     asked = answering(boxed())
     monkeypatch.setattr(lease, "BEAT_S", 0.1)
-    first = jobs.filter.evaluate
+    first = jobs.support.filter.evaluate
 
     def second(config):
         before = {path: path.stat().st_mtime_ns for path in (tmp_path / "kept").rglob("*.jsonl")}
@@ -284,7 +284,7 @@ def test_a_second_filter_into_the_same_folder_touches_nothing(hotpotqa, tmp_path
         assert before and before == {path: path.stat().st_mtime_ns for path in before}
         return first(config)
 
-    monkeypatch.setattr(jobs.filter, "evaluate", second)
+    monkeypatch.setattr(jobs.support.filter, "evaluate", second)
     assert filtered(hotpotqa, tmp_path / "kept") == 0 and len(asked) == 20
     assert not (tmp_path / "kept" / lease.LEASE).exists()
 

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from pipeline.config import ConfigError, load_config
-from pipeline.documents.synthetic import PEOPLE
+from pipeline.data.documents.synthetic import PEOPLE
+from pipeline.data.sample_files import SampleFiles
 from pipeline.fine_tuning.config import FineTuningConfig, check_fine_tuning
 from pipeline.fine_tuning.conversations import conversation_example, conversation_examples
 from pipeline.fine_tuning.demonstrations import (
@@ -22,8 +23,7 @@ from pipeline.fine_tuning.demonstrations import (
 )
 from pipeline.fine_tuning.examples import Example, build_supervised_micro_batch, pack_examples, respond
 from pipeline.problems import BadRow, DataError, Quarantine
-from pipeline.sample_files import SampleFiles
-from pipeline.weight_buckets import unpack_bucket
+from pipeline.weights.buckets import unpack_bucket
 from tests.byte_tokenizer import byte_tokenizer
 
 USER, ASSISTANT = {"role": "user", "content": "Why?"}, {"role": "assistant", "content": "Because."}
@@ -91,7 +91,7 @@ def test_of_tokens_the_response_is_learned_as_it_is(tokenizer):
         ({"messages": [USER, {"role": "robot", "content": "x"}]}, "role of a message is 'robot'"),
         ({"messages": [USER, {"role": "assistant"}]}, "'content' must be text"),
         ({"messages": [USER, {"role": "assistant", "content": "a<|end|>b"}]}, "special token"),
-        ({"prompt": "a" * 60, "response": "b"}, "62 tokens, over sft.max_tokens=50"),
+        ({"prompt": "a" * 60, "response": "b"}, "62 tokens, over fine_tuning.max_tokens=50"),
     ],
 )
 def test_a_bad_row_is_refused_with_its_reason(tokenizer, row, reason):
@@ -100,7 +100,7 @@ def test_a_bad_row_is_refused_with_its_reason(tokenizer, row, reason):
 
 
 def test_a_chat_needs_a_chat_template():
-    from pipeline.documents.synthetic import tiny_tokenizer
+    from pipeline.data.documents.synthetic import tiny_tokenizer
 
     with pytest.raises(BadRow, match="no chat template"):
         conversation_example({"messages": [USER, ASSISTANT]}, tiny_tokenizer(), max_tokens=50)
@@ -122,14 +122,15 @@ def test_files_are_read_in_another_order_in_every_pass_and_bad_rows_are_counted_
 
 def test_wrong_settings_are_named():
     config = load_config(
-        ["preset=sft", "model.path=x", "learner.micro_batch_tokens=64", "sft.stop_after=5000"], FineTuningConfig
+        ["preset=fine_tune", "model.path=x", "learner.micro_batch_tokens=64", "fine_tuning.stop_after=5000"],
+        FineTuningConfig,
     )
-    with pytest.raises(ConfigError, match="sft.stop_after=5000.*\n.*sft.max_tokens=16384 is over"):
+    with pytest.raises(ConfigError, match="fine_tuning.stop_after=5000.*\n.*fine_tuning.max_tokens=16384 is over"):
         check_fine_tuning(config)
     with pytest.raises(ConfigError, match="set data.path"):
-        check_fine_tuning(load_config(["preset=sft", "model.path=x"], FineTuningConfig))
+        check_fine_tuning(load_config(["preset=fine_tune", "model.path=x"], FineTuningConfig))
     with pytest.raises(ConfigError, match="muon needs learner.max_grad_norm=0"):
-        check_fine_tuning(load_config(["preset=warmstart_tiny", "learner.max_grad_norm=1"], FineTuningConfig))
+        check_fine_tuning(load_config(["preset=fine_tune_tiny", "learner.max_grad_norm=1"], FineTuningConfig))
 
 
 # Demonstrations.
@@ -137,7 +138,7 @@ def test_wrong_settings_are_named():
 
 @pytest.fixture(scope="module")
 def tiny():
-    from pipeline.documents.synthetic import tiny_tokenizer
+    from pipeline.data.documents.synthetic import tiny_tokenizer
 
     return tiny_tokenizer()
 
@@ -216,7 +217,7 @@ def test_a_reader_of_a_few_facts_tells_the_chain_as_far_as_they_give_it(tiny):
 
 def test_a_curriculum_goes_from_stage_to_stage(tiny):
     share = 0.0
-    drawn = demonstrations(tiny, "warmstart", 0, lambda: share)
+    drawn = demonstrations(tiny, "reading", 0, lambda: share)
     section, update = tiny.convert_tokens_to_ids(["<section>", "<memory>"])
     assert all(update not in next(drawn).tokens for _ in range(50))
     share = 0.5
@@ -243,8 +244,8 @@ def example_batches():
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
 def test_zero3_learns_what_plain_torch_learns(ray_session, random_model, example_batches, optimizer):
     config = load_config(
-        ["preset=warmstart_tiny", f"model.path={random_model}", f"learner.optimizer={optimizer}"]
-        + ["learner.micro_batch_tokens=256", "learner.learning_rate=1e-3", "sft.steps=4"],
+        ["preset=fine_tune_tiny", f"model.path={random_model}", f"learner.optimizer={optimizer}"]
+        + ["learner.micro_batch_tokens=256", "learner.learning_rate=1e-3", "fine_tuning.steps=4"],
         FineTuningConfig,
     )
     weights, losses = asyncio.run(gang_weights(config, example_batches))
@@ -258,7 +259,7 @@ def test_zero3_learns_what_plain_torch_learns(ray_session, random_model, example
 
 
 async def gang_weights(config, batches) -> tuple[dict[str, torch.Tensor], list[float]]:
-    from actors.learner_gang import SupervisedGang
+    from actors.learning.gang import SupervisedGang
 
     gang = SupervisedGang(config, config.learner.ranks)
     await gang.start()
@@ -275,7 +276,7 @@ def plain_weights(config, batches):
     """The same steps in plain torch, one example at a time."""
     from transformers import AutoModelForCausalLM
 
-    from pipeline.schedule import learning_rate_factor
+    from pipeline.learning.schedule import learning_rate_factor
 
     model = AutoModelForCausalLM.from_pretrained(config.model.path, dtype=torch.float32)
     start = {name: p.detach().clone() for name, p in model.named_parameters()}
@@ -290,7 +291,7 @@ def plain_weights(config, batches):
     else:
         optimizers = [torch.optim.AdamW(model.parameters(), lr=le.learning_rate, weight_decay=0.0)]
     schedules = [
-        torch.optim.lr_scheduler.LambdaLR(o, lambda step: learning_rate_factor(step, le, config.sft.steps))
+        torch.optim.lr_scheduler.LambdaLR(o, lambda step: learning_rate_factor(step, le, config.fine_tuning.steps))
         for o in optimizers
     ]
     losses = []

@@ -5,9 +5,9 @@ import threading
 
 import pytest
 
-from pipeline.episodes import Completion, Sampling
-from pipeline.memory_trace import MemoryCounts, Ratio
+from pipeline.agents.memory_trace import MemoryCounts, Ratio
 from pipeline.problems import Problem
+from pipeline.rollout.episodes import Completion, Sampling
 from tests.groups import record_of
 
 
@@ -42,7 +42,7 @@ def test_agents_are_made_in_turn_with_the_encoding_of_documents(tiny_config, mon
 def generator_with(config, monkeypatch, respond):
     """A generator with the tiny language's tokenizer, whose engine answers by `respond(prompt)`."""
     from actors import generator as module
-    from pipeline.documents.synthetic import tiny_tokenizer
+    from pipeline.data.documents.synthetic import tiny_tokenizer
 
     class Engine:
         is_dead = False
@@ -129,7 +129,7 @@ def test_a_group_goes_on_from_the_journal_and_generates_only_what_is_missing(for
 
 
 def test_a_generator_that_is_drained_ends_what_is_open_and_begins_nothing(forgetful):
-    from actors.generator import Draining
+    from actors.generation.generator import Draining
 
     async def run():
         rolling = asyncio.create_task(forgetful.rollout("g", chain(), "memory", 2, Sampling(1.0)))

@@ -17,7 +17,7 @@ from tests.faults import LIMIT_S
 def pool(ray_session, tiny_config, monkeypatch):
     """Runs `work(pool)` with a pool of doubles; `said` has its lines."""
     from actors import generator_pool as module
-    from actors.generator import Draining
+    from actors.generation.generator import Draining
 
     @ray_session.remote(num_cpus=0, max_concurrency=100)
     class Double:
@@ -101,7 +101,7 @@ def pool(ray_session, tiny_config, monkeypatch):
 
 @pytest.mark.parametrize(("how", "said"), [("die", "died; starting it again"), ("hang", "hung: its engine")])
 def test_one_that_is_lost_fails_its_work_and_another_takes_its_place(pool, how, said):
-    from actors.generator_pool import GeneratorLeft, GeneratorLost
+    from actors.generation.generator_pool import GeneratorLeft, GeneratorLost
 
     async def work(generators):
         with pytest.raises(GeneratorLost) as error:
@@ -119,7 +119,7 @@ def test_one_that_is_lost_fails_its_work_and_another_takes_its_place(pool, how, 
 
 @pytest.mark.parametrize("version", [1, 2])
 def test_work_is_not_to_blame_for_a_generator_that_died_or_failed_with_new_weights(pool, version):
-    from actors.generator_pool import GeneratorLost
+    from actors.generation.generator_pool import GeneratorLost
 
     async def work(generators):
         rolling = asyncio.create_task(generators.rollout("generator-0", "drained"))
@@ -149,7 +149,7 @@ def test_work_is_not_to_blame_for_a_generator_whose_node_is_gone(pool, monkeypat
 
 
 def test_one_on_a_drained_node_is_let_finish_what_is_open(pool):
-    from actors.generator_pool import GeneratorLeft
+    from actors.generation.generator_pool import GeneratorLeft
 
     async def work(generators):
         rolling = asyncio.create_task(generators.rollout("generator-0", "drained"))

@@ -9,11 +9,11 @@ from dataclasses import replace
 
 import pytest
 
+from actors.generation.journal import DROPPED_KEPT, Journal
 from actors.job_actor import LINES_KEPT, JobActor
-from actors.journal import DROPPED_KEPT, Journal
 from pipeline.lease import Lease
-from pipeline.metrics import Curves, RunTotals
-from pipeline.replay import Finished
+from pipeline.rollout.replay import Finished
+from pipeline.run.metrics import Curves, RunTotals
 from tests.faults import rows_of
 from tests.simulation import Simulation, simulate
 
@@ -50,7 +50,7 @@ def parts(run: Simulation) -> dict[str, object]:
 
 def test_ten_thousand_steps_leave_no_more_than_a_thousand(tiny_config, tmp_path, monkeypatch):
     """With groups that fail, generators that are killed, checkpoints, and entries of the journal that come too late."""
-    for limit in ("actors.job_actor.LINES_KEPT", "actors.journal.DROPPED_KEPT"):
+    for limit in ("actors.job_actor.LINES_KEPT", "actors.generation.journal.DROPPED_KEPT"):
         monkeypatch.setattr(limit, 500)  # reached in a thousand steps
     train = replace(tiny_config.train, steps=10_000, groups_per_step=2, checkpoint_every=100, episodes_every=5000)
     config = replace(tiny_config, train=train, wandb=replace(tiny_config.wandb, mode="disabled"))

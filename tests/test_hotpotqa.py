@@ -11,10 +11,10 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from pipeline.documents.hotpotqa import HotpotqaRecipe, build_passages, is_built, last_that_fits
-from pipeline.documents.passages import document_text, open_passages
+from pipeline.agents.prompts import encode_text
+from pipeline.data.documents.hotpotqa import HotpotqaRecipe, build_passages, is_built, last_that_fits
+from pipeline.data.documents.passages import document_text, open_passages
 from pipeline.problems import BadRow, DataError, Problem, Quarantine
-from pipeline.prompts import encode_text
 
 OWN = 4  # paragraphs that each question of these tests brings
 FOLDERS = itertools.count()

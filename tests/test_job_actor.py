@@ -197,11 +197,11 @@ def test_what_wandb_has_to_tell_is_said_in_the_event_loop(evaluator):
 
 def test_what_is_wrong_with_checkpoints_is_said_in_the_event_loop(tiny_config, tmp_path):
     from actors.job_actor import RunFailed
-    from actors.learner_pool import LearnerPool
+    from actors.learning.supervisor import LearnerSupervisor
     from tests.test_checkpoints import write
 
     said = []
-    pool = LearnerPool(tiny_config, tmp_path, "run", lambda line: said.append((line, threading.current_thread())))
+    pool = LearnerSupervisor(tiny_config, tmp_path, "run", lambda line: said.append((line, threading.current_thread())))
     write(pool.checkpoints, 2)
     (tmp_path / "checkpoints" / "2" / "run.json").unlink()
     with pytest.raises(RunFailed, match="no checkpoint to go on from"):

@@ -1,4 +1,5 @@
-"""The contract with DeepSpeed (actors/zero_engine.py, actors/learner_step.py): ZeRO-3 ranks against plain torch."""
+"""The contract with DeepSpeed (actors/learning/zero_engine.py, actors/learning/step.py): ZeRO-3 ranks against plain
+torch."""
 
 import asyncio
 from dataclasses import replace
@@ -7,11 +8,11 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.objective import token_losses
-from pipeline.packing import build_micro_batch, split_updates
-from pipeline.policy import Policy
-from pipeline.schedule import learning_rate
-from pipeline.weight_buckets import unpack_bucket
+from pipeline.learning.objective import token_losses
+from pipeline.learning.packing import build_micro_batch, split_updates
+from pipeline.learning.policy import Policy
+from pipeline.learning.schedule import learning_rate
+from pipeline.weights.buckets import unpack_bucket
 from tests.groups import random_group, record_of
 
 STEPS, GROUPS = 3, 6
@@ -75,7 +76,7 @@ async def weights_of(gang) -> dict[str, torch.Tensor]:
 def trained(request, ray_session, tiny_config, wide_model, batches, tmp_path_factory):
     """Three steps of a gang: its configuration, the weights it published, its updates, its checkpoint, and what a
     fourth step made of a reward that is not a number, and a fifth of the same groups with good ones."""
-    from actors.learner_gang import LearnerGang
+    from actors.learning.gang import LearnerGang
 
     config = case_config(tiny_config, CASES[request.param])
     if request.param == "everything":

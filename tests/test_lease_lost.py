@@ -64,10 +64,10 @@ def test_training_ends_before_it_reports_or_saves(tiny_config, tmp_path, monkeyp
 
 
 def test_learners_write_and_remove_nothing_more(tiny_config, tmp_path):
-    from actors.learner_pool import LearnerPool
+    from actors.learning.supervisor import LearnerSupervisor
 
     async def run() -> None:
-        pool, killed = LearnerPool(tiny_config, tmp_path, "run", print), []
+        pool, killed = LearnerSupervisor(tiny_config, tmp_path, "run", print), []
         pool._gang, pool.works = SimpleNamespace(kill=lambda: killed.append(True)), True
         pool.abandon("another run has the folder")
         assert killed and not pool.works
@@ -106,7 +106,7 @@ def test_fine_tuning_ends_the_learners_and_the_tracker(tmp_path):
     from pipeline.fine_tuning.config import FineTuningConfig
 
     tuner = FineTuner.__ray_metadata__.modified_class(
-        load_config(["preset=warmstart_tiny"], FineTuningConfig),
+        load_config(["preset=fine_tune_tiny"], FineTuningConfig),
         str(tmp_path),
         take_lease(tmp_path),
     )

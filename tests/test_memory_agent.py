@@ -6,8 +6,8 @@ import pytest
 
 from pipeline.agents.memory import MemoryAgent
 from pipeline.config import AgentConfig
-from pipeline.episodes import Completion, Episode, run_episode
 from pipeline.problems import BadRow, Problem, QuestionTooLong
+from pipeline.rollout.episodes import Completion, Episode, run_episode
 from tests.byte_tokenizer import byte_tokenizer
 
 CHUNK, MEMORY, ANSWER = 16, 12, 20

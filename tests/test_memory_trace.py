@@ -6,11 +6,11 @@ import pickle
 import numpy as np
 import pytest
 
+from pipeline.agents.memory_trace import MemoryCounts, MemoryTrace, Ratio, memory_shares, needed_facts
+from pipeline.agents.prompts import encode_document
 from pipeline.config import load_config
-from pipeline.documents.synthetic import tiny_tokenizer
-from pipeline.memory_trace import MemoryCounts, MemoryTrace, Ratio, memory_shares, needed_facts
+from pipeline.data.documents.synthetic import tiny_tokenizer
 from pipeline.problems import Problem
-from pipeline.prompts import encode_document
 from tests.byte_tokenizer import byte_tokenizer
 
 TOKENIZER = tiny_tokenizer()

@@ -6,10 +6,10 @@ import json
 import numpy as np
 import pytest
 
-from actors.learner_step import UpdateSums
-from pipeline.memory_trace import MemoryCounts, Ratio
-from pipeline.metrics import RunTotals, UpdateResult, step_row
-from pipeline.report import step_line
+from actors.learning.step import UpdateSums
+from pipeline.agents.memory_trace import MemoryCounts, Ratio
+from pipeline.run.metrics import RunTotals, UpdateResult, step_row
+from pipeline.run.report import step_line
 from tests.groups import random_group, record_of
 
 

@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from jobs.noise import is_noise
+from jobs.support.noise import is_noise
 
 PATH = "/venv/lib/python3.11/site-packages"
 
@@ -49,7 +49,7 @@ def test_unknown_lines_are(line):
 def test_only_known_lines_are_taken_from_what_ray_prints():
     from ray._private.ray_logging import global_worker_stdstream_dispatcher as printers
 
-    from jobs.noise import hush_workers
+    from jobs.support.noise import hush_workers
 
     printed = []
     printers.add_handler("test", printed.append)

@@ -7,10 +7,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.config import ObjectiveConfig
-from pipeline.episodes import Completion, Conversation, Episode, pack_group
-from pipeline.objective import token_losses
-from pipeline.packing import assign_items, build_micro_batch, pack_items, plan_update, split_updates
-from pipeline.policy import Policy
+from pipeline.learning.objective import token_losses
+from pipeline.learning.packing import assign_items, build_micro_batch, pack_items, plan_update, split_updates
+from pipeline.learning.policy import Policy
+from pipeline.rollout.episodes import Completion, Conversation, Episode, pack_group
 from tests.groups import random_group
 
 TEMPERATURE = 0.8

@@ -9,8 +9,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline.arrow_files import checked_batches
-from pipeline.documents.passages import PassageFile, document_text, passage, read_passages, table_writer
+from pipeline.data.arrow_files import checked_batches
+from pipeline.data.documents.passages import PassageFile, document_text, passage, read_passages, table_writer
 from pipeline.files import atomic_output, exists, file_state, list_files, open_input, write_bytes, write_text
 from pipeline.problems import BadRow, DataError, Problem
 
@@ -154,7 +154,7 @@ def test_a_file_of_many_batches(tmp_path):
 def test_an_arrow_file_is_mapped_and_not_copied(tmp_path):
     path = write_passages(tmp_path / "passages.arrow", [("t", "x" * 20_000)] * 5000)
     script = (
-        "import pyarrow as pa, sys; from pipeline.documents.passages import PassageFile; "
+        "import pyarrow as pa, sys; from pipeline.data.documents.passages import PassageFile; "
         "file = PassageFile(sys.argv[1]); assert len(file.text(4999)) == 20_000; print(pa.total_allocated_bytes())"
     )
     allocated = subprocess.run([sys.executable, "-c", script, path], capture_output=True, text=True, check=True).stdout
@@ -168,7 +168,7 @@ def test_a_file_is_checked_once_in_a_process_and_again_when_it_is_another_one(tm
         checked.append(path)
         return checked_batches(batches, path)
 
-    monkeypatch.setattr("pipeline.documents.passages.checked_batches", check)
+    monkeypatch.setattr("pipeline.data.documents.passages.checked_batches", check)
     path = write_passages(tmp_path / "passages.arrow")
     for _ in range(3):
         PassageFile(path)
@@ -247,7 +247,7 @@ def test_a_parquet_file_that_unpacks_to_far_more_than_its_size_is_refused(tmp_pa
     path = tmp_path / "p.parquet"
     pq.write_table(pa.table({"title": ["a"] * 10_000, "text": ["b" * 1000] * 10_000, "more": [0] * 10_000}), path)
     assert len(PassageFile(path)) == 10_000 and PassageFile(path).table.column_names == ["title", "text"]
-    monkeypatch.setattr("pipeline.documents.passages.UNPACKED_BYTES", 1_000_000)
+    monkeypatch.setattr("pipeline.data.documents.passages.UNPACKED_BYTES", 1_000_000)
     with pytest.raises(DataError, match="p.parquet unpacks to more than 1000000 bytes, 100 times its size"):
         PassageFile(path)
     with pytest.raises(DataError, match="p.parquet unpacks to more than"):

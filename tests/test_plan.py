@@ -8,8 +8,15 @@ import torch
 from transformers import AutoConfig, LlamaConfig, LlamaForCausalLM, MistralConfig, Qwen2Config, Qwen3Config
 
 from pipeline.config import CONFIGS, load_config
-from pipeline.plan import GIB, architecture_of, built_architecture, document_chunks, layer_activations, learner_memory
 from pipeline.problems import Problem, write_problem_file
+from pipeline.run.plan import (
+    GIB,
+    architecture_of,
+    built_architecture,
+    document_chunks,
+    layer_activations,
+    learner_memory,
+)
 
 
 def known(name: str):

@@ -3,13 +3,13 @@
 import pytest
 import torch
 
-import pipeline.policy
-from pipeline.policy import Policy, token_logprobs
+import pipeline.learning.policy
+from pipeline.learning.policy import Policy, token_logprobs
 
 
 @pytest.mark.parametrize("logits_in_memory", [1, 70, 10_000])  # one row a chunk, seven, all
 def test_chunks_change_neither_values_nor_gradients(monkeypatch, logits_in_memory):
-    monkeypatch.setattr(pipeline.policy, "LOGITS_IN_MEMORY", logits_in_memory)
+    monkeypatch.setattr(pipeline.learning.policy, "LOGITS_IN_MEMORY", logits_in_memory)
     torch.manual_seed(0)
     hidden, weight = torch.randn(23, 6, requires_grad=True), torch.randn(10, 6, requires_grad=True)
     targets, upstream = torch.randint(0, 10, (23,)), torch.randn(23)
@@ -41,8 +41,8 @@ def test_log_probs_of_a_bfloat16_model_are_not_rounded_to_bfloat16():
 
 
 def test_the_weights_gradient_of_a_bfloat16_model_is_added_up_in_float32(monkeypatch):
-    monkeypatch.setattr(pipeline.policy, "LOGITS_IN_MEMORY", 50 * 8)  # eight rows a chunk, 250 chunks
-    monkeypatch.setattr(pipeline.policy, "PRODUCT_IN_MEMORY", 16 * 20)  # in three blocks
+    monkeypatch.setattr(pipeline.learning.policy, "LOGITS_IN_MEMORY", 50 * 8)  # eight rows a chunk, 250 chunks
+    monkeypatch.setattr(pipeline.learning.policy, "PRODUCT_IN_MEMORY", 16 * 20)  # in three blocks
     torch.manual_seed(0)
     hidden, weight = torch.rand(2000, 16).bfloat16(), torch.randn(50, 16).bfloat16().requires_grad_()
     targets = torch.randint(0, 50, (2000,))

@@ -8,12 +8,12 @@ import pytest
 
 from jobs import prepare
 from pipeline.config import ConfigError, load_config
-from pipeline.documents.passages import document_text
-from pipeline.preparation import prepare_samples
+from pipeline.data.documents.passages import document_text
+from pipeline.data.preparation import prepare_samples
+from pipeline.data.recipes import RECIPES, RulerSettings
+from pipeline.data.sample_files import SampleFiles
 from pipeline.problems import DataError, problem_from_row
-from pipeline.recipes import RECIPES, RulerSettings
-from pipeline.report import duration
-from pipeline.sample_files import SampleFiles
+from pipeline.run.report import duration
 from tests.ruler_sources import squad, written
 
 WORKERS = 4
@@ -97,7 +97,7 @@ def test_such_a_folder_is_read_as_samples(ray_session, tmp_path, questions):
 def test_the_bytes_do_not_depend_on_the_number_of_workers(
     ray_session, tmp_path, random_model, kind, arguments, monkeypatch
 ):
-    monkeypatch.setattr("pipeline.samples.ROWS_PER_TASK", 4)  # work for all
+    monkeypatch.setattr("pipeline.data.samples.ROWS_PER_TASK", 4)  # work for all
     questions = questions_file(tmp_path / "questions.json", bad=(11,))
     arguments = [a.format(questions=questions, model=random_model) for a in arguments]
     arguments.append("max_bad_share=0.2")
@@ -144,8 +144,8 @@ def test_a_job_goes_on_from_the_files_that_are_there(ray_session, tmp_path):
 
 
 def test_an_interrupted_job_goes_on(ray_session, tmp_path, monkeypatch):
-    monkeypatch.setattr("pipeline.preparation.PROGRESS_S", 0.0)
-    monkeypatch.setattr("pipeline.samples.ROWS_PER_TASK", 4)
+    monkeypatch.setattr("pipeline.data.preparation.PROGRESS_S", 0.0)
+    monkeypatch.setattr("pipeline.data.samples.ROWS_PER_TASK", 4)
     questions = questions_file(tmp_path / "questions.json", bad=(1, 12))
     arguments = [f"path={questions}", "documents=9", "rows_per_file=10", "max_bad_share=0.2"]
     whole = make(tmp_path / "whole", "hotpotqa", *arguments)

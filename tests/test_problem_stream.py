@@ -6,12 +6,12 @@ from itertools import islice
 
 import pytest
 
-from pipeline.documents.synthetic import SyntheticRecipe, synthetic_problem
-from pipeline.problem_queue import ProblemQueue
-from pipeline.problem_stream import START, Cursor, problem_stream, training_source
+from pipeline.data.documents.synthetic import SyntheticRecipe, synthetic_problem
+from pipeline.data.problem_queue import ProblemQueue
+from pipeline.data.problem_stream import START, Cursor, problem_stream, training_source
+from pipeline.data.sample_files import SampleFiles
+from pipeline.data.samples import sample_rows, sample_rows_here
 from pipeline.problems import DataError, Problem, Quarantine
-from pipeline.sample_files import SampleFiles
-from pipeline.samples import sample_rows, sample_rows_here
 from tests.test_sample_files import jsonl, row
 
 ROWS = 150  # more than one task's

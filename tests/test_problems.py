@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.data.sample_files import SampleFiles, read_samples
 from pipeline.problems import (
     BadRow,
     DataError,
@@ -15,7 +16,6 @@ from pipeline.problems import (
     problem_from_row,
     write_problem_file,
 )
-from pipeline.sample_files import SampleFiles, read_samples
 
 GOOD = {"id": "q1", "question": "Who?", "answers": ["Ann"], "document": "Ann did."}
 

@@ -7,12 +7,12 @@ from dataclasses import asdict
 import pytest
 import yaml
 
-from jobs.driver import check_model, whole_template
+from jobs.support.driver import check_model, whole_template
 from pipeline.agents import ASKS, METHODS, load_agent
+from pipeline.agents.prompts import Prompts, PromptTemplate, encode_text, load_template, load_tokenizer
 from pipeline.config import ConfigError, load_config
-from pipeline.documents.synthetic import tiny_tokenizer
+from pipeline.data.documents.synthetic import tiny_tokenizer
 from pipeline.evaluation.config import EvaluationConfig
-from pipeline.prompts import Prompts, PromptTemplate, encode_text, load_template, load_tokenizer
 from tests.byte_tokenizer import byte_tokenizer
 
 CHAT = load_template("memagent")
@@ -335,7 +335,7 @@ def test_a_tokenizer_without_a_class_of_its_own_is_what_transformers_would_load(
 
     from transformers import AutoTokenizer
 
-    from pipeline.documents.synthetic import tiny_model_config
+    from pipeline.data.documents.synthetic import tiny_model_config
 
     tiny_tokenizer().save_pretrained(tmp_path)
     tiny_model_config().save_pretrained(tmp_path)
@@ -345,7 +345,7 @@ def test_a_tokenizer_without_a_class_of_its_own_is_what_transformers_would_load(
     text = "<problem> city Rex <section> Rex Paris . unheard-of"
     assert ours(text).input_ids == theirs(text).input_ids
     assert encode_text(ours, text) == encode_text(theirs, text)
-    program = f"from pipeline.prompts import load_tokenizer; load_tokenizer({str(tmp_path)!r}); import sys; "
+    program = f"from pipeline.agents.prompts import load_tokenizer; load_tokenizer({str(tmp_path)!r}); import sys; "
     program += "sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", program]).returncode == 0
 

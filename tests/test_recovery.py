@@ -7,7 +7,7 @@ from contextlib import ExitStack
 
 import pytest
 
-from pipeline.checkpoints import Checkpoints
+from pipeline.run.checkpoints import Checkpoints
 from tests.faults import SMALL, check_history, inject, rows_of, training, until
 
 GROUPS = 4  # a step

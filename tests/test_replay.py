@@ -4,8 +4,8 @@ import asyncio
 
 import pytest
 
-from pipeline.episodes import Completion, response_seed, run_episode
-from pipeline.replay import Finished, Replay, digest
+from pipeline.rollout.episodes import Completion, response_seed, run_episode
+from pipeline.rollout.replay import Finished, Replay, digest
 
 
 def completion(*tokens: int) -> Completion:
@@ -65,7 +65,7 @@ def test_seeds_differ_for_all_that_a_response_is_part_of_and_stay_the_same():
 
 @pytest.fixture
 def journal(ray_session):
-    from actors.journal import Journal
+    from actors.generation.journal import Journal
 
     actor = Journal.remote()
     yield actor
@@ -82,7 +82,7 @@ def test_the_journal_keeps_groups_apart_and_forgets_those_that_are_done(ray_sess
 
 
 def test_what_was_written_is_in_the_journal_when_the_writer_returns(ray_session, journal):
-    from actors.journal import JournalWriter
+    from actors.generation.journal import JournalWriter
 
     async def write():
         writer = JournalWriter(journal)
@@ -101,7 +101,7 @@ def test_what_was_written_is_in_the_journal_when_the_writer_returns(ray_session,
 
 
 def test_a_writer_that_is_cancelled_does_not_hold_the_others_up(ray_session, journal):
-    from actors.journal import JournalWriter
+    from actors.generation.journal import JournalWriter
 
     async def write():
         writer = JournalWriter(journal)

@@ -9,7 +9,7 @@ from tests.faults import LIMIT_S, until
 
 
 def test_ranks_fit_node_by_node():
-    from actors.reservation import ranks_in
+    from actors.learning.reservation import ranks_in
 
     learner = LearnerConfig(ranks=4, num_cpus=2, num_gpus=1)
     node = {"CPU": 8, "GPU": 2}
@@ -20,7 +20,7 @@ def test_ranks_fit_node_by_node():
 
 
 def test_room_is_held_until_it_is_released(ray_session):
-    from actors.reservation import NoRoom, Reservation
+    from actors.learning.reservation import NoRoom, Reservation
 
     until(lambda: ray_session.available_resources().get("CPU") == ray_session.cluster_resources()["CPU"])
     free = int(ray_session.available_resources()["CPU"])

@@ -10,11 +10,11 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from pipeline.config import AgentConfig
-from pipeline.documents.ruler import RULER_TASKS, RulerSources, ruler_problem
-from pipeline.documents.ruler.haystack import NOISE
-from pipeline.documents.ruler.words import pair_words
+from pipeline.data.documents.ruler import RULER_TASKS, RulerSources, ruler_problem
+from pipeline.data.documents.ruler.haystack import NOISE
+from pipeline.data.documents.ruler.words import pair_words
 from pipeline.problems import DataError, problem_from_row
-from pipeline.scoring import values_found
+from pipeline.rewards.scoring import values_found
 from tests.byte_tokenizer import byte_tokenizer
 from tests.ruler_sources import COUNTERS, WORDS, count_bytes, count_pieces, count_words, essay, sources
 
@@ -168,7 +168,7 @@ def test_the_haystack_is_what_the_task_says(make):
 def test_a_key_or_value_of_the_essay_is_never_a_needle(monkeypatch):
     draws = iter(["grey-seal", "cozy-lamp", "fancy-lamp", "1000000", "1000001"])
     monkeypatch.setattr(
-        "pipeline.documents.ruler.needles.DRAWS", dict.fromkeys(("words", "numbers"), lambda _: next(draws))
+        "pipeline.data.documents.ruler.needles.DRAWS", dict.fromkeys(("words", "numbers"), lambda _: next(draws))
     )
     text = RulerSources(essay=("The Grey-seals are 1000000.", "A cozy-lamp burns."))
     problem = ruler_problem("niah_single_2", 0, 0, 300, count_words, text)
@@ -240,7 +240,7 @@ def test_common_words_are_counted_by_reading(tokens, kind):
 
 def test_no_common_word_is_a_part_of_another_one(monkeypatch):
     words = tuple(f"{start}{end}" for start in ("cart", "ham", "sun", "wind", *WORDS) for end in ("", "er", "ering"))
-    monkeypatch.setattr("pipeline.documents.ruler.counting.single_words", lambda: words)
+    monkeypatch.setattr("pipeline.data.documents.ruler.counting.single_words", lambda: words)
     for index in range(20):
         answers = ruler_problem("cwe", 0, index, 700, count_words, ESSAY).answers
         assert len(answers) == 10 and not any(a in b for a in answers for b in answers if a != b)

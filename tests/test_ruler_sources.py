@@ -5,10 +5,10 @@ from collections import Counter
 
 import pytest
 
-from pipeline.documents.hotpotqa import HotpotqaRecipe, build_passages
-from pipeline.documents.hotpotqa_json import Paragraph
-from pipeline.documents.ruler import RulerSources, load_essay, load_questions, ruler_problem
-from pipeline.documents.ruler.answering import INTRODUCTION
+from pipeline.data.documents.hotpotqa import HotpotqaRecipe, build_passages
+from pipeline.data.documents.hotpotqa_json import Paragraph
+from pipeline.data.documents.ruler import RulerSources, load_essay, load_questions, ruler_problem
+from pipeline.data.documents.ruler.answering import INTRODUCTION
 from pipeline.problems import DataError, Quarantine
 from tests.ruler_sources import WORDS, count_bytes, count_pieces, count_words, hotpotqa, sources, squad, written
 

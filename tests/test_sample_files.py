@@ -10,9 +10,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline.config import RowLimits
-from pipeline.documents.passages import passage_text
+from pipeline.data.documents.passages import passage_text
+from pipeline.data.sample_files import SampleFiles
 from pipeline.problems import PASSAGE_CHARACTERS, BadRow, DataError, Problem, Quarantine, RowRules
-from pipeline.sample_files import SampleFiles
 
 
 def row(i: int, **changes) -> dict:
@@ -37,7 +37,7 @@ def ids(source: SampleFiles, order=None) -> list[str]:
 @pytest.mark.parametrize("end", ["\n", "\r\n", "\n\n", "\n  \n"])
 @pytest.mark.parametrize("read_bytes", [7, 64, 1 << 24])
 def test_every_line_is_found_whatever_ends_it_and_however_it_is_read(tmp_path, monkeypatch, end, read_bytes):
-    monkeypatch.setattr("pipeline.sample_files.READ_BYTES", read_bytes)
+    monkeypatch.setattr("pipeline.data.sample_files.READ_BYTES", read_bytes)
     for last in ("", end):
         path = jsonl(tmp_path / f"a{len(last)}.jsonl", [*map(row, range(5))], end)
         path.write_bytes(path.read_bytes() + last.encode())
@@ -187,18 +187,18 @@ def test_a_row_that_is_not_there_is_a_bad_row(tmp_path):
 
 
 def test_rows_are_found_in_a_group_that_is_read_in_parts(tmp_path, monkeypatch):
-    monkeypatch.setattr("pipeline.sample_files.GROUP_ROWS", 3)
-    monkeypatch.setattr("pipeline.sample_files.GROUP_BYTES", 5000)
+    monkeypatch.setattr("pipeline.data.sample_files.GROUP_ROWS", 3)
+    monkeypatch.setattr("pipeline.data.sample_files.GROUP_BYTES", 5000)
     path = parquet(tmp_path / "a.parquet", [*map(row, range(10))], group=100)
     assert ids(SampleFiles.open(str(path))) == [f"q{i}" for i in range(10)]
-    monkeypatch.setattr("pipeline.sample_files.GROUP_BYTES", 200)
+    monkeypatch.setattr("pipeline.data.sample_files.GROUP_BYTES", 200)
     _forget()
     with pytest.raises(DataError, match="a.parquet: row group 0 has over 200 bytes; write smaller ones"):
         SampleFiles.open(str(path)).sample(0)
 
 
 def _forget() -> None:
-    from pipeline.sample_files import _row_group
+    from pipeline.data.sample_files import _row_group
 
     _row_group.cache_clear()
 

@@ -6,8 +6,8 @@ from dataclasses import replace
 import pytest
 
 from pipeline.config import LearnerConfig, load_config
-from pipeline.plan import schedule_lines
-from pipeline.schedule import learning_rate_factor, schedule_table
+from pipeline.learning.schedule import learning_rate_factor, schedule_table
+from pipeline.run.plan import schedule_lines
 
 
 def factors(total: int, **learner) -> list[float]:

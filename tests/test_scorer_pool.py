@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from pipeline.config import ObjectiveConfig
-from pipeline.episodes import Completion, Conversation, Episode, Sampling, pack_group
+from pipeline.rollout.episodes import Completion, Conversation, Episode, Sampling, pack_group
 from tests.bad_scorers import MODULES
 from tests.faults import LIMIT_S
 from tests.groups import random_group
@@ -17,7 +17,7 @@ from tests.groups import random_group
 @contextlib.contextmanager
 def scoring(config, timeout_s: float):
     """A pool of one scorer: a function that scores a group by a task, and what the pool said."""
-    from actors.scorer_pool import ScorerPool
+    from actors.scoring.scorer_pool import ScorerPool
 
     group = replace(random_group(np.random.default_rng(0)), answers=("\\boxed{ Paris }", "\\boxed{ Rome }", "Paris"))
     said: list[str] = []
@@ -48,8 +48,8 @@ def test_a_group_gets_its_rewards_and_advantages(score):
 
 
 def test_over_long_responses_lower_the_advantage_and_not_the_reward(ray_session):
-    """Limits of 10 tokens with a tail of 2: the first episode's turns are punished by 1 and 0.5, the second's not."""
-    from actors.scorer import Scorer
+    """Limits of 10 tokens with a tail of 2: the first episode's turns are penalized by 1 and 0.5, the second's not."""
+    from actors.scoring.scorer import Scorer
 
     def conversation(tokens: int) -> Conversation:
         return Conversation("m", [1], Completion([5] * tokens, [-1.0] * tokens, [0] * tokens, "stop", max_tokens=10))
@@ -61,7 +61,7 @@ def test_over_long_responses_lower_the_advantage_and_not_the_reward(ray_session)
     objective = ObjectiveConfig(overlong_penalty=0.4, overlong_share=0.2, advantage="leave_one_out")
     scorer = Scorer.remote(objective)
     record = ray_session.get(scorer.score.remote("id", pack_group("p", episodes), "qa", ("Paris",), "g", 1.0))
-    assert record.rewards.tolist() == [1, 0] and record.punishments.tolist() == [-0.75, 0]
+    assert record.rewards.tolist() == [1, 0] and record.penalties.tolist() == [-0.75, 0]
     assert record.advantages.tolist() == pytest.approx([0.7, -0.7])
 
 
@@ -82,12 +82,12 @@ RIGHT, WRONG = "\\boxed{ Paris }", "\\boxed{ Rome }"
 )
 def test_a_cut_answer_is_wrong_in_training_and_in_evaluation(conversations, answer, reward, tmp_path):
     from actors.evaluator import Evaluator
-    from actors.scorer import Scorer
+    from actors.scoring.scorer import Scorer
+    from pipeline.agents.memory_trace import MemoryCounts
     from pipeline.evaluation.answers import AnswerRecorder
     from pipeline.evaluation.config import EvaluationConfig
     from pipeline.evaluation.questions import Question, Task
     from pipeline.lease import Lease
-    from pipeline.memory_trace import MemoryCounts
     from pipeline.problems import Problem
 
     responses = [(role, Completion([5], [-1.0], [0], reason, max_tokens=1)) for role, reason in conversations]
@@ -139,7 +139,7 @@ def test_a_bad_scorer_fails_its_group_and_the_next_group_is_scored(score, task, 
 
 
 def test_a_scorer_that_hangs_is_ended_and_another_tries(ray_session, tiny_config, monkeypatch):
-    monkeypatch.setattr("actors.scorer_pool.ATTEMPTS", 2)
+    monkeypatch.setattr("actors.scoring.scorer_pool.ATTEMPTS", 2)
     with scoring(tiny_config, timeout_s=4) as (score, said):
         with pytest.raises(TimeoutError, match="scorer.timeout_s=4"):
             score("hangs")

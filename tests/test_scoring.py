@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from pipeline.config import ConfigError
 from pipeline.evaluation.answer_scores import answer_scores
-from pipeline.scoring import (
+from pipeline.rewards.scoring import (
     BOX_WINDOW,
     LONGEST_RUN,
     boxed_match,
@@ -162,7 +162,7 @@ def test_a_scorer_of_ones_own_has_a_name_in_the_configuration():
 
 
 @pytest.mark.parametrize(
-    "task", ["quiz", "pipeline.scoring:values_found", "tests.bad_scorers:raises", "os:system", ":x", ""]
+    "task", ["quiz", "pipeline.rewards.scoring:values_found", "tests.bad_scorers:raises", "os:system", ":x", ""]
 )
 def test_a_task_is_looked_up_and_never_imported(task):
     with pytest.raises(ConfigError, match="no scorer for the task .* qa, values, mine"):

@@ -14,11 +14,11 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-import jobs.local_head
-from jobs.local_head import find_cluster, free_port, local_head
-from jobs.progress import JobProgress
-from jobs.ray_token import ClusterError, is_this_machine, require_token
+import jobs.support.local_head
 from jobs.submit import Interrupts, SubmissionError, submit, submit_job, whole_paths
+from jobs.support.local_head import find_cluster, free_port, local_head
+from jobs.support.progress import JobProgress
+from jobs.support.ray_token import ClusterError, is_this_machine, require_token
 from pipeline.config import load_config
 
 ROOT = Path(__file__).parent.parent
@@ -189,7 +189,7 @@ def test_a_head_that_does_not_start_shows_its_log(tmp_path, monkeypatch, short_f
     ray = tmp_path / "ray"
     ray.write_text("#!/bin/sh\necho no memory left\nexit 3\n")
     ray.chmod(0o755)
-    monkeypatch.setattr(jobs.local_head, "RAY", str(ray))
+    monkeypatch.setattr(jobs.support.local_head, "RAY", str(ray))
     monkeypatch.setattr(tempfile, "tempdir", str(short_folder))
     with pytest.raises(ClusterError, match="status 3(.|\n)*no memory left"), local_head(free_port(0)):
         pass

@@ -7,11 +7,11 @@ from dataclasses import replace
 import pytest
 
 from actors.job_actor import RunFailed
-from pipeline.checkpoints import RunState
-from pipeline.ledger import SUSPECT_DEATHS, Ledger
-from pipeline.problem_queue import ProblemQueue
-from pipeline.problem_stream import START, Cursor
+from pipeline.data.problem_queue import ProblemQueue
+from pipeline.data.problem_stream import START, Cursor
 from pipeline.problems import DataError, Quarantine
+from pipeline.run.checkpoints import RunState
+from pipeline.run.ledger import SUSPECT_DEATHS, Ledger
 from tests.faults import rows_of
 from tests.simulation import Problems, simulate
 

@@ -9,9 +9,9 @@ from dataclasses import replace
 import pytest
 from transformers import AutoConfig, AutoTokenizer
 
+from pipeline.agents.prompts import Prompts, encode_text, load_template
 from pipeline.config import CONFIGS, load_config
-from pipeline.config_rules import check_config, check_window
-from pipeline.documents.synthetic import (
+from pipeline.data.documents.synthetic import (
     CHUNK_FACTS,
     CHUNK_TOKENS,
     FACT_TOKENS,
@@ -31,8 +31,8 @@ from pipeline.documents.synthetic import (
 )
 from pipeline.fine_tuning.demonstrations import Examples
 from pipeline.problems import row_of
-from pipeline.prompts import Prompts, encode_text, load_template
-from pipeline.scoring import boxed_match, reward
+from pipeline.rewards.scoring import boxed_match, reward
+from pipeline.rules import check_config, check_window
 
 CHUNKS = 8
 BY_TASK = {task: [synthetic_problem(0, i, CHUNKS, task) for i in range(2000)] for task in SYNTHETIC_TASKS}

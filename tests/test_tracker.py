@@ -12,7 +12,7 @@ import psutil
 import pytest
 
 from pipeline.config import load_config
-from pipeline.metrics import RunTotals
+from pipeline.run.metrics import RunTotals
 from tests.disks import full_disk
 from tests.faults import rows_of, until
 
@@ -317,7 +317,7 @@ def test_a_long_run_on_slow_storage_is_resumed(start, tmp_path, monkeypatch):
 
 def test_a_slow_figure_puts_off_no_row(tracker, tmp_path, monkeypatch):
     go = threading.Event()
-    monkeypatch.setattr("pipeline.training_plot.training_figure", lambda *_: go.wait(30))
+    monkeypatch.setattr("pipeline.run.training_plot.training_figure", lambda *_: go.wait(30))
     monkeypatch.setattr("actors.tracker.FIGURE_S", 0.1)
     tracker._storage.limit_s = 0.5
     tracker.log(row(1))
@@ -336,7 +336,7 @@ def test_a_figure_that_cannot_be_drawn_is_said_with_the_next_row(tracker, monkey
     def fails(*_) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("pipeline.training_plot.training_figure", fails)
+    monkeypatch.setattr("pipeline.run.training_plot.training_figure", fails)
     tracker.log(row(1))
     tracker.draw()
     until(tracker._figure.done, 10)

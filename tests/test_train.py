@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.checkpoints import Checkpoints
-from pipeline.documents.synthetic import synthetic_problem
+from pipeline.data.documents.synthetic import synthetic_problem
 from pipeline.end_tokens import named_end_tokens
 from pipeline.problems import write_problem_file
+from pipeline.run.checkpoints import Checkpoints
 from tests.bad_scorers import ARGUMENTS
 from tests.faults import rows_of, run_job
 
@@ -280,7 +280,7 @@ def test_every_option_of_the_objective_at_work(run, problem_file, ending_model, 
     assert 0 < sum(row["groups_discarded"] for row in rows) and all(row["groups_discarded"] <= 2 * 4 for row in rows)
     assert "  kept 0." in output
     assert all(row["proximal_seconds"] > 0 for row in rows)
-    assert any(row["overlong_punishment"] < 0 for row in rows)
+    assert any(row["overlong_penalty"] < 0 for row in rows)
     assert output.count("more than train.mismatch_warning=1e-12") >= 1
     summary = json.loads((tmp_path / "options" / "summary.json").read_text())
     assert summary["updates"] == 6 and summary["groups_discarded"] == sum(row["groups_discarded"] for row in rows)

@@ -2,8 +2,8 @@
 
 import pytest
 
-from pipeline.metrics import DRAWN, Curves
-from pipeline.training_plot import PANELS, SUPERVISED_PANELS, WINDOW, training_figure
+from pipeline.run.metrics import DRAWN, Curves
+from pipeline.run.training_plot import PANELS, SUPERVISED_PANELS, WINDOW, training_figure
 
 MEMORY = {"memory_written": 0.8, "memory_kept": 0.9, "memory_answered": None, "memory_junk": 0.1, "memory_tokens": 6.0}
 

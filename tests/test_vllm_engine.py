@@ -1,4 +1,5 @@
-"""The contract with vLLM (actors/vllm_engine.py), on real engines: log-probs, versions, weights changed in flight."""
+"""The contract with vLLM (actors/generation/vllm_engine.py), on real engines: log-probs, versions, weights changed in
+flight."""
 
 import asyncio
 import os
@@ -9,10 +10,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from pipeline.bucket_files import BUCKET_FILE, SHARED_MEMORY, BucketError
-from pipeline.episodes import Sampling
-from pipeline.policy import Policy
-from pipeline.weight_buckets import pack_buckets
+from pipeline.learning.policy import Policy
+from pipeline.rollout.episodes import Sampling
+from pipeline.weights.bucket_files import BUCKET_FILE, SHARED_MEMORY, BucketError
+from pipeline.weights.buckets import pack_buckets
 
 PROMPT = [0, *range(9, 109), *range(9, 49)]  # longer than a block of 128, so that prefix caching has something to keep
 ENDS = {1, 30}  # a model may name several end tokens
@@ -26,7 +27,7 @@ def runner():
 
 
 def start_engine(runner, config, model):
-    from actors.vllm_engine import VllmEngine
+    from actors.generation.vllm_engine import VllmEngine
 
     async def start():
         engine = VllmEngine(config, end_tokens=ENDS, seed=1)
@@ -164,7 +165,7 @@ def bucket_files(process: int) -> list:
 
 
 def test_new_weights_without_a_head_are_refused_unless_it_is_tied():
-    from actors.weight_transfer import BucketWeightTransfer
+    from actors.generation.weight_transfer import BucketWeightTransfer
 
     transfer = object.__new__(BucketWeightTransfer)
     transfer.model = torch.nn.Module()

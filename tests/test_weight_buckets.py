@@ -2,7 +2,7 @@
 
 import torch
 
-from pipeline.weight_buckets import pack_buckets, unpack_bucket
+from pipeline.weights.buckets import pack_buckets, unpack_bucket
 
 
 def test_every_tensor_comes_back_and_buckets_keep_their_size():

@@ -16,11 +16,11 @@ from statistics import fmean
 
 import psutil
 
-from actors.generator_pool import GeneratorPool
-from jobs.ray_token import private_folder, require_token
+from actors.generation.generator_pool import GeneratorPool
+from jobs.support.ray_token import private_folder, require_token
 from pipeline.config import ConfigError, load_config
-from pipeline.documents.synthetic import CHUNK_TOKENS, synthetic_problem
-from pipeline.episodes import Sampling
+from pipeline.data.documents.synthetic import CHUNK_TOKENS, synthetic_problem
+from pipeline.rollout.episodes import Sampling
 
 SAMPLE_S = 0.2
 BASE = 65536  # tokens: what the times are compared with

@@ -22,10 +22,10 @@ import torch
 from torch.nn.functional import linear_cross_entropy
 
 from pipeline.config import ConfigError, ObjectiveConfig, load_config
-from pipeline.episodes import Completion, Conversation, Episode, pack_group
-from pipeline.objective import token_losses
-from pipeline.packing import build_micro_batch
-from pipeline.policy import Policy
+from pipeline.learning.objective import token_losses
+from pipeline.learning.packing import build_micro_batch
+from pipeline.learning.policy import Policy
+from pipeline.rollout.episodes import Completion, Conversation, Episode, pack_group
 
 
 @dataclass
@@ -61,7 +61,8 @@ def torch_chunks(policy: Policy, batch: dict) -> torch.Tensor:
 
 
 def chunks(policy: Policy, batch: dict) -> torch.Tensor:
-    """Ours: chunks of the response positions (pipeline/policy.py), with the entropy that the learner reports."""
+    """Ours: chunks of the response positions (pipeline/learning/policy.py), with the entropy that the learner
+    reports."""
     return policy(*(batch[name] for name in ("tokens", "positions", "predict_at", "targets")))[0]
 
 

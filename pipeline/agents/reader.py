@@ -6,12 +6,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from pipeline.agents import ASKS
+from pipeline.agents.prompts import Prompts, encode_document, encode_text, load_template
 from pipeline.config import AgentConfig, ConfigError
-from pipeline.documents.passages import document_text
+from pipeline.data.documents.passages import document_text
 from pipeline.end_tokens import end_tokens, without_end
-from pipeline.episodes import Completion
 from pipeline.problems import BadRow, DataError, Problem, QuestionTooLong
-from pipeline.prompts import Prompts, encode_document, encode_text, load_template
+from pipeline.rollout.episodes import Completion
 
 SHOWN = 500  # characters of an error
 

@@ -11,7 +11,7 @@ import unicodedata
 from collections import Counter
 from dataclasses import dataclass
 
-from pipeline.scoring import LATEX_SPACING, boxed_match, last_box, unicode_form, values_found
+from pipeline.rewards.scoring import LATEX_SPACING, boxed_match, last_box, unicode_form, values_found
 
 METRICS = ("exact_match", "containment", "f1", "recall", "sub_em")
 PRIMARY_METRIC = {"qa": "exact_match", "values": "recall"}  # of a task; any other task has a scorer of its own
@@ -28,7 +28,7 @@ MARKUP = re.compile(r"\\[A-Za-z]+(?=\s*\{)|[{}—]|</?\w+>")
 def answer_scores(answer: str, answers: tuple[str, ...], task: str = "qa") -> dict[str, float]:
     """The metrics of one answer, each in [0, 1].
 
-    - exact_match: 1 if the last box equals a gold answer (`pipeline.scoring.boxed_match`).
+    - exact_match: 1 if the last box equals a gold answer (`pipeline.rewards.scoring.boxed_match`).
     - containment: 1 if a gold answer occurs in the answer as a run of whole words. The whole text is searched, its
       reasoning too, however long: an answer that names many things contains the right one more easily.
     - f1: of the words of the last box wherever it stands, or of the whole answer if it has no box, against the best

@@ -4,14 +4,16 @@ from dataclasses import asdict, dataclass, field
 
 from pipeline.agents import METHODS
 from pipeline.config import ConfigError, GenerationConfig, RowLimits, ScoringConfig
-from pipeline.config_rules import check_rules, generation_rules, one_of, positive
-from pipeline.documents.synthetic import EVALUATION_SEED
-from pipeline.recipes import SyntheticSettings
+from pipeline.data.documents.synthetic import EVALUATION_SEED
+from pipeline.data.recipes import SyntheticSettings
+from pipeline.rules import check_rules, generation_rules, one_of, positive
 
 
 @dataclass
 class EvaluationData:
-    source: str = "file"  # file, or synthetic (problems of pipeline/documents/synthetic.py, made as they are asked)
+    source: str = (
+        "file"  # file, or synthetic (problems of pipeline/data/documents/synthetic.py, made as they are asked)
+    )
     path: str = ""  # file: samples (pipeline/problems.py) as JSON lines or parquet, or a folder of such files
     synthetic_chunks: list[int] = field(default_factory=lambda: [8])  # synthetic: lengths of documents
     synthetic_count: int = 256  # synthetic: questions of each task and length

@@ -1,4 +1,4 @@
-"""The filter (jobs/filter.py): which questions are asked without their document, and which of them are kept.
+"""The filter (jobs/support/filter.py): which questions are asked without their document, and which of them are kept.
 
 A question is asked once, however often it comes and whatever the lengths of its documents: what tells it from others is
 its text, its answers and its task (`question_key`). So the same questions are kept at all lengths.
@@ -15,12 +15,12 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from pipeline.documents.hotpotqa_json import hotpotqa_question, own_paragraphs, question_id, read_questions
+from pipeline.data.documents.hotpotqa_json import hotpotqa_question, own_paragraphs, question_id, read_questions
+from pipeline.data.filtered_sets import KEPT, check_all_there
 from pipeline.evaluation.results import result_rows
 from pipeline.files import atomic_output, file_state, is_local, local_path
-from pipeline.filtered_sets import KEPT, check_all_there
 from pipeline.problems import BadRow, DataError, Problem, Quarantine, checked_rows, row_of
-from pipeline.scoring import values_found
+from pipeline.rewards.scoring import values_found
 
 RULES = ("score", "containment")
 NO_DOCUMENT = "(asked without its document)"  # placeholder: a sample must have a document, which closed_book ignores

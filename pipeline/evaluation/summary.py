@@ -4,12 +4,12 @@ from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 
+from pipeline.agents.memory_trace import memory_shares
 from pipeline.evaluation.config import EvaluationConfig
 from pipeline.evaluation.questions import Task
 from pipeline.evaluation.results import cells
 from pipeline.evaluation.tables import csv_table, markdown_table
-from pipeline.memory_trace import memory_shares
-from pipeline.report import duration
+from pipeline.run.report import duration
 
 MEANS_SOMETHING_S = 5.0  # before, the time that is left is not told
 
@@ -63,7 +63,7 @@ class Progress:
         return total
 
     def line(self, tokens: int, seconds: float) -> str:
-        """One line; jobs/progress.py reads its first two words for its bar.
+        """One line; jobs/support/progress.py reads its first two words for its bar.
 
         Args:
             tokens: that were read and written since it begins.

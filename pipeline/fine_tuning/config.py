@@ -3,8 +3,8 @@
 from dataclasses import dataclass, field
 
 from pipeline.config import ConfigError, LearnerConfig, ModelConfig, RunConfig, WandbConfig
-from pipeline.config_rules import check_rules, job_rules, learner_rules, one_of, positive
 from pipeline.fine_tuning.demonstrations import CURRICULA
+from pipeline.rules import check_rules, job_rules, learner_rules, one_of, positive
 
 SOURCES = ("file", "demonstrations")
 
@@ -14,7 +14,7 @@ class FineTuningData:
     source: str = "file"  # file, or demonstrations (of the tiny language, pipeline/fine_tuning/demonstrations.py)
     path: str = ""  # file: conversations as JSON lines or parquet, or a folder of such files
     max_bad_share: float = 0.05  # more quarantined rows than this share stop the run
-    curriculum: str = "warmstart"  # demonstrations: a name in CURRICULA
+    curriculum: str = "reading"  # demonstrations: a name in CURRICULA
 
 
 @dataclass
@@ -34,7 +34,7 @@ class FineTuningConfig:
     model: ModelConfig = field(default_factory=ModelConfig)
     data: FineTuningData = field(default_factory=FineTuningData)
     learner: LearnerConfig = field(default_factory=LearnerConfig)
-    sft: SupervisedConfig = field(default_factory=SupervisedConfig)
+    fine_tuning: SupervisedConfig = field(default_factory=SupervisedConfig)
     wandb: WandbConfig = field(default_factory=WandbConfig)
 
 
@@ -50,12 +50,13 @@ def check_fine_tuning(config: FineTuningConfig) -> None:
 
 
 def _rules(c: FineTuningConfig):
-    yield from positive(c, "sft", "steps", "tokens_per_step", "max_tokens", "checkpoint_every", "record_every")
+    yield from positive(c, "fine_tuning", "steps", "tokens_per_step", "max_tokens", "checkpoint_every", "record_every")
     yield from one_of(c, "data", "source", SOURCES)
     yield from one_of(c, "data", "curriculum", CURRICULA)
-    s, budget = c.sft, c.learner.micro_batch_tokens
-    yield s.stop_after <= s.steps, f"sft.stop_after={s.stop_after} is over sft.steps={s.steps}"
+    s, budget = c.fine_tuning, c.learner.micro_batch_tokens
+    yield s.stop_after <= s.steps, f"fine_tuning.stop_after={s.stop_after} is over fine_tuning.steps={s.steps}"
     yield (
         s.max_tokens <= budget,
-        (f"sft.max_tokens={s.max_tokens} is over learner.micro_batch_tokens={budget}, which a conversation must fit"),
+        f"fine_tuning.max_tokens={s.max_tokens} is over learner.micro_batch_tokens={budget}, which a conversation must "
+        "fit",
     )

@@ -15,10 +15,10 @@ or both as tokens of the model, as an evaluation with evaluate.successes=true wr
 
 from collections.abc import Iterator
 
+from pipeline.agents.prompts import encode_text
+from pipeline.data.sample_files import SampleFiles
 from pipeline.fine_tuning.examples import Example, respond
 from pipeline.problems import BadRow, Quarantine, text_field
-from pipeline.prompts import encode_text
-from pipeline.sample_files import SampleFiles
 
 CHARACTERS_OF_A_TOKEN = 200  # more than any text has on average
 ROLES = ("system", "user", "assistant")
@@ -53,7 +53,7 @@ def conversation_example(row: object, tokenizer, max_tokens: int) -> Example:
         BadRow: the row has none of the three forms, is longer than `max_tokens`, or has nothing to learn.
     """
     if (characters := _characters(row)) > CHARACTERS_OF_A_TOKEN * max_tokens:  # it need not be tokenized to know
-        raise BadRow(f"the conversation has {characters} characters, too many for sft.max_tokens={max_tokens}")
+        raise BadRow(f"the conversation has {characters} characters, too many for fine_tuning.max_tokens={max_tokens}")
     if isinstance(row, dict) and row.get("messages") is not None:
         example = _chat(row["messages"], tokenizer)
     elif isinstance(row, dict) and row.get("prompt_tokens") is not None:
@@ -62,7 +62,7 @@ def conversation_example(row: object, tokenizer, max_tokens: int) -> Example:
         prompt, response = text_field(row, "prompt"), text_field(row, "response")
         example = respond(encode_text(tokenizer, prompt), [*encode_text(tokenizer, response), tokenizer.eos_token_id])
     if len(example.tokens) > max_tokens:
-        raise BadRow(f"the conversation has {len(example.tokens)} tokens, over sft.max_tokens={max_tokens}")
+        raise BadRow(f"the conversation has {len(example.tokens)} tokens, over fine_tuning.max_tokens={max_tokens}")
     if not any(example.learned[1:]):
         raise BadRow("the conversation has nothing to learn: no message of the assistant's")
     return example

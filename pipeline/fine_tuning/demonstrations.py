@@ -7,7 +7,8 @@ are as they are.
 import random
 from collections.abc import Callable, Iterator
 
-from pipeline.documents.synthetic import (
+from pipeline.agents.prompts import Prompts, load_template
+from pipeline.data.documents.synthetic import (
     CHUNK_FACTS,
     KINDS,
     PEOPLE,
@@ -20,7 +21,6 @@ from pipeline.documents.synthetic import (
     facts_text,
 )
 from pipeline.fine_tuning.examples import Example, respond
-from pipeline.prompts import Prompts, load_template
 
 MEMORY_FACTS = 4
 DRILL_FACTS = 8
@@ -33,7 +33,7 @@ KEEPS_USELESS, HOARDS = 0.4, 0.03
 
 # The mixture of examples, by the share of the steps up to which it holds; each is a method of `Examples`.
 CURRICULA: dict[str, list[tuple[float, dict[str, float]]]] = {
-    "warmstart": [
+    "reading": [
         (0.08, {"existence": 1.0}),
         (1.0, {"careless_update": 0.6, "reading": 0.2, "answer": 0.1, "existence": 0.1}),
     ],

@@ -19,18 +19,18 @@ from pathlib import Path
 
 # Name: module, class, method, rank that it strikes (None: any), what it does.
 FAULTS = {
-    "engine": ("actors.vllm_engine", "VllmEngine", "generate", None, "kill engine"),
-    "deadly problem": ("actors.generator", "_Run", "episode", None, "deadly problem"),
-    "hold": ("actors.vllm_engine", "VllmEngine", "generate", None, "hold"),
+    "engine": ("actors.generation.vllm_engine", "VllmEngine", "generate", None, "kill engine"),
+    "deadly problem": ("actors.generation.generator", "_Run", "episode", None, "deadly problem"),
+    "hold": ("actors.generation.vllm_engine", "VllmEngine", "generate", None, "hold"),
     "coordinator": ("actors.buffer", "TrajectoryBuffer", "step_done", None, "kill"),
     "coordinator stands still": ("actors.buffer", "TrajectoryBuffer", "step_done", None, "stop"),
-    "forward": ("actors.zero_engine", "ZeroEngine", "forward", 1, "kill"),
-    "optimizer": ("actors.zero_engine", "ZeroEngine", "step", 1, "kill"),
-    "publish": ("actors.learner_rank", "LearnerRank", "publish", 0, "kill"),
-    "copy": ("actors.zero_engine", "ZeroEngine", "copy_state", 1, "kill"),
-    "write": ("actors.learner_rank", "LearnerRank", "write_checkpoint", 1, "kill"),
-    "full": ("actors.zero_engine", "ZeroEngine", "write_model", 0, "disk full"),
-    "nan": ("actors.zero_engine", "ZeroEngine", "backward", 1, "nan"),
+    "forward": ("actors.learning.zero_engine", "ZeroEngine", "forward", 1, "kill"),
+    "optimizer": ("actors.learning.zero_engine", "ZeroEngine", "step", 1, "kill"),
+    "publish": ("actors.learning.rank", "LearnerRank", "publish", 0, "kill"),
+    "copy": ("actors.learning.zero_engine", "ZeroEngine", "copy_state", 1, "kill"),
+    "write": ("actors.learning.rank", "LearnerRank", "write_checkpoint", 1, "kill"),
+    "full": ("actors.learning.zero_engine", "ZeroEngine", "write_model", 0, "disk full"),
+    "nan": ("actors.learning.zero_engine", "ZeroEngine", "backward", 1, "nan"),
 }
 
 

@@ -1,0 +1,302 @@
+"""The generator pool: generators join when they are up and have the current weights, and leave when they die, hang, or
+their node is drained."""
+
+import asyncio
+import contextlib
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import ray
+from ray._private.state import state as cluster
+from ray.exceptions import RayError, RayTaskError
+
+from actors.generation.generator import Draining, Generator, WeightsLost
+from actors.pool import DIED, Hung, Pool, result_of
+from pipeline.config import GenerationConfig
+from pipeline.evaluation.answers import Answer
+from pipeline.rollout.episodes import RolloutNotes
+
+HEARTBEAT_S = 2.0
+DRAINING_S = 2.0  # between two looks at which nodes are being drained
+TOKENS_WAIT_S = 5.0
+
+
+class GeneratorLost(RuntimeError):
+    """The generator died, or left, under its work.
+
+    Attributes:
+        blame: nothing but the work is known to have killed it. Not so when its node is gone or is being drained, when
+            it died or failed with new weights, or when the pool ended it for anything but that it hung.
+    """
+
+    def __init__(self, message: str, blame: bool = False):
+        super().__init__(message)
+        self.blame = blame
+
+
+class GeneratorLeft(GeneratorLost):
+    """It begins no more conversations, as its node is being drained, and none was lost with it."""
+
+
+@dataclass
+class Member:
+    """A generator in service."""
+
+    actor: object
+    node: str
+    version: int  # of its weights
+    open: int = 0  # calls under way
+    tokens: int = 0  # read and written for answers
+    loading: bool = False  # new weights, or was when it was lost
+    ended: bool = False  # by the pool, and not because it hung
+
+
+class GeneratorPool(Pool):
+    """Lives in the actor of the job; the generators are actors.
+
+    Args:
+        config: of the job.
+        say: takes a line for people to read.
+        journal: where generators note finished conversations; None when they do not train.
+        joined: is called with a generator's name, its weight version and the pause of the update in seconds (None if it
+            was not yet in service), whenever it can be given work with these weights.
+        left: is called with the name of a generator that is out of service.
+    """
+
+    def __init__(
+        self,
+        config: GenerationConfig,
+        say: Callable[[str], None],
+        journal=None,
+        joined: Callable[[str, int, float | None], None] = lambda *_: None,
+        left: Callable[[str], None] = lambda _: None,
+    ):
+        g = config.generator
+        super().__init__("generator", g.count, g.min_count, say)
+        self.config, self._journal, self._joined, self._left = config, journal, joined, left
+        self._members: dict[str, Member] = {}
+        self._weights: tuple[int, list[ray.ObjectRef]] = (0, [])  # version 0 is what every generator loads from disk
+        self._published = asyncio.Condition()
+        self._draining: set[str] = set()  # nodes
+        self._tokens_of_the_gone = 0
+        self.engine_version = ""
+
+    def make(self, number: int):
+        g = self.config.generator
+        return Generator.options(num_cpus=g.num_cpus, num_gpus=g.num_gpus).remote(
+            f"generator-{number}", self.config, self.config.run.seed + number, self._journal
+        )
+
+    async def run(self) -> None:
+        looking = asyncio.create_task(self._look_for_drained_nodes())
+        try:
+            await super().run()
+        finally:
+            looking.cancel()
+
+    async def serve(self, name: str, actor) -> str:
+        self.engine_version, node = await actor.start.remote()
+        member = Member(actor, node, version=0)
+        await self._load_newer(name, member)
+        self._members[name] = member
+        self._joined(name, member.version, None)
+        await self.enter(name)
+        if self._were_ready:
+            self._say(f"· {name} is in service")
+        watched = [
+            asyncio.create_task(work)
+            for work in (
+                result_of(actor.until_death.remote()),
+                self._follow_weights(name, member),
+                self._feel_pulse(name, member),
+                self._until_drained(member),
+            )
+        ]
+        try:
+            (first, *_), _ = await asyncio.wait(watched, return_when=asyncio.FIRST_COMPLETED)
+            first.result()  # all but the last end by raising
+            member.ended = True
+            await self.leave(name)
+            await self._drain(name, member)
+            return f"left node {member.node[:8]}, which is being drained"
+        except RayTaskError:
+            member.ended = True
+            raise
+        finally:
+            for task in watched:
+                task.cancel()
+
+    async def leave(self, name: str) -> None:
+        if member := self._members.pop(name, None):
+            self._tokens_of_the_gone += member.tokens
+            self._left(name)
+        await super().leave(name)
+
+    async def _died(self, name: str, member: Member) -> GeneratorLost:
+        """Work was lost with a generator: what was lost is not given to it again before the pool finds it dead, too."""
+        if self._members.get(name) is member:
+            await self.leave(name)
+        excused = member.loading or member.ended or member.node in self._draining
+        return GeneratorLost(f"{name} died", blame=not excused and await _is_alive(member.node))
+
+    async def publish(self, version: int, buckets: list[ray.ObjectRef]) -> None:
+        """Let all generators, also those that come later, take up these weights."""
+        async with self._published:
+            self._weights = (version, buckets)
+            self._published.notify_all()
+
+    # Work.
+
+    async def rollout(self, name: str, *arguments) -> tuple[ray.ObjectRef, RolloutNotes]:
+        """`Generator.rollout`: a reference to the group, and the notes.
+
+        Raises:
+            TimeoutError: it took longer than generator.timeout_s, and was cancelled.
+            GeneratorLost: the generator died, or leaves.
+            Exception: what the generator raised.
+        """
+        limit = self.config.generator.timeout_s
+        if name not in self._members:
+            raise GeneratorLeft(f"{name} is gone")
+        member = self._members[name]
+        group, notes = member.actor.rollout.options(num_returns=2).remote(*arguments)
+        try:
+            async with self._call(member):
+                with self._busy[name].work():
+                    async with asyncio.timeout(limit):
+                        return group, await notes
+        except TimeoutError:
+            ray.cancel(notes)
+            raise TimeoutError(f"no episodes within generator.timeout_s={limit}") from None
+        except Exception as error:
+            with contextlib.suppress(Exception):
+                await group  # has failed like the notes; of an error that nobody looks at Ray prints the traceback
+            if isinstance(error, DIED):
+                raise await self._died(name, member) from error
+            if isinstance(error, Draining):
+                raise GeneratorLeft(f"{name} leaves") from error
+            raise
+
+    async def answer(self, *arguments) -> Answer:
+        """`Generator.answer` of the generator that has the fewest under way, once one has room.
+
+        Raises:
+            GeneratorLost: the generator died, or leaves.
+            Exception: what the generator raised.
+        """
+        room = self.config.generator.max_sequences
+        async with self._changed:
+            await self._changed.wait_for(lambda: any(m.open < room for m in self._members.values()))
+        name, member = min(self._members.items(), key=lambda item: item[1].open)
+        try:
+            async with self._call(member):
+                return await member.actor.answer.remote(*arguments)
+        except DIED as error:
+            raise await self._died(name, member) from error
+        except Draining as error:
+            raise GeneratorLeft(f"{name} leaves") from error
+
+    @contextlib.asynccontextmanager
+    async def _call(self, member: Member):
+        """A call to a generator lasts as long as this block."""
+        member.open += 1
+        try:
+            yield
+        finally:
+            member.open -= 1
+            async with self._changed:
+                self._changed.notify_all()
+
+    async def tokens_done(self) -> int:
+        """How many tokens the generators have read and written for answers, as far as they can tell now."""
+        members = list(self._members.values())
+        asked = {asyncio.ensure_future(result_of(m.actor.tokens_done.remote())): m for m in members}
+        if asked:
+            done, pending = await asyncio.wait(asked, timeout=TOKENS_WAIT_S)
+            for task in pending:
+                task.cancel()
+            for task in done:
+                if not task.exception():
+                    asked[task].tokens = task.result()
+        return self._tokens_of_the_gone + sum(m.tokens for m in self._members.values())
+
+    async def close(self) -> None:
+        await asyncio.gather(*(result_of(m.actor.close.remote()) for m in self._members.values()))
+        await super().close()
+
+    # The life of one generator.
+
+    async def _load_newer(self, name: str, member: Member) -> float | None:
+        """Take up the published weights as long as there are newer ones; return the last pause in seconds."""
+        limit, pause_s = self.config.generator.stall_s, None
+        while self._weights[0] > member.version:
+            version, buckets = self._weights
+            try:
+                member.loading = True  # and stays so if this fails
+                async with asyncio.timeout(limit):
+                    pause_s = await member.actor.update_weights.remote(version, buckets)
+                member.version, member.loading = version, False
+            except TimeoutError:
+                raise Hung(f"took longer than generator.stall_s={limit:g} to take up weights") from None
+            except WeightsLost:  # the learners that made them are gone; others will publish
+                member.loading = False
+                self._say(f"· {name} waits for weights: version {version} is lost")
+                while self._weights[1] is buckets:
+                    async with self._published:
+                        await self._published.wait()
+        return pause_s
+
+    async def _follow_weights(self, name: str, member: Member) -> None:
+        while True:
+            async with self._published:
+                await self._published.wait_for(lambda: self._weights[0] > member.version)
+            pause_s = await self._load_newer(name, member)
+            if name in self._members:  # else it is being drained
+                self._joined(name, member.version, pause_s)
+
+    async def _feel_pulse(self, name: str, member: Member) -> None:
+        """Raise `Hung` when the engine's loop stands still: it answers between two steps, however long those are."""
+        limit = self.config.generator.stall_s
+        while True:
+            try:
+                async with asyncio.timeout(limit):
+                    await member.actor.heartbeat.remote()
+            except TimeoutError:
+                raise Hung(f"hung: its engine did nothing for generator.stall_s={limit:g}") from None
+            await asyncio.sleep(HEARTBEAT_S)
+
+    async def _until_drained(self, member: Member) -> None:
+        async with self._changed:
+            await self._changed.wait_for(lambda: member.node in self._draining)
+
+    async def _drain(self, name: str, member: Member) -> None:
+        """Let the conversations that are open end, as long as that does not take too long."""
+        limit = self.config.generator.drain_s
+        self._say(f"· {name} leaves a node that is being drained; its groups go on elsewhere")
+        try:
+            async with asyncio.timeout(limit):
+                await member.actor.drain.remote()
+                async with self._changed:
+                    await self._changed.wait_for(lambda: not member.open)
+        except TimeoutError:
+            self._say(f"· {name} had conversations open after generator.drain_s={limit:g}; they are begun again")
+
+    async def _look_for_drained_nodes(self) -> None:
+        while True:
+            draining = self._draining
+            with contextlib.suppress(RayError, OSError):  # the cluster's head may be away for a while
+                draining = set(await asyncio.to_thread(cluster.get_draining_nodes))
+            if draining != self._draining:
+                async with self._changed:
+                    self._draining = draining
+                    self._changed.notify_all()
+            await asyncio.sleep(DRAINING_S)
+
+
+async def _is_alive(node: str) -> bool:
+    """Whether Ray knows a node to be there; if Ray cannot say, it is taken to be."""
+    try:
+        nodes = await asyncio.to_thread(ray.nodes)
+    except (RayError, OSError):
+        return True
+    return any(found["Alive"] for found in nodes if found["NodeID"] == node)

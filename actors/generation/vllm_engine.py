@@ -1,0 +1,209 @@
+"""The one place that knows vLLM: an asynchronous engine over token ids whose weights change in flight.
+
+Written against vLLM 0.32 (`AsyncLLM`); tests/test_vllm_engine.py is the contract that an upgrade must keep.
+"""
+
+import asyncio
+import contextlib
+import gc
+import multiprocessing.context
+import os
+import time
+import uuid
+from collections.abc import AsyncIterator, Collection, Iterator
+
+from pipeline.config import GenerationConfig
+from pipeline.rollout.episodes import Completion, Sampling
+from pipeline.weights.bucket_files import BucketFile, remove_orphans, stage
+from pipeline.weights.buckets import WeightBucket
+
+# Read by vLLM at import.
+os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
+
+import ray  # noqa: E402
+import torch  # noqa: E402
+import vllm  # noqa: E402
+import vllm.v1.engine.utils as engine_launcher  # noqa: E402
+from vllm import SamplingParams, TokensPrompt  # noqa: E402
+from vllm.config import WeightTransferConfig  # noqa: E402
+from vllm.distributed.weight_transfer.base import WeightTransferUpdateRequest  # noqa: E402
+from vllm.engine.arg_utils import AsyncEngineArgs  # noqa: E402
+from vllm.platforms import current_platform  # noqa: E402
+from vllm.sampling_params import RequestOutputKind  # noqa: E402
+from vllm.v1.engine.async_llm import AsyncLLM  # noqa: E402
+
+from actors.generation.weight_transfer import BACKEND, end_with_parent  # noqa: E402
+
+
+class VllmEngine:
+    """An `AsyncLLM` that returns tokens with their log-probs and weight versions.
+
+    A response ends with the first of `end_tokens` (finish reason "stop"), or at its limit ("length").
+    """
+
+    version_of_vllm = vllm.__version__
+
+    def __init__(self, config: GenerationConfig, end_tokens: Collection[int], seed: int):
+        self.end_tokens = sorted(end_tokens)
+        self.version = 0
+        remove_orphans()
+        on_cpu = current_platform.is_cpu()
+        if on_cpu and config.generator.enforce_eager:
+            # vLLM's helpers beside the model would still be compiled, by a C++ compiler, at the first request.
+            torch.compiler.set_stance("force_eager")
+        with _forking() if on_cpu else contextlib.nullcontext():
+            self._llm = AsyncLLM.from_engine_args(_engine_args(config, seed))
+        self._updating = asyncio.Lock()
+        self._open = asyncio.Event()  # new requests wait while weights change, so that their salt is the right one
+        self._open.set()
+
+    async def start(self) -> None:
+        """Label the weights that the engine was started with as version 0."""
+        await self._llm.update_weight_version("0")
+
+    async def generate(self, prompt: list[int], max_tokens: int, sampling: Sampling) -> Completion:
+        """Sample one response.
+
+        Raises:
+            Exception: vLLM's own; when `is_dead` is true as well, this object is of no more use.
+        """
+        await self._open.wait()
+        # The KV cache of one version is never found by a request of another: its blocks are hashed with the salt.
+        # A request in flight when the weights change goes on with its cache, and its log-probs are those of what
+        # it really sampled from.
+        cache_version = self.version
+        request = TokensPrompt(prompt_token_ids=prompt, cache_salt=f"v{cache_version}")
+        parameters = SamplingParams(
+            temperature=sampling.temperature,
+            top_p=sampling.top_p,
+            seed=sampling.seed,
+            max_tokens=max_tokens,
+            stop_token_ids=self.end_tokens,
+            logprobs=0,  # of the sampled token alone
+            detokenize=False,
+            output_kind=RequestOutputKind.FINAL_ONLY,
+        )
+        async for output in self._llm.generate(request, parameters, request_id=uuid.uuid4().hex):
+            result = output.outputs[0]
+        tokens = list(result.token_ids)
+        logprobs = [entry[token].logprob for token, entry in zip(tokens, result.logprobs, strict=True)]
+        versions = [int(s.version) for s in result.weight_versions for _ in range(s.start, s.end)]
+        if len(versions) != len(tokens):
+            raise RuntimeError(f"vLLM named the weight version of {len(versions)} of {len(tokens)} tokens")
+        return Completion(tokens, logprobs, versions, result.finish_reason, cache_version, max_tokens)
+
+    async def update_weights(self, version: int, buckets: AsyncIterator[WeightBucket]) -> float:
+        """Take up new weights without ending the requests in flight; return the pause in seconds.
+
+        All buckets are staged in shared memory and verified before generation pauses, so the pause is loading alone.
+
+        Raises:
+            BucketError: they cannot be staged, or are not what was packed; the weights in use stay.
+        """
+        async with self._updating:
+            staged: list[BucketFile] = []
+            try:
+                async for bucket in buckets:
+                    staged.append(await asyncio.to_thread(stage, bucket))
+                self._open.clear()
+                begin = time.perf_counter()
+                await self._llm.pause_generation(mode="keep", clear_cache=False)
+                await self._llm.start_weight_update()
+                for file in staged:
+                    info = {"path": file.path, "size": file.size, "entries": file.entries}
+                    await self._llm.update_weights(WeightTransferUpdateRequest(update_info=info))
+                await self._llm.finish_weight_update(weight_version=str(version))
+                self.version = version
+                await self._llm.resume_generation()
+                return time.perf_counter() - begin
+            finally:
+                self._open.set()
+                for file in staged:
+                    file.remove()
+
+    async def heartbeat(self) -> None:
+        """Returns when the engine's loop has come round once more, whether or not it has work."""
+        await self._llm.is_paused()
+
+    @property
+    def is_dead(self) -> bool:
+        """Whether the engine process has died."""
+        return self._llm.errored
+
+    def shutdown(self) -> None:
+        self._llm.shutdown()
+
+
+class _ForkedProcess(multiprocessing.context.ForkProcess):
+    def run(self) -> None:
+        gc.freeze()  # what was Ray's before the fork is not to be finalized in this process
+        end_with_parent()
+        ray._raylet.setproctitle("VLLM::EngineCore")  # after a fork in a Ray worker, vLLM's own way finds no room
+        super().run()
+
+
+class _ForkContext(multiprocessing.context.ForkContext):
+    Process = _ForkedProcess
+
+
+@contextlib.contextmanager
+def _forking() -> Iterator[None]:
+    """Let vLLM fork its engine process, which then need not import vLLM again: on a CPU half of an engine's start.
+
+    vLLM spawns it in a Ray actor, lest CUDA or Ray be used on both sides of a fork. On a CPU there is no CUDA, and the
+    engine process does not call Ray.
+    """
+    chosen, engine_launcher.get_mp_context = engine_launcher.get_mp_context, _ForkContext
+    try:
+        yield
+    finally:
+        engine_launcher.get_mp_context = chosen
+
+
+def _engine_args(config: GenerationConfig, seed: int) -> AsyncEngineArgs:
+    g = config.generator
+    on_cpu = current_platform.is_cpu()
+    if on_cpu:
+        # Or vLLM 0.32 takes the executor of two processes instead, which spend a good part of a core on their queue.
+        os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
+    device = (
+        {
+            # One process for the whole engine, and a KV cache of a size that a laptop can spare.
+            "distributed_executor_backend": "uni",
+            "kv_cache_memory_bytes": int(g.kv_cache_gib * 2**30),
+            # With prompts split over steps, a seeded request ends the engine: vLLM 0.32 takes back a draw of the part
+            # that samples nothing, which torch's CPU generators cannot do.
+            "enable_chunked_prefill": False,
+        }
+        if on_cpu
+        else {
+            "gpu_memory_utilization": g.gpu_memory_share,
+            "tensor_parallel_size": g.tensor_parallel,
+            # Logits are float32, as in the learner (pipeline/learning/policy.py). On a GPU that costs nothing; on a CPU
+            # vLLM
+            # would copy the whole head to float32 in every step, which doubles a small model's time.
+            "hf_overrides": {"head_dtype": "float32"},
+        }
+    )
+    return AsyncEngineArgs(
+        model=config.model.path,
+        dtype=config.model.dtype,
+        trust_remote_code=config.model.trust_remote_code,
+        load_format="safetensors",
+        skip_tokenizer_init=True,  # tokens in, tokens out
+        max_model_len=config.agent.window,
+        max_num_seqs=g.max_sequences,
+        enforce_eager=g.enforce_eager,
+        enable_prefix_caching=True,
+        # The learner compares with log-probs after the temperature; vLLM's default is before it.
+        logprobs_mode="processed_logprobs",
+        # The model's own generation_config must not change the sampling.
+        generation_config="vllm",
+        seed=seed,
+        disable_log_stats=True,
+        use_tqdm_on_load=False,
+        worker_extension_cls="actors.generation.weight_transfer.WeightTransferExtension",
+        weight_transfer_config=WeightTransferConfig(backend=BACKEND),
+        **device,
+    )

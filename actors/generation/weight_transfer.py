@@ -1,0 +1,92 @@
+"""vLLM's worker side of a weight update: load buckets that the generator actor laid into shared memory.
+
+vLLM imports this module in its workers (`worker_extension_cls`), which registers the backend with vLLM's
+weight-transfer interface. The generator's side is in actors/generation/vllm_engine.py.
+"""
+
+import ctypes
+import signal
+import sys
+from dataclasses import dataclass
+
+import torch
+from vllm.distributed.weight_transfer.base import (
+    WeightTransferEngine,
+    WeightTransferInitInfo,
+    WeightTransferUpdateInfo,
+)
+from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory
+from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead
+from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
+
+from pipeline.weights.bucket_files import read_bucket_file
+from pipeline.weights.buckets import unpack_bucket
+
+BACKEND = "shared_memory_buckets"
+PR_SET_PDEATHSIG = 1  # linux/prctl.h
+
+
+@dataclass
+class BucketInfo(WeightTransferUpdateInfo):
+    """A bucket's bytes as a file in shared memory, and what lies in it (pipeline/weights/buckets.py)."""
+
+    path: str
+    size: int
+    entries: list
+
+
+class BucketWeightTransfer(WeightTransferEngine[WeightTransferInitInfo, BucketInfo]):
+    init_info_cls = WeightTransferInitInfo
+    update_info_cls = BucketInfo
+
+    def __init__(self, *arguments, **named):
+        super().__init__(*arguments, **named)
+        end_with_parent()
+
+    def init_transfer_engine(self, init_info: WeightTransferInitInfo) -> None:
+        """Nothing to set up: every bucket names its own file."""
+
+    def start_weight_update(self) -> None:
+        self._has_head = False
+        initialize_layerwise_reload(self.model)
+
+    def update_weights(self, update_info: dict) -> None:
+        # Not the base class's: it synchronises torch.accelerator, which raises where there is none.
+        self.receive_weights(self.parse_update_info(update_info))
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+
+    def receive_weights(self, update_info: BucketInfo) -> None:
+        # The mapping lives as long as vLLM keeps views of it, which layerwise loading does until the end.
+        data = read_bucket_file(update_info.path, update_info.size)
+        weights = unpack_bucket(update_info.entries, data)
+        self._has_head |= any(entry[0].endswith("lm_head.weight") for entry in update_info.entries)
+        self.model.load_weights((name, tensor.to(self.device)) for name, tensor in weights)
+
+    def finish_weight_update(self) -> None:
+        # vLLM only warns of a head without new weights, also where it is tied and has none of its own.
+        if not (self._has_head or self.model_config.hf_text_config.tie_word_embeddings):
+            raise RuntimeError("the new weights have no lm_head.weight, which is not tied to the embedding")
+        finalize_layerwise_reload(self.model, self.model_config)
+        # An lm_head tied to the embedding is loaded under the embedding's name only, so layerwise loading
+        # leaves its packed copy of the old weights in place (CPU).
+        for module in self.model.modules():
+            if isinstance(module, ParallelLMHead):
+                module.quant_method.process_weights_after_loading(module)
+
+    def shutdown(self) -> None:
+        """Nothing is held between updates."""
+
+
+def end_with_parent() -> None:
+    """Have the kernel end this process when the one that started it dies: an engine that stands still, or was left
+    behind by a generator that was killed, would hold its memory for ever. Linux only."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+WeightTransferEngineFactory.register_engine(BACKEND, BucketWeightTransfer)
+
+
+class WeightTransferExtension:
+    """Mixed into vLLM's worker class; importing this module is all that it is for."""

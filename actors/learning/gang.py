@@ -1,0 +1,245 @@
+"""The learner gangs: all ranks started together, given their shares of a step, and asked for the new weights."""
+
+import asyncio
+import time
+from collections.abc import Coroutine
+from pathlib import Path
+
+import numpy as np
+import ray
+from ray.exceptions import RayTaskError
+from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+from actors.learning.learner import Learner
+from actors.learning.reservation import bundle_of
+from actors.learning.supervised_learner import SupervisedLearner, SupervisedUpdate
+from actors.pool import DIED
+from pipeline.config import Config
+from pipeline.fine_tuning.examples import ExampleBatch
+from pipeline.learning.packing import Update, plan_update, split_updates
+from pipeline.rollout.episodes import GroupRecord
+from pipeline.run.checkpoints import FileEntry
+from pipeline.run.metrics import UpdateResult
+
+START_LIMIT_S = 3600.0  # for a model to load
+PROGRESS_S = 5.0  # between two looks at how far the ranks are
+
+
+class GangLost(RuntimeError):
+    """A rank died, failed or stood still, so that all of them must start again. The message says what happened."""
+
+
+class GroupsLost(RuntimeError):
+    """Groups of a step cannot be fetched any more. `indices` are theirs in the step."""
+
+    def __init__(self, indices: list[int]):
+        super().__init__(f"{len(indices)} groups were lost with the nodes that held them")
+        self.indices = indices
+
+
+class Gang:
+    """Lives in the actor that runs the job; the ranks are actors of their own, of the class `LEARNER`.
+
+    Args:
+        config: of the job.
+        size: how many ranks.
+        placement: with a bundle for each rank; none: Ray finds places when there are some.
+    """
+
+    LEARNER: type
+
+    def __init__(self, config, size: int, placement: PlacementGroup | None = None):
+        self.config, self.size = config, size
+        self._placement = None if placement else placement_group([bundle_of(config.learner)] * size, strategy="PACK")
+        places = [PlacementGroupSchedulingStrategy(placement or self._placement, rank) for rank in range(size)]
+        resources = {"num_cpus": config.learner.num_cpus, "num_gpus": config.learner.num_gpus}
+        self.ranks = [
+            self.LEARNER.options(scheduling_strategy=place, **resources).remote(config, rank, size)
+            for rank, place in enumerate(places)
+        ]
+
+    async def up(self) -> None:
+        """Wait until the processes of all ranks are there. Raises `GangLost`."""
+        await self._together([rank.progress.remote() for rank in self.ranks], START_LIMIT_S)
+
+    async def start(self, checkpoint: str = "", universal: str = "") -> None:
+        """Form the process group and load the model on all ranks.
+
+        Args:
+            checkpoint: folder or URI of a checkpoint to go on from.
+            universal: a folder for its state in a format for any number of ranks; none: it is of as many as these.
+
+        Raises:
+            GangLost: a rank died or failed.
+        """
+        if checkpoint and universal:
+            await self._together([self.ranks[0].convert.remote(checkpoint, universal)], START_LIMIT_S)
+        ((host, port),) = await self._together([self.ranks[0].address.remote()], START_LIMIT_S)
+        state = Path(universal).parent if universal else checkpoint
+        joining = [rank.join.remote(host, port, str(state), bool(universal)) for rank in self.ranks]
+        await self._together(joining, START_LIMIT_S)
+
+    async def publish(self) -> list[ray.ObjectRef]:
+        """Put the weights into the object store; return the references of their buckets. Raises `GangLost`."""
+        buckets, *_ = await self._all("publish")
+        return buckets
+
+    async def save(self, folder: str) -> None:
+        """Write a Hugging Face folder. Raises `GangLost`."""
+        await self._all("save", folder)
+
+    async def copy_checkpoint(self, folder: str) -> None:
+        """Copy the whole state into host memory, for `write_checkpoint`. Raises `GangLost`."""
+        await self._all("copy_checkpoint", folder)
+
+    async def write_checkpoint(self) -> list[FileEntry]:
+        """Write what was copied, while training goes on; return the files, when all ranks have ended.
+
+        Raises:
+            GangLost: no rank moves any more.
+            Exception: a rank's own, when it could not write.
+        """
+        calls = [rank.write_checkpoint.remote() for rank in self.ranks]
+        written = await self._unless_it_stands_still(_all_of(calls, return_exceptions=True))
+        for result in written:
+            if isinstance(result, Exception):
+                raise result
+        return [entry for entries in written for entry in entries]
+
+    async def close(self) -> None:
+        """End all ranks in good order."""
+        try:
+            await self._all("close")
+        finally:
+            self.kill()
+
+    def kill(self) -> None:
+        """End all ranks at once."""
+        for rank in self.ranks:
+            ray.kill(rank)
+        if self._placement:
+            remove_placement_group(self._placement)
+
+    async def _all(self, method: str, *arguments) -> list:
+        return await self._together([getattr(rank, method).remote(*arguments) for rank in self.ranks])
+
+    async def _together(self, calls: list[ray.ObjectRef], limit_s: float | None = None) -> list:
+        """What all ranks return. Raises `GangLost` if one dies or fails, or if none moves for `limit_s`."""
+        try:
+            return await self._unless_it_stands_still(_all_of(calls), limit_s)
+        except (*DIED, RayTaskError) as error:
+            raise GangLost(f"a learner rank {_what_happened(error)}") from error
+
+    async def _unless_it_stands_still(self, work: Coroutine, limit_s: float | None = None):
+        """The result of `work`. Raises `GangLost` if no rank moves for `limit_s`, or learner.stall_s."""
+        limit_s = limit_s or self.config.learner.stall_s
+        working = asyncio.ensure_future(work)
+        standing = asyncio.ensure_future(self._until_it_stands_still(limit_s))
+        try:
+            await asyncio.wait([working, standing], return_when=asyncio.FIRST_COMPLETED)
+            if not working.done():
+                raise GangLost(f"the learners made no progress for {limit_s:g} s")
+            return working.result()
+        finally:
+            working.cancel()
+            standing.cancel()
+
+    async def _until_it_stands_still(self, limit_s: float) -> None:
+        """Returns when no rank has moved for as long as is allowed. One whose process does not answer stands still."""
+        seen, since = None, time.monotonic()
+        while time.monotonic() - since < limit_s:
+            progress = await asyncio.gather(*map(_progress_of, self.ranks))
+            if progress != seen:
+                seen, since = progress, time.monotonic()
+            await asyncio.sleep(PROGRESS_S)
+
+
+async def _all_of(calls: list[ray.ObjectRef], return_exceptions: bool = False) -> list:
+    return await asyncio.gather(*calls, return_exceptions=return_exceptions)
+
+
+async def _progress_of(rank) -> int | None:
+    """None if it does not answer."""
+    try:
+        async with asyncio.timeout(PROGRESS_S):
+            return await rank.progress.remote()
+    except (TimeoutError, *DIED):
+        return None
+
+
+def _what_happened(error: Exception) -> str:
+    if isinstance(error, DIED):
+        return "died"
+    return f"failed: {(str(error).strip().splitlines() or [''])[-1]}"
+
+
+class LearnerGang(Gang):
+    """Of reinforcement learning."""
+
+    LEARNER = Learner
+    config: Config
+
+    async def train(
+        self, step: int, version: int, groups: list[tuple[GroupRecord, ray.ObjectRef]]
+    ) -> list[UpdateResult]:
+        """Train one step; return what became of its updates.
+
+        Args:
+            step: how many came before.
+            version: of the weights.
+            groups: records and references.
+
+        Raises:
+            GroupsLost: some cannot be fetched; nothing was trained.
+            GangLost: a rank died, failed or stood still.
+        """
+        le = self.config.learner
+        sets = split_updates(len(groups), self.config.train.updates_per_step, (self.config.run.seed, step))
+        shares: list[list[Update]] = [[] for _ in self.ranks]
+        for chosen in sets:
+            lengths = {index: self._lengths(groups[index][0]) for index in chosen}
+            # Also of the groups without a gradient: the mean is over all that was sampled.
+            tokens = sum(groups[index][0].response_tokens for index in chosen)
+            for share, micro_batches in zip(
+                shares, plan_update(lengths, self.size, le.micro_batch_tokens), strict=True
+            ):
+                share.append(Update(micro_batches, tokens))
+        indices = [sorted({g for u in updates for items in u.micro_batches for g, _ in items}) for updates in shares]
+        fetching = zip(self.ranks, indices, strict=True)
+        # The references are in lists, so that Ray hands them on unresolved.
+        lost = await self._together([rank.fetch.remote({i: [groups[i][1]] for i in mine}) for rank, mine in fetching])
+        if any(lost):
+            raise GroupsLost(sorted({index for of_rank in lost for index in of_rank}))
+        calls = []
+        for rank, updates, mine in zip(self.ranks, shares, indices, strict=True):
+            advantages: dict[int, np.ndarray] = {index: groups[index][0].advantages for index in mine}
+            rewards: dict[int, np.ndarray] = {index: groups[index][0].rewards for index in mine}
+            calls.append(rank.train.remote(version, updates, advantages, rewards))
+        by_rank = await self._together(calls)
+        return [UpdateResult(*result) for result in zip(sets, map(list, zip(*by_rank, strict=True)), strict=True)]
+
+    def _lengths(self, record: GroupRecord) -> np.ndarray:
+        """Tokens of each conversation to be computed, int64 [C]; 0 for one that cannot change the weights."""
+        o = self.config.objective
+        of_entropy = o.entropy_coefficient and (o.entropy_weight == "one" or record.rewards.any())
+        has_gradient = record.advantages.any() or o.kl_coefficient or of_entropy
+        return record.trained_lengths if has_gradient else np.zeros_like(record.trained_lengths)
+
+
+class SupervisedGang(Gang):
+    """Of supervised fine-tuning."""
+
+    LEARNER = SupervisedLearner
+
+    async def train(self, batch: ExampleBatch) -> list[dict]:
+        """Train one optimizer step; return what each rank says of it."""
+        le, tokens = self.config.learner, int(batch.learned.sum())
+        plan = plan_update({0: batch.lengths}, self.size, le.micro_batch_tokens)
+        shares = [[[example for _, example in items] for items in micro_batches] for micro_batches in plan]
+        ref = [ray.put(batch)]
+        calls = [
+            rank.train.remote(SupervisedUpdate(share, tokens), ref)
+            for rank, share in zip(self.ranks, shares, strict=True)
+        ]
+        return await self._together(calls)

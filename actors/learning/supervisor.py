@@ -1,0 +1,263 @@
+"""The learners of a run: a gang of the size that fits the cluster, started again when it is lost, and its checkpoints.
+
+Room for the ranks is held from one gang to the next (actors/learning/reservation.py).
+
+The state of a step is copied into the ranks' host memory and written while the next steps are trained. A gang starts
+from the last checkpoint that was finished, whatever the number of ranks that wrote it.
+"""
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import ray
+from ray.exceptions import RayTaskError
+
+from actors.job_actor import RunFailed, reason_of
+from actors.learning.gang import GangLost, LearnerGang
+from actors.learning.reservation import NoRoom, Reservation, ranks_in
+from pipeline.config import Config
+from pipeline.rollout.episodes import GroupRecord
+from pipeline.run.checkpoints import Checkpoint, CheckpointError, RunState, checkpoints_of
+from pipeline.run.metrics import UpdateResult
+from pipeline.storage import Storage
+
+NODES_S = 2.0  # between two looks at which nodes are there
+STORAGE_S = 3600.0  # for checkpoints to be read, or removed
+BEGIN_S = 60.0  # for the folder of a new one to be made, while training waits
+RESTARTS_IN_A_ROW = 5  # learners that are lost more often without a step between will not get better
+
+
+class LearnerSupervisor:
+    """Lives in the coordinator.
+
+    Args:
+        config: of the run.
+        folder: of the run.
+        run_id: of the run.
+        say: takes a progress line.
+    """
+
+    def __init__(self, config: Config, folder: Path, run_id: str, say: Callable[[str], None]):
+        self.config, self.say = config, say
+        self.checkpoints = checkpoints_of(config, folder, run_id)
+        self._storage = Storage(self.checkpoints.base, STORAGE_S)
+        self.checkpoint: Checkpoint | None = None  # the last one that was finished; what a gang starts from
+        self.placed = asyncio.Event()  # set when the first gang has its room
+        self.restarts = self.saves_failed = 0
+        self._universal = folder / "universal" / "learner"
+        self._restarts_in_a_row = 0
+        self._room = Reservation(config.learner)
+        self.works = False  # the gang has started and is not lost
+        self._gang: LearnerGang | None = None
+        self._saving: asyncio.Future | None = None
+
+    @property
+    def size(self) -> int:
+        """How many ranks there are."""
+        return self._gang.size if self._gang else 0
+
+    @property
+    def saved_step(self) -> int:
+        return self.checkpoint.step if self.checkpoint else 0
+
+    # Life.
+
+    async def start(self, publish: bool) -> list[ray.ObjectRef]:
+        """Start as many ranks as the cluster has room for, from the last checkpoint if there is one.
+
+        Returns:
+            Their weights as `publish` returns them, if `publish`; else nothing.
+
+        Raises:
+            RunFailed: they cannot start at all.
+        """
+        le = self.config.learner
+        while True:
+            if self._storage.closed:
+                raise RunFailed(self._storage.closed)
+            if not self._room.is_whole():
+                await self._reserve()
+            self.placed.set()
+            first, size = self._gang is None, self._room.size
+            self._gang = LearnerGang(self.config, size, self._room.group)
+            try:
+                await self._come_up()
+                await self._gang.start(*self._state_for(size))
+                self.works = True
+                if size < le.ranks:
+                    self.say(f"· training with {size} of {le.ranks} learner ranks")
+                return await self._gang.publish() if publish else []
+            except NoRoom as error:
+                self.say(f"· {error}")
+                self._gang.kill()
+            except GangLost as error:
+                if first and isinstance(error.__cause__, RayTaskError):
+                    raise RunFailed(f"the learners cannot start: {error}") from error
+                self.say(f"· while the learners were started, {error}")
+                self._count_restart(str(error))
+                self._gang.kill()
+
+    async def _reserve(self) -> None:
+        """Wait for room for as many ranks as the cluster can hold."""
+        le, first = self.config.learner, self._gang is None
+        while True:
+            # At first the full number, for which an autoscaler may be making room; later, what the nodes could hold.
+            nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+            most = le.ranks if first else max(ranks_in(nodes, le), le.min_ranks)
+            for size in range(most, le.min_ranks - 1, -1):
+                try:
+                    await self._room.make(size, le.wait_s)
+                    return
+                except NoRoom as error:
+                    self.say(f"· {error} after learner.wait_s={le.wait_s:g}")
+            first = False
+
+    async def _come_up(self) -> None:
+        """Wait until the processes of all ranks are there.
+
+        Raises:
+            NoRoom: one of their nodes is gone.
+            GangLost: one died.
+        """
+        coming = asyncio.ensure_future(self._gang.up())
+        try:
+            while not coming.done():
+                await asyncio.wait([coming], timeout=NODES_S)
+                if not self._room.is_whole():
+                    raise NoRoom("a node that had room for a learner rank is gone")
+            coming.result()
+        finally:
+            coming.cancel()
+
+    def _state_for(self, ranks: int) -> tuple[str, str]:
+        """The checkpoint to load, and where its state is to be converted if it was written by other ranks."""
+        if not self.checkpoint:
+            return "", ""
+        same = self.checkpoint.state.ranks == ranks
+        return self.checkpoint.folder, "" if same else str(self._universal)
+
+    async def lost(self, why: str) -> None:
+        """End what is left of a gang that was lost; `checkpoint` is then what it starts from.
+
+        Raises:
+            RunFailed: it was lost too often without a step between.
+        """
+        self.works = False
+        self._count_restart(why)
+        self._gang.kill()
+        with contextlib.suppress(GangLost):
+            await self.saved()
+        await self.find_checkpoint()
+
+    def _count_restart(self, why: str) -> None:
+        self.restarts += 1
+        self._restarts_in_a_row += 1
+        if self._restarts_in_a_row > RESTARTS_IN_A_ROW:
+            raise RunFailed(
+                f"the learners were lost {self._restarts_in_a_row} times before a step got done, the last time: "
+                f"{why}; see their logs in Ray's dashboard"
+            )
+
+    def work_done(self) -> None:
+        """A step was trained: a later loss is no reason to give up."""
+        self._restarts_in_a_row = 0
+
+    def can_grow(self) -> bool:
+        """Whether ranks are missing, and there is room for one more beside everything that runs."""
+        return self.size < self.config.learner.ranks and self.size < self._room.reachable()
+
+    async def make_way(self) -> None:
+        """End all ranks, to be started again with more of them."""
+        wanted, self.works = self._room.reachable(), False
+        await self._gang.close()
+        if wanted > self._room.size:
+            with contextlib.suppress(NoRoom):  # then `start` looks for what there is
+                await self._room.make(wanted, self.config.learner.wait_s)
+
+    async def close(self) -> None:
+        """End all ranks, in good order if they work."""
+        try:
+            if self.works:
+                await self._gang.close()
+            elif self._gang:
+                self._gang.kill()
+        finally:
+            self._room.release()
+
+    def abandon(self, why: str) -> None:
+        """End all ranks, and write and remove nothing more: the checkpoints are another run's."""
+        self._storage.close(why)
+        self.works = False
+        if self._gang:
+            self._gang.kill()
+
+    # Work.
+
+    async def train(
+        self, step: int, version: int, groups: list[tuple[GroupRecord, ray.ObjectRef]]
+    ) -> list[UpdateResult]:
+        """See `LearnerGang.train`."""
+        return await self._gang.train(step, version, groups)
+
+    async def publish(self) -> list[ray.ObjectRef]:
+        """See `LearnerGang.publish`."""
+        return await self._gang.publish()
+
+    # Checkpoints.
+
+    async def find_checkpoint(self) -> None:
+        """Take the newest one that is good for `checkpoint`. Raises `RunFailed` if there are some and none is good."""
+        news: list[str] = []  # the storage's thread cannot say them
+        try:
+            self.checkpoint = await self._storage.call_async(self.checkpoints.newest_good, news.append)
+        except (CheckpointError, OSError) as error:
+            raise RunFailed(f"no checkpoint to go on from: {error}") from error
+        finally:
+            for line in news:
+                self.say(line)
+
+    async def save(self, state: RunState) -> None:
+        """Copy the state of this step, and begin to write it. Raises `GangLost`."""
+        await self.saved()
+        try:
+            await self._storage.call_async(self.checkpoints.begin, state.step, limit_s=BEGIN_S)
+        except OSError as error:
+            self._not_saved(state.step, reason_of(error))
+            return
+        await self._gang.copy_checkpoint(self.checkpoints.folder(state.step))
+        self._saving = asyncio.ensure_future(self._write(self._gang, state))
+
+    async def saved(self) -> None:
+        """Wait for the checkpoint that is being written. Raises `GangLost`."""
+        saving, self._saving = self._saving, None
+        if saving:
+            await saving
+
+    async def _write(self, gang: LearnerGang, state: RunState) -> None:
+        """Write what was copied. If that fails, the checkpoint before is still there, and the run goes on."""
+        t, begin = self.config.train, time.monotonic()
+        try:
+            files = await gang.write_checkpoint()
+            checkpoint = await self._storage.call_async(self.checkpoints.finish, state, files)
+        except GangLost as error:
+            self._not_saved(state.step, str(error))
+            raise
+        except Exception as error:
+            self._not_saved(state.step, reason_of(error))
+            with contextlib.suppress(OSError):  # without a manifest it counts for nothing anyway
+                await self._storage.call_async(self.checkpoints.clear, state.step)
+            return
+        self.checkpoint = checkpoint
+        self.say(f"· saved checkpoints/{state.step} in {time.monotonic() - begin:.0f} s, beside the training")
+        try:
+            await self._storage.call_async(self.checkpoints.prune, state.step, t.keep_last, t.keep_best)
+        except OSError as error:
+            self.say(f"· older checkpoints could not be removed: {reason_of(error)}")
+
+    def _not_saved(self, step: int, why: str) -> None:
+        self.saves_failed += 1
+        last = f"checkpoints/{self.checkpoint.step}" if self.checkpoint else "none"
+        self.say(f"· checkpoints/{step} could not be saved: {why}; the last good one is {last}")

@@ -1,0 +1,342 @@
+"""The one place that knows DeepSpeed: a policy under ZeRO-3 with AdamW or Muon, and a reference model only to read.
+
+Written against DeepSpeed 0.19; tests/test_learner.py is the contract that an upgrade must keep.
+"""
+
+import copy
+import os
+import shutil
+import subprocess
+import sys
+from collections import OrderedDict
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+
+if not torch.cuda.is_available():
+    os.environ.setdefault("DS_ACCELERATOR", "cpu")
+
+import deepspeed  # noqa: E402
+from accelerate import init_empty_weights  # noqa: E402
+from deepspeed.ops import __compatible_ops__  # noqa: E402
+from deepspeed.runtime.checkpoint_engine.checkpoint_engine import CheckpointEngine  # noqa: E402
+from transformers import AutoModelForCausalLM  # noqa: E402
+from transformers.initialization import no_init_weights  # noqa: E402
+from transformers.integrations import HfDeepSpeedConfig  # noqa: E402
+from transformers.utils import logging as transformers_logging  # noqa: E402
+
+from pipeline.config import LearnerConfig, ModelConfig  # noqa: E402
+from pipeline.learning.policy import Policy  # noqa: E402
+from pipeline.learning.schedule import learning_rate_factor  # noqa: E402
+from pipeline.run.plan import GATHERED_PARAMETERS, REDUCE_BUCKET  # noqa: E402
+
+ZERO_STAGE = 3
+STATE_TAG = "state"  # the name of DeepSpeed's folder within a checkpoint's
+
+transformers_logging.disable_progress_bar()
+
+
+class ZeroEngine:
+    """One rank of the learner gang. All ranks call the same methods in the same order."""
+
+    def __init__(
+        self,
+        model: ModelConfig,
+        learner: LearnerConfig,
+        *,
+        updates: int,
+        temperature: float = 1.0,
+        train_entropy: bool = False,
+        with_reference: bool = False,
+        universal: bool = False,
+    ):
+        """Join the process group named by RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT, and load the model.
+
+        Args:
+            model: to be trained.
+            learner: how.
+            updates: optimizer steps of the whole run, over which the learning rate's schedule stretches.
+            temperature: of the log-probs.
+            train_entropy: give the entropies a gradient.
+            with_reference: load the model once more, to be read only.
+            universal: `load_state` is given a universal checkpoint (`make_universal`).
+        """
+        on_gpu = torch.cuda.is_available()
+        # DeepSpeed would compile a shared-memory collective for one-node CPU groups; gloo does without a compiler.
+        __compatible_ops__["deepspeed_shm_comm"] = False
+        deepspeed.init_distributed(dist_backend="nccl" if on_gpu else "gloo")
+        self.rank = torch.distributed.get_rank()
+        self.ranks = torch.distributed.get_world_size()
+        settings = _settings(model, learner) | {"checkpoint": {"load_universal": universal}}
+        policy = _load_policy(model, settings, temperature, train_entropy)
+        self.model = policy.model
+        if learner.activation_checkpointing:
+            policy.checkpoint_activations()
+        optimizer = _optimizer(policy, learner)
+        schedule = torch.optim.lr_scheduler.LambdaLR(
+            optimizer, lambda update: learning_rate_factor(update, learner, updates)
+        )
+        self._engine, *_ = deepspeed.initialize(
+            model=policy, optimizer=optimizer, lr_scheduler=schedule, config=settings, dist_init_required=False
+        )
+        _check_buffers(self._engine, model)
+        self.device = self._engine.device
+        self._reference = None
+        if with_reference:
+            settings = _reference_settings(model)
+            reference = _load_policy(model, settings, temperature, False).requires_grad_(False)
+            self._reference, *_ = deepspeed.initialize(model=reference, config=settings, dist_init_required=False)
+            _check_buffers(self._reference, model)
+
+    def forward(self, *inputs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Response log-probs and entropies of a micro-batch (pipeline/learning/policy.py), with gradient if enabled."""
+        return self._engine(*inputs)
+
+    @torch.no_grad()
+    def reference(self, *inputs: torch.Tensor) -> torch.Tensor | None:
+        """Response log-probs under the initial model; None if no KL is asked for."""
+        return None if self._reference is None else self._reference(*inputs)[0]
+
+    def backward(self, loss: torch.Tensor, last: bool) -> None:
+        """Add the gradients of `loss`, to be summed over ranks and micro-batches; `last` ends the update's batch."""
+        self._engine.set_gradient_accumulation_boundary(last)
+        # DeepSpeed averages over ranks.
+        self._engine.backward(loss * self.ranks, scale_wrt_gas=False)
+
+    def step(self) -> tuple[float | None, float]:
+        """Clip, update the weights, advance the schedule. Returns the gradient norm and AdamW's learning rate.
+
+        Under Muon the norm is that of what the optimizer is given, matrices already orthogonalized.
+        When the gradient is not finite on any rank, no rank changes its weights, its optimizer state or its place in
+        the schedule, and the norm is None.
+        """
+        *_, rate = self._engine.get_lr()
+        self._engine.step()
+        if self._engine.optimizer.overflow:
+            return None, rate
+        return float(self._engine.get_global_grad_norm()), rate
+
+    def parameters(self, group_bytes: int) -> Iterator[tuple[str, torch.Tensor]]:
+        """Yield every named parameter whole, in the names of the Hugging Face checkpoint, on all ranks.
+
+        They are gathered in groups of about `group_bytes`; a tensor is valid until the next one is asked for.
+        """
+        group, size = [], 0
+        for name, parameter in self.model.named_parameters():
+            group.append((name, parameter))
+            size += parameter.ds_numel * parameter.element_size()
+            if size >= group_bytes:
+                yield from _gathered(group)
+                group, size = [], 0
+        if group:
+            yield from _gathered(group)
+
+    def save(self, folder: Path) -> None:
+        """Write a Hugging Face folder in safetensors (rank 0 writes; all ranks must call)."""
+        self.write_model(folder, self.copy_model())
+
+    def copy_model(self) -> dict[str, torch.Tensor]:
+        """All parameters in host memory on rank 0, nothing on the others; all ranks must call."""
+        return {
+            name: tensor.detach().cpu().clone()
+            for name, tensor in self.parameters(group_bytes=2**28)
+            if self.rank == 0  # the others only take part in the gathering
+        }
+
+    def write_model(self, folder: Path, parameters: dict[str, torch.Tensor]) -> None:
+        """Write what `copy_model` returned as a Hugging Face folder; on other ranks than 0 nothing."""
+        if self.rank == 0:
+            self.model.save_pretrained(folder, state_dict=parameters, safe_serialization=True)
+
+    def copy_state(self, folder: Path) -> dict[Path, dict]:
+        """This rank's part of DeepSpeed's checkpoint in host memory, as files to be written with torch.save; all ranks
+        must call, and DeepSpeed makes the folders."""
+        writer, self._engine.checkpoint_engine = self._engine.checkpoint_engine, StateCopies()
+        try:
+            self._engine.save_checkpoint(str(folder), tag=STATE_TAG, save_latest=False)
+            return self._engine.checkpoint_engine.files
+        finally:
+            self._engine.checkpoint_engine = writer
+
+    def load_state(self, folder: Path) -> None:
+        """Take up the state that a checkpoint's folder holds: weights, optimizer, and the place in the schedule.
+
+        Raises:
+            RuntimeError: it is not there.
+        """
+        loaded, _ = self._engine.load_checkpoint(str(folder), tag=STATE_TAG)
+        if loaded is None:
+            raise RuntimeError(f"DeepSpeed found no state in {folder}")
+
+    def close(self) -> None:
+        torch.distributed.destroy_process_group()
+
+
+class StateCopies(CheckpointEngine):
+    """What DeepSpeed would write, copied to host memory, so that training can go on while it is being written."""
+
+    def __init__(self):
+        super().__init__()
+        self.files: dict[Path, dict] = {}
+
+    def create(self, info) -> None:
+        """Nothing to prepare."""
+
+    def save(self, state_dict: dict, path: str) -> None:
+        self.files[Path(path)] = _copied(state_dict)
+
+    def load(self, path: str, map_location=None) -> dict:
+        raise NotImplementedError("this engine only saves")
+
+    def commit(self, info) -> bool:
+        return True
+
+    def preserves_storage_sharing(self) -> bool:
+        return False
+
+
+def _copied(state):
+    """The same with every tensor copied to host memory."""
+    if isinstance(state, torch.Tensor):
+        return state.detach().to("cpu", copy=True)
+    if type(state) in (dict, OrderedDict, list, tuple):
+        items = (
+            ((key, _copied(value)) for key, value in state.items()) if isinstance(state, dict) else map(_copied, state)
+        )
+        return type(state)(items)
+    return state
+
+
+def make_universal(folder: Path, universal: Path) -> None:
+    """Convert the state that `copy_state` laid out in `folder` into DeepSpeed's universal format, which any number of
+    ranks loads. In a process of its own, as DeepSpeed does it."""
+    shutil.rmtree(universal, ignore_errors=True)  # an earlier one
+    command = [sys.executable, "-m", "deepspeed.checkpoint.ds_to_universal", "--inject_missing_state"]
+    command += ["--num_extract_workers=1", "--num_merge_workers=1"]
+    command += [f"--input_folder={folder / STATE_TAG}", f"--output_folder={universal / STATE_TAG}"]
+    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    if done.returncode != 0:
+        raise RuntimeError(f"{folder} could not be converted for another number of ranks:\n{done.stdout[-2000:]}")
+
+
+def _gathered(group: list[tuple[str, torch.nn.Parameter]]) -> Iterator[tuple[str, torch.Tensor]]:
+    with deepspeed.zero.GatheredParameters([parameter for _, parameter in group]):
+        yield from ((name, parameter.data) for name, parameter in group)
+
+
+def _load_policy(model: ModelConfig, settings: dict, temperature: float, train_entropy: bool) -> Policy:
+    """Load the model with every parameter split over the ranks from the start."""
+    sharded_loading = HfDeepSpeedConfig(settings)  # transformers looks at it while it lives
+    loaded = AutoModelForCausalLM.from_pretrained(
+        model.path,
+        dtype=getattr(torch, model.dtype),
+        attn_implementation=model.attention,
+        trust_remote_code=model.trust_remote_code,
+        use_safetensors=True,
+    )
+    del sharded_loading
+    _restore_buffers(loaded, model)
+    return Policy(loaded, temperature, train_entropy=train_entropy)
+
+
+def _plain_buffers(loaded: torch.nn.Module, model: ModelConfig) -> dict[str, torch.Tensor]:
+    """The buffers that no checkpoint holds, by name, with the values that they have without DeepSpeed."""
+    with no_init_weights(), init_empty_weights(include_buffers=False):
+        plain = AutoModelForCausalLM.from_config(
+            copy.deepcopy(loaded.config), dtype=getattr(torch, model.dtype), trust_remote_code=model.trust_remote_code
+        )
+    in_checkpoint = loaded.state_dict().keys()
+    return {name: buffer for name, buffer in plain.named_buffers() if name not in in_checkpoint}
+
+
+def _restore_buffers(loaded: torch.nn.Module, model: ModelConfig) -> None:
+    """Give the buffers that no checkpoint holds the values that they have without DeepSpeed.
+
+    While a model is built, `zero.Init` casts what torch.arange and its like return to the model's dtype. In bfloat16
+    the frequencies of rotary embeddings are then off by up to 0.4%: by radians at position 8,000 (DeepSpeed's issue
+    4932).
+    """
+    for name, buffer in _plain_buffers(loaded, model).items():
+        owner, _, attribute = name.rpartition(".")
+        setattr(loaded.get_submodule(owner), attribute, buffer)
+
+
+def _check_buffers(engine: deepspeed.DeepSpeedEngine, model: ModelConfig) -> None:
+    """Raise a RuntimeError if the model that DeepSpeed made is not the one that vLLM computes.
+
+    The log-probs' mismatch would not show it: in bfloat16 rounding alone is larger.
+    """
+    held = dict(engine.module.model.named_buffers())
+    for name, buffer in _plain_buffers(engine.module.model, model).items():
+        if held[name].dtype != buffer.dtype or not torch.equal(held[name].cpu(), buffer):
+            raise RuntimeError(
+                f"{model.path}: DeepSpeed has changed the buffer {name} ({held[name].dtype}, without it "
+                f"{buffer.dtype}), so the learners would train another model than vLLM samples from"
+            )
+
+
+def _optimizer(policy: Policy, learner: LearnerConfig) -> torch.optim.Optimizer:
+    """AdamW for all parameters; or Muon for the layers' matrices and AdamW for embeddings, head, norms and biases."""
+    adamw = {"lr": learner.learning_rate, "weight_decay": learner.weight_decay}
+    if learner.optimizer == "adamw":
+        return torch.optim.AdamW(policy.parameters(), **adamw)
+    if not torch.cuda.is_available():
+        torch._dynamo.config.disable = True  # DeepSpeed compiles Muon's kernels, for which a CPU may lack a compiler
+    from deepspeed.runtime.zero.muon.muon_optimizer import MuonWithAuxAdam
+
+    ends = {
+        id(p)
+        for module in (policy.model.get_input_embeddings(), policy.model.get_output_embeddings())
+        for p in module.parameters()
+    }
+    halves: dict[bool, list[torch.nn.Parameter]] = {True: [], False: []}
+    for parameter in policy.parameters():
+        parameter.use_muon = len(parameter.ds_shape) == 2 and id(parameter) not in ends
+        halves[parameter.use_muon].append(parameter)
+    muon = {"lr": learner.muon_learning_rate, "weight_decay": learner.weight_decay, "momentum": 0.95}
+    return MuonWithAuxAdam(
+        [
+            {"params": halves[True], "use_muon": True, **muon},
+            {"params": halves[False], "use_muon": False, "betas": (0.9, 0.95), "eps": 1e-8, **adamw},
+        ]
+    )
+
+
+def _settings(model: ModelConfig, learner: LearnerConfig) -> dict:
+    zero = {
+        "stage": ZERO_STAGE,
+        "contiguous_gradients": True,
+        "overlap_comm": torch.cuda.is_available(),
+        "stage3_max_live_parameters": GATHERED_PARAMETERS,
+        "reduce_bucket_size": REDUCE_BUCKET,
+    }
+    if learner.optimizer == "muon":
+        zero["reduce_scatter"] = False  # it needs whole gradients
+    if learner.offload:
+        zero["offload_optimizer"] = {"device": "cpu", "pin_memory": True}
+    return _common_settings(model, zero) | {
+        "gradient_clipping": learner.max_grad_norm,
+        # torch's AdamW: no compiler needed, and the same arithmetic as the reference in the tests.
+        "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,
+    }
+
+
+def _reference_settings(model: ModelConfig) -> dict:
+    """Split over the ranks and kept in host memory; the device holds what is being computed."""
+    offload = {"device": "cpu", "pin_memory": torch.cuda.is_available()}
+    return _common_settings(model, {"stage": ZERO_STAGE, "offload_param": offload})
+
+
+def _common_settings(model: ModelConfig, zero: dict) -> dict:
+    return {
+        "train_micro_batch_size_per_gpu": 1,  # a packed row; the boundary of an update is set by hand
+        "gradient_accumulation_steps": 1,
+        "bf16": {"enabled": model.dtype == "bfloat16"},
+        # Gradients of bfloat16 weights are added up over micro-batches and ranks in float32.
+        "data_types": {"grad_accum_dtype": "fp32"},
+        "communication_data_type": "fp32",
+        "zero_optimization": zero,
+        "steps_per_print": 2**31,
+    }

@@ -1,0 +1,308 @@
+"""What `make figures` is made of: training runs of the embedded model, evaluations of what came of them, the figures.
+
+A step is a command of another job. Steps that are done are known by their summary.json and not repeated.
+"""
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import fmean, stdev
+
+from pipeline.config import ConfigError, load_config
+from pipeline.data.documents.synthetic import EVALUATION_SEED
+from pipeline.evaluation.results import cells, length_label, read_results
+from pipeline.evaluation.tables import escaped, markdown_lines, markdown_table
+from pipeline.fine_tuning.config import FineTuningConfig
+from pipeline.rules import check_rules
+
+# Temperature and top-p: as in training, the paper's evaluation, and the likeliest token.
+SAMPLINGS = {"sampled": (1.0, 1.0), "paper": (0.7, 0.95), "greedy": (0.0, 1.0)}
+SAMPLING_NAMES = {"sampled": "T = 1", "paper": "T = 0.7, top-p 0.95", "greedy": "greedy"}
+TRANSFER_TASKS = ("needles", "values", "long_chains")
+PROMPT_AND_RESPONSE = 33  # tokens of a conversation of the embedded model, as counted in an evaluation at 8 chunks
+
+
+@dataclass
+class FiguresConfig:
+    folder: str = "runs/figures"  # the same folder goes on where it was stopped
+    preset: str = "tiny"  # of the training runs
+    seeds: list[int] = field(default_factory=lambda: [0, 1, 2])  # of the training runs; each is in the figures
+    questions: int = 256  # of a point, other ones for each seed
+    chunks: list[int] = field(default_factory=lambda: [8, 32, 128, 512, 2048])  # of the documents of figure 1
+    ablation_chunks: list[int] = field(default_factory=lambda: [8, 32, 128, 512])  # of figure 2
+    transfer_chunks: list[int] = field(default_factory=lambda: [8, 32, 128])  # of figure 3
+    samplings: list[str] = field(default_factory=lambda: list(SAMPLINGS))
+    at_once: int = 1  # steps that run at the same time
+
+
+@dataclass(frozen=True)
+class Step:
+    """A job that is run once, in a run folder of its name."""
+
+    name: str
+    job: str  # a module
+    arguments: tuple[str, ...]  # without run.folder and run.name
+    model: str = ""  # the step whose checkpoint is its model.path; empty: `arguments` say which
+    data: str = ""  # the step whose successes are its data.path; empty: `arguments` say which
+
+
+@dataclass(frozen=True)
+class Line:
+    """A line of a figure: a name, and the evaluations of it, one a training seed."""
+
+    name: str
+    evaluations: tuple[Step, ...]
+    sampling: str
+
+
+def check_figures(config: FiguresConfig) -> None:
+    """Raise `ConfigError` with one line for each thing that is wrong."""
+    lengths = ("chunks", "ablation_chunks", "transfer_chunks")
+    wrong = [name for name in config.samplings if name not in SAMPLINGS]
+    rules = [
+        *((bool(getattr(config, name)), f"{name} is empty") for name in ("seeds", "samplings", *lengths)),
+        *((min(getattr(config, name), default=2) >= 2, f"{name} must be at least 2 each") for name in lengths),
+        (len(set(config.seeds)) == len(config.seeds), f"seeds={config.seeds} names one twice"),
+        (config.questions > 0, f"questions={config.questions} must be greater than 0"),
+        (config.at_once > 0, f"at_once={config.at_once} must be greater than 0"),
+        (not wrong, f"samplings={config.samplings}: there are {', '.join(SAMPLINGS)}"),
+    ]
+    check_rules(iter(rules))
+
+
+def training_steps(config: FiguresConfig) -> dict[str, list[Step]]:
+    """The training runs, by what they train with, one a seed; "sampled" are evaluations, which some train on."""
+    c = load_config([f"preset={config.preset}"])
+    train = (f"preset={config.preset}", "train.evaluation=''")
+    conversations = c.train.groups_per_step * c.train.group_size * (c.data.synthetic_chunks + 1)
+    learner = ("optimizer", "learning_rate", "schedule", "decay_share", "warmup_steps", "max_grad_norm")
+    supervised = (
+        "preset=fine_tune_tiny",
+        f"fine_tuning.steps={c.train.steps}",
+        f"fine_tuning.tokens_per_step={conversations * PROMPT_AND_RESPONSE}",
+        *(f"learner.{name}={getattr(c.learner, name)}" for name in learner),
+        f"model.path={c.model.path}",
+        "fine_tuning.from_scratch=false",
+    )
+    first = load_config(["preset=fine_tune_tiny"], FineTuningConfig).fine_tuning
+    # The direct reader has the tokens of the warm start and of the training together.
+    both = first.steps + c.train.steps * conversations * PROMPT_AND_RESPONSE // first.tokens_per_step
+    # As many episodes of the start as training samples, of problems like those.
+    sampled = (
+        "preset=eval_tiny",
+        f"model.path={c.model.path}",
+        "evaluate.methods=[memory]",
+        "evaluate.temperature=1.0",
+        "evaluate.top_p=1.0",
+        "evaluate.successes=true",
+        f"evaluate.samples={c.train.group_size}",
+        f"data.synthetic_chunks=[{c.data.synthetic_chunks}]",
+        f"data.synthetic_count={c.train.steps * c.train.groups_per_step}",
+        "data.synthetic_seed={seed}",
+    )
+
+    def each_seed(name: str, job: str, arguments: tuple[str, ...], data: str = "") -> list[Step]:
+        arguments = (*arguments, "run.seed={seed}")
+        return [
+            Step(f"{name}-{seed}", job, tuple(a.format(seed=seed) for a in arguments), data=data and f"{data}-{seed}")
+            for seed in config.seeds
+        ]
+
+    return {
+        "rl": each_seed("rl", "jobs.train", train),
+        "demonstrator": each_seed("demonstrator", "jobs.fine_tune", (*supervised, "data.curriculum=careful")),
+        "sampled": each_seed("sampled", "jobs.evaluate", sampled),
+        "rejection": each_seed("rejection", "jobs.fine_tune", (*supervised, "data.source=file"), data="sampled"),
+        "direct": [
+            Step(
+                "direct",
+                "jobs.fine_tune",
+                ("preset=fine_tune_tiny", "data.curriculum=direct", f"fine_tuning.steps={both}"),
+            )
+        ],
+    }
+
+
+def evaluation_step(
+    config: FiguresConfig,
+    model: str,
+    sampling: str,
+    chunks: list[int],
+    method: str = "memory",
+    tasks: tuple[str, ...] = (),
+    part: tuple[int, int] = (0, 1),
+) -> Step:
+    """An evaluation of the checkpoint of step `model`, or of the model that training begins with if that is empty.
+
+    Args:
+        config: of the figures.
+        model: name of the step.
+        sampling: a key of `SAMPLINGS`.
+        chunks: of the documents.
+        method: of reading.
+        tasks: of the questions; none: the one that is trained.
+        part: which share of the point's questions it asks, from 0, and of how many.
+    """
+    temperature, top_p = SAMPLINGS[sampling]
+    start = load_config([f"preset={config.preset}"]).model.path
+    return Step(
+        f"{'transfer' if tasks else 'length'}-{model or 'start'}-{sampling}",
+        "jobs.evaluate",
+        (
+            "preset=eval_tiny",
+            *([] if model else [f"model.path={start}"]),
+            f"evaluate.temperature={temperature}",
+            f"evaluate.top_p={top_p}",
+            f"data.synthetic_chunks={chunks}".replace(" ", ""),
+            f"data.synthetic_count={-(-config.questions // part[1])}",
+            f"data.synthetic_seed={EVALUATION_SEED + part[0]}",
+            f"evaluate.methods=[{method}]",
+            *([f"data.synthetic_tasks=[{','.join(tasks)}]"] if tasks else []),
+        ),
+        model,
+    )
+
+
+def figures(config: FiguresConfig) -> dict[str, list[Line]]:
+    """The lines of each figure, by its name."""
+    runs = training_steps(config)
+
+    def line(name: str, steps: list[Step] | None, sampling: str, chunks: list[int], **how) -> Line:
+        models = [""] if steps is None else [step.name for step in steps]
+        parts = [(i, len(models)) for i in range(len(models))]
+        evaluations = [
+            evaluation_step(config, model, sampling, chunks, part=part, **how)
+            for model, part in zip(models, parts, strict=True)
+        ]
+        return Line(name, tuple(evaluations), sampling)
+
+    made: dict[str, list[Line]] = {"length": [], "ablation": [], "transfer": []}
+    for sampling in config.samplings:
+        after, before = (
+            line(name, steps, sampling, config.chunks)
+            for name, steps in (("after RL", runs["rl"]), ("before RL", None))
+        )
+        made["length"] += [after, before, line("direct", runs["direct"], sampling, config.chunks, method="direct")]
+        made["ablation"] += [
+            after,
+            line("rejection sampling", runs["rejection"], sampling, config.ablation_chunks),
+            line("perfect demonstrator (upper bound)", runs["demonstrator"], sampling, config.ablation_chunks),
+            before,
+        ]
+        made["transfer"] += [
+            line("after RL", runs["rl"], sampling, config.transfer_chunks, tasks=TRANSFER_TASKS),
+            line("before RL", None, sampling, config.transfer_chunks, tasks=TRANSFER_TASKS),
+        ]
+    return made
+
+
+def steps_of(lines: list[Line], config: FiguresConfig) -> list[Step]:
+    """What has to be run for the lines of a figure, in this order: what a step needs comes before it."""
+    training = {step.name: step for steps in training_steps(config).values() for step in steps}
+
+    def with_needs(step: Step) -> list[Step]:
+        needs = [training[name] for name in (step.model, step.data) if name]
+        return [*(one for need in needs for one in with_needs(need)), step]
+
+    steps = [one for line in lines for evaluation in line.evaluations for one in with_needs(evaluation)]
+    return list(dict.fromkeys(steps))
+
+
+def all_steps(config: FiguresConfig) -> list[Step]:
+    """The steps of all figures, each once."""
+    return list(dict.fromkeys(step for lines in figures(config).values() for step in steps_of(lines, config)))
+
+
+TITLES = {
+    "length": "Accuracy by document length: the memory agent before and after RL, and a reader of the whole",
+    "ablation": "Accuracy by document length after the same training tokens from the same start",
+    "transfer": "Tasks it was not trained on, before and after RL",
+}
+
+
+POOLED = (
+    "Intervals are over questions. Those of a line over several training runs pool the questions of all runs, and do "
+    "not count the spread between training seeds, which has a table of its own in the file."
+)
+
+
+def draw(name: str, lines: list[Line], folder: Path) -> str:
+    """Draw a figure from the results of its evaluations; write it and its tables; return the first of them.
+
+    The intervals are over questions: of a line over several training runs they pool the questions of all, and do not
+    count how far runs with other seeds lie apart. That is in the second table; the third has each run by itself.
+
+    Args:
+        name: of the figure.
+        lines: of the figure.
+        folder: with the run folders of all steps; the figure and the table go there too.
+    """
+    rows, by_seed = [], []
+    for line in lines:
+        for step in line.evaluations:
+            for row in read_results(folder / step.name / "results.jsonl"):
+                task = f"{row['set']}, " if name == "transfer" else ""
+                row["set"] = f"{task}{SAMPLING_NAMES[line.sampling]}"
+                rows.append(row | {"method": line.name})
+                if len(line.evaluations) > 1:
+                    by_seed.append(row | {"method": step.model})
+    from pipeline.evaluation.plots import accuracy_figure  # imported late: it brings matplotlib
+
+    accuracy_figure(
+        {name: rows},
+        folder / f"{name}.png",
+        title=f"{TITLES[name]}, with 95% intervals over questions{', not over training seeds' if by_seed else ''}",
+        with_average=False,
+        columns=len(SAMPLINGS),  # a row of panels is a task
+    )
+    table, seeds = f"# {TITLES[name]}\n\n{markdown_table(rows)}", ""
+    if by_seed:
+        table = table.replace("\n\n", f"\n\n{POOLED}\n\n", 1)
+        runs = {line.name: [step.model for step in line.evaluations] for line in lines if len(line.evaluations) > 1}
+        seeds = f"\n# Spread between training seeds\n\n{seed_spread(by_seed, runs)}\n"
+        seeds += f"\n# Each training seed\n\n{markdown_table(by_seed)}"
+    (folder / f"{name}.md").write_text(table + seeds, encoding="utf-8")
+    return table
+
+
+def seed_spread(rows: list[dict], runs: dict[str, list[str]]) -> str:
+    """A Markdown table of how far the training runs of each line lie apart, in percent.
+
+    Args:
+        rows: of results.jsonl, with the run as the method.
+        runs: of each line, by its name.
+
+    Returns:
+        A line for each set, length and line of a figure: the mean of each run, their mean, and their standard
+        deviation, the sample's (n - 1).
+    """
+    of_run = {(cell.method, cell.set, cell.length): 100 * cell.interval.mean for cell in cells(rows)}
+    lines = []
+    for name, models in runs.items():
+        for place in dict.fromkeys(key[1:] for key in of_run if key[0] in models):
+            means = [of_run[model, *place] for model in models]
+            each = ", ".join(f"{mean:.1f}" for mean in means)
+            lines.append([escaped(place[0]), length_label(place[1]), escaped(name), each])
+            lines[-1] += [f"{fmean(means):.1f}", f"{stdev(means):.1f}"]
+    header = ["Set", "Length", "Line", "Runs", "Mean of the runs", "Standard deviation"]
+    return markdown_lines(header, lines)
+
+
+def is_done(step: Step, folder: Path) -> bool:
+    """Whether the step was run to its end."""
+    try:
+        return json.loads((folder / step.name / "summary.json").read_text())["status"] == "completed"
+    except (OSError, ValueError):
+        return False
+
+
+def checkpoint_of(name: str, folder: Path) -> str:
+    """The model folder of a training step that is done.
+
+    Raises:
+        ConfigError: it is not.
+    """
+    try:
+        return str(Path(json.loads((folder / name / "summary.json").read_text())["checkpoint"]) / "hf")
+    except (OSError, ValueError, TypeError) as error:
+        raise ConfigError(f"{name} left no checkpoint: {error}") from None

@@ -1,0 +1,124 @@
+"""Supervised fine-tuning under DeepSpeed ZeRO-3: `python -m jobs.fine_tune preset=<name> key=value … [--dry-run]`.
+
+Without a preset it makes the embedded default's model from random weights, on demonstrations of the tiny language
+(docs/tiny-model.md). Any Hugging Face model learns any file of conversations (pipeline/fine_tuning/conversations.py):
+
+    python -m jobs.fine_tune preset=fine_tune model.path=Qwen/Qwen2.5-7B-Instruct data.path=conversations.jsonl
+
+Runs on the cluster that RAY_ADDRESS names (inside a Ray job: the job's cluster), else on a Ray of its own. The model is
+in the run's folder, checkpoints/<step>/hf, with fine_tuning.json: its configuration, the hash of its data, its losses.
+"""
+
+import sys
+from pathlib import Path
+
+from jobs.support.driver import (
+    EXIT_STATUS,
+    RunFolder,
+    StopSignals,
+    check_samples,
+    follow,
+    leave_interrupted,
+    leave_summary,
+    load_model_files,
+    run_folder,
+    show_help,
+    start_ray,
+    whole_path,
+)
+from pipeline.agents.prompts import load_tokenizer
+from pipeline.config import ConfigError, config_yaml, load_config
+from pipeline.fine_tuning.config import FineTuningConfig, check_fine_tuning
+from pipeline.lease import is_unused
+
+DEFAULT_PRESET = "preset=fine_tune_tiny"
+MODEL_S = 3600.0  # for a model of random weights to be made and written
+
+
+def main(arguments: list[str]) -> int:
+    """Returns the exit status: 0 completed, 1 failed, 2 wrong configuration, 130 interrupted."""
+    if "--help" in arguments:
+        return show_help(__doc__, FineTuningConfig)
+    dry_run = "--dry-run" in arguments
+    arguments = [a for a in arguments if a != "--dry-run"]
+    if not any(a.startswith("preset=") for a in arguments):
+        arguments = [DEFAULT_PRESET, *arguments]
+    try:
+        config = load_config(arguments, FineTuningConfig)
+        check_fine_tuning(config)
+        if config.data.source == "file":
+            check_samples(config.data.path)
+        load_model_files(config.model)
+        if dry_run:
+            print(config_yaml(config))
+            return 0
+        return fine_tune(config)
+    except ConfigError as error:
+        print(f"configuration error:\n{error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("· interrupted before the run began", flush=True)
+        return EXIT_STATUS["interrupted"]
+
+
+def fine_tune(config: FineTuningConfig) -> int:
+    """Run the job; return the exit status.
+
+    Raises:
+        ConfigError: the run's folder is not empty.
+    """
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    from actors.fine_tuner import FineTuner
+
+    config.model.path, config.data.path = whole_path(config.model.path), whole_path(config.data.path)
+    folder = run_folder(config, in_job=start_ray())
+    with StopSignals() as signals:
+        place = RunFolder(folder, signals)
+        place.call(check_unused, folder)  # before a lease is waited for
+        with place:
+            signals.add(lambda: leave_interrupted(folder, {"steps": 0}))
+            place.call(check_unused, folder)
+            place.save_config(config)
+            print(f"· run folder {folder}", flush=True)
+            if config.fine_tuning.from_scratch:
+                config.model.path = str(place.call(random_model, config, folder / "start", limit_s=MODEL_S))
+            here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
+            summary = follow(
+                FineTuner.options(scheduling_strategy=here).remote(config, str(folder), place.lease), signals
+            )
+            if isinstance(summary, str):
+                summary = {"status": "failed", "error": summary}
+                leave_summary(folder, summary)
+    if summary["error"]:
+        print(summary["error"], file=sys.stderr)
+    print(f"· {summary['status']}; summary in {folder / 'summary.json'}", flush=True)
+    ray.shutdown()
+    return EXIT_STATUS.get(summary["status"], 1)
+
+
+def check_unused(folder: Path) -> None:
+    """Raises `ConfigError` if a run has left something in this folder."""
+    if not is_unused(folder):
+        raise ConfigError(f"the run folder {folder} is not empty; choose another run.name")
+
+
+def random_model(config: FineTuningConfig, folder: Path) -> Path:
+    """Write a model with the architecture and the tokenizer of `model.path` and random weights, seeded by run.seed."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    m = config.model
+    torch.manual_seed(config.run.seed)
+    architecture = AutoConfig.from_pretrained(m.path, trust_remote_code=m.trust_remote_code)
+    model = AutoModelForCausalLM.from_config(
+        architecture, dtype=getattr(torch, m.dtype), trust_remote_code=m.trust_remote_code
+    )
+    model.save_pretrained(folder)
+    load_tokenizer(m.path, m.trust_remote_code).save_pretrained(folder)
+    return folder
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,359 @@
+"""What the jobs that run an actor to its end have in common: their folder, their model's checks, and being followed."""
+
+import contextlib
+import functools
+import json
+import os
+import signal
+import traceback
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import FrameType
+
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
+
+from jobs.support.noise import hush_workers
+from jobs.support.ray_token import ClusterError, check_listener, own_cluster, private_folder, require_token
+from pipeline.agents import ASKS, load_agent
+from pipeline.config import ConfigError, GenerationConfig, ModelConfig, defaults_yaml, save_config
+from pipeline.data.sample_files import sample_files
+from pipeline.end_tokens import end_tokens
+from pipeline.files import exists
+from pipeline.lease import STALE_S, Heartbeat, Lease, take_lease
+from pipeline.problems import DataError
+from pipeline.rules import check_window
+from pipeline.run.plan import FAMILIES
+from pipeline.run.report import write_summary
+from pipeline.storage import Storage
+
+LINE_WAIT_S = 2.0
+OPENING_S = 60.0  # for the storage to answer
+EXIT_STATUS = {"completed": 0, "interrupted": 130}
+
+
+def show_help(what: str, schema: type) -> int:
+    """Print what a job is, and its keys with their defaults; return the exit status."""
+    print(what.strip(), "", "Keys and defaults (??? has to be given):", "", defaults_yaml(schema), sep="\n")
+    return 0
+
+
+def base_folder(in_job: bool) -> Path:
+    """Where relative paths of output are taken from. A Ray job works in a copy of the source that Ray deletes, so there
+    it is a folder of the home directory."""
+    return Path.home() / "palimpsest" if in_job else Path.cwd()
+
+
+def run_folder(config: GenerationConfig, in_job: bool) -> Path:
+    """Where the run leaves its files."""
+    return base_folder(in_job) / config.run.folder / config.run.name
+
+
+class StopSignals:
+    """What SIGINT and SIGTERM do as long as this context lasts: the first one asks the job to stop, the second gives up
+    by a KeyboardInterrupt."""
+
+    def __init__(self):
+        self.asked = False
+        self._answers: list[Callable[[], object]] = []
+
+    def __enter__(self) -> "StopSignals":
+        self._before = {number: signal.signal(number, self._stop) for number in (signal.SIGTERM, signal.SIGINT)}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def add(self, answer: Callable[[], object]) -> None:
+        """The first signal calls this, too; now, if it has come."""
+        self._answers.append(answer)
+        if self.asked:
+            answer()
+
+    def only(self, answer: Callable[[], object]) -> None:
+        """The first signal, if it has not come yet, calls nothing but this."""
+        self._answers = [answer]
+
+    def _stop(self, number: int, frame: FrameType | None) -> None:
+        if self.asked:
+            raise KeyboardInterrupt
+        self.asked = True
+        for answer in list(self._answers):
+            answer()
+
+
+class RunFolder:
+    """The folder of a run, which is this run's alone as long as the context lasts. It is made if it is not there.
+
+    Args:
+        folder: of the run.
+        signals: end the wait for another run's lease; None: nothing but Ctrl-C does.
+
+    Raises:
+        ConfigError: another run is at work there, or it cannot be written.
+        KeyboardInterrupt: asked to stop while it waited.
+    """
+
+    lease: Lease
+
+    def __init__(self, folder: Path, signals: StopSignals | None = None):
+        self.folder, self._signals = folder, signals or StopSignals()
+        self._storage = Storage(folder, OPENING_S)
+
+    def __enter__(self) -> "RunFolder":
+        say = functools.partial(print, flush=True)
+        take = functools.partial(take_lease, self.folder, say, lambda: self._signals.asked)
+        self.lease = self.call(take, limit_s=OPENING_S + STALE_S)
+        self._heartbeat = Heartbeat(self.lease)  # until the actor of the job keeps the lease
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: object) -> None:
+        self._heartbeat.end()
+        if isinstance(error, SystemExit):
+            return  # nobody waited for the job, which may be at work
+        try:
+            self._storage.call(self.lease.release)
+        except OSError as failure:
+            print(f"· the lease of {self.folder} could not be given back: {failure}", flush=True)
+
+    def call(self, function: Callable, *arguments, limit_s: float = OPENING_S):
+        """What a function returns that reads or writes the folder before the job begins.
+
+        Raises:
+            ConfigError: the folder cannot be used.
+        """
+        try:
+            return self._storage.call(function, *arguments, limit_s=limit_s)
+        except OSError as error:
+            raise ConfigError(f"the run folder {self.folder} cannot be used: {error}") from error
+
+    def save_config(self, config: object) -> None:
+        """Write config.yaml. Raises `ConfigError`."""
+        self.call(save_config, config, self.folder / "config.yaml")
+
+
+def configuration_of(path: Path) -> dict:
+    """The configuration that a run left in its folder. Raises `ConfigError` if it is none."""
+    try:
+        there = OmegaConf.to_container(OmegaConf.load(path))
+    except (OmegaConfBaseException, YAMLError, OSError, ValueError, RecursionError) as error:
+        raise ConfigError(f"{path} cannot be read: {' '.join(str(error).split())}; choose another run.name") from None
+    if not isinstance(there, dict):
+        raise ConfigError(f"{path} is a list, not a configuration; choose another run.name")
+    return there
+
+
+def leave_summary(folder: Path, summary: dict) -> None:
+    """Write summary.json for a job that could not; where that cannot be done either, print it."""
+    try:
+        Storage(folder).call(write_summary, folder, summary)
+    except OSError as error:
+        print(f"· summary.json could not be written: {error}; it is: {json.dumps(summary)}", flush=True)
+
+
+def leave_interrupted(folder: Path, summary: dict) -> None:
+    """Write the summary of a job that is interrupted before it began. The numbers of its earlier life stay.
+
+    Args:
+        folder: of the run.
+        summary: of a run that has no earlier life.
+    """
+    with contextlib.suppress(OSError, ValueError, RecursionError):  # there is no earlier one
+        earlier = json.loads(Storage(folder).call((folder / "summary.json").read_bytes))
+        summary = summary | (earlier if isinstance(earlier, dict) else {})
+    leave_summary(folder, summary | {"status": "interrupted", "error": None})
+
+
+def start_ray() -> bool:
+    """Join the cluster that RAY_ADDRESS names or that runs on this machine, else start one, once; return whether this
+    is a Ray job.
+
+    Raises:
+        ConfigError: the token or the cluster cannot be used; the message says why.
+    """
+    import ray
+
+    if not ray.is_initialized():
+        try:
+            address = cluster_to_join()
+            print(f"· {f'joining the Ray cluster at {address}' if address else 'starting Ray'}", flush=True)
+            require_token()
+            if address:
+                ray.init(address, logging_level="WARNING")
+            else:
+                ray.init("local", _temp_dir=str(private_folder() / "ray"), logging_level="WARNING")
+        except ClusterError as error:
+            raise ConfigError(f"no Ray cluster: {error}") from None
+        hush_workers()
+    return bool(ray.get_runtime_context().runtime_env.get("working_dir"))
+
+
+def cluster_to_join() -> str:
+    """The address of the cluster that RAY_ADDRESS names, or that this user runs on this machine; empty if a cluster of
+    its own is to be started.
+
+    Raises:
+        ClusterError: the one that is named cannot be used.
+    """
+    named = os.environ.get("RAY_ADDRESS", "")
+    if named == "local":
+        return ""
+    address = own_cluster() if named in ("", "auto") else named
+    try:
+        if not address and named:
+            raise ClusterError(f"RAY_ADDRESS={named}, and no cluster of yours runs on this machine")
+        check_listener(address)
+    except ClusterError:
+        if named:
+            raise
+        return ""  # what the last `ray start` has left
+    return address
+
+
+def check_model(config: GenerationConfig, methods: Sequence[str]) -> None:
+    """The longest conversation fits the window, counted with the model's own tokenizer and prompt template.
+
+    Raises:
+        ConfigError: it does not, or there is no such model, template or method.
+    """
+    from pipeline.agents.prompts import Prompts, load_template
+
+    a = config.agent
+    asked = {prompt for method in methods for prompt in getattr(load_agent(method), "asks", ASKS)}
+    template = load_template(a.prompt_template)
+    tokenizer, settings = load_model_files(config.model)
+    if template.chat and not tokenizer.chat_template:
+        raise ConfigError(
+            f"agent.prompt_template={a.prompt_template} needs a chat template, which {config.model.path} lacks"
+        )
+    ends = end_tokens(tokenizer)
+    vocabulary = max(len(tokenizer), size if type(size := settings.get("vocab_size")) is int else 0)
+    if beyond := [token for token in sorted(ends) if token >= vocabulary]:
+        raise ConfigError(
+            f"model.path={config.model.path}: eos_token_id has {beyond[0]}, and the vocabulary {vocabulary} tokens; "
+            "correct generation_config.json or config.json"
+        )
+    if not ends:
+        raise ConfigError(
+            f"model.path={config.model.path} names no end-of-sequence token, so that no response would end before its "
+            "limit; give its generation_config.json an eos_token_id"
+        )
+    longest = Prompts(tokenizer, template).longest(a.problem_tokens, a.memory_tokens, a.chunk_tokens)
+    check_window(
+        config, {name: longest[name] for name in longest if name in asked}, settings.get("max_position_embeddings")
+    )
+
+
+def load_model_files(model: ModelConfig) -> tuple[object, dict]:
+    """The model's tokenizer and the content of its config.json. Raises `ConfigError` if there are none."""
+    from pipeline.agents.prompts import load_tokenizer
+
+    try:
+        settings = model_settings(model)
+        tokenizer = load_tokenizer(model.path, model.trust_remote_code)
+    except Exception as error:  # of a malformed file the libraries raise anything
+        first = (str(error).splitlines() or [""])[0]
+        said = first if isinstance(error, (OSError, ValueError)) else f"{type(error).__name__}: {first}"
+        raise ConfigError(f"model.path={model.path}: {said}") from None
+    positions = settings.get("max_position_embeddings")
+    if positions is not None and (type(positions) is not int or positions < 1):
+        raise ConfigError(f"model.path={model.path}: config.json has max_position_embeddings={positions!r}")
+    return tokenizer, settings
+
+
+def model_settings(model: ModelConfig) -> dict:
+    """The content of a model's config.json. Raises OSError or ValueError if there is none."""
+    file = Path(model.path) / "config.json"
+    settings = json.loads(file.read_bytes()) if file.exists() else {}
+    if not isinstance(settings, dict):
+        raise ValueError(f"config.json is a {type(settings).__name__}, not an object")
+    if settings.get("model_type") in FAMILIES and "max_position_embeddings" in settings:
+        return settings
+    read = model_config(model)  # which knows other names and every default, and takes seconds to import
+    return read.to_dict() | {"max_position_embeddings": getattr(read, "max_position_embeddings", None)}
+
+
+def model_config(model: ModelConfig):
+    """A model's configuration as transformers reads it. Raises OSError or ValueError if there is none."""
+    from transformers import AutoConfig
+
+    return AutoConfig.from_pretrained(model.path, trust_remote_code=model.trust_remote_code)
+
+
+def check_samples(path: str) -> None:
+    """Raises `ConfigError` if there is no sample file at `path`."""
+    try:
+        if not exists(path):
+            raise ConfigError(f"data.path={path}: no such file or folder (from {Path.cwd()})")
+        sample_files(path)
+    except (DataError, OSError) as error:
+        raise ConfigError(f"data.path: {error}") from None
+
+
+def whole_path(path: str) -> str:
+    """A local path as it is found from anywhere; what is none (a Hugging Face name, a URI) as it is.
+
+    A file that is a link keeps its name: in Hugging Face's cache the target has another, in another folder.
+    """
+    if not path or "://" in path or not Path(path).exists():
+        return path
+    return str(Path(path).resolve() if Path(path).is_dir() else Path(path).parent.resolve() / Path(path).name)
+
+
+def whole_data_paths(data: object) -> None:
+    """Make the local paths of a section `data` whole: the actors may stand elsewhere."""
+    data.path = whole_path(data.path)
+    data.passage_folders = [whole_path(folder) for folder in data.passage_folders]
+
+
+def whole_template(named: str) -> str:
+    """A prompt template's path as it is found from anywhere; a name in configs/prompts as it is."""
+    from pipeline.agents.prompts import is_template_path
+
+    return whole_path(named) if is_template_path(named) else named
+
+
+def follow(
+    actor, signals: StopSignals, show: Callable[[str], None] = lambda line: print(line, flush=True)
+) -> dict | str:
+    """Run a `JobActor` to its end, showing its lines.
+
+    Args:
+        actor: of the job.
+        signals: ask it to stop. What else they do, they do until it has answered once.
+        show: takes a line.
+
+    Returns:
+        Its summary, or the traceback if the actor itself was lost.
+    """
+    import ray
+
+    running = actor.run.remote()
+    try:
+        signals.add(actor.stop.remote)
+        shown, ended = 0, []
+        while not ended:
+            asking = actor.lines.remote(shown, LINE_WAIT_S)
+            ended, _ = ray.wait([running, asking], num_returns=1)
+            if asking in ended:
+                shown, ended = _show(ray.get(asking), show), []
+                signals.only(actor.stop.remote)
+        shown = _show(ray.get(asking), show)
+        _show(ray.get(actor.lines.remote(shown, 0)), show)
+        return ray.get(running)
+    except ray.exceptions.RayError:
+        return traceback.format_exc()
+    except KeyboardInterrupt:
+        show("· gave up waiting for the end")
+        ray.shutdown()
+        raise SystemExit(EXIT_STATUS["interrupted"]) from None
+
+
+def _show(lines: tuple[int, list[str]], show: Callable[[str], None]) -> int:
+    """Show what `JobActor.lines` returned; return the number of the line after it."""
+    shown, new = lines
+    for line in new:
+        show(line)
+    return shown

@@ -1,0 +1,153 @@
+"""What a memory does with the facts that a problem needs, where they are known: are they written, kept and used?
+
+A problem tells its needed facts by its metadata: `needed`, their texts, and `needed_at`, the place of each in the
+document, in tokens from 0. Each builds on those before it, so that in a chain of two hops the bridge comes first; where
+`hops` is 1, each is asked for by itself.
+"""
+
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+import numpy as np
+
+from pipeline.agents.prompts import encode_text, load_template
+from pipeline.config import AgentConfig
+from pipeline.end_tokens import end_tokens, without_end
+from pipeline.problems import Problem
+
+
+class Ratio(NamedTuple):
+    """How many of how many."""
+
+    part: int = 0
+    whole: int = 0
+
+    @property
+    def value(self) -> float | None:
+        """None of nothing."""
+        return self.part / self.whole if self.whole else None
+
+
+@dataclass(frozen=True)
+class MemoryCounts:
+    """What some memories did, in counts that add up.
+
+    `written` and `kept` are of chances to write and to keep a needed fact, `answered` of episodes that end with all
+    needed facts in memory, `junk` of tokens in memories; these four count nothing where the needed facts are unknown.
+    `tokens` is of memories.
+    """
+
+    written: Ratio = Ratio()  # a needed fact in the chunk, all it builds on in the old memory: is it in the new one?
+    kept: Ratio = Ratio()  # a needed fact in the old memory: is it in the new one? (for each update)
+    answered: Ratio = Ratio()  # all needed facts in the last memory: is the answer right?
+    junk: Ratio = Ratio()  # tokens that belong to no needed fact; also those of a fact that is there already
+    tokens: Ratio = Ratio()  # without the end token; the words for an empty memory count as none
+
+    def __add__(self, other: "MemoryCounts") -> "MemoryCounts":
+        pairs = zip(vars(self).values(), vars(other).values(), strict=True)
+        return MemoryCounts(*(Ratio(a.part + b.part, a.whole + b.whole) for a, b in pairs))
+
+    def shares(self) -> dict[str, float | None]:
+        """The counts as written, kept, answered and junk (shares from 0 to 1) and tokens (the mean length of a memory).
+
+        None where there was no chance, or where the needed facts are unknown.
+        """
+        return {name: ratio.value for name, ratio in vars(self).items()}
+
+    def scored(self, reward: float) -> "MemoryCounts":
+        """The counts of one episode, once its reward is known: 1 is a right answer, anything else is none."""
+        complete = self.answered.whole
+        return replace(self, answered=Ratio(complete if reward == 1 else 0, complete))
+
+
+def memory_shares(counts: MemoryCounts) -> dict[str, float | None]:
+    """The shares of `counts` under the names that metrics and summaries give them: memory_written and so on."""
+    return {f"memory_{name}": share for name, share in counts.shares().items()}
+
+
+@dataclass(frozen=True)
+class NeededFact:
+    """A fact without which the question cannot be answered."""
+
+    text: str
+    start: int | None  # its first token in the document; None: its tokens are not where the metadata say
+    length: int  # tokens
+    builds_on: int  # so many facts before it, without which nothing says that it is needed
+
+    def chunk(self, size: int) -> int | None:
+        """The chunk of `size` tokens that holds all of it; None if a boundary cuts it, or its place is unknown."""
+        if self.start is None or self.start // size != (self.start + self.length - 1) // size:
+            return None
+        return self.start // size
+
+
+def needed_facts(problem: Problem, document: np.ndarray, tokenizer) -> tuple[NeededFact, ...]:
+    """The needed facts in order; none if the metadata do not tell them.
+
+    Args:
+        problem: whose metadata may have `needed`, `needed_at` and `hops`.
+        document: its tokens as the agent reads them, int32 [N]. A fact that is not found at its place (`needed_at`
+            may count the tokens of another tokenizer) has no place.
+        tokenizer: that encoded the document.
+    """
+    texts, places = problem.metadata.get("needed"), problem.metadata.get("needed_at")
+    if not isinstance(texts, list) or not isinstance(places, list) or len(texts) != len(places):
+        return ()
+    if not all(isinstance(text, str) and text.strip() for text in texts) or not all(type(p) is int for p in places):
+        return ()
+    facts = []
+    for text, place in zip(texts, places, strict=True):
+        length = len(encode_text(tokenizer, text))
+        there = place >= 0 and tokenizer.decode(document[place : place + length]).strip() == text.strip()
+        builds_on = 0 if problem.metadata.get("hops") == 1 else len(facts)
+        facts.append(NeededFact(text.strip(), place if there else None, length, builds_on))
+    return tuple(facts)
+
+
+class MemoryTrace:
+    """Counts what the memories of one episode do. It holds counts and the needed facts of the last memory, no more.
+
+    Args:
+        tokenizer: of the memories; not used where no facts are given.
+        config: the agent's, for the size of a chunk and the words for an empty memory.
+        facts: that the problem needs; with none, only the lengths of the memories are counted.
+    """
+
+    def __init__(self, tokenizer, config: AgentConfig, facts: tuple[NeededFact, ...]):
+        self.facts = facts
+        self._tokenizer, self._end_tokens = tokenizer, end_tokens(tokenizer)
+        self._empty = encode_text(tokenizer, load_template(config.prompt_template).empty_memory)
+        self._chunks = [fact.chunk(config.chunk_tokens) for fact in facts]
+        self._known: set[int] = set()  # the facts of the last memory, by their number in the chain
+        self._counts = MemoryCounts()
+
+    @property
+    def counts(self) -> MemoryCounts:
+        """Of the episode so far, as if it ended here; `MemoryCounts.scored` adds whether the answer was right."""
+        return replace(self._counts, answered=Ratio(0, int(self.complete)))
+
+    @property
+    def complete(self) -> bool:
+        """Whether the last memory holds all needed facts."""
+        return bool(self.facts) and len(self._known) == len(self.facts)
+
+    def add(self, tokens: list[int]) -> None:
+        """Count the next memory, as the model wrote it (its chunk is the next one of the document)."""
+        tokens = without_end(tokens, self._end_tokens)
+        length = 0 if tokens == self._empty else len(tokens)
+        if self.facts:
+            text = self._tokenizer.decode(tokens, skip_special_tokens=True)
+            self._follow({number for number, fact in enumerate(self.facts) if fact.text in text}, length)
+        self._counts += MemoryCounts(tokens=Ratio(length, 1))
+
+    def _follow(self, new: set[int], length: int) -> None:
+        old, read = self._known, self._counts.tokens.whole
+        here = {number for number, chunk in enumerate(self._chunks) if chunk == read}
+        chances = {number for number in here - old if old.issuperset(range(self.facts[number].builds_on))}
+        useful = sum(self.facts[number].length for number in new)
+        self._counts += MemoryCounts(
+            written=Ratio(len(chances & new), len(chances)),
+            kept=Ratio(len(old & new), len(old)),
+            junk=Ratio(max(0, length - useful), length),
+        )
+        self._known = new

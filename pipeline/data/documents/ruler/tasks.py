@@ -1,0 +1,70 @@
+"""The thirteen tasks by name, and the one function that makes a problem of any of them."""
+
+import random
+from dataclasses import dataclass
+
+from pipeline.data.documents.ruler.answering import question_sample
+from pipeline.data.documents.ruler.counting import coded_words_sample, common_words_sample
+from pipeline.data.documents.ruler.fitting import CountTokens
+from pipeline.data.documents.ruler.needles import NEEDLE_TASKS, needle_sample
+from pipeline.data.documents.ruler.questions import QUESTION_FORMATS, QuestionSet
+from pipeline.data.documents.ruler.sample import Sample
+from pipeline.data.documents.ruler.tracing import tracing_sample
+from pipeline.problems import DataError, Problem
+
+RULER_TASKS = (*NEEDLE_TASKS, "vt", "cwe", "fwe", *QUESTION_FORMATS)
+
+
+@dataclass(frozen=True)
+class RulerSources:
+    """What a task reads besides its random numbers, loaded once and shared by all samples.
+
+    `essay`: the sentences from `load_essay`, for the tasks with an essay haystack. `questions`: what `load_questions`
+    made of the file of qa_1 or of qa_2.
+    """
+
+    essay: tuple[str, ...] | None = None
+    questions: QuestionSet | None = None
+
+
+def ruler_problem(
+    task: str, seed: int, index: int, tokens: int, count_tokens: CountTokens, sources: RulerSources
+) -> Problem:
+    """Problem number `index` of the series `seed`, with a document of 0.99 × `tokens` to `tokens` tokens.
+
+    It depends on the arguments alone. `task` of the problem, which names the scorer, is "qa" for questions and "values"
+    for the rest. `metadata` holds `set` (the RULER task), `length` (the wanted tokens), `tokens` (the measured ones)
+    and, but for cwe and fwe, `needles`: what answers the question, each with its `depth`, 0 at the beginning of the
+    document and 1 at its end, by characters. The same index asks the same qa question at every length.
+
+    Raises:
+        DataError: no such task; its source is missing; `tokens` is less than it needs (the message says how many);
+            or there is too little of the source for `tokens`.
+    """
+    rng = random.Random(f"{task}/{seed}/{index}/{tokens}")
+    sample = _sample(task, seed, index, rng, tokens, count_tokens, sources)
+    metadata = {"set": task, "length": tokens, "tokens": sample.document.tokens}
+    if sample.needles:
+        metadata["needles"] = list(sample.needles)  # as it comes back from a file
+    return Problem(
+        id="-".join(map(str, (task, tokens, seed, index, *sample.name))),
+        question=sample.question,
+        answers=sample.answers,
+        document=sample.document.text,
+        task="qa" if task in QUESTION_FORMATS else "values",
+        metadata=metadata,
+    )
+
+
+def _sample(task, seed, index, rng, tokens, count_tokens, sources) -> Sample:
+    if task in NEEDLE_TASKS:
+        return needle_sample(task, rng, tokens, count_tokens, sources.essay)
+    if task == "vt":
+        return tracing_sample(rng, tokens, count_tokens)
+    if task == "cwe":
+        return common_words_sample(rng, tokens, count_tokens)
+    if task == "fwe":
+        return coded_words_sample(rng, tokens, count_tokens)
+    if task in QUESTION_FORMATS:
+        return question_sample(task, seed, index, rng, tokens, count_tokens, sources.questions)
+    raise DataError(f"there is no RULER task {task!r}; there are {', '.join(RULER_TASKS)}")

@@ -1,0 +1,105 @@
+"""Which problem is run next, and which are not done with: what a checkpoint keeps of a run's data."""
+
+import heapq
+import threading
+from collections.abc import Iterable
+
+from pipeline.data.problem_stream import START, Cursor, problem_at, problem_stream
+from pipeline.problems import BadRow, DataError, Problem, Quarantine
+
+
+class ProblemQueue:
+    """Hands problems out in the order of their positions in the data; those to be run again come first.
+
+    `next` reads, so it is called in a thread; all other methods are quick.
+
+    Args:
+        source: of the problems (`training_source`).
+        seed: of their order.
+        quarantine: for rows that are no problems.
+        cursor: where a run goes on.
+        withdrawn: ids of problems that were withdrawn before.
+    """
+
+    def __init__(
+        self, source, seed: int, quarantine: Quarantine, cursor: Cursor = START, withdrawn: Iterable[str] = ()
+    ):
+        self._source, self._seed = source, seed
+        self._stream = problem_stream(source, seed, quarantine, cursor)
+        self._position = cursor.position
+        self._unread = set(cursor.open)  # that the stream has not come to
+        self._open: dict[int, Problem] = {}  # handed out and not done with, by position
+        self._again: list[int] = []  # a heap of positions
+        self._reading: int | None = None  # taken off that heap, and not yet open
+        self._withdrawn = set(withdrawn)
+        self._lock = threading.Lock()
+
+    def next(self) -> int:
+        """The position of the next problem, which may have to be read.
+
+        Raises:
+            DataError: too many rows are bad, or a whole pass has no problem that was not withdrawn.
+        """
+        passed = 0
+        while passed < len(self._source):
+            with self._lock:
+                position = self._reading = heapq.heappop(self._again) if self._again else None
+            if position is None:
+                position, problem = next(self._stream)
+            elif position in self._open:
+                problem = self._open[position]
+            else:
+                try:
+                    problem = problem_at(self._source, self._seed, position)
+                except BadRow:
+                    continue  # the stream has turned it away
+            with self._lock:
+                self._reading = None
+                self._unread.discard(position)
+                self._position = max(self._position, position + 1)
+                if problem.id not in self._withdrawn:
+                    self._open[position] = problem
+                    return position
+                self._open.pop(position, None)
+            passed += 1
+        raise DataError("all problems were withdrawn; their reasons are in quarantine.jsonl")
+
+    def problem(self, position: int) -> Problem:
+        return self._open[position]
+
+    def again(self, position: int) -> None:
+        """This problem has to be run again."""
+        with self._lock:
+            heapq.heappush(self._again, position)
+
+    def done(self, position: int) -> Problem:
+        """This problem is trained, or discarded; return it."""
+        with self._lock:
+            return self._open.pop(position)
+
+    def withdraw(self, position: int) -> Problem:
+        """This problem, by its id, is never run again, whatever happens; return it."""
+        problem = self.done(position)
+        self._withdrawn.add(problem.id)
+        return problem
+
+    @property
+    def withdrawn(self) -> list[str]:
+        """The ids of the problems that are never run again."""
+        return sorted(self._withdrawn)
+
+    def cursor(self) -> Cursor:
+        """Where the run stands. All that is handed out and not done with is open."""
+        with self._lock:
+            return Cursor(self._position, tuple(sorted(self._not_done())))
+
+    def roll_back(self, cursor: Cursor) -> None:
+        """Hand out again what was done with since the run stood there."""
+        with self._lock:
+            since = {*cursor.open, *range(cursor.position, self._position)}
+            since -= self._not_done()  # those withdrawn are passed over when they come
+            self._again = sorted({*self._again, *since})  # which is a heap
+
+    def _not_done(self) -> set[int]:
+        reading = set() if self._reading is None else {self._reading}
+        return {*self._open, *self._again, *self._unread, *reading}

@@ -1,0 +1,277 @@
+"""The kinds of samples that jobs.prepare can make: the settings of each, and the sets of samples that they describe.
+
+Units are in the comments. Paths may be URIs (pipeline/files.py).
+"""
+
+import shutil
+import tempfile
+from collections import Counter
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from omegaconf import MISSING
+
+from pipeline.data.documents.hotpotqa import HotpotqaRecipe, build_passages, is_built
+from pipeline.data.documents.ruler import RULER_TASKS, load_questions
+from pipeline.data.documents.ruler_recipe import RulerRecipe
+from pipeline.data.documents.synthetic import SYNTHETIC_TASKS, SyntheticRecipe
+from pipeline.data.filtered_sets import kept_file, kept_ids
+from pipeline.data.samples import SampleSource
+from pipeline.files import atomic_output, exists, is_file, join, list_files
+from pipeline.problems import BadRow, DataError, Problem, Quarantine
+
+QUARANTINE = "quarantine"  # folder of the output
+BAD_PASSAGES = "passages.jsonl"  # in it: the distractors that cannot be used
+
+
+@dataclass(frozen=True)
+class SampleSet:
+    """The first `count` samples of a source, itself one: a set of questions at one length of the document."""
+
+    name: str
+    length: int
+    unit: str  # of the length
+    source: SampleSource
+    count: int
+
+    def __len__(self) -> int:
+        return self.count
+
+    def sample(self, index: int) -> Problem:
+        return self.source.sample(index)
+
+    def row(self, index: int) -> tuple[str, object]:
+        return self.source.row(index)
+
+
+@dataclass
+class Settings:
+    """What all kinds have in common."""
+
+    output: str = MISSING  # folder, or URI of one; inside a Ray job a relative path is taken from ~/palimpsest
+    seed: int = 0
+    rows_per_file: int = 1000  # samples of one file
+    workers: int = 0  # Ray Data tasks at a time, one CPU each; 0: as many as the cluster has CPUs
+    max_bad_share: float = 0.05  # more quarantined rows than this share stop the job
+
+    def faults(self) -> list[str]:
+        """What is wrong with the settings, without a look at any file."""
+        found = [f"{name} must be at least 0" for name in ("workers", "max_bad_share") if getattr(self, name) < 0]
+        return found + ["rows_per_file must be at least 1"] * (self.rows_per_file < 1)
+
+    def inputs(self) -> list[str]:
+        """The files that are read."""
+        return []
+
+    def sets(self, folder: str, anew: bool) -> list[SampleSet]:
+        """The sets of samples, for which files that they share are written into `folder`.
+
+        Those that are there are kept, unless all is made `anew`.
+
+        Raises:
+            FileNotFoundError, DataError: an input is not there, has another format, or there is too little of it.
+        """
+        raise NotImplementedError
+
+
+@dataclass
+class HotpotqaSettings(Settings):
+    """HotpotQA questions, each hidden among paragraphs of others: the paper's training data."""
+
+    path: str = MISSING  # HotpotQA's own JSON
+    distractors: str = ""  # paragraphs to add, .jsonl, .parquet or .arrow; empty: those of all questions
+    documents: int = 200  # paragraphs of a document
+    tokens: int = 0  # instead of documents: as many paragraphs as keep a document within so many tokens
+    tokenizer: str = ""  # for tokens: Hugging Face folder or name
+    task: str = "qa"  # scorer: qa (one answer, exact match) or values
+    only: list[str] = field(default_factory=list)  # filtered sets: the questions that all of them kept; none: all
+    limit: int = 0  # the first so many of these questions; 0: all
+
+    def faults(self) -> list[str]:
+        found = super().faults() + _at_least(self, 0, "tokens", "limit")
+        if self.tokens > 0 and not self.tokenizer:
+            found.append("tokens needs a tokenizer to count them by")
+        if self.task not in ("qa", "values"):
+            found.append(f"task={self.task!r}; there are: qa, values")
+        return found + ([] if self.tokens else _at_least(self, 1, "documents"))
+
+    def inputs(self) -> list[str]:
+        return [path for path in (self.path, self.distractors, *map(kept_file, self.only)) if path]
+
+    def sets(self, folder: str, anew: bool) -> list[SampleSet]:
+        documents = 0 if self.tokens else self.documents
+        tokenizer = _from_anywhere(self.tokenizer)
+        recipe = HotpotqaRecipe(folder, documents, self.tokens, tokenizer, self.seed, self.task)
+        return _hotpotqa_sets(self, folder, anew, [recipe])
+
+
+@dataclass
+class RulerHqaSettings(Settings):
+    """RULER-HQA, the paper's main test: the same HotpotQA questions in documents of several lengths."""
+
+    path: str = MISSING  # HotpotQA's own JSON; the paper takes hotpot_dev_distractor_v1.json
+    distractors: str = ""  # paragraphs to add, .jsonl, .parquet or .arrow; empty: those of all questions
+    documents: list[int] = field(default_factory=lambda: [50, 100, 200, 400])  # paragraphs; the paper goes to 25600
+    only: list[str] = field(default_factory=list)  # filtered sets: the questions that all of them kept; none: all
+    limit: int = 128  # the first so many of these questions; 0: all
+
+    def faults(self) -> list[str]:
+        return super().faults() + _at_least(self, 0, "limit") + _lengths(self, "documents", 1)
+
+    def inputs(self) -> list[str]:
+        return [path for path in (self.path, self.distractors, *map(kept_file, self.only)) if path]
+
+    def sets(self, folder: str, anew: bool) -> list[SampleSet]:
+        recipes = [HotpotqaRecipe(folder, n, seed=self.seed, set_name="ruler_hqa") for n in self.documents]
+        return _hotpotqa_sets(self, folder, anew, recipes)
+
+
+@dataclass
+class RulerSettings(Settings):
+    """RULER (arXiv 2404.06654), the tasks beside HotpotQA that the paper tests on, and two more."""
+
+    tokenizer: str = MISSING  # Hugging Face folder or name; lengths are counted by it
+    tasks: list[str] = field(default_factory=lambda: [t for t in RULER_TASKS if t not in ("cwe", "qa_2")])
+    tokens: list[int] = field(default_factory=lambda: [2**k for k in range(13, 20)])  # of a document: 8K … 512K
+    count: int = 128  # samples of each task and length
+    essay: str = ""  # haystack of most niah tasks: a text file, a folder of .txt files, .json or .jsonl
+    questions: str = ""  # for qa_1: SQuAD's JSON
+    hotpotqa: str = ""  # for qa_2: HotpotQA's own JSON
+
+    def faults(self) -> list[str]:
+        found = _tasks(self.tasks, RULER_TASKS)
+        for task, name in (("qa_1", "questions"), ("qa_2", "hotpotqa")):
+            if task in self.tasks and not getattr(self, name):
+                found.append(f"the task {task} needs {name}; give it, or leave {task} out of tasks")
+        return super().faults() + found + _at_least(self, 1, "count") + _lengths(self, "tokens", 1)
+
+    def inputs(self) -> list[str]:
+        return [path for path in (self.essay, self.questions, self.hotpotqa) if path]
+
+    def sets(self, folder: str, anew: bool) -> list[SampleSet]:
+        files = {"qa_1": self.questions, "qa_2": self.hotpotqa}
+        for task in self.tasks:
+            if task in files:
+                _check_questions(task, files[task], self.max_bad_share, folder)
+        made = []
+        for task in self.tasks:
+            sources = {"essay": _from_anywhere(self.essay), "questions": _from_anywhere(files.get(task, ""))}
+            for tokens in self.tokens:
+                recipe = RulerRecipe(task, self.seed, tokens, _from_anywhere(self.tokenizer), self.count, **sources)
+                made.append(SampleSet(task, tokens, "tokens", recipe, self.count))
+                # A source that is missing, or too small for the longest document, or a length that is too small is said
+                # at once.
+                if tokens == min(self.tokens) or (tokens == max(self.tokens) and task in files):
+                    recipe.sample(0)
+        return made
+
+
+@dataclass
+class SyntheticSettings(Settings):
+    """Problems of the tiny language (pipeline/data/documents/synthetic.py), which need no input."""
+
+    chunks: list[int] = field(default_factory=lambda: [8])  # of a document, 18 tokens each
+    count: int = 1000  # samples of each task and length
+    tasks: list[str] = field(default_factory=lambda: ["chains"])  # names in SYNTHETIC_TASKS
+
+    def faults(self) -> list[str]:
+        needed = [SYNTHETIC_TASKS[task].most_needed for task in self.tasks if task in SYNTHETIC_TASKS]
+        found = _at_least(self, 1, "count") + _lengths(self, "chunks", max(needed, default=1))
+        return super().faults() + found + _tasks(self.tasks, SYNTHETIC_TASKS)
+
+    def sets(self, folder: str, anew: bool) -> list[SampleSet]:
+        made = [SyntheticRecipe(self.seed, n, self.count, task) for task in self.tasks for n in self.chunks]
+        return [SampleSet(recipe.set_name, recipe.length, "tokens", recipe, self.count) for recipe in made]
+
+
+RECIPES: dict[str, type[Settings]] = {
+    "hotpotqa": HotpotqaSettings,
+    "ruler_hqa": RulerHqaSettings,
+    "ruler": RulerSettings,
+    "synthetic": SyntheticSettings,
+}
+
+
+def input_files(settings: Settings) -> list[str]:
+    """The input files; of a folder, which only an essay may be, its .txt files one by one.
+
+    Raises:
+        FileNotFoundError: an input is not there.
+        DataError: a URI of a kind that is not supported.
+    """
+    found = []
+    for path in settings.inputs():
+        found += list_files(path, [".txt"]) if exists(path) and not is_file(path) else [path]
+    return found
+
+
+def _hotpotqa_sets(
+    settings: HotpotqaSettings | RulerHqaSettings, folder: str, anew: bool, recipes: list[HotpotqaRecipe]
+) -> list[SampleSet]:
+    if anew or not is_built(folder):
+        with _quarantine(folder, BAD_PASSAGES, settings.max_bad_share) as quarantine:
+            only = kept_ids(settings.only) if settings.only else None
+            build_passages(settings.path, settings.distractors, folder, quarantine, only)
+    sets = []
+    for recipe in recipes:
+        count = min(settings.limit, len(recipe)) if settings.limit else len(recipe)
+        unit = "tokens" if recipe.tokens else "documents"
+        sets.append(SampleSet(recipe.set_name, recipe.tokens or recipe.documents, unit, recipe, count))
+        _try_first(recipe)
+    return sets
+
+
+def _try_first(recipe: HotpotqaRecipe) -> None:
+    """Too few paragraphs, or no tokenizer, is said at once."""
+    try:
+        recipe.sample(0)
+    except BadRow:
+        pass
+
+
+def _check_questions(task: str, path: str, max_bad_share: float, folder: str) -> None:
+    """Write the malformed questions of a file aside, once; raises as `load_questions`."""
+    with _quarantine(folder, f"{task}-questions.jsonl", max_bad_share) as quarantine:
+        load_questions(task, path, quarantine)
+
+
+@contextmanager
+def _quarantine(folder: str, name: str, max_bad_share: float) -> Iterator[Quarantine]:
+    """A quarantine whose rows are in the file `name` of the folder's own at the end of the block, failed or not."""
+    path = join(join(folder, QUARANTINE), name)
+    with tempfile.TemporaryDirectory() as here:  # the folder may be in an object store
+        quarantine = Quarantine(Path(here) / name, max_bad_share)
+        try:
+            yield quarantine
+        except DataError as error:
+            raise DataError(str(error).replace(str(quarantine.path), path)) from None
+        finally:
+            if quarantine.path.exists():
+                with atomic_output(path) as partial:
+                    shutil.copyfile(quarantine.path, partial)
+
+
+def _from_anywhere(path: str) -> str:
+    """A local path as workers find it too, wherever they stand; what is no local path (a name, a URI) as it is."""
+    return str(Path(path).resolve()) if path and "://" not in path and exists(path) else path
+
+
+def _at_least(settings: Settings, least: int, *names: str) -> list[str]:
+    return [f"{name} must be at least {least}" for name in names if getattr(settings, name) < least]
+
+
+def _tasks(tasks: list[str], valid: Collection[str]) -> list[str]:
+    """What is wrong with a list of tasks."""
+    found = [f"tasks: there is no {task!r}; there are: {', '.join(valid)}" for task in tasks if task not in valid]
+    found += [f"tasks: {task} comes twice" for task, times in Counter(tasks).items() if times > 1]
+    return found + ["tasks is empty"] * (not tasks)
+
+
+def _lengths(settings: Settings, name: str, least: int) -> list[str]:
+    """What is wrong with a list of lengths."""
+    lengths = getattr(settings, name)
+    found = [f"{name}={length} must be at least {least}" for length in lengths if length < least]
+    found += [f"{name}: {length} comes twice" for length, times in Counter(lengths).items() if times > 1]
+    return found or ([] if lengths else [f"{name} is empty"])

@@ -1,0 +1,165 @@
+"""The policy as the learner computes it: log-probs of response tokens in packed rows, and the entropy beside them.
+
+Only response positions go through the vocabulary projection, in chunks that are computed again in the backward
+pass: the [tokens, vocabulary] matrix is never whole in memory.
+"""
+
+import torch
+from torch import nn
+from transformers.modeling_layers import GradientCheckpointingLayer
+
+import pipeline.learning.attention  # noqa: F401  registers packed_sdpa with transformers
+from pipeline.run.plan import LOGITS_IN_MEMORY
+
+PRODUCT_IN_MEMORY = 2**22  # float32 numbers of a product on its way into a sum: 16 MiB
+
+
+def token_logprobs(
+    hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor, temperature: float, train_entropy: bool = False
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Log-probs of `targets` under softmax(hidden · weightᵀ / temperature), and its entropy in nats, float32 [R] each.
+
+    The softmax is float32, and on GPUs the logits are too, as in vLLM there (actors/generation/vllm_engine.py): a logit
+    of 20 that
+    is rounded to bfloat16 is off by up to 0.06. On a CPU logits have the model's dtype in both, which takes half the
+    time. The weight's gradient is added up over the chunks in float32.
+
+    Args:
+        hidden: [R, D].
+        weight: [V, D], same dtype.
+        targets: int64 [R].
+        train_entropy: give the entropy a gradient.
+    """
+    return _TokenLogprobs.apply(hidden, weight, targets, temperature, train_entropy)
+
+
+class _TokenLogprobs(torch.autograd.Function):
+    """Goes through the rows in chunks, forward and, computing the logits again, backward."""
+
+    @staticmethod
+    def forward(ctx, hidden, weight, targets, temperature, train_entropy):
+        logprobs, entropies, normalizers = hidden.new_empty(3, len(hidden), dtype=torch.float32)
+        for rows in _chunks(len(hidden), weight):
+            logits = _logits(hidden[rows], weight, temperature)
+            normalizer = normalizers[rows] = logits.logsumexp(1)
+            logprobs[rows] = logits.gather(1, targets[rows, None])[:, 0] - normalizer
+            probabilities = (logits - normalizer[:, None]).exp_()
+            entropies[rows] = normalizer - _dot(probabilities, logits)
+        ctx.save_for_backward(hidden, weight, targets, normalizers, entropies)
+        ctx.temperature, ctx.train_entropy = temperature, train_entropy
+        if not train_entropy:
+            ctx.mark_non_differentiable(entropies)
+        return logprobs, entropies
+
+    @staticmethod
+    def backward(ctx, by_logprobs, by_entropies):
+        hidden, weight, targets, normalizers, entropies = ctx.saved_tensors
+        by_hidden, by_weight = torch.empty_like(hidden), torch.zeros_like(weight, dtype=torch.float32)
+        for rows in _chunks(len(hidden), weight):
+            # With logits z and p = softmax(z): dlog p_t/dz_j = [j = t] - p_j and dH/dz_j = -p_j (log p_j + H).
+            log_p = _logits(hidden[rows], weight, ctx.temperature).sub_(normalizers[rows, None])
+            scale = by_logprobs[rows, None]
+            if ctx.train_entropy:
+                scale = scale + by_entropies[rows, None] * (log_p + entropies[rows, None])
+            by_logits = log_p.exp_().mul_(-scale)
+            by_logits.scatter_add_(1, targets[rows, None], by_logprobs[rows, None])
+            by_logits = by_logits.div_(ctx.temperature).to(hidden.dtype)
+            by_hidden[rows] = by_logits @ weight
+            _add_product(by_weight, by_logits, hidden[rows])
+        return by_hidden, by_weight.to(weight.dtype), None, None, None
+
+
+def _chunks(rows: int, weight: torch.Tensor) -> list[slice]:
+    size = max(1, LOGITS_IN_MEMORY // len(weight))
+    return [slice(start, start + size) for start in range(0, rows, size)]
+
+
+def _logits(hidden: torch.Tensor, weight: torch.Tensor, temperature: float) -> torch.Tensor:
+    return _product(hidden, weight.T).div_(temperature)
+
+
+def _product(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    """a · b as float32. On a GPU no number of it is rounded to their dtype before, which CPUs cannot do."""
+    if a.is_cuda and a.dtype != torch.float32:
+        return torch.mm(a, b, out_dtype=torch.float32)
+    return (a @ b).float()
+
+
+def _add_product(total: torch.Tensor, a: torch.Tensor, b: torch.Tensor) -> None:
+    """Add aᵀ · b to `total`, float32 [V, D].
+
+    Args:
+        total: is changed.
+        a: [R, V].
+        b: [R, D].
+    """
+    if a.dtype == torch.float32:
+        total.addmm_(a.T, b)
+        return
+    size = max(1, PRODUCT_IN_MEMORY // total.shape[1])
+    for start in range(0, len(total), size):
+        rows = slice(start, start + size)
+        total[rows] += _product(a[:, rows].T, b)
+
+
+def _dot(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    """Row by row, without their product in memory."""
+    return torch.bmm(a[:, None], b[:, :, None])[:, 0, 0]
+
+
+class ResponseHead(nn.Module):
+    """Stands in for a causal model's lm_head: hidden states [R, D] and target tokens [R] to log-probs and entropy [R].
+
+    It is a module that owns the weight, so that ZeRO-3 gathers it for the forward and backward pass like any other.
+    """
+
+    def __init__(self, lm_head: nn.Linear, temperature: float, train_entropy: bool):
+        super().__init__()
+        if lm_head.bias is not None:
+            raise ValueError("an lm_head with a bias is not supported")
+        self.weight = lm_head.weight
+        self.temperature, self.train_entropy = temperature, train_entropy
+
+    def forward(self, hidden: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return token_logprobs(hidden, self.weight, targets, self.temperature, self.train_entropy)
+
+
+class Policy(nn.Module):
+    """A causal language model of transformers, as a function from packed rows to response log-probs and entropies."""
+
+    def __init__(self, model: nn.Module, temperature: float, train_entropy: bool = False):
+        """
+        Args:
+            model: a causal language model; its lm_head is replaced.
+            temperature: of the sampling, so that learner and generator mean the same distribution.
+            train_entropy: give the entropies a gradient.
+
+        Raises:
+            ValueError: the model's logits are more than a projection of its hidden states.
+        """
+        super().__init__()
+        for field in ("final_logit_softcapping", "logit_scale", "logits_scaling"):
+            if getattr(model.config, field, None) is not None:
+                raise ValueError(f"models with {field} are not supported: their log-probs would be wrong")
+        model.set_output_embeddings(ResponseHead(model.get_output_embeddings(), temperature, train_entropy))
+        self.model = model
+
+    def checkpoint_activations(self) -> None:
+        """From now on keep only the inputs of the layers for the backward pass, and compute the rest again."""
+        self.model.gradient_checkpointing_enable({"use_reentrant": False})
+        for layer in self.model.modules():
+            # It is active in training mode only; the modules within stay in evaluation mode, without dropout.
+            if isinstance(layer, GradientCheckpointingLayer):
+                layer.training = True
+
+    def forward(self, tokens, positions, predict_at, targets) -> tuple[torch.Tensor, torch.Tensor]:
+        """Log-probs of the response tokens of one micro-batch (pipeline/learning/packing.py) and entropies, float32 [R]
+        each.
+
+        Attention is block-diagonal: it reads the segments off the positions, which start again from 0 in every
+        conversation (pipeline/learning/attention.py).
+        """
+        hidden = self.model.base_model(
+            input_ids=tokens[None], position_ids=positions[None], use_cache=False
+        ).last_hidden_state[0]
+        return self.model.get_output_embeddings()(hidden[predict_at], targets)

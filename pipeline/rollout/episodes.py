@@ -1,0 +1,257 @@
+"""Episodes as the agent makes them, and groups of episodes as flat arrays for the object store."""
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from pipeline.agents.memory_trace import MemoryCounts
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How responses are sampled. `temperature` 0 takes the likeliest token; `top_p` 1 samples from all."""
+
+    temperature: float
+    top_p: float = 1.0
+    seed: int | None = None  # of this response alone; None: the engine's own series
+
+
+@dataclass(frozen=True)
+class Completion:
+    """What the language model returned for one prompt.
+
+    `tokens`, `logprobs` (of the sampled tokens, as processed by the temperature) and `versions` (the weight
+    version that wrote each token) have equal lengths; the end-of-sequence token is included when it was sampled.
+    `finish_reason` is "stop", or "length" when the limit cut the response off. `cache_version` is the weight version
+    when the prompt was submitted: newer tokens than that may attend to a KV cache of older weights. `max_tokens` is
+    the limit that the response was given; 0 if it had none.
+    """
+
+    tokens: list[int]
+    logprobs: list[float]
+    versions: list[int]
+    finish_reason: str
+    cache_version: int = 0
+    max_tokens: int = 0
+
+
+@dataclass(frozen=True)
+class Conversation:
+    """One independent context: a prompt and the model's response. `role` says what it was for."""
+
+    role: str
+    prompt: list[int]
+    response: Completion
+
+
+def cuts_answer(role: str, finish_reason: str) -> bool:
+    """Whether a conversation is an answer that its length limit cut off.
+
+    Its episode scores 0, whatever the answer holds, in training as in evaluation.
+    """
+    return role == "answer" and finish_reason == "length"
+
+
+@dataclass
+class Episode:
+    """One run of an agent on a problem: its conversations, and the answer that is scored, as text."""
+
+    conversations: list[Conversation] = field(default_factory=list)
+    answer: str = ""
+
+
+async def run_episode(agent, tokenized, generate) -> Episode:
+    """Run an agent (pipeline/agents) once on a tokenized problem.
+
+    Args:
+        agent: of any method.
+        tokenized: what its `tokenize` returned.
+        generate: async (prompt tokens, max_tokens) -> Completion.
+
+    Returns:
+        The episode, with its conversations in the order in which they were begun.
+    """
+    conversations: list[Conversation | None] = []
+
+    async def llm(prompt: list[int], max_tokens: int, role: str) -> Completion:
+        place = len(conversations)
+        conversations.append(None)
+        response = await generate(prompt, max_tokens)
+        conversations[place] = Conversation(role, prompt, response)
+        return response
+
+    answer = await agent.run(tokenized, llm)
+    return Episode(conversations, answer)
+
+
+@dataclass(frozen=True)
+class RolloutNotes:
+    """How a generator came by a group."""
+
+    seconds: float
+    went_on: int = 0  # episodes that went on here after another generator, by a conversation that it may have begun
+
+
+def response_seed(*numbers: int) -> int:
+    """A seed for one response, out of the numbers that say which one it is."""
+    return int(np.random.SeedSequence(numbers).generate_state(1)[0])
+
+
+@dataclass(frozen=True)
+class EpisodeGroup:
+    """The G episodes of one problem as flat arrays, read from the object store without copying.
+
+    With C conversations in all, T tokens (prompts and responses) and R response tokens:
+
+    tokens          int32 [T]    prompt then response, conversation after conversation
+    offsets         int64 [C+1]  where each conversation begins in `tokens`
+    prompt_lengths  int32 [C]
+    episodes        int32 [C]    which episode (0 … G-1) a conversation belongs to
+    logprobs        float32 [R]  behaviour log-probs, in the order of the response tokens
+    versions        int32 [R]    the weight version that wrote each response token
+    cache_versions  int32 [C]    the weight version when a conversation's prompt was submitted
+    limits          int32 [C]    the limit that each response was given, in tokens; 0: none
+    """
+
+    problem_id: str
+    tokens: np.ndarray
+    offsets: np.ndarray
+    prompt_lengths: np.ndarray
+    episodes: np.ndarray
+    logprobs: np.ndarray
+    versions: np.ndarray
+    cache_versions: np.ndarray
+    limits: np.ndarray
+    roles: tuple[str, ...]
+    finish_reasons: tuple[str, ...]
+    answers: tuple[str, ...]
+    memory: tuple[MemoryCounts, ...] | None = None  # of each episode, not yet scored; None: not counted
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """Tokens of each conversation, int64 [C]."""
+        return np.diff(self.offsets)
+
+    @property
+    def response_offsets(self) -> np.ndarray:
+        """Where each conversation's response begins in `logprobs` and `versions`, int64 [C+1]."""
+        return np.concatenate([[0], np.cumsum(self.lengths - self.prompt_lengths)])
+
+    @property
+    def cut_answers(self) -> np.ndarray:
+        """Whether each episode's answer was cut off, bool [G]."""
+        cut = [cuts_answer(*conversation) for conversation in zip(self.roles, self.finish_reasons, strict=True)]
+        return np.bincount(self.episodes, weights=cut, minlength=len(self.answers)) > 0
+
+    def prompt(self, conversation: int) -> np.ndarray:
+        start = self.offsets[conversation]
+        return self.tokens[start : start + self.prompt_lengths[conversation]]
+
+    def response(self, conversation: int) -> np.ndarray:
+        start = self.offsets[conversation] + self.prompt_lengths[conversation]
+        return self.tokens[start : self.offsets[conversation + 1]]
+
+
+def pack_group(
+    problem_id: str, episodes: list[Episode], memory: tuple[MemoryCounts, ...] | None = None
+) -> EpisodeGroup:
+    """Lay the episodes of one problem out as flat arrays, with what their memories did if that was counted.
+
+    Raises:
+        ValueError: a prompt is empty, so that nothing predicts the response; a log-prob is not a number.
+    """
+    conversations = [(i, c) for i, episode in enumerate(episodes) for c in episode.conversations]
+    for _, c in conversations:
+        if not c.prompt:
+            raise ValueError(f"the prompt of a {c.role} conversation is empty")
+        if not np.isfinite(c.response.logprobs).all():
+            raise ValueError(f"the engine returned a log-prob that is not finite in a {c.role} conversation")
+    tokens = [np.asarray(c.prompt + c.response.tokens, dtype=np.int32) for _, c in conversations]
+    return EpisodeGroup(
+        problem_id=problem_id,
+        tokens=np.concatenate(tokens) if tokens else np.zeros(0, np.int32),
+        offsets=np.cumsum([0] + [len(t) for t in tokens], dtype=np.int64),
+        prompt_lengths=np.array([len(c.prompt) for _, c in conversations], dtype=np.int32),
+        episodes=np.array([i for i, _ in conversations], dtype=np.int32),
+        logprobs=np.array([x for _, c in conversations for x in c.response.logprobs], dtype=np.float32),
+        versions=np.array([x for _, c in conversations for x in c.response.versions], dtype=np.int32),
+        cache_versions=np.array([c.response.cache_version for _, c in conversations], dtype=np.int32),
+        limits=np.array([c.response.max_tokens for _, c in conversations], dtype=np.int32),
+        roles=tuple(c.role for _, c in conversations),
+        finish_reasons=tuple(c.response.finish_reason for _, c in conversations),
+        answers=tuple(episode.answer for episode in episodes),
+        memory=memory,
+    )
+
+
+@dataclass(frozen=True)
+class GroupRecord:
+    """What the ledger, the coordinator and the metrics know of a group: numbers, no tokens."""
+
+    group_id: str
+    problem_id: str
+    task: str
+    generator: str
+    lengths: np.ndarray  # tokens of each conversation, int64 [C]
+    response_lengths: np.ndarray  # tokens of each conversation's response, int64 [C]
+    oldest_version: int
+    newest_version: int
+    mixed_version_episodes: int  # episodes whose tokens were written by more than one version
+    cut_conversations: int  # responses that the length limit cut off
+    generation_seconds: float
+    rewards: np.ndarray  # of the task, float32 [G]
+    penalties: np.ndarray  # for over-long responses, from -1 to 0, float32 [G]
+    advantages: np.ndarray  # of both together, float32 [G]
+    memory: MemoryCounts  # of all its episodes; empty where they were not counted
+    cut_answers: int = 0  # episodes whose answer the length limit cut off, which scores 0
+    moves: int = 0  # to another generator, because the one before died or left
+    redone_conversations: int = 0  # that were lost with a generator and begun again: at most one an episode and move
+
+    @property
+    def response_tokens(self) -> int:
+        return int(self.response_lengths.sum())
+
+    @property
+    def trained_lengths(self) -> np.ndarray:
+        """The lengths, 0 where the response is empty and there is nothing to train, int64 [C]."""
+        return np.where(self.response_lengths > 0, self.lengths, 0)
+
+    @property
+    def is_informative(self) -> bool:
+        """Whether the task's rewards differ, which is what dynamic sampling asks for."""
+        return bool(np.ptp(self.rewards) > 0)
+
+
+def group_record(
+    group_id: str,
+    task: str,
+    generator: str,
+    group: EpisodeGroup,
+    seconds: float,
+    rewards: np.ndarray,
+    penalties: np.ndarray,
+    advantages: np.ndarray,
+) -> GroupRecord:
+    """Summarise a scored group."""
+    starts = group.response_offsets
+    of_episode: dict[int, set[int]] = {}
+    for c, episode in enumerate(group.episodes):
+        of_episode.setdefault(int(episode), set()).update(group.versions[starts[c] : starts[c + 1]].tolist())
+    return GroupRecord(
+        group_id=group_id,
+        problem_id=group.problem_id,
+        task=task,
+        generator=generator,
+        lengths=group.lengths,
+        response_lengths=np.diff(starts),
+        oldest_version=int(group.versions.min()),
+        newest_version=int(group.versions.max()),
+        mixed_version_episodes=sum(len(versions) > 1 for versions in of_episode.values()),
+        cut_conversations=sum(reason == "length" for reason in group.finish_reasons),
+        generation_seconds=seconds,
+        rewards=rewards,
+        penalties=penalties,
+        advantages=advantages,
+        memory=sum(map(MemoryCounts.scored, group.memory or (), rewards), MemoryCounts()),
+        cut_answers=int(group.cut_answers.sum()),
+    )

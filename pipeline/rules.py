@@ -1,0 +1,188 @@
+"""The checks of a configuration that are made before anything starts. All that is wrong is reported at once.
+
+The numbers are in their ranges (no count is below 0, no share above 1): `load_config` has seen to it.
+"""
+
+import itertools
+import re
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from pipeline.config import Config, ConfigError, GenerationConfig
+from pipeline.learning.schedule import SCHEDULES
+from pipeline.rewards.advantages import ADVANTAGES
+
+Rules = Iterator[tuple[bool, str]]  # whether a rule holds, and what to say if not
+
+
+def check_config(config: Config) -> None:
+    """Check the rules of a training run that need no file and no tokenizer.
+
+    Raises:
+        ConfigError: one line for each broken rule.
+    """
+    check_rules(generation_rules(config), training_rules(config))
+
+
+def check_rules(*rules: Rules) -> None:
+    """Raise a `ConfigError` with one line for each rule that is broken."""
+    wrong = [message for ok, message in itertools.chain(*rules) if not ok]
+    if wrong:
+        raise ConfigError("\n".join(wrong))
+
+
+def check_data_given(config: Config) -> None:
+    """A data source that reads a file has been given one.
+
+    Raises:
+        ConfigError: data.path is missing.
+    """
+    if config.data.source == "file" and not config.data.path:
+        raise ConfigError("set data.path: data.source=file reads samples, which jobs.prepare makes")
+
+
+def positive(c: object, section: str, *names: str) -> Rules:
+    for name in names:
+        value = getattr(getattr(c, section), name)
+        yield value > 0, f"{section}.{name}={value} must be greater than 0"
+
+
+def at_most(c: object, section: str, name: str, limit: str) -> Rules:
+    value, most = getattr(getattr(c, section), name), getattr(getattr(c, section), limit)
+    yield 1 <= value <= most, f"{section}.{name}={value} must lie between 1 and {section}.{limit}={most}"
+
+
+def one_of(c: object, section: str, name: str, valid: Iterable[str]) -> Rules:
+    value = getattr(getattr(c, section), name)
+    yield value in valid, f"{section}.{name}={value!r} must be one of {', '.join(valid)}"
+
+
+def job_rules(c: object) -> Rules:
+    """The rules of every job that runs on a cluster; `c` has the sections run, model and wandb."""
+    yield from one_of(c, "model", "dtype", ("auto", "float32", "bfloat16"))
+    yield from one_of(c, "wandb", "mode", ("auto", "online", "offline", "disabled"))
+    yield (
+        re.fullmatch(r"\w[\w.-]*", c.run.name) is not None,
+        f"run.name={c.run.name!r} may hold letters, digits, '.', '_' and '-', and begins with neither '.' nor '-'",
+    )
+
+
+def generation_rules(c: GenerationConfig) -> Rules:
+    """The rules of every job with generators."""
+    yield from job_rules(c)
+    yield from positive(c, "agent", "window", "problem_tokens", "chunk_tokens", "memory_tokens", "answer_tokens")
+    yield from positive(c, "generator", "count", "tensor_parallel", "max_sequences", "timeout_s", "stall_s")
+    yield from at_most(c, "generator", "min_count", "count")
+    a, g = c.agent, c.generator
+    slots = a.problem_tokens + a.memory_tokens
+    yield (
+        slots + a.chunk_tokens + a.memory_tokens <= a.window,
+        f"agent.window={a.window} cannot hold a memory conversation: problem {a.problem_tokens} + memory "
+        f"{a.memory_tokens} + chunk {a.chunk_tokens} + new memory {a.memory_tokens} = "
+        f"{slots + a.chunk_tokens + a.memory_tokens}, template not counted; lower agent.chunk_tokens or raise "
+        "agent.window",
+    )
+    yield (
+        slots + a.answer_tokens <= a.window,
+        f"agent.window={a.window} cannot hold the answer conversation: problem {a.problem_tokens} + memory "
+        f"{a.memory_tokens} + answer {a.answer_tokens}; lower agent.answer_tokens or raise agent.window",
+    )
+    yield (
+        g.tensor_parallel == 1 or g.num_gpus == g.tensor_parallel,
+        f"generator.num_gpus={g.num_gpus} must equal generator.tensor_parallel={g.tensor_parallel}",
+    )
+
+
+def learner_rules(c: object) -> Rules:
+    """The rules of every job with learners; `c` has the sections model and learner."""
+    yield from positive(
+        c, "learner", "ranks", "micro_batch_tokens", "learning_rate", "muon_learning_rate", "bucket_mib", "stall_s"
+    )
+    yield from at_most(c, "learner", "min_ranks", "ranks")
+    yield from one_of(c, "learner", "optimizer", ("adamw", "muon"))
+    yield from one_of(c, "model", "attention", ("packed_sdpa", "flash_attention_2"))
+    yield from one_of(c, "learner", "schedule", SCHEDULES)
+    yield (
+        0 < c.learner.decay_share <= 1,
+        f"learner.decay_share={c.learner.decay_share} is a share of the run, above 0 and up to 1",
+    )
+    yield (
+        c.learner.optimizer != "muon" or c.learner.max_grad_norm == 0,
+        "learner.optimizer=muon needs learner.max_grad_norm=0: its steps have a length of their own, which DeepSpeed "
+        "would cut",
+    )
+
+
+def training_rules(c: Config) -> Rules:
+    """The rules of a training run beside those."""
+    yield from learner_rules(c)
+    yield from positive(c, "scorer", "count", "timeout_s")
+    yield from at_most(c, "scorer", "min_count", "count")
+    yield from positive(c, "objective", "importance_cap")
+    yield from positive(c, "train", "steps", "groups_per_step", "updates_per_step", "temperature", "episodes_every")
+    yield from positive(c, "train", "max_discarded", "max_attempts", "max_skipped_updates")
+    yield from positive(c, "train", "checkpoint_every", "keep_last")
+    yield c.resume in ("no", "auto"), f"resume={c.resume!r} must be auto or no"
+    place = c.train.checkpoint_folder
+    yield (
+        not place or "://" in place or Path(place).is_absolute(),
+        f"train.checkpoint_folder={place} must be a URI or a path from the root: all nodes write to it",
+    )
+    yield from one_of(c, "data", "source", ("synthetic", "file"))
+    yield from one_of(c, "objective", "advantage", tuple(ADVANTAGES))
+    yield from one_of(c, "objective", "entropy_weight", ("one", "reward"))
+    a, le, o, t = c.agent, c.learner, c.objective, c.train
+    yield (
+        le.micro_batch_tokens >= a.window,
+        f"learner.micro_batch_tokens={le.micro_batch_tokens} must be at least agent.window={a.window}, "
+        "so that the longest conversation fits one forward pass",
+    )
+    yield (
+        o.advantage != "none" or bool(o.kl_coefficient or o.entropy_coefficient),
+        "objective.advantage=none trains nothing without objective.entropy_coefficient or objective.kl_coefficient",
+    )
+    yield t.group_size >= 2, f"train.group_size={t.group_size} must be at least 2: the group is the baseline"
+    yield (
+        t.updates_per_step < 1 or t.groups_per_step % t.updates_per_step == 0,
+        f"train.groups_per_step={t.groups_per_step} must be a multiple of train.updates_per_step={t.updates_per_step}: "
+        "every optimizer step trains as many whole groups",
+    )
+    yield (
+        0 < o.clip_low < 1 and o.clip_high > 0 and o.dual_clip > 1,
+        "objective.clip_low must lie in (0, 1), objective.clip_high above 0 and objective.dual_clip above 1",
+    )
+    yield (
+        0 < o.overlong_share <= 1,
+        f"objective.overlong_share={o.overlong_share} is a share of a response's limit, above 0 and up to 1",
+    )
+    yield (
+        c.data.synthetic_chunks >= 2,
+        f"data.synthetic_chunks={c.data.synthetic_chunks} must be at least 2: the two hops lie in different chunks",
+    )
+
+
+def check_window(config: GenerationConfig, longest: dict[str, int], positions: int | None) -> None:
+    """Check the window budget with the template counted in.
+
+    Args:
+        config: the configuration.
+        longest: of the prompts that are used (`pipeline.agents.prompts.SLOTS`), the tokens of the longest of each.
+        positions: what the model's own config allows, if it says.
+
+    Raises:
+        ConfigError: a conversation would not fit.
+    """
+    a, wrong = config.agent, []
+    for prompt, tokens in longest.items():
+        response, shorter = ("memory", "chunk") if prompt == "update" else ("answer", "answer")
+        over = tokens + getattr(a, f"{response}_tokens") - a.window
+        if over > 0:
+            wrong.append(
+                f"agent.window={a.window} is too small: with the prompt {prompt} of agent.prompt_template="
+                f"{a.prompt_template} the longest conversation has {a.window + over} tokens; lower "
+                f"agent.{shorter}_tokens by {over} or raise agent.window"
+            )
+    if wrong:
+        raise ConfigError("\n".join(wrong))
+    if positions is not None and a.window > positions:
+        raise ConfigError(f"agent.window={a.window} is over the model's {positions} positions ({config.model.path})")

@@ -1,0 +1,216 @@
+"""What a step and a run amount to: one row of metrics.jsonl a step, one summary.json a run."""
+
+import bisect
+from array import array
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from itertools import zip_longest
+from typing import ClassVar
+
+import numpy as np
+
+from pipeline.agents.memory_trace import MemoryCounts, memory_shares
+from pipeline.rollout.episodes import GroupRecord
+
+DRAWN = ("reward", "memory_written", "memory_kept", "memory_answered", "memory_junk", "memory_tokens", "loss")
+DROPPED_STALE = "dropped_stale"  # among the failures of a run: trained by nobody, but no fault of anything
+
+
+@dataclass(frozen=True)
+class UpdateResult:
+    """What became of one optimizer step."""
+
+    groups: list[int]  # that it was to train, by their index in the step
+    ranks: list[dict]  # each rank's sums over its share (actors/learning/step.py)
+
+    @property
+    def grad_norm(self) -> float | None:
+        """Before clipping, over all ranks; None if the update was skipped."""
+        return self.ranks[0]["grad_norm"]
+
+    @property
+    def skipped(self) -> bool:
+        """Whether its loss or gradient was not finite on some rank, and no rank changed its weights."""
+        return self.grad_norm is None
+
+    @property
+    def suspects(self) -> list[int]:
+        """The groups to blame for a skipped update, by their index in the step: those whose loss was not finite.
+
+        All, when only the gradient was not.
+        """
+        return sorted({index for rank in self.ranks for index in rank["not_finite"]}) or self.groups
+
+
+def step_row(
+    step: int, version: int, records: list[GroupRecord], updates: list[UpdateResult], discarded: list[GroupRecord]
+) -> dict:
+    """The metrics of one learner step, averaged over all that its updates trained on all ranks.
+
+    Args:
+        step: its number, from 1.
+        version: of the weights after it.
+        records: of the groups trained.
+        updates: the step's optimizer steps.
+        discarded: records of the groups that dynamic sampling threw away since the step before.
+    """
+    done = [update for update in updates if not update.skipped]  # the others trained nothing
+    ranks = [rank for update in done for rank in update.ranks]
+    norms = [update.grad_norm for update in done]
+
+    def total(key: str) -> float:
+        return sum(rank[key] for rank in ranks)
+
+    def highest(key: str) -> float:
+        return max(rank[key] for rank in ranks)
+
+    rewards = np.concatenate([record.rewards for record in records])
+    sampled = np.concatenate([record.rewards for record in records + discarded])
+    tokens, same = int(total("tokens")), int(total("same_version_tokens"))
+    staleness = [sum(counts) for counts in zip_longest(*(rank["staleness"] for rank in ranks), fillvalue=0)]
+
+    def mean(key: str) -> float | None:
+        return total(key) / tokens if tokens else None
+
+    return {
+        "step": step,
+        "version": version,
+        "reward": float(sampled.mean()),  # of everything generated, so that dynamic sampling does not embellish it
+        "reward_std": float(sampled.std()),
+        "reward_trained": float(rewards.mean()),
+        "overlong_penalty": float(np.mean([record.penalties.mean() for record in records])),
+        "groups": len(records),
+        "groups_of_equal_reward": sum(not record.is_informative for record in records),
+        "groups_discarded": len(discarded),
+        "kept_fraction": len(records) / (len(records) + len(discarded)),
+        "episodes": len(rewards),
+        "conversations": sum(len(record.lengths) for record in records),
+        "cut_conversations": sum(record.cut_conversations for record in records),
+        "cut_answer_fraction": sum(record.cut_answers for record in records + discarded) / len(sampled),
+        **memory_shares(sum((record.memory for record in records), MemoryCounts())),
+        "tokens_trained": tokens,
+        "staleness_mean": sum(age * count for age, count in enumerate(staleness)) / tokens if tokens else None,
+        "staleness_max": len(staleness) - 1 if staleness else None,
+        "staleness_tokens": staleness,  # tokens by how many versions behind they were written
+        "mixed_version_episodes": sum(record.mixed_version_episodes for record in records),
+        "updates": len(done),
+        "updates_skipped": len(updates) - len(done),
+        "learning_rate": updates[-1].ranks[0]["learning_rate"],
+        "grad_norm": float(np.mean(norms)) if done else None,
+        "grad_norm_max": max(norms, default=None),
+        "loss": total("loss") / len(done) if done else None,
+        "entropy": mean("entropy"),
+        "kl": mean("kl"),
+        "clip_fraction": mean("clipped"),
+        "ratio_mean": mean("ratio"),
+        "importance_mean": mean("importance"),
+        "importance_max": highest("importance_max") if done else None,
+        "importance_capped": mean("importance_capped"),
+        # None when no token of the batch was sampled by the very weights that the learner had.
+        "logprob_mismatch_mean": total("mismatch") / same if same else None,
+        "logprob_mismatch_max": highest("mismatch_max") if same else None,
+        "logprob_mismatch_tokens": same,
+        "micro_batches": sum(update.ranks[0]["micro_batches"] for update in updates),
+        "proximal_seconds": sum(max(rank["proximal_seconds"] for rank in update.ranks) for update in updates),
+        "group_seconds_mean": float(np.mean([record.generation_seconds for record in records])),
+        "group_seconds_max": float(max(record.generation_seconds for record in records)),
+    }
+
+
+@dataclass
+class RunTotals:
+    """Adds the rows of a run up to the numbers of summary.json. Keeps a few numbers of each, so that it can go back."""
+
+    SUMMED: ClassVar = (
+        "episodes",
+        "conversations",
+        "tokens_trained",
+        "mixed_version_episodes",
+        "updates",
+        "updates_skipped",
+        "groups_discarded",
+    )
+    KEPT: ClassVar = ("step", "reward", "seconds", *SUMMED, "staleness_max", "logprob_mismatch_tokens", "mismatch")
+    columns: dict[str, array] = field(default_factory=lambda: {name: array("d") for name in RunTotals.KEPT})
+    tokens_generated: int = 0
+
+    @classmethod
+    def needed(cls, row: dict) -> dict:
+        """What of a row has to be kept to add it."""
+        return {name: row[name] for name in (*cls.KEPT, "logprob_mismatch_mean") if name in row}
+
+    def add(self, row: dict) -> None:
+        mismatch = (row["logprob_mismatch_mean"] or 0) * row["logprob_mismatch_tokens"]
+        for name, column in self.columns.items():
+            column.append(mismatch if name == "mismatch" else row.get(name) or 0)
+
+    def roll_back(self, step: int) -> None:
+        """Forget the rows of later steps."""
+        kept = self._up_to(step)
+        for column in self.columns.values():
+            del column[kept:]
+
+    def reward_after(self, step: int) -> float:
+        """Mean reward of the later steps; 0 if there is none."""
+        rewards = self.rewards[self._up_to(step) :]
+        return sum(rewards) / len(rewards) if rewards else 0.0
+
+    @property
+    def rewards(self) -> array:
+        """Of each step."""
+        return self.columns["reward"]
+
+    @property
+    def seconds(self) -> array:
+        """Of each step."""
+        return self.columns["seconds"]
+
+    @property
+    def updates(self) -> int:
+        """Optimizer steps that were not skipped."""
+        return self._sum("updates")
+
+    def summary(self) -> dict:
+        rewards, mismatch_tokens = self.rewards, self._sum("logprob_mismatch_tokens")
+        tenth = max(1, len(rewards) // 10)
+        return {
+            "reward_first": float(np.mean(rewards[:tenth])) if rewards else None,
+            "reward_last": float(np.mean(rewards[-tenth:])) if rewards else None,
+            **{name: self._sum(name) for name in self.SUMMED},
+            "tokens_generated": self.tokens_generated,
+            "staleness_max": int(max(self.columns["staleness_max"], default=0)),
+            "logprob_mismatch_mean": sum(self.columns["mismatch"]) / mismatch_tokens if mismatch_tokens else None,
+        }
+
+    def _up_to(self, step: int) -> int:
+        """How many rows there are up to a step. Rows of a full disk's time may be missing: a step is no index."""
+        return bisect.bisect_right(self.columns["step"], step)
+
+    def _sum(self, name: str) -> int:
+        return int(sum(self.columns[name]))
+
+
+class Curves:
+    """What is drawn of a run's rows, by step: two numbers of each metric, however much a row holds.
+
+    Args:
+        rows: in the order of their steps, as for `add`.
+    """
+
+    def __init__(self, rows: Iterable[dict] = ()):
+        self._points = {name: (array("q"), array("d")) for name in DRAWN}
+        self.last_step = 0
+        for row in rows:
+            self.add(row)
+
+    def add(self, row: dict) -> None:
+        """Take up the row of the next step."""
+        self.last_step = row["step"]
+        for name, (steps, values) in self._points.items():
+            if row.get(name) is not None:
+                steps.append(row["step"])
+                values.append(row[name])
+
+    def points(self, name: str) -> tuple[array, array]:
+        """The steps at which a metric is known, and its values there."""
+        return self._points[name]

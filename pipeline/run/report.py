@@ -1,0 +1,95 @@
+"""What a person sees of a run: the line of a step, the summary at the end."""
+
+import json
+import os
+from collections import Counter
+from pathlib import Path
+
+from pipeline.config import Config
+from pipeline.run.metrics import DROPPED_STALE, RunTotals
+
+
+def step_line(row: dict, steps: int) -> str:
+    """One line a step; jobs/submit.py reads the first two words for its bar."""
+
+    def shown(name: str, form: str) -> str:
+        return "-" if row[name] is None else format(row[name], form)
+
+    kept = f"kept {row['kept_fraction']:.2f}  " if row["groups_discarded"] else ""
+    return (
+        f"step {row['step']}/{steps}  reward {row['reward']:.3f}  {kept}tokens/s {row['tokens_per_second']:.0f}  "
+        f"staleness {shown('staleness_mean', '.2f')} (max {shown('staleness_max', 'd')})  version {row['version']}  "
+        f"clip {shown('clip_fraction', '.3f')}  entropy {shown('entropy', '.3f')}  grad {shown('grad_norm', '.3g')}  "
+        f"mismatch {shown('logprob_mismatch_mean', '.1e')}  {row['seconds']:.1f} s"
+    )
+
+
+def run_summary(
+    config: Config,
+    status: str,
+    totals: RunTotals,
+    *,
+    steps: int = 0,
+    seconds: float | None = None,
+    failures: Counter[str] | None = None,
+    recoveries: dict[str, int] | None = None,
+    engine_version: str = "",
+    weight_version: int = 0,
+    rows_quarantined: int = 0,
+    checkpoint: Path | None = None,
+    wandb_run: str = "",
+    unwritten: dict[str, int] | None = None,
+    error: str | None = None,
+) -> dict:
+    """What summary.json holds; the same keys however the run ended.
+
+    Args:
+        config: of the run.
+        status: completed, interrupted or failed.
+        totals: of the steps that were done and whose rows are there.
+        steps: that were done.
+        seconds: that the run took.
+        failures: how many groups were lost to what.
+        recoveries: what else was lost, and made good.
+        unwritten: how many lines or files could not be written, by their name in the run folder.
+        error: why the run failed.
+    """
+    failures = failures or Counter()
+    return {
+        "status": status,
+        "seconds": seconds,
+        "model": config.model.path,
+        "dtype": config.model.dtype,
+        "engine": "vllm",
+        "engine_version": engine_version,
+        "zero_stage": 3,
+        "learner_ranks": config.learner.ranks,
+        "generators": config.generator.count,
+        "scorers": config.scorer.count,
+        "steps": steps,
+        **totals.summary(),
+        **(recoveries or {}),
+        "weight_version": weight_version,
+        "groups_dropped_stale": failures[DROPPED_STALE],
+        "groups_failed": failures.total() - failures[DROPPED_STALE],
+        "failures": dict(failures),
+        "rows_quarantined": rows_quarantined,
+        "checkpoint": str(checkpoint) if checkpoint else None,
+        "wandb_run": wandb_run,
+        "unwritten": unwritten or {},
+        "error": error,
+    }
+
+
+def duration(seconds: float) -> str:
+    """As people say it: 40 s, 12 min, 3.5 h."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 90 * 60 else f"{seconds / 3600:.1f} h"
+
+
+def write_summary(folder: Path, summary: dict) -> None:
+    """Write summary.json; whole or not at all."""
+    partial = folder / "summary.json.partial"
+    partial.write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
+    os.replace(partial, folder / "summary.json")

@@ -1,0 +1,76 @@
+"""The figure of a training run: the reward and what the memory does over the steps, or the loss."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from pipeline.evaluation.plots import COLOURS, DPI
+from pipeline.run.metrics import Curves
+
+WINDOW = 10  # steps that a line is the mean of
+PANEL = (7.0, 2.4)  # inches
+PANELS = {
+    "Reward": ("reward",),
+    "What the memory did": ("memory_written", "memory_kept", "memory_answered", "memory_junk"),
+    "Tokens of a memory": ("memory_tokens",),
+}
+SUPERVISED_PANELS = {"Loss in nats a learned token": ("loss",)}
+COLOUR = {"loss": COLOURS[0]} | dict(zip(sum(PANELS.values(), ()), COLOURS, strict=False))
+
+
+def training_figure(curves: Curves, path: str | Path) -> Figure:
+    """Draw the reward; how many of the needed facts were written, kept and used, and the junk; the memory's length.
+    Of supervised fine-tuning, draw the loss.
+
+    A dot is a step, a line the mean of the last `WINDOW` steps. What no row knows is not drawn.
+
+    Args:
+        curves: of the run.
+        path: of the PNG.
+
+    Returns:
+        The figure as drawn.
+
+    Raises:
+        ValueError: no step knows anything of this.
+    """
+    known = PANELS if curves.points("reward")[0] else SUPERVISED_PANELS
+    panels = {title: [name for name in names if curves.points(name)[0]] for title, names in known.items()}
+    panels = {title: names for title, names in panels.items() if names}
+    if not panels:
+        raise ValueError("there is nothing to draw")
+    figure = Figure(figsize=(PANEL[0], PANEL[1] * len(panels) + 0.4), layout="constrained")
+    all_axes = figure.subplots(len(panels), sharex=True, squeeze=False)[:, 0]
+    for axes, (title, names) in zip(all_axes, panels.items(), strict=True):
+        axes.set_title(title, loc="left", fontsize="medium")
+        draw_panel(axes, curves, names)
+    all_axes[-1].set_xlim(0, 1.02 * curves.last_step)
+    all_axes[-1].set_xlabel(f"step (dots); mean of the last {WINDOW} steps (lines)")
+    all_axes[-1].xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
+    figure.savefig(path, dpi=DPI, format="png")
+    return figure
+
+
+def draw_panel(axes: Axes, curves: Curves, names: list[str]) -> None:
+    """Draw the metrics of one panel, with a legend if they are several; shares get an axis from 0 to 1."""
+    values = []
+    for name in names:
+        xs, ys = curves.points(name)
+        values += ys
+        axes.plot(xs, ys, ".", color=COLOUR[name], alpha=0.5, markersize=5, markeredgewidth=0, clip_on=False)
+        label = name.removeprefix("memory_")
+        axes.plot(xs, running_means(ys), color=COLOUR[name], linewidth=1.6, label=label, clip_on=False)
+    axes.grid(alpha=0.3)
+    if min(values) >= 0:
+        axes.set_ylim(0.0, 1.0 if max(values) <= 1 else None)
+    if len(names) > 1:
+        axes.legend(loc="lower right", bbox_to_anchor=(1.0, 1.0), ncols=len(names), frameon=False, borderaxespad=0.0)
+
+
+def running_means(values: Sequence[float]) -> list[float]:
+    """The mean of each value and those before it, `WINDOW` at most."""
+    windows = (values[max(0, end - WINDOW) : end] for end in range(1, len(values) + 1))
+    return [sum(window) / len(window) for window in windows]
