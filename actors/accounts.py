@@ -9,9 +9,9 @@ from dataclasses import replace
 from actors.generation.generator_pool import GeneratorPool
 from actors.learning.supervisor import LearnerSupervisor
 from actors.scoring.scorer_pool import ScorerPool
-from pipeline.config import Config
-from pipeline.problems import Quarantine
+from pipeline.data.quarantine import Quarantine
 from pipeline.rollout.episodes import GroupRecord
+from pipeline.run.config import TrainingConfig
 from pipeline.run.ledger import BUFFERED, RUNNING, Ledger
 from pipeline.run.metrics import RunTotals, UpdateResult, step_row
 
@@ -31,7 +31,7 @@ class Accounts:
 
     def __init__(
         self,
-        config: Config,
+        config: TrainingConfig,
         say: Callable[[str], None],
         ledger: Ledger,
         quarantine: Quarantine,

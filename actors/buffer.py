@@ -7,8 +7,8 @@ import asyncio
 
 import ray
 
-from pipeline.config import Config
 from pipeline.rollout.episodes import GroupRecord
+from pipeline.run.config import TrainingConfig
 from pipeline.run.ledger import Entry, Ledger, discard_limit
 
 
@@ -16,7 +16,7 @@ class TrajectoryBuffer:
     """Holds object references and records, never tokens. Bounded by admission (pipeline/run/staleness.py): groups
     running, buffered and in training never exceed (max_staleness + 2) × groups_per_step."""
 
-    def __init__(self, config: Config):
+    def __init__(self, config: TrainingConfig):
         t = config.train
         self.ledger = Ledger(t.groups_per_step, t.max_staleness, t.steps, discard_limit(t))
         self._refs: dict[str, ray.ObjectRef] = {}

@@ -24,22 +24,25 @@ from actors.accounts import Accounts
 from actors.buffer import TrajectoryBuffer
 from actors.generation.generator_pool import GeneratorLeft, GeneratorLost, GeneratorPool
 from actors.generation.journal import Journal
-from actors.job_actor import CLOSING_S, JobActor, RunFailed, reason_of, was_started_again
+from actors.job_actor import CLOSING_S, JobActor, was_started_again
 from actors.learning.gang import GangLost, GroupsLost
 from actors.learning.supervisor import LearnerSupervisor
 from actors.scoring.scorer_pool import ScorerPool
 from actors.tracker import Tracker, Tracking
-from pipeline.config import Config
 from pipeline.data.problem_queue import ProblemQueue
-from pipeline.data.problem_stream import START, training_source
+from pipeline.data.problem_stream import START
+from pipeline.data.quarantine import Quarantine, withdrawn_ids
 from pipeline.dtype import MISMATCH_WARNING
+from pipeline.errors import BadRow, DataError, RunFailed, reason_of
 from pipeline.lease import Lease
-from pipeline.problems import BadRow, DataError, Problem, Quarantine, withdrawn_ids
+from pipeline.problems import Problem
 from pipeline.rollout.episodes import GroupRecord, Sampling
 from pipeline.run.checkpoints import RunState
+from pipeline.run.config import TrainingConfig
 from pipeline.run.ledger import SUSPECT_DEATHS, too_many_failed
 from pipeline.run.metrics import DROPPED_STALE, UpdateResult
 from pipeline.run.report import run_summary, step_line
+from pipeline.run.source import training_source
 
 LEARNERS_FIRST_S = 10  # in which learners get their room before generators take what there is
 OPENING_S = 60.0  # for the storage to say what was quarantined
@@ -52,7 +55,7 @@ class Stopped(Exception):
 
 @ray.remote(num_cpus=0, max_concurrency=100, max_restarts=-1, max_task_retries=-1)
 class Coordinator(JobActor):
-    def __init__(self, config: Config, folder: str, lease: Lease):
+    def __init__(self, config: TrainingConfig, folder: str, lease: Lease):
         super().__init__(folder, lease)
         self.config = config
         self.quarantine = Quarantine.outliving(
@@ -84,7 +87,7 @@ class Coordinator(JobActor):
 
     # What the driver calls.
 
-    def settings(self) -> Config:
+    def settings(self) -> TrainingConfig:
         """What this run was started with."""
         return self.config
 

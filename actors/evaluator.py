@@ -14,9 +14,11 @@ from collections import Counter
 import ray
 
 from actors.generation.generator_pool import GeneratorLost, GeneratorPool
-from actors.job_actor import CLOSING_S, JobActor, RunFailed, reason_of
+from actors.job_actor import CLOSING_S, JobActor
 from actors.scoring.answer_scoring import scores_of
 from actors.wandb_run import WandbRun
+from pipeline.data.quarantine import Quarantine
+from pipeline.errors import BadRow, DataError, RunFailed, reason_of
 from pipeline.evaluation.answers import Answer
 from pipeline.evaluation.config import EvaluationConfig
 from pipeline.evaluation.questions import Task, input_states, open_source, read_questions, tasks
@@ -24,7 +26,7 @@ from pipeline.evaluation.results import KEY, SCORES, open_results, row_key
 from pipeline.evaluation.successes import open_successes, success_lines
 from pipeline.evaluation.summary import Progress, evaluation_summary, write_tables
 from pipeline.lease import Lease
-from pipeline.problems import BadRow, DataError, Problem, Quarantine
+from pipeline.problems import Problem
 from pipeline.rollout.episodes import Sampling
 from pipeline.run.ledger import SUSPECT_DEATHS
 from pipeline.storage import LineFile, Storage

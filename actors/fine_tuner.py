@@ -12,17 +12,18 @@ from pathlib import Path
 
 import ray
 
-from actors.job_actor import JobActor, RunFailed, reason_of
+from actors.job_actor import JobActor
 from actors.learning.gang import GangLost, SupervisedGang
 from actors.tracker import Tracker, Tracking
-from pipeline.agents.prompts import load_tokenizer
+from pipeline.data.quarantine import Quarantine
 from pipeline.data.sample_files import SampleFiles
+from pipeline.errors import DataError, RunFailed, reason_of
 from pipeline.fine_tuning.config import FineTuningConfig
 from pipeline.fine_tuning.conversations import conversation_examples
 from pipeline.fine_tuning.demonstrations import demonstrations
 from pipeline.fine_tuning.examples import Example, ExampleBatch, pack_examples
 from pipeline.lease import Lease
-from pipeline.problems import DataError, Quarantine
+from pipeline.text import load_tokenizer
 
 RECORD = "fine_tuning.json"  # in the model's folder: how it was made
 WAITS = ("min_ranks", "wait_s", "stall_s")  # of the learners' settings: they decide nothing of what is learned

@@ -13,10 +13,10 @@ from typing import TypeVar
 
 import ray
 
+from pipeline.errors import RunFailed
 from pipeline.lease import BEAT_S, Lease, LeaseLost
-from pipeline.problems import BadRow, DataError
-from pipeline.run.report import write_summary
 from pipeline.storage import LineFile, Storage
+from pipeline.summary import write_summary
 
 LINES_KEPT = 10_000  # for who follows the job later
 AWAITED_EVERY_S = 5.0  # at first; then ever more seldom
@@ -24,10 +24,6 @@ CLOSING_S = 60.0
 SUMMARY_S = 30.0  # for the storage to take the summary
 
 Result = TypeVar("Result")
-
-
-class RunFailed(RuntimeError):
-    """The run cannot go on. The message says why and what to look at."""
 
 
 class JobActor:
@@ -273,13 +269,6 @@ class JobActor:
         if self._failure is None:  # made where there is a running loop
             self._failure = asyncio.get_running_loop().create_future()
         return self._failure
-
-
-def reason_of(error: Exception) -> str:
-    """One line. Of an error that came from another process it is that error, without the tracebacks of both."""
-    error = getattr(error, "cause", None) or error  # RayTaskError
-    last = (str(error).strip().splitlines() or [""])[-1]
-    return last if isinstance(error, (RunFailed, DataError, BadRow)) else f"{type(error).__name__}: {last}"
 
 
 def was_started_again() -> bool:

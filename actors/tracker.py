@@ -22,14 +22,15 @@ import ray
 from ray.exceptions import RayError
 from ray.util.metrics import Gauge
 
-from actors.job_actor import reason_of, was_started_again
+from actors.job_actor import was_started_again
 from actors.wandb_run import WandbRun
-from pipeline.agents.prompts import load_tokenizer
-from pipeline.config import Config
+from pipeline.errors import reason_of
 from pipeline.files import write_text
 from pipeline.rollout.episodes import EpisodeGroup, GroupRecord
+from pipeline.run.config import TrainingConfig
 from pipeline.run.metrics import Curves, RunTotals
 from pipeline.storage import MOST_KEPT, Storage, append
+from pipeline.text import load_tokenizer
 
 ANSWER_S = 60.0  # a tracker that takes longer is not waited for
 READING_S = 120.0  # for the rows of a run that is resumed
@@ -60,7 +61,7 @@ class Tracker:
         wandb_id: of the run so far; empty: it is a new one.
     """
 
-    def __init__(self, config: Config, folder: str, step: int = 0, wandb_id: str = ""):
+    def __init__(self, config: TrainingConfig, folder: str, step: int = 0, wandb_id: str = ""):
         self.folder = Path(folder)
         self.model = config.model
         self._metrics = self.folder / METRICS

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 
-from pipeline.config import GenerationConfig
+from pipeline.sections import GenerationConfig
 
 START_S = 30.0  # for wandb's processes to start and its server to answer
 HANGS_S = 120.0  # a call that takes longer hangs

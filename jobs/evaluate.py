@@ -6,39 +6,19 @@ Runs on the cluster that RAY_ADDRESS names (inside a Ray job: the job's cluster)
 command with the same run.name takes an interrupted evaluation up. README.md, "Evaluate", tells what it leaves.
 """
 
-import functools
 import sys
-from collections import Counter
 from pathlib import Path
-
-from omegaconf import OmegaConf
 
 from jobs.support.driver import (
     EXIT_STATUS,
-    RunFolder,
-    StopSignals,
-    check_model,
-    check_samples,
-    configuration_of,
-    follow,
-    leave_interrupted,
-    leave_summary,
-    run_folder,
     show_help,
-    start_ray,
-    whole_data_paths,
-    whole_path,
-    whole_template,
 )
-from jobs.support.progress import JobProgress
-from pipeline.config import ConfigError, config_yaml, load_config
+from jobs.support.evaluation import check, evaluate
+from pipeline.config import config_yaml, load_config
+from pipeline.errors import ConfigError
 from pipeline.evaluation.comparison import compare
-from pipeline.evaluation.config import EvaluationConfig, check_evaluation, check_same
+from pipeline.evaluation.config import EvaluationConfig
 from pipeline.evaluation.results import read_results
-from pipeline.evaluation.summary import evaluation_summary
-from pipeline.lease import is_unused
-from pipeline.rewards.scoring import check_scorers
-from pipeline.rules import check_data_given
 
 
 def main(arguments: list[str]) -> int:
@@ -74,65 +54,6 @@ def main(arguments: list[str]) -> int:
     else:
         print(f"· {summary['status']}; summary in {folder / 'summary.json'}")
     return EXIT_STATUS.get(summary["status"], 1)
-
-
-def check(config: EvaluationConfig) -> None:
-    """Raises `ConfigError` if the evaluation cannot work."""
-    check_evaluation(config)
-    check_data_given(config)
-    if config.data.source == "file":
-        check_samples(config.data.path)
-    check_scorers(config.scorer.modules)
-    check_model(config, config.evaluate.methods)
-
-
-def evaluate(config: EvaluationConfig) -> tuple[dict, Path]:
-    """Run the evaluation, or the rest of it; return its summary and its folder.
-
-    Raises:
-        ConfigError: the folder holds something else.
-    """
-    import ray
-    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
-
-    from actors.evaluator import Evaluator
-
-    # The actors may stand elsewhere.
-    config.model.path = whole_path(config.model.path)
-    config.agent.prompt_template = whole_template(config.agent.prompt_template)
-    whole_data_paths(config.data)
-    folder = run_folder(config, in_job=start_ray())
-    nothing = functools.partial(evaluation_summary, config, rows=[], failures=Counter())
-    with StopSignals() as signals:
-        place = RunFolder(folder, signals)
-        place.call(check_folder, config, folder)  # before a lease is waited for
-        with place, JobProgress() as progress:
-            signals.add(lambda: leave_interrupted(folder, nothing(status="interrupted", error=None)))
-            place.call(check_folder, config, folder)
-            place.save_config(config)
-            progress.say(f"run folder {folder}")
-            here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
-            evaluator = Evaluator.options(scheduling_strategy=here).remote(config, str(folder), place.lease)
-            summary = follow(evaluator, signals, progress.line)
-            if isinstance(summary, str):
-                summary = nothing(status="failed", error=summary)
-                leave_summary(folder, summary)
-    if summary["error"]:
-        print(summary["error"], file=sys.stderr)
-    return summary, folder
-
-
-def check_folder(config: EvaluationConfig, folder: Path) -> None:
-    """The folder is new, or has an evaluation of the same configuration to be resumed.
-
-    Raises:
-        ConfigError: it has something else.
-    """
-    before, results = folder / "config.yaml", folder / "results.jsonl"
-    if before.exists() and results.exists() and results.stat().st_size:
-        check_same(configuration_of(before), OmegaConf.to_container(OmegaConf.structured(config)))
-    elif not before.exists() and not is_unused(folder):
-        raise ConfigError(f"the run folder {folder} is not empty and no evaluation; choose another run.name")
 
 
 def compare_runs(folders: list[str]) -> int:

@@ -26,10 +26,11 @@ from jobs.support.driver import (
     start_ray,
     whole_path,
 )
-from pipeline.agents.prompts import load_tokenizer
-from pipeline.config import ConfigError, config_yaml, load_config
+from pipeline.config import config_yaml, load_config
+from pipeline.errors import ConfigError
 from pipeline.fine_tuning.config import FineTuningConfig, check_fine_tuning
 from pipeline.lease import is_unused
+from pipeline.text import load_tokenizer
 
 DEFAULT_PRESET = "preset=fine_tune_tiny"
 MODEL_S = 3600.0  # for a model of random weights to be made and written

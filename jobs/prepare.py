@@ -13,11 +13,11 @@ from pathlib import Path
 
 from jobs.support.driver import base_folder, show_help, start_ray
 from jobs.support.filter import FilterConfig, filter_samples
-from pipeline.config import ConfigError, load_config
+from pipeline.config import load_config
 from pipeline.data.preparation import QUARANTINE, Prepared, prepare_samples
 from pipeline.data.recipes import RECIPES, Settings
+from pipeline.errors import ConfigError, DataError
 from pipeline.files import exists
-from pipeline.problems import DataError
 
 
 def main(arguments: list[str]) -> int:

@@ -24,8 +24,10 @@ from urllib.parse import urlsplit
 from jobs.support.driver import whole_path
 from jobs.support.progress import JobProgress
 from jobs.support.ray_token import ClusterError, is_this_machine, require_token
-from pipeline.config import Config, ConfigError, load_config
-from pipeline.rules import check_config, check_data_given
+from pipeline.errors import ConfigError
+from pipeline.rules import check_data_given
+from pipeline.run.config import TrainingConfig, load_training_config
+from pipeline.run.rules import check_config
 from pipeline.storage import LineFile
 
 if TYPE_CHECKING:
@@ -49,7 +51,7 @@ def main(arguments: list[str]) -> int:
         return train(arguments)
     logging.disable(logging.INFO)  # the client announces the end of every stream
     try:
-        config = load_config(arguments)
+        config = load_training_config(arguments)
         check_config(config)
         check_data_given(config)
     except ConfigError as error:
@@ -96,7 +98,7 @@ def submit(
     from jobs.support.local_head import DASHBOARD_PORT, find_cluster, local_head
 
     dashboard_port = dashboard_port or DASHBOARD_PORT
-    config = load_config(arguments)
+    config = load_training_config(arguments)
     name = config.run.name  # has the time in it unless the user chose it; a job's id is never used twice
     job = f"{name}-{time.strftime('%Y%m%d-%H%M%S')}" if f"run.name={name}" in arguments else name
     run = (working_dir / config.run.folder / name).resolve()
@@ -205,7 +207,7 @@ async def follow(client: "JobSubmissionClient", job: str, on_line: Callable[[str
         on_line(rest)
 
 
-def whole_paths(config: Config, working_dir: Path) -> list[str]:
+def whole_paths(config: TrainingConfig, working_dir: Path) -> list[str]:
     """Settings that name files and folders of this machine by their whole path: the job runs in a copy elsewhere."""
     from pipeline.agents.prompts import is_template_path  # imported late: it brings numpy and pyarrow
 

@@ -10,8 +10,6 @@ from dataclasses import replace
 from pathlib import Path
 from statistics import median
 
-from jobs.evaluate import check as check_evaluation_job
-from jobs.evaluate import evaluate
 from jobs.support.driver import (
     EXIT_STATUS,
     RunFolder,
@@ -31,21 +29,27 @@ from jobs.support.driver import (
     whole_path,
     whole_template,
 )
-from pipeline.config import CONFIGS, Config, ConfigError, config_yaml, load_config
+from jobs.support.evaluation import check as check_evaluation_job
+from jobs.support.evaluation import evaluate
+from pipeline.config import CONFIGS, config_yaml, load_config
 from pipeline.data.documents.passages import document_text
+from pipeline.data.rows import row_rules
 from pipeline.data.sample_files import SampleFiles
+from pipeline.errors import BadRow, ConfigError, DataError
 from pipeline.evaluation.comparison import compare
 from pipeline.evaluation.config import EvaluationConfig
 from pipeline.evaluation.results import read_results
 from pipeline.files import copy_folder, join
+from pipeline.learning.memory import Architecture, architecture_of, built_architecture
 from pipeline.lease import is_unused
-from pipeline.problems import BadRow, DataError, row_rules
 from pipeline.rewards.scoring import check_scorers
-from pipeline.rules import check_config, check_data_given
+from pipeline.rules import check_data_given
 from pipeline.run.checkpoints import MODEL, checkpoints_of
+from pipeline.run.config import TrainingConfig, load_training_config
 from pipeline.run.metrics import RunTotals
-from pipeline.run.plan import Architecture, architecture_of, built_architecture, plan_text
+from pipeline.run.plan import plan_text
 from pipeline.run.report import run_summary
+from pipeline.run.rules import check_config
 
 NAMESPACE = "palimpsest"  # of the coordinators, so that another driver finds them
 CHARACTERS_OF_A_TOKEN = 4.5  # of English, about
@@ -55,10 +59,10 @@ DOCUMENTS_LOOKED_AT = 16
 def main(arguments: list[str]) -> int:
     """Returns the exit status: 0 completed, 1 failed, 2 wrong configuration, 130 interrupted."""
     if "--help" in arguments:
-        return show_help(__doc__, Config)
+        return show_help(__doc__, TrainingConfig)
     dry_run = "--dry-run" in arguments
     try:
-        config = load_config([a for a in arguments if a != "--dry-run"])
+        config = load_training_config([a for a in arguments if a != "--dry-run"])
         check_config(config)
         if dry_run:
             print(config_yaml(config), plan_text(config, architecture(config), document_tokens(config)), sep="\n")
@@ -73,7 +77,7 @@ def main(arguments: list[str]) -> int:
     return 0 if dry_run else train(config)
 
 
-def check_files(config: Config) -> None:
+def check_files(config: TrainingConfig) -> None:
     """The input files are there.
 
     Raises:
@@ -84,7 +88,7 @@ def check_files(config: Config) -> None:
         check_samples(config.data.path)
 
 
-def document_tokens(config: Config) -> int | None:
+def document_tokens(config: TrainingConfig) -> int | None:
     """The length of a typical document of the data, about, for the plan; None if it cannot be told."""
     if config.data.source != "file" or not config.data.path:
         return None
@@ -99,7 +103,7 @@ def document_tokens(config: Config) -> int | None:
     return round(median(map(len, texts)) / CHARACTERS_OF_A_TOKEN)
 
 
-def architecture(config: Config) -> Architecture | None:
+def architecture(config: TrainingConfig) -> Architecture | None:
     """The sizes of the model, for the plan; without a network, those of the presets' models are known here too."""
     known = replace(config.model, path=str(CONFIGS / "models" / Path(config.model.path).name))
     for model in (config.model, known) if Path(config.model.path).exists() else (known, config.model):
@@ -108,7 +112,7 @@ def architecture(config: Config) -> Architecture | None:
     return None
 
 
-def train(config: Config) -> int:
+def train(config: TrainingConfig) -> int:
     import ray
 
     # The actors may stand elsewhere.
@@ -141,7 +145,7 @@ def train(config: Config) -> int:
     return status
 
 
-def check_dtype(config: Config, folder: Path) -> None:
+def check_dtype(config: TrainingConfig, folder: Path) -> None:
     """A run goes on in the dtype in which it began, whatever `auto` means on this machine.
 
     Raises:
@@ -160,7 +164,7 @@ def check_dtype(config: Config, folder: Path) -> None:
             )
 
 
-def run_of(config: Config, folder: Path, signals: StopSignals) -> dict:
+def run_of(config: TrainingConfig, folder: Path, signals: StopSignals) -> dict:
     """Run the training, or follow it if it is at work; return its summary.
 
     Raises:
@@ -192,7 +196,7 @@ def run_of(config: Config, folder: Path, signals: StopSignals) -> dict:
         return end_of(coordinator, config, folder, signals)
 
 
-def end_of(coordinator, config: Config, folder: Path, signals: StopSignals) -> dict:
+def end_of(coordinator, config: TrainingConfig, folder: Path, signals: StopSignals) -> dict:
     """Follow a coordinator to its end; return the summary, which is also in the folder."""
     import ray
 
@@ -204,12 +208,12 @@ def end_of(coordinator, config: Config, folder: Path, signals: StopSignals) -> d
     return summary
 
 
-def is_evaluated(config: Config) -> bool:
+def is_evaluated(config: TrainingConfig) -> bool:
     """Whether an evaluation follows the run."""
     return config.train.evaluation.strip().lower() not in ("", "none")
 
 
-def check_unused(config: Config, folder: Path) -> None:
+def check_unused(config: TrainingConfig, folder: Path) -> None:
     """Raises `ConfigError` if a run has been in this folder that is not to go on."""
     if config.resume == "no" and not is_unused(folder):
         raise ConfigError(
@@ -217,7 +221,7 @@ def check_unused(config: Config, folder: Path) -> None:
         )
 
 
-def running_coordinator(config: Config, folder: Path):
+def running_coordinator(config: TrainingConfig, folder: Path):
     """The coordinator of this very run if it is at work, whose driver died; None if the run is to be begun or resumed.
 
     Raises:
@@ -237,7 +241,7 @@ def running_coordinator(config: Config, folder: Path):
     return coordinator
 
 
-def evaluate_run(config: Config, folder: Path, checkpoint: str) -> int:
+def evaluate_run(config: TrainingConfig, folder: Path, checkpoint: str) -> int:
     """Evaluate the model that a run began with and the one that it ended with, and show both side by side.
 
     Args:
@@ -272,7 +276,7 @@ def evaluate_run(config: Config, folder: Path, checkpoint: str) -> int:
     return 0
 
 
-def evaluation_of(config: Config, model: str) -> EvaluationConfig:
+def evaluation_of(config: TrainingConfig, model: str) -> EvaluationConfig:
     """The evaluation that `train.evaluation` describes, of `model`, with the run's seed and wandb settings.
 
     The run's prompts and scorers are used, too, unless the arguments in `train.evaluation` name others.

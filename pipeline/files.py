@@ -15,7 +15,7 @@ from typing import BinaryIO
 import pyarrow
 from pyarrow import fs
 
-from pipeline.problems import DataError
+from pipeline.errors import DataError
 
 WANTED = "a local path, or a URI of s3, gs, hf or file is wanted, such as hf://datasets/<owner>/<name>/<file>"
 BUFFER_BYTES = 1 << 16  # small, because samples of a few KB are read from anywhere in a file

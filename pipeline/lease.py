@@ -28,9 +28,9 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from pipeline.config import ConfigError
+from pipeline.errors import ConfigError
 from pipeline.files import write_text
-from pipeline.run.report import duration
+from pipeline.summary import duration
 
 LEASE, RUN_ID = "lease.json", "run.id"
 BEAT_S = 5.0

@@ -3,7 +3,7 @@
 import importlib
 import re
 
-from pipeline.config import ConfigError
+from pipeline.errors import ConfigError
 
 SPELLING = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*")
 

@@ -6,22 +6,12 @@ The numbers are in their ranges (no count is below 0, no share above 1): `load_c
 import itertools
 import re
 from collections.abc import Iterable, Iterator
-from pathlib import Path
 
-from pipeline.config import Config, ConfigError, GenerationConfig
+from pipeline.errors import ConfigError
 from pipeline.learning.schedule import SCHEDULES
-from pipeline.rewards.advantages import ADVANTAGES
+from pipeline.sections import GenerationConfig
 
 Rules = Iterator[tuple[bool, str]]  # whether a rule holds, and what to say if not
-
-
-def check_config(config: Config) -> None:
-    """Check the rules of a training run that need no file and no tokenizer.
-
-    Raises:
-        ConfigError: one line for each broken rule.
-    """
-    check_rules(generation_rules(config), training_rules(config))
 
 
 def check_rules(*rules: Rules) -> None:
@@ -29,16 +19,6 @@ def check_rules(*rules: Rules) -> None:
     wrong = [message for ok, message in itertools.chain(*rules) if not ok]
     if wrong:
         raise ConfigError("\n".join(wrong))
-
-
-def check_data_given(config: Config) -> None:
-    """A data source that reads a file has been given one.
-
-    Raises:
-        ConfigError: data.path is missing.
-    """
-    if config.data.source == "file" and not config.data.path:
-        raise ConfigError("set data.path: data.source=file reads samples, which jobs.prepare makes")
 
 
 def positive(c: object, section: str, *names: str) -> Rules:
@@ -113,54 +93,6 @@ def learner_rules(c: object) -> Rules:
     )
 
 
-def training_rules(c: Config) -> Rules:
-    """The rules of a training run beside those."""
-    yield from learner_rules(c)
-    yield from positive(c, "scorer", "count", "timeout_s")
-    yield from at_most(c, "scorer", "min_count", "count")
-    yield from positive(c, "objective", "importance_cap")
-    yield from positive(c, "train", "steps", "groups_per_step", "updates_per_step", "temperature", "episodes_every")
-    yield from positive(c, "train", "max_discarded", "max_attempts", "max_skipped_updates")
-    yield from positive(c, "train", "checkpoint_every", "keep_last")
-    yield c.resume in ("no", "auto"), f"resume={c.resume!r} must be auto or no"
-    place = c.train.checkpoint_folder
-    yield (
-        not place or "://" in place or Path(place).is_absolute(),
-        f"train.checkpoint_folder={place} must be a URI or a path from the root: all nodes write to it",
-    )
-    yield from one_of(c, "data", "source", ("synthetic", "file"))
-    yield from one_of(c, "objective", "advantage", tuple(ADVANTAGES))
-    yield from one_of(c, "objective", "entropy_weight", ("one", "reward"))
-    a, le, o, t = c.agent, c.learner, c.objective, c.train
-    yield (
-        le.micro_batch_tokens >= a.window,
-        f"learner.micro_batch_tokens={le.micro_batch_tokens} must be at least agent.window={a.window}, "
-        "so that the longest conversation fits one forward pass",
-    )
-    yield (
-        o.advantage != "none" or bool(o.kl_coefficient or o.entropy_coefficient),
-        "objective.advantage=none trains nothing without objective.entropy_coefficient or objective.kl_coefficient",
-    )
-    yield t.group_size >= 2, f"train.group_size={t.group_size} must be at least 2: the group is the baseline"
-    yield (
-        t.updates_per_step < 1 or t.groups_per_step % t.updates_per_step == 0,
-        f"train.groups_per_step={t.groups_per_step} must be a multiple of train.updates_per_step={t.updates_per_step}: "
-        "every optimizer step trains as many whole groups",
-    )
-    yield (
-        0 < o.clip_low < 1 and o.clip_high > 0 and o.dual_clip > 1,
-        "objective.clip_low must lie in (0, 1), objective.clip_high above 0 and objective.dual_clip above 1",
-    )
-    yield (
-        0 < o.overlong_share <= 1,
-        f"objective.overlong_share={o.overlong_share} is a share of a response's limit, above 0 and up to 1",
-    )
-    yield (
-        c.data.synthetic_chunks >= 2,
-        f"data.synthetic_chunks={c.data.synthetic_chunks} must be at least 2: the two hops lie in different chunks",
-    )
-
-
 def check_window(config: GenerationConfig, longest: dict[str, int], positions: int | None) -> None:
     """Check the window budget with the template counted in.
 
@@ -186,3 +118,13 @@ def check_window(config: GenerationConfig, longest: dict[str, int], positions: i
         raise ConfigError("\n".join(wrong))
     if positions is not None and a.window > positions:
         raise ConfigError(f"agent.window={a.window} is over the model's {positions} positions ({config.model.path})")
+
+
+def check_data_given(config: GenerationConfig) -> None:
+    """A data source that reads a file has been given one.
+
+    Raises:
+        ConfigError: data.path is missing.
+    """
+    if config.data.source == "file" and not config.data.path:
+        raise ConfigError("set data.path: data.source=file reads samples, which jobs.prepare makes")

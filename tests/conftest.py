@@ -18,7 +18,7 @@ import pytest
 import torch
 
 from jobs.support.ray_token import require_token
-from pipeline.config import Config, load_config
+from pipeline.run.config import TrainingConfig, load_training_config
 
 require_token()
 # Hypothesis fails an example that takes 200 ms, which on a busy machine means nothing.
@@ -72,8 +72,8 @@ def wide_model(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def tiny_config(random_model) -> Config:
-    return load_config(["preset=tiny", f"model.path={random_model}"])
+def tiny_config(random_model) -> TrainingConfig:
+    return load_training_config(["preset=tiny", f"model.path={random_model}"])
 
 
 @pytest.fixture(scope="session")

@@ -8,7 +8,7 @@ from pathlib import Path
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
 from pipeline.data.documents.ruler import RulerSources, load_questions
-from pipeline.problems import Quarantine
+from pipeline.data.quarantine import Quarantine
 
 WORDS = "old men plant trees whose shade they never sit in while young winds carry every seed to another hill".split()
 

@@ -16,7 +16,6 @@ from actors.coordinator import Coordinator
 from actors.generation.generator_pool import GeneratorLeft, GeneratorLost
 from actors.generation.journal import Journal
 from actors.tracker import Tracker, Tracking
-from pipeline.config import Config
 from pipeline.data import problem_stream
 from pipeline.data.problem_queue import ProblemQueue
 from pipeline.data.samples import sample_rows_here
@@ -24,6 +23,7 @@ from pipeline.lease import Lease
 from pipeline.problems import Problem
 from pipeline.rollout.episodes import RolloutNotes
 from pipeline.rollout.replay import Finished
+from pipeline.run.config import TrainingConfig
 from tests.groups import random_group, record_of
 from tests.test_metrics import rank, update
 
@@ -196,7 +196,7 @@ class Simulation:
 
 
 async def simulate(
-    config: Config,
+    config: TrainingConfig,
     folder: Path,
     monkeypatch,
     problems: int = 1000,

@@ -7,7 +7,7 @@ import pytest
 
 from actors import accounts
 from actors.accounts import Accounts
-from pipeline.config import load_config
+from pipeline.run.config import load_training_config
 from pipeline.run.ledger import Ledger
 from tests.groups import random_group, record_of
 from tests.test_metrics import rank, update
@@ -27,7 +27,7 @@ def run(clock) -> Accounts:
         SimpleNamespace(restarts=n, saves_failed=0, alive=2, size=2, waiting=1, waited_share=lambda: 0.25)
         for n in (1, 2, 3)
     ]
-    config = load_config(["preset=tiny"])
+    config = load_training_config(["preset=tiny"])
     return Accounts(config, lambda line: None, Ledger(1, 1, 10, 0), SimpleNamespace(bad=7), *pools)
 
 

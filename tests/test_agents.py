@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 
 from pipeline.agents import METHODS, load_agent
-from pipeline.agents.prompts import encode_document, encode_text
-from pipeline.config import AgentConfig, ConfigError
-from pipeline.problems import Problem, QuestionTooLong
+from pipeline.errors import ConfigError, QuestionTooLong
+from pipeline.problems import Problem
 from pipeline.rollout.episodes import Completion, run_episode
+from pipeline.sections import AgentConfig
+from pipeline.text import encode_document, encode_text
 from tests.byte_tokenizer import byte_tokenizer
 
 CHUNK, MEMORY, ANSWER, WINDOW = 16, 12, 20, 400
@@ -143,7 +144,7 @@ class MergingTokenizer:
 @pytest.mark.parametrize("name", ["bytes", "words", "whole"])
 @pytest.mark.parametrize("block", [1, 50, 1000])
 def test_a_document_encoded_in_blocks_is_the_document_encoded_whole(tokenizers, monkeypatch, name, block):
-    monkeypatch.setattr("pipeline.agents.prompts.BLOCK", block)
+    monkeypatch.setattr("pipeline.text.BLOCK", block)
     text = "Sam Rex . Rex Paris .\n\nDocument 2:\nÉté  of  1999, \\boxed{ Paris }\t\n" * 5 + "end"
     tokenizer = tokenizers[name]
     encoded = encode_document(tokenizer, text)
@@ -151,7 +152,7 @@ def test_a_document_encoded_in_blocks_is_the_document_encoded_whole(tokenizers, 
 
 
 def test_blocks_are_small_where_the_tokenizer_allows_it(tokenizers, monkeypatch):
-    monkeypatch.setattr("pipeline.agents.prompts.BLOCK", 100)
+    monkeypatch.setattr("pipeline.text.BLOCK", 100)
     sizes = []
     encode = encode_text
 
@@ -159,7 +160,7 @@ def test_blocks_are_small_where_the_tokenizer_allows_it(tokenizers, monkeypatch)
         sizes.append(len(text))
         return encode(tokenizer, text)
 
-    monkeypatch.setattr("pipeline.agents.prompts.encode_text", counting)
+    monkeypatch.setattr("pipeline.text.encode_text", counting)
     encode_document(tokenizers["words"], "Sam Rex . " * 1000)
     assert max(sizes) < 200
 

@@ -28,17 +28,20 @@ from jobs.support.driver import whole_path
 from jobs.support.ray_token import ClusterError, check_listener, private_folder, require_token
 from pipeline.agents import load_agent
 from pipeline.agents.prompts import TEMPLATES, load_template
-from pipeline.config import Config, ConfigError, load_config
+from pipeline.config import load_config
 from pipeline.credentials import has_credentials, without_credentials
 from pipeline.data.documents.passages import PassageFile, document_text, read_passages, table_writer
+from pipeline.data.quarantine import Quarantine
 from pipeline.data.recipes import RECIPES
+from pipeline.data.rows import row_rules
 from pipeline.data.sample_files import SampleFiles
 from pipeline.end_tokens import named_end_tokens
+from pipeline.errors import BadRow, ConfigError, DataError
 from pipeline.evaluation.config import EvaluationConfig
 from pipeline.evaluation.results import SCORES, read_results
 from pipeline.fine_tuning.config import FineTuningConfig
 from pipeline.lease import take_lease
-from pipeline.problems import BadRow, DataError, Quarantine, row_rules
+from pipeline.run.config import TrainingConfig, load_training_config
 from pipeline.weights.bucket_files import BucketError, read_bucket_file
 from tests.byte_tokenizer import byte_tokenizer
 
@@ -187,7 +190,7 @@ def test_a_bad_row_is_quarantined_with_the_reason(name, folder, tmp_path, agent_
         (change if isinstance(change, str) else json.dumps(GOOD | change)) + "\n" + json.dumps(GOOD) + "\n"
     )
     allowed = ["data.passage_folders=[s3://allowed/data]", "scorer.modules.mine=tests.bad_scorers:raises"]
-    config = load_config(["preset=tiny", "agent.problem_tokens=200", *LIMITS, *allowed])
+    config = load_training_config(["preset=tiny", "agent.problem_tokens=200", *LIMITS, *allowed])
     config.agent.prompt_template = "memagent"
     source = SampleFiles.open(str(folder / "rows.jsonl"), row_rules(config))
     agent = agent_class(byte_tokenizer(), config.agent)
@@ -223,7 +226,7 @@ def test_a_link_lies_where_it_is_wherever_it_leads(folder, agent_class):
 def test_what_the_configuration_allows_is_read(folder, agent_class):
     secret, task = folder.parent / "secret", "mine"
     allowed = [f"data.passage_folders=[{secret}]", f"scorer.modules.{task}=tests.bad_scorers:raises"]
-    config = load_config(["preset=tiny", *allowed])
+    config = load_training_config(["preset=tiny", *allowed])
     for name in ("../secret/p.arrow", "link.arrow", "linked/p.arrow", f"{secret}/p.arrow", f"file://{secret}/p.arrow"):
         row = GOOD | LONG | {"passage_file": name, "task": task}
         (folder / "rows.jsonl").write_text(json.dumps(row) + "\n")
@@ -408,24 +411,26 @@ def test_what_is_no_credential_is_a_path():
         "hdfs://user@host/x",
         "models/key=1:2@x",
     ):
-        assert load_config(["preset=tiny", f"data.path={path}"]).data.path == path
+        assert load_training_config(["preset=tiny", f"data.path={path}"]).data.path == path
         assert without_credentials(f"see {path}, there") == f"see {path}, there"
 
 
 def test_what_is_asked_for_is_resolved(monkeypatch):
     monkeypatch.setenv("MINE", "there")
-    config = load_config(["preset=tiny", "interpolation=yes", "run.folder=${oc.env:MINE}", "run.name=${model.dtype}"])
+    config = load_training_config(
+        ["preset=tiny", "interpolation=yes", "run.folder=${oc.env:MINE}", "run.name=${model.dtype}"]
+    )
     assert config.run.folder == "there" and config.run.name == config.model.dtype
     monkeypatch.setenv("MINE", PASSWORD)
     with pytest.raises(ConfigError, match="run.folder holds credentials"):
-        load_config(["preset=tiny", "interpolation=yes", "run.folder=${oc.env:MINE}"])
+        load_training_config(["preset=tiny", "interpolation=yes", "run.folder=${oc.env:MINE}"])
     monkeypatch.setenv("MINE", "a\udc80")  # a byte that is not UTF-8
     with pytest.raises(ConfigError, match="run.folder is not valid Unicode"):
-        load_config(["preset=tiny", "interpolation=yes", "run.folder=${oc.env:MINE}"])
+        load_training_config(["preset=tiny", "interpolation=yes", "run.folder=${oc.env:MINE}"])
 
 
 SCHEMAS = {
-    "train": (Config, ["preset=tiny"]),
+    "train": (TrainingConfig, ["preset=tiny"]),
     "evaluate": (EvaluationConfig, ["preset=eval_tiny"]),
     "fine_tune": (FineTuningConfig, ["preset=fine_tune_tiny"]),
     "figures": (FiguresConfig, []),
@@ -652,7 +657,7 @@ def model(path: Path) -> None:
 def preset(path: Path) -> None:
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr("pipeline.config.CONFIGS", path.parent)
-        load_config([f"preset={path.stem}", "model.path=m"])
+        load_training_config([f"preset={path.stem}", "model.path=m"])
 
 
 def preset_on_it(path: Path) -> None:
@@ -672,7 +677,7 @@ def gguf(path: Path) -> None:
 
 def evaluation(path: Path) -> None:
     """The file is the config.yaml of an evaluation that is to go on."""
-    from jobs.evaluate import check_folder
+    from jobs.support.evaluation import check_folder
 
     folder = path.parent / "run"
     folder.mkdir()
@@ -685,7 +690,7 @@ def training(path: Path) -> None:
     """The file is the config.yaml of a training run that is to go on."""
     from jobs.train import check_dtype
 
-    check_dtype(load_config(["preset=tiny", "resume=auto"]), path.parent)
+    check_dtype(load_training_config(["preset=tiny", "resume=auto"]), path.parent)
 
 
 def prompts(path: Path) -> None:
@@ -961,7 +966,7 @@ def test_presets_that_include_each_other_are_named(tmp_path, monkeypatch):
     (tmp_path / "b.yaml").write_text("preset: a\n")
     monkeypatch.setattr("pipeline.config.CONFIGS", tmp_path)
     with pytest.raises(ConfigError, match="builds on itself: a → b → a"):
-        load_config(["preset=a"])
+        load_training_config(["preset=a"])
 
 
 # Ray's token.

@@ -8,9 +8,9 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
-from pipeline.config import ModelConfig
 from pipeline.learning.policy import Policy
 from pipeline.rollout.episodes import Sampling
+from pipeline.sections import ModelConfig
 from tests.probe_learner import ProbeGang
 
 WINDOW, RESPONSE = 8192, 48

@@ -10,9 +10,10 @@ import pytest
 import torch
 from ray.exceptions import RayTaskError
 
-from pipeline.config import ConfigError, load_config
 from pipeline.data.problem_stream import Cursor
+from pipeline.errors import ConfigError
 from pipeline.run.checkpoints import CheckpointError, Checkpoints, RunState, checkpoints_of, file_entries
+from pipeline.run.config import load_training_config
 from tests.faults import until
 from tests.groups import random_group
 from tests.test_learner import case_config, records, weights_of
@@ -171,7 +172,10 @@ def test_a_folder_that_cannot_be_written_shows_before_anything_starts(base):
 
 
 def test_runs_of_one_checkpoint_folder_prune_only_their_own(tmp_path):
-    configs = [load_config(["preset=tiny", f"run.name={name}", f"train.checkpoint_folder={tmp_path}"]) for name in "ab"]
+    configs = [
+        load_training_config(["preset=tiny", f"run.name={name}", f"train.checkpoint_folder={tmp_path}"])
+        for name in "ab"
+    ]
     first, second = (checkpoints_of(c, tmp_path / "runs" / c.run.name, f"id of {c.run.name}") for c in configs)
     for checkpoints in (first, second):
         checkpoints.claim(resume=False)
@@ -182,7 +186,7 @@ def test_runs_of_one_checkpoint_folder_prune_only_their_own(tmp_path):
 
 
 def test_without_such_a_folder_they_are_in_the_run_folder(tmp_path):
-    checkpoints = checkpoints_of(load_config(["preset=tiny"]), tmp_path, "id")
+    checkpoints = checkpoints_of(load_training_config(["preset=tiny"]), tmp_path, "id")
     checkpoints.claim(resume=False)
     assert checkpoints.base == f"{tmp_path}/checkpoints" and not (tmp_path / "checkpoints").exists()
 

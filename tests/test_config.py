@@ -6,22 +6,17 @@ import sys
 
 import pytest
 
-from pipeline.config import (
-    CONFIGS,
-    Config,
-    ConfigError,
-    ModelConfig,
-    config_yaml,
-    load_config,
-    preset_names,
-    save_config,
-)
-from pipeline.rules import check_config, check_data_given, check_window
+from pipeline.config import CONFIGS, config_yaml, preset_names, save_config
+from pipeline.errors import ConfigError
+from pipeline.rules import check_data_given, check_window
+from pipeline.run.config import TrainingConfig, load_training_config
+from pipeline.run.rules import check_config
+from pipeline.sections import ModelConfig
 
 
-def sound(**sections: dict) -> Config:
+def sound(**sections: dict) -> TrainingConfig:
     """A configuration that passes, with some values changed."""
-    config = Config(model=ModelConfig(path="some/model"))
+    config = TrainingConfig(model=ModelConfig(path="some/model"))
     config.run.name, config.data.path = "name", "questions.jsonl"
     for section, values in sections.items():
         setattr(config, section, dataclasses.replace(getattr(config, section), **values))
@@ -32,27 +27,27 @@ def test_the_defaults_are_sound():
     check_config(sound())
 
 
-@pytest.mark.parametrize("preset", preset_names())
+@pytest.mark.parametrize("preset", preset_names(TrainingConfig))
 def test_presets_are_sound(preset):
-    config = load_config([f"preset={preset}", "data.path=questions.json"])
+    config = load_training_config([f"preset={preset}", "data.path=questions.json"])
     check_config(config)
     assert config.run.name.startswith(preset)
 
 
 def test_the_command_line_wins_over_the_preset_and_the_preset_over_the_defaults():
-    config = load_config(["preset=tiny", "agent.window=128", "learner.learning_rate=1e-5", "run.name=mine"])
+    config = load_training_config(["preset=tiny", "agent.window=128", "learner.learning_rate=1e-5", "run.name=mine"])
     assert config.agent.window == 128  # the preset says 64
     assert config.learner.learning_rate == 1e-5
     assert config.agent.prompt_template == "tiny"  # the default is memagent
-    assert config.learner.max_grad_norm == Config().learner.max_grad_norm
+    assert config.learner.max_grad_norm == TrainingConfig().learner.max_grad_norm
     assert config.run.name == "mine"
 
 
 def test_a_saved_configuration_is_a_preset_again(tmp_path, monkeypatch):
-    config = load_config(["preset=tiny", "train.steps=3"])
+    config = load_training_config(["preset=tiny", "train.steps=3"])
     save_config(config, tmp_path / "saved.yaml")
     monkeypatch.setattr("pipeline.config.CONFIGS", tmp_path)
-    assert load_config(["preset=saved"]) == config
+    assert load_training_config(["preset=saved"]) == config
     assert (tmp_path / "saved.yaml").read_text() == config_yaml(config)
 
 
@@ -69,7 +64,7 @@ def test_a_saved_configuration_is_a_preset_again(tmp_path, monkeypatch):
 )
 def test_an_unknown_key_names_the_nearest(key, nearest):
     with pytest.raises(ConfigError) as error:
-        load_config(["preset=tiny", f"{key}=5"])
+        load_training_config(["preset=tiny", f"{key}=5"])
     assert f"unknown key '{key}'" in str(error.value) and f"did you mean '{nearest}'?" in str(error.value)
 
 
@@ -77,7 +72,7 @@ def test_an_unknown_key_in_a_preset_names_the_file(tmp_path, monkeypatch):
     (tmp_path / "mine.yaml").write_text("agent:\n  windows: 64\n")
     monkeypatch.setattr("pipeline.config.CONFIGS", tmp_path)
     with pytest.raises(ConfigError, match="configs/mine.yaml: unknown key 'agent.windows'; did you mean"):
-        load_config(["preset=mine"])
+        load_training_config(["preset=mine"])
 
 
 @pytest.mark.parametrize(
@@ -97,23 +92,23 @@ def test_an_unknown_key_in_a_preset_names_the_file(tmp_path, monkeypatch):
 )
 def test_a_value_of_the_wrong_type_names_the_argument(argument):
     with pytest.raises(ConfigError) as error:
-        load_config(["preset=tiny", argument])
+        load_training_config(["preset=tiny", argument])
     assert str(error.value).startswith(argument)
 
 
 def test_a_missing_value_is_named_with_the_presets_that_have_it():
     with pytest.raises(ConfigError, match=r"set model.path \(or choose a preset: .*tiny\)"):
-        load_config([])
+        load_training_config([])
 
 
 def test_an_unknown_preset_names_the_nearest():
     with pytest.raises(ConfigError, match=r"no preset 'tinny'; did you mean 'tiny'\?; there are: .*tiny"):
-        load_config(["preset=tinny"])
+        load_training_config(["preset=tinny"])
 
 
 def test_arguments_are_key_value():
     with pytest.raises(ConfigError, match="arguments are key=value; got 'tiny', '--fast'"):
-        load_config(["tiny", "--fast", "train.steps=1"])
+        load_training_config(["tiny", "--fast", "train.steps=1"])
 
 
 def test_all_broken_rules_are_reported_at_once():
@@ -182,7 +177,7 @@ def test_a_source_that_reads_a_file_needs_one():
 
 def test_a_preset_that_builds_on_another_changes_it():
     base, dapo, large = (
-        load_config([f"preset={name}"]) for name in ("memagent_7b", "memagent_7b_dapo", "memagent_14b")
+        load_training_config([f"preset={name}"]) for name in ("memagent_7b", "memagent_7b_dapo", "memagent_14b")
     )
     assert dapo.model == base.model and dapo.learner == base.learner
     assert (base.objective.clip_high, dapo.objective.clip_high) == (0.2, 0.28)
@@ -192,7 +187,7 @@ def test_a_preset_that_builds_on_another_changes_it():
 
 @pytest.mark.parametrize(("preset", "gpus", "problems"), [("memagent_7b", 32, 128), ("memagent_14b", 128, 256)])
 def test_the_paper_presets_have_the_papers_numbers(preset, gpus, problems):
-    c = load_config([f"preset={preset}"])
+    c = load_training_config([f"preset={preset}"])
     assert c.generator.count * c.generator.num_gpus + c.learner.ranks * c.learner.num_gpus == gpus
     a, le, o, t = c.agent, c.learner, c.objective, c.train
     assert (a.window, a.problem_tokens, a.chunk_tokens, a.memory_tokens, a.answer_tokens) == (

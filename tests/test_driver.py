@@ -9,8 +9,10 @@ import pytest
 
 from jobs.support.driver import RunFolder, StopSignals, leave_interrupted, leave_summary
 from jobs.train import check_unused, evaluation_of, is_evaluated
-from pipeline.config import CONFIGS, ConfigError, load_config
+from pipeline.config import CONFIGS
+from pipeline.errors import ConfigError
 from pipeline.lease import LEASE, RUN_ID, take_lease
+from pipeline.run.config import load_training_config
 from pipeline.run.metrics import RunTotals
 from pipeline.run.report import run_summary
 from tests.disks import full_disk
@@ -18,7 +20,7 @@ from tests.disks import full_disk
 
 @pytest.fixture
 def config():
-    return load_config(["preset=tiny", "run.name=mine"])
+    return load_training_config(["preset=tiny", "run.name=mine"])
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -115,21 +117,21 @@ def test_a_run_is_evaluated_with_its_own_prompts_and_scorers(tmp_path):
     template = tmp_path / "mine.yaml"
     template.write_bytes((CONFIGS / "prompts/tiny.yaml").read_bytes())
     arguments = ["preset=tiny", f"agent.prompt_template={template}", "scorer.modules.mine=a:b"]
-    config = load_config(arguments)
+    config = load_training_config(arguments)
     evaluation = evaluation_of(config, "model")
     assert evaluation.agent.prompt_template == str(template) and evaluation.scorer.modules == {"mine": "a:b"}
     assert evaluation.agent.window == 256  # of preset=eval_tiny
     named = "preset=eval_tiny agent.prompt_template=memagent scorer.modules.mine=c:d scorer.modules.other=e:f"
-    evaluation = evaluation_of(load_config([*arguments, f"train.evaluation={named}"]), "model")
+    evaluation = evaluation_of(load_training_config([*arguments, f"train.evaluation={named}"]), "model")
     assert evaluation.agent.prompt_template == "memagent"
     assert evaluation.scorer.modules == {"mine": "c:d", "other": "e:f"}
 
 
 @pytest.mark.parametrize("value", ["none", "None", " none ", ""])
 def test_an_evaluation_can_be_switched_off(value):
-    assert is_evaluated(load_config(["preset=tiny"]))
-    assert not is_evaluated(load_config(["preset=tiny", f"train.evaluation='{value}'"]))
-    assert not is_evaluated(load_config(["preset=tiny", "train.evaluation=none"]))
+    assert is_evaluated(load_training_config(["preset=tiny"]))
+    assert not is_evaluated(load_training_config(["preset=tiny", f"train.evaluation='{value}'"]))
+    assert not is_evaluated(load_training_config(["preset=tiny", "train.evaluation=none"]))
 
 
 def test_a_lines_file_of_a_job_is_not_in_its_way(tmp_path, monkeypatch):

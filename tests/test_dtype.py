@@ -6,12 +6,15 @@ import pytest
 
 import pipeline.dtype
 from jobs.train import check_dtype, main
-from pipeline.config import Config, ConfigError, ModelConfig, load_config, save_config
+from pipeline.config import load_config, save_config
+from pipeline.errors import ConfigError
 from pipeline.evaluation.config import EvaluationConfig
 from pipeline.evaluation.summary import evaluation_summary
 from pipeline.fine_tuning.config import FineTuningConfig
+from pipeline.run.config import TrainingConfig, load_training_config
 from pipeline.run.metrics import RunTotals
 from pipeline.run.report import run_summary
+from pipeline.sections import ModelConfig
 
 
 @pytest.fixture
@@ -41,18 +44,18 @@ def cpu(monkeypatch, tmp_path):
 )
 def test_auto_follows_the_cpu_where_no_gpu_is_asked_for(cpu, flags, expected):
     cpu(flags)
-    for schema in (Config, EvaluationConfig, FineTuningConfig):
+    for schema in (TrainingConfig, EvaluationConfig, FineTuningConfig):
         assert ModelConfig().dtype == "auto"
         assert load_config(["model.path=m"], schema).model.dtype == expected
         assert load_config(["model.path=m", "model.dtype=float32"], schema).model.dtype == "float32"
-    assert load_config(["preset=smollm2"]).model.dtype == expected
-    assert load_config(["preset=tiny"]).model.dtype == "float32"
+    assert load_training_config(["preset=smollm2"]).model.dtype == expected
+    assert load_training_config(["preset=tiny"]).model.dtype == "float32"
 
 
 @pytest.mark.parametrize("argument", ["generator.num_gpus=1", "learner.num_gpus=0.5"])
 def test_auto_is_bfloat16_where_gpus_are_asked_for(cpu, argument):
     cpu("flags : avx2")
-    assert load_config(["model.path=m", argument]).model.dtype == "bfloat16"
+    assert load_training_config(["model.path=m", argument]).model.dtype == "bfloat16"
 
 
 def test_the_resolved_dtype_is_in_the_plan_the_summaries_and_the_configuration(cpu, random_model, tmp_path, capsys):
@@ -60,7 +63,7 @@ def test_the_resolved_dtype_is_in_the_plan_the_summaries_and_the_configuration(c
     main(["preset=smollm2", f"model.path={random_model}", f"data.path={tmp_path}", "--dry-run"])
     printed = capsys.readouterr().out
     assert "weights in float32" in printed and "dtype: float32" in printed
-    config = load_config(["preset=smollm2"])
+    config = load_training_config(["preset=smollm2"])
     assert run_summary(config, "completed", RunTotals())["dtype"] == "float32"
     evaluation = load_config(["preset=eval_smollm2"], EvaluationConfig)
     assert json.dumps(evaluation_summary(evaluation, "failed", [], failures={}, error=None)["dtype"]) == '"float32"'
@@ -68,9 +71,9 @@ def test_the_resolved_dtype_is_in_the_plan_the_summaries_and_the_configuration(c
 
 def test_a_run_is_resumed_in_the_dtype_in_which_it_began(cpu, tmp_path):
     cpu("flags : avx2 avx512_bf16")
-    save_config(load_config(["preset=smollm2"]), tmp_path / "config.yaml")
+    save_config(load_training_config(["preset=smollm2"]), tmp_path / "config.yaml")
     cpu("flags : avx2")  # another laptop
     with pytest.raises(ConfigError, match="set model.dtype=bfloat16 to resume it"):
-        check_dtype(load_config(["preset=smollm2", "resume=auto"]), tmp_path)
-    check_dtype(load_config(["preset=smollm2", "resume=auto", "model.dtype=bfloat16"]), tmp_path)
-    check_dtype(load_config(["preset=smollm2", "resume=auto"]), tmp_path / "new")
+        check_dtype(load_training_config(["preset=smollm2", "resume=auto"]), tmp_path)
+    check_dtype(load_training_config(["preset=smollm2", "resume=auto", "model.dtype=bfloat16"]), tmp_path)
+    check_dtype(load_training_config(["preset=smollm2", "resume=auto"]), tmp_path / "new")

@@ -6,13 +6,16 @@ import json
 import pytest
 
 from pipeline.agents import load_agent
-from pipeline.agents.memory_trace import MemoryTrace, Ratio
-from pipeline.agents.prompts import load_tokenizer
-from pipeline.config import AgentConfig, ConfigError, load_config
+from pipeline.agents.memory_trace import MemoryTrace
 from pipeline.data.documents.synthetic import tiny_model_config, tiny_tokenizer
 from pipeline.end_tokens import end_tokens, named_end_tokens
+from pipeline.errors import ConfigError
 from pipeline.problems import Problem
 from pipeline.rollout.episodes import Completion, run_episode
+from pipeline.rollout.memory_counts import Ratio
+from pipeline.run.config import load_training_config
+from pipeline.sections import AgentConfig
+from pipeline.text import load_tokenizer
 
 OWN, SECOND, THIRD = 1, 30, 40  # the tokenizer's own, <eos>, and two words
 
@@ -68,7 +71,7 @@ def test_a_model_without_any_end_token_is_refused_before_anything_starts(tmp_pat
     settings = json.loads((folder / "tokenizer_config.json").read_text())
     (folder / "tokenizer_config.json").write_text(json.dumps(settings | {"eos_token": None}))
     with pytest.raises(ConfigError, match="names no end-of-sequence token"):
-        check_model(load_config(["preset=tiny", f"model.path={folder}"]), ["memory"])
+        check_model(load_training_config(["preset=tiny", f"model.path={folder}"]), ["memory"])
 
 
 @pytest.mark.parametrize("method", ["memory", "concat"])

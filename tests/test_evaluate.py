@@ -13,9 +13,10 @@ import pytest
 from transformers import AutoTokenizer
 
 from pipeline.data.documents.synthetic import SyntheticRecipe
+from pipeline.data.quarantine import Quarantine
+from pipeline.data.rows import row_of
 from pipeline.data.sample_files import SampleFiles
 from pipeline.fine_tuning.conversations import conversation_examples
-from pipeline.problems import Quarantine, row_of
 from tests.bad_scorers import ARGUMENTS
 from tests.faults import Run, inject, run_job, until
 
@@ -211,8 +212,9 @@ def test_tables_and_figure_are_there(finished):
 
 
 def test_another_configuration_is_refused(finished, arguments, capsys):
-    from jobs.evaluate import check_folder
-    from pipeline.config import ConfigError, load_config
+    from jobs.support.evaluation import check_folder
+    from pipeline.config import load_config
+    from pipeline.errors import ConfigError
     from pipeline.evaluation.config import EvaluationConfig
 
     folder, *_ = finished
@@ -227,7 +229,7 @@ def test_another_configuration_is_refused(finished, arguments, capsys):
 
 
 def test_a_key_that_is_new_since_the_evaluation_began_had_its_default():
-    from pipeline.config import ConfigError
+    from pipeline.errors import ConfigError
     from pipeline.evaluation.config import EvaluationConfig, check_same
 
     before, now = asdict(EvaluationConfig()), asdict(EvaluationConfig())
@@ -270,9 +272,9 @@ SYNTHETIC = ["preset=eval_tiny", "data.synthetic_tasks=[chains,values]", "data.s
 def test_synthetic_questions_need_no_file():
     """Those of every task and length; sets, lengths and limit choose among them as among the samples of files."""
     from pipeline.config import load_config
+    from pipeline.data.quarantine import Quarantine
     from pipeline.evaluation.config import EvaluationConfig
     from pipeline.evaluation.questions import input_states, open_source, read_questions
-    from pipeline.problems import Quarantine
 
     def asked(*arguments):
         config = load_config([*SYNTHETIC, "data.synthetic_count=5", *arguments], EvaluationConfig)
@@ -297,8 +299,9 @@ def test_synthetic_questions_need_no_file():
 
 def test_a_synthetic_evaluation_is_taken_up_and_its_settings_may_not_change(run, finished, tmp_path):
     """All is answered already, so that no engine is started."""
-    from jobs.evaluate import check, check_folder
-    from pipeline.config import ConfigError, load_config, save_config
+    from jobs.support.evaluation import check, check_folder
+    from pipeline.config import load_config, save_config
+    from pipeline.errors import ConfigError
     from pipeline.evaluation.config import EvaluationConfig
 
     settings = [f"run.folder={tmp_path}", "run.name=synthetic", "wandb.mode=disabled", "data.synthetic_count=2"]

@@ -242,9 +242,9 @@ def test_a_deadly_question_is_an_error_and_those_beside_it_are_answered(tmp_path
 
 
 def test_an_agent_whose_answer_is_no_text_is_an_error():
-    from pipeline.agents.memory_trace import MemoryCounts
     from pipeline.evaluation.answers import AnswerRecorder
     from pipeline.rollout.episodes import Sampling
+    from pipeline.rollout.memory_counts import MemoryCounts
 
     with pytest.raises(TypeError, match="the agent's answer must be text, not NoneType"):
         AnswerRecorder(None, Sampling(0.0), 0, False, None).answer(None, None, None, MemoryCounts())
@@ -346,7 +346,7 @@ class Vanishing:
         return 1
 
     def sample(self, index):
-        from pipeline.problems import problem_from_row
+        from pipeline.data.rows import problem_from_row
 
         self.read += 1
         if self.read > 1:

@@ -22,14 +22,16 @@ from jobs.figures.recipe import (
     training_steps,
 )
 from jobs.support.progress import JobProgress
-from pipeline.config import ConfigError, load_config
+from pipeline.config import load_config
+from pipeline.errors import ConfigError
 from pipeline.evaluation.config import EvaluationConfig, check_evaluation
 from pipeline.fine_tuning.config import FineTuningConfig, check_fine_tuning
 from pipeline.lease import LEASE, Heartbeat, take_lease
+from pipeline.run.config import load_training_config
 from tests.test_evaluation_results import rows_of
 
 CONFIG = FiguresConfig(seeds=[0, 1], chunks=[8, 2048])
-SCHEMAS = {"jobs.train": None, "jobs.fine_tune": FineTuningConfig, "jobs.evaluate": EvaluationConfig}
+SCHEMAS = {"jobs.fine_tune": FineTuningConfig, "jobs.evaluate": EvaluationConfig}
 
 
 def test_every_step_is_run_once_and_its_arguments_are_sound():
@@ -40,7 +42,7 @@ def test_every_step_is_run_once_and_its_arguments_are_sound():
         inputs += ["data.path=successes.jsonl"] if step.data else []
         arguments = [*step.arguments, *inputs, f"run.name={step.name}"]
         if step.job == "jobs.train":
-            assert load_config(arguments).train.evaluation == ""
+            assert load_training_config(arguments).train.evaluation == ""
         else:
             config = load_config(arguments, SCHEMAS[step.job])
             (check_evaluation if step.job == "jobs.evaluate" else check_fine_tuning)(config)
@@ -54,7 +56,7 @@ def test_every_evaluation_stands_behind_the_training_it_needs():
 
 def test_the_ablation_trains_as_many_steps_of_as_many_tokens_everywhere():
     runs = training_steps(CONFIG)
-    tiny = load_config(["preset=tiny"])
+    tiny = load_training_config(["preset=tiny"])
     for step in runs["demonstrator"]:
         config = load_config(list(step.arguments), FineTuningConfig)
         assert config.fine_tuning.steps == tiny.train.steps and not config.fine_tuning.from_scratch
@@ -69,7 +71,7 @@ def test_the_ablation_trains_as_many_steps_of_as_many_tokens_everywhere():
 
 
 def test_rejection_sampling_samples_and_trains_as_much_as_reinforcement_learning():
-    runs, tiny = training_steps(CONFIG), load_config(["preset=tiny"])
+    runs, tiny = training_steps(CONFIG), load_training_config(["preset=tiny"])
     for seed, (sampled, rejection) in enumerate(zip(runs["sampled"], runs["rejection"], strict=True)):
         assert rejection.data == sampled.name
         evaluation = load_config(list(sampled.arguments), EvaluationConfig)

@@ -11,11 +11,12 @@ import jobs.support.filter
 from jobs.prepare import main
 from jobs.support.filter import filter_samples
 from pipeline import lease
-from pipeline.config import ConfigError
 from pipeline.data.filtered_sets import kept_ids
+from pipeline.data.quarantine import Quarantine
 from pipeline.data.recipes import HotpotqaSettings, RulerHqaSettings
+from pipeline.errors import BadRow, ConfigError, DataError
 from pipeline.evaluation.filtering import PassageLinks, hotpotqa_problems, question_key, verdicts, write_asked
-from pipeline.problems import BadRow, DataError, Problem, Quarantine
+from pipeline.problems import Problem
 
 LENGTHS = (10, 12, 20)
 

@@ -8,9 +8,11 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.config import ConfigError, load_config
+from pipeline.config import load_config
 from pipeline.data.documents.synthetic import PEOPLE
+from pipeline.data.quarantine import Quarantine
 from pipeline.data.sample_files import SampleFiles
+from pipeline.errors import BadRow, ConfigError, DataError
 from pipeline.fine_tuning.config import FineTuningConfig, check_fine_tuning
 from pipeline.fine_tuning.conversations import conversation_example, conversation_examples
 from pipeline.fine_tuning.demonstrations import (
@@ -22,7 +24,7 @@ from pipeline.fine_tuning.demonstrations import (
     demonstrations,
 )
 from pipeline.fine_tuning.examples import Example, build_supervised_micro_batch, pack_examples, respond
-from pipeline.problems import BadRow, DataError, Quarantine
+from pipeline.run.config import load_training_config
 from pipeline.weights.buckets import unpack_bucket
 from tests.byte_tokenizer import byte_tokenizer
 
@@ -158,7 +160,7 @@ def read_update(tiny, example: Example) -> tuple[list[str], list[str], list[str]
 def test_the_prompts_are_those_of_the_agent(tiny):
     from pipeline.agents.memory import MemoryAgent
 
-    agent = MemoryAgent(tiny, load_config(["preset=tiny"]).agent)
+    agent = MemoryAgent(tiny, load_training_config(["preset=tiny"]).agent)
     example = Examples(tiny, random.Random(0)).careless_update()
     text = tiny.decode([t for t, learned in zip(example.tokens, example.learned, strict=True) if not learned])
     question, memory, chunk = (

@@ -5,9 +5,9 @@ import threading
 
 import pytest
 
-from pipeline.agents.memory_trace import MemoryCounts, Ratio
 from pipeline.problems import Problem
 from pipeline.rollout.episodes import Completion, Sampling
+from pipeline.rollout.memory_counts import MemoryCounts, Ratio
 from tests.groups import record_of
 
 

@@ -219,7 +219,7 @@ class Actor:
 def test_work_is_to_blame_only_for_a_generator_that_died_or_hung_of_itself(tiny_config, monkeypatch, ends, blame, kind):
     """A node that is drained is still alive."""
     from actors import generator_pool as module
-    from actors.pool import Hung
+    from actors.lifecycle.failures import Hung
 
     async def alive(node):
         return True

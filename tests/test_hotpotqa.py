@@ -11,10 +11,12 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from pipeline.agents.prompts import encode_text
 from pipeline.data.documents.hotpotqa import HotpotqaRecipe, build_passages, is_built, last_that_fits
 from pipeline.data.documents.passages import document_text, open_passages
-from pipeline.problems import BadRow, DataError, Problem, Quarantine
+from pipeline.data.quarantine import Quarantine
+from pipeline.errors import BadRow, DataError
+from pipeline.problems import Problem
+from pipeline.text import encode_text
 
 OWN = 4  # paragraphs that each question of these tests brings
 FOLDERS = itertools.count()

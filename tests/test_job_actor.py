@@ -38,7 +38,7 @@ def test_the_lease_is_kept_alive_until_it_is_released(actor, tmp_path):
 
 
 def test_a_run_whose_folder_was_taken_over_ends_and_writes_nothing(actor, tmp_path):
-    from actors.job_actor import RunFailed
+    from pipeline.errors import RunFailed
 
     async def run():
         await actor.keep_lease()
@@ -54,7 +54,7 @@ def test_a_run_whose_folder_was_taken_over_ends_and_writes_nothing(actor, tmp_pa
 
 
 def test_a_run_that_is_started_again_when_its_folder_is_anothers_does_not_begin(actor, tmp_path):
-    from actors.job_actor import RunFailed
+    from pipeline.errors import RunFailed
 
     (tmp_path / LEASE).unlink()
     take_lease(tmp_path)
@@ -196,8 +196,8 @@ def test_what_wandb_has_to_tell_is_said_in_the_event_loop(evaluator):
 
 
 def test_what_is_wrong_with_checkpoints_is_said_in_the_event_loop(tiny_config, tmp_path):
-    from actors.job_actor import RunFailed
     from actors.learning.supervisor import LearnerSupervisor
+    from pipeline.errors import RunFailed
     from tests.test_checkpoints import write
 
     said = []

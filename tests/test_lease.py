@@ -16,7 +16,7 @@ import psutil
 import pytest
 
 from pipeline import lease as module
-from pipeline.config import ConfigError
+from pipeline.errors import ConfigError
 from pipeline.lease import LEASE, RUN_ID, Heartbeat, Holder, Lease, LeaseLost, is_unused, run_id, take_lease
 from tests.disks import full_disk
 from tests.faults import ROOT, until

@@ -7,8 +7,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from actors.job_actor import RunFailed
 from pipeline.config import load_config
+from pipeline.errors import RunFailed
 from pipeline.evaluation.config import EvaluationConfig
 from pipeline.lease import LEASE, Lease, LeaseLost, take_lease
 from pipeline.storage import LineFile, StorageClosed

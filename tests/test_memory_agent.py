@@ -5,9 +5,10 @@ import asyncio
 import pytest
 
 from pipeline.agents.memory import MemoryAgent
-from pipeline.config import AgentConfig
-from pipeline.problems import BadRow, Problem, QuestionTooLong
+from pipeline.errors import BadRow, QuestionTooLong
+from pipeline.problems import Problem
 from pipeline.rollout.episodes import Completion, Episode, run_episode
+from pipeline.sections import AgentConfig
 from tests.byte_tokenizer import byte_tokenizer
 
 CHUNK, MEMORY, ANSWER = 16, 12, 20

@@ -6,15 +6,16 @@ import pickle
 import numpy as np
 import pytest
 
-from pipeline.agents.memory_trace import MemoryCounts, MemoryTrace, Ratio, memory_shares, needed_facts
-from pipeline.agents.prompts import encode_document
-from pipeline.config import load_config
+from pipeline.agents.memory_trace import MemoryTrace, needed_facts
 from pipeline.data.documents.synthetic import tiny_tokenizer
 from pipeline.problems import Problem
+from pipeline.rollout.memory_counts import MemoryCounts, Ratio, memory_shares
+from pipeline.run.config import load_training_config
+from pipeline.text import encode_document
 from tests.byte_tokenizer import byte_tokenizer
 
 TOKENIZER = tiny_tokenizer()
-CONFIG = load_config(["preset=tiny"]).agent  # chunks of 18 tokens, six facts
+CONFIG = load_training_config(["preset=tiny"]).agent  # chunks of 18 tokens, six facts
 BRIDGE, FACT, OTHER, ANOTHER = "Sam Rex .", "Rex Paris .", "Adam Luna .", "Luna red ."
 
 

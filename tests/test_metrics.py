@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from actors.learning.step import UpdateSums
-from pipeline.agents.memory_trace import MemoryCounts, Ratio
+from pipeline.rollout.memory_counts import MemoryCounts, Ratio
 from pipeline.run.metrics import RunTotals, UpdateResult, step_row
 from pipeline.run.report import step_line
 from tests.groups import random_group, record_of

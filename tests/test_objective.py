@@ -8,8 +8,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.config import ObjectiveConfig
 from pipeline.learning.objective import k3, token_losses
+from pipeline.sections import ObjectiveConfig
 
 PPO = ObjectiveConfig(clip_low=0.2, clip_high=0.28, dual_clip=3.0, decoupled=False)
 DECOUPLED = replace(PPO, decoupled=True, importance_cap=2.0)

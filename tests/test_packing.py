@@ -6,11 +6,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.config import ObjectiveConfig
 from pipeline.learning.objective import token_losses
 from pipeline.learning.packing import assign_items, build_micro_batch, pack_items, plan_update, split_updates
 from pipeline.learning.policy import Policy
 from pipeline.rollout.episodes import Completion, Conversation, Episode, pack_group
+from pipeline.sections import ObjectiveConfig
 from tests.groups import random_group
 
 TEMPERATURE = 0.8

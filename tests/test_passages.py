@@ -11,8 +11,9 @@ import pytest
 
 from pipeline.data.arrow_files import checked_batches
 from pipeline.data.documents.passages import PassageFile, document_text, passage, read_passages, table_writer
+from pipeline.errors import BadRow, DataError
 from pipeline.files import atomic_output, exists, file_state, list_files, open_input, write_bytes, write_text
-from pipeline.problems import BadRow, DataError, Problem
+from pipeline.problems import Problem
 
 PASSAGES = [("Moon", "It is round."), ("", "No title."), ("Mars", "Two\n\nparagraphs, Ünïcode.")]
 

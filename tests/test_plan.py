@@ -7,16 +7,12 @@ import pytest
 import torch
 from transformers import AutoConfig, LlamaConfig, LlamaForCausalLM, MistralConfig, Qwen2Config, Qwen3Config
 
-from pipeline.config import CONFIGS, load_config
-from pipeline.problems import Problem, write_problem_file
-from pipeline.run.plan import (
-    GIB,
-    architecture_of,
-    built_architecture,
-    document_chunks,
-    layer_activations,
-    learner_memory,
-)
+from pipeline.config import CONFIGS
+from pipeline.data.rows import write_problem_file
+from pipeline.learning.memory import architecture_of, built_architecture, layer_activations, learner_memory
+from pipeline.problems import Problem
+from pipeline.run.config import load_training_config
+from pipeline.run.plan import GIB, document_chunks
 
 
 def known(name: str):
@@ -59,7 +55,7 @@ def test_the_sizes_of_the_presets_models_are_the_published_ones():
 
 def test_the_state_of_a_rank_is_its_share_of_eighteen_bytes_a_parameter():
     """bfloat16 weights; float32 gradients, a float32 copy and two moments (after arXiv 1910.02054)."""
-    config, sizes = load_config(["preset=memagent_7b"]), known("Qwen2.5-7B-Instruct")
+    config, sizes = load_training_config(["preset=memagent_7b"]), known("Qwen2.5-7B-Instruct")
     device, host = learner_memory(config, sizes)
     state = device["weights"] + device["gradients"] + device["optimizer state"]
     assert state == pytest.approx(18 * 7_615_616_512 / 24, rel=1e-6)
@@ -103,7 +99,7 @@ def test_the_activations_of_a_layer_are_about_what_torch_keeps(key_value_heads):
 
 
 def test_checkpointed_activations_are_the_inputs_of_the_layers_and_one_layer():
-    config, sizes = load_config(["preset=memagent_7b"]), known("Qwen2.5-7B-Instruct")
+    config, sizes = load_training_config(["preset=memagent_7b"]), known("Qwen2.5-7B-Instruct")
     device, _ = learner_memory(config, sizes)
     layer = layer_activations(sizes, 32768, 2)
     assert device["activations"] == 28 * 32768 * 3584 * 2 + layer
@@ -116,7 +112,7 @@ def test_checkpointed_activations_are_the_inputs_of_the_layers_and_one_layer():
     [("tiny", None, 8), ("memagent_7b", 28000, 6), ("memagent_7b", 30001, 7), ("memagent_7b", None, None)],
 )
 def test_the_chunks_of_a_document(preset, document_tokens, chunks):
-    assert document_chunks(load_config([f"preset={preset}"]), document_tokens) == chunks
+    assert document_chunks(load_training_config([f"preset={preset}"]), document_tokens) == chunks
 
 
 @pytest.mark.parametrize(

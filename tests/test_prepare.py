@@ -7,13 +7,14 @@ from pathlib import Path
 import pytest
 
 from jobs import prepare
-from pipeline.config import ConfigError, load_config
+from pipeline.config import load_config
 from pipeline.data.documents.passages import document_text
 from pipeline.data.preparation import prepare_samples
 from pipeline.data.recipes import RECIPES, RulerSettings
+from pipeline.data.rows import problem_from_row
 from pipeline.data.sample_files import SampleFiles
-from pipeline.problems import DataError, problem_from_row
-from pipeline.run.report import duration
+from pipeline.errors import ConfigError, DataError
+from pipeline.summary import duration
 from tests.ruler_sources import squad, written
 
 WORKERS = 4

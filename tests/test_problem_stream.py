@@ -8,10 +8,13 @@ import pytest
 
 from pipeline.data.documents.synthetic import SyntheticRecipe, synthetic_problem
 from pipeline.data.problem_queue import ProblemQueue
-from pipeline.data.problem_stream import START, Cursor, problem_stream, training_source
+from pipeline.data.problem_stream import START, Cursor, problem_stream
+from pipeline.data.quarantine import Quarantine
 from pipeline.data.sample_files import SampleFiles
 from pipeline.data.samples import sample_rows, sample_rows_here
-from pipeline.problems import DataError, Problem, Quarantine
+from pipeline.errors import DataError
+from pipeline.problems import Problem
+from pipeline.run.source import training_source
 from tests.test_sample_files import jsonl, row
 
 ROWS = 150  # more than one task's

@@ -6,16 +6,11 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.data.quarantine import Quarantine
+from pipeline.data.rows import decode_line, problem_from_row, write_problem_file
 from pipeline.data.sample_files import SampleFiles, read_samples
-from pipeline.problems import (
-    BadRow,
-    DataError,
-    Problem,
-    Quarantine,
-    decode_line,
-    problem_from_row,
-    write_problem_file,
-)
+from pipeline.errors import BadRow, DataError
+from pipeline.problems import Problem
 
 GOOD = {"id": "q1", "question": "Who?", "answers": ["Ann"], "document": "Ann did."}
 

@@ -9,10 +9,12 @@ import yaml
 
 from jobs.support.driver import check_model, whole_template
 from pipeline.agents import ASKS, METHODS, load_agent
-from pipeline.agents.prompts import Prompts, PromptTemplate, encode_text, load_template, load_tokenizer
-from pipeline.config import ConfigError, load_config
+from pipeline.agents.prompts import Prompts, PromptTemplate, load_template
+from pipeline.config import load_config
 from pipeline.data.documents.synthetic import tiny_tokenizer
+from pipeline.errors import ConfigError
 from pipeline.evaluation.config import EvaluationConfig
+from pipeline.text import encode_text, load_tokenizer
 from tests.byte_tokenizer import byte_tokenizer
 
 CHAT = load_template("memagent")

@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from pipeline.config import LearnerConfig
+from pipeline.sections import LearnerConfig
 from tests.faults import LIMIT_S, until
 
 

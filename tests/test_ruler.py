@@ -9,12 +9,13 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from pipeline.config import AgentConfig
 from pipeline.data.documents.ruler import RULER_TASKS, RulerSources, ruler_problem
 from pipeline.data.documents.ruler.haystack import NOISE
 from pipeline.data.documents.ruler.words import pair_words
-from pipeline.problems import DataError, problem_from_row
+from pipeline.data.rows import problem_from_row
+from pipeline.errors import DataError
 from pipeline.rewards.scoring import values_found
+from pipeline.sections import AgentConfig
 from tests.byte_tokenizer import byte_tokenizer
 from tests.ruler_sources import COUNTERS, WORDS, count_bytes, count_pieces, count_words, essay, sources
 

@@ -9,7 +9,8 @@ from pipeline.data.documents.hotpotqa import HotpotqaRecipe, build_passages
 from pipeline.data.documents.hotpotqa_json import Paragraph
 from pipeline.data.documents.ruler import RulerSources, load_essay, load_questions, ruler_problem
 from pipeline.data.documents.ruler.answering import INTRODUCTION
-from pipeline.problems import DataError, Quarantine
+from pipeline.data.quarantine import Quarantine
+from pipeline.errors import DataError
 from tests.ruler_sources import WORDS, count_bytes, count_pieces, count_words, hotpotqa, sources, squad, written
 
 

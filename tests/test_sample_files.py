@@ -9,10 +9,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline.config import RowLimits
 from pipeline.data.documents.passages import passage_text
+from pipeline.data.quarantine import Quarantine
+from pipeline.data.rows import PASSAGE_CHARACTERS, RowRules
 from pipeline.data.sample_files import SampleFiles
-from pipeline.problems import PASSAGE_CHARACTERS, BadRow, DataError, Problem, Quarantine, RowRules
+from pipeline.errors import BadRow, DataError
+from pipeline.problems import Problem
+from pipeline.sections import RowLimits
 
 
 def row(i: int, **changes) -> dict:

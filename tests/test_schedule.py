@@ -5,9 +5,10 @@ from dataclasses import replace
 
 import pytest
 
-from pipeline.config import LearnerConfig, load_config
 from pipeline.learning.schedule import learning_rate_factor, schedule_table
+from pipeline.run.config import load_training_config
 from pipeline.run.plan import schedule_lines
+from pipeline.sections import LearnerConfig
 
 
 def factors(total: int, **learner) -> list[float]:
@@ -30,7 +31,9 @@ def test_the_cosine_may_fall_over_the_last_share_of_the_run_alone():
 
 
 def config(**train):
-    c = load_config(["preset=tiny", "learner.schedule=constant", "learner.learning_rate=0.1", "learner.warmup_steps=3"])
+    c = load_training_config(
+        ["preset=tiny", "learner.schedule=constant", "learner.learning_rate=0.1", "learner.warmup_steps=3"]
+    )
     return replace(c, train=replace(c.train, **train))
 
 
@@ -49,5 +52,5 @@ def test_a_long_table_is_shown_from_its_first_to_its_last_row():
 
 
 def test_a_long_table_shows_the_end_of_the_warm_up():
-    c = load_config(["preset=memagent_7b"])
+    c = load_training_config(["preset=memagent_7b"])
     assert "20 320 1e-06" in [" ".join(line.split()) for line in schedule_lines(schedule_table(c))]

@@ -7,8 +7,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from pipeline.config import ObjectiveConfig
 from pipeline.rollout.episodes import Completion, Conversation, Episode, Sampling, pack_group
+from pipeline.sections import ObjectiveConfig
 from tests.bad_scorers import MODULES
 from tests.faults import LIMIT_S
 from tests.groups import random_group
@@ -83,12 +83,12 @@ RIGHT, WRONG = "\\boxed{ Paris }", "\\boxed{ Rome }"
 def test_a_cut_answer_is_wrong_in_training_and_in_evaluation(conversations, answer, reward, tmp_path):
     from actors.evaluator import Evaluator
     from actors.scoring.scorer import Scorer
-    from pipeline.agents.memory_trace import MemoryCounts
     from pipeline.evaluation.answers import AnswerRecorder
     from pipeline.evaluation.config import EvaluationConfig
     from pipeline.evaluation.questions import Question, Task
     from pipeline.lease import Lease
     from pipeline.problems import Problem
+    from pipeline.rollout.memory_counts import MemoryCounts
 
     responses = [(role, Completion([5], [-1.0], [0], reason, max_tokens=1)) for role, reason in conversations]
     cut = reward == 0 and answer == RIGHT or conversations == [("answer", "length")]

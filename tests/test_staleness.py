@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.config import TrainConfig
+from pipeline.run.config import TrainConfig
 from pipeline.run.ledger import RUNNING, Ledger, too_many_failed
 from pipeline.run.staleness import choose, feasible
 from tests.groups import random_group, record_of

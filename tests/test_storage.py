@@ -8,7 +8,7 @@ import time
 import pytest
 
 from pipeline import storage as module
-from pipeline.problems import Quarantine
+from pipeline.data.quarantine import Quarantine
 from pipeline.storage import LineFile, Storage, StorageClosed, StorageHung, append
 from tests.disks import full_disk
 from tests.faults import until

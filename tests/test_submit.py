@@ -19,7 +19,7 @@ from jobs.submit import Interrupts, SubmissionError, submit, submit_job, whole_p
 from jobs.support.local_head import find_cluster, free_port, local_head
 from jobs.support.progress import JobProgress
 from jobs.support.ray_token import ClusterError, is_this_machine, require_token
-from pipeline.config import load_config
+from pipeline.run.config import load_training_config
 
 ROOT = Path(__file__).parent.parent
 JOB = """
@@ -230,14 +230,17 @@ def test_the_bar_follows_the_steps_on_a_terminal_only():
 
 def test_files_are_given_by_their_whole_path(tmp_path):
     (tmp_path / "questions.json").touch()
-    config = load_config(["preset=tiny", "model.path=some/name", "data.path=questions.json"])
+    config = load_training_config(["preset=tiny", "model.path=some/name", "data.path=questions.json"])
     assert whole_paths(config, tmp_path) == [f"data.path={tmp_path / 'questions.json'}"]
     (tmp_path / "mine.yaml").touch()
-    config = load_config(["preset=tiny", "model.path=some/name", "agent.prompt_template=mine.yaml"])
+    config = load_training_config(["preset=tiny", "model.path=some/name", "agent.prompt_template=mine.yaml"])
     assert whole_paths(config, tmp_path) == [f"agent.prompt_template={tmp_path / 'mine.yaml'}"]
     arguments = ["preset=tiny", "model.path=some/name", "data.passage_folders=[shared, s3://bucket/x]"]
-    (folders,) = whole_paths(load_config(arguments), tmp_path)
-    assert load_config(["preset=tiny", folders]).data.passage_folders == [f"{tmp_path}/shared", "s3://bucket/x"]
+    (folders,) = whole_paths(load_training_config(arguments), tmp_path)
+    assert load_training_config(["preset=tiny", folders]).data.passage_folders == [
+        f"{tmp_path}/shared",
+        "s3://bucket/x",
+    ]
 
 
 def test_which_clusters_are_on_this_machine():

@@ -6,10 +6,10 @@ from dataclasses import replace
 
 import pytest
 
-from actors.job_actor import RunFailed
 from pipeline.data.problem_queue import ProblemQueue
 from pipeline.data.problem_stream import START, Cursor
-from pipeline.problems import DataError, Quarantine
+from pipeline.data.quarantine import Quarantine
+from pipeline.errors import DataError, RunFailed
 from pipeline.run.checkpoints import RunState
 from pipeline.run.ledger import SUSPECT_DEATHS, Ledger
 from tests.faults import rows_of

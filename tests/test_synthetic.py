@@ -9,8 +9,8 @@ from dataclasses import replace
 import pytest
 from transformers import AutoConfig, AutoTokenizer
 
-from pipeline.agents.prompts import Prompts, encode_text, load_template
-from pipeline.config import CONFIGS, load_config
+from pipeline.agents.prompts import Prompts, load_template
+from pipeline.config import CONFIGS
 from pipeline.data.documents.synthetic import (
     CHUNK_FACTS,
     CHUNK_TOKENS,
@@ -29,10 +29,13 @@ from pipeline.data.documents.synthetic import (
     tiny_model_config,
     tiny_tokenizer,
 )
+from pipeline.data.rows import row_of
 from pipeline.fine_tuning.demonstrations import Examples
-from pipeline.problems import row_of
 from pipeline.rewards.scoring import boxed_match, reward
-from pipeline.rules import check_config, check_window
+from pipeline.rules import check_window
+from pipeline.run.config import load_training_config
+from pipeline.run.rules import check_config
+from pipeline.text import encode_text
 
 CHUNKS = 8
 BY_TASK = {task: [synthetic_problem(0, i, CHUNKS, task) for i in range(2000)] for task in SYNTHETIC_TASKS}
@@ -278,7 +281,7 @@ def test_the_gold_answer_scores_one_and_unknown_scores_zero(tokenizer):
 
 
 def test_the_preset_holds_the_language(tokenizer):
-    config = load_config(["preset=tiny"])
+    config = load_training_config(["preset=tiny"])
     check_config(config)
     agent = config.agent
     assert agent.chunk_tokens == CHUNK_TOKENS
@@ -294,7 +297,7 @@ def test_the_preset_holds_the_language(tokenizer):
 
 
 def test_demonstrations_end_within_the_limits_of_the_preset(tokenizer):
-    agent = load_config(["preset=tiny"]).agent
+    agent = load_training_config(["preset=tiny"]).agent
     examples = Examples(tokenizer, random.Random(0))
     limits = {"careful_update": agent.memory_tokens, "careless_update": agent.memory_tokens}
     for name, limit in {**limits, "answer": agent.answer_tokens}.items():

@@ -11,7 +11,7 @@ import time
 import psutil
 import pytest
 
-from pipeline.config import load_config
+from pipeline.run.config import load_training_config
 from pipeline.run.metrics import RunTotals
 from tests.disks import full_disk
 from tests.faults import rows_of, until
@@ -19,7 +19,9 @@ from tests.faults import rows_of, until
 
 @pytest.fixture
 def config(random_model):
-    return load_config(["preset=tiny", f"model.path={random_model}", "wandb.mode=disabled", "run.name=tracked"])
+    return load_training_config(
+        ["preset=tiny", f"model.path={random_model}", "wandb.mode=disabled", "run.name=tracked"]
+    )
 
 
 @pytest.fixture

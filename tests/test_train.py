@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from pipeline.data.documents.synthetic import synthetic_problem
+from pipeline.data.rows import write_problem_file
 from pipeline.end_tokens import named_end_tokens
-from pipeline.problems import write_problem_file
 from pipeline.run.checkpoints import Checkpoints
 from tests.bad_scorers import ARGUMENTS
 from tests.faults import rows_of, run_job

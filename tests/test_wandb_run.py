@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from pipeline.config import load_config
+from pipeline.run.config import load_training_config
 
 LIMIT_S = 0.3
 
@@ -73,7 +73,7 @@ def run_with(monkeypatch, tmp_path):
     from actors import wandb_run as module
 
     monkeypatch.setattr(module, "HANGS_S", 0.1)
-    config = load_config(["preset=tiny", "run.name=faulty", "wandb.mode=auto"])
+    config = load_training_config(["preset=tiny", "run.name=faulty", "wandb.mode=auto"])
     monkeypatch.delenv("WANDB_MODE", raising=False)
 
     def start(**faults):
@@ -148,7 +148,7 @@ def test_calls_are_left_out_when_too_many_wait(run_with, monkeypatch):
 def test_a_config_that_disables_it_needs_no_server(tmp_path):
     from actors.wandb_run import WandbRun
 
-    run = WandbRun(load_config(["preset=tiny", "run.name=off", "wandb.mode=disabled"]), tmp_path)
+    run = WandbRun(load_training_config(["preset=tiny", "run.name=off", "wandb.mode=disabled"]), tmp_path)
     assert run.started() == ("", "")
     run.log(lambda wandb: {"step": 1})
     run.finish({"status": "completed"})

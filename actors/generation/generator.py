@@ -14,9 +14,7 @@ import ray
 
 from actors.generation.journal import JournalWriter
 from pipeline.agents import load_agent
-from pipeline.agents.memory_trace import MemoryCounts, MemoryTrace, needed_facts
-from pipeline.agents.prompts import load_tokenizer
-from pipeline.config import GenerationConfig
+from pipeline.agents.memory_trace import MemoryTrace, needed_facts
 from pipeline.end_tokens import end_tokens
 from pipeline.evaluation.answers import Answer, AnswerRecorder
 from pipeline.problems import Problem
@@ -30,7 +28,10 @@ from pipeline.rollout.episodes import (
     response_seed,
     run_episode,
 )
+from pipeline.rollout.memory_counts import MemoryCounts
 from pipeline.rollout.replay import Finished, Replay, digest
+from pipeline.sections import GenerationConfig
+from pipeline.text import load_tokenizer
 from pipeline.weights.bucket_files import BucketError
 
 log = logging.getLogger(__name__)

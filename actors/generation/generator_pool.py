@@ -11,10 +11,11 @@ from ray._private.state import state as cluster
 from ray.exceptions import RayError, RayTaskError
 
 from actors.generation.generator import Draining, Generator, WeightsLost
-from actors.pool import DIED, Hung, Pool, result_of
-from pipeline.config import GenerationConfig
+from actors.lifecycle.failures import DIED, Hung
+from actors.lifecycle.pool import Pool, result_of
 from pipeline.evaluation.answers import Answer
 from pipeline.rollout.episodes import RolloutNotes
+from pipeline.sections import GenerationConfig
 
 HEARTBEAT_S = 2.0
 DRAINING_S = 2.0  # between two looks at which nodes are being drained

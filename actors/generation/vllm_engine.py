@@ -12,8 +12,8 @@ import time
 import uuid
 from collections.abc import AsyncIterator, Collection, Iterator
 
-from pipeline.config import GenerationConfig
 from pipeline.rollout.episodes import Completion, Sampling
+from pipeline.sections import GenerationConfig
 from pipeline.weights.bucket_files import BucketFile, remove_orphans, stage
 from pipeline.weights.buckets import WeightBucket
 

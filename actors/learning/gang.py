@@ -14,12 +14,12 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 from actors.learning.learner import Learner
 from actors.learning.reservation import bundle_of
 from actors.learning.supervised_learner import SupervisedLearner, SupervisedUpdate
-from actors.pool import DIED
-from pipeline.config import Config
+from actors.lifecycle.failures import DIED
 from pipeline.fine_tuning.examples import ExampleBatch
 from pipeline.learning.packing import Update, plan_update, split_updates
 from pipeline.rollout.episodes import GroupRecord
 from pipeline.run.checkpoints import FileEntry
+from pipeline.run.config import TrainingConfig
 from pipeline.run.metrics import UpdateResult
 
 START_LIMIT_S = 3600.0  # for a model to load
@@ -178,7 +178,7 @@ class LearnerGang(Gang):
     """Of reinforcement learning."""
 
     LEARNER = Learner
-    config: Config
+    config: TrainingConfig
 
     async def train(
         self, step: int, version: int, groups: list[tuple[GroupRecord, ray.ObjectRef]]

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import ray
 
-from pipeline.agents.prompts import load_tokenizer
 from pipeline.files import copy_folder, is_local, join, local_path
 from pipeline.run.checkpoints import LEARNER, MODEL, FileEntry, file_entries
+from pipeline.text import load_tokenizer
 
 CONCURRENCY_GROUPS = {"io": 1, "watch": 1}
 

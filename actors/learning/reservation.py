@@ -7,7 +7,7 @@ import ray
 from ray._private.state import state as cluster
 from ray.util.placement_group import PlacementGroup, placement_group, placement_group_table, remove_placement_group
 
-from pipeline.config import LearnerConfig
+from pipeline.sections import LearnerConfig
 
 
 class NoRoom(RuntimeError):

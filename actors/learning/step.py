@@ -9,10 +9,10 @@ import numpy as np
 import torch
 
 from actors.learning.zero_engine import ZeroEngine
-from pipeline.config import ObjectiveConfig
 from pipeline.learning.objective import TokenLosses, token_losses
 from pipeline.learning.packing import Item, Update, build_micro_batch
 from pipeline.rollout.episodes import EpisodeGroup
+from pipeline.sections import ObjectiveConfig
 
 
 @dataclass

@@ -15,12 +15,12 @@ from pathlib import Path
 import ray
 from ray.exceptions import RayTaskError
 
-from actors.job_actor import RunFailed, reason_of
 from actors.learning.gang import GangLost, LearnerGang
 from actors.learning.reservation import NoRoom, Reservation, ranks_in
-from pipeline.config import Config
+from pipeline.errors import RunFailed, reason_of
 from pipeline.rollout.episodes import GroupRecord
 from pipeline.run.checkpoints import Checkpoint, CheckpointError, RunState, checkpoints_of
+from pipeline.run.config import TrainingConfig
 from pipeline.run.metrics import UpdateResult
 from pipeline.storage import Storage
 
@@ -40,7 +40,7 @@ class LearnerSupervisor:
         say: takes a progress line.
     """
 
-    def __init__(self, config: Config, folder: Path, run_id: str, say: Callable[[str], None]):
+    def __init__(self, config: TrainingConfig, folder: Path, run_id: str, say: Callable[[str], None]):
         self.config, self.say = config, say
         self.checkpoints = checkpoints_of(config, folder, run_id)
         self._storage = Storage(self.checkpoints.base, STORAGE_S)

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 
 import ray
 
-from actors.job_actor import reason_of
+from pipeline.errors import reason_of
 from pipeline.evaluation.answer_scores import answer_scores
 from pipeline.rewards.scoring import NO_MODULES, SCORERS, reward
 

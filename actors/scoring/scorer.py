@@ -5,11 +5,11 @@ from collections.abc import Mapping
 import numpy as np
 import ray
 
-from pipeline.config import ObjectiveConfig
 from pipeline.rewards.advantages import group_advantages
 from pipeline.rewards.overlong import overlong_penalties
 from pipeline.rewards.scoring import NO_MODULES, reward
 from pipeline.rollout.episodes import EpisodeGroup, GroupRecord, group_record
+from pipeline.sections import ObjectiveConfig
 
 
 @ray.remote

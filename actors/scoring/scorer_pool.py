@@ -3,10 +3,11 @@
 import asyncio
 from collections.abc import Callable
 
-from actors.pool import DIED, Hung, Pool
+from actors.lifecycle.failures import DIED, Hung
+from actors.lifecycle.pool import Pool
 from actors.scoring.scorer import Scorer
-from pipeline.config import Config
 from pipeline.rollout.episodes import GroupRecord
+from pipeline.run.config import TrainingConfig
 
 ATTEMPTS = 3  # to score a group under which scorers die or hang; then it has failed
 
@@ -18,7 +19,7 @@ class ScorerHung(TimeoutError):
 class ScorerPool(Pool):
     """Lives in the coordinator; the scorers are actors."""
 
-    def __init__(self, config: Config, say: Callable[[str], None]):
+    def __init__(self, config: TrainingConfig, say: Callable[[str], None]):
         super().__init__("scorer", config.scorer.count, config.scorer.min_count, say)
         self.config, self.objective = config.scorer, config.objective
         self._waiting: asyncio.Queue[tuple[tuple, asyncio.Future]] = asyncio.Queue()

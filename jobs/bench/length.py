@@ -18,9 +18,11 @@ import psutil
 
 from actors.generation.generator_pool import GeneratorPool
 from jobs.support.ray_token import private_folder, require_token
-from pipeline.config import ConfigError, load_config
+from pipeline.config import load_config
 from pipeline.data.documents.synthetic import CHUNK_TOKENS, synthetic_problem
+from pipeline.errors import ConfigError
 from pipeline.rollout.episodes import Sampling
+from pipeline.run.config import load_training_config
 
 SAMPLE_S = 0.2
 BASE = 65536  # tokens: what the times are compared with
@@ -66,7 +68,7 @@ def check(settings: Settings) -> None:
 
 async def measure(settings: Settings) -> dict[int, list[tuple[float, int, int]]]:
     """For each length, in tokens as read, the seconds, the conversations and the peak memory in bytes of both runs."""
-    config = load_config(["preset=tiny"])
+    config = load_training_config(["preset=tiny"])
     config = replace(config, agent=replace(config.agent, window=256, chunk_tokens=settings.chunk_tokens))
     pool = GeneratorPool(config, print)
     running = asyncio.ensure_future(pool.run())

@@ -21,11 +21,13 @@ import psutil
 import torch
 from torch.nn.functional import linear_cross_entropy
 
-from pipeline.config import ConfigError, ObjectiveConfig, load_config
+from pipeline.config import load_config
+from pipeline.errors import ConfigError
 from pipeline.learning.objective import token_losses
 from pipeline.learning.packing import build_micro_batch
 from pipeline.learning.policy import Policy
 from pipeline.rollout.episodes import Completion, Conversation, Episode, pack_group
+from pipeline.sections import ObjectiveConfig
 
 
 @dataclass

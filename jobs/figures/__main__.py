@@ -1,5 +1,5 @@
 import sys
 
-from jobs.figures.job import main
+from jobs.figures import main
 
 sys.exit(main(sys.argv[1:]))

@@ -28,9 +28,10 @@ from jobs.figures.recipe import (
 )
 from jobs.support.driver import RunFolder, StopSignals, show_help
 from jobs.support.progress import JobProgress
-from pipeline.config import ConfigError, load_config
+from pipeline.config import load_config
+from pipeline.errors import ConfigError
 from pipeline.lease import LEASE
-from pipeline.run.report import duration
+from pipeline.summary import duration
 
 
 def main(arguments: list[str]) -> int:

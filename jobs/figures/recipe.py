@@ -8,12 +8,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import fmean, stdev
 
-from pipeline.config import ConfigError, load_config
+from pipeline.config import load_config
 from pipeline.data.documents.synthetic import EVALUATION_SEED
+from pipeline.errors import ConfigError
 from pipeline.evaluation.results import cells, length_label, read_results
 from pipeline.evaluation.tables import escaped, markdown_lines, markdown_table
 from pipeline.fine_tuning.config import FineTuningConfig
 from pipeline.rules import check_rules
+from pipeline.run.config import load_training_config
 
 # Temperature and top-p: as in training, the paper's evaluation, and the likeliest token.
 SAMPLINGS = {"sampled": (1.0, 1.0), "paper": (0.7, 0.95), "greedy": (0.0, 1.0)}
@@ -72,7 +74,7 @@ def check_figures(config: FiguresConfig) -> None:
 
 def training_steps(config: FiguresConfig) -> dict[str, list[Step]]:
     """The training runs, by what they train with, one a seed; "sampled" are evaluations, which some train on."""
-    c = load_config([f"preset={config.preset}"])
+    c = load_training_config([f"preset={config.preset}"])
     train = (f"preset={config.preset}", "train.evaluation=''")
     conversations = c.train.groups_per_step * c.train.group_size * (c.data.synthetic_chunks + 1)
     learner = ("optimizer", "learning_rate", "schedule", "decay_share", "warmup_steps", "max_grad_norm")
@@ -144,7 +146,7 @@ def evaluation_step(
         part: which share of the point's questions it asks, from 0, and of how many.
     """
     temperature, top_p = SAMPLINGS[sampling]
-    start = load_config([f"preset={config.preset}"]).model.path
+    start = load_training_config([f"preset={config.preset}"]).model.path
     return Step(
         f"{'transfer' if tasks else 'length'}-{model or 'start'}-{sampling}",
         "jobs.evaluate",

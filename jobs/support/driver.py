@@ -17,16 +17,17 @@ from yaml import YAMLError
 from jobs.support.noise import hush_workers
 from jobs.support.ray_token import ClusterError, check_listener, own_cluster, private_folder, require_token
 from pipeline.agents import ASKS, load_agent
-from pipeline.config import ConfigError, GenerationConfig, ModelConfig, defaults_yaml, save_config
+from pipeline.config import defaults_yaml, save_config
 from pipeline.data.sample_files import sample_files
 from pipeline.end_tokens import end_tokens
+from pipeline.errors import ConfigError, DataError
 from pipeline.files import exists
+from pipeline.learning.memory import FAMILIES
 from pipeline.lease import STALE_S, Heartbeat, Lease, take_lease
-from pipeline.problems import DataError
 from pipeline.rules import check_window
-from pipeline.run.plan import FAMILIES
-from pipeline.run.report import write_summary
+from pipeline.sections import GenerationConfig, ModelConfig
 from pipeline.storage import Storage
+from pipeline.summary import write_summary
 
 LINE_WAIT_S = 2.0
 OPENING_S = 60.0  # for the storage to answer
@@ -248,7 +249,7 @@ def check_model(config: GenerationConfig, methods: Sequence[str]) -> None:
 
 def load_model_files(model: ModelConfig) -> tuple[object, dict]:
     """The model's tokenizer and the content of its config.json. Raises `ConfigError` if there are none."""
-    from pipeline.agents.prompts import load_tokenizer
+    from pipeline.text import load_tokenizer
 
     try:
         settings = model_settings(model)

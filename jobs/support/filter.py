@@ -14,15 +14,17 @@ from pathlib import Path
 
 from omegaconf import MISSING
 
-from jobs.evaluate import check, evaluate
 from jobs.support.driver import EXIT_STATUS, RunFolder, base_folder, check_model, start_ray
-from pipeline.config import ConfigError, load_config
+from jobs.support.evaluation import check, evaluate
+from pipeline.config import load_config
 from pipeline.data.filtered_sets import KEPT, kept_file, kept_ids
+from pipeline.data.quarantine import Quarantine
+from pipeline.errors import ConfigError, DataError
 from pipeline.evaluation.config import EvaluationConfig, check_evaluation
 from pipeline.evaluation.filtering import RULES, hotpotqa_problems, split, verdicts, write_asked
 from pipeline.evaluation.questions import open_source, read_questions
 from pipeline.files import exists, is_local
-from pipeline.problems import DataError, Problem, Quarantine
+from pipeline.problems import Problem
 from pipeline.rules import check_data_given, check_rules
 
 EVALUATION = "evaluation"  # folder of the output

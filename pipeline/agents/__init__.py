@@ -14,7 +14,7 @@ A response ends with an end token if its finish reason is "stop". A model may ha
 
 import inspect
 
-from pipeline.config import ConfigError
+from pipeline.errors import ConfigError
 from pipeline.named_code import load_named
 
 ASKS = ("update", "answer")

@@ -5,9 +5,9 @@ below the other, is the memory that answers. Where they do not fit the window, t
 
 import asyncio
 
-from pipeline.agents.prompts import encode_text
 from pipeline.agents.reader import Reader, TokenizedProblem
-from pipeline.config import AgentConfig
+from pipeline.sections import AgentConfig
+from pipeline.text import encode_text
 
 AT_ONCE = 16  # chunks under way: a document of millions of tokens is not to be in the engine as a whole
 

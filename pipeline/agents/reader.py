@@ -6,12 +6,14 @@ from dataclasses import dataclass
 import numpy as np
 
 from pipeline.agents import ASKS
-from pipeline.agents.prompts import Prompts, encode_document, encode_text, load_template
-from pipeline.config import AgentConfig, ConfigError
+from pipeline.agents.prompts import Prompts, load_template
 from pipeline.data.documents.passages import document_text
 from pipeline.end_tokens import end_tokens, without_end
-from pipeline.problems import BadRow, DataError, Problem, QuestionTooLong
+from pipeline.errors import BadRow, ConfigError, DataError, QuestionTooLong
+from pipeline.problems import Problem
 from pipeline.rollout.episodes import Completion
+from pipeline.sections import AgentConfig
+from pipeline.text import encode_document, encode_text
 
 SHOWN = 500  # characters of an error
 

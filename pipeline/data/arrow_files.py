@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.problems import DataError
+from pipeline.errors import DataError
 
 SHOWN = 500  # characters of an error
 OBJECT_BYTES = 32  # of a value in a list of Python

@@ -5,8 +5,9 @@ A filtered set is a file kept.jsonl, or the folder that holds it. Each of its li
 
 from collections.abc import Iterator, Sequence
 
+from pipeline.data.rows import decode_line
+from pipeline.errors import BadRow, DataError
 from pipeline.files import join, open_input
-from pipeline.problems import BadRow, DataError, decode_line
 
 KEPT = "kept.jsonl"
 

@@ -15,13 +15,12 @@ from dataclasses import asdict, dataclass
 
 import numpy as np
 
-from pipeline.config import ConfigError
 from pipeline.credentials import without_credentials
 from pipeline.data.recipes import BAD_PASSAGES, QUARANTINE, SampleSet, Settings, input_files
 from pipeline.data.samples import JoinedSamples, SampleRow, sample_rows
+from pipeline.errors import ConfigError, DataError
 from pipeline.files import atomic_output, exists, file_state, join, list_files, make_folder, open_input, write_text
-from pipeline.problems import DataError
-from pipeline.run.report import duration
+from pipeline.summary import duration
 
 RECORD = "prepare.json"
 NOT_COMPARED = ("output", "workers", "max_bad_share")  # settings that change no sample

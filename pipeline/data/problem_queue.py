@@ -5,7 +5,9 @@ import threading
 from collections.abc import Iterable
 
 from pipeline.data.problem_stream import START, Cursor, problem_at, problem_stream
-from pipeline.problems import BadRow, DataError, Problem, Quarantine
+from pipeline.data.quarantine import Quarantine
+from pipeline.errors import BadRow, DataError
+from pipeline.problems import Problem
 
 
 class ProblemQueue:

@@ -11,17 +11,16 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pipeline.config import Config
 from pipeline.data.documents.synthetic import SyntheticRecipe
+from pipeline.data.quarantine import Quarantine
 from pipeline.data.sample_files import SampleFiles
 from pipeline.data.samples import sample_rows, sample_rows_here
-from pipeline.problems import Problem, Quarantine, row_rules
+from pipeline.problems import Problem
 
 SEGMENT = 4096  # rows of one Ray Data execution
 FEW = 64  # rows that are read without it: a run need not wait for it to start
 WORKERS = 2
 WORKER_CPUS = 0.1  # reading is light work beside that of the engines
-SYNTHETIC_PROBLEMS = 1 << 20  # of one pass
 
 
 @dataclass(frozen=True)
@@ -36,17 +35,6 @@ class Cursor:
 
 
 START = Cursor()
-
-
-def training_source(config: Config) -> SampleFiles | SyntheticRecipe:
-    """The data of `config.data`.
-
-    Raises:
-        FileNotFoundError, DataError: no such file, another format, or no row at all.
-    """
-    if config.data.source == "synthetic":
-        return SyntheticRecipe(config.run.seed, config.data.synthetic_chunks, SYNTHETIC_PROBLEMS)
-    return SampleFiles.open(config.data.path, row_rules(config))
 
 
 def problem_stream(

@@ -18,9 +18,11 @@ from pipeline.data.documents.ruler import RULER_TASKS, load_questions
 from pipeline.data.documents.ruler_recipe import RulerRecipe
 from pipeline.data.documents.synthetic import SYNTHETIC_TASKS, SyntheticRecipe
 from pipeline.data.filtered_sets import kept_file, kept_ids
+from pipeline.data.quarantine import Quarantine
 from pipeline.data.samples import SampleSource
+from pipeline.errors import BadRow, DataError
 from pipeline.files import atomic_output, exists, is_file, join, list_files
-from pipeline.problems import BadRow, DataError, Problem, Quarantine
+from pipeline.problems import Problem
 
 QUARANTINE = "quarantine"  # folder of the output
 BAD_PASSAGES = "passages.jsonl"  # in it: the distractors that cannot be used

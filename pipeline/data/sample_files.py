@@ -12,19 +12,12 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline.data.arrow_files import one_line, open_parquet, python_bytes
+from pipeline.data.quarantine import FIELDS, Quarantine, row_to_show
+from pipeline.data.rows import RowRules, decode_line, problem_from_row
 from pipeline.data.samples import SampleSource
+from pipeline.errors import BadRow, DataError
 from pipeline.files import file_state, is_file, list_files, open_input
-from pipeline.problems import (
-    FIELDS,
-    BadRow,
-    DataError,
-    Problem,
-    Quarantine,
-    RowRules,
-    decode_line,
-    problem_from_row,
-    row_to_show,
-)
+from pipeline.problems import Problem
 
 SUFFIXES = (".jsonl", ".parquet")
 READ_BYTES = 1 << 24

@@ -15,7 +15,9 @@ from typing import Protocol
 import numpy as np
 import pyarrow as pa
 
-from pipeline.problems import BadRow, DataError, Problem, checked_problem, is_unicode, row_of
+from pipeline.data.rows import checked_problem, is_unicode, row_of
+from pipeline.errors import BadRow, DataError
+from pipeline.problems import Problem
 
 ROWS_PER_TASK = 64  # at most; fewer when there are few rows, so that all workers get some
 BLOCK_BYTES = 1 << 24  # a worker passes its rows on when they are so large together

@@ -4,8 +4,8 @@ unless they are asked for: so a document of millions of tokens costs no more mem
 from collections import deque
 from dataclasses import dataclass, replace
 
-from pipeline.agents.memory_trace import MemoryCounts
 from pipeline.rollout.episodes import Completion, Sampling, cuts_answer
+from pipeline.rollout.memory_counts import MemoryCounts
 
 
 @dataclass(frozen=True)

@@ -3,10 +3,11 @@
 from dataclasses import asdict, dataclass, field
 
 from pipeline.agents import METHODS
-from pipeline.config import ConfigError, GenerationConfig, RowLimits, ScoringConfig
 from pipeline.data.documents.synthetic import EVALUATION_SEED
 from pipeline.data.recipes import SyntheticSettings
+from pipeline.errors import ConfigError
 from pipeline.rules import check_rules, generation_rules, one_of, positive
+from pipeline.sections import GenerationConfig, RowLimits, ScoringConfig
 
 
 @dataclass

@@ -17,9 +17,12 @@ from pathlib import Path
 
 from pipeline.data.documents.hotpotqa_json import hotpotqa_question, own_paragraphs, question_id, read_questions
 from pipeline.data.filtered_sets import KEPT, check_all_there
+from pipeline.data.quarantine import Quarantine, checked_rows
+from pipeline.data.rows import row_of
+from pipeline.errors import BadRow, DataError
 from pipeline.evaluation.results import result_rows
 from pipeline.files import atomic_output, file_state, is_local, local_path
-from pipeline.problems import BadRow, DataError, Problem, Quarantine, checked_rows, row_of
+from pipeline.problems import Problem
 from pipeline.rewards.scoring import values_found
 
 RULES = ("score", "containment")

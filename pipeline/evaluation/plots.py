@@ -12,16 +12,14 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 from pipeline.evaluation.results import Cell, average_cells, cells, length_label, method_order
 from pipeline.evaluation.tables import printable
+from pipeline.plot_style import COLOURS, DPI
 
 COLUMNS = 4
 PANEL = (3.6, 3.0)  # inches
 NARROWEST = 5.0  # inches, for the title and long names
 MOST_TICKS = 6
 MOST_PANELS = 64
-DPI = 150
 SPREAD = 0.06  # octaves between the points of a set of one length, which would hide each other
-# Okabe and Ito's colours, which the colour-blind can tell apart, without the yellow, too pale on white.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")  # not as many, so that a pair of both comes again after 56 lines
 STYLES = ("-", "--", ":", "-.")
 

@@ -8,12 +8,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.agents.prompts import is_template_path
+from pipeline.data.quarantine import Quarantine
+from pipeline.data.rows import row_rules
 from pipeline.data.sample_files import SampleFiles, read_samples, sample_files
 from pipeline.data.samples import JoinedSamples, SampleSource
+from pipeline.errors import BadRow, DataError
 from pipeline.evaluation.config import EvaluationConfig, EvaluationData, synthetic_settings
 from pipeline.evaluation.results import LARGEST_LENGTH, as_length
 from pipeline.files import exists, file_state, is_local, list_files
-from pipeline.problems import BadRow, DataError, Problem, Quarantine, row_rules
+from pipeline.problems import Problem
 
 LONGEST_NAME = 200  # characters of a set or a length, which head tables
 CHARACTERS_OF_A_PASSAGE = 600  # about, to tell long documents from short ones before they are read

@@ -15,10 +15,10 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from statistics import median
 
-from pipeline.agents.memory_trace import MemoryCounts, Ratio
 from pipeline.evaluation.answer_scores import METRICS, sub_em
 from pipeline.evaluation.intervals import Interval, mean_interval, stratified_mean
 from pipeline.rewards.scoring import last_box
+from pipeline.rollout.memory_counts import MemoryCounts, Ratio
 from pipeline.storage import LineFile, Storage
 
 KEY = ("set", "length", "id", "method", "sample")

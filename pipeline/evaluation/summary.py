@@ -4,12 +4,12 @@ from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 
-from pipeline.agents.memory_trace import memory_shares
 from pipeline.evaluation.config import EvaluationConfig
 from pipeline.evaluation.questions import Task
 from pipeline.evaluation.results import cells
 from pipeline.evaluation.tables import csv_table, markdown_table
-from pipeline.run.report import duration
+from pipeline.rollout.memory_counts import memory_shares
+from pipeline.summary import duration
 
 MEANS_SOMETHING_S = 5.0  # before, the time that is left is not told
 

@@ -2,9 +2,10 @@
 
 from dataclasses import dataclass, field
 
-from pipeline.config import ConfigError, LearnerConfig, ModelConfig, RunConfig, WandbConfig
+from pipeline.errors import ConfigError
 from pipeline.fine_tuning.demonstrations import CURRICULA
 from pipeline.rules import check_rules, job_rules, learner_rules, one_of, positive
+from pipeline.sections import JobConfig, LearnerConfig
 
 SOURCES = ("file", "demonstrations")
 
@@ -29,13 +30,10 @@ class SupervisedConfig:
 
 
 @dataclass
-class FineTuningConfig:
-    run: RunConfig = field(default_factory=RunConfig)
-    model: ModelConfig = field(default_factory=ModelConfig)
+class FineTuningConfig(JobConfig):
     data: FineTuningData = field(default_factory=FineTuningData)
     learner: LearnerConfig = field(default_factory=LearnerConfig)
     fine_tuning: SupervisedConfig = field(default_factory=SupervisedConfig)
-    wandb: WandbConfig = field(default_factory=WandbConfig)
 
 
 def check_fine_tuning(config: FineTuningConfig) -> None:

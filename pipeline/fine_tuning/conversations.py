@@ -15,10 +15,12 @@ or both as tokens of the model, as an evaluation with evaluate.successes=true wr
 
 from collections.abc import Iterator
 
-from pipeline.agents.prompts import encode_text
+from pipeline.data.quarantine import Quarantine
+from pipeline.data.rows import text_field
 from pipeline.data.sample_files import SampleFiles
+from pipeline.errors import BadRow
 from pipeline.fine_tuning.examples import Example, respond
-from pipeline.problems import BadRow, Quarantine, text_field
+from pipeline.text import encode_text
 
 CHARACTERS_OF_A_TOKEN = 200  # more than any text has on average
 ROLES = ("system", "user", "assistant")

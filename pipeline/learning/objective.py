@@ -22,7 +22,7 @@ from dataclasses import dataclass
 
 import torch
 
-from pipeline.config import ObjectiveConfig
+from pipeline.sections import ObjectiveConfig
 
 LARGEST_KL = 10.0  # of a token
 LARGEST_LOG_RATIO = 20.0  # keeps the exponential, and so the gradient, finite; beyond it there is none, as in verl

@@ -9,7 +9,7 @@ from torch import nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 import pipeline.learning.attention  # noqa: F401  registers packed_sdpa with transformers
-from pipeline.run.plan import LOGITS_IN_MEMORY
+from pipeline.learning.memory import LOGITS_IN_MEMORY
 
 PRODUCT_IN_MEMORY = 2**22  # float32 numbers of a product on its way into a sum: 16 MiB
 

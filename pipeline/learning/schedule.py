@@ -3,7 +3,8 @@
 import math
 from dataclasses import dataclass
 
-from pipeline.config import Config, LearnerConfig
+from pipeline.run.config import TrainingConfig
+from pipeline.sections import LearnerConfig
 
 SCHEDULES = ("constant", "cosine")
 
@@ -37,7 +38,7 @@ class ScheduledStep:
     learning_rate: float  # of its last optimizer step
 
 
-def schedule_table(config: Config) -> list[ScheduledStep]:
+def schedule_table(config: TrainingConfig) -> list[ScheduledStep]:
     """One row for each step of the run."""
     t = config.train
     ends = [step * t.updates_per_step for step in range(1, t.steps + 1)]

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 
-from pipeline.config import ConfigError
+from pipeline.errors import ConfigError
 from pipeline.named_code import load_named
 
 Scorer = Callable[[str, tuple[str, ...]], float]

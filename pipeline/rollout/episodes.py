@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from pipeline.agents.memory_trace import MemoryCounts
+from pipeline.rollout.memory_counts import MemoryCounts
 
 
 @dataclass(frozen=True)

@@ -17,8 +17,8 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from pipeline.config import Config, ConfigError
 from pipeline.data.problem_stream import Cursor
+from pipeline.errors import ConfigError, DataError
 from pipeline.files import (
     exists,
     folder_names,
@@ -31,7 +31,7 @@ from pipeline.files import (
     write_text,
 )
 from pipeline.lease import RUN_ID
-from pipeline.problems import DataError
+from pipeline.run.config import TrainingConfig
 
 MANIFEST, RUN_STATE = "manifest.json", "run.json"
 MODEL, LEARNER = "hf", "learner"
@@ -83,7 +83,7 @@ class Checkpoint:
         return self.state.step
 
 
-def checkpoints_of(config: Config, folder: Path, run_id: str) -> "Checkpoints":
+def checkpoints_of(config: TrainingConfig, folder: Path, run_id: str) -> "Checkpoints":
     """The checkpoints of a training run.
 
     Args:

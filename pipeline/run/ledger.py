@@ -16,8 +16,8 @@ rollback to a checkpoint the steps go back, and the weights of the checkpoint ge
 from dataclasses import dataclass, field
 from math import ceil
 
-from pipeline.config import TrainConfig
 from pipeline.rollout.episodes import GroupRecord
+from pipeline.run.config import TrainConfig
 from pipeline.run.staleness import choose, feasible
 
 RUNNING, BUFFERED, TRAINING = "running", "buffered", "training"

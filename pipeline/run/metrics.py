@@ -9,8 +9,8 @@ from typing import ClassVar
 
 import numpy as np
 
-from pipeline.agents.memory_trace import MemoryCounts, memory_shares
 from pipeline.rollout.episodes import GroupRecord
+from pipeline.rollout.memory_counts import MemoryCounts, memory_shares
 
 DRAWN = ("reward", "memory_written", "memory_kept", "memory_answered", "memory_junk", "memory_tokens", "loss")
 DROPPED_STALE = "dropped_stale"  # among the failures of a run: trained by nobody, but no fault of anything

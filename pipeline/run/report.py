@@ -1,11 +1,9 @@
 """What a person sees of a run: the line of a step, the summary at the end."""
 
-import json
-import os
 from collections import Counter
 from pathlib import Path
 
-from pipeline.config import Config
+from pipeline.run.config import TrainingConfig
 from pipeline.run.metrics import DROPPED_STALE, RunTotals
 
 
@@ -25,7 +23,7 @@ def step_line(row: dict, steps: int) -> str:
 
 
 def run_summary(
-    config: Config,
+    config: TrainingConfig,
     status: str,
     totals: RunTotals,
     *,
@@ -79,17 +77,3 @@ def run_summary(
         "unwritten": unwritten or {},
         "error": error,
     }
-
-
-def duration(seconds: float) -> str:
-    """As people say it: 40 s, 12 min, 3.5 h."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 90 * 60 else f"{seconds / 3600:.1f} h"
-
-
-def write_summary(folder: Path, summary: dict) -> None:
-    """Write summary.json; whole or not at all."""
-    partial = folder / "summary.json.partial"
-    partial.write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
-    os.replace(partial, folder / "summary.json")

@@ -7,7 +7,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from pipeline.evaluation.plots import COLOURS, DPI
+from pipeline.plot_style import COLOURS, DPI
 from pipeline.run.metrics import Curves
 
 WINDOW = 10  # steps that a line is the mean of

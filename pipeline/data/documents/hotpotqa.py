@@ -19,7 +19,6 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 
-from pipeline.agents.prompts import encode_text, load_tokenizer
 from pipeline.data.documents.hotpotqa_json import (
     HotpotqaQuestion,
     Paragraph,
@@ -41,8 +40,11 @@ from pipeline.data.documents.passages import (
     table_writer,
 )
 from pipeline.data.filtered_sets import check_all_there
+from pipeline.data.quarantine import Quarantine, checked_rows
+from pipeline.errors import BadRow, DataError
 from pipeline.files import exists, join
-from pipeline.problems import BadRow, DataError, Problem, Quarantine, checked_rows
+from pipeline.problems import Problem
+from pipeline.text import encode_text, load_tokenizer
 
 QUESTIONS = "questions.arrow"  # a column of JSON: not a file of samples, and any row is found at once
 QUESTIONS_SCHEMA = pa.schema([("question", pa.large_string())])

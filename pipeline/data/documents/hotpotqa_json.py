@@ -6,8 +6,9 @@ from pathlib import Path
 
 import ijson
 
+from pipeline.data.rows import text_field
+from pipeline.errors import BadRow, DataError
 from pipeline.files import open_input
-from pipeline.problems import BadRow, DataError, text_field
 
 DEEPEST = 64  # lists and objects within one another; deeper ones Python cannot write as JSON again
 

@@ -18,10 +18,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from pipeline.config import AgentConfig
 from pipeline.data.arrow_files import checked_batches, open_arrow, open_parquet
+from pipeline.data.rows import decode_line, is_unicode
+from pipeline.errors import BadRow, DataError
 from pipeline.files import atomic_output, file_state, open_input, read_buffer
-from pipeline.problems import BadRow, DataError, Problem, decode_line, is_unicode
+from pipeline.problems import Problem
+from pipeline.sections import AgentConfig
 
 PASSAGES = "passages.arrow"  # the file's name in a folder of samples
 COLUMNS = ("title", "text")

@@ -5,9 +5,10 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline.agents.prompts import encode_text, load_tokenizer
 from pipeline.data.documents.ruler import RulerSources, load_essay, load_questions, ruler_problem
-from pipeline.problems import Problem, Quarantine
+from pipeline.data.quarantine import Quarantine
+from pipeline.problems import Problem
+from pipeline.text import encode_text, load_tokenizer
 
 
 @dataclass(frozen=True)

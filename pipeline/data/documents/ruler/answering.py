@@ -9,7 +9,7 @@ from pipeline.data.documents.ruler.fitting import CountTokens, TooFewUnits, fit
 from pipeline.data.documents.ruler.haystack import pieces
 from pipeline.data.documents.ruler.questions import QUESTION_FORMATS, Question, QuestionSet
 from pipeline.data.documents.ruler.sample import Sample
-from pipeline.problems import DataError
+from pipeline.errors import DataError
 
 INTRODUCTION = "Answer the question from the given documents."
 

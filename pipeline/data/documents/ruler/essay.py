@@ -5,8 +5,9 @@ import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 
+from pipeline.data.rows import decode_line, text_field
+from pipeline.errors import BadRow, DataError
 from pipeline.files import exists, is_file, list_files, open_input
-from pipeline.problems import BadRow, DataError, decode_line, text_field
 
 SENTENCE_END = re.compile(r"(?<=[.!?])\s+|(?<=[.!?][\"')\]”’])\s+|(?<=[。！？])\s*")
 LONGEST_SENTENCE = 400  # characters; a longer one, or a text without full stops, is broken at words

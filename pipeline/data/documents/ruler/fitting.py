@@ -8,7 +8,7 @@ many characters of one more piece.
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from pipeline.problems import DataError
+from pipeline.errors import DataError
 
 CountTokens = Callable[[str], int]
 Build = Callable[[int, Sequence[str]], str]  # (whole units, pieces of one more unit) → document

@@ -8,7 +8,7 @@ from pipeline.data.documents.ruler.fitting import CountTokens, fit
 from pipeline.data.documents.ruler.haystack import NOISE, Haystack, essay_haystack, hidden, noise_haystack
 from pipeline.data.documents.ruler.sample import Sample, depth, listed
 from pipeline.data.documents.ruler.words import DRAWS, distinct
-from pipeline.problems import DataError
+from pipeline.errors import DataError
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,9 @@ from pipeline.data.documents.hotpotqa_json import (
     read_json,
     read_questions,
 )
-from pipeline.problems import BadRow, DataError, Quarantine, checked_rows, text_field
+from pipeline.data.quarantine import Quarantine, checked_rows
+from pipeline.data.rows import text_field
+from pipeline.errors import BadRow, DataError
 
 QUESTION_FORMATS = {"qa_1": "SQuAD", "qa_2": "HotpotQA"}
 

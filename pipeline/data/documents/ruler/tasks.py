@@ -10,7 +10,8 @@ from pipeline.data.documents.ruler.needles import NEEDLE_TASKS, needle_sample
 from pipeline.data.documents.ruler.questions import QUESTION_FORMATS, QuestionSet
 from pipeline.data.documents.ruler.sample import Sample
 from pipeline.data.documents.ruler.tracing import tracing_sample
-from pipeline.problems import DataError, Problem
+from pipeline.errors import DataError
+from pipeline.problems import Problem
 
 RULER_TASKS = (*NEEDLE_TASKS, "vt", "cwe", "fwe", *QUESTION_FORMATS)
 

@@ -11,17 +11,13 @@ from collections import Counter
 from collections.abc import Callable
 
 import ray
-from ray.exceptions import OutOfMemoryError, RayActorError, RayTaskError
+from ray.exceptions import RayTaskError
 
-from actors.job_actor import RunFailed
+from actors.lifecycle.failures import DIED, Hung
+from pipeline.errors import RunFailed
 
-DIED = (RayActorError, OutOfMemoryError)  # what a call raises whose actor died, or was killed by Ray's memory monitor
 DEATHS_IN_A_ROW = 5  # an actor that dies more often while nothing gets done will not get better
 LONGEST_BACK_OFF_S = 30
-
-
-class Hung(RuntimeError):
-    """An actor gave no sign of life for too long. The message says which."""
 
 
 class BusyTime:

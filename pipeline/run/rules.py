@@ -1,0 +1,64 @@
+"""The rules of a training run's configuration, checked before anything starts."""
+
+from pathlib import Path
+
+from pipeline.rewards.advantages import ADVANTAGES
+from pipeline.rules import Rules, at_most, check_rules, generation_rules, learner_rules, one_of, positive
+from pipeline.run.config import TrainingConfig
+
+
+def check_config(config: TrainingConfig) -> None:
+    """Check the rules of a training run that need no file and no tokenizer.
+
+    Raises:
+        ConfigError: one line for each broken rule.
+    """
+    check_rules(generation_rules(config), training_rules(config))
+
+
+def training_rules(c: TrainingConfig) -> Rules:
+    """The rules of a training run beside those."""
+    yield from learner_rules(c)
+    yield from positive(c, "scorer", "count", "timeout_s")
+    yield from at_most(c, "scorer", "min_count", "count")
+    yield from positive(c, "objective", "importance_cap")
+    yield from positive(c, "train", "steps", "groups_per_step", "updates_per_step", "temperature", "episodes_every")
+    yield from positive(c, "train", "max_discarded", "max_attempts", "max_skipped_updates")
+    yield from positive(c, "train", "checkpoint_every", "keep_last")
+    yield c.resume in ("no", "auto"), f"resume={c.resume!r} must be auto or no"
+    place = c.train.checkpoint_folder
+    yield (
+        not place or "://" in place or Path(place).is_absolute(),
+        f"train.checkpoint_folder={place} must be a URI or a path from the root: all nodes write to it",
+    )
+    yield from one_of(c, "data", "source", ("synthetic", "file"))
+    yield from one_of(c, "objective", "advantage", tuple(ADVANTAGES))
+    yield from one_of(c, "objective", "entropy_weight", ("one", "reward"))
+    a, le, o, t = c.agent, c.learner, c.objective, c.train
+    yield (
+        le.micro_batch_tokens >= a.window,
+        f"learner.micro_batch_tokens={le.micro_batch_tokens} must be at least agent.window={a.window}, "
+        "so that the longest conversation fits one forward pass",
+    )
+    yield (
+        o.advantage != "none" or bool(o.kl_coefficient or o.entropy_coefficient),
+        "objective.advantage=none trains nothing without objective.entropy_coefficient or objective.kl_coefficient",
+    )
+    yield t.group_size >= 2, f"train.group_size={t.group_size} must be at least 2: the group is the baseline"
+    yield (
+        t.updates_per_step < 1 or t.groups_per_step % t.updates_per_step == 0,
+        f"train.groups_per_step={t.groups_per_step} must be a multiple of train.updates_per_step={t.updates_per_step}: "
+        "every optimizer step trains as many whole groups",
+    )
+    yield (
+        0 < o.clip_low < 1 and o.clip_high > 0 and o.dual_clip > 1,
+        "objective.clip_low must lie in (0, 1), objective.clip_high above 0 and objective.dual_clip above 1",
+    )
+    yield (
+        0 < o.overlong_share <= 1,
+        f"objective.overlong_share={o.overlong_share} is a share of a response's limit, above 0 and up to 1",
+    )
+    yield (
+        c.data.synthetic_chunks >= 2,
+        f"data.synthetic_chunks={c.data.synthetic_chunks} must be at least 2: the two hops lie in different chunks",
+    )

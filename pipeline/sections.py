@@ -1,0 +1,163 @@
+"""The sections that the configurations of jobs are made of: every key with its default, and its unit in the comment."""
+
+import time
+from dataclasses import dataclass, field
+
+from omegaconf import MISSING
+
+from pipeline.dtype import chosen_dtype
+
+
+@dataclass
+class RunConfig:
+    name: str = ""  # folder name; empty: preset and start time
+    folder: str = "runs"  # where run folders go; inside a Ray job a relative path is taken from the home directory
+    seed: int = 0
+
+
+@dataclass
+class ModelConfig:
+    path: str = MISSING  # Hugging Face folder or name
+    # of the weights in generators and learners: float32, bfloat16, or auto, which load_config replaces by bfloat16 on
+    # GPUs and on CPUs that compute it (avx512_bf16, AMX), else by float32
+    dtype: str = "auto"
+    attention: str = "packed_sdpa"  # of the learner: packed_sdpa (any device) or flash_attention_2 (GPU, if installed)
+    trust_remote_code: bool = False
+
+
+@dataclass
+class RowLimits:
+    """The most that a row of data may hold. A larger one is quarantined: it is malformed, or meant to do harm."""
+
+    row_bytes: int = 2**29  # a line of a JSON-lines file, or a parquet row in memory
+    question_characters: int = 1_000_000
+    id_characters: int = 1000
+    answers: int = 10_000
+    answer_characters: int = 100_000  # each
+    metadata_characters: int = 1_000_000  # as JSON
+    metadata_depth: int = 32  # objects and lists within one another
+
+
+@dataclass
+class DataConfig:
+    """Where the problems of a training run come from; they are shuffled anew in every pass, by run.seed."""
+
+    source: str = "file"  # synthetic, or file (the sample schema of pipeline/problems.py)
+    path: str = ""  # file: samples as JSON lines or parquet, or a folder of such files, as jobs.prepare makes them
+    max_bad_share: float = 0.05  # more quarantined rows than this share stop the run
+    limits: RowLimits = field(default_factory=RowLimits)
+    passage_folders: list[str] = field(default_factory=list)  # where passage files may be, beside the samples' folder
+    synthetic_chunks: int = 8  # synthetic: chunks in a document
+
+
+@dataclass
+class AgentConfig:
+    prompt_template: str = "memagent"  # a name in configs/prompts, or the path of such a file
+    window: int = 8192  # tokens: prompt and response of any one conversation fit in this
+    problem_tokens: int = 1024  # longest question
+    document_tokens: int = 32_000_000  # longest document; a longer one is quarantined
+    document_characters: int = 100_000_000  # the same in characters, counted before passages are put together
+    chunk_tokens: int = 5000  # the document is cut at multiples of this
+    memory_tokens: int = 1024  # generation limit of a memory conversation
+    answer_tokens: int = 1024  # generation limit of the answer conversation
+
+
+@dataclass
+class GeneratorConfig:
+    count: int = 1  # actors, one vLLM engine each; as many of them as the cluster has room for
+    min_count: int = 1  # with fewer the job waits
+    num_cpus: float = 1.0  # per actor, as Ray counts them
+    num_gpus: float = 0.0  # per actor
+    tensor_parallel: int = 1  # GPUs of one engine
+    max_sequences: int = 256  # conversations decoded together
+    kv_cache_gib: float = 1.0  # CPU engines: size of the KV cache
+    gpu_memory_share: float = 0.9  # GPU engines: share of the device for weights and KV cache
+    enforce_eager: bool = False  # do not compile; right for CPU engines and small models
+    timeout_s: float = 3600.0  # a group, or in an evaluation a response, that takes longer has failed
+    stall_s: float = 300.0  # an engine whose loop stands still for so long is replaced
+    drain_s: float = 30.0  # that conversations have to end when their node is to go
+
+
+@dataclass
+class ScoringConfig:
+    # Scorers of your own, name: module:function. A row's `task` may be one of these names, or a built-in one.
+    modules: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass
+class ScorerConfig(ScoringConfig):
+    count: int = 1  # actors; as many of them as the cluster has room for
+    min_count: int = 1  # with fewer the job does not begin
+    num_cpus: float = 0.1  # per actor
+    timeout_s: float = 60.0  # for one whole group
+
+
+@dataclass
+class LearnerConfig:
+    ranks: int = 2
+    min_ranks: int = 1  # reinforcement learning starts again with fewer ranks, down to this, when nodes are lost
+    wait_s: float = 120.0  # for room for so many ranks, before it tries fewer
+    stall_s: float = 1800.0  # learners that make no progress for so long are started again
+    num_cpus: float = 1.0  # per rank
+    num_gpus: float = 0.0  # per rank
+    micro_batch_tokens: int = 8192  # tokens of one forward pass on one rank; at least agent.window
+    optimizer: str = "adamw"  # adamw, or muon for the layers' matrices and AdamW for the other parameters
+    learning_rate: float = 1e-6  # of AdamW
+    muon_learning_rate: float = 0.02
+    schedule: str = "constant"  # of the learning rate after the warm-up: constant, or cosine down to 0 at the end
+    decay_share: float = 1.0  # cosine: over this last share of the optimizer steps; before, it is constant
+    warmup_steps: int = 20  # optimizer steps
+    weight_decay: float = 0.01
+    max_grad_norm: float = 1.0  # longer gradients are cut to this; 0: they are not, which Muon asks for
+    activation_checkpointing: bool = False  # keep only the layers' inputs and compute the rest again: less memory
+    offload: bool = False  # GPU: keep the optimizer state in host memory
+    bucket_mib: int = 64  # size of a weight bucket on its way to the generators
+
+
+@dataclass
+class ObjectiveConfig:
+    """What is maximised; docs/objective.md has the formulas and their papers."""
+
+    # mean: reward less the group's mean; std: also divided by the std; leave_one_out: less the others' mean;
+    # reward: the reward itself, which is fine-tuning on successful episodes; none: 0, a control
+    advantage: str = "mean"
+    clip_low: float = 0.2  # ε below 1
+    clip_high: float = 0.2  # ε above 1; DAPO's clip-higher is 0.28
+    dual_clip: float = 3.0  # a bad token's loss grows no further than at this ratio
+    kl_coefficient: float = 0.0  # β of the KL to the initial model; 0 loads no reference model
+    entropy_coefficient: float = 0.0  # bonus for entropy, below 0 a penalty; it is reported in any case
+    # how an episode counts in the entropy term: one, or reward: by its reward, so that a penalty is on what succeeded
+    entropy_weight: str = "one"
+    decoupled: bool = True  # clip around the learner's policy of the step's start; false: around the sampling policy
+    importance_cap: float = 2.0  # decoupled: limit of the weight (policy of the step's start) / (sampling policy)
+    overlong_penalty: float = 0.0  # taken off the reward when all responses reach their limit; 0: no such shaping
+    overlong_share: float = 0.2  # the last part of a response's limit, in which the penalty grows from 0 to all of it
+
+
+@dataclass
+class WandbConfig:
+    project: str = "palimpsest"
+    entity: str = ""
+    mode: str = "auto"  # auto (online with an API key, offline without), online, offline, disabled
+
+
+@dataclass
+class JobConfig:
+    """What every job that runs on a cluster has."""
+
+    run: RunConfig = field(default_factory=RunConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    wandb: WandbConfig = field(default_factory=WandbConfig)
+
+    def complete(self, presets: list[str]) -> None:
+        """Give the run a name where none is given, the presets and the time; and the model a dtype where it is auto."""
+        self.run.name = self.run.name or "-".join([*presets, time.strftime("%Y%m%d-%H%M%S")])
+        self.model.dtype = chosen_dtype(self)
+
+
+@dataclass
+class GenerationConfig(JobConfig):
+    """What every job with generators has."""
+
+    agent: AgentConfig = field(default_factory=AgentConfig)
+    generator: GeneratorConfig = field(default_factory=GeneratorConfig)
