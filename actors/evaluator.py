@@ -21,7 +21,7 @@ from pipeline.data.quarantine import Quarantine
 from pipeline.errors import BadRow, DataError, RunFailed, reason_of
 from pipeline.evaluation.answers import Answer
 from pipeline.evaluation.config import EvaluationConfig
-from pipeline.evaluation.questions import Task, input_states, open_source, read_questions, tasks
+from pipeline.evaluation.questions import Trial, input_states, open_source, read_questions, trials
 from pipeline.evaluation.results import KEY, SCORES, open_results, row_key
 from pipeline.evaluation.successes import open_successes, success_lines
 from pipeline.evaluation.summary import Progress, evaluation_summary, write_tables
@@ -58,7 +58,7 @@ class Evaluator(JobActor):
         self.wandb: WandbRun | None = None
         self.wandb_place = ""
         self.engine_version = ""
-        self._waiting: asyncio.Queue[Task] = asyncio.Queue()
+        self._waiting: asyncio.Queue[Trial] = asyncio.Queue()
         self._deaths: Counter[tuple] = Counter()  # of generators that may have died of a question, by its key
         self._room = Room(DOCUMENTS_UNDER_WAY)
         self._all_answered = asyncio.Event()
@@ -156,15 +156,15 @@ class Evaluator(JobActor):
         c = self.config
         states = input_states(c.data, questions, c.model.path, c.agent.prompt_template)
         stored(self._check_inputs, states, bool(rows))
-        unanswered = {task.key: task for task in tasks(questions, self.config)}
+        unanswered = {trial.key: trial for trial in trials(questions, self.config)}
         self.progress = Progress(unanswered.values())
         for row in rows:
-            task = unanswered.pop(row_key(row), None)
-            if task is None:
+            trial = unanswered.pop(row_key(row), None)
+            if trial is None:
                 raise DataError(f"results.jsonl answers {row_key(row)}, which is not asked; choose another run.name")
-            self._count(row, task)
-        for task in unanswered.values():
-            self._waiting.put_nowait(task)
+            self._count(row, trial)
+        for trial in unanswered.values():
+            self._waiting.put_nowait(trial)
         self.progress.begins()
 
     def _check_inputs(self, states: dict[str, dict], begun: bool) -> None:
@@ -208,23 +208,23 @@ class Evaluator(JobActor):
     async def _work(self) -> None:
         """Answer one question after the other."""
         while True:
-            task = await self._waiting.get()
-            async with self._room.of(ALONE if self._is_suspect(task) else task.question.size):
+            trial = await self._waiting.get()
+            async with self._room.of(ALONE if self._is_suspect(trial) else trial.question.size):
                 begin = time.monotonic()
-                problem = await self._problem(task)
+                problem = await self._problem(trial)
                 try:
-                    answer, error = await self._answer(task, problem)
+                    answer, error = await self._answer(trial, problem)
                 except GeneratorLost:
-                    self._waiting.put_nowait(task)  # for any generator
+                    self._waiting.put_nowait(trial)  # for any generator
                     continue
-            row = await self._row(task, problem, answer, error, time.monotonic() - begin)
+            row = await self._row(trial, problem, answer, error, time.monotonic() - begin)
             if answer and answer.transcript and row["score"] == 1:
                 self.successes.put(*success_lines(row, answer.transcript))
             self.results.put(json.dumps(row, ensure_ascii=False))
-            self._count(row, task)
+            self._count(row, trial)
             self.pool.work_done()
 
-    async def _problem(self, task: Task) -> Problem:
+    async def _problem(self, trial: Trial) -> Problem:
         """Read a question once more, with its document.
 
         Raises:
@@ -232,15 +232,16 @@ class Evaluator(JobActor):
         """
         for attempt in range(1, self.config.evaluate.max_attempts + 1):
             try:
-                return await asyncio.to_thread(self.source.sample, task.question.index)
+                return await asyncio.to_thread(self.source.sample, trial.question.index)
             except Exception as error:
                 self.failures[type(error).__name__] += 1
                 if attempt == self.config.evaluate.max_attempts:
                     raise DataError(
-                        f"question {task.question.id!r} was read before and cannot be read any more: {reason_of(error)}"
+                        f"question {trial.question.id!r} was read before and cannot be read any more: "
+                        f"{reason_of(error)}"
                     ) from error
 
-    async def _answer(self, task: Task, problem: Problem) -> tuple[Answer | None, str | None]:
+    async def _answer(self, trial: Trial, problem: Problem) -> tuple[Answer | None, str | None]:
         """The answer, or after some attempts the reason why there is none.
 
         A question under which `SUSPECT_DEATHS` generators died is a suspect and is asked alone. If one more dies of
@@ -250,17 +251,17 @@ class Evaluator(JobActor):
             GeneratorLost: the generator died, or leaves; the question is to be asked again.
         """
         e = self.config.evaluate
-        sampling = Sampling(e.temperature, e.top_p, task.seed(self.config.run.seed))
+        sampling = Sampling(e.temperature, e.top_p, trial.seed(self.config.run.seed))
         attempt = 0
         while True:
             try:
-                return await self.pool.answer(problem, task.method, sampling, e.memories, e.successes), None
+                return await self.pool.answer(problem, trial.method, sampling, e.memories, e.successes), None
             except GeneratorLost as error:
                 self.failures["GeneratorLost"] += 1
-                alone = self._is_suspect(task)
-                self._deaths[task.key] += error.blame
+                alone = self._is_suspect(trial)
+                self._deaths[trial.key] += error.blame
                 if alone and error.blame:
-                    return None, f"{self._deaths[task.key]} generators died under it, the last one while it ran alone"
+                    return None, f"{self._deaths[trial.key]} generators died under it, the last one while it ran alone"
                 raise
             except BadRow as error:
                 return None, reason_of(error)
@@ -270,17 +271,17 @@ class Evaluator(JobActor):
                 if attempt == e.max_attempts:
                     return None, reason_of(error)
 
-    def _is_suspect(self, task: Task) -> bool:
-        return self._deaths[task.key] >= SUSPECT_DEATHS
+    def _is_suspect(self, trial: Trial) -> bool:
+        return self._deaths[trial.key] >= SUSPECT_DEATHS
 
-    def _count(self, row: dict, task: Task) -> None:
+    def _count(self, row: dict, trial: Trial) -> None:
         self.rows.append({name: row.get(name) for name in KEPT})  # an older row has no memory_trace
-        self.progress.add(row, task)
+        self.progress.add(row, trial)
         if not self._left():
             self._all_answered.set()
 
     async def _row(
-        self, task: Task, problem: Problem, answer: Answer | None, error: str | None, seconds: float
+        self, trial: Trial, problem: Problem, answer: Answer | None, error: str | None, seconds: float
     ) -> dict:
         """The row of results.jsonl. Without an answer, or with one that was cut, all scores are 0. What a cut one would
         have scored is in `score_if_not_cut`, None if its scorer failed."""
@@ -290,7 +291,7 @@ class Evaluator(JobActor):
             scores |= {"score_if_not_cut": given.get("score")} if answer.cut else given
         trace = answer and answer.memory_trace
         return {
-            **dict(zip(("set", "length", "id", "method", "sample"), task.key, strict=True)),
+            **dict(zip(("set", "length", "id", "method", "sample"), trial.key, strict=True)),
             "task": problem.task,
             "question": problem.question,
             "answers": list(problem.answers),
@@ -309,15 +310,15 @@ class Evaluator(JobActor):
         }
 
     def _left(self) -> int:
-        return self.progress.total - self.progress.answers
+        return self.progress.total - self.progress.answered
 
     async def _report_progress(self) -> None:
-        answers, said = self.progress.answers, time.monotonic()
+        answers, said = self.progress.answered, time.monotonic()
         every_s = FIRST_PROGRESS_S
         while True:
             await asyncio.sleep(every_s)
-            if self.progress.answers > answers or time.monotonic() - said > PROGRESS_AT_LEAST_S:
-                answers, said, every_s = self.progress.answers, time.monotonic(), PROGRESS_EVERY_S
+            if self.progress.answered > answers or time.monotonic() - said > PROGRESS_AT_LEAST_S:
+                answers, said, every_s = self.progress.answered, time.monotonic(), PROGRESS_EVERY_S
                 await self._report()
 
     async def _report(self) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 import ray
 
 from actors.job_actor import JobActor
-from actors.learning.gang import GangLost, SupervisedGang
+from actors.learning.gang import FineTuningGang, GangLost
 from actors.tracker import Tracker, Tracking
 from pipeline.data.quarantine import Quarantine
 from pipeline.data.sample_files import SampleFiles
@@ -104,7 +104,7 @@ class FineTuner(JobActor):
         le = self.config.learner
         self.say(f"· starting {le.ranks} learner ranks (DeepSpeed ZeRO-3)")
         self.say_what_is_missing([(le, le.ranks)])
-        self.gang = SupervisedGang(self.config, le.ranks)
+        self.gang = FineTuningGang(self.config, le.ranks)
         await self.unless_failed(self.start_all({"learners (DeepSpeed)": self.gang.start()}))
 
     @property

@@ -390,7 +390,7 @@ def readable_episode(tokenizer, question: str, record: GroupRecord, group: Episo
         "problem_id": record.problem_id,
         "problem": question,
         "memories": [tokenizer.decode(group.response(c)) for c in mine if group.roles[c] == "memory"],
-        "answer": group.answers[0],
+        "answer": group.episode_answers[0],
         "reward": float(record.rewards[0]),
         "advantage": float(record.advantages[0]),
     }

@@ -9,14 +9,14 @@ from pipeline.dtype import chosen_dtype
 
 
 @dataclass
-class RunConfig:
+class RunSection:
     name: str = ""  # folder name; empty: preset and start time
     folder: str = "runs"  # where run folders go; inside a Ray job a relative path is taken from the home directory
     seed: int = 0
 
 
 @dataclass
-class ModelConfig:
+class ModelSection:
     path: str = MISSING  # Hugging Face folder or name
     # of the weights in generators and learners: float32, bfloat16, or auto, which load_config replaces by bfloat16 on
     # GPUs and on CPUs that compute it (avx512_bf16, AMX), else by float32
@@ -39,7 +39,7 @@ class RowLimits:
 
 
 @dataclass
-class DataConfig:
+class DataSection:
     """Where the problems of a training run come from; they are shuffled anew in every pass, by run.seed."""
 
     source: str = "file"  # synthetic, or file (the sample schema of pipeline/problems.py)
@@ -51,7 +51,7 @@ class DataConfig:
 
 
 @dataclass
-class AgentConfig:
+class AgentSection:
     prompt_template: str = "memagent"  # a name in configs/prompts, or the path of such a file
     window: int = 8192  # tokens: prompt and response of any one conversation fit in this
     problem_tokens: int = 1024  # longest question
@@ -63,7 +63,7 @@ class AgentConfig:
 
 
 @dataclass
-class GeneratorConfig:
+class GeneratorSection:
     count: int = 1  # actors, one vLLM engine each; as many of them as the cluster has room for
     min_count: int = 1  # with fewer the job waits
     num_cpus: float = 1.0  # per actor, as Ray counts them
@@ -79,13 +79,13 @@ class GeneratorConfig:
 
 
 @dataclass
-class ScoringConfig:
+class ScoringSection:
     # Scorers of your own, name: module:function. A row's `task` may be one of these names, or a built-in one.
     modules: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass
-class ScorerConfig(ScoringConfig):
+class ScorerSection(ScoringSection):
     count: int = 1  # actors; as many of them as the cluster has room for
     min_count: int = 1  # with fewer the job does not begin
     num_cpus: float = 0.1  # per actor
@@ -93,7 +93,7 @@ class ScorerConfig(ScoringConfig):
 
 
 @dataclass
-class LearnerConfig:
+class LearnerSection:
     ranks: int = 2
     min_ranks: int = 1  # reinforcement learning starts again with fewer ranks, down to this, when nodes are lost
     wait_s: float = 120.0  # for room for so many ranks, before it tries fewer
@@ -115,7 +115,7 @@ class LearnerConfig:
 
 
 @dataclass
-class ObjectiveConfig:
+class ObjectiveSection:
     """What is maximised; docs/objective.md has the formulas and their papers."""
 
     # mean: reward less the group's mean; std: also divided by the std; leave_one_out: less the others' mean;
@@ -135,7 +135,7 @@ class ObjectiveConfig:
 
 
 @dataclass
-class WandbConfig:
+class WandbSection:
     project: str = "palimpsest"
     entity: str = ""
     mode: str = "auto"  # auto (online with an API key, offline without), online, offline, disabled
@@ -145,9 +145,9 @@ class WandbConfig:
 class JobConfig:
     """What every job that runs on a cluster has."""
 
-    run: RunConfig = field(default_factory=RunConfig)
-    model: ModelConfig = field(default_factory=ModelConfig)
-    wandb: WandbConfig = field(default_factory=WandbConfig)
+    run: RunSection = field(default_factory=RunSection)
+    model: ModelSection = field(default_factory=ModelSection)
+    wandb: WandbSection = field(default_factory=WandbSection)
 
     def complete(self, presets: list[str]) -> None:
         """Give the run a name where none is given, the presets and the time; and the model a dtype where it is auto."""
@@ -159,5 +159,5 @@ class JobConfig:
 class GenerationConfig(JobConfig):
     """What every job with generators has."""
 
-    agent: AgentConfig = field(default_factory=AgentConfig)
-    generator: GeneratorConfig = field(default_factory=GeneratorConfig)
+    agent: AgentSection = field(default_factory=AgentSection)
+    generator: GeneratorSection = field(default_factory=GeneratorSection)

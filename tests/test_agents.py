@@ -10,18 +10,18 @@ from pipeline.agents import METHODS, load_agent
 from pipeline.errors import ConfigError, QuestionTooLong
 from pipeline.problems import Problem
 from pipeline.rollout.episodes import Completion, run_episode
-from pipeline.sections import AgentConfig
+from pipeline.sections import AgentSection
 from pipeline.text import encode_document, encode_text
 from tests.byte_tokenizer import byte_tokenizer
 
 CHUNK, MEMORY, ANSWER, WINDOW = 16, 12, 20, 400
-CONFIG = AgentConfig(window=WINDOW, problem_tokens=8, chunk_tokens=CHUNK, memory_tokens=MEMORY, answer_tokens=ANSWER)
+CONFIG = AgentSection(window=WINDOW, problem_tokens=8, chunk_tokens=CHUNK, memory_tokens=MEMORY, answer_tokens=ANSWER)
 TOKENIZER = byte_tokenizer()
 END = TOKENIZER.eos_token_id
 
 
 def make(method: str, **changes):
-    config = AgentConfig(**(vars(CONFIG) | changes))
+    config = AgentSection(**(vars(CONFIG) | changes))
     return load_agent(method)(TOKENIZER, config)
 
 

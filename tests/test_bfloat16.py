@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from pipeline.learning.policy import Policy
 from pipeline.rollout.episodes import Sampling
-from pipeline.sections import ModelConfig
+from pipeline.sections import ModelSection
 from tests.probe_learner import ProbeGang
 
 WINDOW, RESPONSE = 8192, 48
@@ -140,7 +140,7 @@ def test_a_changed_buffer_is_found_and_one_that_a_checkpoint_holds_is_left_alone
     buffers = {name: buffer.dtype for name, buffer in loaded.named_buffers()}
     assert set(buffers.values()) == {torch.float32} and any("correction_bias" in name for name in buffers)
     engine = SimpleNamespace(module=SimpleNamespace(model=loaded))
-    model = ModelConfig(path=str(tmp_path), dtype=str(dtype).removeprefix("torch."))
+    model = ModelSection(path=str(tmp_path), dtype=str(dtype).removeprefix("torch."))
     _check_buffers(engine, model)
     loaded.model.rotary_emb.inv_freq = loaded.model.rotary_emb.inv_freq * (1 + 2**-8)
     with pytest.raises(RuntimeError, match="DeepSpeed has changed the buffer model.rotary_emb.inv_freq"):

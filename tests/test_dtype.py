@@ -14,7 +14,7 @@ from pipeline.fine_tuning.config import FineTuningConfig
 from pipeline.run.config import TrainingConfig, load_training_config
 from pipeline.run.metrics import RunTotals
 from pipeline.run.report import run_summary
-from pipeline.sections import ModelConfig
+from pipeline.sections import ModelSection
 
 
 @pytest.fixture
@@ -45,7 +45,7 @@ def cpu(monkeypatch, tmp_path):
 def test_auto_follows_the_cpu_where_no_gpu_is_asked_for(cpu, flags, expected):
     cpu(flags)
     for schema in (TrainingConfig, EvaluationConfig, FineTuningConfig):
-        assert ModelConfig().dtype == "auto"
+        assert ModelSection().dtype == "auto"
         assert load_config(["model.path=m"], schema).model.dtype == expected
         assert load_config(["model.path=m", "model.dtype=float32"], schema).model.dtype == "float32"
     assert load_training_config(["preset=smollm2"]).model.dtype == expected

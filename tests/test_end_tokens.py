@@ -14,7 +14,7 @@ from pipeline.problems import Problem
 from pipeline.rollout.episodes import Completion, run_episode
 from pipeline.rollout.memory_counts import Ratio
 from pipeline.run.config import load_training_config
-from pipeline.sections import AgentConfig
+from pipeline.sections import AgentSection
 from pipeline.text import load_tokenizer
 
 OWN, SECOND, THIRD = 1, 30, 40  # the tokenizer's own, <eos>, and two words
@@ -78,7 +78,7 @@ def test_a_model_without_any_end_token_is_refused_before_anything_starts(tmp_pat
 @pytest.mark.parametrize("end", [OWN, SECOND])
 def test_no_end_token_reaches_a_memory_or_an_answer(tmp_path, method, end):
     tokenizer = load_tokenizer(str(model_with(tmp_path, {"eos_token_id": [OWN, SECOND]})))
-    agent = load_agent(method)(tokenizer, AgentConfig(chunk_tokens=3, prompt_template="tiny"))
+    agent = load_agent(method)(tokenizer, AgentSection(chunk_tokens=3, prompt_template="tiny"))
     memory, answer = (tokenizer.encode(text, add_special_tokens=False) for text in ("Sam Rex .", "\\boxed{ Paris }"))
     asked = []
 
@@ -110,7 +110,7 @@ def test_no_end_token_reaches_a_memory_or_an_answer(tmp_path, method, end):
 )
 def test_what_is_taken_off_a_response(tmp_path, tokens, finish_reason, kept):
     tokenizer = load_tokenizer(str(model_with(tmp_path, {"eos_token_id": [OWN, SECOND]})))
-    agent = load_agent("memory")(tokenizer, AgentConfig(prompt_template="tiny"))
+    agent = load_agent("memory")(tokenizer, AgentSection(prompt_template="tiny"))
     count = len(tokens)
     assert agent.tokens_of(Completion(tokens, [0.0] * count, [0] * count, finish_reason)) == kept
 

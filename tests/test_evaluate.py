@@ -334,13 +334,13 @@ def test_a_right_answer_that_was_cut_is_wrong(tmp_path):
     from pipeline.config import load_config
     from pipeline.evaluation.answers import Answer
     from pipeline.evaluation.config import EvaluationConfig
-    from pipeline.evaluation.questions import Question, Task
+    from pipeline.evaluation.questions import Question, Trial
     from pipeline.lease import Lease
     from pipeline.problems import Problem
 
     config = load_config(["preset=eval_tiny"], EvaluationConfig)
     evaluator = Evaluator.__ray_metadata__.modified_class(config, str(tmp_path), Lease(str(tmp_path), "", ""))
-    task, problem = Task(Question(0, "s", 1, "q", 1), "direct", 0), Problem("q", "city Rex", ("Paris",), "Rex Paris .")
+    task, problem = Trial(Question(0, "s", 1, "q", 1), "direct", 0), Problem("q", "city Rex", ("Paris",), "Rex Paris .")
 
     def scores(cut: bool) -> list:
         answer = Answer("\\boxed{ Paris }", (), 3, 1, 10, 5, cut, 0, None, ())

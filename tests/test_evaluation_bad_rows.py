@@ -295,7 +295,7 @@ def test_a_scorer_that_fails_on_a_cut_answer_costs_that_answer(ray_session, tmp_
     from actors.evaluator import Evaluator
     from actors.scoring import answer_scoring
     from pipeline.evaluation.answers import Answer
-    from pipeline.evaluation.questions import Question, Task
+    from pipeline.evaluation.questions import Question, Trial
     from pipeline.lease import Lease
 
     monkeypatch.setattr(answer_scoring, "SCORER_LIMIT_S", 5.0)
@@ -305,7 +305,7 @@ def test_a_scorer_that_fails_on_a_cut_answer_costs_that_answer(ray_session, tmp_
 
     async def rows(*scorers):
         problems = [Problem("q", "city Rex", ("x",), "Rex Paris .", scorer) for scorer in scorers]
-        task = Task(Question(0, "s", 1, "q", 1), "closed_book", 0)
+        task = Trial(Question(0, "s", 1, "q", 1), "closed_book", 0)
         return await asyncio.gather(*(evaluator._row(task, problem, answer, None, 1.0) for problem in problems))
 
     raised, nan, hung, fine = asyncio.run(rows("raises", "returns_nan", "hangs", "counts_letters"))

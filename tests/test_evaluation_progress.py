@@ -2,12 +2,12 @@
 
 import pytest
 
-from pipeline.evaluation.questions import Question, Task
+from pipeline.evaluation.questions import Question, Trial
 from pipeline.evaluation.summary import Progress
 
 
-def task(number: int, length: int, method: str) -> Task:
-    return Task(Question(number, "s", length, f"q{number}", size=100 * length), method, 0)
+def trial(number: int, length: int, method: str) -> Trial:
+    return Trial(Question(number, "s", length, f"q{number}", size=100 * length), method, 0)
 
 
 def row(tokens: int, error: str | None = None) -> dict:
@@ -15,9 +15,9 @@ def row(tokens: int, error: str | None = None) -> dict:
 
 
 @pytest.fixture
-def asked() -> dict[tuple, Task]:
+def asked() -> dict[tuple, Trial]:
     """Two questions of each of two lengths, by two methods."""
-    return {(m, n, i): task(i, n, m) for m in ("memory", "direct") for n in (1, 10) for i in (0, 1)}
+    return {(m, n, i): trial(i, n, m) for m in ("memory", "direct") for n in (1, 10) for i in (0, 1)}
 
 
 def test_the_tokens_that_are_left_are_those_of_like_questions(asked):

@@ -23,7 +23,7 @@ from pipeline.fine_tuning.demonstrations import (
     Examples,
     demonstrations,
 )
-from pipeline.fine_tuning.examples import Example, build_supervised_micro_batch, pack_examples, respond
+from pipeline.fine_tuning.examples import Example, build_example_micro_batch, pack_examples, respond
 from pipeline.run.config import load_training_config
 from pipeline.weights.buckets import unpack_bucket
 from tests.byte_tokenizer import byte_tokenizer
@@ -38,13 +38,13 @@ def tokenizer():
 
 def test_a_micro_batch_predicts_each_learned_token_from_the_one_before():
     batch = pack_examples([Example([5, 6, 7], [False, True, False]), respond([8, 9], [10]), respond([1], [2, 3])])
-    row = build_supervised_micro_batch([2, 0], batch)
+    row = build_example_micro_batch([2, 0], batch)
     assert row.tokens.tolist() == [1, 2, 3, 5, 6, 7]
     assert row.positions.tolist() == [0, 1, 2, 0, 1, 2]
     assert row.targets.tolist() == [2, 3, 6]
     assert row.tokens[row.predict_at].tolist() == [1, 2, 5]
     assert row.is_learned.all()
-    assert not build_supervised_micro_batch([], batch).is_learned.any()
+    assert not build_example_micro_batch([], batch).is_learned.any()
 
 
 def test_a_first_token_cannot_be_learned():
@@ -261,9 +261,9 @@ def test_zero3_learns_what_plain_torch_learns(ray_session, random_model, example
 
 
 async def gang_weights(config, batches) -> tuple[dict[str, torch.Tensor], list[float]]:
-    from actors.learning.gang import SupervisedGang
+    from actors.learning.gang import FineTuningGang
 
-    gang = SupervisedGang(config, config.learner.ranks)
+    gang = FineTuningGang(config, config.learner.ranks)
     await gang.start()
     losses = [sum(rank["loss"] for rank in await gang.train(batch)) for batch in batches]
     weights = {}

@@ -124,7 +124,7 @@ def test_a_group_goes_on_from_the_journal_and_generates_only_what_is_missing(for
     group, notes = asyncio.run(forgetful.rollout("g", chain(), "memory", 2, Sampling(1.0), go_on=True))
     assert notes.went_on == 2
     assert [f.episode for f in forgetful._journal].count(0) == 1 and len(forgetful._journal) == 1 + 4
-    assert group.answers == whole.answers and group.memory == whole.memory
+    assert group.episode_answers == whole.episode_answers and group.memory == whole.memory
     assert all((getattr(group, name) == getattr(whole, name)).all() for name in ("tokens", "offsets", "logprobs"))
 
 

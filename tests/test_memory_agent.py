@@ -8,11 +8,11 @@ from pipeline.agents.memory import MemoryAgent
 from pipeline.errors import BadRow, QuestionTooLong
 from pipeline.problems import Problem
 from pipeline.rollout.episodes import Completion, Episode, run_episode
-from pipeline.sections import AgentConfig
+from pipeline.sections import AgentSection
 from tests.byte_tokenizer import byte_tokenizer
 
 CHUNK, MEMORY, ANSWER = 16, 12, 20
-CONFIG = AgentConfig(problem_tokens=8, chunk_tokens=CHUNK, memory_tokens=MEMORY, answer_tokens=ANSWER)
+CONFIG = AgentSection(problem_tokens=8, chunk_tokens=CHUNK, memory_tokens=MEMORY, answer_tokens=ANSWER)
 
 
 @pytest.fixture(scope="module")

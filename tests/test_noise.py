@@ -67,6 +67,6 @@ def test_no_actor_with_an_event_loop_waits_for_ray_in_it():
     from pathlib import Path
 
     actors = Path(__file__).resolve().parent.parent / "actors"
-    with_threads_alone = {"learner.py", "supervised_learner.py", "learner_rank.py", "tracker.py"}
+    with_threads_alone = {"learner.py", "fine_tuning_learner.py", "learner_rank.py", "tracker.py"}
     found = [path.name for path in actors.glob("*.py") if re.search(r"\bray\.(get|wait)\(", path.read_text())]
     assert set(found) <= with_threads_alone

@@ -9,9 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.learning.objective import k3, token_losses
-from pipeline.sections import ObjectiveConfig
+from pipeline.sections import ObjectiveSection
 
-PPO = ObjectiveConfig(clip_low=0.2, clip_high=0.28, dual_clip=3.0, decoupled=False)
+PPO = ObjectiveSection(clip_low=0.2, clip_high=0.28, dual_clip=3.0, decoupled=False)
 DECOUPLED = replace(PPO, decoupled=True, importance_cap=2.0)
 ratio = st.floats(0.05, 20)
 

@@ -10,11 +10,11 @@ from pipeline.learning.objective import token_losses
 from pipeline.learning.packing import assign_items, build_micro_batch, pack_items, plan_update, split_updates
 from pipeline.learning.policy import Policy
 from pipeline.rollout.episodes import Completion, Conversation, Episode, pack_group
-from pipeline.sections import ObjectiveConfig
+from pipeline.sections import ObjectiveSection
 from tests.groups import random_group
 
 TEMPERATURE = 0.8
-OBJECTIVE = ObjectiveConfig(
+OBJECTIVE = ObjectiveSection(
     clip_high=0.28, importance_cap=2.0, kl_coefficient=0.1, entropy_coefficient=0.05, entropy_weight="reward"
 )
 
@@ -194,7 +194,7 @@ def test_the_gradient_is_that_of_a_naive_loop_whatever_the_ranks_the_budget_and_
 
 def shuffled(group, advantages, rng):
     """The same group with its episodes, and the conversations of each, in another order."""
-    order = rng.permutation(len(group.answers))
+    order = rng.permutation(len(group.episode_answers))
     place = {int(old): new for new, old in enumerate(order)}
     conversations = sorted(rng.permutation(len(group.episodes)), key=lambda c: place[int(group.episodes[c])])
     starts = group.response_offsets
@@ -241,7 +241,7 @@ def test_prompt_tokens_have_no_weight_and_every_response_token_has_that_of_its_e
         behaviour=torch.tensor(row.behaviour),
         proximal=None,
         reference=None,
-        objective=ObjectiveConfig(),
+        objective=ObjectiveSection(),
     ).losses
     losses[torch.tensor(row.is_response)].sum().backward()
     weight = np.zeros(len(row.tokens))  # of the token at each place: the one after the position that predicts it

@@ -4,14 +4,14 @@ import asyncio
 
 import pytest
 
-from pipeline.sections import LearnerConfig
+from pipeline.sections import LearnerSection
 from tests.faults import LIMIT_S, until
 
 
 def test_ranks_fit_node_by_node():
     from actors.learning.reservation import ranks_in
 
-    learner = LearnerConfig(ranks=4, num_cpus=2, num_gpus=1)
+    learner = LearnerSection(ranks=4, num_cpus=2, num_gpus=1)
     node = {"CPU": 8, "GPU": 2}
     assert ranks_in([], learner) == 0
     assert ranks_in([node], learner) == 2
@@ -24,11 +24,11 @@ def test_room_is_held_until_it_is_released(ray_session):
 
     until(lambda: ray_session.available_resources().get("CPU") == ray_session.cluster_resources()["CPU"])
     free = int(ray_session.available_resources()["CPU"])
-    room = Reservation(LearnerConfig(ranks=free, num_cpus=1))
+    room = Reservation(LearnerSection(ranks=free, num_cpus=1))
     asyncio.run(room.make(free - 1, limit_s=LIMIT_S))
     assert room.is_whole() and room.size == free - 1
     until(lambda: room.reachable() == free)
-    other = Reservation(LearnerConfig(ranks=free, num_cpus=1))
+    other = Reservation(LearnerSection(ranks=free, num_cpus=1))
     with pytest.raises(NoRoom, match="no room for 2 learner ranks"):
         asyncio.run(other.make(2, limit_s=1))
     assert not other.is_whole() and other.size == 0

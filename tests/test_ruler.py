@@ -15,7 +15,7 @@ from pipeline.data.documents.ruler.words import pair_words
 from pipeline.data.rows import problem_from_row
 from pipeline.errors import DataError
 from pipeline.rewards.scoring import values_found
-from pipeline.sections import AgentConfig
+from pipeline.sections import AgentSection
 from tests.byte_tokenizer import byte_tokenizer
 from tests.ruler_sources import COUNTERS, WORDS, count_bytes, count_pieces, count_words, essay, sources
 
@@ -312,7 +312,7 @@ def test_questions(make, task, pattern):
 @pytest.mark.parametrize("task", RULER_TASKS)
 def test_a_question_fits_the_agents_budget(make, task):
     """Counted in bytes, of which no tokenizer makes more tokens."""
-    limit = AgentConfig().problem_tokens
+    limit = AgentSection().problem_tokens
     for index in range(20):
         problem = make(task, index=index)
         assert count_bytes(problem.question) < limit // 2, problem.question

@@ -8,11 +8,11 @@ import pytest
 from pipeline.learning.schedule import learning_rate_factor, schedule_table
 from pipeline.run.config import load_training_config
 from pipeline.run.plan import schedule_lines
-from pipeline.sections import LearnerConfig
+from pipeline.sections import LearnerSection
 
 
 def factors(total: int, **learner) -> list[float]:
-    return [learning_rate_factor(update, LearnerConfig(**learner), total) for update in range(total)]
+    return [learning_rate_factor(update, LearnerSection(**learner), total) for update in range(total)]
 
 
 def test_the_warm_up_is_a_line_whose_first_step_is_not_at_zero():

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from pipeline.rollout.episodes import Completion, Conversation, Episode, Sampling, pack_group
-from pipeline.sections import ObjectiveConfig
+from pipeline.sections import ObjectiveSection
 from tests.bad_scorers import MODULES
 from tests.faults import LIMIT_S
 from tests.groups import random_group
@@ -19,7 +19,9 @@ def scoring(config, timeout_s: float):
     """A pool of one scorer: a function that scores a group by a task, and what the pool said."""
     from actors.scoring.scorer_pool import ScorerPool
 
-    group = replace(random_group(np.random.default_rng(0)), answers=("\\boxed{ Paris }", "\\boxed{ Rome }", "Paris"))
+    group = replace(
+        random_group(np.random.default_rng(0)), episode_answers=("\\boxed{ Paris }", "\\boxed{ Rome }", "Paris")
+    )
     said: list[str] = []
     with asyncio.Runner() as runner:
 
@@ -58,7 +60,7 @@ def test_over_long_responses_lower_the_advantage_and_not_the_reward(ray_session)
         Episode([conversation(10), conversation(9)], "\\boxed{ Paris }"),
         Episode([conversation(8)], "\\boxed{ Rome }"),
     ]
-    objective = ObjectiveConfig(overlong_penalty=0.4, overlong_share=0.2, advantage="leave_one_out")
+    objective = ObjectiveSection(overlong_penalty=0.4, overlong_share=0.2, advantage="leave_one_out")
     scorer = Scorer.remote(objective)
     record = ray_session.get(scorer.score.remote("id", pack_group("p", episodes), "qa", ("Paris",), "g", 1.0))
     assert record.rewards.tolist() == [1, 0] and record.penalties.tolist() == [-0.75, 0]
@@ -97,7 +99,7 @@ def test_a_cut_answer_is_wrong_in_training_and_in_evaluation(conversations, answ
         of_episode = [Conversation(role, [1], response) for role, response in responses]
         other = [Conversation("answer", [1], Completion([5], [-1.0], [0], "stop"))]
         group = pack_group("p", [Episode(of_episode, answer), Episode(other, RIGHT)])
-        scorer = Scorer.__ray_metadata__.modified_class(ObjectiveConfig())
+        scorer = Scorer.__ray_metadata__.modified_class(ObjectiveSection())
         return scorer.score("id", group, "qa", ("Paris",), "g", 1.0)
 
     async def evaluated():

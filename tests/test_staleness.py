@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.run.config import TrainConfig
+from pipeline.run.config import TrainSection
 from pipeline.run.ledger import RUNNING, Ledger, too_many_failed
 from pipeline.run.staleness import choose, feasible
 from tests.groups import random_group, record_of
@@ -244,7 +244,7 @@ def test_dynamic_sampling_discards_groups_of_equal_rewards_up_to_its_cap_for_eac
     [(7, 0, False), (8, 0, True), (8, 8, False), (9, 8, True), (20, 80, False)],  # 80 done: trained or discarded
 )
 def test_a_run_ends_when_more_than_its_share_of_groups_failed(failed, done, ends):
-    assert too_many_failed(failed, done, TrainConfig(groups_per_step=4, max_failed_share=0.5)) == ends
+    assert too_many_failed(failed, done, TrainSection(groups_per_step=4, max_failed_share=0.5)) == ends
 
 
 def test_without_dynamic_sampling_every_group_is_trained():

@@ -3,7 +3,7 @@
 import pytest
 
 from pipeline.run.metrics import DRAWN, Curves
-from pipeline.run.training_plot import PANELS, SUPERVISED_PANELS, WINDOW, training_figure
+from pipeline.run.training_plot import FINE_TUNING_PANELS, PANELS, WINDOW, training_figure
 
 MEMORY = {"memory_written": 0.8, "memory_kept": 0.9, "memory_answered": None, "memory_junk": 0.1, "memory_tokens": 6.0}
 
@@ -55,4 +55,4 @@ def test_nothing_to_draw_is_an_error(tmp_path):
 
 
 def test_what_is_kept_for_the_figure_is_what_it_draws():
-    assert sorted(DRAWN) == sorted(sum((*PANELS.values(), *SUPERVISED_PANELS.values()), ()))
+    assert sorted(DRAWN) == sorted(sum((*PANELS.values(), *FINE_TUNING_PANELS.values()), ()))

@@ -11,9 +11,9 @@ from ray.exceptions import RayTaskError
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
+from actors.learning.fine_tuning_learner import FineTuningLearner, FineTuningUpdate
 from actors.learning.learner import Learner
 from actors.learning.reservation import bundle_of
-from actors.learning.supervised_learner import SupervisedLearner, SupervisedUpdate
 from actors.lifecycle.failures import DIED
 from pipeline.fine_tuning.examples import ExampleBatch
 from pipeline.learning.packing import Update, plan_update, split_updates
@@ -227,10 +227,10 @@ class LearnerGang(Gang):
         return record.trained_lengths if has_gradient else np.zeros_like(record.trained_lengths)
 
 
-class SupervisedGang(Gang):
+class FineTuningGang(Gang):
     """Of supervised fine-tuning."""
 
-    LEARNER = SupervisedLearner
+    LEARNER = FineTuningLearner
 
     async def train(self, batch: ExampleBatch) -> list[dict]:
         """Train one optimizer step; return what each rank says of it."""
@@ -239,7 +239,7 @@ class SupervisedGang(Gang):
         shares = [[[example for _, example in items] for items in micro_batches] for micro_batches in plan]
         ref = [ray.put(batch)]
         calls = [
-            rank.train.remote(SupervisedUpdate(share, tokens), ref)
+            rank.train.remote(FineTuningUpdate(share, tokens), ref)
             for rank, share in zip(self.ranks, shares, strict=True)
         ]
         return await self._together(calls)

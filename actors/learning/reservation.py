@@ -7,7 +7,7 @@ import ray
 from ray._private.state import state as cluster
 from ray.util.placement_group import PlacementGroup, placement_group, placement_group_table, remove_placement_group
 
-from pipeline.sections import LearnerConfig
+from pipeline.sections import LearnerSection
 
 
 class NoRoom(RuntimeError):
@@ -21,7 +21,7 @@ class Reservation:
     which takes a core of the head (35 million times in four minutes).
     """
 
-    def __init__(self, learner: LearnerConfig):
+    def __init__(self, learner: LearnerSection):
         self._learner = learner
         self.group: PlacementGroup | None = None
 
@@ -60,12 +60,12 @@ class Reservation:
         return min(self._learner.ranks, self.size + ranks_in(free, self._learner))
 
 
-def bundle_of(learner: LearnerConfig) -> dict[str, float]:
+def bundle_of(learner: LearnerSection) -> dict[str, float]:
     """The resources of one rank."""
     return {"CPU": learner.num_cpus} | ({"GPU": learner.num_gpus} if learner.num_gpus else {})
 
 
-def ranks_in(nodes: Iterable[dict[str, float]], learner: LearnerConfig) -> int:
+def ranks_in(nodes: Iterable[dict[str, float]], learner: LearnerSection) -> int:
     """How many ranks, up to all that are wanted, nodes with these resources have room for."""
     bundle = bundle_of(learner)
     room = (min(int(has.get(kind, 0) / amount) for kind, amount in bundle.items() if amount) for has in nodes)

@@ -12,7 +12,7 @@ from actors.learning.zero_engine import ZeroEngine
 from pipeline.learning.objective import TokenLosses, token_losses
 from pipeline.learning.packing import Item, Update, build_micro_batch
 from pipeline.rollout.episodes import EpisodeGroup
-from pipeline.sections import ObjectiveConfig
+from pipeline.sections import ObjectiveSection
 
 
 @dataclass
@@ -52,7 +52,7 @@ class StepTrainer:
     def __init__(
         self,
         engine: ZeroEngine,
-        objective: ObjectiveConfig,
+        objective: ObjectiveSection,
         groups: dict[int, EpisodeGroup],
         advantages: dict[int, np.ndarray],
         rewards: dict[int, np.ndarray],

@@ -29,7 +29,7 @@ from transformers.utils import logging as transformers_logging  # noqa: E402
 from pipeline.learning.memory import GATHERED_PARAMETERS, REDUCE_BUCKET  # noqa: E402
 from pipeline.learning.policy import Policy  # noqa: E402
 from pipeline.learning.schedule import learning_rate_factor  # noqa: E402
-from pipeline.sections import LearnerConfig, ModelConfig  # noqa: E402
+from pipeline.sections import LearnerSection, ModelSection  # noqa: E402
 
 ZERO_STAGE = 3
 STATE_TAG = "state"  # the name of DeepSpeed's folder within a checkpoint's
@@ -42,8 +42,8 @@ class ZeroEngine:
 
     def __init__(
         self,
-        model: ModelConfig,
-        learner: LearnerConfig,
+        model: ModelSection,
+        learner: LearnerSection,
         *,
         updates: int,
         temperature: float = 1.0,
@@ -225,7 +225,7 @@ def _gathered(group: list[tuple[str, torch.nn.Parameter]]) -> Iterator[tuple[str
         yield from ((name, parameter.data) for name, parameter in group)
 
 
-def _load_policy(model: ModelConfig, settings: dict, temperature: float, train_entropy: bool) -> Policy:
+def _load_policy(model: ModelSection, settings: dict, temperature: float, train_entropy: bool) -> Policy:
     """Load the model with every parameter split over the ranks from the start."""
     sharded_loading = HfDeepSpeedConfig(settings)  # transformers looks at it while it lives
     loaded = AutoModelForCausalLM.from_pretrained(
@@ -240,7 +240,7 @@ def _load_policy(model: ModelConfig, settings: dict, temperature: float, train_e
     return Policy(loaded, temperature, train_entropy=train_entropy)
 
 
-def _plain_buffers(loaded: torch.nn.Module, model: ModelConfig) -> dict[str, torch.Tensor]:
+def _plain_buffers(loaded: torch.nn.Module, model: ModelSection) -> dict[str, torch.Tensor]:
     """The buffers that no checkpoint holds, by name, with the values that they have without DeepSpeed."""
     with no_init_weights(), init_empty_weights(include_buffers=False):
         plain = AutoModelForCausalLM.from_config(
@@ -250,7 +250,7 @@ def _plain_buffers(loaded: torch.nn.Module, model: ModelConfig) -> dict[str, tor
     return {name: buffer for name, buffer in plain.named_buffers() if name not in in_checkpoint}
 
 
-def _restore_buffers(loaded: torch.nn.Module, model: ModelConfig) -> None:
+def _restore_buffers(loaded: torch.nn.Module, model: ModelSection) -> None:
     """Give the buffers that no checkpoint holds the values that they have without DeepSpeed.
 
     While a model is built, `zero.Init` casts what torch.arange and its like return to the model's dtype. In bfloat16
@@ -262,7 +262,7 @@ def _restore_buffers(loaded: torch.nn.Module, model: ModelConfig) -> None:
         setattr(loaded.get_submodule(owner), attribute, buffer)
 
 
-def _check_buffers(engine: deepspeed.DeepSpeedEngine, model: ModelConfig) -> None:
+def _check_buffers(engine: deepspeed.DeepSpeedEngine, model: ModelSection) -> None:
     """Raise a RuntimeError if the model that DeepSpeed made is not the one that vLLM computes.
 
     The log-probs' mismatch would not show it: in bfloat16 rounding alone is larger.
@@ -276,7 +276,7 @@ def _check_buffers(engine: deepspeed.DeepSpeedEngine, model: ModelConfig) -> Non
             )
 
 
-def _optimizer(policy: Policy, learner: LearnerConfig) -> torch.optim.Optimizer:
+def _optimizer(policy: Policy, learner: LearnerSection) -> torch.optim.Optimizer:
     """AdamW for all parameters; or Muon for the layers' matrices and AdamW for embeddings, head, norms and biases."""
     adamw = {"lr": learner.learning_rate, "weight_decay": learner.weight_decay}
     if learner.optimizer == "adamw":
@@ -303,7 +303,7 @@ def _optimizer(policy: Policy, learner: LearnerConfig) -> torch.optim.Optimizer:
     )
 
 
-def _settings(model: ModelConfig, learner: LearnerConfig) -> dict:
+def _settings(model: ModelSection, learner: LearnerSection) -> dict:
     zero = {
         "stage": ZERO_STAGE,
         "contiguous_gradients": True,
@@ -323,13 +323,13 @@ def _settings(model: ModelConfig, learner: LearnerConfig) -> dict:
     }
 
 
-def _reference_settings(model: ModelConfig) -> dict:
+def _reference_settings(model: ModelSection) -> dict:
     """Split over the ranks and kept in host memory; the device holds what is being computed."""
     offload = {"device": "cpu", "pin_memory": torch.cuda.is_available()}
     return _common_settings(model, {"stage": ZERO_STAGE, "offload_param": offload})
 
 
-def _common_settings(model: ModelConfig, zero: dict) -> dict:
+def _common_settings(model: ModelSection, zero: dict) -> dict:
     return {
         "train_micro_batch_size_per_gpu": 1,  # a packed row; the boundary of an update is set by hand
         "gradient_accumulation_steps": 1,

@@ -9,7 +9,7 @@ from pipeline.rewards.advantages import group_advantages
 from pipeline.rewards.overlong import overlong_penalties
 from pipeline.rewards.scoring import NO_MODULES, reward
 from pipeline.rollout.episodes import EpisodeGroup, GroupRecord, group_record
-from pipeline.sections import ObjectiveConfig
+from pipeline.sections import ObjectiveSection
 
 
 @ray.remote
@@ -19,7 +19,7 @@ class Scorer:
     modules: scorer.modules of the configuration.
     """
 
-    def __init__(self, objective: ObjectiveConfig, modules: Mapping[str, str] = NO_MODULES):
+    def __init__(self, objective: ObjectiveSection, modules: Mapping[str, str] = NO_MODULES):
         self.objective, self.modules = objective, modules
 
     def ready(self) -> None:
@@ -37,7 +37,7 @@ class Scorer:
         rewards = np.array(
             [
                 0.0 if cut else reward(task, answer, answers, self.modules)
-                for answer, cut in zip(group.answers, group.cut_answers, strict=True)
+                for answer, cut in zip(group.episode_answers, group.cut_answers, strict=True)
             ],
             np.float32,
         )

@@ -27,7 +27,7 @@ from pipeline.learning.objective import token_losses
 from pipeline.learning.packing import build_micro_batch
 from pipeline.learning.policy import Policy
 from pipeline.rollout.episodes import Completion, Conversation, Episode, pack_group
-from pipeline.sections import ObjectiveConfig
+from pipeline.sections import ObjectiveSection
 
 
 @dataclass
@@ -149,7 +149,7 @@ def measure(variant: str, settings: Settings) -> dict[str, float]:
             behaviour=batch["behaviour"],
             proximal=None,
             reference=None,
-            objective=ObjectiveConfig(importance_cap=1e9),
+            objective=ObjectiveSection(importance_cap=1e9),
         ).losses
         loss = losses.mean()
         loss.backward()

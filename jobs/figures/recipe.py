@@ -78,7 +78,7 @@ def training_steps(config: FiguresConfig) -> dict[str, list[Step]]:
     train = (f"preset={config.preset}", "train.evaluation=''")
     conversations = c.train.groups_per_step * c.train.group_size * (c.data.synthetic_chunks + 1)
     learner = ("optimizer", "learning_rate", "schedule", "decay_share", "warmup_steps", "max_grad_norm")
-    supervised = (
+    after = (
         "preset=fine_tune_tiny",
         f"fine_tuning.steps={c.train.steps}",
         f"fine_tuning.tokens_per_step={conversations * PROMPT_AND_RESPONSE}",
@@ -112,9 +112,9 @@ def training_steps(config: FiguresConfig) -> dict[str, list[Step]]:
 
     return {
         "rl": each_seed("rl", "jobs.train", train),
-        "demonstrator": each_seed("demonstrator", "jobs.fine_tune", (*supervised, "data.curriculum=careful")),
+        "demonstrator": each_seed("demonstrator", "jobs.fine_tune", (*after, "data.curriculum=careful")),
         "sampled": each_seed("sampled", "jobs.evaluate", sampled),
-        "rejection": each_seed("rejection", "jobs.fine_tune", (*supervised, "data.source=file"), data="sampled"),
+        "rejection": each_seed("rejection", "jobs.fine_tune", (*after, "data.source=file"), data="sampled"),
         "direct": [
             Step(
                 "direct",

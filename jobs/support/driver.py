@@ -25,7 +25,7 @@ from pipeline.files import exists
 from pipeline.learning.memory import FAMILIES
 from pipeline.lease import STALE_S, Heartbeat, Lease, take_lease
 from pipeline.rules import check_window
-from pipeline.sections import GenerationConfig, ModelConfig
+from pipeline.sections import GenerationConfig, ModelSection
 from pipeline.storage import Storage
 from pipeline.summary import write_summary
 
@@ -247,7 +247,7 @@ def check_model(config: GenerationConfig, methods: Sequence[str]) -> None:
     )
 
 
-def load_model_files(model: ModelConfig) -> tuple[object, dict]:
+def load_model_files(model: ModelSection) -> tuple[object, dict]:
     """The model's tokenizer and the content of its config.json. Raises `ConfigError` if there are none."""
     from pipeline.text import load_tokenizer
 
@@ -264,7 +264,7 @@ def load_model_files(model: ModelConfig) -> tuple[object, dict]:
     return tokenizer, settings
 
 
-def model_settings(model: ModelConfig) -> dict:
+def model_settings(model: ModelSection) -> dict:
     """The content of a model's config.json. Raises OSError or ValueError if there is none."""
     file = Path(model.path) / "config.json"
     settings = json.loads(file.read_bytes()) if file.exists() else {}
@@ -276,7 +276,7 @@ def model_settings(model: ModelConfig) -> dict:
     return read.to_dict() | {"max_position_embeddings": getattr(read, "max_position_embeddings", None)}
 
 
-def model_config(model: ModelConfig):
+def model_config(model: ModelSection):
     """A model's configuration as transformers reads it. Raises OSError or ValueError if there is none."""
     from transformers import AutoConfig
 

@@ -4,9 +4,9 @@
     async run(tokenized, llm) -> the answer as text, once an episode
 
 where `await llm(prompt_tokens, max_tokens, role)` samples one response, a `Completion`, and keeps it as a conversation
-of the episode. Its class is made with (tokenizer, AgentConfig); `METHODS` has those that come along. The class may name
-the prompts of the template that it uses (`asks`; `ASKS` where it does not): before anything starts, the longest of them
-are checked against `agent.window`.
+of the episode. Its class is made with (tokenizer, AgentSection); `METHODS` has those that come along. The class may
+name the prompts of the template that it uses (`asks`; `ASKS` where it does not): before anything starts, the longest
+of them are checked against `agent.window`.
 
 A response ends with an end token if its finish reason is "stop". A model may have several; `Reader.tokens_of`
 (pipeline/agents/reader.py) takes off whichever came, and pipeline/end_tokens.py tells them from the tokenizer.

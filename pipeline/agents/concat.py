@@ -6,14 +6,14 @@ below the other, is the memory that answers. Where they do not fit the window, t
 import asyncio
 
 from pipeline.agents.reader import Reader, TokenizedProblem
-from pipeline.sections import AgentConfig
+from pipeline.sections import AgentSection
 from pipeline.text import encode_text
 
 AT_ONCE = 16  # chunks under way: a document of millions of tokens is not to be in the engine as a whole
 
 
 class ConcatAgent(Reader):
-    def __init__(self, tokenizer, config: AgentConfig):
+    def __init__(self, tokenizer, config: AgentSection):
         super().__init__(tokenizer, config)
         self.new_line = encode_text(tokenizer, "\n")
 

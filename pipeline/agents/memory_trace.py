@@ -13,7 +13,7 @@ from pipeline.agents.prompts import load_template
 from pipeline.end_tokens import end_tokens, without_end
 from pipeline.problems import Problem
 from pipeline.rollout.memory_counts import MemoryCounts, Ratio
-from pipeline.sections import AgentConfig
+from pipeline.sections import AgentSection
 from pipeline.text import encode_text
 
 
@@ -65,7 +65,7 @@ class MemoryTrace:
         facts: that the problem needs; with none, only the lengths of the memories are counted.
     """
 
-    def __init__(self, tokenizer, config: AgentConfig, facts: tuple[NeededFact, ...]):
+    def __init__(self, tokenizer, config: AgentSection, facts: tuple[NeededFact, ...]):
         self.facts = facts
         self._tokenizer, self._end_tokens = tokenizer, end_tokens(tokenizer)
         self._empty = encode_text(tokenizer, load_template(config.prompt_template).empty_memory)

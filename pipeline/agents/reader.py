@@ -12,7 +12,7 @@ from pipeline.end_tokens import end_tokens, without_end
 from pipeline.errors import BadRow, ConfigError, DataError, QuestionTooLong
 from pipeline.problems import Problem
 from pipeline.rollout.episodes import Completion
-from pipeline.sections import AgentConfig
+from pipeline.sections import AgentSection
 from pipeline.text import encode_document, encode_text
 
 SHOWN = 500  # characters of an error
@@ -34,7 +34,7 @@ class Reader:
 
     asks: tuple[str, ...] = ASKS  # the prompts of the template that it uses
 
-    def __init__(self, tokenizer, config: AgentConfig):
+    def __init__(self, tokenizer, config: AgentSection):
         self.tokenizer, self.config = tokenizer, config
         self.end_tokens = end_tokens(tokenizer)
         self.prompts = Prompts(tokenizer, load_template(config.prompt_template))

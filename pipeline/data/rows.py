@@ -25,7 +25,7 @@ from pipeline.credentials import INSTEAD, has_credentials
 from pipeline.errors import BadRow
 from pipeline.problems import Problem
 from pipeline.rewards.scoring import SCORERS
-from pipeline.sections import AgentConfig, RowLimits
+from pipeline.sections import AgentSection, RowLimits
 
 SHOWN = 100  # characters of a row's value that a reason repeats, from a path's beginning and from its end
 
@@ -42,7 +42,7 @@ class RowRules:
 
     tasks: tuple[str, ...] = tuple(SCORERS)  # names of scorers
     limits: RowLimits = field(default_factory=RowLimits)
-    document_characters: int = AgentConfig.document_characters
+    document_characters: int = AgentSection.document_characters
     passage_folders: tuple[str, ...] = ()  # folders and URIs with passage files, beside the sample file's own folder
 
 

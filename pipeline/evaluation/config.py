@@ -7,7 +7,7 @@ from pipeline.data.documents.synthetic import EVALUATION_SEED
 from pipeline.data.recipes import SyntheticSettings
 from pipeline.errors import ConfigError
 from pipeline.rules import check_rules, generation_rules, one_of, positive
-from pipeline.sections import GenerationConfig, RowLimits, ScoringConfig
+from pipeline.sections import GenerationConfig, RowLimits, ScoringSection
 
 
 @dataclass
@@ -29,7 +29,7 @@ class EvaluationData:
 
 
 @dataclass
-class EvaluateConfig:
+class EvaluateSection:
     methods: list[str] = field(default_factory=lambda: ["memory"])  # memory, direct, concat, closed_book, module:class
     temperature: float = 0.7
     top_p: float = 0.95
@@ -42,8 +42,8 @@ class EvaluateConfig:
 @dataclass
 class EvaluationConfig(GenerationConfig):
     data: EvaluationData = field(default_factory=EvaluationData)
-    scorer: ScoringConfig = field(default_factory=ScoringConfig)
-    evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
+    scorer: ScoringSection = field(default_factory=ScoringSection)
+    evaluate: EvaluateSection = field(default_factory=EvaluateSection)
 
 
 def check_evaluation(config: EvaluationConfig) -> None:

@@ -35,7 +35,7 @@ class Question:
 
 
 @dataclass(frozen=True)
-class Task:
+class Trial:
     """One answer to be given: a question, by a method, once."""
 
     question: Question
@@ -142,9 +142,9 @@ def input_states(data: EvaluationData, questions: list[Question], model: str, te
     return dict(sorted(states.items()))
 
 
-def tasks(questions: list[Question], config: EvaluationConfig) -> Iterator[Task]:
+def trials(questions: list[Question], config: EvaluationConfig) -> Iterator[Trial]:
     """All that is to be answered: all methods of a question together, so that the methods are compared early."""
     for question in questions:
         for sample in range(config.evaluate.samples):
             for method in config.evaluate.methods:
-                yield Task(question, method, sample)
+                yield Trial(question, method, sample)

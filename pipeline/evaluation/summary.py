@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from pipeline.evaluation.config import EvaluationConfig
-from pipeline.evaluation.questions import Task
+from pipeline.evaluation.questions import Trial
 from pipeline.evaluation.results import cells
 from pipeline.evaluation.tables import csv_table, markdown_table
 from pipeline.rollout.memory_counts import memory_shares
@@ -21,31 +21,31 @@ class Progress:
     length by the same method, else from all of that method. As long as a method has none, nothing is told.
 
     Args:
-        tasks: all that is to be answered.
+        trials: all that is to be answered.
     """
 
-    def __init__(self, tasks: Iterable[Task]):
-        self.answers = self.errors = self.total = 0
+    def __init__(self, trials: Iterable[Trial]):
+        self.answered = self.errors = self.total = 0
         self.score = 0.0  # of all answers together
         self._left: Counter[tuple] = Counter()  # work, by cell
         self._work: Counter[tuple] = Counter()  # of the answers that are there, by cell and by method
         self._tokens: Counter[tuple] = Counter()  # that these have read and written
         self._answered_tokens = 0  # since it begins
-        for task in tasks:
+        for trial in trials:
             self.total += 1
-            self._left[_cell(task)] += task.work
+            self._left[_cell(trial)] += trial.work
 
-    def add(self, row: dict, task: Task) -> None:
+    def add(self, row: dict, trial: Trial) -> None:
         """Count an answer, a row of results.jsonl."""
-        self.answers += 1
+        self.answered += 1
         self.errors += row["error"] is not None
         self.score += row["score"]
-        self._left[_cell(task)] -= task.work
+        self._left[_cell(trial)] -= trial.work
         tokens = row["prompt_tokens"] + row["response_tokens"]
         self._answered_tokens += tokens
         if tokens:
-            for key in (_cell(task), (task.method,)):
-                self._work[key] += task.work
+            for key in (_cell(trial), (trial.method,)):
+                self._work[key] += trial.work
                 self._tokens[key] += tokens
 
     def begins(self) -> None:
@@ -69,18 +69,18 @@ class Progress:
             tokens: that were read and written since it begins.
             seconds: since then.
         """
-        score = f"score {self.score / self.answers:.3f}  " if self.answers else ""
+        score = f"score {self.score / self.answered:.3f}  " if self.answered else ""
         faults = f"errors {self.errors}  " if self.errors else ""
         tokens_left = self.tokens_left()
         left = ""
         if tokens and tokens_left and seconds >= MEANS_SOMETHING_S:
             under_way = tokens - self._answered_tokens
             left = f"  {duration(max(0.0, tokens_left - under_way) * seconds / tokens)} left"
-        return f"question {self.answers}/{self.total}  {score}{faults}tokens/s {tokens / seconds:.0f}{left}"
+        return f"question {self.answered}/{self.total}  {score}{faults}tokens/s {tokens / seconds:.0f}{left}"
 
 
-def _cell(task: Task) -> tuple:
-    return task.method, task.question.set, task.question.length
+def _cell(trial: Trial) -> tuple:
+    return trial.method, trial.question.set, trial.question.length
 
 
 def evaluation_summary(

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from pipeline.errors import ConfigError
 from pipeline.fine_tuning.demonstrations import CURRICULA
 from pipeline.rules import check_rules, job_rules, learner_rules, one_of, positive
-from pipeline.sections import JobConfig, LearnerConfig
+from pipeline.sections import JobConfig, LearnerSection
 
 SOURCES = ("file", "demonstrations")
 
@@ -19,7 +19,7 @@ class FineTuningData:
 
 
 @dataclass
-class SupervisedConfig:
+class FineTuneSection:
     steps: int = 1000  # optimizer steps over which the learning rate and the curriculum stretch
     stop_after: int = 0  # end after so many of them, which leaves a model that is not finished; 0: do all
     tokens_per_step: int = 65536  # of prompts and responses, about
@@ -32,8 +32,8 @@ class SupervisedConfig:
 @dataclass
 class FineTuningConfig(JobConfig):
     data: FineTuningData = field(default_factory=FineTuningData)
-    learner: LearnerConfig = field(default_factory=LearnerConfig)
-    fine_tuning: SupervisedConfig = field(default_factory=SupervisedConfig)
+    learner: LearnerSection = field(default_factory=LearnerSection)
+    fine_tuning: FineTuneSection = field(default_factory=FineTuneSection)
 
 
 def check_fine_tuning(config: FineTuningConfig) -> None:

@@ -59,7 +59,7 @@ def pack_examples(examples: list[Example]) -> ExampleBatch:
 
 
 @dataclass(frozen=True)
-class SupervisedMicroBatch:
+class ExampleMicroBatch:
     """A row of T tokens of which R are learned.
 
     tokens      int64 [T]
@@ -76,13 +76,13 @@ class SupervisedMicroBatch:
     is_learned: np.ndarray
 
 
-def build_supervised_micro_batch(items: list[int], batch: ExampleBatch) -> SupervisedMicroBatch:
+def build_example_micro_batch(items: list[int], batch: ExampleBatch) -> ExampleMicroBatch:
     """Lay the examples `items` of the batch end to end; none gives a placeholder whose loss is zero."""
     if not items:
         zero = np.zeros(1, np.int64)
-        return SupervisedMicroBatch(np.zeros(2, np.int64), np.arange(2), zero, zero, np.zeros(1, bool))
+        return ExampleMicroBatch(np.zeros(2, np.int64), np.arange(2), zero, zero, np.zeros(1, bool))
     spans = [slice(batch.offsets[i], batch.offsets[i + 1]) for i in items]
     tokens = np.concatenate([batch.tokens[span] for span in spans]).astype(np.int64)
     learned = np.flatnonzero(np.concatenate([batch.learned[span] for span in spans]))
     positions = np.concatenate([np.arange(span.stop - span.start) for span in spans])
-    return SupervisedMicroBatch(tokens, positions, learned - 1, tokens[learned], np.ones(len(learned), bool))
+    return ExampleMicroBatch(tokens, positions, learned - 1, tokens[learned], np.ones(len(learned), bool))

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 
 import torch
 
-from pipeline.sections import ObjectiveConfig
+from pipeline.sections import ObjectiveSection
 
 LARGEST_KL = 10.0  # of a token
 LARGEST_LOG_RATIO = 20.0  # keeps the exponential, and so the gradient, finite; beyond it there is none, as in verl
@@ -66,7 +66,7 @@ def token_losses(
     behaviour: torch.Tensor,
     proximal: torch.Tensor | None,
     reference: torch.Tensor | None,
-    objective: ObjectiveConfig,
+    objective: ObjectiveSection,
 ) -> TokenLosses:
     """The loss of each response token.
 

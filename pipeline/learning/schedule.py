@@ -4,12 +4,12 @@ import math
 from dataclasses import dataclass
 
 from pipeline.run.config import TrainingConfig
-from pipeline.sections import LearnerConfig
+from pipeline.sections import LearnerSection
 
 SCHEDULES = ("constant", "cosine")
 
 
-def learning_rate_factor(update: int, learner: LearnerConfig, total: int) -> float:
+def learning_rate_factor(update: int, learner: LearnerSection, total: int) -> float:
     """What the learning rate is multiplied with in the optimizer step number `update`, from 0, of `total`.
 
     A line up to 1 over `warmup_steps`, the first of which is not at 0; then 1 ("constant"), or 1 and, in the last
@@ -24,7 +24,7 @@ def learning_rate_factor(update: int, learner: LearnerConfig, total: int) -> flo
     return 0.5 * (1 + math.cos(math.pi * min(1.0, max(0.0, progress))))
 
 
-def learning_rate(learner: LearnerConfig, update: int, total: int) -> float:
+def learning_rate(learner: LearnerSection, update: int, total: int) -> float:
     """The learning rate of the optimizer step number `update`, from 0, of a run of `total`."""
     return learner.learning_rate * learning_rate_factor(update, learner, total)
 

@@ -23,6 +23,6 @@ def overlong_penalties(group: EpisodeGroup, share: float) -> np.ndarray:
     The mean, so that a long document, with its many memory turns, is not penalized more than a short one.
     """
     penalties = soft_penalty(np.diff(group.response_offsets), group.limits, share)
-    count = np.bincount(group.episodes, minlength=len(group.answers))
-    total = np.bincount(group.episodes, weights=penalties, minlength=len(group.answers))
+    count = np.bincount(group.episodes, minlength=len(group.episode_answers))
+    total = np.bincount(group.episodes, weights=penalties, minlength=len(group.episode_answers))
     return (total / np.maximum(count, 1)).astype(np.float32)

@@ -124,7 +124,7 @@ class EpisodeGroup:
     limits: np.ndarray
     roles: tuple[str, ...]
     finish_reasons: tuple[str, ...]
-    answers: tuple[str, ...]
+    episode_answers: tuple[str, ...]  # what each episode ended with
     memory: tuple[MemoryCounts, ...] | None = None  # of each episode, not yet scored; None: not counted
 
     @property
@@ -141,7 +141,7 @@ class EpisodeGroup:
     def cut_answers(self) -> np.ndarray:
         """Whether each episode's answer was cut off, bool [G]."""
         cut = [cuts_answer(*conversation) for conversation in zip(self.roles, self.finish_reasons, strict=True)]
-        return np.bincount(self.episodes, weights=cut, minlength=len(self.answers)) > 0
+        return np.bincount(self.episodes, weights=cut, minlength=len(self.episode_answers)) > 0
 
     def prompt(self, conversation: int) -> np.ndarray:
         start = self.offsets[conversation]
@@ -179,7 +179,7 @@ def pack_group(
         limits=np.array([c.response.max_tokens for _, c in conversations], dtype=np.int32),
         roles=tuple(c.role for _, c in conversations),
         finish_reasons=tuple(c.response.finish_reason for _, c in conversations),
-        answers=tuple(episode.answer for episode in episodes),
+        episode_answers=tuple(episode.answer for episode in episodes),
         memory=memory,
     )
 

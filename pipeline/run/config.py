@@ -3,11 +3,11 @@
 from dataclasses import dataclass, field
 
 from pipeline.config import load_config
-from pipeline.sections import DataConfig, GenerationConfig, LearnerConfig, ObjectiveConfig, ScorerConfig
+from pipeline.sections import DataSection, GenerationConfig, LearnerSection, ObjectiveSection, ScorerSection
 
 
 @dataclass
-class TrainConfig:
+class TrainSection:
     steps: int = 100  # learner steps: each trains the groups of one rollout batch and makes one weight version
     groups_per_step: int = 128  # problems
     updates_per_step: int = 1  # optimizer steps over disjoint sets of a step's groups
@@ -39,11 +39,11 @@ class TrainingConfig(GenerationConfig):
 
     resume: str = "no"  # auto: go on from the newest good checkpoint of run.name, or begin if there is none
 
-    data: DataConfig = field(default_factory=DataConfig)
-    scorer: ScorerConfig = field(default_factory=ScorerConfig)
-    learner: LearnerConfig = field(default_factory=LearnerConfig)
-    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
-    train: TrainConfig = field(default_factory=TrainConfig)
+    data: DataSection = field(default_factory=DataSection)
+    scorer: ScorerSection = field(default_factory=ScorerSection)
+    learner: LearnerSection = field(default_factory=LearnerSection)
+    objective: ObjectiveSection = field(default_factory=ObjectiveSection)
+    train: TrainSection = field(default_factory=TrainSection)
 
 
 def load_training_config(arguments: list[str]) -> TrainingConfig:

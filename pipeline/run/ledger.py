@@ -17,19 +17,19 @@ from dataclasses import dataclass, field
 from math import ceil
 
 from pipeline.rollout.episodes import GroupRecord
-from pipeline.run.config import TrainConfig
+from pipeline.run.config import TrainSection
 from pipeline.run.staleness import choose, feasible
 
 RUNNING, BUFFERED, TRAINING = "running", "buffered", "training"
 SUSPECT_DEATHS = 2
 
 
-def discard_limit(train: TrainConfig) -> int:
+def discard_limit(train: TrainSection) -> int:
     """How many groups of equal rewards one step may discard."""
     return ceil(train.max_discarded * train.groups_per_step) if train.dynamic_sampling else 0
 
 
-def too_many_failed(failed: int, done: int, train: TrainConfig) -> bool:
+def too_many_failed(failed: int, done: int, train: TrainSection) -> bool:
     """Whether so many groups failed that the run should end, of those that failed or are done.
 
     Two steps' worth of failures at least, so that a bad start does not end it.

@@ -17,7 +17,7 @@ PANELS = {
     "What the memory did": ("memory_written", "memory_kept", "memory_answered", "memory_junk"),
     "Tokens of a memory": ("memory_tokens",),
 }
-SUPERVISED_PANELS = {"Loss in nats a learned token": ("loss",)}
+FINE_TUNING_PANELS = {"Loss in nats a learned token": ("loss",)}
 COLOUR = {"loss": COLOURS[0]} | dict(zip(sum(PANELS.values(), ()), COLOURS, strict=False))
 
 
@@ -37,7 +37,7 @@ def training_figure(curves: Curves, path: str | Path) -> Figure:
     Raises:
         ValueError: no step knows anything of this.
     """
-    known = PANELS if curves.points("reward")[0] else SUPERVISED_PANELS
+    known = PANELS if curves.points("reward")[0] else FINE_TUNING_PANELS
     panels = {title: [name for name in names if curves.points(name)[0]] for title, names in known.items()}
     panels = {title: names for title, names in panels.items() if names}
     if not panels:

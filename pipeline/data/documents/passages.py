@@ -23,7 +23,7 @@ from pipeline.data.rows import decode_line, is_unicode
 from pipeline.errors import BadRow, DataError
 from pipeline.files import atomic_output, file_state, open_input, read_buffer
 from pipeline.problems import Problem
-from pipeline.sections import AgentConfig
+from pipeline.sections import AgentSection
 
 PASSAGES = "passages.arrow"  # the file's name in a folder of samples
 COLUMNS = ("title", "text")
@@ -54,7 +54,7 @@ class PassageFile:
     def text(self, row: int) -> str:
         return self._texts[row].as_py()
 
-    def document(self, rows: Sequence[int], most: int = AgentConfig.document_characters) -> str:
+    def document(self, rows: Sequence[int], most: int = AgentSection.document_characters) -> str:
         """The passages of these rows, in this order, as one text.
 
         Raises:
@@ -87,7 +87,7 @@ def open_passages(path: str) -> PassageFile:
     return PassageFile(path)
 
 
-def document_text(problem: Problem, most: int = AgentConfig.document_characters) -> str:
+def document_text(problem: Problem, most: int = AgentSection.document_characters) -> str:
     """The text of a problem's document, given by value or by reference.
 
     Raises:

@@ -5,11 +5,11 @@ from dataclasses import dataclass
 import ray
 
 from actors.learning.rank import CONCURRENCY_GROUPS, LearnerRank
-from pipeline.fine_tuning.examples import ExampleBatch, build_supervised_micro_batch
+from pipeline.fine_tuning.examples import ExampleBatch, build_example_micro_batch
 
 
 @dataclass(frozen=True)
-class SupervisedUpdate:
+class FineTuningUpdate:
     """One rank's share of an optimizer step: its micro-batches of examples, and the learned tokens of all ranks."""
 
     micro_batches: list[list[int]]
@@ -17,11 +17,11 @@ class SupervisedUpdate:
 
 
 @ray.remote(concurrency_groups=CONCURRENCY_GROUPS)
-class SupervisedLearner(LearnerRank):
+class FineTuningLearner(LearnerRank):
     def engine_options(self) -> dict:
         return {"updates": self.config.fine_tuning.steps}
 
-    def train(self, update: SupervisedUpdate, ref: list[ray.ObjectRef]) -> dict:
+    def train(self, update: FineTuningUpdate, ref: list[ray.ObjectRef]) -> dict:
         """Train one optimizer step on this rank's share.
 
         Args:
@@ -38,7 +38,7 @@ class SupervisedLearner(LearnerRank):
         total = 0.0
         for number, items in enumerate(update.micro_batches):
             self.moved()
-            row = build_supervised_micro_batch(items, batch)
+            row = build_example_micro_batch(items, batch)
             tokens, positions, predict_at, targets, is_learned = (
                 torch.tensor(value, device=self.engine.device) for value in vars(row).values()
             )
