@@ -9,9 +9,9 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("WANDB_MODE", "offline")
 os.environ["RAY_ADDRESS"] = "local"  # a Ray of the tests' own, whatever runs on this machine
 os.environ["RAY_worker_niceness"] = "0"  # Ray's 15 leaves its workers next to nothing of a busy machine
-# Processes of the tests' Ray, and of the jobs, can be broken from within (tests/inject).
+# Processes of the tests' Ray, and of the jobs, can be broken from within (tests/support/inject).
 os.environ["CHAOS_FOLDER"] = tempfile.mkdtemp(prefix="faults-")
-os.environ["PYTHONPATH"] = f"{Path(__file__).parent / 'inject'}{os.pathsep}{Path(__file__).parent.parent}"
+os.environ["PYTHONPATH"] = f"{Path(__file__).parent / 'support' / 'inject'}{os.pathsep}{Path(__file__).parent.parent}"
 
 import hypothesis
 import pytest

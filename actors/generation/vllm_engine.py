@@ -1,6 +1,6 @@
 """The one place that knows vLLM: an asynchronous engine over token ids whose weights change in flight.
 
-Written against vLLM 0.32 (`AsyncLLM`); tests/test_vllm_engine.py is the contract that an upgrade must keep.
+Written against vLLM 0.32 (`AsyncLLM`); tests/integration/test_vllm_engine.py is the contract that an upgrade must keep.
 """
 
 import asyncio

@@ -1,6 +1,6 @@
 """The one place that knows DeepSpeed: a policy under ZeRO-3 with AdamW or Muon, and a reference model only to read.
 
-Written against DeepSpeed 0.19; tests/test_learner.py is the contract that an upgrade must keep.
+Written against DeepSpeed 0.19; tests/integration/test_learner.py is the contract that an upgrade must keep.
 """
 
 import copy

@@ -1,0 +1,150 @@
+"""Scorers: whole groups, and whatever goes wrong costs one group only."""
+
+import asyncio
+import contextlib
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from pipeline.rollout.episodes import Completion, Conversation, Episode, Sampling, pack_group
+from pipeline.sections import ObjectiveSection
+from tests.support.bad_scorers import MODULES
+from tests.support.faults import LIMIT_S
+from tests.support.groups import random_group
+
+
+@contextlib.contextmanager
+def scoring(config, timeout_s: float):
+    """A pool of one scorer: a function that scores a group by a task, and what the pool said."""
+    from actors.scoring.scorer_pool import ScorerPool
+
+    group = replace(
+        random_group(np.random.default_rng(0)), episode_answers=("\\boxed{ Paris }", "\\boxed{ Rome }", "Paris")
+    )
+    said: list[str] = []
+    with asyncio.Runner() as runner:
+
+        async def make():
+            scorer = replace(config.scorer, count=1, timeout_s=timeout_s, modules=MODULES)
+            pool = ScorerPool(replace(config, scorer=scorer), said.append)
+            return pool, asyncio.create_task(pool.run())
+
+        pool, running = runner.run(make())
+        yield lambda task: runner.run(pool.score("id", group, task, ("Paris",), "generator-0", 1.5)), said
+        running.cancel()
+        runner.run(pool.close())
+
+
+@pytest.fixture(scope="module")
+def score(ray_session, tiny_config):
+    with scoring(tiny_config, timeout_s=LIMIT_S) as (score, _):
+        yield score
+
+
+def test_a_group_gets_its_rewards_and_advantages(score):
+    record = score("qa")
+    assert record.rewards.tolist() == [1, 0, 0]
+    assert record.advantages.tolist() == pytest.approx([2 / 3, -1 / 3, -1 / 3])
+    assert record.generator == "generator-0" and record.generation_seconds == 1.5
+
+
+def test_over_long_responses_lower_the_advantage_and_not_the_reward(ray_session):
+    """Limits of 10 tokens with a tail of 2: the first episode's turns are penalized by 1 and 0.5, the second's not."""
+    from actors.scoring.scorer import Scorer
+
+    def conversation(tokens: int) -> Conversation:
+        return Conversation("m", [1], Completion([5] * tokens, [-1.0] * tokens, [0] * tokens, "stop", max_tokens=10))
+
+    episodes = [
+        Episode([conversation(10), conversation(9)], "\\boxed{ Paris }"),
+        Episode([conversation(8)], "\\boxed{ Rome }"),
+    ]
+    objective = ObjectiveSection(overlong_penalty=0.4, overlong_share=0.2, advantage="leave_one_out")
+    scorer = Scorer.remote(objective)
+    record = ray_session.get(scorer.score.remote("id", pack_group("p", episodes), "qa", ("Paris",), "g", 1.0))
+    assert record.rewards.tolist() == [1, 0] and record.penalties.tolist() == [-0.75, 0]
+    assert record.advantages.tolist() == pytest.approx([0.7, -0.7])
+
+
+RIGHT, WRONG = "\\boxed{ Paris }", "\\boxed{ Rome }"
+
+
+@pytest.mark.parametrize(
+    ("conversations", "answer", "reward"),
+    [
+        ([("memory", "stop"), ("answer", "stop")], RIGHT, 1.0),
+        ([("memory", "stop"), ("answer", "length")], RIGHT, 0.0),
+        ([("memory", "length"), ("answer", "stop")], RIGHT, 1.0),  # a cut memory is no cut answer
+        ([("answer", "length"), ("answer", "stop")], RIGHT, 0.0),  # an agent of one's own that asks twice
+        ([("draft", "length")], RIGHT, 1.0),
+        ([("answer", "length")], WRONG, 0.0),
+        ([("answer", "stop")], WRONG, 0.0),
+    ],
+)
+def test_a_cut_answer_is_wrong_in_training_and_in_evaluation(conversations, answer, reward, tmp_path):
+    from actors.evaluator import Evaluator
+    from actors.scoring.scorer import Scorer
+    from pipeline.evaluation.answers import AnswerRecorder
+    from pipeline.evaluation.config import EvaluationConfig
+    from pipeline.evaluation.questions import Question, Task
+    from pipeline.lease import Lease
+    from pipeline.problems import Problem
+    from pipeline.rollout.memory_counts import MemoryCounts
+
+    responses = [(role, Completion([5], [-1.0], [0], reason, max_tokens=1)) for role, reason in conversations]
+    cut = reward == 0 and answer == RIGHT or conversations == [("answer", "length")]
+
+    def trained():
+        of_episode = [Conversation(role, [1], response) for role, response in responses]
+        other = [Conversation("answer", [1], Completion([5], [-1.0], [0], "stop"))]
+        group = pack_group("p", [Episode(of_episode, answer), Episode(other, RIGHT)])
+        scorer = Scorer.__ray_metadata__.modified_class(ObjectiveSection())
+        return scorer.score("id", group, "qa", ("Paris",), "g", 1.0)
+
+    async def evaluated():
+        waiting = iter(responses)
+
+        async def generate(prompt, max_tokens, sampling):
+            return next(waiting)[1]
+
+        async def follow(memory):
+            pass
+
+        recorder = AnswerRecorder(generate, Sampling(0.0), 0, False, follow)
+        for role, _ in responses:
+            await recorder([1], 1, role)
+        evaluator = Evaluator.__ray_metadata__.modified_class(
+            EvaluationConfig(), str(tmp_path), Lease(str(tmp_path), "run", "token")
+        )
+        task, problem = Task(Question(0, "s", 1, "q", 1), "direct", 0), Problem("q", "city Rex", ("Paris",), "Rex")
+        recorded = recorder.answer(answer, None, None, MemoryCounts())
+        return await evaluator._row(task, problem, recorded, None, 1.0)
+
+    record, row = trained(), asyncio.run(evaluated())
+    assert record.rewards.tolist() == [reward, 1.0] and record.cut_answers == cut
+    assert row["score"] == row["exact_match"] == reward and row["cut"] == cut
+
+
+@pytest.mark.parametrize(
+    ("task", "error", "message"),
+    [
+        ("raises", ZeroDivisionError, "always raises"),
+        ("returns_nan", ValueError, "not a finite number"),
+        ("no_such_task", ValueError, "there are qa, values"),
+    ],
+)
+def test_a_bad_scorer_fails_its_group_and_the_next_group_is_scored(score, task, error, message):
+    with pytest.raises(error, match=message):
+        score(task)
+    assert score("qa").rewards.tolist() == [1, 0, 0]
+
+
+def test_a_scorer_that_hangs_is_ended_and_another_tries(ray_session, tiny_config, monkeypatch):
+    monkeypatch.setattr("actors.scoring.scorer_pool.ATTEMPTS", 2)
+    with scoring(tiny_config, timeout_s=4) as (score, said):
+        with pytest.raises(TimeoutError, match="scorer.timeout_s=4"):
+            score("hangs")
+        assert sum("hung" in line for line in said) >= 1  # the second is said when its process has ended
+        assert score("qa").rewards.tolist() == [1, 0, 0]
+    assert sum("hung" in line and "starting it again" in line for line in said) >= 2

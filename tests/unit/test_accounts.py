@@ -1,0 +1,82 @@
+"""The accounts of a run against a life worked by hand: its clock, its rates, what was lost in this life and before."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from actors import accounts
+from actors.accounts import Accounts
+from pipeline.run.config import load_training_config
+from pipeline.run.ledger import Ledger
+from tests.support.groups import random_group, record_of
+from tests.support.updates import rank, update
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """Shows the seconds that a test says."""
+    clock = SimpleNamespace(now=100.0)
+    monkeypatch.setattr(accounts, "time", SimpleNamespace(monotonic=lambda: clock.now))
+    return clock
+
+
+@pytest.fixture
+def run(clock) -> Accounts:
+    pools = [
+        SimpleNamespace(restarts=n, saves_failed=0, alive=2, size=2, waiting=1, waited_share=lambda: 0.25)
+        for n in (1, 2, 3)
+    ]
+    config = load_training_config(["preset=tiny"])
+    return Accounts(config, lambda line: None, Ledger(1, 1, 10, 0), SimpleNamespace(bad=7), *pools)
+
+
+def step(run: Accounts, clock, seconds: float, tokens: int, waited: float = 1.0, trained: float = 2.0) -> dict:
+    clock.now += seconds
+    run.tokens_generated += tokens
+    run.ledger.step += 1
+    record = record_of(random_group(np.random.default_rng(0), episodes=2), "g", [1.0, 0.0])
+    return run.step_done([record], [4], [update(rank(tokens=5, staleness=[5]), groups=[0])], [], waited, trained)
+
+
+def test_a_step_lasts_from_the_end_of_the_one_before(run, clock):
+    clock.now += 50  # all were started
+    run.training_begins()
+    step(run, clock, 8.0, 100)
+    run.pauses += [0.2, 0.5]
+    row = step(run, clock, 4.0, 60, waited=1.0, trained=3.5)
+    assert (row["seconds"], row["wait_seconds"], row["train_seconds"], row["publish_seconds"]) == (4.0, 1.0, 2.5, 0.5)
+    assert row["tokens_per_second"] == 15 and row["tokens_generated_total"] == 160
+    assert row["learners_waited"] == 0.25 and row["update_pause_max"] == 0.5 and run.pauses == []
+    assert row["updates_total"] == 2 and row["effective_time_ratio"] == 1
+    assert row["positions"] == [4] and row["rows_quarantined"] == 7
+
+
+def test_what_was_trained_in_vain_and_what_a_restart_took_is_not_effective(run, clock):
+    run.training_begins()
+    first = step(run, clock, 10.0, 10)
+    step(run, clock, 10.0, 10)
+    run.steps_lost += 1
+    run.roll_back(first["step"])
+    clock.now += 15  # until the learners are back
+    run.tokens_generated += 500  # generators go on meanwhile
+    run.step_begins()
+    row = step(run, clock, 5.0, 20)
+    assert row["effective_time_ratio"] == pytest.approx((10 + 5) / 40)
+    assert row["tokens_per_second"] == 4 and row["steps_lost"] == 1 and row["updates_total"] == 2
+    assert len(run.done.rewards) == 2
+
+
+def test_a_life_that_goes_on_counts_from_what_was_there(run, clock):
+    run.begin_after([step(run, clock, 1000.0, 1)] * 8)
+    run.tokens_generated = 1000
+    run.recovered_before.update(group_moves=3, learner_restarts=1)
+    run.moves = 2
+    run.training_begins()
+    row = step(run, clock, 2.0, 8)
+    assert row["updates_total"] == 10 and row["tokens_per_second"] == 4 and row["effective_time_ratio"] == 1
+    assert row["group_moves"] == 5 and row["learner_restarts"] == 4 and row["generator_restarts"] == 1
+    run.roll_back(0)  # further than this life began
+    clock.now += 2
+    run.step_begins()
+    assert step(run, clock, 4.0, 0)["effective_time_ratio"] == pytest.approx(4 / 8)

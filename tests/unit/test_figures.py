@@ -1,0 +1,270 @@
+"""What `make figures` runs and draws, on results that are made up."""
+
+import json
+import subprocess
+import sys
+import time
+from dataclasses import replace
+
+import pytest
+
+from jobs.figures.job import Children, main, make_figures, run_step, run_steps
+from jobs.figures.recipe import (
+    SAMPLINGS,
+    FiguresConfig,
+    Step,
+    all_steps,
+    check_figures,
+    checkpoint_of,
+    draw,
+    figures,
+    is_done,
+    training_steps,
+)
+from jobs.support.progress import JobProgress
+from pipeline.config import load_config
+from pipeline.errors import ConfigError
+from pipeline.evaluation.config import EvaluationConfig, check_evaluation
+from pipeline.fine_tuning.config import FineTuningConfig, check_fine_tuning
+from pipeline.lease import LEASE, Heartbeat, take_lease
+from pipeline.run.config import load_training_config
+from tests.support.result_rows import rows_of
+
+CONFIG = FiguresConfig(seeds=[0, 1], chunks=[8, 2048])
+SCHEMAS = {"jobs.fine_tune": FineTuningConfig, "jobs.evaluate": EvaluationConfig}
+
+
+def test_every_step_is_run_once_and_its_arguments_are_sound():
+    steps = all_steps(CONFIG)
+    assert len({step.name for step in steps}) == len(steps)
+    for step in steps:
+        inputs = ["model.path=somewhere"] if step.model else []
+        inputs += ["data.path=successes.jsonl"] if step.data else []
+        arguments = [*step.arguments, *inputs, f"run.name={step.name}"]
+        if step.job == "jobs.train":
+            assert load_training_config(arguments).train.evaluation == ""
+        else:
+            config = load_config(arguments, SCHEMAS[step.job])
+            (check_evaluation if step.job == "jobs.evaluate" else check_fine_tuning)(config)
+
+
+def test_every_evaluation_stands_behind_the_training_it_needs():
+    names = [step.name for step in all_steps(CONFIG)]
+    for place, step in enumerate(all_steps(CONFIG)):
+        assert all(names.index(need) < place for need in (step.model, step.data) if need)
+
+
+def test_the_ablation_trains_as_many_steps_of_as_many_tokens_everywhere():
+    runs = training_steps(CONFIG)
+    tiny = load_training_config(["preset=tiny"])
+    for step in runs["demonstrator"]:
+        config = load_config(list(step.arguments), FineTuningConfig)
+        assert config.fine_tuning.steps == tiny.train.steps and not config.fine_tuning.from_scratch
+        assert config.model.path == tiny.model.path
+        conversations = tiny.train.groups_per_step * tiny.train.group_size * 9
+        assert 30 * conversations < config.fine_tuning.tokens_per_step < 36 * conversations  # counted: 32.8
+    (direct,) = [load_config(list(step.arguments), FineTuningConfig).fine_tuning for step in runs["direct"]]
+    first = load_config(["preset=fine_tune_tiny"], FineTuningConfig).fine_tuning
+    trained = config.fine_tuning.steps * config.fine_tuning.tokens_per_step  # by every other line
+    both = first.steps * first.tokens_per_step + trained
+    assert direct.steps * direct.tokens_per_step == pytest.approx(both, rel=0.001)
+
+
+def test_rejection_sampling_samples_and_trains_as_much_as_reinforcement_learning():
+    runs, tiny = training_steps(CONFIG), load_training_config(["preset=tiny"])
+    for seed, (sampled, rejection) in enumerate(zip(runs["sampled"], runs["rejection"], strict=True)):
+        assert rejection.data == sampled.name
+        evaluation = load_config(list(sampled.arguments), EvaluationConfig)
+        assert evaluation.model.path == tiny.model.path and evaluation.evaluate.successes
+        assert evaluation.evaluate.temperature == tiny.train.temperature
+        assert evaluation.data.synthetic_seed == evaluation.run.seed == seed  # none of the questions of a figure
+        episodes = evaluation.data.synthetic_count * evaluation.evaluate.samples
+        assert episodes == tiny.train.steps * tiny.train.groups_per_step * tiny.train.group_size
+        fine_tuning, demonstrator = (
+            load_config([*step.arguments, "data.path=x"], FineTuningConfig)
+            for step in (rejection, runs["demonstrator"][seed])
+        )
+        assert fine_tuning.fine_tuning == demonstrator.fine_tuning and fine_tuning.learner == demonstrator.learner
+        assert fine_tuning.data.source == "file" and fine_tuning.run.seed == seed
+
+
+def test_the_figures_have_every_sampling_and_all_seeds():
+    made = figures(CONFIG)
+    assert list(made) == ["length", "ablation", "transfer"]
+    for lines in made.values():
+        assert {line.sampling for line in lines} == set(SAMPLINGS)
+        assert all(len(line.evaluations) == 2 for line in lines if line.name == "after RL")
+    after, before, _ = made["length"][:3]
+    assert "data.synthetic_chunks=[8,2048]" in after.evaluations[0].arguments
+    for line, counts in ((after, [128, 128]), (before, [256])):
+        data = [load_config([*e.arguments, "model.path=x"], EvaluationConfig).data for e in line.evaluations]
+        assert [d.synthetic_count for d in data] == counts
+        assert len({d.synthetic_seed for d in data}) == len(data)
+
+
+def test_a_figure_is_drawn_from_all_seeds_with_a_table(tmp_path):
+    lines = [line for line in figures(CONFIG)["length"] if line.sampling == "paper"]
+    for line in lines:
+        for seed, step in enumerate(line.evaluations):
+            folder = tmp_path / step.name
+            folder.mkdir()
+            score = float(line.name == "after RL" and seed == 0)
+            rows = [r for length in (144, 36864) for r in rows_of([score] * 4, set="synthetic", length=length)]
+            rows = [r | {"id": f"{seed}-{r['id']}"} for r in rows]
+            (folder / "results.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+    table = draw("length", lines, tmp_path)
+    assert (tmp_path / "length.png").stat().st_size > 0
+    text, seeds = (tmp_path / "length.md").read_text().split("# Each training seed")
+    both, spread = text.split("# Spread between training seeds")
+    assert both.strip() == table.strip() and "do not count the spread between training seeds" in table
+    # Of 100 and 0: 50 and √(50² + 50²).
+    assert "| T = 0.7, top-p 0.95 | 144 | after RL | 100.0, 0.0 | 50.0 | 70.7 |" in spread
+    assert "| T = 0.7, top-p 0.95 | 36K | after RL | 100.0, 0.0 | 50.0 | 70.7 |" in spread
+    assert spread.count("| after RL |") == 2 and "before RL" not in spread and "direct" not in spread
+    of_seed = {text.split(" |")[0]: text for text in seeds.splitlines() if text.startswith("| rl-")}
+    assert "100.0" in of_seed["| rl-0"] and "0.0 [" in of_seed["| rl-1"]
+    after = next(text for text in table.splitlines() if text.startswith("| after RL"))
+    assert "50.0" in after  # the mean of a seed that is always right and one that never is
+
+
+def test_what_is_done_is_known_by_its_summary(tmp_path):
+    step = training_steps(CONFIG)["rl"][0]
+    assert not is_done(step, tmp_path)
+    (tmp_path / step.name).mkdir()
+    with pytest.raises(ConfigError, match="left no checkpoint"):
+        checkpoint_of(step.name, tmp_path)
+    for status in ("interrupted", "completed"):
+        summary = {"status": status, "checkpoint": "/runs/rl-0/checkpoints/100"}
+        (tmp_path / step.name / "summary.json").write_text(json.dumps(summary))
+        assert is_done(step, tmp_path) == (status == "completed")
+    assert checkpoint_of(step.name, tmp_path) == "/runs/rl-0/checkpoints/100/hf"
+
+
+@pytest.mark.parametrize("at_once", [1, 2])
+def test_sigterm_ends_the_steps_under_way_too(tmp_path, at_once):
+    steps = [Step(f"endless-{n}", "tests.support.endless_job", ()) for n in range(3)]
+    command = (
+        "from pathlib import Path; from jobs.figures.job import JobProgress, Step, run_steps; "
+        f"run_steps({steps!r}, Path({str(tmp_path)!r}), {at_once}, JobProgress())"
+    )
+    running = subprocess.Popen(
+        [sys.executable, "-c", command], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    logs = [tmp_path / f"{step.name}.log" for step in steps]
+    deadline = time.monotonic() + 60
+    while not all(log.exists() and log.read_text() for log in logs[:at_once]):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    running.terminate()
+    output, _ = running.communicate(timeout=60)
+    assert running.returncode != 0 and "KeyboardInterrupt" in output
+    assert ("· running" in output) == (at_once == 1)  # the lines of several steps are not mixed
+    assert all(log.read_text().splitlines() == ["· running", "· stopping"] for log in logs[:at_once])
+    assert not any(log.exists() for log in logs[at_once:])
+
+
+# A job that waits until all whom it is told to meet are there, and fails if another one, whom it has to follow, is not.
+MEETING = """
+import sys, time
+from pathlib import Path
+
+name, meets, follows = (argument.split("=")[1] for argument in sys.argv[1:4])
+folder = Path(sys.argv[-2].split("=")[1])
+assert not follows or (folder / f"{follows}.ended").exists()
+(folder / f"{name}.begun").touch()
+deadline = time.monotonic() + 60
+while not all((folder / f"{other}.begun").exists() for other in meets.split(",") if other):
+    assert time.monotonic() < deadline
+    time.sleep(0.05)
+(folder / name).mkdir()
+(folder / name / "summary.json").write_text('{"status": "completed", "checkpoint": "somewhere"}')
+(folder / f"{name}.ended").touch()
+"""
+
+
+def meeting(name: str, meets: str = "", follows: str = "", how: str = "model") -> Step:
+    arguments = (f"name={name}", f"meets={meets}", f"follows={follows}")
+    return Step(name, "meeting", arguments, **{how: follows})
+
+
+def test_steps_run_at_once_but_after_what_they_need(tmp_path, monkeypatch, capsys):
+    (tmp_path / "meeting.py").write_text(MEETING)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    steps = [
+        meeting("a", meets="b"),
+        meeting("c", meets="d", follows="a"),
+        meeting("d", meets="c", follows="a", how="data"),
+        meeting("b", meets="a"),
+    ]
+    assert run_steps(steps, tmp_path, 2, JobProgress()) == 0
+    said = capsys.readouterr().out.splitlines()
+    assert said[:2] == ["· step 1 of 4: a", "· step 4 of 4: b"]
+    assert sum(" took " in line for line in said) == 4
+
+
+def test_after_a_step_that_failed_none_begins(tmp_path, monkeypatch, capsys):
+    (tmp_path / "meeting.py").write_text(MEETING)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    (tmp_path / "bad").write_text("where its run folder should be")
+    assert run_steps([meeting("bad"), meeting("good")], tmp_path, 1, JobProgress()) == 1
+    assert "bad ended with status 1; its log is" in capsys.readouterr().out
+    assert "FileExistsError" in (tmp_path / "bad.log").read_text()
+    assert not (tmp_path / "good.log").exists()
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    from pipeline import lease as module
+
+    monkeypatch.setattr(module, "BEAT_S", 0.1)
+    monkeypatch.setattr(module, "SETTLE_S", 0.01)
+
+
+def test_a_step_whose_run_is_at_work_leaves_its_folder_alone_and_fails(tmp_path, quick):
+    run = tmp_path / "rl-0"
+    lease = take_lease(run)
+    (run / "metrics.jsonl").write_text("a row")
+    beating = Heartbeat(lease)
+    assert run_step(Step("rl-0", "no_such_module", ()), tmp_path, Children(), None)[0] == 2
+    beating.end()
+    lease.keep()
+    assert (run / "metrics.jsonl").read_text() == "a row"
+    log = (tmp_path / "rl-0.log").read_text()
+    assert f"is in use by run {lease.run}" in log and "no_such_module" not in log
+
+
+def test_a_training_run_that_was_stopped_begins_anew_as_another_run(tmp_path, monkeypatch, quick):
+    (tmp_path / "lists.py").write_text(
+        "import os, sys; print(os.listdir(f\"{sys.argv[1].split('=')[1]}/{sys.argv[2].split('=')[1]}\"))"
+    )
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    lease = take_lease(tmp_path / "rl-0")
+    (lease.path.parent / "checkpoints").mkdir()
+    (lease.path.parent / "metrics.jsonl").touch()
+    lease.release()
+    assert run_step(Step("rl-0", "lists", ()), tmp_path, Children(), None)[0] == 0
+    assert (tmp_path / "rl-0.log").read_text() == "[]\n"
+
+
+def test_the_figures_are_made_once_at_a_time(tmp_path, monkeypatch, quick):
+    from jobs import figures as module
+
+    config = replace(CONFIG, folder=str(tmp_path / "figures"))
+
+    def steps(*_):
+        with pytest.raises(ConfigError, match="is in use by"):
+            make_figures(config)
+        return 1
+
+    monkeypatch.setattr(module, "run_steps", steps)
+    assert make_figures(config) == 1
+    assert not (tmp_path / "figures" / LEASE).exists()
+
+
+def test_wrong_settings_are_named(capsys):
+    with pytest.raises(ConfigError, match="seeds is empty\nat_once=0 must be.*\n.*there are sampled, paper"):
+        check_figures(replace(CONFIG, seeds=[], at_once=0, samplings=["hot"]))
+    assert main(["questions=many"]) == 2
+    assert "questions=many" in capsys.readouterr().err
+    assert main(["--dry-run", "seeds=[0]"]) == 0
+    assert "python -m jobs.train preset=tiny" in capsys.readouterr().out
