@@ -2,8 +2,9 @@
 
 from pathlib import Path
 
+from pipeline.learning.rules import learner_rules
 from pipeline.rewards.advantages import ADVANTAGES
-from pipeline.rules import Rules, at_most, check_rules, generation_rules, learner_rules, one_of, positive
+from pipeline.rules import Rules, at_most, check_rules, generation_rules, one_of, positive
 from pipeline.run.config import TrainingConfig
 
 
