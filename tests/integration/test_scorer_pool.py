@@ -87,7 +87,7 @@ def test_a_cut_answer_is_wrong_in_training_and_in_evaluation(conversations, answ
     from actors.scoring.scorer import Scorer
     from pipeline.evaluation.answers import AnswerRecorder
     from pipeline.evaluation.config import EvaluationConfig
-    from pipeline.evaluation.questions import Question, Task
+    from pipeline.evaluation.questions import Question, Trial
     from pipeline.lease import Lease
     from pipeline.problems import Problem
     from pipeline.rollout.memory_counts import MemoryCounts
@@ -117,7 +117,7 @@ def test_a_cut_answer_is_wrong_in_training_and_in_evaluation(conversations, answ
         evaluator = Evaluator.__ray_metadata__.modified_class(
             EvaluationConfig(), str(tmp_path), Lease(str(tmp_path), "run", "token")
         )
-        task, problem = Task(Question(0, "s", 1, "q", 1), "direct", 0), Problem("q", "city Rex", ("Paris",), "Rex")
+        task, problem = Trial(Question(0, "s", 1, "q", 1), "direct", 0), Problem("q", "city Rex", ("Paris",), "Rex")
         recorded = recorder.answer(answer, None, None, MemoryCounts())
         return await evaluator._row(task, problem, recorded, None, 1.0)
 
