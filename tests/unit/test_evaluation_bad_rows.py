@@ -16,8 +16,6 @@ from pipeline.evaluation.answers import Answer
 from pipeline.evaluation.config import EvaluationConfig
 from pipeline.evaluation.results import read_results
 from pipeline.lease import take_lease
-from pipeline.problems import Problem
-from tests.support.bad_scorers import ARGUMENTS, MODULES
 
 GOOD = 20
 MARKS = "\u0301\u0316" * 20_000
@@ -272,47 +270,6 @@ def test_the_loop_turns_while_answers_are_scored_and_a_scorer_that_hangs_is_an_e
     assert scored == ({"f1": 1.0, "score": 1.0}, None) and turns > 10
     (scores, error), _ = asyncio.run(scenario(0.1))
     assert scores == {} and error == "the scorer of task 'qa' took longer than 0 s"
-
-
-def test_a_scorer_of_ones_own_that_hangs_raises_or_is_missing_costs_its_answer(ray_session, monkeypatch):
-    from actors.scoring import answer_scoring
-
-    async def scored(*scorers):
-        scoring = (answer_scoring.scores_of(s, "\\boxed{x}", ("x",), MODULES) for s in scorers)
-        return await asyncio.gather(*scoring)
-
-    raised, nan, missing, right = asyncio.run(scored("raises", "returns_nan", "no_such_scorer", "half_are_right"))
-    monkeypatch.setattr(answer_scoring, "SCORER_LIMIT_S", 1.0)
-    (hung,) = asyncio.run(scored("hangs"))
-    assert "took longer than 1 s" in hung[1] and "always raises" in raised[1]
-    assert "not a finite number" in nan[1] and "no scorer" in missing[1]
-    assert right[1] is None and right[0]["score"] in (0.0, 1.0)
-    for scores, _ in (hung, raised, nan, missing):  # its metrics do not depend on its scorer
-        assert scores["exact_match"] == 1.0 and "score" not in scores
-
-
-def test_a_scorer_that_fails_on_a_cut_answer_costs_that_answer(ray_session, tmp_path, monkeypatch):
-    from actors.evaluator import Evaluator
-    from actors.scoring import answer_scoring
-    from pipeline.evaluation.answers import Answer
-    from pipeline.evaluation.questions import Question, Trial
-    from pipeline.lease import Lease
-
-    monkeypatch.setattr(answer_scoring, "SCORER_LIMIT_S", 5.0)
-    config = load_config(["preset=eval_tiny", *ARGUMENTS], EvaluationConfig)
-    evaluator = Evaluator.__ray_metadata__.modified_class(config, str(tmp_path), Lease(str(tmp_path), "", ""))
-    answer = Answer("\\boxed{x}", (), 3, 1, 10, 5, True, 0, None, ())
-
-    async def rows(*scorers):
-        problems = [Problem("q", "city Rex", ("x",), "Rex Paris .", scorer) for scorer in scorers]
-        task = Trial(Question(0, "s", 1, "q", 1), "closed_book", 0)
-        return await asyncio.gather(*(evaluator._row(task, problem, answer, None, 1.0) for problem in problems))
-
-    raised, nan, hung, fine = asyncio.run(rows("raises", "returns_nan", "hangs", "counts_letters"))
-    assert "always raises" in raised["error"] and "not a finite number" in nan["error"]
-    assert "took longer than 5 s" in hung["error"]
-    assert all(row["score_if_not_cut"] is None and row["score"] == 0.0 for row in (raised, nan, hung))
-    assert fine["error"] is None and fine["score_if_not_cut"] == 1.0 and fine["score"] == 0.0
 
 
 def test_tables_that_cannot_be_made_do_not_take_the_answers_with_them(tmp_path, monkeypatch):

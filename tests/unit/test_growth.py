@@ -1,82 +1,14 @@
 """What a run holds does not grow with its steps: 10,000 of them, in seconds, of a run whose engines only pretend."""
 
 import asyncio
-import gc
-import random
-import sys
-import types
 from dataclasses import replace
-
-import pytest
 
 from actors.generation.journal import DROPPED_KEPT, Journal
 from actors.job_actor import LINES_KEPT, JobActor
 from pipeline.lease import Lease
 from pipeline.rollout.replay import Finished
-from pipeline.run.metrics import Curves, RunTotals
-from tests.support.faults import rows_of
-from tests.support.simulation import Simulation, simulate
-
-NOT_HELD = (type, types.ModuleType, types.FunctionType, types.BuiltinFunctionType, types.FrameType, types.CodeType)
-
-
-def bytes_held(*roots: object) -> int:
-    """Of all objects that can be reached from these, but not by way of code."""
-    seen, left, size = set(), list(roots), 0
-    while left:
-        thing = left.pop()
-        if id(thing) in seen or isinstance(thing, NOT_HELD):
-            continue
-        seen.add(id(thing))
-        size += sys.getsizeof(thing)
-        left += gc.get_referents(thing)
-    return size
-
-
-def parts(run: Simulation) -> dict[str, object]:
-    c = run.coordinator
-    return {
-        "lines": c._lines,
-        "journal": c.journal.actor,
-        "ledger": c.buffer.ledger,
-        "references": c.buffer._refs,
-        "queue": c.problems,
-        "groups": (c.groups, c.failures, c.attempts, c.discarded, c.quarantine),
-        "tasks": [None] * len(c._tasks),
-        "accounts": (c.accounts.done, c.accounts.pauses),
-        "tracker": vars(run.tracker),
-    }
-
-
-def test_ten_thousand_steps_leave_no_more_than_a_thousand(tiny_config, tmp_path, monkeypatch):
-    """With groups that fail, generators that are killed, checkpoints, and entries of the journal that come too late."""
-    for limit in ("actors.job_actor.LINES_KEPT", "actors.generation.journal.DROPPED_KEPT"):
-        monkeypatch.setattr(limit, 500)  # reached in a thousand steps
-    train = replace(tiny_config.train, steps=10_000, groups_per_step=2, checkpoint_every=100, episodes_every=5000)
-    config = replace(tiny_config, train=train, wandb=replace(tiny_config.wandb, mode="disabled"))
-    chance, held, added = random.Random(0), {}, RunTotals.add
-
-    def strike(problem) -> None:
-        if chance.random() < 0.05:
-            raise RuntimeError("a scorer raised")
-
-    def look(totals: RunTotals, row: dict) -> None:
-        added(totals, row)
-        if row["step"] in (1000, train.steps):
-            held[row["step"]] = {name: bytes_held(part) for name, part in parts(run).items()}
-
-    monkeypatch.setattr(RunTotals, "add", look)
-    with asyncio.Runner() as runner:
-        run = runner.run(simulate(config, tmp_path, monkeypatch, problems=3000, strike=strike, deadly={"p70", "p2500"}))
-        runner.run(run.train())
-    rows = rows_of(tmp_path)
-    assert len(rows) == train.steps and rows[-1]["groups_failed"] > 500 and rows[-1]["rows_quarantined"] >= 2
-    early, late = held[1000], held[train.steps]
-    # A number of eight bytes or two of each metric that the summary or the figure needs.
-    for name in ("accounts", "tracker"):
-        assert late.pop(name) - early.pop(name) < 150 * (train.steps - 1000)
-    assert late == {name: pytest.approx(size, rel=0.1, abs=4000) for name, size in early.items()}
-    assert sum(late.values()) < 1_000_000
+from pipeline.run.metrics import Curves
+from tests.support.memory import bytes_held
 
 
 def test_a_follower_that_comes_too_late_is_told_how_many_lines_it_missed():

@@ -1,16 +1,11 @@
 """One run at a time in a folder, whatever cluster it is on."""
 
 import errno
-import json
-import multiprocessing
 import os
-import signal
 import subprocess
 import sys
-import threading
 import time
 from dataclasses import replace
-from pathlib import Path
 
 import psutil
 import pytest
@@ -19,9 +14,8 @@ from pipeline import lease as module
 from pipeline.errors import ConfigError
 from pipeline.lease import LEASE, RUN_ID, Heartbeat, Holder, Lease, LeaseLost, is_unused, run_id, take_lease
 from tests.support.disks import full_disk
-from tests.support.faults import ROOT, until
-
-STALE_S = 0.6
+from tests.support.faults import until
+from tests.support.leases import STALE_S, from_elsewhere, taking_process
 
 
 @pytest.fixture(autouse=True)
@@ -29,13 +23,6 @@ def quick(monkeypatch):
     monkeypatch.setattr(module, "BEAT_S", 0.1)
     monkeypatch.setattr(module, "LOOK_S", 0.02)
     monkeypatch.setattr(module, "SETTLE_S", 0.1)
-
-
-def from_elsewhere(folder: Path, **changes) -> None:
-    """Let the lease in a folder be of a process on another machine, which cannot be looked at."""
-    there = module._look(folder / LEASE)
-    holder = replace(there.holder, host="elsewhere", machine="another", pid=4711)
-    (folder / LEASE).write_bytes(replace(there, holder=holder, **changes).bytes())
 
 
 def test_a_second_run_is_refused_with_the_owner_and_the_age_of_its_heartbeat(tmp_path):
@@ -77,34 +64,6 @@ def test_a_heartbeat_that_stays_the_same_is_stale_and_the_taking_over_is_said(tm
     lease.keep()
 
 
-def test_what_a_clock_says_decides_nothing(tmp_path):
-    """The file is of last year, or of next year, by the clock of its host; its heartbeat changes."""
-    lease = take_lease(tmp_path)
-    from_elsewhere(tmp_path)
-    for year in (-1, 1):
-        stop = threading.Event()
-
-        def beat(year=year, stop=stop):
-            beats = 0
-            while not stop.wait(0.05):
-                beats += 1
-                from_elsewhere(tmp_path, beats=beats)
-                os.utime(lease.path, (time.time() + year * 31e6,) * 2)
-
-        beating = threading.Thread(target=beat)
-        beating.start()
-        with pytest.raises(ConfigError, match="in use by"):
-            take_lease(tmp_path, stale_s=5)
-        stop.set()
-        beating.join()
-
-
-def taking_process(folder: Path) -> None:
-    """A process takes the lease, and is gone."""
-    code = f"from pathlib import Path; from pipeline.lease import take_lease; take_lease(Path({str(folder)!r}))"
-    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
-
-
 def test_of_a_process_of_this_machine_that_is_gone_nobody_waits_for_the_heartbeat(tmp_path):
     taking_process(tmp_path)
     said = []
@@ -139,49 +98,6 @@ def test_a_lease_that_cannot_be_read_is_watched_as_well(tmp_path, content):
     said = []
     assert take_lease(tmp_path, said.append, stale_s=STALE_S)
     assert "an unknown run" in said[-1]
-
-
-def _take(folder: str, begin, ended) -> None:
-    module.SETTLE_S = 0.3
-    begin.wait()
-    try:
-        lease = take_lease(Path(folder), lambda line: None, stale_s=STALE_S)
-        beating = Heartbeat(lease)
-        time.sleep(1.5)
-        beating.end()
-        lease.beat()
-        ended.put(("has it", lease.run))
-    except ConfigError as error:
-        ended.put(("refused", str(error)))
-    except LeaseLost as error:
-        ended.put(("lost it", str(error)))
-
-
-@pytest.mark.parametrize("takers", [2, 6])
-@pytest.mark.parametrize("found", ["nothing", "a stale one", "one of a dead process"])
-def test_of_many_that_take_it_at_once_one_has_it_and_the_others_are_refused(tmp_path, found, takers):
-    """In a new folder they also make its run.id, which is that of the one that has the lease."""
-    if found == "one of a dead process":
-        taking_process(tmp_path)
-    if found == "a stale one":
-        take_lease(tmp_path)
-        from_elsewhere(tmp_path)
-    context = multiprocessing.get_context("fork")
-    begin, ended = context.Event(), context.Queue()
-    processes = [context.Process(target=_take, args=(str(tmp_path), begin, ended)) for _ in range(takers)]
-    for process in processes:
-        process.start()
-    begin.set()
-    for process in processes:
-        process.join(30)
-    assert [process.exitcode for process in processes] == [0] * takers
-    results = [ended.get(timeout=5) for _ in processes]
-    ((_, run),) = [result for result in results if result[0] == "has it"]
-    assert run == json.loads((tmp_path / LEASE).read_bytes())["run"] == (tmp_path / RUN_ID).read_text().strip()
-    assert all("is in use by" in said for kind, said in results if kind == "refused")
-    if found == "nothing":  # of several that replace a stale lease, some find out at their next heartbeat
-        assert [kind for kind, _ in results].count("refused") == takers - 1
-    assert {path.name for path in tmp_path.iterdir()} == {LEASE, RUN_ID}
 
 
 @pytest.mark.parametrize("found", ["nothing", "a stale one"])
@@ -237,21 +153,3 @@ def test_who_waits_for_a_stale_lease_can_be_stopped(tmp_path):
     from_elsewhere(tmp_path)
     with pytest.raises(KeyboardInterrupt):
         take_lease(tmp_path, lambda line: None, lambda: True, stale_s=60)
-
-
-def test_a_suspended_run_whose_folder_was_taken_over_finds_out_when_it_wakes(tmp_path):
-    code = (
-        "import time; from pathlib import Path; from pipeline import lease\n"
-        f"lease.BEAT_S = 0.05; mine = lease.take_lease(Path({str(tmp_path)!r})); print('taken', flush=True)\n"
-        "while True:\n    mine.keep(); time.sleep(0.05)"
-    )
-    with subprocess.Popen(
-        [sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    ) as suspended:
-        assert suspended.stdout.readline() == "taken\n"
-        suspended.send_signal(signal.SIGSTOP)
-        lease = take_lease(tmp_path, lambda line: None, stale_s=STALE_S)
-        suspended.send_signal(signal.SIGCONT)
-        _, error = suspended.communicate(timeout=20)
-    assert "LeaseLost" in error and f"was taken over by run {lease.run}" in error
-    assert module._look(lease.path).token == lease.token

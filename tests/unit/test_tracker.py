@@ -1,14 +1,11 @@
 """What the tracker leaves, whatever happens to the disk under it and to wandb."""
 
-import asyncio
 import errno
 import json
-import os
 import random
 import threading
 import time
 
-import psutil
 import pytest
 
 from pipeline.run.config import load_training_config
@@ -344,50 +341,3 @@ def test_a_figure_that_cannot_be_drawn_is_said_with_the_next_row(tracker, monkey
     until(tracker._figure.done, 10)
     (said,) = tracker.log(row(2))
     assert said.startswith("· training.png could not be written") and tracker.log(row(3)) == []
-
-
-def test_rows_are_whole_whatever_becomes_of_wandb(ray_session, config, tmp_path):
-    """A real one, whose core process is killed; then the tracker itself stands still, and is not waited for."""
-    from actors import tracker as module
-
-    config.wandb.mode = "offline"
-    actor, said = module.Tracker.remote(config, str(tmp_path)), []
-
-    async def run() -> None:
-        tracking = module.Tracking(actor, said.append)
-        rows, place, wandb_id = await tracking.begun()
-        assert rows == [] and wandb_id in place
-        await tracking.log(row(1))
-        process = psutil.Process(await actor.__ray_call__.remote(lambda self: os.getpid()))
-        (core,) = [p for p in process.children(recursive=True) if "wandb-core" in p.name()]
-        core.kill()
-        until(lambda: not core.is_running() or core.status() == psutil.STATUS_ZOMBIE, 10)
-        for step in (2, 3):
-            await tracking.log(row(step))
-            await asyncio.sleep(0.5)
-        await tracking.episodes(3, [])
-        await tracking.roll_back(2)
-        await tracking.log(row(3))
-        assert len(said) == 1, said
-        (line,) = said
-        assert line.startswith("· wandb: ") and "the run does not need it" in line
-        process.suspend()
-        module.ANSWER_S, before = 0.5, module.ANSWER_S
-        try:
-            begin = time.monotonic()
-            for step in (4, 5):
-                await tracking.log(row(step))
-            assert await tracking.flush() == {"metrics.jsonl": 2} and time.monotonic() - begin < 10
-            assert said[1:] == [
-                "· the tracker (metrics.jsonl, wandb): no answer for 0.5 s; the run does not wait for it"
-            ]
-        finally:
-            module.ANSWER_S = before
-            process.resume()
-        while await tracking.flush():
-            await asyncio.sleep(0.1)
-        await tracking.finish({"status": "completed"})
-
-    asyncio.run(asyncio.wait_for(run(), 120))
-    assert rows_of(tmp_path) == [row(step) for step in range(1, 6)]
-    ray_session.kill(actor)
