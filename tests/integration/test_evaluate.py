@@ -10,17 +10,15 @@ from pathlib import Path
 import pytest
 from transformers import AutoTokenizer
 
-from pipeline.data.documents.synthetic import SyntheticRecipe
 from pipeline.data.quarantine import Quarantine
-from pipeline.data.rows import row_of
 from pipeline.data.sample_files import SampleFiles
 from pipeline.fine_tuning.conversations import conversation_examples
 from tests.support.bad_scorers import ARGUMENTS
+from tests.support.evaluation_data import CHUNKS, COUNT, evaluation_arguments, write_questions
 from tests.support.faults import Run, inject, run_job, until
 
 ROOT = Path(__file__).resolve().parents[2]
 METHODS = ["memory", "direct", "concat", "closed_book"]
-COUNT, CHUNKS = 12, (8, 60)
 
 
 @pytest.fixture(scope="module")
@@ -31,45 +29,14 @@ def run(shared_ray):
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory) -> Path:
-    """Two lengths of a set by reference and by value, and a user's own questions, some of which cannot be used."""
     folder = tmp_path_factory.mktemp("data")
-    for chunks in CHUNKS:
-        recipe = SyntheticRecipe(5, chunks, COUNT)
-        rows = [row_of(recipe.sample(i)) for i in range(COUNT)]
-        (folder / f"synthetic-{chunks}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    (folder / "paragraphs").mkdir()
-    (folder / "paragraphs/p.jsonl").write_text('{"title": "Rex", "text": "Rex Paris ."}\n')
-    own = {"question": "city Rex", "answers": ["Paris"]}
-    rows = [
-        own | {"id": "by reference", "passages": [0, 0], "passage_file": "paragraphs/p.jsonl"},
-        own | {"id": "long question", "question": "city pet Sam pet pet", "document": "Rex Paris ."},
-        own | {"id": "scorer raises", "document": "Rex Paris .", "task": "raises"},
-        own | {"id": "own scorer", "document": "Rex Paris .", "task": "counts_letters"},
-        own | {"id": "row gone", "passages": [7], "passage_file": "paragraphs/p.jsonl"},
-        own | {"id": "by reference", "document": "the same id again"},
-        {"id": "no answer", "question": "city Rex", "document": "Rex Paris ."},
-    ]
-    (folder / "own.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    write_questions(folder)
     return folder
 
 
 @pytest.fixture(scope="module")
 def arguments(data, tmp_path_factory) -> list[str]:
-    return [
-        "preset=eval_tiny",
-        f"model.path={ROOT}/configs/models/tiny",
-        f"data.path={data}",
-        "data.max_bad_share=0.5",
-        "generator.max_sequences=2",  # slow enough to be stopped
-        f"run.folder={tmp_path_factory.mktemp('runs')}",
-        "run.name=whole",
-        "evaluate.max_attempts=2",
-        "evaluate.memories=3",
-        "evaluate.successes=true",
-        "data.source=file",  # the preset's is synthetic
-        "generator.count=1",
-        *ARGUMENTS,
-    ]
+    return evaluation_arguments(data, tmp_path_factory.mktemp("runs"))
 
 
 @pytest.fixture(scope="module")
@@ -301,46 +268,6 @@ def test_evaluations_are_compared_question_by_question(finished, tmp_path, capsy
     assert main(["--compare", str(folder)]) == 2
     assert main(["--compare", str(folder), str(tmp_path)]) == 2
     assert "results.jsonl" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize(
-    ("wrong", "message"),
-    [
-        ("evaluate.methods=[memry]", "the method 'memry' is none of memory, direct"),
-        ("evaluate.methods=[]", "evaluate.methods is empty"),
-        ("evaluate.methods=[memory,memory]", "names one twice"),
-        ("evaluate.top_p=0", "evaluate.top_p=0.0 must be above 0"),
-        ("evaluate.samples=0", "evaluate.samples=0 must be greater than 0"),
-        ("train.steps=3", "unknown key 'train.steps'"),
-        ("data.path=README.md", "the name of a sample file ends in .jsonl or .parquet"),
-        ("data.path=/no/such/folder", "data.path=/no/such/folder: no such file or folder"),
-        ("data.path=''", "set data.path: data.source=file reads samples, which jobs.prepare makes"),
-        ("data.source=files", "data.source='files' must be one of file, synthetic"),
-        ("data.source=synthetic", "is not read with data.source=synthetic; set data.source=file"),
-        ("agent.window=257", "256 positions"),
-    ],
-)
-def test_a_wrong_configuration_says_so_before_anything_starts(arguments, wrong, message, capsys):
-    from jobs.evaluate import main
-
-    assert main([*arguments, wrong]) == 2
-    assert message in capsys.readouterr().err
-
-
-@pytest.mark.parametrize(
-    ("wrong", "message"),
-    [
-        (["evaluate.methods=[memory]"], "a filter asks by closed_book alone"),
-        (["run.name=x"], "a filter leaves all its files in output"),
-        (["output=s3://bucket/x"], "a filter writes to a local folder"),
-    ],
-)
-def test_a_wrong_filter_says_so(data, tmp_path, wrong, message, capsys):
-    from jobs.prepare import main
-
-    good = ["filter", "preset=eval_tiny", "data.source=file", f"data.path={data}", f"output={tmp_path}"]
-    assert main([*good, *wrong]) == 2
-    assert message in capsys.readouterr().err
 
 
 def test_the_filter_drops_what_is_answered_without_the_document(run, data, tmp_path):
