@@ -2,8 +2,6 @@
 
 import errno
 import io
-import multiprocessing
-import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -95,53 +93,6 @@ def test_no_room_in_shared_memory_is_said(bucket, tmp_path, monkeypatch):
     assert f"{tmp_path} has no room for 128 bytes of new weights: 0 of 67,108,864 bytes are free" in said
     assert "--shm-size" in said and "\n" not in said
     assert list(tmp_path.iterdir()) == []
-
-
-def hold(bucket, folder, connection) -> None:
-    """Stage a bucket and keep it."""
-    staged = stage(bucket, folder)
-    connection.send(staged.path)
-    connection.recv()
-
-
-def test_only_what_a_dead_owner_left_is_removed(bucket, tmp_path):
-    here, there = multiprocessing.Pipe()
-    owner = multiprocessing.get_context("fork").Process(target=hold, args=(bucket, tmp_path, there))
-    owner.start()
-    try:
-        theirs, kept = Path(here.recv()), stage(bucket, tmp_path)
-        (tmp_path / "outside").write_text("not a bucket")
-        others = {
-            tmp_path / f"{BUCKET_FILE}": "file",  # names that are none of a bucket file
-            tmp_path / f"{BUCKET_FILE}x-y": "file",
-            tmp_path / f"{BUCKET_FILE}-1": "file",
-            tmp_path / f"{BUCKET_FILE}12345678901234567890123": "file",
-            tmp_path / f"{BUCKET_FILE}7-folder": "folder",
-            tmp_path / f"{BUCKET_FILE}7-link": "link",
-            tmp_path / f"{BUCKET_FILE}7-pipe": "pipe",
-        }
-        make = {
-            "file": Path.touch,
-            "folder": Path.mkdir,
-            "link": lambda path: path.symlink_to(tmp_path / "outside"),
-            "pipe": os.mkfifo,
-        }
-        for path, kind in others.items():
-            make[kind](path)
-        remove_orphans(tmp_path)
-        assert theirs.exists() and Path(kept.path).exists()
-        owner.kill()
-        owner.join()
-        # Its process id may be another process's by now: one of a living process does not save it.
-        reused = theirs.with_name(f"{BUCKET_FILE}{os.getpid()}-left")
-        theirs.rename(reused)
-        remove_orphans(tmp_path)
-        assert not reused.exists() and Path(kept.path).exists()
-        assert all(os.path.lexists(path) for path in others) and (tmp_path / "outside").exists()
-        kept.remove()
-    finally:
-        owner.kill()
-        owner.join()
 
 
 def test_files_of_other_users_are_left_alone(bucket, tmp_path, monkeypatch):
