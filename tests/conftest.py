@@ -13,12 +13,15 @@ os.environ["RAY_worker_niceness"] = "0"  # Ray's 15 leaves its workers next to n
 os.environ["CHAOS_FOLDER"] = tempfile.mkdtemp(prefix="faults-")
 os.environ["PYTHONPATH"] = f"{Path(__file__).parent / 'support' / 'inject'}{os.pathsep}{Path(__file__).parent.parent}"
 
+from typing import TYPE_CHECKING
+
 import hypothesis
 import pytest
-import torch
 
 from jobs.support.ray_token import require_token
-from pipeline.run.config import TrainingConfig, load_training_config
+
+if TYPE_CHECKING:
+    from pipeline.run.config import TrainingConfig
 
 require_token()
 # Hypothesis fails an example that takes 200 ms, which on a busy machine means nothing.
@@ -28,6 +31,7 @@ hypothesis.settings.load_profile("palimpsest")
 
 def make_random_model(folder: Path, seed: int, **sizes: int) -> Path:
     """A model of the tiny architecture with random weights, large enough to make its tokens differ."""
+    import torch
     from transformers import LlamaForCausalLM
 
     from pipeline.data.documents.synthetic import tiny_model_config, tiny_tokenizer
@@ -72,7 +76,9 @@ def wide_model(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def tiny_config(random_model) -> TrainingConfig:
+def tiny_config(random_model) -> "TrainingConfig":
+    from pipeline.run.config import load_training_config
+
     return load_training_config(["preset=tiny", f"model.path={random_model}"])
 
 

@@ -1,10 +1,30 @@
-"""Shared by the unit tests."""
+"""Shared by the unit tests, none of which may start Ray."""
 
 import time
 
 import pytest
 
 LIMIT_S = 5.0  # of a test that asks for `soon`
+NO_RAY = "a test in tests/unit has started Ray; it belongs in tests/integration"
+
+
+@pytest.fixture(scope="session")
+def ray_session():
+    """Stands before the one of tests/conftest.py."""
+    pytest.fail(NO_RAY)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_ray():
+    """Whatever starts Ray calls this, a first `ray.put` or `.remote()` too."""
+    import ray
+
+    def refuse(*arguments: object, **options: object) -> None:
+        pytest.fail(NO_RAY)
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(ray, "init", refuse)
+        yield
 
 
 @pytest.fixture(scope="session")
