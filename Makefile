@@ -1,5 +1,7 @@
 # make train: train the embedded default.   make train ARGS="preset=… train.steps=3": other settings.
-# make test:  run the tests.                make test ARGS="-k buffer -x": some of them.
+# make test-unit: the tests that need no Ray and no engine, within a minute.   make test: all of them.
+# make lint:  check style, types, spelling and links.   make docs: write docs/configuration.md out of the source.
+# ARGS="-k buffer -x" goes to pytest.
 # make prepare ARGS="<kind> key=value …":  make samples to train or evaluate on (README.md).
 # make evaluate ARGS="preset=… data.path=…": answer questions, score the answers, draw accuracy against length.
 # make figures: the figures of the method in small; hours on two cores, goes on where it was stopped.
@@ -11,7 +13,7 @@
 
 export RAY_AUTH_MODE = token
 
-.PHONY: train test prepare evaluate figures fine_tune chaos setup smollm2
+.PHONY: train test test-unit lint docs prepare evaluate figures fine_tune chaos setup smollm2
 .DEFAULT_GOAL := train
 
 train: setup
@@ -19,6 +21,12 @@ train: setup
 
 test: setup
 	@OMP_NUM_THREADS=1 .venv/bin/python -m pytest $(ARGS)
+
+test-unit: setup
+	@OMP_NUM_THREADS=1 .venv/bin/python -m pytest tests/unit $(ARGS)
+
+docs: setup
+	@.venv/bin/python -m jobs.support.configuration_page
 
 prepare evaluate figures fine_tune: setup
 	@.venv/bin/python -m jobs.$@ $(ARGS)

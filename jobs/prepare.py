@@ -5,6 +5,7 @@ Runs on the cluster that RAY_ADDRESS names (inside a Ray job: the job's cluster)
 """
 
 import functools
+import inspect
 import signal
 import sys
 import traceback
@@ -24,9 +25,12 @@ def main(arguments: list[str]) -> int:
     """Returns the exit status: 0 completed, 1 failed, 2 wrong configuration, 130 interrupted."""
     kind, *settings = arguments or [""]
     if "--help" in arguments and kind in KINDS:
-        return show_help(f"python -m jobs.prepare {kind} key=value …", RECIPES.get(kind, FilterConfig))
+        schema = RECIPES.get(kind, FilterConfig)
+        return show_help(f"python -m jobs.prepare {kind} key=value …\n\n{inspect.getdoc(schema)}", schema)
     if kind not in KINDS:
         usage = f"usage: python -m jobs.prepare <kind> key=value …\nkinds: {', '.join(KINDS)}"
+        if kind == "--help":
+            usage += "\n`python -m jobs.prepare <kind> --help` lists the keys of a kind with their defaults."
         print(usage, file=sys.stdout if kind == "--help" else sys.stderr)
         return 0 if kind == "--help" else 2
     try:

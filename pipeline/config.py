@@ -66,6 +66,10 @@ def load_config(arguments: list[str], schema: type[Schema]) -> Schema:
             layer = OmegaConf.from_dotlist([override])
         except UNREADABLE as error:
             raise ConfigError(f"{_shown(override)}: {_first_line(error)}") from None
+        key, _, value = override.partition("=")
+        if _type_of(schema, key) is str and isinstance(_leaf(_as_written(layer)), bool | int | float):
+            layer = OmegaConf.create({})
+            OmegaConf.update(layer, key, value)  # YAML reads no as false, and 007 as 7
         config = _merge(schema, config, layer, _shown(override), resolve)
     if missing := OmegaConf.missing_keys(config):
         presets = preset_names(schema)
@@ -98,11 +102,6 @@ def save_config(config: object, path: Path) -> None:
 
 def config_yaml(config: object) -> str:
     return OmegaConf.to_yaml(OmegaConf.structured(config))
-
-
-def defaults_yaml(schema: type) -> str:
-    """All keys of a job with their defaults; ??? is what has to be given."""
-    return OmegaConf.to_yaml(OmegaConf.structured(schema))
 
 
 def _layers(preset: str, above: tuple[str, ...] = ()) -> list[tuple[str, DictConfig]]:
@@ -234,6 +233,13 @@ def _keys(schema: type, prefix: str = "") -> Iterator[str]:
             yield prefix + f.name
 
 
+def _type_of(schema: type, key: str) -> object:
+    """The annotation of the value with this dotted name; None if there is no such value."""
+    name, _, rest = key.partition(".")
+    kind = next((f.type for f in dataclasses.fields(schema) if f.name == name), None)
+    return _type_of(kind, rest) if rest and isinstance(kind, type) and dataclasses.is_dataclass(kind) else kind
+
+
 def _is_known(key: str, valid: Iterable[str]) -> bool:
     return key in valid or f"{key.rpartition('.')[0]}.*" in valid or f"{key}.*" in valid
 
@@ -254,6 +260,11 @@ def _paths_of(layer: dict, prefix: str = "") -> Iterator[str]:
 def _as_written(layer: DictConfig) -> dict:
     """The values of a layer, with nothing resolved."""
     return OmegaConf.to_container(layer, resolve=False)
+
+
+def _leaf(layer: object) -> object:
+    """The value of a layer that has no other."""
+    return _leaf(next(iter(layer.values()))) if isinstance(layer, dict) and layer else layer
 
 
 def _nearest(name: str, names: list[str]) -> str:

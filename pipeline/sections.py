@@ -11,8 +11,8 @@ from pipeline.dtype import chosen_dtype
 @dataclass
 class RunSection:
     name: str = ""  # folder name; empty: preset and start time
-    folder: str = "runs"  # where run folders go; inside a Ray job a relative path is taken from the home directory
-    seed: int = 0
+    folder: str = "runs"  # where run folders go; inside a Ray job a relative path is taken from ~/palimpsest
+    seed: int = 0  # of all that is drawn at random
 
 
 @dataclass
@@ -22,7 +22,7 @@ class ModelSection:
     # GPUs and on CPUs that compute it (avx512_bf16, AMX), else by float32
     dtype: str = "auto"
     attention: str = "packed_sdpa"  # of the learner: packed_sdpa (any device) or flash_attention_2 (GPU, if installed)
-    trust_remote_code: bool = False
+    trust_remote_code: bool = False  # run code that comes with the model
 
 
 @dataclass
@@ -30,9 +30,9 @@ class RowLimits:
     """The most that a row of data may hold. A larger one is quarantined: it is malformed, or meant to do harm."""
 
     row_bytes: int = 2**29  # a line of a JSON-lines file, or a parquet row in memory
-    question_characters: int = 1_000_000
-    id_characters: int = 1000
-    answers: int = 10_000
+    question_characters: int = 1_000_000  # of the question
+    id_characters: int = 1000  # of the id
+    answers: int = 10_000  # gold answers to one question
     answer_characters: int = 100_000  # each
     metadata_characters: int = 1_000_000  # as JSON
     metadata_depth: int = 32  # objects and lists within one another
@@ -94,7 +94,7 @@ class ScorerSection(ScoringSection):
 
 @dataclass
 class LearnerSection:
-    ranks: int = 2
+    ranks: int = 2  # learner processes, between which ZeRO-3 shards the model
     min_ranks: int = 1  # reinforcement learning starts again with fewer ranks, down to this, when nodes are lost
     wait_s: float = 120.0  # for room for so many ranks, before it tries fewer
     stall_s: float = 1800.0  # learners that make no progress for so long are started again
@@ -103,11 +103,11 @@ class LearnerSection:
     micro_batch_tokens: int = 8192  # tokens of one forward pass on one rank; at least agent.window
     optimizer: str = "adamw"  # adamw, or muon for the layers' matrices and AdamW for the other parameters
     learning_rate: float = 1e-6  # of AdamW
-    muon_learning_rate: float = 0.02
+    muon_learning_rate: float = 0.02  # of Muon
     schedule: str = "constant"  # of the learning rate after the warm-up: constant, or cosine down to 0 at the end
     decay_share: float = 1.0  # cosine: over this last share of the optimizer steps; before, it is constant
     warmup_steps: int = 20  # optimizer steps
-    weight_decay: float = 0.01
+    weight_decay: float = 0.01  # decoupled from the gradient
     max_grad_norm: float = 1.0  # longer gradients are cut to this; 0: they are not, which Muon asks for
     activation_checkpointing: bool = False  # keep only the layers' inputs and compute the rest again: less memory
     offload: bool = False  # GPU: keep the optimizer state in host memory
@@ -136,8 +136,8 @@ class ObjectiveSection:
 
 @dataclass
 class WandbSection:
-    project: str = "palimpsest"
-    entity: str = ""
+    project: str = "palimpsest"  # name in wandb
+    entity: str = ""  # user or team in wandb; empty: your default one
     mode: str = "auto"  # auto (online with an API key, offline without), online, offline, disabled
 
 

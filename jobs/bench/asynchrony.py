@@ -14,6 +14,7 @@ import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from jobs.support.driver import show_help
 from pipeline.config import load_config
 from pipeline.errors import ConfigError
 
@@ -22,14 +23,16 @@ WARM_UP = 4  # steps
 
 @dataclass
 class Settings:
-    max_staleness: list[int] = field(default_factory=lambda: [0, 1, 4])
+    max_staleness: list[int] = field(default_factory=lambda: [0, 1, 4])  # the bounds to compare
     steps: int = 20  # of a turn
     turns: int = 2  # of each
-    preset: str = "tiny"
+    preset: str = "tiny"  # of the run
     arguments: str = "generator.count=1"  # more settings of the run
 
 
 def main(arguments: list[str]) -> int:
+    if "--help" in arguments:
+        return show_help(__doc__, Settings)
     try:
         settings = load_config(arguments, Settings)
     except ConfigError as error:

@@ -17,6 +17,7 @@ from statistics import fmean
 import psutil
 
 from actors.generation.generator_pool import GeneratorPool
+from jobs.support.driver import show_help
 from jobs.support.ray_token import private_folder, require_token
 from pipeline.config import load_config
 from pipeline.data.documents.synthetic import CHUNK_TOKENS, synthetic_problem
@@ -36,6 +37,8 @@ class Settings:
 
 
 def main(arguments: list[str]) -> int:
+    if "--help" in arguments:
+        return show_help(__doc__, Settings)
     try:
         settings = load_config(arguments, Settings)
         check(settings)

@@ -21,6 +21,7 @@ import psutil
 import torch
 from torch.nn.functional import linear_cross_entropy
 
+from jobs.support.driver import show_help
 from pipeline.config import load_config
 from pipeline.errors import ConfigError
 from pipeline.learning.objective import token_losses
@@ -32,13 +33,13 @@ from pipeline.sections import ObjectiveSection
 
 @dataclass
 class Settings:
-    vocabulary: int = 49152
-    hidden: int = 576
-    layers: int = 4
-    conversations: int = 4
+    vocabulary: int = 49152  # tokens
+    hidden: int = 576  # size of a hidden state
+    layers: int = 4  # of the model
+    conversations: int = 4  # in the batch
     prompt_tokens: int = 384  # of each conversation
     response_tokens: int = 128  # of each conversation
-    dtype: str = "float32"
+    dtype: str = "float32"  # of the weights
     rounds: int = 2  # processes of each variant
     repeats: int = 1  # timed steps in a process, after one to warm up
 
@@ -191,6 +192,8 @@ def main(arguments: list[str]) -> int:
     if arguments and arguments[0] == "--measure":  # a process of one variant
         print(json.dumps(measure(arguments[1], Settings(**json.loads(arguments[2])))))
         return 0
+    if "--help" in arguments:
+        return show_help(__doc__, Settings)
     try:
         settings = load_config(arguments, Settings)
     except ConfigError as error:

@@ -33,7 +33,7 @@ class FiguresConfig:
     chunks: list[int] = field(default_factory=lambda: [8, 32, 128, 512, 2048])  # of the documents of figure 1
     ablation_chunks: list[int] = field(default_factory=lambda: [8, 32, 128, 512])  # of figure 2
     transfer_chunks: list[int] = field(default_factory=lambda: [8, 32, 128])  # of figure 3
-    samplings: list[str] = field(default_factory=lambda: list(SAMPLINGS))
+    samplings: list[str] = field(default_factory=lambda: list(SAMPLINGS))  # how answers are sampled: names in SAMPLINGS
     at_once: int = 1  # steps that run at the same time
 
 

@@ -14,10 +14,11 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
+from jobs.support.keys import REQUIRED, help_text
 from jobs.support.noise import hush_workers
 from jobs.support.ray_token import ClusterError, check_listener, own_cluster, private_folder, require_token
 from pipeline.agents import ASKS, load_agent
-from pipeline.config import defaults_yaml, save_config
+from pipeline.config import save_config
 from pipeline.data.sample_files import sample_files
 from pipeline.end_tokens import end_tokens
 from pipeline.errors import ConfigError, DataError
@@ -35,8 +36,8 @@ EXIT_STATUS = {"completed": 0, "interrupted": 130}
 
 
 def show_help(what: str, schema: type) -> int:
-    """Print what a job is, and its keys with their defaults; return the exit status."""
-    print(what.strip(), "", "Keys and defaults (??? has to be given):", "", defaults_yaml(schema), sep="\n")
+    """Print what a job is, and its keys with their defaults and comments; return the exit status."""
+    print(what.strip(), "", f"Keys with their defaults ({REQUIRED}: must be given):", "", help_text(schema), sep="\n")
     return 0
 
 

@@ -53,7 +53,7 @@ class Settings:
     """What all kinds have in common."""
 
     output: str = MISSING  # folder, or URI of one; inside a Ray job a relative path is taken from ~/palimpsest
-    seed: int = 0
+    seed: int = 0  # of all that is drawn at random
     rows_per_file: int = 1000  # samples of one file
     workers: int = 0  # Ray Data tasks at a time, one CPU each; 0: as many as the cluster has CPUs
     max_bad_share: float = 0.05  # more quarantined rows than this share stop the job
@@ -135,6 +135,7 @@ class RulerSettings(Settings):
     """RULER (arXiv 2404.06654), the tasks beside HotpotQA that the paper tests on, and two more."""
 
     tokenizer: str = MISSING  # Hugging Face folder or name; lengths are counted by it
+    # names in RULER_TASKS
     tasks: list[str] = field(default_factory=lambda: [t for t in RULER_TASKS if t not in ("cwe", "qa_2")])
     tokens: list[int] = field(default_factory=lambda: [2**k for k in range(13, 20)])  # of a document: 8K … 512K
     count: int = 128  # samples of each task and length

@@ -12,9 +12,8 @@ from pipeline.sections import GenerationConfig, RowLimits, ScoringSection
 
 @dataclass
 class EvaluationData:
-    source: str = (
-        "file"  # file, or synthetic (problems of pipeline/data/documents/synthetic.py, made as they are asked)
-    )
+    # file, or synthetic (problems of pipeline/data/documents/synthetic.py, made as they are asked)
+    source: str = "file"
     path: str = ""  # file: samples (pipeline/problems.py) as JSON lines or parquet, or a folder of such files
     synthetic_chunks: list[int] = field(default_factory=lambda: [8])  # synthetic: lengths of documents
     synthetic_count: int = 256  # synthetic: questions of each task and length
@@ -31,8 +30,8 @@ class EvaluationData:
 @dataclass
 class EvaluateSection:
     methods: list[str] = field(default_factory=lambda: ["memory"])  # memory, direct, concat, closed_book, module:class
-    temperature: float = 0.7
-    top_p: float = 0.95
+    temperature: float = 0.7  # of sampling; 0: the likeliest token
+    top_p: float = 0.95  # sample among the likeliest tokens whose probabilities sum to this
     samples: int = 1  # answers to each question by each method; run.seed seeds them all
     memories: int = 8  # the last ones of an episode that results.jsonl keeps
     successes: bool = False  # write the conversations of answers that score 1 into successes.jsonl, to fine-tune on

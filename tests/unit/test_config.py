@@ -248,3 +248,8 @@ def test_what_only_prints_imports_nothing_heavy(command, key):
     done = subprocess.run([sys.executable, "-c", program], cwd=CONFIGS.parent, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert key in done.stdout and done.stdout.endswith("heavy: []\n")
+
+
+@pytest.mark.parametrize("text", ["no", "007", "1e3", "on"])
+def test_a_text_on_the_command_line_is_kept_as_it_is_written(text):
+    assert load_training_config(["preset=tiny", f"run.name={text}"]).run.name == text
