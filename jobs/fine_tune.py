@@ -86,9 +86,8 @@ def fine_tune(config: FineTuningConfig) -> int:
             if config.fine_tuning.from_scratch:
                 config.model.path = str(place.call(random_model, config, folder / "start", limit_s=MODEL_S))
             here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
-            summary = follow(
-                FineTuner.options(scheduling_strategy=here).remote(config, str(folder), place.lease), signals
-            )
+            actor_class = FineTuner.options(scheduling_strategy=here)  # type: ignore[attr-defined]  # mypy ignores decorators of classes
+            summary = follow(actor_class.remote(config, str(folder), place.lease), signals)
             if isinstance(summary, str):
                 summary = {"status": "failed", "error": summary}
                 leave_summary(folder, summary)

@@ -121,7 +121,12 @@ def submit(
         submit_job(client, job, [*entrypoint, *arguments], working_dir)
         interrupts.to_end_job(lambda: client.stop_job(job))
         file = LineFile(log)  # what cannot be written waits, and the job is shown all the same
-        asyncio.run(follow(client, job, lambda line: (file.put(line), progress.line(line))))
+
+        def show(line: str) -> None:
+            file.put(line)
+            progress.line(line)
+
+        asyncio.run(follow(client, job, show))
         info = client.get_job_info(job)
         if problem := file.write():
             progress.say(f"{log} lacks {file.unwritten} lines of the job, which Ray has: {problem}")
@@ -228,9 +233,9 @@ def report(run: Path) -> str | None:
     if not isinstance(summary, dict) or not isinstance(summary.get("status"), str):
         return None
     print(f"{summary['status']}: {summary.get('steps')} steps in {summary.get('seconds')} s")
-    rewards = [summary.get(key) for key in ("reward_first", "reward_last")]
-    if all(isinstance(reward, int | float) for reward in rewards):
-        print("  reward      {:.3f} at the start, {:.3f} at the end".format(*rewards))
+    first, last = summary.get("reward_first"), summary.get("reward_last")
+    if isinstance(first, int | float) and isinstance(last, int | float):
+        print(f"  reward      {first:.3f} at the start, {last:.3f} at the end")
     places = {"checkpoint": summary.get("checkpoint"), "metrics": run / "metrics.jsonl"}
     figures = {"curves": run / "training.png", "accuracy": run / "evaluation" / "accuracy.png"}
     places |= {what: where for what, where in figures.items() if where.exists()}

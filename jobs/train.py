@@ -190,7 +190,7 @@ def run_of(config: TrainingConfig, folder: Path, signals: StopSignals) -> dict:
         if signals.asked:
             raise KeyboardInterrupt
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
-        coordinator = Coordinator.options(
+        coordinator = Coordinator.options(  # type: ignore[attr-defined]  # mypy ignores decorators of classes
             name=str(folder), namespace=NAMESPACE, lifetime="detached", scheduling_strategy=here
         ).remote(config, str(folder), place.lease)
         return end_of(coordinator, config, folder, signals)

@@ -12,7 +12,7 @@ import itertools
 import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import TypeVar, get_origin
+from typing import Any, TypeVar, cast, get_origin
 
 import yaml
 from omegaconf import DictConfig, OmegaConf
@@ -48,7 +48,8 @@ def load_config(arguments: list[str], schema: type[Schema]) -> Schema:
     if bad := [a for a in arguments if not _is_unicode(a)]:
         raise ConfigError(f"arguments are UTF-8 text; got {', '.join(ascii(_shown(a)) for a in bad)}")
     config = OmegaConf.structured(schema)
-    given = {name: [] for name in ("preset", INTERPOLATION) if name not in config}  # a schema may have a preset itself
+    # A schema may have a preset itself.
+    given: dict[str, list[str]] = {name: [] for name in ("preset", INTERPOLATION) if name not in config}
     for argument in arguments:
         key, _, value = argument.partition("=")
         given.get(key, []).append(value)
@@ -76,7 +77,7 @@ def load_config(arguments: list[str], schema: type[Schema]) -> Schema:
         or_preset = f" (or choose a preset: {', '.join(presets)})" if presets else ""
         raise ConfigError(f"set {', '.join(sorted(missing))}{or_preset}")
     try:
-        made = OmegaConf.to_object(config)
+        made = cast(Schema, OmegaConf.to_object(config))
     except OmegaConfBaseException as error:  # an interpolation that leads nowhere
         raise ConfigError(_first_line(error)) from None
     if faults := [*number_faults(made), *_text_faults(made)]:
@@ -112,7 +113,7 @@ def _layers(preset: str, above: tuple[str, ...] = ()) -> list[tuple[str, DictCon
     base = _as_written(layer).get("preset")
     if base is not None and not isinstance(base, str):
         raise ConfigError(f"configs/{preset}.yaml: preset must be the name of one preset")
-    layer = OmegaConf.masked_copy(layer, [key for key in layer if key != "preset"])
+    layer = OmegaConf.masked_copy(layer, [str(key) for key in layer if key != "preset"])
     return [*(_layers(base, (*above, preset)) if base else []), (preset, layer)]
 
 
@@ -150,7 +151,7 @@ def _merge(schema: type, config: DictConfig, layer: DictConfig, where: str, reso
             if not _is_known(key, valid):
                 raise ConfigError(f"{where}: unknown key {_shown(key)!r}{_nearest(key, valid)}")
         _check_interpolation(layer, where, resolve)
-        return OmegaConf.merge(config, layer)
+        return cast(DictConfig, OmegaConf.merge(config, layer))
     except ConfigError:
         raise
     except UNREADABLE as error:
@@ -177,7 +178,7 @@ def _interpolated(layer: object, name: str = "") -> str:
     return next(filter(None, found), "")
 
 
-def _text_faults(config: object, prefix: str = "") -> Iterator[str]:
+def _text_faults(config: Any, prefix: str = "") -> Iterator[str]:
     """One line for each value of a configuration with a text that holds credentials or is not valid Unicode."""
     for f in dataclasses.fields(config):
         value = getattr(config, f.name)
@@ -225,7 +226,7 @@ def _known(schema: type, layer: DictConfig) -> DictConfig:
 def _keys(schema: type, prefix: str = "") -> Iterator[str]:
     """The dotted names of all values of the schema; `name.*` for a mapping, whose keys are the user's."""
     for f in dataclasses.fields(schema):
-        if dataclasses.is_dataclass(f.type):
+        if isinstance(f.type, type) and dataclasses.is_dataclass(f.type):
             yield from _keys(f.type, f"{prefix}{f.name}.")
         elif get_origin(f.type) is dict:
             yield f"{prefix}{f.name}.*"
@@ -259,7 +260,7 @@ def _paths_of(layer: dict, prefix: str = "") -> Iterator[str]:
 
 def _as_written(layer: DictConfig) -> dict:
     """The values of a layer, with nothing resolved."""
-    return OmegaConf.to_container(layer, resolve=False)
+    return cast(dict, OmegaConf.to_container(layer, resolve=False))
 
 
 def _leaf(layer: object) -> object:

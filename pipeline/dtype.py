@@ -1,6 +1,7 @@
 """The dtype of a model's weights: which one `model.dtype=auto` is, and how exact it is."""
 
 from pathlib import Path
+from typing import Any
 
 # Mean differences of log-probs between vLLM and the learner under the same weights, above which something is wrong. In
 # float32 the embedded model has 1e-6 or less. In bfloat16 SmolLM2-135M at temperature 1 has 0.04 to 0.05: the rounding
@@ -10,7 +11,7 @@ CPUINFO = Path("/proc/cpuinfo")
 BFLOAT16_FLAGS = frozenset({"avx512_bf16", "amx_bf16", "bf16"})  # the last is ARM's name
 
 
-def chosen_dtype(config: object) -> str:
+def chosen_dtype(config: Any) -> str:
     """float32 or bfloat16: bfloat16 for GPUs, and for CPUs with bfloat16 instructions; other CPUs emulate it, which
     takes five times as long as float32 or more.
 

@@ -10,7 +10,6 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
 
 import pyarrow
 from pyarrow import fs
@@ -21,7 +20,7 @@ WANTED = "a local path, or a URI of s3, gs, hf or file is wanted, such as hf://d
 BUFFER_BYTES = 1 << 16  # small, because samples of a few KB are read from anywhere in a file
 
 
-def open_input(path: str | Path) -> BinaryIO:
+def open_input(path: str | Path) -> io.BufferedReader:
     """Open a file for reading: binary, buffered, seekable, by lines too, a context manager.
 
     Raises:

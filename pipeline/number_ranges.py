@@ -6,6 +6,7 @@ The ranges are far wider than what is of use. pipeline/rules.py has the rules th
 import dataclasses
 import math
 from collections.abc import Iterator
+from typing import Any
 
 HUGE = 10**9
 # By the last part of the key, else by its ending, else by the type; least and most.
@@ -54,7 +55,7 @@ BY_NAME = {
 BY_ENDING = {"_s": (0, 10**8)}  # seconds
 
 
-def number_faults(config: object, prefix: str = "") -> Iterator[str]:
+def number_faults(config: Any, prefix: str = "") -> Iterator[str]:
     """What is wrong with the numbers of a configuration, a dataclass of dataclasses: one line each."""
     for field in dataclasses.fields(config):
         value, key = getattr(config, field.name), prefix + field.name
@@ -80,5 +81,6 @@ def _fault(name: str, number: int | float) -> str | None:
 
 def _shown(number: int | float) -> str:
     """The number, but not thousands of digits."""
-    long = isinstance(number, int) and number.bit_length() > 400
-    return f"a number of {number.bit_length()} bits" if long else str(number)
+    if isinstance(number, int) and number.bit_length() > 400:
+        return f"a number of {number.bit_length()} bits"
+    return str(number)

@@ -5,12 +5,13 @@ The numbers are in their ranges (no count is below 0, no share above 1): `load_c
 
 import itertools
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
+from typing import Any
 
 from pipeline.errors import ConfigError
-from pipeline.sections import GenerationConfig
+from pipeline.sections import GenerationConfig, JobConfig
 
-Rules = Iterator[tuple[bool, str]]  # whether a rule holds, and what to say if not
+Rules = Iterable[tuple[bool, str]]  # whether a rule holds, and what to say if not
 
 
 def check_rules(*rules: Rules) -> None:
@@ -36,8 +37,8 @@ def one_of(c: object, section: str, name: str, valid: Iterable[str]) -> Rules:
     yield value in valid, f"{section}.{name}={value!r} must be one of {', '.join(valid)}"
 
 
-def job_rules(c: object) -> Rules:
-    """The rules of every job that runs on a cluster; `c` has the sections run, model and wandb."""
+def job_rules(c: JobConfig) -> Rules:
+    """The rules of every job that runs on a cluster."""
     yield from one_of(c, "model", "dtype", ("auto", "float32", "bfloat16"))
     yield from one_of(c, "wandb", "mode", ("auto", "online", "offline", "disabled"))
     yield (
@@ -99,8 +100,8 @@ def check_window(config: GenerationConfig, longest: dict[str, int], positions: i
         raise ConfigError(f"agent.window={a.window} is over the model's {positions} positions ({config.model.path})")
 
 
-def check_data_given(config: GenerationConfig) -> None:
-    """A data source that reads a file has been given one.
+def check_data_given(config: Any) -> None:
+    """A data source that reads a file has been given one; `config` has a section data.
 
     Raises:
         ConfigError: data.path is missing.

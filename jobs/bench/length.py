@@ -79,8 +79,8 @@ async def measure(settings: Settings) -> dict[int, list[tuple[float, int, int]]]
     await run(pool, BASE // 8)  # what is done once is not counted
     measured: dict[int, list[tuple[float, int, int]]] = {}
     for length in [*settings.tokens, *reversed(settings.tokens)]:
-        tokens, *rest = await run(pool, length)
-        measured.setdefault(tokens, []).append(tuple(rest))
+        tokens, seconds, conversations, peak = await run(pool, length)
+        measured.setdefault(tokens, []).append((seconds, conversations, peak))
     running.cancel()
     await pool.close()
     return measured
@@ -95,6 +95,7 @@ async def run(pool: GeneratorPool, length: int) -> tuple[int, float, int, int]:
         peak = max(peak, generator_memory())
         await asyncio.wait([answering], timeout=SAMPLE_S)
     answer = answering.result()
+    assert answer.document_tokens is not None  # the agent "memory" reads
     return answer.document_tokens, time.perf_counter() - begin, answer.conversations, peak
 
 

@@ -105,10 +105,12 @@ def make_policy(settings: Settings, device: str) -> Policy:
         num_hidden_layers=settings.layers,
         num_attention_heads=settings.hidden // 64,
         max_position_embeddings=settings.prompt_tokens + settings.response_tokens,
-        attn_implementation="packed_sdpa",
+        attn_implementation="packed_sdpa",  # type: ignore[call-arg]  # of every configuration
     )
     torch.manual_seed(0)
-    return Policy(LlamaForCausalLM(config).to(device, getattr(torch, settings.dtype)), temperature=1.0)
+    model = LlamaForCausalLM(config)
+    model.to(device, getattr(torch, settings.dtype))  # type: ignore[arg-type]  # transformers wraps it
+    return Policy(model, temperature=1.0)
 
 
 def make_batch(settings: Settings, device: str) -> dict[str, torch.Tensor]:

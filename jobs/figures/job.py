@@ -12,8 +12,9 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from pathlib import Path
+from typing import IO, cast
 
 from jobs.figures.recipe import (
     FiguresConfig,
@@ -93,7 +94,8 @@ def run_steps(steps: list[Step], folder: Path, at_once: int, progress: JobProgre
     Raises:
         KeyboardInterrupt: SIGINT or SIGTERM came; the steps under way have ended.
     """
-    left, running = list(steps), {}
+    left = list(steps)
+    running: dict[Future[tuple[int, float]], Step] = {}
     status, show = 0, progress.line if at_once == 1 else None
     with Children() as children, ThreadPoolExecutor(at_once) as pool:
         while True:
@@ -133,7 +135,7 @@ def run_step(step: Step, folder: Path, children: "Children", show: Callable[[str
                 print(error, file=log, flush=True)
                 return 2, time.monotonic() - begin
         process = children.start(command)
-        for line in process.stdout:
+        for line in cast(IO[str], process.stdout):
             print(line, end="", file=log, flush=True)
             if show:
                 show(line)

@@ -92,7 +92,7 @@ def _key_lists(groups: Groups) -> Iterator[str]:
         for key in keys.values():
             name = f"{group[0]}.{key.name}".lstrip(".")
             default = "required" if key.default == REQUIRED else f"`{key.default}`"
-            yield _item(f"`{name}` ({key.type}, {default}): {key.comment.replace('<', '&lt;')}")
+            yield _item(f"`{name}` ({key.kind}, {default}): {key.comment.replace('<', '&lt;')}")
         yield ""
 
 

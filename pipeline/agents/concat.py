@@ -37,5 +37,5 @@ class ConcatAgent(Reader):
             raise failures.exceptions[0] from None
         joined = [token for task in compressing for token in [*task.result(), *self.new_line]]
         memory = self.fit(joined, self.prompts.answer(problem.question, []))
-        prompt = self.prompts.answer(problem.question, memory)
+        prompt = self.prompts.answer(problem.question, list(memory))
         return self.text_of(await llm(prompt, self.config.answer_tokens, "answer"))

@@ -8,6 +8,7 @@ class DirectAgent(Reader):
     asks = ("direct",)
 
     async def run(self, problem: TokenizedProblem, llm) -> str:
+        assert problem.document is not None
         document = self.fit(problem.document, self.prompts.direct(problem.question, []))
         prompt = self.prompts.direct(problem.question, list(map(int, document)))
         return self.text_of(await llm(prompt, self.config.answer_tokens, "answer"))

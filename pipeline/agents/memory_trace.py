@@ -47,7 +47,7 @@ def needed_facts(problem: Problem, document: np.ndarray, tokenizer) -> tuple[Nee
         return ()
     if not all(isinstance(text, str) and text.strip() for text in texts) or not all(type(p) is int for p in places):
         return ()
-    facts = []
+    facts: list[NeededFact] = []
     for text, place in zip(texts, places, strict=True):
         length = len(encode_text(tokenizer, text))
         there = place >= 0 and tokenizer.decode(document[place : place + length]).strip() == text.strip()

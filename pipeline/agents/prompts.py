@@ -12,6 +12,7 @@ import re
 import reprlib
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
+from typing import Any
 
 import yaml
 
@@ -84,7 +85,7 @@ def load_template(named: str) -> PromptTemplate:
 
 def _template_faults(content: object) -> Iterator[str]:
     """What is wrong with the content of a template's file."""
-    types = {field.name: field.type for field in fields(PromptTemplate)}
+    types: dict[str, Any] = {field.name: field.type for field in fields(PromptTemplate)}
     if not isinstance(content, dict):
         found = "empty" if content is None else f"a {type(content).__name__}"
         yield f"a prompt template has the keys {', '.join(types)}; the file is {found}"

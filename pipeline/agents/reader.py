@@ -1,6 +1,6 @@
 """What the agents have in common: tokens of a problem, and text of a response."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -25,6 +25,7 @@ class TokenizedProblem:
 
     def chunks(self, size: int) -> Iterator[list[int]]:
         """The document cut at multiples of `size`."""
+        assert self.document is not None, "the agent has not read the document"
         for start in range(0, len(self.document), size):
             yield self.document[start : start + size].tolist()
 
@@ -75,7 +76,7 @@ class Reader:
     def text_of(self, response: Completion) -> str:
         return self.tokenizer.decode(self.tokens_of(response))
 
-    def fit(self, tokens: list[int], empty_prompt: list[int]) -> list[int]:
+    def fit(self, tokens: Sequence[int] | np.ndarray, empty_prompt: list[int]) -> Sequence[int] | np.ndarray:
         """Cut the middle out of `tokens` so that the prompt around them and the answer fit the window.
 
         Args:

@@ -40,7 +40,7 @@ def open_arrow(data: pa.Buffer, path: str) -> pa.Table:
     try:
         file = pa.ipc.open_file(data)
         compressed = any(_is_compressed(data, place) for place in _blocks(data))
-        table = None if compressed else file.read_all()
+        table: pa.Table = None if compressed else file.read_all()
     except Exception as error:  # Arrow's, and whatever the code of an extension type raises
         raise DataError(f"{path} is not an Arrow IPC file that can be read: {one_line(error)}") from None
     if compressed:
@@ -147,10 +147,10 @@ def _blocks(data: pa.Buffer) -> Iterator[int]:
 def _is_compressed(data: pa.Buffer, place: int) -> bool:
     message = pa.ipc.read_message(data[place:]).metadata.to_pybytes()
     root = _follow(message, 0)
-    kind, header = _field(message, root, 1), _field(message, root, 2)
+    kind, header = _present(message, root, 1), _present(message, root, 2)
     batch = _follow(message, header)
     if _read("B", message, kind) == 2:  # a dictionary, which holds a batch
-        batch = _follow(message, _field(message, batch, 1))
+        batch = _follow(message, _present(message, batch, 1))
     return _field(message, batch, 3) is not None
 
 
@@ -159,6 +159,14 @@ def _field(flat: bytes, table: int, number: int) -> int | None:
     names = table - _read("i", flat, table)
     offset = _read("H", flat, names + 4 + 2 * number) if 4 + 2 * number < _read("H", flat, names) else 0
     return table + offset if offset else None
+
+
+def _present(flat: bytes, table: int, number: int) -> int:
+    """`_field` of a field that has to be there. Raises ValueError if it is not."""
+    place = _field(flat, table, number)
+    if place is None:
+        raise ValueError(f"a message lacks its field {number}")
+    return place
 
 
 def _follow(flat: bytes, place: int) -> int:

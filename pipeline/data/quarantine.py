@@ -3,13 +3,13 @@
 import contextlib
 import itertools
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, TypeVar
 
 from pipeline.credentials import without_credentials
 from pipeline.errors import BadRow, DataError
-from pipeline.problems import Problem
 from pipeline.storage import LineFile, Storage, append
 
 KEPT = 10_000  # characters of a text, and values of a list, that the quarantine keeps of a row
@@ -121,14 +121,19 @@ def withdrawn_ids(path: Path) -> set[str]:
     return ids
 
 
-def checked_rows(rows: Iterable[tuple[str, object]], make, quarantine: Quarantine) -> Iterator[Problem]:
+Made = TypeVar("Made")
+
+
+def checked_rows(
+    rows: Iterable[tuple[str, Any]], make: Callable[[str, Any], Made], quarantine: Quarantine
+) -> Iterator[Made]:
     """Yield `make(row_id, row)` for every row; a `BadRow` sends the row to `quarantine` instead."""
     for row_id, row in rows:
         quarantine.rows += 1
         try:
-            problem = make(row_id, row)
+            made = make(row_id, row)
         except BadRow as error:
             quarantine.add(row_id, str(error), row)
         else:
-            yield problem
+            yield made
     quarantine.finish()

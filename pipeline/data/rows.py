@@ -19,6 +19,7 @@ import posixpath
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 from urllib.parse import unquote
 
 from pipeline.credentials import INSTEAD, has_credentials
@@ -46,7 +47,7 @@ class RowRules:
     passage_folders: tuple[str, ...] = ()  # folders and URIs with passage files, beside the sample file's own folder
 
 
-def row_rules(config: object) -> RowRules:
+def row_rules(config: Any) -> RowRules:
     """The rules of a configuration that has the sections data, agent and scorer."""
     return RowRules(
         (*SCORERS, *config.scorer.modules),
@@ -56,7 +57,7 @@ def row_rules(config: object) -> RowRules:
     )
 
 
-def problem_from_row(row: object, default_id: str, folder: str = "", rules: RowRules | None = None) -> Problem:
+def problem_from_row(row: Any, default_id: str, folder: str = "", rules: RowRules | None = None) -> Problem:
     """Check one decoded row of the schema above.
 
     Args:
@@ -120,7 +121,12 @@ def problem_from_row(row: object, default_id: str, folder: str = "", rules: RowR
 
 def row_of(problem: Problem) -> dict:
     """The row that `problem_from_row` reads as this problem."""
-    row = {"id": problem.id, "question": problem.question, "answers": list(problem.answers), "task": problem.task}
+    row: dict[str, object] = {
+        "id": problem.id,
+        "question": problem.question,
+        "answers": list(problem.answers),
+        "task": problem.task,
+    }
     if problem.passage_file:
         row |= {"passages": list(problem.passages), "passage_file": problem.passage_file}
     else:

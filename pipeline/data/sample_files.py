@@ -193,8 +193,8 @@ def _lines(handle: pa.NativeFile) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         position += len(data)
     if not blank:
         lines.append((begin, position - begin, number))
-    place, within, number = np.array(lines, np.int64).reshape(-1, 3).T
-    return place, within, number
+    places, sizes, numbers = np.array(lines, np.int64).reshape(-1, 3).T
+    return places, sizes, numbers
 
 
 @functools.lru_cache(maxsize=64)

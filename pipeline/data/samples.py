@@ -8,7 +8,7 @@ import bisect
 import itertools
 import json
 import logging
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -72,8 +72,8 @@ class SampleRow:
 
 
 def sample_rows(
-    source: SampleSource, indices: Sequence[int], workers: int, num_cpus: float = 1.0
-) -> Iterator[SampleRow]:
+    source: SampleSource, indices: Sequence[int] | np.ndarray, workers: int, num_cpus: float = 1.0
+) -> Generator[SampleRow, None, None]:
     """Yield the samples `indices` of `source` in that order, made by `workers` Ray Data tasks at a time.
 
     Args:
@@ -109,7 +109,7 @@ def sample_rows(
         yield from map(_sample_row, batch.to_pylist())
 
 
-def sample_rows_here(source: SampleSource, indices: Iterable[int]) -> Iterator[SampleRow]:
+def sample_rows_here(source: SampleSource, indices: Iterable[int] | np.ndarray) -> Iterator[SampleRow]:
     """Yield what `sample_rows` yields, made one at a time by the caller: a few rows are there before Ray Data is."""
     return (_sample_row(_make_row(source, int(index))) for index in indices)
 

@@ -95,8 +95,8 @@ def place(key: tuple[str, Length, str]) -> str:
 
 def faults(name: str, rows: list[dict]) -> str:
     """The run's errors and cut answers to the paired questions."""
-    number = counts(rows)
-    return f"{name}: {number['errors']} errors and {number['cut']} cut (both counted as wrong), of {len(rows)} answers"
+    errors, cut = counts(rows)
+    return f"{name}: {errors} errors and {cut} cut (both counted as wrong), of {len(rows)} answers"
 
 
 def described(cells: dict[tuple[str, Length, str], list[dict]]) -> str:

@@ -14,6 +14,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from pipeline.data.documents.hotpotqa_json import hotpotqa_question, own_paragraphs, question_id, read_questions
 from pipeline.data.filtered_sets import KEPT, check_all_there
@@ -53,7 +54,7 @@ def hotpotqa_problems(path: str, only: set[str] | None, limit: int, quarantine: 
                 yield row_id, row
         check_all_there(missing, only or set(), path)
 
-    def problem(row_id: str, row: object) -> Problem:
+    def problem(row_id: str, row: Any) -> Problem:
         question = hotpotqa_question(row, row_id, own_paragraphs(row))
         if question.id in seen:
             raise BadRow(f"the id {question.id!r} occurs twice")
@@ -189,6 +190,7 @@ class PassageLinks:
                 except OSError:
                     shutil.copy2(file, there)
             return name
+        raise AssertionError("numbers have no end")
 
 
 def _same(file: Path, other: Path) -> bool:

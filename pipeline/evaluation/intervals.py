@@ -55,7 +55,7 @@ def wilson(successes: int, trials: int) -> Interval:
     return Interval(share, low, high, trials)
 
 
-def bootstrap_mean(values: Sequence[float], seed: int = 0, resamples: int = 10_000) -> Interval:
+def bootstrap_mean(values: Sequence[float] | np.ndarray, seed: int = 0, resamples: int = 10_000) -> Interval:
     """The percentile bootstrap of a mean (Efron 1979).
 
     Values that are all equal give an interval of no width: what was never seen cannot be drawn.
@@ -69,7 +69,7 @@ def bootstrap_mean(values: Sequence[float], seed: int = 0, resamples: int = 10_0
     return stratified_mean([values], seed, resamples)
 
 
-def stratified_mean(strata: Sequence[Sequence[float]], seed: int = 0, resamples: int = 10_000) -> Interval:
+def stratified_mean(strata: Sequence[Sequence[float] | np.ndarray], seed: int = 0, resamples: int = 10_000) -> Interval:
     """The mean of the strata's means, each stratum weighing the same, with a percentile bootstrap within strata.
 
     Args:
@@ -154,7 +154,7 @@ def sign_test(only_a: int, only_b: int) -> float:
     return min(1.0, 2 * tail)
 
 
-def finite(values: Sequence[float]) -> np.ndarray:
+def finite(values: Sequence[float] | np.ndarray) -> np.ndarray:
     """The values as float64; a ValueError if there are none or one is not finite."""
     array = np.asarray(values, dtype=np.float64)
     if array.ndim != 1 or array.size == 0:

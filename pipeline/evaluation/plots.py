@@ -7,6 +7,7 @@ from pathlib import Path
 from statistics import median
 
 from matplotlib.axes import Axes
+from matplotlib.container import ErrorbarContainer
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
@@ -75,7 +76,7 @@ def accuracy_figure(
     legend_rows = ceil(len(lines) / columns)
     size = (max(PANEL[0] * columns, NARROWEST), PANEL[1] * panel_rows + 0.5 + 0.25 * legend_rows)
     figure = Figure(figsize=size, layout="constrained")
-    handles = {}
+    handles: dict[Line, ErrorbarContainer] = {}
     for place, heading, of_panel in zip(count(1), titles, of_panels, strict=False):
         axes = figure.add_subplot(panel_rows, columns, place)
         handles |= draw_panel(axes, plain(heading), of_panel, lines)
@@ -84,7 +85,7 @@ def accuracy_figure(
         if place > len(titles) - columns:
             axes.set_xlabel("document length (tokens)")
     figure.suptitle(title)
-    figure.legend(
+    figure.legend(  # type: ignore[call-overload]  # which does not know ErrorbarContainer
         [handles[line] for line in lines],
         [plain(labels[line]) for line in lines],
         loc="outside lower center",
@@ -104,7 +105,9 @@ def by_line(of_runs: dict[str, list[Cell]]) -> dict[Line, list[Cell]]:
     return lines
 
 
-def draw_panel(axes: Axes, title: str, of_panel: dict[Line, list[Cell]], lines: list[Line]) -> dict:
+def draw_panel(
+    axes: Axes, title: str, of_panel: dict[Line, list[Cell]], lines: list[Line]
+) -> dict[Line, ErrorbarContainer]:
     """Draw the lines of one set; a line's place among all lines gives it its colour and marker.
 
     Returns:
@@ -113,7 +116,8 @@ def draw_panel(axes: Axes, title: str, of_panel: dict[Line, list[Cell]], lines: 
     known = [tokens for of_line in of_panel.values() for cell in of_line if (tokens := place_of(cell)) is not None]
     elsewhere = median(known) if known else 1.0
     single = len({cell.length for of_line in of_panel.values() for cell in of_line}) == 1
-    handles, places = {}, []
+    handles: dict[Line, ErrorbarContainer] = {}
+    places: list[float] = []
     for number, line in enumerate(line for line in lines if line in of_panel):
         shift = 2 ** (SPREAD * (number - (len(of_panel) - 1) / 2)) if single else 1.0
         points = sorted((shift * (place_of(cell) or elsewhere), cell.interval) for cell in of_panel[line])

@@ -14,7 +14,7 @@ from pipeline.data.sample_files import SampleFiles, read_samples, sample_files
 from pipeline.data.samples import JoinedSamples, SampleSource
 from pipeline.errors import BadRow, DataError
 from pipeline.evaluation.config import EvaluationConfig, EvaluationData, synthetic_settings
-from pipeline.evaluation.results import LARGEST_LENGTH, as_length
+from pipeline.evaluation.results import LARGEST_LENGTH, Length, as_length
 from pipeline.files import exists, file_state, is_local, list_files
 from pipeline.problems import Problem
 
@@ -58,7 +58,7 @@ class Trial:
         return int.from_bytes(digest.digest(), "big")
 
 
-def set_and_length(problem: Problem) -> tuple[str, int | float | str | None]:
+def set_and_length(problem: Problem) -> tuple[str, Length]:
     """The set and the length that the sample's metadata name; "questions" and None where they name none. A length that
     is a number in text is a number.
 
@@ -98,7 +98,10 @@ def read_questions(source: SampleSource, config: EvaluationConfig, quarantine: Q
     Raises:
         DataError: too many rows were bad, or no question is asked for.
     """
-    data, questions, counts, seen = config.data, [], Counter(), set()
+    data = config.data
+    questions: list[Question] = []
+    counts: Counter[tuple[str, Length]] = Counter()
+    seen: set[tuple[str, Length, str]] = set()
     for index, problem in read_samples(source, quarantine):
         try:
             name, length = set_and_length(problem)

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 from pipeline.evaluation.answer_scores import METRICS, sub_em
 from pipeline.evaluation.intervals import Interval, mean_interval, stratified_mean
@@ -28,7 +29,7 @@ SURROGATE = re.compile("[\ud800-\udfff]")
 ADDED = ("sub_em",)  # that a row of older runs lacks
 NUMBER, TEXT_OR_NUMBER = (int, float), (str, int, float)
 # What a row may hold, and how to say so.
-TYPES = {
+TYPES: dict[str, tuple[Any, str]] = {
     "set": (str, "a text"),
     "length": ((*TEXT_OR_NUMBER, type(None)), "a text, a number or null"),
     "id": (TEXT_OR_NUMBER, "a text or a number"),
@@ -83,7 +84,8 @@ def read_results(path: str | Path) -> list[dict]:
     Raises:
         ValueError: any other line is no row, or two lines are of the same set, length, question, method and sample.
     """
-    rows, first_lines = [], {}
+    rows: list[dict] = []
+    first_lines: dict[tuple, int] = {}
     for number, row in enumerate(result_rows(path), start=1):
         first = first_lines.setdefault(row_key(row), number)
         if first != number:
@@ -93,12 +95,13 @@ def read_results(path: str | Path) -> list[dict]:
     return rows
 
 
-def as_length(length: object) -> object:
+def as_length(length: Length) -> Length:
     """A length as it stands in a table: a number that is written as text is one, and 8192.0 is 8192."""
     if isinstance(length, str) and NUMERAL.fullmatch(length):
         length = float(length) if "." in length else int(length)
-    whole = isinstance(length, float) and length.is_integer() and abs(length) <= LARGEST_LENGTH
-    return int(length) if whole else length
+    if isinstance(length, float) and length.is_integer() and abs(length) <= LARGEST_LENGTH:
+        return int(length)
+    return length
 
 
 def bring_up_to_date(row: dict) -> None:
@@ -211,7 +214,7 @@ def cell_of(key: tuple[str, Length, str], rows: list[dict], metric: str) -> Cell
         *key,
         interval,
         interval.n,
-        **counts(rows),
+        *counts(rows),
         document_tokens=median_tokens(rows),
         rows=len(rows),
         memory=memory_counts(rows),
@@ -226,7 +229,7 @@ def average_cells(rows: list[dict], metric: str = "score") -> list[Cell]:
     compare. Rows without a length are left out.
     """
     methods = method_order(rows)
-    groups = defaultdict(dict)
+    groups: dict[tuple[Length, str], dict[str, list[dict]]] = defaultdict(dict)
     for (name, length, method), group in by_cell([row for row in rows if row["length"] is not None]).items():
         groups[length, method][name] = group
     averages = []
@@ -244,7 +247,7 @@ def average_cells(rows: list[dict], metric: str = "score") -> list[Cell]:
                 method,
                 interval,
                 interval.n,
-                **counts(together),
+                *counts(together),
                 document_tokens=median(known) if (known := [t for t in tokens if t is not None]) else None,
                 rows=len(together),
                 sets=tuple(of_sets),
@@ -253,9 +256,9 @@ def average_cells(rows: list[dict], metric: str = "score") -> list[Cell]:
     return averages
 
 
-def counts(rows: list[dict]) -> dict[str, int]:
+def counts(rows: list[dict]) -> tuple[int, int]:
     """How many rows are errors, and how many were cut."""
-    return {"errors": sum(row["error"] is not None for row in rows), "cut": sum(bool(row["cut"]) for row in rows)}
+    return sum(row["error"] is not None for row in rows), sum(bool(row["cut"]) for row in rows)
 
 
 def median_tokens(rows: list[dict]) -> float | None:

@@ -6,6 +6,7 @@ pass: the [tokens, vocabulary] matrix is never whole in memory.
 
 import torch
 from torch import nn
+from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 import pipeline.learning.attention  # noqa: F401  registers packed_sdpa with transformers
@@ -115,7 +116,7 @@ class ResponseHead(nn.Module):
 
     def __init__(self, lm_head: nn.Linear, temperature: float, train_entropy: bool):
         super().__init__()
-        if lm_head.bias is not None:
+        if getattr(lm_head, "bias", None) is not None:
             raise ValueError("an lm_head with a bias is not supported")
         self.weight = lm_head.weight
         self.temperature, self.train_entropy = temperature, train_entropy
@@ -127,7 +128,7 @@ class ResponseHead(nn.Module):
 class Policy(nn.Module):
     """A causal language model of transformers, as a function from packed rows to response log-probs and entropies."""
 
-    def __init__(self, model: nn.Module, temperature: float, train_entropy: bool = False):
+    def __init__(self, model: PreTrainedModel, temperature: float, train_entropy: bool = False):
         """
         Args:
             model: a causal language model; its lm_head is replaced.

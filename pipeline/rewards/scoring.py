@@ -7,6 +7,7 @@ the share of the wanted values found for tasks that ask for several.
 import re
 import unicodedata
 from collections.abc import Callable, Mapping
+from typing import Literal
 
 import numpy as np
 
@@ -61,7 +62,7 @@ def spaced(text: str) -> str:
     return " ".join(unicode_form("NFC", text).lower().split())
 
 
-def unicode_form(form: str, text: str) -> str:
+def unicode_form(form: Literal["NFC", "NFD", "NFKC", "NFKD"], text: str) -> str:
     """`unicodedata.normalize`, in linear time.
 
     That function sorts each run of combining marks in the square of its length: seconds for one of 40,000. So a run is

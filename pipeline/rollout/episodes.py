@@ -1,6 +1,7 @@
 """Episodes as the agent makes them, and groups of episodes as flat arrays for the object store."""
 
 from dataclasses import dataclass, field
+from typing import cast
 
 import numpy as np
 
@@ -81,7 +82,7 @@ async def run_episode(agent, tokenized, generate) -> Episode:
         return response
 
     answer = await agent.run(tokenized, llm)
-    return Episode(conversations, answer)
+    return Episode(cast(list[Conversation], conversations), answer)  # all of which have ended
 
 
 @dataclass(frozen=True)

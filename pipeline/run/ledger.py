@@ -153,7 +153,9 @@ class Ledger:
         dropped = [
             group_id
             for group_id, entry in self.entries.items()
-            if entry.state == BUFFERED and self.version - entry.record.oldest_version > self.max_staleness
+            if entry.record
+            and entry.state == BUFFERED
+            and self.version - entry.record.oldest_version > self.max_staleness
         ]
         for group_id in dropped:
             del self.entries[group_id]

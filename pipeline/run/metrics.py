@@ -56,7 +56,7 @@ def step_row(
     """
     done = [update for update in updates if not update.skipped]  # the others trained nothing
     ranks = [rank for update in done for rank in update.ranks]
-    norms = [update.grad_norm for update in done]
+    norms = [update.grad_norm for update in done if update.grad_norm is not None]
 
     def total(key: str) -> float:
         return sum(rank[key] for rank in ranks)

@@ -61,7 +61,7 @@ def learner_memory(config: TrainingConfig, architecture: Architecture) -> tuple[
         "gradients on their way to their rank": 4 * REDUCE_BUCKET + 2 * 4 * a.vocabulary * a.hidden,
         "logits of a chunk, their softmax and its gradient": 3 * 4 * min(LOGITS_IN_MEMORY, tokens * a.vocabulary),
     }
-    host = {}
+    host: dict[str, int] = {}
     state = host if le.offload else device
     state["gradients"] = 4 * share
     state["optimizer state"] = 12 * share  # AdamW; Muon keeps one moment of the matrices, not two

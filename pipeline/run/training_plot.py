@@ -56,7 +56,7 @@ def training_figure(curves: Curves, path: str | Path) -> Figure:
 
 def draw_panel(axes: Axes, curves: Curves, names: list[str]) -> None:
     """Draw the metrics of one panel, with a legend if they are several; shares get an axis from 0 to 1."""
-    values = []
+    values: list[float] = []
     for name in names:
         xs, ys = curves.points(name)
         values += ys

@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import fcntl
+import io
 import os
 import re
 import shutil
@@ -10,7 +11,6 @@ import stat
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
 
 import torch
 
@@ -33,7 +33,7 @@ class BucketFile:
     path: str
     size: int  # bytes
     entries: list  # as in `WeightBucket`
-    file: BinaryIO
+    file: io.FileIO
 
     def remove(self) -> None:
         Path(self.path).unlink(missing_ok=True)
@@ -49,7 +49,7 @@ def stage(bucket: WeightBucket, folder: Path = SHARED_MEMORY) -> BucketFile:
     path, file = _new_file(folder)
     staged = BucketFile(path, bucket.data.size, [list(entry) for entry in bucket.entries], file)
     try:
-        left = memoryview(bucket.data)
+        left = bucket.data.data
         while left:
             left = left[file.write(left) :]
         _verify(bucket, file)
@@ -107,7 +107,7 @@ def _remove_unless_locked(path: Path) -> None:
         os.close(handle)
 
 
-def _new_file(folder: Path) -> tuple[str, BinaryIO]:
+def _new_file(folder: Path) -> tuple[str, io.FileIO]:
     """An empty file, locked. One that `remove_orphans` took before it was locked is given up."""
     while True:
         handle, path = tempfile.mkstemp(prefix=f"{BUCKET_FILE}{os.getpid()}-", dir=folder)
@@ -117,7 +117,7 @@ def _new_file(folder: Path) -> tuple[str, BinaryIO]:
         os.close(handle)
 
 
-def _verify(bucket: WeightBucket, file: BinaryIO) -> None:
+def _verify(bucket: WeightBucket, file: io.FileIO) -> None:
     """Compare the checksum of the bytes in the file with the one that the bucket was packed with."""
     checksum, part = new_checksum(bucket.entries), memoryview(bytearray(READ_BYTES))
     file.seek(0)

@@ -10,17 +10,20 @@ import xxhash
 ALIGNMENT = 64  # bytes; every tensor begins at a multiple of this
 
 
+Entries = tuple[tuple[str, str, tuple[int, ...], int], ...]  # name, dtype, shape, offset in bytes
+
+
 @dataclass(frozen=True)
 class WeightBucket:
     """Some of a model's parameters. `data` is uint8 [bytes]; `entries` says what lies where in it; `checksum`
     (`new_checksum`) is of both, made when they were packed."""
 
-    entries: tuple[tuple[str, str, tuple[int, ...], int], ...]  # name, dtype, shape, offset in bytes
+    entries: Entries
     data: np.ndarray
     checksum: int
 
 
-def new_checksum(entries: tuple) -> xxhash.xxh3_64:
+def new_checksum(entries: Entries) -> xxhash.xxh3_64:
     """The checksum of a bucket, to be updated with its data. XXH3 reads bytes faster than they can be copied."""
     return xxhash.xxh3_64(repr(entries).encode())
 
@@ -57,14 +60,15 @@ def unpack_bucket(entries, data: torch.Tensor) -> list[tuple[str, torch.Tensor]]
 
 def _pack(parameters: list[tuple[str, torch.Tensor]], size: int) -> WeightBucket:
     data = np.empty(size, dtype=np.uint8)
-    entries, offset = [], 0
+    made, offset = [], 0
     for name, tensor in parameters:
         raw = tensor.detach().contiguous().cpu().reshape(-1).view(torch.uint8).numpy()
         data[offset : offset + raw.size] = raw
-        entries.append((name, str(tensor.dtype).removeprefix("torch."), tuple(tensor.shape), offset))
+        made.append((name, str(tensor.dtype).removeprefix("torch."), tuple(tensor.shape), offset))
         offset += _aligned(raw.size)
-    entries, checksum = tuple(entries), new_checksum(tuple(entries))
-    checksum.update(data)
+    entries = tuple(made)
+    checksum = new_checksum(entries)
+    checksum.update(data.data)
     return WeightBucket(entries, data, checksum.intdigest())
 
 

@@ -43,14 +43,14 @@ class Example(Base):
 
 def test_keys_are_read_with_their_defaults_and_comments():
     own, inner = sections_of(Example)
-    assert [(key.name, key.type, key.default, key.comment) for key in own.keys] == [
+    assert [(key.name, key.kind, key.default, key.comment) for key in own.keys] == [
         ("path", "str", "???", "of the base"),
         ("name", "str", "''", ""),
         ("text", "str", "#", 'not "# in the text"'),
         ("modules", "dict[str, str]", "{}", ""),
     ]
     assert own.name == "" and [key.owner for key in own.keys] == [Base, Base, Example, Example]
-    assert inner.name == "inner" and [(key.name, key.type, key.default, key.comment) for key in inner.keys] == [
+    assert inner.name == "inner" and [(key.name, key.kind, key.default, key.comment) for key in inner.keys] == [
         ("tall", "float", "0.5", "above, in two lines and behind"),
         ("items", "list[int]", "[1, 2]", "of several"),
         ("plain", "bool", "false", ""),

@@ -265,13 +265,14 @@ class _Opened:
 
         A Fisher-Yates shuffle that is only done as far as it is asked for: so fewer are a beginning of more.
         """
-        draw, excluded = random.Random(seed), set(excluded)
-        total, moved = len(self.drawable), {}
+        draw, left_out = random.Random(seed), set(excluded)
+        moved: dict[int, int] = {}
+        total = len(self.drawable)
         for place in range(total):
             other = place + int(draw.random() * (total - place))
             row = int(self.drawable[moved.get(other, other)])
             moved[other] = moved.pop(place, place)
-            if row not in excluded:
+            if row not in left_out:
                 yield row
 
 
@@ -294,7 +295,7 @@ def _add(passages: TableWriter, paragraph: Paragraph, drawable: dict[str, int] |
     """Write a passage; the first of its title may be drawn, if `drawable` is given."""
     new = drawable is not None and paragraph.title not in drawable
     row = passages.add(paragraph.title, paragraph.text, new)
-    if new:
+    if drawable is not None and new:
         drawable[paragraph.title] = row
 
 

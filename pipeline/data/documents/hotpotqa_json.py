@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import ijson
 
@@ -77,13 +78,14 @@ def question_id(row: object, row_id: str) -> str:
 def _paragraph(entry: object) -> Paragraph:
     match entry:
         case [str(title), [*sentences]] if title.strip() and all(isinstance(s, str) for s in sentences):
-            paragraph = Paragraph(title.strip(), "".join(sentences).strip())  # sentences bring their own blanks
+            # Sentences bring their own blanks.
+            paragraph = Paragraph(title.strip(), "".join(map(str, sentences)).strip())
             text_field({"context": paragraph.title + paragraph.text}, "context")  # raises if it is not valid Unicode
             return paragraph
     raise BadRow("every entry of 'context' must be [title, [sentence, …]]")
 
 
-def read_questions(path: str | Path) -> Iterator[object]:
+def read_questions(path: str | Path) -> Iterator[Any]:
     """Yield the rows of HotpotQA's JSON as they stand.
 
     Raises:

@@ -5,6 +5,7 @@ where one unit more is too much and one less leaves a gap, how many pieces (word
 many characters of one more piece.
 """
 
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -67,7 +68,7 @@ def fit(
         raise TooFewUnits(f"{task}: all {units} units together have {size} tokens, fewer than the wanted {tokens}")
     # The first piece may be larger than the gap (a paragraph's heading): then one whole unit less and a longer part.
     for whole in range(units, max(units - 2, -1), -1):
-        part = _longest_part(lambda part, whole=whole: measure(whole, part), pieces(whole), cut_pieces, tokens)
+        part = _longest_part(functools.partial(measure, whole), pieces(whole), cut_pieces, tokens)
         text = build(whole, part)
         size = count_tokens(text)
         if _enough(size, tokens):
@@ -97,6 +98,7 @@ def _search(measure: Callable[[int], int], none: int, most: int, tokens: int) ->
     low, low_size = 0, none
     high, high_size = most + 1, None
     aim = tokens * (1 + LEAST_SHARE) / 2
+    guess: float
     step = 0
     while not _enough(low_size, tokens) and high - low > 1:
         if high_size is None and low_size == none:

@@ -1,5 +1,6 @@
 """The eight needle tasks: sentences "One of the special magic numbers for KEY is: VALUE." in a haystack."""
 
+import functools
 import random
 from dataclasses import dataclass
 from itertools import islice
@@ -49,8 +50,8 @@ def needle_sample(
     if kind.haystack == "essay" and not essay:
         raise DataError(f"{task} hides its needles in an essay: give a text, a folder of texts or JSON as `essay=`")
     taken: set[str] = set()
-    text = " ".join(essay).lower() if kind.haystack == "essay" else ""
-    keys, values = (distinct(lambda k=k: DRAWS[k](rng), taken, text) for k in (kind.key, kind.value))
+    text = " ".join(essay).lower() if essay and kind.haystack == "essay" else ""
+    keys, values = (distinct(functools.partial(DRAWS[k], rng), taken, text) for k in (kind.key, kind.value))
     needles = [(key, value) for key in islice(keys, kind.keys) for value in islice(values, kind.values)]
     asked = needles[: kind.asked * kind.values]
 
@@ -60,7 +61,7 @@ def needle_sample(
     if kind.haystack == "noise":
         haystack = noise_haystack()
     elif kind.haystack == "essay":
-        haystack = essay_haystack(essay)
+        haystack = essay_haystack(essay or ())
     else:
         haystack = _needle_haystack(sentence(*needle) for needle in zip(keys, values, strict=True))
     places = [(rng.random(), sentence(*needle)) for needle in needles]

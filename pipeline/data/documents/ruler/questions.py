@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from pipeline.data.documents.hotpotqa_json import (
     Paragraph,
@@ -80,7 +81,8 @@ def _squad_questions(path: str, numbers: dict[Paragraph, int], quarantine: Quara
             article_numbers = tuple(dict.fromkeys(number for number in own if number is not None))
             for p, paragraph in enumerate(article["paragraphs"]):
                 place = f"{_name(path)}:data[{a}].paragraphs[{p}]"
-                if own[p] is None or not isinstance(paragraph.get("qas"), list):
+                number = own[p]
+                if number is None or not isinstance(paragraph.get("qas"), list):
                     yield place, paragraph
                     continue
                 for q, row in enumerate(paragraph["qas"]):
@@ -88,10 +90,10 @@ def _squad_questions(path: str, numbers: dict[Paragraph, int], quarantine: Quara
                     if isinstance(row, dict) and row.get("is_impossible"):
                         unanswerable.add(row_id, "the question has no answer ('is_impossible')", row)
                         continue
-                    places[row_id] = own[p], article_numbers
+                    places[row_id] = number, article_numbers
                     yield row_id, row
 
-    def question(row_id: str, row: object) -> Question:
+    def question(row_id: str, row: Any) -> Question:
         if row_id not in places:
             raise BadRow("a paragraph must have the text 'context' and the list 'qas'")
         text = text_field(row, "question")
@@ -114,13 +116,13 @@ def _context_number(paragraph: object, numbers: dict[Paragraph, int]) -> int | N
 
 
 def _hotpotqa_questions(path: str, numbers: dict[Paragraph, int], quarantine: Quarantine) -> tuple[Question, ...]:
-    def question(row_id: str, row: object) -> Question:
+    def question(row_id: str, row: Any) -> Question:
         read = hotpotqa_question(row, row_id, own_paragraphs(row))
         own = [numbers.setdefault(paragraph, len(numbers)) for paragraph in read.paragraphs]
         gold = {own[number] for number in read.gold} or set(own)  # without supporting facts any may be needed
-        own = dict.fromkeys(own)
-        near = tuple(number for number in own if number not in gold)
-        return Question(read.id, read.question, (read.answer,), tuple(n for n in own if n in gold), near)
+        different = tuple(dict.fromkeys(own))
+        near = tuple(number for number in different if number not in gold)
+        return Question(read.id, read.question, (read.answer,), tuple(n for n in different if n in gold), near)
 
     rows = ((f"{_name(path)}:{number}", row) for number, row in enumerate(read_questions(path), 1))
     return tuple(checked_rows(rows, question, quarantine))
