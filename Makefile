@@ -13,7 +13,7 @@
 
 export RAY_AUTH_MODE = token
 
-.PHONY: train test test-unit lint docs prepare evaluate figures fine_tune chaos setup smollm2
+.PHONY: train test test-unit lint tools docs prepare evaluate figures fine_tune chaos setup smollm2
 .DEFAULT_GOAL := train
 
 train: setup
@@ -24,6 +24,22 @@ test: setup
 
 test-unit: setup
 	@OMP_NUM_THREADS=1 .venv/bin/python -m pytest tests/unit $(ARGS)
+
+# What it runs is installed beside the lock once (requirements/dev.txt).
+lint: tools
+	@.venv/bin/ruff check .
+	@.venv/bin/ruff format --check .
+	@.venv/bin/mypy
+	@git ls-files -z | xargs -0 .venv/bin/codespell
+	@.venv/bin/python -m pytest -q --durations=0 --no-header tests/unit/test_doc_links.py
+
+tools: setup
+	@$(MAKE) --no-print-directory -s .venv/installed-dev
+
+.venv/installed-dev: requirements/dev.txt .venv/installed
+	@echo "· installing requirements/dev.txt"
+	@.venv/bin/python -m pip install -qq --no-deps --require-hashes -r requirements/dev.txt
+	@touch $@
 
 docs: setup
 	@.venv/bin/python -m jobs.support.configuration_page

@@ -127,7 +127,7 @@ class Coordinator(JobActor):
         if self._tracking:  # what it has of earlier steps belongs to the summary of a run that could not start, too
             await asyncio.wait([self._tracking], timeout=CLOSING_S)
         unwritten = await self.tracker.flush() if self.tracker and not self.lease_lost else {}
-        unwritten |= await self.finish_files(self.quarantine.file)
+        unwritten |= await self.finish_files(self.quarantine.kept)
         self.say_what_is_lost(unwritten)
         if self.lease_lost:
             status, error = "failed", self.lease_lost
@@ -344,7 +344,7 @@ class Coordinator(JobActor):
         """Train one step."""
         ledger, t = self.buffer.ledger, self.config.train
         waited = self.accounts.seconds
-        discarded = len(self.discarded)  # those that come while it trains are the next step's
+        count = len(self.discarded)  # those that come while it trains are the next step's
         updates = await self.learners.train(self.step, ledger.version, groups)
         trained = self.accounts.seconds
         buckets = await self.learners.publish()
@@ -356,7 +356,7 @@ class Coordinator(JobActor):
         for problem in problems:
             self.attempts.pop(problem.id, None)
         self.journal.drop.remote([record.group_id for record in records])
-        discarded, self.discarded = self.discarded[:discarded], self.discarded[discarded:]
+        discarded, self.discarded = self.discarded[:count], self.discarded[count:]
         for pool in (self.generators, self.scorers, self.learners):
             pool.work_done()
         self.check_lease()
@@ -498,7 +498,7 @@ class Coordinator(JobActor):
         t = self.config.train
         await self.tracker.log(row)
         self.say(step_line(row, t.steps))  # who sees the line finds the row
-        self.say_of(self.quarantine.file)
+        self.say_of(self.quarantine.kept)
         mismatch_warning = t.mismatch_warning or MISMATCH_WARNING[self.config.model.dtype]
         if (row["logprob_mismatch_mean"] or 0) > mismatch_warning:
             self.say(

@@ -10,6 +10,7 @@ import json
 import time
 import traceback
 from collections import Counter
+from typing import cast
 
 import ray
 
@@ -54,7 +55,8 @@ class Evaluator(JobActor):
         self.successes: LineFile | None = None
         self.rows: list[dict] = []  # of results.jsonl, what the tables need of them
         self.failures: Counter[str] = Counter()
-        self.pool = self.progress = None
+        self.pool: GeneratorPool | None = None
+        self.progress: Progress | None = None
         self.wandb: WandbRun | None = None
         self.wandb_place = ""
         self.engine_version = ""
@@ -193,7 +195,12 @@ class Evaluator(JobActor):
         self.pool = GeneratorPool(c, self.say)
         self.spawn(self.pool.run())
         await self.unless_failed(
-            self.start_all({"generators (vLLM)": self.pool.ready(), "tracker (wandb)": asyncio.shield(self._tracking)})
+            self.start_all(
+                {
+                    "generators (vLLM)": self.pool.ready(),
+                    "tracker (wandb)": asyncio.shield(cast(asyncio.Future, self._tracking)),
+                }
+            )
         )
         self.engine_version = self.pool.engine_version
         self.began = time.monotonic()
@@ -240,6 +247,7 @@ class Evaluator(JobActor):
                         f"question {trial.question.id!r} was read before and cannot be read any more: "
                         f"{reason_of(error)}"
                     ) from error
+        raise AssertionError("the last attempt returns or raises")
 
     async def _answer(self, trial: Trial, problem: Problem) -> tuple[Answer | None, str | None]:
         """The answer, or after some attempts the reason why there is none.
@@ -285,7 +293,7 @@ class Evaluator(JobActor):
     ) -> dict:
         """The row of results.jsonl. Without an answer, or with one that was cut, all scores are 0. What a cut one would
         have scored is in `score_if_not_cut`, None if its scorer failed."""
-        scores = dict.fromkeys(SCORES, 0.0)
+        scores: dict[str, float | None] = dict.fromkeys(SCORES, 0.0)
         if answer:
             given, error = await scores_of(problem.task, answer.text, problem.answers, self.config.scorer.modules)
             scores |= {"score_if_not_cut": given.get("score")} if answer.cut else given
@@ -306,7 +314,7 @@ class Evaluator(JobActor):
             "response_tokens": answer.response_tokens if answer else 0,
             "seconds": round(seconds, 3),
             "memories": list(answer.memories) if answer else [],
-            "memory_trace": vars(trace.scored(scores["score"])) if trace else None,
+            "memory_trace": vars(trace.scored(scores["score"] or 0.0)) if trace else None,
         }
 
     def _left(self) -> int:

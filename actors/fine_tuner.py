@@ -43,7 +43,7 @@ class FineTuner(JobActor):
         self.curve: list[dict] = []  # losses and hashes of the data, for the record
         self.step = self.tokens = 0
         self.checkpoint: Path | None = None
-        self.gang = None
+        self.gang: FineTuningGang | None = None
         self.tracker: Tracking | None = None
 
     async def stop(self) -> None:
@@ -68,7 +68,7 @@ class FineTuner(JobActor):
             if not isinstance(failure, (RunFailed, DataError)):
                 traceback.print_exc()
         unwritten = await self.tracker.flush() if self.tracker and not self.lease_lost else {}
-        unwritten |= await self.finish_files(self.quarantine.file)
+        unwritten |= await self.finish_files(self.quarantine.kept)
         self.say_what_is_lost(unwritten)
         if self.lease_lost:
             status, error = "failed", self.lease_lost
@@ -133,7 +133,7 @@ class FineTuner(JobActor):
                 "seconds": time.monotonic() - begin,
             }
             await self.tracker.log(row)
-            self.say_of(self.quarantine.file)
+            self.say_of(self.quarantine.kept)
             skipped = skipped + 1 if row["grad_norm"] is None else 0
             if skipped == MAX_SKIPPED:
                 raise RunFailed(f"{skipped} steps in a row were skipped: their gradient is not finite")

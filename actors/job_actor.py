@@ -6,7 +6,7 @@ import json
 import time
 import warnings
 from collections import deque
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import TypeVar
@@ -225,7 +225,7 @@ class JobActor:
 
     # Failing.
 
-    def fail(self, error: Exception) -> None:
+    def fail(self, error: BaseException) -> None:
         """End the run with this error."""
         if not self._failed.done():
             self._failed.set_exception(error)
@@ -246,13 +246,13 @@ class JobActor:
 
         def done(task: asyncio.Task) -> None:
             self._tasks.discard(task)
-            if not task.cancelled() and task.exception():
-                self.fail(task.exception())
+            if not task.cancelled() and (error := task.exception()):
+                self.fail(error)
 
         task.add_done_callback(done)
         return task
 
-    async def close_all(self, closing: list[Awaitable]) -> None:
+    async def close_all(self, closing: Sequence[Awaitable]) -> None:
         """Wait until all parts have closed, but not for ever: what is left ends with the job."""
         for done in await asyncio.gather(*(asyncio.wait_for(w, CLOSING_S) for w in closing), return_exceptions=True):
             if isinstance(done, Exception):

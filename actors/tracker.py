@@ -15,7 +15,7 @@ from concurrent.futures import Future
 from copy import deepcopy
 from itertools import islice, takewhile
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import numpy as np
 import ray
@@ -132,7 +132,7 @@ class Tracker:
             return self._fails(what, error)
         return self._works(what)
 
-    def _fails(self, what: str, error: Exception) -> list[str]:
+    def _fails(self, what: str, error: BaseException) -> list[str]:
         was_said = what in self._failing
         self._failing.add(what)
         return [] if was_said else [f"· {what} could not be written: {error}"]
@@ -150,19 +150,21 @@ class Tracker:
         while self._waiting:
             with self._lock:
                 first = self._waiting[0]
-                rows = list(islice(takewhile(lambda waiting: isinstance(waiting, Row), self._waiting), ROWS_AT_ONCE))
+                waiting = takewhile(lambda waiting: isinstance(waiting, Row), self._waiting)
+                rows = cast(list[Row], list(islice(waiting, ROWS_AT_ONCE)))
             if rows:
                 self._append(rows)
             else:
-                self._go_back(first)
+                self._go_back(cast(int, first))
             with self._lock:
-                for _ in rows or [first]:
+                for _ in range(len(rows) or 1):
                     self._waiting.popleft()
                 self._size -= sum(len(row.line) for row in rows)
 
     def _append(self, rows: list[Row]) -> None:
         """Add rows to metrics.jsonl, but for those that are there: this actor died when it had written them."""
-        last, new = self._steps[-1] if self._steps else 0, []
+        last = self._steps[-1] if self._steps else 0
+        new: list[Row] = []
         for row in rows:
             if row.step <= last:
                 if row in (*new, *self._rows()):

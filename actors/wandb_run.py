@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from pipeline.sections import GenerationConfig
 
@@ -79,8 +80,8 @@ class WandbRun:
 
     def _work(self) -> None:
         """Make the calls in their order; after one that failed, only the last."""
-        call = self._start
-        while call:
+        call: Callable[[Any], None] | None = self._start
+        while call is not None:
             if not self._problem or call == self._end:
                 self._call_began = time.monotonic()
                 try:

@@ -9,6 +9,7 @@ import logging
 import os
 import time
 from dataclasses import replace
+from typing import NoReturn
 
 import ray
 
@@ -260,7 +261,7 @@ class Generator:
             await asyncio.sleep(1)
         self._die("the vLLM engine process is dead")
 
-    def _die(self, why: str) -> None:
+    def _die(self, why: str) -> NoReturn:
         """End this actor's process: the pool starts another, and the groups go on elsewhere."""
         log.error("generator %s ends itself: %s", self.name, why)
         os._exit(1)

@@ -11,6 +11,7 @@ import os
 import time
 import uuid
 from collections.abc import AsyncIterator, Collection, Iterator
+from typing import Any, cast
 
 from pipeline.rollout.episodes import Completion, Sampling
 from pipeline.sections import GenerationConfig
@@ -29,6 +30,7 @@ from vllm import SamplingParams, TokensPrompt  # noqa: E402
 from vllm.config import WeightTransferConfig  # noqa: E402
 from vllm.distributed.weight_transfer.base import WeightTransferUpdateRequest  # noqa: E402
 from vllm.engine.arg_utils import AsyncEngineArgs  # noqa: E402
+from vllm.logprobs import Logprob  # noqa: E402
 from vllm.platforms import current_platform  # noqa: E402
 from vllm.sampling_params import RequestOutputKind  # noqa: E402
 from vllm.v1.engine.async_llm import AsyncLLM  # noqa: E402
@@ -87,11 +89,13 @@ class VllmEngine:
         async for output in self._llm.generate(request, parameters, request_id=uuid.uuid4().hex):
             result = output.outputs[0]
         tokens = list(result.token_ids)
-        logprobs = [entry[token].logprob for token, entry in zip(tokens, result.logprobs, strict=True)]
+        entries = cast(list[dict[int, Logprob]], result.logprobs)  # which are asked for
+        logprobs = [entry[token].logprob for token, entry in zip(tokens, entries, strict=True)]
         versions = [int(s.version) for s in result.weight_versions for _ in range(s.start, s.end)]
         if len(versions) != len(tokens):
             raise RuntimeError(f"vLLM named the weight version of {len(versions)} of {len(tokens)} tokens")
-        return Completion(tokens, logprobs, versions, result.finish_reason, cache_version, max_tokens)
+        reason = cast(str, result.finish_reason)
+        return Completion(tokens, logprobs, versions, reason, cache_version, max_tokens)
 
     async def update_weights(self, version: int, buckets: AsyncIterator[WeightBucket]) -> float:
         """Take up new weights without ending the requests in flight; return the pause in seconds.
@@ -167,7 +171,7 @@ def _engine_args(config: GenerationConfig, seed: int) -> AsyncEngineArgs:
     if on_cpu:
         # Or vLLM 0.32 takes the executor of two processes instead, which spend a good part of a core on their queue.
         os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
-    device = (
+    device: dict[str, Any] = (
         {
             # One process for the whole engine, and a KV cache of a size that a laptop can spare.
             "distributed_executor_backend": "uni",
@@ -188,7 +192,7 @@ def _engine_args(config: GenerationConfig, seed: int) -> AsyncEngineArgs:
     )
     return AsyncEngineArgs(
         model=config.model.path,
-        dtype=config.model.dtype,
+        dtype=cast(Any, config.model.dtype),
         trust_remote_code=config.model.trust_remote_code,
         load_format="safetensors",
         skip_tokenizer_init=True,  # tokens in, tokens out

@@ -61,7 +61,8 @@ class BucketWeightTransfer(WeightTransferEngine[WeightTransferInitInfo, BucketIn
         data = read_bucket_file(update_info.path, update_info.size)
         weights = unpack_bucket(update_info.entries, data)
         self._has_head |= any(entry[0].endswith("lm_head.weight") for entry in update_info.entries)
-        self.model.load_weights((name, tensor.to(self.device)) for name, tensor in weights)
+        loaded = ((name, tensor.to(self.device)) for name, tensor in weights)
+        self.model.load_weights(loaded)  # type: ignore[operator]  # of every model of vLLM
 
     def finish_weight_update(self) -> None:
         # vLLM only warns of a head without new weights, also where it is tied and has none of its own.

@@ -9,12 +9,16 @@ import shutil
 import socket
 import tempfile
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import ray
 
 from pipeline.files import copy_folder, is_local, join, local_path
 from pipeline.run.checkpoints import LEARNER, MODEL, FileEntry, file_entries
 from pipeline.text import load_tokenizer
+
+if TYPE_CHECKING:
+    import torch
 
 CONCURRENCY_GROUPS = {"io": 1, "watch": 1}
 
@@ -26,7 +30,8 @@ class LearnerRank:
         self.config = config
         self.rank, self.ranks = rank, ranks
         self.progress_made = 0  # goes up while there is work and it moves
-        self._to_write = None
+        # The folder, its local place, and what is copied of the state, by file, and of the model.
+        self._to_write: tuple[str, Path, dict[Path, dict], dict[str, torch.Tensor]] | None = None
 
     def engine_options(self) -> dict:
         """What `ZeroEngine` takes beside the two sections."""
@@ -112,7 +117,9 @@ class LearnerRank:
         Raises:
             OSError: the disk is full, say. What was written is useless.
         """
-        (folder, local, state, parameters), self._to_write = self._to_write, None
+        copied, self._to_write = self._to_write, None
+        assert copied is not None, "nothing was copied"
+        folder, local, state, parameters = copied
         try:
             import torch
 

@@ -68,7 +68,7 @@ class StepTrainer:
         # In the first update the proximal policy is the policy itself: a pass of its own would find the same numbers.
         if self.objective.decoupled and len(updates) > 1:
             begin = time.perf_counter()
-            proximal[1:] = [self._logprobs(update) for update in updates[1:]]
+            proximal[1:] = [list(self._logprobs(update)) for update in updates[1:]]
             proximal_seconds = time.perf_counter() - begin
         rows = [
             self._update(version, update, proximal[number], at_start=number == 0)

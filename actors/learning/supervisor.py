@@ -11,6 +11,7 @@ import contextlib
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import cast
 
 import ray
 from ray.exceptions import RayTaskError
@@ -227,8 +228,9 @@ class LearnerSupervisor:
         except OSError as error:
             self._not_saved(state.step, reason_of(error))
             return
-        await self._gang.copy_checkpoint(self.checkpoints.folder(state.step))
-        self._saving = asyncio.ensure_future(self._write(self._gang, state))
+        gang = cast(LearnerGang, self._gang)
+        await gang.copy_checkpoint(self.checkpoints.folder(state.step))
+        self._saving = asyncio.ensure_future(self._write(gang, state))
 
     async def saved(self) -> None:
         """Wait for the checkpoint that is being written. Raises `GangLost`."""

@@ -11,6 +11,7 @@ import sys
 from collections import OrderedDict
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -278,7 +279,7 @@ def _check_buffers(engine: deepspeed.DeepSpeedEngine, model: ModelSection) -> No
 
 def _optimizer(policy: Policy, learner: LearnerSection) -> torch.optim.Optimizer:
     """AdamW for all parameters; or Muon for the layers' matrices and AdamW for embeddings, head, norms and biases."""
-    adamw = {"lr": learner.learning_rate, "weight_decay": learner.weight_decay}
+    adamw: dict[str, Any] = {"lr": learner.learning_rate, "weight_decay": learner.weight_decay}
     if learner.optimizer == "adamw":
         return torch.optim.AdamW(policy.parameters(), **adamw)
     if not torch.cuda.is_available():
@@ -304,7 +305,7 @@ def _optimizer(policy: Policy, learner: LearnerSection) -> torch.optim.Optimizer
 
 
 def _settings(model: ModelSection, learner: LearnerSection) -> dict:
-    zero = {
+    zero: dict[str, Any] = {
         "stage": ZERO_STAGE,
         "contiguous_gradients": True,
         "overlap_comm": torch.cuda.is_available(),

