@@ -42,7 +42,7 @@ tools: setup
 	@touch $@
 
 docs: setup
-	@.venv/bin/python -m jobs.support.configuration_page
+	@.venv/bin/python -m jobs.docs
 
 prepare evaluate figures fine_tune: setup
 	@.venv/bin/python -m jobs.$@ $(ARGS)

@@ -1,1 +1,1 @@
-"""Who works: one Ray actor class a file, with its state, its concurrency and what happens when it fails."""
+"""Who works: the Ray actors, with their state, their concurrency and what happens when they fail."""

@@ -1,1 +1,1 @@
-"""What flows: data types and pure functions. Nothing here knows Ray, vLLM or DeepSpeed."""
+"""What flows: data types and functions. Nothing here starts an actor; vLLM and DeepSpeed are not imported."""

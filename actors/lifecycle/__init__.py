@@ -1,0 +1,1 @@
+"""What pools of actors have in common: starting, replacing and closing them, and telling why one failed."""

@@ -1,0 +1,1 @@
+"""Scorers: rewards and advantages of whole groups, and the scores of single answers."""

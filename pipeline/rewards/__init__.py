@@ -1,0 +1,1 @@
+"""From answers to advantages: scorers, over-long shaping, and advantage estimators."""

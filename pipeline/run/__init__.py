@@ -1,0 +1,1 @@
+"""A training run: its configuration and rules, the ledger of its groups, its metrics, its checkpoints, its summary."""

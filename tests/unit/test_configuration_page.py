@@ -7,7 +7,7 @@ import pytest
 from omegaconf import MISSING
 
 from jobs.bench.asynchrony import Settings as AsynchronySettings
-from jobs.support.configuration_page import JOBS, PAGE, anchor, page
+from jobs.docs import JOBS, PAGE, anchor, page
 from jobs.support.keys import help_text, sections_of
 from pipeline.config import load_config
 from pipeline.run.config import TrainingConfig

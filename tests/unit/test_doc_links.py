@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from jobs.support.configuration_page import anchor
+from jobs.docs import anchor
 
 ROOT = Path(__file__).parents[2]
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")])
@@ -49,6 +49,6 @@ def test_links_lead_somewhere(page):
 def test_paths_in_backquotes_are_files_of_the_repository(page):
     files = tracked()
     folders = {str(parent) for file in files for parent in Path(file).parents}
-    named = [path.rstrip("/") for path in QUOTED.findall(CODE.sub("", page.read_text(encoding="utf-8")))]
-    named = [path for path in named if path.partition("/")[0] in TOP or "/" not in path]
-    assert [path for path in named if path not in files and path not in folders] == []
+    named = QUOTED.findall(CODE.sub("", page.read_text(encoding="utf-8")))
+    paths = [path.rstrip("/") for path in named if path.partition("/")[0] in TOP or "/" not in path]
+    assert [path for path in paths if path not in files and path not in folders] == []

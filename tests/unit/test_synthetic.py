@@ -78,12 +78,6 @@ def test_the_problems_of_chains_stay_what_they_are():
     assert digest.hexdigest() == "e798b94db797a9ac"
 
 
-@every_task
-def test_problems_are_not_repeated(task):
-    seen = {hash(synthetic_problem(1_000_000, i, CHUNKS, task).document) for i in range(10_000)}
-    assert len(seen) == 10_000
-
-
 def test_series_and_tasks_have_no_problem_in_common():
     documents = {p.document for problems in BY_TASK.values() for p in problems}
     documents |= {synthetic_problem(1_000_000, i, CHUNKS).document for i in range(2000)}

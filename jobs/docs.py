@@ -1,4 +1,4 @@
-"""Write docs/configuration.md, every key of every job, from the source: `python -m jobs.support.configuration_page`.
+"""Write docs/configuration.md, every key of every job, from the source: `python -m jobs.docs`.
 
 `make docs` runs it, and a test compares the page with the source (tests/unit/test_configuration_page.py).
 """
@@ -16,7 +16,7 @@ from pipeline.evaluation.config import EvaluationConfig
 from pipeline.fine_tuning.config import FineTuningConfig
 from pipeline.run.config import TrainingConfig
 
-PAGE = Path(__file__).resolve().parents[2] / "docs" / "configuration.md"
+PAGE = Path(__file__).resolve().parents[1] / "docs" / "configuration.md"
 JOBS: dict[str, type] = {
     "train": TrainingConfig,
     "evaluate": EvaluationConfig,
