@@ -289,7 +289,7 @@ def of_random_kills(folder: Path) -> list[str]:
 
 def table(outcomes: list[Outcome]) -> list[str]:
     lines = [
-        "| fault | groups that moved | conversations begun again | groups made again | steps lost | seconds | usual |"
+        "| fault | groups moved | conversations redone | groups redone | steps lost | seconds | usual |"
     ]
     lines.append("| --- | --- | --- | --- | --- | --- | --- |")
     for o in outcomes:
