@@ -5,7 +5,8 @@ Without a preset it makes the embedded default's model from random weights, on d
 
     python -m jobs.fine_tune preset=fine_tune model.path=Qwen/Qwen2.5-7B-Instruct data.path=conversations.jsonl
 
-Runs on the cluster that RAY_ADDRESS names (in a Ray job: the job's), else on yours on this machine, else starts Ray.
+Runs on the cluster that RAY_ADDRESS names (inside a Ray job: the job's cluster). Without RAY_ADDRESS it joins your
+cluster on this machine, or starts Ray.
 The model is in the run folder, in checkpoints/<step>/hf. fine_tuning.json beside it has the configuration, the hash of
 the data, and the losses.
 """

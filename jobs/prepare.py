@@ -1,6 +1,7 @@
 """Make samples: `python -m jobs.prepare <kind> key=value …`.
 
-Runs on the cluster that RAY_ADDRESS names (in a Ray job: the job's), else on yours on this machine, else starts Ray.
+Runs on the cluster that RAY_ADDRESS names (inside a Ray job: the job's cluster). Without RAY_ADDRESS it joins your
+cluster on this machine, or starts Ray.
 `output` must be a folder that all nodes share, or an object store. The same command resumes a stopped job.
 docs/data.md describes the kinds.
 """

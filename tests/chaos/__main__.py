@@ -288,9 +288,7 @@ def of_random_kills(folder: Path) -> list[str]:
 
 
 def table(outcomes: list[Outcome]) -> list[str]:
-    lines = [
-        "| fault | groups moved | conversations redone | groups redone | steps lost | seconds | usual |"
-    ]
+    lines = ["| fault | groups moved | conversations redone | groups redone | steps lost | seconds | usual |"]
     lines.append("| --- | --- | --- | --- | --- | --- | --- |")
     for o in outcomes:
         counts = " | ".join(str(o.counts[name]) for name in COUNTED)
