@@ -131,7 +131,7 @@ def of_processes(folder: Path) -> list[str]:
         "generator.stall_s=8",
         "scorer.timeout_s=5",
         "learner.stall_s=12",
-        environment={"CHAOS_FOLDER": str(go), "PYTHONPATH": f"{ROOT / 'tests' / 'inject'}:{ROOT}"},
+        environment={"CHAOS_FOLDER": str(go), "PYTHONPATH": f"{ROOT / 'tests' / 'support' / 'inject'}:{ROOT}"},
     )
 
     def kill(kind: str, how: int = signal.SIGKILL) -> Callable[[], None]:
