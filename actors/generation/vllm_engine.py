@@ -33,7 +33,7 @@ from vllm.platforms import current_platform  # noqa: E402
 from vllm.sampling_params import RequestOutputKind  # noqa: E402
 from vllm.v1.engine.async_llm import AsyncLLM  # noqa: E402
 
-from actors.generation.weight_transfer import BACKEND, end_with_parent  # noqa: E402
+from actors.generation.vllm_worker import BACKEND, end_with_parent  # noqa: E402
 
 
 class VllmEngine:
@@ -203,7 +203,7 @@ def _engine_args(config: GenerationConfig, seed: int) -> AsyncEngineArgs:
         seed=seed,
         disable_log_stats=True,
         use_tqdm_on_load=False,
-        worker_extension_cls="actors.generation.weight_transfer.WeightTransferExtension",
+        worker_extension_cls="actors.generation.vllm_worker.WeightTransferExtension",
         weight_transfer_config=WeightTransferConfig(backend=BACKEND),
         **device,
     )

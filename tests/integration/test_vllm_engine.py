@@ -165,7 +165,7 @@ def bucket_files(process: int) -> list:
 
 
 def test_new_weights_without_a_head_are_refused_unless_it_is_tied():
-    from actors.generation.weight_transfer import BucketWeightTransfer
+    from actors.generation.vllm_worker import BucketWeightTransfer
 
     transfer = object.__new__(BucketWeightTransfer)
     transfer.model = torch.nn.Module()
