@@ -347,9 +347,9 @@ class Coordinator(JobActor):
         discarded = len(self.discarded)  # those that come while it trains are the next step's
         updates = await self.learners.train(self.step, ledger.version, groups)
         trained = self.accounts.seconds
-        buckets = await self.learners.publish()
+        weights = await self.learners.publish(ledger.version + 1)
         self.buffer.step_done()
-        await self.generators.publish(ledger.version, buckets)
+        await self.generators.publish(weights)
         records = [record for record, _ in groups]
         positions = [self.groups.pop(record.group_id) for record in records]
         problems = [self.problems.done(position) for position in positions]
@@ -380,10 +380,7 @@ class Coordinator(JobActor):
     # The learners' life.
 
     async def _start_learners(self) -> None:
-        version = self.buffer.ledger.version
-        # The weights of version 0 are what generators begin with.
-        if buckets := await self.learners.start(publish=version > 0):
-            await self.generators.publish(version, buckets)
+        await self.generators.publish(await self.learners.start(self.buffer.ledger.version))
 
     async def _go_back(self, why: str) -> None:
         """Go back to the last checkpoint, with the ledger and all that was counted. Generators go on meanwhile."""

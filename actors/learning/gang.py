@@ -21,6 +21,7 @@ from pipeline.rollout.episodes import GroupRecord
 from pipeline.run.checkpoints import FileEntry
 from pipeline.run.config import TrainingConfig
 from pipeline.run.metrics import UpdateResult
+from pipeline.weights.transport import Weights
 
 START_LIMIT_S = 3600.0  # for a model to load
 PROGRESS_S = 5.0  # between two looks at how far the ranks are
@@ -80,10 +81,9 @@ class Gang:
         joining = [rank.join.remote(host, port, str(state), bool(universal)) for rank in self.ranks]
         await self._together(joining, START_LIMIT_S)
 
-    async def publish(self) -> list[ray.ObjectRef]:
-        """Put the weights into the object store; return the references of their buckets. Raises `GangLost`."""
-        buckets, *_ = await self._all("publish")
-        return buckets
+    async def publish(self, version: int, transport: str) -> Weights:
+        """Have all ranks send the weights as this version, by the transport of this name. Raises `GangLost`."""
+        return Weights(version, transport, tuple(await self._all("publish", version, transport)))
 
     async def save(self, folder: str) -> None:
         """Write a Hugging Face folder. Raises `GangLost`."""

@@ -26,6 +26,7 @@ from pipeline.fine_tuning.demonstrations import (
 from pipeline.fine_tuning.examples import Example, build_example_micro_batch, pack_examples, respond
 from pipeline.run.config import load_training_config
 from pipeline.weights.buckets import unpack_bucket
+from pipeline.weights.transport import BUCKETS
 from tests.support.byte_tokenizer import byte_tokenizer
 
 USER, ASSISTANT = {"role": "user", "content": "Why?"}, {"role": "assistant", "content": "Because."}
@@ -267,7 +268,7 @@ async def gang_weights(config, batches) -> tuple[dict[str, torch.Tensor], list[f
     await gang.start()
     losses = [sum(rank["loss"] for rank in await gang.train(batch)) for batch in batches]
     weights = {}
-    for ref in await gang.publish():
+    for ref in (await gang.publish(1, BUCKETS)).pieces[0]:
         bucket = await ref
         weights.update((n, t.clone()) for n, t in unpack_bucket(bucket.entries, torch.from_numpy(bucket.data.copy())))
     await gang.close()

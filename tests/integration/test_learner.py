@@ -13,6 +13,7 @@ from pipeline.learning.packing import build_micro_batch, split_updates
 from pipeline.learning.policy import Policy
 from pipeline.learning.schedule import learning_rate
 from pipeline.weights.buckets import unpack_bucket
+from pipeline.weights.transport import BUCKETS
 from tests.support.groups import random_group, record_of
 
 STEPS, GROUPS = 3, 6
@@ -66,7 +67,9 @@ def rate_of(config, update: int) -> float:
 
 async def weights_of(gang) -> dict[str, torch.Tensor]:
     weights = {}
-    for ref in await gang.publish():
+    refs, *others = (await gang.publish(1, BUCKETS)).pieces
+    assert not any(others)
+    for ref in refs:
         bucket = await ref
         weights.update((n, t.clone()) for n, t in unpack_bucket(bucket.entries, torch.from_numpy(bucket.data.copy())))
     return weights
