@@ -151,3 +151,10 @@ def test_every_rank_gathers_the_whole_model_and_one_publishes_it(tiny_config, mo
     pieces = [TRANSPORT.sender(tiny_config, rank, 2).send(1, parameters) for rank in range(2)]
     assert [[entry[0] for bucket in piece for entry in bucket.entries] for piece in pieces] == [["a", "b"], []]
     assert asked == [2**20, "end"] * 2
+
+
+def test_a_run_with_an_unknown_transport_is_refused_before_it_starts(capsys):
+    from jobs.train import main
+
+    assert main(["preset=tiny", "train.weight_transport=pigeons"]) == 2
+    assert "the weight transport 'pigeons' is none of buckets" in capsys.readouterr().err
