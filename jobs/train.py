@@ -52,7 +52,7 @@ from pipeline.run.metrics import RunTotals
 from pipeline.run.plan import plan_text
 from pipeline.run.report import run_summary
 from pipeline.run.rules import check_config
-from pipeline.weights.transport import load_transport
+from pipeline.weights.transport import check_transport
 
 NAMESPACE = "palimpsest"  # of the coordinators, so that another driver finds them
 CHARACTERS_OF_A_TOKEN = 4.5  # of English, about
@@ -71,7 +71,7 @@ def main(arguments: list[str]) -> int:
             print(config_yaml(config), plan_text(config, architecture(config), document_tokens(config)), sep="\n")
         check_files(config)
         check_scorers(config.scorer.modules)
-        load_transport(config.train.weight_transport)
+        check_transport(config.train.weight_transport)
         check_model(config, [config.train.method])
         if is_evaluated(config):
             check_evaluation_job(evaluation_of(config, config.model.path))

@@ -120,6 +120,12 @@ def load_transport(name: str) -> WeightTransport:
     return transport
 
 
+def check_transport(name: str) -> None:
+    """Raise a `ConfigError` if there is no such transport. Our own are not loaded: they import torch and Ray."""
+    if name not in TRANSPORTS:
+        load_transport(name)
+
+
 class Receivers(dict[str, WeightReceiver]):
     """The receivers in a process, by the name of their transport; each is made when it is first asked for."""
 
