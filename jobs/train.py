@@ -42,6 +42,7 @@ from pipeline.evaluation.results import read_results
 from pipeline.files import copy_folder, join
 from pipeline.learning.memory import Architecture, architecture_of, built_architecture
 from pipeline.lease import is_unused
+from pipeline.rewards.advantages import estimator_for
 from pipeline.rewards.scoring import check_scorers
 from pipeline.rules import check_data_given
 from pipeline.run.checkpoints import MODEL, checkpoints_of
@@ -68,6 +69,7 @@ def main(arguments: list[str]) -> int:
             print(config_yaml(config), plan_text(config, architecture(config), document_tokens(config)), sep="\n")
         check_files(config)
         check_scorers(config.scorer.modules)
+        estimator_for(config.objective.advantage)
         check_model(config, [config.train.method])
         if is_evaluated(config):
             check_evaluation_job(evaluation_of(config, config.model.path))

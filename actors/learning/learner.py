@@ -45,8 +45,8 @@ class Learner(LearnerRank):
         Args:
             version: of the weights before the step.
             updates: this rank's share of each optimizer step, in order (pipeline/learning/packing.py).
-            advantages: for each of these groups, float32 [G].
-            rewards: likewise.
+            advantages: of the conversations of each of these groups, float32 [C].
+            rewards: of the episodes of each, float32 [G].
 
         Returns:
             For each update, `UpdateSums` (actors/learning/step.py) and more; `grad_norm` is None if it was skipped, as

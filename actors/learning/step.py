@@ -45,7 +45,8 @@ class StepTrainer:
         engine: of this rank.
         objective: the loss.
         groups: this rank's groups of the step, by their index in it.
-        advantages, rewards: of each of these groups, float32 [G].
+        advantages: of the conversations of each of these groups, float32 [C].
+        rewards: of the episodes of each, float32 [G].
         moved: is called with every micro-batch.
     """
 

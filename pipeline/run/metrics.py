@@ -78,6 +78,7 @@ def step_row(
         "reward": float(sampled.mean()),  # of everything generated, so that dynamic sampling does not embellish it
         "reward_std": float(sampled.std()),
         "reward_trained": float(rewards.mean()),
+        **conversation_rewards(records + discarded),
         "overlong_penalty": float(np.mean([record.penalties.mean() for record in records])),
         "groups": len(records),
         "groups_of_equal_reward": sum(not record.is_informative for record in records),
@@ -115,6 +116,20 @@ def step_row(
         "group_seconds_mean": float(np.mean([record.generation_seconds for record in records])),
         "group_seconds_max": float(max(record.generation_seconds for record in records)),
     }
+
+
+def conversation_rewards(records: list[GroupRecord]) -> dict[str, float]:
+    """The mean reward of the conversations, and of those of each role; of everything generated, as the reward.
+
+    Only of the groups whose scorer gives conversations rewards; empty if there is none.
+    """
+    given = [record for record in records if record.conversation_rewards is not None]
+    if not given:
+        return {}
+    rewards = np.concatenate([record.conversation_rewards for record in given])
+    roles = np.array([role for record in given for role in record.roles])
+    of_roles = {f"turn_reward_{role}": float(rewards[roles == role].mean()) for role in np.unique(roles).tolist()}
+    return {"turn_reward": float(rewards.mean()), **of_roles}
 
 
 @dataclass

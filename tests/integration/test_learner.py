@@ -103,7 +103,7 @@ def rows_of(group, advantages):
     """Each conversation of a group by itself: inputs of the policy, and what the loss wants to know."""
     rewards = np.array(REWARDS, np.float32)
     for c in range(len(group.lengths)):
-        row = build_micro_batch([(0, c)], {0: group}, {0: advantages}, {0: rewards})
+        row = build_micro_batch([(0, c)], {0: group}, {0: advantages[group.episodes]}, {0: rewards})
         batch = {name: torch.tensor(value) for name, value in vars(row).items()}
         yield [batch[name] for name in ("tokens", "positions", "predict_at", "targets")], batch
 
