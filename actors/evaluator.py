@@ -27,6 +27,7 @@ from pipeline.evaluation.successes import open_successes, success_lines
 from pipeline.evaluation.summary import Progress, evaluation_summary, write_tables
 from pipeline.lease import Lease
 from pipeline.problems import Problem
+from pipeline.rewards.episode_scoring import scored_episode, scores_episodes
 from pipeline.rollout.episodes import Sampling
 from pipeline.run.ledger import SUSPECT_DEATHS
 from pipeline.storage import LineFile, Storage
@@ -255,7 +256,9 @@ class Evaluator(JobActor):
         attempt = 0
         while True:
             try:
-                return await self.pool.answer(problem, trial.method, sampling, e.memories, e.successes), None
+                # In a thread, for it may import a module of the user's own.
+                whole = await asyncio.to_thread(scores_episodes, problem.task, self.config.scorer.modules)
+                return await self.pool.answer(problem, trial.method, sampling, e.memories, e.successes, whole), None
             except GeneratorLost as error:
                 self.failures["GeneratorLost"] += 1
                 alone = self._is_suspect(trial)
@@ -287,7 +290,11 @@ class Evaluator(JobActor):
         have scored is in `score_if_not_cut`, None if its scorer failed."""
         scores = dict.fromkeys(SCORES, 0.0)
         if answer:
-            given, error = await scores_of(problem.task, answer.text, problem.answers, self.config.scorer.modules)
+            episode = None
+            if answer.responses is not None:
+                episode = scored_episode(problem, answer.responses, answer.text, answer.cut, self.config.model)
+            modules = self.config.scorer.modules
+            given, error = await scores_of(problem.task, answer.text, problem.answers, modules, episode)
             scores |= {"score_if_not_cut": given.get("score")} if answer.cut else given
         trace = answer and answer.memory_trace
         return {
