@@ -40,6 +40,7 @@ from pipeline.evaluation.comparison import compare
 from pipeline.evaluation.config import EvaluationConfig
 from pipeline.evaluation.results import read_results
 from pipeline.files import copy_folder, join
+from pipeline.learning.losses import check_loss
 from pipeline.learning.memory import Architecture, architecture_of, built_architecture
 from pipeline.lease import is_unused
 from pipeline.rewards.advantages import estimator_for
@@ -70,6 +71,7 @@ def main(arguments: list[str]) -> int:
         check_files(config)
         check_scorers(config.scorer.modules)
         estimator_for(config.objective.advantage)
+        check_loss(config.objective.loss)
         check_model(config, [config.train.method])
         if is_evaluated(config):
             check_evaluation_job(evaluation_of(config, config.model.path))

@@ -123,6 +123,7 @@ class ObjectiveSection:
     # reward: the reward itself, which is fine-tuning on successful episodes; gru_mem: mean, and the rewards of the
     # conversations less their mean at each turn; none: 0, a control; or module:function for an estimator of your own
     advantage: str = "mean"
+    loss: str = "dapo"  # of a token: dapo, which has the terms below, or module:function for an objective of your own
     clip_low: float = 0.2  # ε below 1
     clip_high: float = 0.2  # ε above 1; DAPO's clip-higher is 0.28
     dual_clip: float = 3.0  # a bad token's loss grows no further than at this ratio

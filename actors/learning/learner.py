@@ -49,8 +49,9 @@ class Learner(LearnerRank):
             rewards: of the episodes of each, float32 [G].
 
         Returns:
-            For each update, `UpdateSums` (actors/learning/step.py) and more; `grad_norm` is None if it was skipped, as
-            its loss or gradient was not finite on some rank, and `not_finite` names this rank's groups to blame.
+            For each update, this rank's part of the `loss`, the sums of its `metrics` by name
+            (pipeline/learning/token_metrics.py) and more; `grad_norm` is None if it was skipped, as its loss or
+            gradient was not finite on some rank, and `not_finite` names this rank's groups to blame.
         """
         from actors.learning.step import StepTrainer
 

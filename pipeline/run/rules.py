@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from pipeline.learning.losses import LOSSES
 from pipeline.rewards.advantages import ADVANTAGES
 from pipeline.rules import (
     Rules,
@@ -42,6 +43,7 @@ def training_rules(c: TrainingConfig) -> Rules:
     )
     yield from one_of(c, "data", "source", ("synthetic", "file"))
     yield from named_function(c, "objective", "advantage", ADVANTAGES)
+    yield from named_function(c, "objective", "loss", LOSSES)
     yield from one_of(c, "objective", "entropy_weight", ("one", "reward"))
     a, le, o, t = c.agent, c.learner, c.objective, c.train
     yield (
