@@ -15,7 +15,7 @@ from tests.support.faults import rows_of, run_job
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def test_a_run_and_its_evaluation_use_what_the_user_named(shared_ray, tmp_path, monkeypatch):
+def test_a_run_and_its_evaluation_use_what_the_user_named(tmp_path, monkeypatch):
     examples = write_examples(tmp_path / "mine", monkeypatch)
     problems = tmp_path / "problems.jsonl"
     write_problem_file([replace(synthetic_problem(3, i, chunks=3), task="keeps") for i in range(8)], problems)
@@ -33,7 +33,7 @@ def test_a_run_and_its_evaluation_use_what_the_user_named(shared_ray, tmp_path, 
         "wandb.mode=disabled",
         f"train.evaluation=preset=eval_tiny data.source=file data.path={problems} evaluate.methods=[memory] "
         "generator.count=1 wandb.mode=disabled",
-        environment=shared_ray | {"PYTHONPATH": f"{examples}{os.pathsep}{os.environ['PYTHONPATH']}"},
+        environment={"PYTHONPATH": f"{examples}{os.pathsep}{os.environ['PYTHONPATH']}"},
     )
     assert status == 0, output
     folder = tmp_path / "mine-run"
