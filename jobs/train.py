@@ -1,7 +1,9 @@
 """Train a memory agent: `python -m jobs.train preset=<name> key=value … [--dry-run]`.
 
-Runs on the cluster that RAY_ADDRESS names (inside a Ray job: the job's cluster), else on a Ray of its own.
-Prints one line a step; leaves a run folder (README.md, "What a run leaves").
+Runs on the cluster that RAY_ADDRESS names (inside a Ray job: the job's cluster). Without RAY_ADDRESS it joins your
+cluster on this machine, or starts Ray.
+`--dry-run` starts nothing: it prints the resolved configuration and the plan, and reports what is wrong.
+Prints one line per step and leaves a run folder (README.md, "What a run leaves").
 """
 
 import contextlib

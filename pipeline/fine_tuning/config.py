@@ -4,7 +4,8 @@ from dataclasses import dataclass, field
 
 from pipeline.errors import ConfigError
 from pipeline.fine_tuning.demonstrations import CURRICULA
-from pipeline.rules import check_rules, job_rules, learner_rules, one_of, positive
+from pipeline.learning.rules import learner_rules
+from pipeline.rules import check_rules, job_rules, one_of, positive
 from pipeline.sections import JobConfig, LearnerSection
 
 SOURCES = ("file", "demonstrations")

@@ -2,8 +2,6 @@
 
 from dataclasses import dataclass
 
-from pipeline.run.config import TrainingConfig
-
 # What actors/learning/zero_engine.py lets DeepSpeed hold on a device, in numbers.
 GATHERED_PARAMETERS = 10**9
 
@@ -111,38 +109,3 @@ def layer_activations(architecture: Architecture, tokens: int, width: int) -> in
     a = architecture
     numbers = 8 * a.hidden + 4 * a.key_value + 4 * a.intermediate
     return tokens * (width * numbers + 4 * 2 * a.hidden)
-
-
-def weight_bytes(config: TrainingConfig) -> int:
-    """Bytes of one weight of the model."""
-    return {"float32": 4, "bfloat16": 2}[config.model.dtype]
-
-
-def learner_memory(config: TrainingConfig, architecture: Architecture) -> tuple[dict[str, int], dict[str, int]]:
-    """Estimated bytes of one learner rank: on its device at the height of a backward pass, and in its host's memory.
-
-    ZeRO-3 splits weights, gradients and optimizer state over the ranks (arXiv 1910.02054); AdamW keeps a float32 copy
-    and two moments, and gradients are added up in float32. Not counted: the device's own context and communication
-    buffers, and in host memory the checkpoint and the weights on their way to the generators (rank 0).
-    """
-    le, a = config.learner, architecture
-    width = weight_bytes(config)
-    share = -(-a.parameters // le.ranks)
-    tokens = le.micro_batch_tokens
-    layer = layer_activations(a, tokens, width)
-    kept = a.layers * tokens * a.hidden * width + layer if le.activation_checkpointing else a.layers * layer
-    device = {
-        "weights": width * share,
-        "layers gathered to compute": width * min(a.parameters, GATHERED_PARAMETERS),
-        "activations": kept,
-        "their gradients, within a layer": 3 * width * tokens * a.intermediate,
-        "gradients on their way to their rank": 4 * REDUCE_BUCKET + 2 * 4 * a.vocabulary * a.hidden,
-        "logits of a chunk, their softmax and its gradient": 3 * 4 * min(LOGITS_IN_MEMORY, tokens * a.vocabulary),
-    }
-    host = {}
-    state = host if le.offload else device
-    state["gradients"] = 4 * share
-    state["optimizer state"] = 12 * share  # AdamW; Muon keeps one moment of the matrices, not two
-    if config.objective.kl_coefficient:
-        host["reference model"] = width * share
-    return device, host

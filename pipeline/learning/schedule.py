@@ -1,9 +1,7 @@
-"""The learning rate of every optimizer step, and the table of a run's steps, updates and learning rates."""
+"""The learning rate of every optimizer step."""
 
 import math
-from dataclasses import dataclass
 
-from pipeline.run.config import TrainingConfig
 from pipeline.sections import LearnerSection
 
 SCHEDULES = ("constant", "cosine")
@@ -27,21 +25,3 @@ def learning_rate_factor(update: int, learner: LearnerSection, total: int) -> fl
 def learning_rate(learner: LearnerSection, update: int, total: int) -> float:
     """The learning rate of the optimizer step number `update`, from 0, of a run of `total`."""
     return learner.learning_rate * learning_rate_factor(update, learner, total)
-
-
-@dataclass(frozen=True)
-class ScheduledStep:
-    """A step as metrics.jsonl will show it, if no update is skipped."""
-
-    step: int  # from 1
-    updates_total: int  # optimizer steps done at its end
-    learning_rate: float  # of its last optimizer step
-
-
-def schedule_table(config: TrainingConfig) -> list[ScheduledStep]:
-    """One row for each step of the run."""
-    t = config.train
-    ends = [step * t.updates_per_step for step in range(1, t.steps + 1)]
-    return [
-        ScheduledStep(step, end, learning_rate(config.learner, end - 1, ends[-1])) for step, end in enumerate(ends, 1)
-    ]

@@ -1,12 +1,73 @@
 """What a run will do and what it needs, for --dry-run: counts, learning rates, tokens, and memory of a learner rank."""
 
-from pipeline.learning.memory import Architecture, learner_memory, weight_bytes
-from pipeline.learning.schedule import ScheduledStep, schedule_table
+from dataclasses import dataclass
+
+from pipeline.learning.memory import (
+    GATHERED_PARAMETERS,
+    LOGITS_IN_MEMORY,
+    REDUCE_BUCKET,
+    Architecture,
+    layer_activations,
+)
+from pipeline.learning.schedule import learning_rate
 from pipeline.run.config import TrainingConfig
 from pipeline.run.ledger import discard_limit
 
 GIB = 2**30
 ROWS_SHOWN = 12
+
+
+@dataclass(frozen=True)
+class ScheduledStep:
+    """A step as metrics.jsonl will show it, if no update is skipped."""
+
+    step: int  # from 1
+    updates_total: int  # optimizer steps done at its end
+    learning_rate: float  # of its last optimizer step
+
+
+def schedule_table(config: TrainingConfig) -> list[ScheduledStep]:
+    """One row for each step of the run."""
+    t = config.train
+    ends = [step * t.updates_per_step for step in range(1, t.steps + 1)]
+    return [
+        ScheduledStep(step, end, learning_rate(config.learner, end - 1, ends[-1])) for step, end in enumerate(ends, 1)
+    ]
+
+
+def weight_bytes(config: TrainingConfig) -> int:
+    """Bytes of one weight of the model."""
+    return {"float32": 4, "bfloat16": 2}[config.model.dtype]
+
+
+def learner_memory(config: TrainingConfig, architecture: Architecture) -> tuple[dict[str, int], dict[str, int]]:
+    """Estimated bytes of one learner rank: on its device at the height of a backward pass, and in its host's memory.
+
+    ZeRO-3 splits weights, gradients and optimizer state over the ranks (arXiv 1910.02054); AdamW keeps a float32 copy
+    and two moments, and gradients are added up in float32. Not counted: the device's own context and communication
+    buffers, and in host memory the checkpoint and the weights on their way to the generators (rank 0).
+    """
+    le, a = config.learner, architecture
+    width = weight_bytes(config)
+    share = -(-a.parameters // le.ranks)
+    tokens = le.micro_batch_tokens
+    layer = layer_activations(a, tokens, width)
+    kept = a.layers * tokens * a.hidden * width + layer if le.activation_checkpointing else a.layers * layer
+    device = {
+        "weights": width * share,
+        "layers gathered to compute": width * min(a.parameters, GATHERED_PARAMETERS),
+        "activations": kept,
+        "their gradients, within a layer": 3 * width * tokens * a.intermediate,
+        "gradients on their way to their rank": 4 * REDUCE_BUCKET + 2 * 4 * a.vocabulary * a.hidden,
+        "logits of a chunk, their softmax and its gradient": 3 * 4 * min(LOGITS_IN_MEMORY, tokens * a.vocabulary),
+    }
+    host = {}
+    state = host if le.offload else device
+    state["gradients"] = 4 * share
+    state["optimizer state"] = 12 * share  # AdamW; Muon keeps one moment of the matrices, not two
+    if config.objective.kl_coefficient:
+        host["reference model"] = width * share
+    return device, host
 
 
 def document_chunks(config: TrainingConfig, document_tokens: int | None) -> int | None:

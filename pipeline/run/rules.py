@@ -3,17 +3,9 @@
 from pathlib import Path
 
 from pipeline.learning.losses import LOSSES
+from pipeline.learning.rules import learner_rules
 from pipeline.rewards.advantages import ADVANTAGES
-from pipeline.rules import (
-    Rules,
-    at_most,
-    check_rules,
-    generation_rules,
-    learner_rules,
-    named_function,
-    one_of,
-    positive,
-)
+from pipeline.rules import Rules, at_most, check_rules, generation_rules, named_function, one_of, positive
 from pipeline.run.config import TrainingConfig
 
 

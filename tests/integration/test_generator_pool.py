@@ -16,7 +16,7 @@ from tests.support.faults import LIMIT_S
 @pytest.fixture
 def pool(ray_session, tiny_config, monkeypatch):
     """Runs `work(pool)` with a pool of doubles; `said` has its lines."""
-    from actors import generator_pool as module
+    from actors.generation import generator_pool as module
     from actors.generation.generator import Draining
 
     @ray_session.remote(num_cpus=0, max_concurrency=100)
@@ -136,7 +136,7 @@ def test_work_is_not_to_blame_for_a_generator_that_died_or_failed_with_new_weigh
 
 
 def test_work_is_not_to_blame_for_a_generator_whose_node_is_gone(pool, monkeypatch):
-    from actors import generator_pool as module
+    from actors.generation import generator_pool as module
 
     monkeypatch.setattr(module.ray, "nodes", lambda: [])
 
@@ -218,7 +218,7 @@ class Actor:
 )
 def test_work_is_to_blame_only_for_a_generator_that_died_or_hung_of_itself(tiny_config, monkeypatch, ends, blame, kind):
     """A node that is drained is still alive."""
-    from actors import generator_pool as module
+    from actors.generation import generator_pool as module
     from actors.lifecycle.failures import Hung
 
     async def alive(node):

@@ -342,7 +342,7 @@ VALUES = {
     "password for an evaluation": (f"evaluate preset=eval_tiny data.path={PASSWORD}", "data.path holds credentials"),
     "password that is submitted": (f"submit preset=tiny data.path={PASSWORD}", "data.path holds credentials"),
     "password for figures": (f"figures folder={PASSWORD}", "folder holds credentials"),
-    "URI to import": (f"import_gguf output=o gguf={PASSWORD}", "local paths"),
+    "URI to import": (f"support.import_gguf output=o gguf={PASSWORD}", "local paths"),
 }  # fmt: skip
 
 

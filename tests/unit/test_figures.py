@@ -247,7 +247,7 @@ def test_a_training_run_that_was_stopped_begins_anew_as_another_run(tmp_path, mo
 
 
 def test_the_figures_are_made_once_at_a_time(tmp_path, monkeypatch, quick):
-    from jobs import figures as module
+    from jobs.figures import job as module
 
     config = replace(CONFIG, folder=str(tmp_path / "figures"))
 

@@ -13,7 +13,7 @@ from tests.support.groups import record_of
 
 def test_agents_are_made_in_turn_with_the_encoding_of_documents(tiny_config, monkeypatch):
     """Both switch the tokenizer between plain text and special tokens: at once, one would spoil the other."""
-    from actors import generator as module
+    from actors.generation import generator as module
 
     seen = []
 
@@ -41,7 +41,7 @@ def test_agents_are_made_in_turn_with_the_encoding_of_documents(tiny_config, mon
 
 def generator_with(config, monkeypatch, respond):
     """A generator with the tiny language's tokenizer, whose engine answers by `respond(prompt)`."""
-    from actors import generator as module
+    from actors.generation import generator as module
     from pipeline.data.documents.synthetic import tiny_tokenizer
 
     class Engine:

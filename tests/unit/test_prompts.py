@@ -347,7 +347,7 @@ def test_a_tokenizer_without_a_class_of_its_own_is_what_transformers_would_load(
     text = "<problem> city Rex <section> Rex Paris . unheard-of"
     assert ours(text).input_ids == theirs(text).input_ids
     assert encode_text(ours, text) == encode_text(theirs, text)
-    program = f"from pipeline.agents.prompts import load_tokenizer; load_tokenizer({str(tmp_path)!r}); import sys; "
+    program = f"from pipeline.text import load_tokenizer; load_tokenizer({str(tmp_path)!r}); import sys; "
     program += "sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", program]).returncode == 0
 

@@ -5,9 +5,9 @@ from dataclasses import replace
 
 import pytest
 
-from pipeline.learning.schedule import learning_rate_factor, schedule_table
+from pipeline.learning.schedule import learning_rate_factor
 from pipeline.run.config import load_training_config
-from pipeline.run.plan import schedule_lines
+from pipeline.run.plan import schedule_lines, schedule_table
 from pipeline.sections import LearnerSection
 
 

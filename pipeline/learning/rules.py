@@ -1,0 +1,24 @@
+"""The rules of every job with learners."""
+
+from pipeline.learning.schedule import SCHEDULES
+from pipeline.rules import Rules, at_most, one_of, positive
+
+
+def learner_rules(c: object) -> Rules:
+    """The rules of every job with learners; `c` has the sections model and learner."""
+    yield from positive(
+        c, "learner", "ranks", "micro_batch_tokens", "learning_rate", "muon_learning_rate", "bucket_mib", "stall_s"
+    )
+    yield from at_most(c, "learner", "min_ranks", "ranks")
+    yield from one_of(c, "learner", "optimizer", ("adamw", "muon"))
+    yield from one_of(c, "model", "attention", ("packed_sdpa", "flash_attention_2"))
+    yield from one_of(c, "learner", "schedule", SCHEDULES)
+    yield (
+        0 < c.learner.decay_share <= 1,
+        f"learner.decay_share={c.learner.decay_share} is a share of the run, above 0 and up to 1",
+    )
+    yield (
+        c.learner.optimizer != "muon" or c.learner.max_grad_norm == 0,
+        "learner.optimizer=muon needs learner.max_grad_norm=0: its steps have a length of their own, which DeepSpeed "
+        "would cut",
+    )
