@@ -18,7 +18,7 @@ from actors.job_actor import CLOSING_S, JobActor
 from actors.scoring.answer_scoring import scores_of
 from actors.wandb_run import WandbRun
 from pipeline.data.quarantine import Quarantine
-from pipeline.errors import BadRow, DataError, RunFailed, reason_of
+from pipeline.errors import BadRow, ConfigError, DataError, RunFailed, reason_of
 from pipeline.evaluation.answers import Answer
 from pipeline.evaluation.config import EvaluationConfig
 from pipeline.evaluation.questions import Trial, input_states, open_source, read_questions, trials
@@ -256,8 +256,7 @@ class Evaluator(JobActor):
         attempt = 0
         while True:
             try:
-                # In a thread, for it may import a module of the user's own.
-                whole = await asyncio.to_thread(scores_episodes, problem.task, self.config.scorer.modules)
+                whole = await asyncio.to_thread(self._scores_episodes, problem.task)
                 return await self.pool.answer(problem, trial.method, sampling, e.memories, e.successes, whole), None
             except GeneratorLost as error:
                 self.failures["GeneratorLost"] += 1
@@ -273,6 +272,13 @@ class Evaluator(JobActor):
                 self.failures[type(error).__name__] += 1
                 if attempt == e.max_attempts:
                     return None, reason_of(error)
+
+    def _scores_episodes(self, task: str) -> bool:
+        """Whether the task's scorer wants the responses. False if it cannot be loaded, which its scoring then says."""
+        try:
+            return scores_episodes(task, self.config.scorer.modules)
+        except ConfigError:
+            return False
 
     def _is_suspect(self, trial: Trial) -> bool:
         return self._deaths[trial.key] >= SUSPECT_DEATHS

@@ -58,7 +58,7 @@ class EpisodeReward:
 
 def episode_scorer(function: Callable[[ScoredEpisode], EpisodeReward]) -> Callable[[ScoredEpisode], EpisodeReward]:
     """Mark a scorer of whole episodes."""
-    function.scores_episodes = True
+    function.scores_episodes = True  # type: ignore[attr-defined]
     return function
 
 

@@ -9,7 +9,7 @@ from pipeline.problems import Problem
 from pipeline.rewards.advantages import group_advantages, group_rewards
 from pipeline.rewards.episode_scoring import episode_reward, scored_episodes, scores_episodes
 from pipeline.rewards.overlong import overlong_penalties
-from pipeline.rewards.scoring import NO_MODULES, BadReward, reward
+from pipeline.rewards.scoring import BadReward, reward
 from pipeline.rollout.episodes import EpisodeGroup
 from pipeline.sections import ModelSection, ObjectiveSection
 
@@ -54,7 +54,7 @@ def score_group(
     return GroupScores(rewards, penalties, of_conversations, group_advantages(shaped, objective.advantage))
 
 
-def _of_answers(group: EpisodeGroup, problem: Problem, modules: Mapping[str, str] = NO_MODULES) -> np.ndarray:
+def _of_answers(group: EpisodeGroup, problem: Problem, modules: Mapping[str, str]) -> np.ndarray:
     """Rewards of the answers alone, float32 [G]."""
     return np.array(
         [

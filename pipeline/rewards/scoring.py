@@ -109,8 +109,9 @@ def finite(value: object, who: str) -> float:
 SCORERS: dict[str, Scorer] = {"qa": boxed_match, "values": values_found}
 
 
-def scorer_for(task: str, modules: Mapping[str, str] = NO_MODULES) -> Scorer:
-    """The scorer of a task: one of `SCORERS`, or the function that `modules` has under this name.
+def scorer_for(task: str, modules: Mapping[str, str] = NO_MODULES) -> Callable:
+    """The scorer of a task: one of `SCORERS`, or the function that `modules` has under this name; of answers, or
+    of whole episodes (pipeline/rewards/episode_scoring.py).
 
     A task comes from a row of data, so it is looked up and never imported.
 

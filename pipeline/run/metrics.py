@@ -4,7 +4,7 @@ import bisect
 from array import array
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -62,7 +62,7 @@ def step_row(
     sampled = np.concatenate([record.rewards for record in records + discarded])
     # Of a skipped update only the names count: a step without any other has the same metrics as the rest.
     nothing = [{n: type(m).none() for n, m in rank["metrics"].items()} for update in updates for rank in update.ranks]
-    metrics = {n: m.value for n, m in added([*nothing, *(rank["metrics"] for rank in ranks)]).items()}
+    metrics: dict[str, Any] = {n: m.value for n, m in added([*nothing, *(rank["metrics"] for rank in ranks)]).items()}
     tokens, staleness = metrics["tokens_trained"], metrics["staleness_tokens"]
     row = {
         "step": step,
