@@ -288,7 +288,8 @@ class Coordinator(JobActor):
                     moves, deaths = moves + 1, deaths + (not isinstance(lost, GeneratorLeft))
                     self._suspect(group_id, lost.blame)
                     name, go_on = None, True
-            record = await self.scorers.score(group_id, group, problem.task, problem.answers, name, notes.seconds)
+            scored = problem.without_document()
+            record = await self.scorers.score(group_id, group, scored, name, notes.seconds)
         except BadRow as error:
             self._withdraw(group_id, reason_of(error))
             self.buffer.withdraw(group_id)

@@ -42,8 +42,10 @@ from pipeline.evaluation.comparison import compare
 from pipeline.evaluation.config import EvaluationConfig
 from pipeline.evaluation.results import read_results
 from pipeline.files import copy_folder, join
+from pipeline.learning.losses import check_loss
 from pipeline.learning.memory import Architecture, architecture_of, built_architecture
 from pipeline.lease import is_unused
+from pipeline.rewards.advantages import estimator_for
 from pipeline.rewards.scoring import check_scorers
 from pipeline.rules import check_data_given
 from pipeline.run.checkpoints import MODEL, checkpoints_of
@@ -72,6 +74,8 @@ def main(arguments: list[str]) -> int:
         check_files(config)
         check_scorers(config.scorer.modules)
         check_transport(config.train.weight_transport)
+        estimator_for(config.objective.advantage)
+        check_loss(config.objective.loss)
         check_model(config, [config.train.method])
         if is_evaluated(config):
             check_evaluation_job(evaluation_of(config, config.model.path))

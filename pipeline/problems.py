@@ -1,6 +1,6 @@
 """A problem: one question about one document, with its answers. pipeline/data/rows.py has its form in a file."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 
 @dataclass(frozen=True)
@@ -20,3 +20,7 @@ class Problem:
     metadata: dict = field(default_factory=dict)
     passages: tuple[int, ...] = ()
     passage_file: str = ""
+
+    def without_document(self) -> "Problem":
+        """The problem as its scorer gets it: a document may be large, and is not scored."""
+        return replace(self, document="", passages=(), passage_file="")

@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterable, Iterator
 
 from pipeline.errors import ConfigError
+from pipeline.named_code import SPELLING
 from pipeline.sections import GenerationConfig
 
 Rules = Iterator[tuple[bool, str]]  # whether a rule holds, and what to say if not
@@ -34,6 +35,14 @@ def at_most(c: object, section: str, name: str, limit: str) -> Rules:
 def one_of(c: object, section: str, name: str, valid: Iterable[str]) -> Rules:
     value = getattr(getattr(c, section), name)
     yield value in valid, f"{section}.{name}={value!r} must be one of {', '.join(valid)}"
+
+
+def named_function(c: object, section: str, name: str, valid: Iterable[str]) -> Rules:
+    value = getattr(getattr(c, section), name)
+    yield (
+        value in valid or SPELLING.fullmatch(value) is not None,
+        f"{section}.{name}={value!r} must be one of {', '.join(valid)}, or module:function",
+    )
 
 
 def job_rules(c: object) -> Rules:

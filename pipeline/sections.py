@@ -80,7 +80,8 @@ class GeneratorSection:
 
 @dataclass
 class ScoringSection:
-    # Scorers of your own, name: module:function. A row's `task` may be one of these names, or a built-in one.
+    # Scorers of your own, name: module:function, of answers or of whole episodes (docs/extending.md). A row's `task`
+    # may be one of these names, or a built-in one.
     modules: dict[str, str] = field(default_factory=dict)
 
 
@@ -119,8 +120,10 @@ class ObjectiveSection:
     """What is maximised; docs/objective.md has the formulas and their papers."""
 
     # mean: reward less the group's mean; std: also divided by the std; leave_one_out: less the others' mean;
-    # reward: the reward itself, which is fine-tuning on successful episodes; none: 0, a control
+    # reward: the reward itself, which is fine-tuning on successful episodes; gru_mem: mean, and the rewards of the
+    # conversations less their mean at each turn; none: 0, a control; or module:function for an estimator of your own
     advantage: str = "mean"
+    loss: str = "dapo"  # of a token: dapo, which has the terms below, or module:function for an objective of your own
     clip_low: float = 0.2  # ε below 1
     clip_high: float = 0.2  # ε above 1; DAPO's clip-higher is 0.28
     dual_clip: float = 3.0  # a bad token's loss grows no further than at this ratio

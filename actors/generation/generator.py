@@ -120,10 +120,16 @@ class Generator:
         return pack_group(problem.id, done, memory), notes
 
     async def answer(
-        self, problem: Problem, method: str, sampling: Sampling, memories: int, transcript: bool = False
+        self,
+        problem: Problem,
+        method: str,
+        sampling: Sampling,
+        memories: int,
+        transcript: bool = False,
+        responses: bool = False,
     ) -> Answer:
         """Run one episode for its answer: of its memories the text of the last `memories`, of its tokens the numbers,
-        or if `transcript`, all.
+        or if `transcript`, all; if `responses`, those of the responses.
 
         Response number i is sampled with the seed `sampling.seed` + i.
 
@@ -140,7 +146,7 @@ class Generator:
             else:
                 trace.add(memory)  # which counts tokens and reads none: it need not wait for the tokenizer
 
-        recorder = AnswerRecorder(self._generate_in_time, sampling, memories, transcript, follow)
+        recorder = AnswerRecorder(self._generate_in_time, sampling, memories, transcript, follow, responses)
         text = await self._unless_engine_dies(agent.run(tokenized, recorder))
         return recorder.answer(text, tokenized, self._tokenizer, trace.counts)
 

@@ -16,6 +16,7 @@ from actors.learning.learner import Learner
 from actors.learning.reservation import bundle_of
 from actors.lifecycle.failures import DIED
 from pipeline.fine_tuning.examples import ExampleBatch
+from pipeline.learning.losses import LOSSES
 from pipeline.learning.packing import Update, plan_update, split_updates
 from pipeline.rollout.episodes import GroupRecord
 from pipeline.run.checkpoints import FileEntry
@@ -222,6 +223,8 @@ class LearnerGang(Gang):
     def _lengths(self, record: GroupRecord) -> np.ndarray:
         """Tokens of each conversation to be computed, int64 [C]; 0 for one that cannot change the weights."""
         o = self.config.objective
+        if o.loss not in LOSSES:  # a user's own may have any term
+            return record.trained_lengths
         of_entropy = o.entropy_coefficient and (o.entropy_weight == "one" or record.rewards.any())
         has_gradient = record.advantages.any() or o.kl_coefficient or of_entropy
         return record.trained_lengths if has_gradient else np.zeros_like(record.trained_lengths)

@@ -107,7 +107,9 @@ def rewards_of(advantages):
 
 
 def micro_batch(items, groups, advantages):
-    return build_micro_batch(items, groups, advantages, rewards_of(advantages))
+    """`advantages`: of the episodes, which all their conversations have."""
+    of_conversations = {g: values[groups[g].episodes] for g, values in advantages.items()}
+    return build_micro_batch(items, groups, of_conversations, rewards_of(advantages))
 
 
 def gradient(policy, reference, groups, advantages, plan) -> tuple[float, torch.Tensor]:
@@ -255,6 +257,16 @@ def test_prompt_tokens_have_no_weight_and_every_response_token_has_that_of_its_e
         assert weight[start + prompt : start + length] == pytest.approx(-advantages[g][group.episodes[c]])
         start += length
     assert start == len(row.tokens)
+
+
+def test_every_response_token_has_the_advantage_of_its_conversation_and_the_reward_of_its_episode():
+    group = random_group(np.random.default_rng(1), conversations=4)
+    advantages, rewards = np.arange(len(group.episodes), dtype=np.float32), np.array([0.5, 1.5, 2.5], np.float32)
+    items = [(7, c) for c in range(len(group.episodes))]
+    row = build_micro_batch(items, {7: group}, {7: advantages}, {7: rewards})
+    counts = np.diff(group.response_offsets)
+    assert row.advantages.tolist() == np.repeat(advantages, counts).tolist()
+    assert row.rewards.tolist() == np.repeat(rewards[group.episodes], counts).tolist()
 
 
 def test_an_empty_micro_batch_runs_and_adds_no_gradient(policy, reference):
