@@ -38,7 +38,7 @@ PASSAGE_CHARACTERS = len("Document 1:\n\n\n")  # the least that a passage adds t
 
 @dataclass(frozen=True)
 class RowRules:
-    """What the configuration lets a row name and hold."""
+    """The tasks, sizes and folders that the configuration allows a row."""
 
     tasks: tuple[str, ...] = tuple(SCORERS)  # names of scorers
     limits: RowLimits = field(default_factory=RowLimits)
