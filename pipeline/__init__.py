@@ -1,1 +1,1 @@
-"""What flows: data types and pure functions. Nothing here knows Ray, vLLM or DeepSpeed."""
+"""Data types and functions that need neither vLLM nor DeepSpeed, nor Ray, except for pipeline/data/samples.py."""

@@ -1,4 +1,4 @@
-"""A problem: one question about one document, with its answers. pipeline/data/rows.py has its form in a file."""
+"""A problem: one question about one document, with its gold answers. pipeline/data/rows.py has its form in a file."""
 
 from dataclasses import dataclass, field, replace
 
@@ -7,9 +7,9 @@ from dataclasses import dataclass, field, replace
 class Problem:
     """One question about one document.
 
-    `answers` are alternatives for a task of one answer, and the wanted values for a task of several;
-    the task's scorer decides (pipeline/rewards/scoring.py). The document is a text, or the rows `passages` of
-    `passage_file`.
+    `answers` are the gold answers: alternatives for a task with one answer, all wanted values for a task with
+    several. The scorer, which `task` names, decides (pipeline/rewards/scoring.py). The document is a text, or the rows
+    `passages` of `passage_file`.
     """
 
     id: str

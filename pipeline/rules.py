@@ -1,6 +1,6 @@
-"""The checks of a configuration that are made before anything starts. All that is wrong is reported at once.
+"""The checks of a configuration before anything starts. All faults are reported at once.
 
-The numbers are in their ranges (no count is below 0, no share above 1): `load_config` has seen to it.
+`load_config` has already checked that numbers are in range: no count is below 0, no share above 1.
 """
 
 import itertools
@@ -11,7 +11,7 @@ from pipeline.errors import ConfigError
 from pipeline.named_code import SPELLING
 from pipeline.sections import GenerationConfig
 
-Rules = Iterator[tuple[bool, str]]  # whether a rule holds, and what to say if not
+Rules = Iterator[tuple[bool, str]]  # whether a rule holds, and the message if it does not
 
 
 def check_rules(*rules: Rules) -> None:
@@ -51,7 +51,7 @@ def job_rules(c: object) -> Rules:
     yield from one_of(c, "wandb", "mode", ("auto", "online", "offline", "disabled"))
     yield (
         re.fullmatch(r"\w[\w.-]*", c.run.name) is not None,
-        f"run.name={c.run.name!r} may hold letters, digits, '.', '_' and '-', and begins with neither '.' nor '-'",
+        f"run.name={c.run.name!r} may hold letters, digits, '.', '_' and '-', and must not begin with '.' or '-'",
     )
 
 
@@ -82,12 +82,12 @@ def generation_rules(c: GenerationConfig) -> Rules:
 
 
 def check_window(config: GenerationConfig, longest: dict[str, int], positions: int | None) -> None:
-    """Check the window budget with the template counted in.
+    """Check the window budget, including the template.
 
     Args:
         config: the configuration.
-        longest: of the prompts that are used (`pipeline.agents.prompts.SLOTS`), the tokens of the longest of each.
-        positions: what the model's own config allows, if it says.
+        longest: the tokens of the longest prompt of each kind in use (`pipeline.agents.prompts.SLOTS`).
+        positions: the positions that the model's own config allows; None if it does not say.
 
     Raises:
         ConfigError: a conversation would not fit.
@@ -109,7 +109,7 @@ def check_window(config: GenerationConfig, longest: dict[str, int], positions: i
 
 
 def check_data_given(config: GenerationConfig) -> None:
-    """A data source that reads a file has been given one.
+    """Check that a data source that reads a file has a path.
 
     Raises:
         ConfigError: data.path is missing.
