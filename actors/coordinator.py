@@ -288,7 +288,8 @@ class Coordinator(JobActor):
                     moves, deaths = moves + 1, deaths + (not isinstance(lost, GeneratorLeft))
                     self._suspect(group_id, lost.blame)
                     name, go_on = None, True
-            record = await self.scorers.score(group_id, group, problem.task, problem.answers, name, notes.seconds)
+            scored = problem.without_document()
+            record = await self.scorers.score(group_id, group, scored, name, notes.seconds)
         except BadRow as error:
             self._withdraw(group_id, reason_of(error))
             self.buffer.withdraw(group_id)
@@ -347,9 +348,9 @@ class Coordinator(JobActor):
         count = len(self.discarded)  # those that come while it trains are the next step's
         updates = await self.learners.train(self.step, ledger.version, groups)
         trained = self.accounts.seconds
-        buckets = await self.learners.publish()
+        weights = await self.learners.publish(ledger.version + 1)
         self.buffer.step_done()
-        await self.generators.publish(ledger.version, buckets)
+        await self.generators.publish(weights)
         records = [record for record, _ in groups]
         positions = [self.groups.pop(record.group_id) for record in records]
         problems = [self.problems.done(position) for position in positions]
@@ -380,10 +381,7 @@ class Coordinator(JobActor):
     # The learners' life.
 
     async def _start_learners(self) -> None:
-        version = self.buffer.ledger.version
-        # The weights of version 0 are what generators begin with.
-        if buckets := await self.learners.start(publish=version > 0):
-            await self.generators.publish(version, buckets)
+        await self.generators.publish(await self.learners.start(self.buffer.ledger.version))
 
     async def _go_back(self, why: str) -> None:
         """Go back to the last checkpoint, with the ledger and all that was counted. Generators go on meanwhile."""

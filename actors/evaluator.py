@@ -19,7 +19,7 @@ from actors.job_actor import CLOSING_S, JobActor
 from actors.scoring.answer_scoring import scores_of
 from actors.wandb_run import WandbRun
 from pipeline.data.quarantine import Quarantine
-from pipeline.errors import BadRow, DataError, RunFailed, reason_of
+from pipeline.errors import BadRow, ConfigError, DataError, RunFailed, reason_of
 from pipeline.evaluation.answers import Answer
 from pipeline.evaluation.config import EvaluationConfig
 from pipeline.evaluation.questions import Trial, input_states, open_source, read_questions, trials
@@ -28,6 +28,7 @@ from pipeline.evaluation.successes import open_successes, success_lines
 from pipeline.evaluation.summary import Progress, evaluation_summary, write_tables
 from pipeline.lease import Lease
 from pipeline.problems import Problem
+from pipeline.rewards.episode_scoring import scored_episode, scores_episodes
 from pipeline.rollout.episodes import Sampling
 from pipeline.run.ledger import SUSPECT_DEATHS
 from pipeline.storage import LineFile, Storage
@@ -263,7 +264,8 @@ class Evaluator(JobActor):
         attempt = 0
         while True:
             try:
-                return await self.pool.answer(problem, trial.method, sampling, e.memories, e.successes), None
+                whole = await asyncio.to_thread(self._scores_episodes, problem.task)
+                return await self.pool.answer(problem, trial.method, sampling, e.memories, e.successes, whole), None
             except GeneratorLost as error:
                 self.failures["GeneratorLost"] += 1
                 alone = self._is_suspect(trial)
@@ -278,6 +280,13 @@ class Evaluator(JobActor):
                 self.failures[type(error).__name__] += 1
                 if attempt == e.max_attempts:
                     return None, reason_of(error)
+
+    def _scores_episodes(self, task: str) -> bool:
+        """Whether the task's scorer wants the responses. False if it cannot be loaded, which its scoring then says."""
+        try:
+            return scores_episodes(task, self.config.scorer.modules)
+        except ConfigError:
+            return False
 
     def _is_suspect(self, trial: Trial) -> bool:
         return self._deaths[trial.key] >= SUSPECT_DEATHS
@@ -295,7 +304,11 @@ class Evaluator(JobActor):
         have scored is in `score_if_not_cut`, None if its scorer failed."""
         scores: dict[str, float | None] = dict.fromkeys(SCORES, 0.0)
         if answer:
-            given, error = await scores_of(problem.task, answer.text, problem.answers, self.config.scorer.modules)
+            episode = None
+            if answer.responses is not None:
+                episode = scored_episode(problem, answer.responses, answer.text, answer.cut, self.config.model)
+            modules = self.config.scorer.modules
+            given, error = await scores_of(problem.task, answer.text, problem.answers, modules, episode)
             scores |= {"score_if_not_cut": given.get("score")} if answer.cut else given
         trace = answer and answer.memory_trace
         return {

@@ -394,7 +394,8 @@ def readable_episode(tokenizer, question: str, record: GroupRecord, group: Episo
         "memories": [tokenizer.decode(group.response(c)) for c in mine if group.roles[c] == "memory"],
         "answer": group.episode_answers[0],
         "reward": float(record.rewards[0]),
-        "advantage": float(record.advantages[0]),
+        # The mean over its conversations.
+        "advantage": float(record.advantages[mine].mean(dtype=np.float64)) if mine else 0.0,
     }
 
 

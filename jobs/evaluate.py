@@ -1,9 +1,10 @@
-"""Answer questions and score the answers: `python -m jobs.evaluate preset=<name> data.path=… key=value …`.
+"""Answer questions and score the answers: `python -m jobs.evaluate preset=<name> data.path=… key=value … [--dry-run]`.
 
     python -m jobs.evaluate --compare runs/a runs/b …    # several in one figure, their differences in a table
 
-Runs on the cluster that RAY_ADDRESS names (inside a Ray job: the job's cluster), else on a Ray of its own. The same
-command with the same run.name takes an interrupted evaluation up. README.md, "Evaluate", tells what it leaves.
+Runs on the cluster that RAY_ADDRESS names (inside a Ray job: the job's cluster). Without RAY_ADDRESS it joins your
+cluster on this machine, or starts Ray.
+The same command with the same run.name resumes an interrupted evaluation. docs/evaluation.md says what it leaves.
 """
 
 import sys

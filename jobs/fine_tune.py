@@ -1,12 +1,14 @@
 """Supervised fine-tuning under DeepSpeed ZeRO-3: `python -m jobs.fine_tune preset=<name> key=value … [--dry-run]`.
 
 Without a preset it makes the embedded default's model from random weights, on demonstrations of the tiny language
-(docs/tiny-model.md). Any Hugging Face model learns any file of conversations (pipeline/fine_tuning/conversations.py):
+(docs/tiny-model.md). To train a Hugging Face model on a file of conversations (README.md, "Fine-tune"):
 
     python -m jobs.fine_tune preset=fine_tune model.path=Qwen/Qwen2.5-7B-Instruct data.path=conversations.jsonl
 
-Runs on the cluster that RAY_ADDRESS names (inside a Ray job: the job's cluster), else on a Ray of its own. The model is
-in the run's folder, checkpoints/<step>/hf, with fine_tuning.json: its configuration, the hash of its data, its losses.
+Runs on the cluster that RAY_ADDRESS names (inside a Ray job: the job's cluster). Without RAY_ADDRESS it joins your
+cluster on this machine, or starts Ray.
+The model is in the run folder, in checkpoints/<step>/hf. fine_tuning.json beside it has the configuration, the hash of
+the data, and the losses.
 """
 
 import sys

@@ -1,7 +1,9 @@
 """Make samples: `python -m jobs.prepare <kind> key=value …`.
 
-Runs on the cluster that RAY_ADDRESS names (inside a Ray job: the job's cluster), else on a Ray of its own. The folder
-`output` has to be one that all nodes see, or an object store. A job that was stopped goes on when it is started again.
+Runs on the cluster that RAY_ADDRESS names (inside a Ray job: the job's cluster). Without RAY_ADDRESS it joins your
+cluster on this machine, or starts Ray.
+`output` must be a folder that all nodes share, or an object store. The same command resumes a stopped job.
+docs/data.md describes the kinds.
 """
 
 import functools

@@ -1,9 +1,9 @@
-"""Submit a training job to Ray, follow it, and say what came of it.
+"""Submit a training job to Ray, follow it, and report the result.
 
     python -m jobs.submit preset=tiny key=value …
 
-The job itself is jobs/train.py. Where no cluster runs, a local one is started and stopped at the end.
-Exit status: 0 the run completed, 130 it was interrupted, 2 the configuration cannot work, 1 anything else.
+The job runs jobs/train.py. If no cluster is running, this starts a local one and stops it at the end.
+Exit status: 0 completed, 130 interrupted, 2 wrong configuration, 1 anything else.
 """
 
 import asyncio

@@ -1,7 +1,9 @@
 """Train a memory agent: `python -m jobs.train preset=<name> key=value … [--dry-run]`.
 
-Runs on the cluster that RAY_ADDRESS names (inside a Ray job: the job's cluster), else on a Ray of its own.
-Prints one line a step; leaves a run folder (README.md, "What a run leaves").
+Runs on the cluster that RAY_ADDRESS names (inside a Ray job: the job's cluster). Without RAY_ADDRESS it joins your
+cluster on this machine, or starts Ray.
+`--dry-run` starts nothing: it prints the resolved configuration and the plan, and reports what is wrong.
+Prints one line per step and leaves a run folder (README.md, "What a run leaves").
 """
 
 import contextlib
@@ -40,8 +42,10 @@ from pipeline.evaluation.comparison import compare
 from pipeline.evaluation.config import EvaluationConfig
 from pipeline.evaluation.results import read_results
 from pipeline.files import copy_folder, join
+from pipeline.learning.losses import check_loss
 from pipeline.learning.memory import Architecture, architecture_of, built_architecture
 from pipeline.lease import is_unused
+from pipeline.rewards.advantages import estimator_for
 from pipeline.rewards.scoring import check_scorers
 from pipeline.rules import check_data_given
 from pipeline.run.checkpoints import MODEL, checkpoints_of
@@ -50,6 +54,7 @@ from pipeline.run.metrics import RunTotals
 from pipeline.run.plan import plan_text
 from pipeline.run.report import run_summary
 from pipeline.run.rules import check_config
+from pipeline.weights.transport import check_transport
 
 NAMESPACE = "palimpsest"  # of the coordinators, so that another driver finds them
 CHARACTERS_OF_A_TOKEN = 4.5  # of English, about
@@ -68,6 +73,9 @@ def main(arguments: list[str]) -> int:
             print(config_yaml(config), plan_text(config, architecture(config), document_tokens(config)), sep="\n")
         check_files(config)
         check_scorers(config.scorer.modules)
+        check_transport(config.train.weight_transport)
+        estimator_for(config.objective.advantage)
+        check_loss(config.objective.loss)
         check_model(config, [config.train.method])
         if is_evaluated(config):
             check_evaluation_job(evaluation_of(config, config.model.path))

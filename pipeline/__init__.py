@@ -1,1 +1,1 @@
-"""What flows: data types and functions. Nothing here starts an actor; vLLM and DeepSpeed are not imported."""
+"""Data types and functions that need neither vLLM nor DeepSpeed, nor Ray, except for pipeline/data/samples.py."""

@@ -1,8 +1,8 @@
-"""The loader of configurations: from presets and the command line to a typed dataclass, whatever its schema.
+"""Loads configurations: presets and command-line values, resolved into the typed dataclass of any schema.
 
-A value is taken from the command line (`key=value`), else from the preset (`configs/<preset>.yaml`), else from
-the defaults here. Units are in the comments. Numbers are finite and in range (pipeline/number_ranges.py), no text
-holds credentials (pipeline/credentials.py), and `${…}` is resolved only with `interpolation=yes`.
+A value comes from the command line (`key=value`), else from the preset (`configs/<preset>.yaml`), else from the
+schema's default. Numbers must be finite and in range (pipeline/number_ranges.py), no text may hold credentials
+(pipeline/credentials.py), and `${…}` is resolved only with `interpolation=yes`.
 """
 
 import contextlib
@@ -23,25 +23,25 @@ from pipeline.errors import ConfigError
 from pipeline.number_ranges import number_faults
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
-UNRESOLVED = re.compile(r"(?<!\\)(\\\\)*\$\{")  # a backslash before it takes its meaning, two are one that does not
-# What the libraries raise for values that they cannot read or convert.
+UNRESOLVED = re.compile(r"(?<!\\)(\\\\)*\$\{")  # after an even number of backslashes: an odd number escapes it
+# The libraries' errors for values that they cannot read or convert.
 UNREADABLE = (OmegaConfBaseException, yaml.YAMLError, ValueError, OverflowError, RecursionError)
-SHOWN = 200  # characters of a value, in a message
-INTERPOLATION = "interpolation"  # on the command line, beside the keys of the schema
+SHOWN = 200  # characters of a value in a message
+INTERPOLATION = "interpolation"  # a command-line key beside those of the schema
 
 
 Schema = TypeVar("Schema")
 
 
 def load_config(arguments: list[str], schema: type[Schema]) -> Schema:
-    """Resolve `preset=<name> key=value …` to a typed configuration.
+    """Resolve `preset=<name> key=value …` into a typed configuration.
 
-    A schema may have a method `complete(presets)`, which fills in what follows from other values.
+    A schema may have a method `complete(presets)`, which fills in values that depend on others.
     `interpolation=yes` resolves `${…}` in values.
 
     Raises:
-        ConfigError: no such preset, an unknown key (the nearest valid one is named), a value of the wrong type, a
-            number that is not finite or out of range, or a text with credentials.
+        ConfigError: there is no such preset, a key is unknown (the message names the nearest valid one), a value has
+            the wrong type, a number is not finite or out of range, or a text holds credentials.
     """
     if bad := [a for a in arguments if "=" not in a]:
         raise ConfigError(f"arguments are key=value; got {', '.join(repr(_shown(a)) for a in bad)}")
@@ -57,7 +57,7 @@ def load_config(arguments: list[str], schema: type[Schema]) -> Schema:
     overrides = [a for a in arguments if a.partition("=")[0] not in given]
     for preset in presets:
         *bases, (name, layer) = _layers(preset)
-        for base_name, base in bases:  # one of another job gives what this one knows: the model, the lengths
+        for base_name, base in bases:  # of another job's preset only this schema's keys count: model, lengths
             where = f"configs/{base_name}.yaml"
             _check_interpolation(base, where, resolve)
             config = _merge(schema, config, _known(schema, base), where, resolve)
@@ -78,7 +78,7 @@ def load_config(arguments: list[str], schema: type[Schema]) -> Schema:
         raise ConfigError(f"set {', '.join(sorted(missing))}{or_preset}")
     try:
         made = cast(Schema, OmegaConf.to_object(config))
-    except OmegaConfBaseException as error:  # an interpolation that leads nowhere
+    except OmegaConfBaseException as error:  # an interpolation without a target
         raise ConfigError(_first_line(error)) from None
     if faults := [*number_faults(made), *_text_faults(made)]:
         raise ConfigError("\n".join(faults))
@@ -88,11 +88,11 @@ def load_config(arguments: list[str], schema: type[Schema]) -> Schema:
 
 
 def preset_names(schema: type) -> list[str]:
-    """The presets of a job, which are those whose values its schema knows."""
+    """The presets of a job: those whose keys are all in its schema."""
     valid = {*_keys(schema), "preset"}
     found = []
     for path in CONFIGS.glob("*.yaml"):
-        with contextlib.suppress(ConfigError):  # said when it is chosen
+        with contextlib.suppress(ConfigError):  # a broken preset is reported when it is chosen
             found += [path.stem] * all(_is_known(key, valid) for key in _paths(_read_layer(path.stem)))
     return sorted(found)
 
@@ -105,8 +105,13 @@ def config_yaml(config: object) -> str:
     return OmegaConf.to_yaml(OmegaConf.structured(config))
 
 
+def defaults_yaml(schema: type) -> str:
+    """All keys of a job with their defaults; ??? marks a value that must be given."""
+    return OmegaConf.to_yaml(OmegaConf.structured(schema))
+
+
 def _layers(preset: str, above: tuple[str, ...] = ()) -> list[tuple[str, DictConfig]]:
-    """The preset and, before it, the preset that it says it builds on (`preset: <name>` in its file)."""
+    """The preset, preceded by the presets it builds on (`preset: <name>` in its file)."""
     if preset in above:
         raise ConfigError(f"configs/{preset}.yaml builds on itself: {' → '.join([*above, preset])}")
     layer = _read_layer(preset)
@@ -126,7 +131,7 @@ def _read_layer(preset: str) -> DictConfig:
     except (OSError, *UNREADABLE) as error:
         raise ConfigError(f"configs/{_shown(preset)}.yaml cannot be read: {' '.join(str(error).split())}") from None
     if not isinstance(layer, DictConfig):
-        raise ConfigError(f"configs/{preset}.yaml is a list; sections with keys and values are wanted")
+        raise ConfigError(f"configs/{preset}.yaml is a list; expected sections with keys and values")
     return layer
 
 
@@ -156,13 +161,13 @@ def _merge(schema: type, config: DictConfig, layer: DictConfig, where: str, reso
         raise
     except UNREADABLE as error:
         said = _first_line(error)
-        for text in _texts(_as_written(layer)):  # it may hold a password with blanks
+        for text in _texts(_as_written(layer)):  # a text may hold a password with blanks
             said = said.replace(text, _shown(text))
         raise ConfigError(f"{where}: {said}") from None
 
 
 def _check_interpolation(layer: DictConfig, where: str, resolve: bool) -> None:
-    """Raise a `ConfigError` if a value of the layer is to be resolved though that was not asked for."""
+    """Raise a `ConfigError` if a value of the layer holds `${…}` and interpolation was not asked for."""
     if not resolve and (found := _interpolated(_as_written(layer))):
         raise ConfigError(
             f"{where}: ${{…}} in {found} is not resolved; write the value itself, or add {INTERPOLATION}=yes"
@@ -170,7 +175,7 @@ def _check_interpolation(layer: DictConfig, where: str, resolve: bool) -> None:
 
 
 def _interpolated(layer: object, name: str = "") -> str:
-    """The name of a value with an interpolation; empty if there is none."""
+    """The name of the first value with an interpolation; empty if there is none."""
     if isinstance(layer, str):
         return name if UNRESOLVED.search(layer) else ""
     pairs = layer.items() if isinstance(layer, dict) else enumerate(layer) if isinstance(layer, list) else ()
@@ -179,7 +184,7 @@ def _interpolated(layer: object, name: str = "") -> str:
 
 
 def _text_faults(config: Any, prefix: str = "") -> Iterator[str]:
-    """One line for each value of a configuration with a text that holds credentials or is not valid Unicode."""
+    """Yield one line for each value whose text holds credentials or is not valid Unicode."""
     for f in dataclasses.fields(config):
         value = getattr(config, f.name)
         if dataclasses.is_dataclass(value):
@@ -193,7 +198,7 @@ def _text_faults(config: Any, prefix: str = "") -> Iterator[str]:
 
 
 def _texts(value: object) -> Iterator[str]:
-    """All texts in a value, keys too."""
+    """Yield all texts in a value, including keys."""
     if isinstance(value, str):
         yield value
     elif isinstance(value, dict):
@@ -203,18 +208,18 @@ def _texts(value: object) -> Iterator[str]:
 
 
 def _is_unicode(text: str) -> bool:
-    """Whether no byte of it could not be read as UTF-8, and no half of a surrogate pair is in it."""
+    """Whether the text holds no half of a surrogate pair, spelled out or made from a byte that is not UTF-8."""
     return not any("\ud800" <= character <= "\udfff" for character in text)
 
 
 def _shown(text: str) -> str:
-    """A value as it is shown in a message: without credentials, and not all of a long one."""
+    """A value as messages show it: without credentials, and cut if it is long."""
     text = without_credentials(text, whole=True)
     return text if len(text) <= SHOWN else f"{text[:SHOWN]}…"
 
 
 def _known(schema: type, layer: DictConfig) -> DictConfig:
-    """The values of a layer that the schema has."""
+    """The values of a layer whose keys the schema has."""
     known = OmegaConf.create({})
     valid = list(_keys(schema))
     for key in _paths(layer):
@@ -224,7 +229,7 @@ def _known(schema: type, layer: DictConfig) -> DictConfig:
 
 
 def _keys(schema: type, prefix: str = "") -> Iterator[str]:
-    """The dotted names of all values of the schema; `name.*` for a mapping, whose keys are the user's."""
+    """Yield the dotted names of all values of the schema; `name.*` for a mapping, whose keys the user chooses."""
     for f in dataclasses.fields(schema):
         if isinstance(f.type, type) and dataclasses.is_dataclass(f.type):
             yield from _keys(f.type, f"{prefix}{f.name}.")
@@ -259,7 +264,7 @@ def _paths_of(layer: dict, prefix: str = "") -> Iterator[str]:
 
 
 def _as_written(layer: DictConfig) -> dict:
-    """The values of a layer, with nothing resolved."""
+    """The values of a layer, unresolved."""
     return cast(dict, OmegaConf.to_container(layer, resolve=False))
 
 
@@ -269,7 +274,7 @@ def _leaf(layer: object) -> object:
 
 
 def _nearest(name: str, names: list[str]) -> str:
-    """A suggestion: the name most like this one, its last part counting most."""
+    """A suggestion for a message: the most similar name; the last part counts most."""
     same_end = [n for n in names if n.rpartition(".")[2] == name.rpartition(".")[2]]
     near = same_end or difflib.get_close_matches(name, names, n=1, cutoff=0.5)
     if not near:

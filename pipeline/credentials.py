@@ -1,7 +1,8 @@
-"""Credentials in URIs: found, so that they can be refused, and struck out of what is shown or written.
+"""Finds credentials in URIs, so that configurations can refuse them, and strikes them out of messages and files.
 
-A URI ends up in config.yaml, the summary, logs and wandb. A key belongs in the environment, where the tools of every
-object store look for it. What is in doubt counts as a credential: rather too much is struck out than too little.
+A URI ends up in config.yaml, the summary, logs and wandb. A key belongs in the environment, where every object
+store's own tools look for it. When in doubt, a part counts as a credential: better to strike out too much than too
+little.
 """
 
 import re
@@ -15,17 +16,18 @@ INSTEAD = (
 STRUCK_OUT = "***"
 SCHEME = r"[a-z][a-z0-9+.-]{0,30}://"
 FIRST = re.compile(SCHEME, re.IGNORECASE)
-# In a longer text a URI reaches to the quote that was opened just before it (in JSON and in repr, a quote or backslash
-# within is escaped), else to the next whitespace.
+# In a longer text, a URI that follows an opening quote ends at the closing one (JSON and repr escape quotes and
+# backslashes inside); any other URI ends at the next whitespace.
 IN_TEXT = re.compile(
     rf"""(?<=")(?<!\\"){SCHEME}(?:[^"\\]|\\.){{0,4096}}+(?=")"""
     rf"""|(?<=')(?<!\\'){SCHEME}(?:[^'\\]|\\.){{0,4096}}+(?=')"""
     rf"""|{SCHEME}\S*""",
     re.IGNORECASE | re.DOTALL,
 )
-# Before the last @, user:password, also without a user. A password may hold anything; host:port/path@revision is none.
+# user:password before the last @; the user may be empty. A password may hold any character. host:port/path@revision
+# holds no password.
 PASSWORD = re.compile(r"://(?!(?:\[[0-9a-f:.%]*\]|[^/:@?#]*)(?::\d+)?[/?#])[^/:@?#]*:", re.IGNORECASE)
-# A user alone is a token, but where there are users: abfs has a container there.
+# A user alone is a token, except in schemes with plain user names; abfs has a container there.
 TOKEN = re.compile(rf"({SCHEME})([^/?#\s]+)(?=@)", re.IGNORECASE)
 USER = re.compile(r"(?:abfss?|wasbs?|hdfs|viewfs|sftp|(?:git\+)?ssh)://[\w.$-]+|gs://anonymous", re.IGNORECASE)
 PARAMETER = re.compile(r"(?<=[?&#;])([^=&#;?]{1,100})=([^&#;]+)")
@@ -40,7 +42,7 @@ NAME = re.compile(
 
 
 def has_credentials(value: str) -> bool:
-    """Whether a URI in a value, which is taken as a whole, carries a password, a key or a signature."""
+    """Whether the value, taken as a whole, holds a URI with a password, a key or a signature."""
     return without_credentials(value, whole=True) != value
 
 
@@ -48,8 +50,8 @@ def without_credentials(text: str, whole: bool = False) -> str:
     """The text with the credentials of all URIs in it struck out.
 
     Args:
-        text: any.
-        whole: it is one value, so that from its first URI on blanks and quotes may belong to a password.
+        text: any text.
+        whole: the text is one value: from its first URI on, blanks and quotes may belong to a password.
     """
     if "://" not in text:
         return text
@@ -69,7 +71,7 @@ def _struck(uri: str) -> str:
 
 def _struck_parameter(parameter: re.Match) -> str:
     name, value = parameter.groups()
-    plain = unquote(unquote(value))  # a URI within a URI is escaped, at times twice
+    plain = unquote(unquote(value))  # a URI inside a URI is escaped, sometimes twice
     if NAME.fullmatch(unquote(name).strip()) or (plain != value and has_credentials(plain)):
         return f"{name}={STRUCK_OUT}"
     return parameter[0]

@@ -1,10 +1,10 @@
-"""The dtype of a model's weights: which one `model.dtype=auto` is, and how exact it is."""
+"""The dtype of a model's weights: how `model.dtype=auto` is resolved, and how exact each dtype is."""
 
 from pathlib import Path
 from typing import Any
 
-# Mean differences of log-probs between vLLM and the learner under the same weights, above which something is wrong. In
-# float32 the embedded model has 1e-6 or less. In bfloat16 SmolLM2-135M at temperature 1 has 0.04 to 0.05: the rounding
+# Mean log-prob difference between vLLM and the learner under the same weights above which something is wrong. The
+# embedded model in float32 has 1e-6 or less. SmolLM2-135M in bfloat16 at temperature 1 has 0.04 to 0.05: the rounding
 # of 30 layers.
 MISMATCH_WARNING = {"float32": 1e-4, "bfloat16": 0.06}
 CPUINFO = Path("/proc/cpuinfo")
@@ -12,12 +12,14 @@ BFLOAT16_FLAGS = frozenset({"avx512_bf16", "amx_bf16", "bf16"})  # the last is A
 
 
 def chosen_dtype(config: Any) -> str:
-    """float32 or bfloat16: bfloat16 for GPUs, and for CPUs with bfloat16 instructions; other CPUs emulate it, which
-    takes five times as long as float32 or more.
+    """The dtype of the weights: "float32" or "bfloat16".
+
+    auto is bfloat16 on GPUs and on CPUs with bfloat16 instructions, else float32: other CPUs emulate bfloat16, at five
+    times the time of float32 or more.
 
     Args:
-        config: of a job. Its sections `generator` and `learner`, where it has them, say whether GPUs are asked for. The
-            nodes of a cluster without GPUs are taken to be like this machine.
+        config: a job's configuration. Its sections `generator` and `learner`, if it has them, say whether the job uses
+            GPUs. The nodes of a cluster without GPUs are assumed to be like this machine.
     """
     if config.model.dtype != "auto":
         return config.model.dtype
@@ -28,7 +30,7 @@ def chosen_dtype(config: Any) -> str:
 
 
 def cpu_flags() -> set[str]:
-    """The instruction sets that Linux names of the first core; none where it does not say."""
+    """The first core's instruction sets as Linux names them; empty where Linux does not say."""
     try:
         text = CPUINFO.read_text()
     except OSError:

@@ -1,35 +1,34 @@
-"""The tokens that end a response: all that a model names, not the tokenizer's alone.
+"""The tokens that end a response: all that the model's files name, not only the tokenizer's own.
 
-Instruct models often have several. Qwen2.5's generation_config.json names <|im_end|> and <|endoftext|>; its tokenizer
-knows the first as the end of a sequence.
+Instruct models often have several. Qwen2.5's generation_config.json names <|im_end|> and <|endoftext|>; its
+tokenizer's end-of-sequence token is the first.
 """
 
 import json
 from pathlib import Path
 
-SETTINGS = ("generation_config.json", "config.json")  # of a model, each of which may have an `eos_token_id`
+SETTINGS = ("generation_config.json", "config.json")  # a model's files that may hold an `eos_token_id`
 
 
 def end_tokens(tokenizer) -> frozenset[int]:
     """The ids of the tokens that end a response of the tokenizer's model.
 
     Args:
-        tokenizer: `load_tokenizer` (pipeline/agents/prompts.py) notes in its attribute `end_tokens` what the model's
-        files
-            name. Any other tokenizer, made by hand, has only its own end-of-sequence token.
+        tokenizer: a tokenizer from `load_tokenizer` (pipeline/text.py), whose attribute `end_tokens` holds the tokens
+            that the model's files name. Any other tokenizer has only its own end-of-sequence token.
     """
     own = set() if tokenizer.eos_token_id is None else {tokenizer.eos_token_id}
     return frozenset(own | getattr(tokenizer, "end_tokens", set()))
 
 
 def named_end_tokens(path: str) -> set[int]:
-    """The end tokens that a model's generation_config.json and config.json name; none if it has no such file.
+    """The ids of the end tokens that a model's generation_config.json and config.json name; empty without such a file.
 
     Args:
-        path: of a Hugging Face folder, or a Hugging Face name.
+        path: a Hugging Face folder or name.
 
     Raises:
-        OSError: a Hugging Face name cannot be looked up.
+        OSError: the Hugging Face name cannot be looked up.
         ValueError: a file is not JSON, or its `eos_token_id` is neither a token id nor a list of them.
     """
     found = set()
@@ -63,8 +62,8 @@ def _file(path: str, name: str) -> Path | None:
     try:
         return Path(hf_hub_download(path, name))
     except LocalEntryNotFoundError:
-        if constants.HF_HUB_OFFLINE:  # what is in the cache is all there is
+        if constants.HF_HUB_OFFLINE:  # offline, the cache is all there is
             return None
-        raise  # the Hub was not reached, so whether there is such a file is not known
+        raise  # the Hub was not reached: the file may exist
     except EntryNotFoundError:
         return None

@@ -1,10 +1,10 @@
-"""The errors that speak to a user. Their messages never hold credentials."""
+"""The errors that users see. Their messages never hold credentials."""
 
 from pipeline.credentials import without_credentials
 
 
 class ConfigError(ValueError):
-    """The configuration cannot work. The message lists everything that is wrong and what to do."""
+    """The configuration cannot work. The message lists all faults and what to do."""
 
     def __init__(self, message: str):
         super().__init__(without_credentials(message))
@@ -18,7 +18,7 @@ class DataError(ValueError):
 
 
 class BadRow(ValueError):
-    """A row that is not a problem. The message says which field is wrong and why."""
+    """A row is not a valid problem. The message says which field is wrong and why."""
 
     def __init__(self, message: str):
         super().__init__(without_credentials(message))
@@ -29,11 +29,11 @@ class QuestionTooLong(BadRow):
 
 
 class RunFailed(RuntimeError):
-    """The run cannot go on. The message says why and what to look at."""
+    """The run cannot continue. The message says why and what to look at."""
 
 
 def reason_of(error: Exception) -> str:
-    """One line. Of an error that came from another process it is that error, without the tracebacks of both."""
+    """One line that names the error. An error from another process is shown without either process's traceback."""
     error = getattr(error, "cause", None) or error  # RayTaskError
     last = (str(error).strip().splitlines() or [""])[-1]
     return last if isinstance(error, (RunFailed, DataError, BadRow)) else f"{type(error).__name__}: {last}"

@@ -1,6 +1,6 @@
-"""Files by local path or by URI: whatever pyarrow's filesystems open (file, s3, gs, hf, hdfs, abfs).
+"""Files by local path or URI: everything that pyarrow's filesystems open (file, s3, gs, hf, hdfs, abfs).
 
-A path without `://` is local. Credentials of object stores come from where their own tools find them. Files are
+A path without `://` is local. Credentials of object stores come from where the stores' own tools look. Files are
 written whole or not at all.
 """
 
@@ -16,22 +16,22 @@ from pyarrow import fs
 
 from pipeline.errors import DataError
 
-WANTED = "a local path, or a URI of s3, gs, hf or file is wanted, such as hf://datasets/<owner>/<name>/<file>"
-BUFFER_BYTES = 1 << 16  # small, because samples of a few KB are read from anywhere in a file
+WANTED = "expected a local path, or an s3, gs, hf or file URI such as hf://datasets/<owner>/<name>/<file>"
+BUFFER_BYTES = 1 << 16  # small: samples of a few KB are read from anywhere in a file
 
 
 def open_input(path: str | Path) -> io.BufferedReader:
-    """Open a file for reading: binary, buffered, seekable, by lines too, a context manager.
+    """Open a file for reading: a binary, buffered, seekable file object that also iterates over lines.
 
     Raises:
         FileNotFoundError: there is no such file; the message names it.
-        DataError: the URI cannot be read as one, or names a kind of store that is not supported.
+        DataError: the URI is malformed, or its kind of store is not supported.
     """
     return io.BufferedReader(_open(path), BUFFER_BYTES)
 
 
 def read_buffer(path: str | Path) -> pyarrow.Buffer:
-    """All bytes of a file; of a local one a view of the page cache, which processes share and which costs no memory.
+    """All bytes of a file. For a local file this is a view of the page cache, which processes share at no memory cost.
 
     Raises: as `open_input`.
     """
@@ -43,17 +43,17 @@ def read_buffer(path: str | Path) -> pyarrow.Buffer:
 
 
 def exists(path: str | Path) -> bool:
-    """Whether there is a file or folder of this name. Raises `DataError` as `open_input`."""
+    """Whether a file or folder of this name exists. Raises `DataError` as `open_input`."""
     return _info(path).type != fs.FileType.NotFound
 
 
 def is_file(path: str | Path) -> bool:
-    """Whether there is a file, no folder, of this name. Raises `DataError` as `open_input`."""
+    """Whether a file, not a folder, of this name exists. Raises `DataError` as `open_input`."""
     return _info(path).type == fs.FileType.File
 
 
 def file_state(path: str | Path) -> dict:
-    """`size` (bytes) and `modified` (ns since 1970; None where a store does not tell): other values, another content.
+    """`size` (bytes) and `modified` (ns since 1970; None if the store does not say): they change with the content.
 
     Raises: as `open_input`.
     """
@@ -64,7 +64,7 @@ def file_state(path: str | Path) -> dict:
 
 
 def list_files(folder: str | Path, suffixes: Sequence[str]) -> list[str]:
-    """The paths of the files right in a folder whose names end in one of `suffixes`, in the order of their names.
+    """The paths of the files directly in a folder whose names end in one of `suffixes`, sorted by name.
 
     Raises:
         FileNotFoundError: there is no such folder.
@@ -79,7 +79,7 @@ def list_files(folder: str | Path, suffixes: Sequence[str]) -> list[str]:
 
 
 def folder_names(folder: str | Path) -> list[str]:
-    """The names of the folders right in a folder. Raises: as `list_files`."""
+    """The names of the folders directly in a folder, sorted. Raises: as `list_files`."""
     system, inner = _locate(folder)
     if _info(folder).type != fs.FileType.Directory:
         raise FileNotFoundError(f"{folder}: no such folder{_from_here(folder)}")
@@ -87,7 +87,7 @@ def folder_names(folder: str | Path) -> list[str]:
 
 
 def is_empty_folder(folder: str | Path) -> bool:
-    """Whether nothing is in a folder, or there is none. Raises `DataError` as `open_input`."""
+    """Whether a folder is empty or missing. Raises `DataError` as `open_input`."""
     system, inner = _locate(folder)
     return not system.get_file_info(fs.FileSelector(inner, allow_not_found=True))
 
@@ -99,20 +99,20 @@ def remove_file(path: str | Path) -> None:
 
 
 def remove_folder(folder: str | Path) -> None:
-    """Remove a folder and all that is in it. Raises `DataError` as `open_input`."""
+    """Remove a folder and everything in it. Raises `DataError` as `open_input`."""
     system, inner = _locate(folder)
     system.delete_dir(inner)
 
 
 def copy_folder(source: str | Path, target: str | Path) -> None:
-    """Copy all that is in a folder into another one, which is made. Raises `DataError` as `open_input`."""
+    """Copy everything in `source` into `target`, which is created. Raises `DataError` as `open_input`."""
     (source_system, source_inner), (system, inner) = _locate(source), _locate(target)
     system.create_dir(inner, recursive=True)
     fs.copy_files(source_inner, inner, source_system, system)
 
 
 def make_folder(folder: str | Path) -> None:
-    """Make a folder and those above it; an object store has none, so that there this does next to nothing."""
+    """Create a folder and its parents. Object stores have no folders, so there this does next to nothing."""
     system, inner = _locate(folder)
     system.create_dir(inner, recursive=True)
 
@@ -126,15 +126,15 @@ def is_local(path: str | Path) -> bool:
 
 
 def local_path(path: str | Path) -> Path:
-    """The path of a local file or folder that may be given as a file URI."""
+    """The path of a local file or folder, given as a path or a file URI."""
     return Path(str(path).removeprefix("file://"))
 
 
 @contextmanager
 def atomic_output(path: str | Path) -> Iterator[Path]:
-    """Yields a local path to write a file to, which becomes `path` when the block ends, and nothing if it fails.
+    """Yield a local path to write to. The file becomes `path` when the block ends, and is dropped if the block fails.
 
-    A local file is renamed. Any other is uploaded in one go, and appears in its store when all of it is there.
+    A local file is renamed. Any other is uploaded in one go and appears in its store once it is complete.
 
     Raises:
         DataError: as `open_input`.
@@ -150,20 +150,20 @@ def atomic_output(path: str | Path) -> Iterator[Path]:
     try:
         yield partial
         with partial.open("rb") as file:
-            os.fsync(file.fileno())  # or a machine that goes down may keep the new name and lose the content
+            os.fsync(file.fileno())  # else a crash of the machine may keep the new name and lose the content
         partial.replace(inner)
     finally:
         partial.unlink(missing_ok=True)
 
 
 def write_bytes(path: str | Path, data: bytes) -> None:
-    """Write a file whole, over one that may be there. Raises `DataError` as `open_input`."""
+    """Write a whole file, replacing an existing one. Raises `DataError` as `open_input`."""
     with atomic_output(path) as partial:
         partial.write_bytes(data)
 
 
 def write_text(path: str | Path, text: str) -> None:
-    """Write a UTF-8 file whole, over one that may be there. Raises `DataError` as `open_input`."""
+    """Write a whole UTF-8 file, replacing an existing one. Raises `DataError` as `open_input`."""
     write_bytes(path, text.encode())
 
 
@@ -185,10 +185,10 @@ def _locate(path: str | Path) -> tuple[fs.FileSystem, str]:
 
 
 def _info(path: str | Path) -> fs.FileInfo:
-    """What is known of a path.
+    """The type, size and modification time of a path.
 
     Raises:
-        DataError: the path cannot be read as one.
+        DataError: the path is malformed.
         OSError: the store cannot be reached.
     """
     system, inner = _locate(path)
@@ -198,13 +198,13 @@ def _info(path: str | Path) -> fs.FileInfo:
         raise DataError(f"{path}: {error}; {WANTED}") from None
     except OSError:
         raise
-    except Exception as error:  # hf is Python, and raises what its client does
+    except Exception as error:  # the hf filesystem is Python code and raises its client's errors
         raise ConnectionError(
-            f"{path} cannot be reached ({type(error).__name__}: {error}); try again, or download it and name the local "
+            f"{path} cannot be reached ({type(error).__name__}: {error}); try again, or download it and give the local "
             "path"
         ) from None
 
 
 def _from_here(path: str | Path) -> str:
-    """For a relative path, where it was looked for."""
+    """For messages about a relative path: the folder it was looked for in."""
     return "" if "://" in str(path) or Path(path).is_absolute() else f" (from {Path.cwd()})"

@@ -1,20 +1,21 @@
-"""The lease of a run folder: two runs never write into the same one, on whatever clusters they are.
+"""The lease of a run folder: two runs never write to the same folder, even from different clusters.
 
-`lease.json` in the folder names the run at work there and has a counter, the heartbeat, that goes up every `BEAT_S`.
-The folder on shared storage is all that two clusters have in common, so there is no other lock.
+`lease.json` in the folder names the run that holds the folder and has a counter, the heartbeat, which goes up every
+`BEAT_S`. The folder on shared storage is all that two clusters have in common, so there is no other lock.
 
-- It is made with O_EXCL, which file servers (NFS from version 3) keep, too. Only who has it makes the run's id, so the
-  id enters the lease with its first heartbeat.
-- A heartbeat overwrites the same file in place: that needs no room on a full disk, and on NFS whoever opens the file
-  after it was closed reads it.
-- Clocks of hosts differ, so none is compared. Who finds a lease watches it: a heartbeat that changes is alive, one that
-  stays the same for `STALE_S` is stale. (The age in messages compares two times of the file server itself.)
-- On one machine nobody waits: a process that does not exist has no heartbeat. A process is known by its number and by
-  when it was started, in ticks since the machine was: clocks have no part in that either.
-- A stale lease is replaced by a rename. When two do so at once the last one has it, and the other finds out when it
-  looks again, `SETTLE_S` later or at its next heartbeat.
-- A run that was only suspended, or whose storage hung, finds another's lease at its next heartbeat and has to end: two
-  runs overlap for one heartbeat at most, after which the older begins no other write (actors/job_actor.py).
+- The file is created with O_EXCL, which file servers honour too (NFS from version 3). Only the holder of the lease
+  makes the run's id, so the id enters the lease with the first heartbeat.
+- A heartbeat overwrites the file in place: that needs no room on a full disk, and on NFS every process that opens the
+  file after it was closed reads the new content.
+- Hosts' clocks differ, so they are never compared. A run that finds a lease watches it: if the heartbeat changes, the
+  lease is alive; if it stays the same for `STALE_S`, the lease is stale. (The age in messages compares two times of
+  the file server itself.)
+- On one machine there is no wait: a process that does not exist has no heartbeat. A process is identified by its id
+  and its start time in clock ticks since boot, so clocks play no part there either.
+- A stale lease is replaced by a rename. If two runs do so at once, the last one holds the lease. The other finds out
+  when it looks again `SETTLE_S` later, or at its next heartbeat.
+- A run that was only suspended, or whose storage hung, finds another run's lease at its next heartbeat and must end.
+  Two runs overlap for one heartbeat at most; after that the older one begins no other write (actors/job_actor.py).
 """
 
 import contextlib
@@ -36,12 +37,12 @@ LEASE, RUN_ID = "lease.json", "run.id"
 BEAT_S = 5.0
 STALE_S = 60.0
 SETTLE_S = 1.0
-LOOK_S = 0.5  # between two looks at a lease that is watched
-LENGTH = 1024  # bytes of the file: a heartbeat never changes its size
+LOOK_S = 0.5  # between two looks at a watched lease
+LENGTH = 1024  # bytes of the file; a heartbeat never changes its size
 
 
 class LeaseLost(RuntimeError):
-    """Another run has the folder now. The message names it."""
+    """Another run holds the folder now. The message names it."""
 
 
 @dataclass(frozen=True)
@@ -50,8 +51,8 @@ class Holder:
 
     host: str
     pid: int
-    ticks: int  # when the process was started: a process id is used again
-    machine: str  # the machine since its last start, and the part of it (the container) that the process id belongs to
+    ticks: int  # the process's start time, because process ids are reused
+    machine: str  # the boot of this machine, and the namespace (container) that the process id belongs to
 
     @classmethod
     def here(cls) -> "Holder":
@@ -59,7 +60,7 @@ class Holder:
         return cls(socket.gethostname(), pid, _process(pid)[1] if _machine() else 0, _machine())
 
     def is_dead(self) -> bool:
-        """Whether the process is known to be gone; only its own machine knows."""
+        """Whether the process is known to be gone. Only its own machine can know."""
         if not self.machine or self.machine != _machine():
             return False
         try:
@@ -73,27 +74,29 @@ class Holder:
 
 @dataclass(frozen=True)
 class Lease:
-    """A lease that was taken. Any process that has this object can keep it alive, one at a time: the one that called
-    `keep` last."""
+    """A lease that this run took.
+
+    Any process that has this object can keep the lease alive, but one at a time: the last one that called `keep`.
+    """
 
     folder: str
-    run: str  # the run's id, which survives that it is resumed
-    token: str  # of this taking
+    run: str  # the run's id, which stays the same when the run is resumed
+    token: str  # new each time the lease is taken
 
     @property
     def path(self) -> Path:
         return Path(self.folder) / LEASE
 
     def keep(self) -> None:
-        """One heartbeat; this process keeps the lease from now on. Raises: as `beat`."""
+        """Send one heartbeat. From now on this process keeps the lease. Raises: as `beat`."""
         self._write(take_over=True)
 
     def beat(self) -> bool:
-        """One heartbeat, unless another process keeps the lease by now; then False.
+        """Send one heartbeat and return True; return False if another process keeps the lease by now.
 
         Raises:
-            LeaseLost: another run has it.
-            OSError: it could not be written.
+            LeaseLost: another run holds the lease.
+            OSError: the heartbeat could not be written.
         """
         return self._write(take_over=False)
 
@@ -108,8 +111,8 @@ class Lease:
                 raise OSError(f"{self.path} cannot be read")
             if there.token != self.token:
                 raise LeaseLost(
-                    f"the run folder {self.folder} was taken over by {there}, because this run gave no sign of life "
-                    f"for {duration(STALE_S)}: it ends, and writes nothing any more"
+                    f"the run folder {self.folder} was taken over by {there}, because this run sent no heartbeat "
+                    f"for {duration(STALE_S)}; this run ends and writes nothing more"
                 )
             if not take_over and there.holder != Holder.here():
                 return False
@@ -118,7 +121,7 @@ class Lease:
         return True
 
     def release(self) -> None:
-        """Give the folder free. Raises `OSError`."""
+        """Release the folder. Raises `OSError`."""
         there = _look(self.path)
         if there and there.token == self.token:
             self.path.unlink(missing_ok=True)
@@ -126,9 +129,9 @@ class Lease:
 
 @dataclass(frozen=True)
 class _Content:
-    """What is in the file."""
+    """The content of lease.json."""
 
-    run: str  # its id; empty until it has one
+    run: str  # the run's id; empty until it has one
     token: str
     holder: Holder
     beats: int = 0
@@ -141,7 +144,7 @@ class _Content:
 
 
 class Heartbeat:
-    """Keeps a lease alive from a thread of this process, until another process keeps it, or `end`."""
+    """Keeps a lease alive from a thread of this process, until another process keeps it or `end` is called."""
 
     def __init__(self, lease: Lease):
         self._lease, self._ended = lease, threading.Event()
@@ -157,14 +160,14 @@ class Heartbeat:
                     if not self._lease.beat():
                         return
                 except LeaseLost:
-                    return  # who keeps it says so
+                    return  # the process that keeps the lease reports it
 
 
 def run_id(folder: Path) -> str:
-    """The id of the run in this folder; it gets one if it has none. Only who has the lease calls this.
+    """The id of the run in this folder, made if there is none. Call this only while holding the lease.
 
     Raises:
-        OSError: it cannot be read or written.
+        OSError: the id cannot be read or written.
     """
     path = folder / RUN_ID
     with contextlib.suppress(FileNotFoundError):
@@ -176,7 +179,7 @@ def run_id(folder: Path) -> str:
 
 
 def is_unused(folder: Path) -> bool:
-    """Whether a folder is not there or has at most what a run that never began leaves: its id and its lease."""
+    """Whether a folder is missing, or holds at most what a run that never began leaves: its id and its lease."""
     return not folder.exists() or all(path.name.startswith((LEASE, RUN_ID)) for path in folder.iterdir())
 
 
@@ -186,17 +189,17 @@ def take_lease(
     asked_to_stop: Callable[[], bool] = lambda: False,
     stale_s: float | None = None,
 ) -> Lease:
-    """Take the lease of a run folder, which is made if it is not there.
+    """Take the lease of a run folder, which is created if it is missing.
 
     Args:
-        folder: of the run.
-        say: takes a line about a stale lease.
-        asked_to_stop: whether it need not wait any longer.
-        stale_s: how long a heartbeat may stay the same; None: STALE_S.
+        folder: the run folder.
+        say: called with each line about a stale lease.
+        asked_to_stop: returns True to end the wait.
+        stale_s: seconds after which an unchanged heartbeat is stale; None: STALE_S.
 
     Raises:
-        ConfigError: a run is at work there.
-        KeyboardInterrupt: asked to stop.
+        ConfigError: another run holds the folder.
+        KeyboardInterrupt: `asked_to_stop` returned True.
         OSError: the folder cannot be used.
     """
     folder.mkdir(parents=True, exist_ok=True)
@@ -206,16 +209,16 @@ def take_lease(
         if not _made(path, mine):
             found = _look(path)
             if not _is_stale(path, found, say, asked_to_stop, stale_s):
-                continue  # it was given free
+                continue  # it was released
             if not _replaced(path, mine):
-                continue  # another one was later
+                continue  # another run replaced it later
             say(f"· took over the run folder {folder} from {found or 'an unknown run'}, which has ended")
-        with contextlib.suppress(LeaseLost):  # then the one who has it is looked at
+        with contextlib.suppress(LeaseLost):  # if lost again, look at the new holder
             return _with_id(folder, mine.token)
 
 
 def _made(path: Path, content: _Content) -> bool:
-    """Make a lease; False: there is one. Raises `OSError`, and then there is none."""
+    """Make a lease; False if there is one already. Raises `OSError`, and then leaves none."""
     try:
         file = path.open("xb")
     except FileExistsError:
@@ -230,7 +233,7 @@ def _made(path: Path, content: _Content) -> bool:
 
 
 def _replaced(path: Path, content: _Content) -> bool:
-    """Replace a stale lease; False: so did another run, later. Raises `OSError`, and then it is as it was."""
+    """Replace a stale lease; False if another run did so later. Raises `OSError`, and then the lease is unchanged."""
     partial = path.with_name(f"{LEASE}.{content.token}")
     try:
         partial.write_bytes(content.bytes())
@@ -243,11 +246,11 @@ def _replaced(path: Path, content: _Content) -> bool:
 
 
 def _with_id(folder: Path, token: str) -> Lease:
-    """The lease that was taken, with the run's id in it.
+    """The lease that was just taken, with the run's id in it.
 
     Raises:
-        LeaseLost: another run has it by now.
-        OSError: the id cannot be read or written. The folder is given free.
+        LeaseLost: another run holds the lease by now.
+        OSError: the id cannot be read or written. The folder is released.
     """
     try:
         lease = Lease(str(folder), run_id(folder), token)
@@ -265,7 +268,7 @@ def _is_stale(
     asked_to_stop: Callable[[], bool],
     stale_s: float,
 ) -> bool:
-    """Watch a lease until it is known to be stale; False: it is gone. Raises: as `take_lease`."""
+    """Watch a lease until it is known to be stale; False if it disappears. Raises: as `take_lease`."""
     if found and found.holder.is_dead():
         return True
     begin, said = time.monotonic(), False
@@ -291,7 +294,7 @@ def _is_stale(
 
 
 def _look(path: Path) -> _Content | None:
-    """What a lease says; None if there is none, or it is being written."""
+    """The content of a lease; None if there is none, or it is being written."""
     try:
         return _parsed(path.read_bytes())
     except FileNotFoundError:
@@ -307,7 +310,7 @@ def _parsed(data: bytes) -> _Content | None:
 
 
 def _age_s(path: Path) -> float:
-    """How long ago a file was written, by the clock of its file server."""
+    """Seconds since a file was written, by its file server's clock."""
     probe = path.with_name(f"{LEASE}.{uuid.uuid4().hex}")
     with contextlib.suppress(OSError):
         probe.touch()
@@ -319,15 +322,14 @@ def _age_s(path: Path) -> float:
 
 
 def _process(pid: int) -> tuple[str, int]:
-    """The state of a process, and when it was started, in clock ticks since the machine was. Raises `OSError`."""
-    # proc_pid_stat(5): the third field and the 22nd. The second, its name in parentheses, may hold anything.
+    """The state of a process, and its start time in clock ticks since boot. Raises `OSError`."""
+    # proc_pid_stat(5): the third field and the 22nd. The second, the name in parentheses, may hold any character.
     fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
     return fields[0], int(fields[19])
 
 
 def _machine() -> str:
-    """Names this machine since its last start and this process's namespace of process ids; empty where Linux does not
-    tell."""
+    """An id of this machine's boot and this process's namespace of process ids; empty where Linux does not tell."""
     with contextlib.suppress(OSError):
         boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="utf-8").strip()
         return f"{boot} {os.readlink('/proc/self/ns/pid')}"

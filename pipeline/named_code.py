@@ -1,4 +1,4 @@
-"""Code that the configuration names as `module:name`. Nothing else names code: a row of data never does."""
+"""Loads code that the configuration names as `module:name`. Only the configuration names code; rows never do."""
 
 import importlib
 import re
@@ -9,10 +9,10 @@ SPELLING = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*")
 
 
 def load_named(named: str) -> object:
-    """What `module:name` names; its module is imported.
+    """Import the module in `module:name` and return the object of that name.
 
     Raises:
-        ConfigError: it is spelled otherwise, the module cannot be imported, or has nothing of this name.
+        ConfigError: the spelling is wrong, the module cannot be imported, or it has no such name.
     """
     if not SPELLING.fullmatch(named):
         raise ConfigError(f"{named!r} is not spelled module:name, like my_package.my_module:my_name")

@@ -1,6 +1,6 @@
-"""The range of every number of a configuration, by its name: what is outside is a slip of the keyboard.
+"""The range of every number in a configuration, by its name. A number outside is a typing error.
 
-The ranges are far wider than what is of use. pipeline/rules.py has the rules that mean something.
+The ranges are far wider than the useful values. pipeline/rules.py has the rules that carry meaning.
 """
 
 import dataclasses
@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from typing import Any
 
 HUGE = 10**9
-# By the last part of the key, else by its ending, else by the type; least and most.
+# (least, most), by the last part of the key; else by its ending, else by the value's type.
 BY_NAME = {
     "seed": (0, 2**31),  # engines and samplers take 32 bits
     "synthetic_seed": (0, 2**31),
@@ -56,7 +56,7 @@ BY_ENDING = {"_s": (0, 10**8)}  # seconds
 
 
 def number_faults(config: Any, prefix: str = "") -> Iterator[str]:
-    """What is wrong with the numbers of a configuration, a dataclass of dataclasses: one line each."""
+    """Yield one line for each faulty number of a configuration, a dataclass of dataclasses."""
     for field in dataclasses.fields(config):
         value, key = getattr(config, field.name), prefix + field.name
         if dataclasses.is_dataclass(value):
@@ -73,14 +73,14 @@ def number_range(name: str, number: int | float) -> tuple[float, float]:
 
 
 def _fault(name: str, number: int | float) -> str | None:
-    if isinstance(number, float) and not math.isfinite(number):  # an int may be too large to be asked this
+    if isinstance(number, float) and not math.isfinite(number):  # isfinite fails on huge ints
         return "is not a finite number"
     least, most = number_range(name, number)
     return None if least <= number <= most else f"must lie between {least:g} and {most:g}"
 
 
 def _shown(number: int | float) -> str:
-    """The number, but not thousands of digits."""
+    """The number for a message, without thousands of digits."""
     if isinstance(number, int) and number.bit_length() > 400:
         return f"a number of {number.bit_length()} bits"
     return str(number)

@@ -1,15 +1,15 @@
-"""A problem: one question about one document, with its answers. pipeline/data/rows.py has its form in a file."""
+"""A problem: one question about one document, with its gold answers. pipeline/data/rows.py has its form in a file."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 
 @dataclass(frozen=True)
 class Problem:
     """One question about one document.
 
-    `answers` are alternatives for a task of one answer, and the wanted values for a task of several;
-    the task's scorer decides (pipeline/rewards/scoring.py). The document is a text, or the rows `passages` of
-    `passage_file`.
+    `answers` are the gold answers: alternatives for a task with one answer, all wanted values for a task with
+    several. The scorer, which `task` names, decides (pipeline/rewards/scoring.py). The document is a text, or the rows
+    `passages` of `passage_file`.
     """
 
     id: str
@@ -20,3 +20,7 @@ class Problem:
     metadata: dict = field(default_factory=dict)
     passages: tuple[int, ...] = ()
     passage_file: str = ""
+
+    def without_document(self) -> "Problem":
+        """The problem as its scorer gets it: a document may be large, and is not scored."""
+        return replace(self, document="", passages=(), passage_file="")

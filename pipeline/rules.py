@@ -1,6 +1,6 @@
-"""The checks of a configuration that are made before anything starts. All that is wrong is reported at once.
+"""The checks of a configuration before anything starts. All faults are reported at once.
 
-The numbers are in their ranges (no count is below 0, no share above 1): `load_config` has seen to it.
+`load_config` has already checked that numbers are in range: no count is below 0, no share above 1.
 """
 
 import itertools
@@ -9,9 +9,10 @@ from collections.abc import Iterable
 from typing import Any
 
 from pipeline.errors import ConfigError
+from pipeline.named_code import SPELLING
 from pipeline.sections import GenerationConfig, JobConfig
 
-Rules = Iterable[tuple[bool, str]]  # whether a rule holds, and what to say if not
+Rules = Iterable[tuple[bool, str]]  # whether a rule holds, and the message if it does not
 
 
 def check_rules(*rules: Rules) -> None:
@@ -37,13 +38,21 @@ def one_of(c: object, section: str, name: str, valid: Iterable[str]) -> Rules:
     yield value in valid, f"{section}.{name}={value!r} must be one of {', '.join(valid)}"
 
 
+def named_function(c: object, section: str, name: str, valid: Iterable[str]) -> Rules:
+    value = getattr(getattr(c, section), name)
+    yield (
+        value in valid or SPELLING.fullmatch(value) is not None,
+        f"{section}.{name}={value!r} must be one of {', '.join(valid)}, or module:function",
+    )
+
+
 def job_rules(c: JobConfig) -> Rules:
-    """The rules of every job that runs on a cluster."""
+    """The rules of every job that runs on a cluster; `c` has the sections run, model and wandb."""
     yield from one_of(c, "model", "dtype", ("auto", "float32", "bfloat16"))
     yield from one_of(c, "wandb", "mode", ("auto", "online", "offline", "disabled"))
     yield (
         re.fullmatch(r"\w[\w.-]*", c.run.name) is not None,
-        f"run.name={c.run.name!r} may hold letters, digits, '.', '_' and '-', and begins with neither '.' nor '-'",
+        f"run.name={c.run.name!r} may hold letters, digits, '.', '_' and '-', and must not begin with '.' or '-'",
     )
 
 
@@ -74,12 +83,12 @@ def generation_rules(c: GenerationConfig) -> Rules:
 
 
 def check_window(config: GenerationConfig, longest: dict[str, int], positions: int | None) -> None:
-    """Check the window budget with the template counted in.
+    """Check the window budget, including the template.
 
     Args:
         config: the configuration.
-        longest: of the prompts that are used (`pipeline.agents.prompts.SLOTS`), the tokens of the longest of each.
-        positions: what the model's own config allows, if it says.
+        longest: the tokens of the longest prompt of each kind in use (`pipeline.agents.prompts.SLOTS`).
+        positions: the positions that the model's own config allows; None if it does not say.
 
     Raises:
         ConfigError: a conversation would not fit.
@@ -101,7 +110,7 @@ def check_window(config: GenerationConfig, longest: dict[str, int], positions: i
 
 
 def check_data_given(config: Any) -> None:
-    """A data source that reads a file has been given one; `config` has a section data.
+    """Check that a data source that reads a file has a path.
 
     Raises:
         ConfigError: data.path is missing.

@@ -1,5 +1,7 @@
-"""Writing where a disk may be full and a file server may hang: no caller waits longer than it wants, and nothing that
-could not be written is lost in silence."""
+"""Writes that cope with full disks and hung file servers.
+
+No caller waits longer than its limit, and nothing that could not be written is lost silently.
+"""
 
 import asyncio
 import concurrent.futures
@@ -12,64 +14,64 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TypeVar
 
-LIMIT_S = 10.0  # storage that takes longer hangs
-MOST_KEPT = 1 << 26  # characters of lines that wait for the storage
+LIMIT_S = 10.0  # storage that takes longer counts as hung
+MOST_KEPT = 1 << 26  # characters of waiting lines
 
 Result = TypeVar("Result")
 
 
 class StorageHung(OSError):
-    """The storage did not answer in time. The call may still end, once the storage is back."""
+    """The storage did not answer in time. The call may still complete once the storage is back."""
 
 
 class StorageClosed(OSError):
-    """No more calls are made there."""
+    """The storage was closed: no more calls are made there."""
 
 
 class Storage:
-    """Makes calls that touch one place of storage, in a thread of their own and in their order.
+    """Makes the calls to one place of storage, in order, in a thread of its own.
 
-    A call that hangs occupies this thread alone: neither its caller, nor the end of the process, nor the threads that
-    asyncio shares wait for it.
+    A call that hangs blocks only this thread: not its caller, the exit of the process, or asyncio's shared threads.
 
     Args:
-        place: for the messages.
-        limit_s: how long a caller waits.
+        place: the place, for messages.
+        limit_s: seconds that a caller waits.
     """
 
     def __init__(self, place: str | Path, limit_s: float = LIMIT_S):
         self.place, self.limit_s = place, limit_s
-        self.closed = ""  # why, once it is
+        self.closed = ""  # the reason, once closed
         self._calls: queue.SimpleQueue = queue.SimpleQueue()
         self._overdue: concurrent.futures.Future | None = None
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
 
     def call(self, function: Callable[..., Result], *arguments, limit_s: float | None = None) -> Result:
-        """What the function returns. It is not called while an earlier call hangs.
+        """Call the function and return its result. It is not called while an earlier call hangs.
 
         Raises:
-            StorageHung: not within the limit.
-            Exception: what the function raises.
+            StorageHung: no result within the limit, or an earlier call hangs.
+            StorageClosed: the storage is closed.
+            Exception: any error of the function.
         """
         call, limit_s = self.begin(function, *arguments), self.limit_s if limit_s is None else limit_s
         concurrent.futures.wait([call], limit_s)
         return self._result(call, limit_s)
 
     async def call_async(self, function: Callable[..., Result], *arguments, limit_s: float | None = None) -> Result:
-        """See `call`; the event loop runs meanwhile."""
+        """Like `call`, without blocking the event loop."""
         call, limit_s = self.begin(function, *arguments), self.limit_s if limit_s is None else limit_s
         ended = asyncio.wrap_future(call)
-        ended.add_done_callback(lambda ended: ended.cancelled() or ended.exception())  # `call` is what is looked at
+        ended.add_done_callback(lambda ended: ended.cancelled() or ended.exception())  # marks the error as retrieved
         await asyncio.wait([ended], timeout=limit_s)
         return self._result(call, limit_s)
 
     def begin(self, function: Callable, *arguments) -> concurrent.futures.Future:
-        """Make a call that nobody waits for.
+        """Make a call without waiting for it; return its future.
 
         Raises:
-            StorageHung: an earlier one hangs.
-            StorageClosed: it is closed.
+            StorageHung: an earlier call hangs.
+            StorageClosed: the storage is closed.
         """
         with self._lock:
             if self.closed:
@@ -84,7 +86,7 @@ class Storage:
         return call
 
     def close(self, why: str) -> None:
-        """Make no more calls. Those that wait are not made either and raise `StorageClosed`, with the reason."""
+        """Make no more calls. Waiting calls are not made either: they raise `StorageClosed` with the reason `why`."""
         self.closed = why
 
     def _result(self, call: concurrent.futures.Future, limit_s: float):
@@ -107,27 +109,26 @@ class Storage:
 
 
 class LineFile:
-    """A file to which lines are added, all that wait or none of them at a time. Lines that cannot be written wait for
-    the next attempt.
+    """A file to append lines to. Each write appends all waiting lines or none; on failure they wait for the next one.
 
     Args:
-        path: of the file; its folder is made with the first line.
-        storage: of its folder; None: one of its own.
+        path: the file; its folder is created with the first line.
+        storage: the storage of its folder; None: one of its own.
     """
 
     def __init__(self, path: Path, storage: Storage | None = None):
         self.path, self.storage = path, storage or Storage(path.parent)
-        self.lost = 0  # lines that there was no room to keep
-        self._failed = ""  # why the last attempt did
-        self._since: float | None = None  # when the attempt began that nobody waits for
-        self._asked = False  # the storage will get to what waits
+        self.lost = 0  # lines dropped because too much was waiting
+        self._failed = ""  # why the last write failed
+        self._since: float | None = None  # start of the unfinished write that no caller waits for
+        self._asked = False  # a queued write will include all waiting lines
         self._waiting: list[str] = []
-        self._size = 0  # characters of them
+        self._size = 0  # characters in the waiting lines
         self._lock = threading.Lock()
 
     @property
     def problem(self) -> str:
-        """Why lines are not written; empty: they are, or are about to be."""
+        """Why lines are not being written; empty if they are, or are about to be."""
         since = self._since
         if since is not None and time.monotonic() - since > self.storage.limit_s:
             return f"the storage of {self.storage.place} does not answer"
@@ -135,16 +136,16 @@ class LineFile:
 
     @property
     def unwritten(self) -> int:
-        """Lines that are not in the file: they wait, or are lost."""
+        """The number of lines that are not in the file: waiting or lost."""
         return len(self._waiting) + self.lost
 
     def add(self, *lines: str) -> str:
-        """Add lines, given without their ends; return why they could not be written now, if so."""
+        """Add lines, given without line ends, and write them; return why that failed, or "" if it did not."""
         self._keep(lines)
         return self.write()
 
     def put(self, *lines: str) -> None:
-        """Add lines and do not wait until they are written; `problem` tells of it later."""
+        """Add lines without waiting for the write; a failure shows later in `problem`."""
         self._keep(lines)
         with self._lock, contextlib.suppress(StorageHung, StorageClosed):
             if not self._asked:
@@ -153,7 +154,7 @@ class LineFile:
                 self._since = self._since or time.monotonic()
 
     def write(self) -> str:
-        """Try to write what waits; return why that failed, if so."""
+        """Try to write the waiting lines; return why that failed, or "" if it did not."""
         try:
             if self._waiting:
                 self.storage.call(self._write)
@@ -188,17 +189,17 @@ class LineFile:
 
 
 def append(text: str, path: Path) -> None:
-    """Add lines to a file, all or none of them. A last line that was cut off with its writer stays a line of its own.
+    """Append lines to a file, all or none. A last line that was cut off when its writer died stays a separate line.
 
     Raises:
-        OSError: they could not be written; the file is as it was.
+        OSError: the lines could not be written; the file is unchanged.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    data = text.encode(errors="backslashreplace")  # what is not valid Unicode becomes its JSON escape
+    data = text.encode(errors="backslashreplace")  # invalid Unicode becomes its JSON escape
     file = path.open("a+b", buffering=0)
     end = file.seek(0, os.SEEK_END)
     try:
-        with contextlib.closing(file):  # a file server may say only now that it is full
+        with contextlib.closing(file):  # a file server may report only on close that it is full
             if end and (file.seek(end - 1), file.read(1))[1] != b"\n":
                 data = b"\n" + data
             while data:

@@ -1,4 +1,4 @@
-"""Text and tokens: a model's tokenizer, and plain text of any length as its tokens."""
+"""Text and tokens: loads a model's tokenizer, and encodes plain text of any length."""
 
 import functools
 import itertools
@@ -10,26 +10,26 @@ import numpy as np
 
 from pipeline.end_tokens import named_end_tokens
 
-BLOCK = 1 << 18  # characters of a document that are encoded at a time
+BLOCK = 1 << 18  # characters of a document encoded at a time
 
 
 WORD_END = re.compile(r"\S(?=\s)")
 
 
-CONTEXT = 64  # characters on both sides by which a place to cut a document is judged
+CONTEXT = 64  # characters on each side that decide whether a document can be cut at a place
 
 
-PLACES = 100  # that are tried
+PLACES = 100  # places tried for one cut
 
 
 @functools.lru_cache(maxsize=2)
 def load_tokenizer(path: str, trust_remote_code: bool = False):
-    """The tokenizer of a Hugging Face folder or name, loaded once in a process.
+    """The tokenizer of a Hugging Face folder or name, loaded once per process.
 
-    Its attribute `end_tokens` has the end tokens that the model's files name (pipeline/end_tokens.py).
+    Its attribute `end_tokens` holds the ids of the end tokens that the model's files name (pipeline/end_tokens.py).
 
     Raises:
-        OSError, ValueError: there is none, or the model's files are broken.
+        OSError, ValueError: there is no tokenizer, or the model's files are broken.
     """
     tokenizer = _load_tokenizer(path, trust_remote_code)
     tokenizer.end_tokens = named_end_tokens(path)
@@ -37,7 +37,7 @@ def load_tokenizer(path: str, trust_remote_code: bool = False):
 
 
 def _load_tokenizer(path: str, trust_remote_code: bool):
-    if _is_plain(path):  # what AutoTokenizer would choose, without the seconds in which it imports torch
+    if _is_plain(path):  # AutoTokenizer would choose the same, but takes seconds to import torch
         from transformers import PreTrainedTokenizerFast as Tokenizer
 
         return Tokenizer.from_pretrained(path)
@@ -47,8 +47,10 @@ def _load_tokenizer(path: str, trust_remote_code: bool):
 
 
 def _is_plain(path: str) -> bool:
-    """Whether it is the folder of a Llama whose tokenizer.json says all. Of other families AutoTokenizer may choose
-    a class of their own whatever is named."""
+    """Whether this is the folder of a Llama whose tokenizer.json suffices.
+
+    For other model families AutoTokenizer may choose a class of its own, whatever class the files name.
+    """
     folder = Path(path)
     try:
         named = json.loads((folder / "tokenizer_config.json").read_bytes())
@@ -65,7 +67,7 @@ def encode_text(tokenizer, text: str) -> list[int]:
     Raises:
         ValueError: the tokenizer cannot do that for this text.
     """
-    # verbose=False: a document is meant to be longer than the model's window, no warning is due.
+    # verbose=False: documents are meant to exceed the model's window, so no warning is due.
     tokens = tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True, verbose=False)
     control = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special} - {tokenizer.unk_token_id}
     if found := control.intersection(tokens):
@@ -75,10 +77,10 @@ def encode_text(tokenizer, text: str) -> list[int]:
 
 
 def encode_document(tokenizer, text: str) -> np.ndarray:
-    """Encode a document of any length as `encode_text` does, int32 [N].
+    """Encode a document of any length like `encode_text`; return int32 [N].
 
-    On its way a tokenizer takes some hundred bytes for every token, so a long text is encoded in blocks. They are cut
-    where the tokenizer itself cuts; if it does not between words, the text is encoded as a whole.
+    A tokenizer takes some hundred bytes per token while it encodes, so a long text is encoded in blocks. Blocks end
+    where the tokenizer itself cuts; if it never cuts between words, the text is encoded as a whole.
 
     Raises:
         ValueError: as `encode_text`.
@@ -92,7 +94,10 @@ def encode_document(tokenizer, text: str) -> np.ndarray:
 
 
 def _place_to_cut(tokenizer, text: str, start: int) -> int:
-    """The first end of a word from `start` on at which the text around encodes in two to the same as whole."""
+    """The first word end from `start` on where the two halves of the surrounding text encode to the same as the whole.
+
+    The end of the text if there is none among the first `PLACES`.
+    """
     for word in itertools.islice(WORD_END.finditer(text, start), PLACES):
         before, after = text[word.end() - CONTEXT : word.end()], text[word.end() : word.end() + CONTEXT]
         if encode_text(tokenizer, before + after) == encode_text(tokenizer, before) + encode_text(tokenizer, after):

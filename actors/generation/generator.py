@@ -33,17 +33,13 @@ from pipeline.rollout.memory_counts import MemoryCounts
 from pipeline.rollout.replay import Finished, Replay, digest
 from pipeline.sections import GenerationConfig
 from pipeline.text import load_tokenizer
-from pipeline.weights.bucket_files import BucketError
+from pipeline.weights.transport import Receivers, Weights
 
 log = logging.getLogger(__name__)
 
 
 class Draining(RuntimeError):
     """The generator begins no more conversations."""
-
-
-class WeightsLost(RuntimeError):
-    """Published weights cannot be fetched any more; those in use stay."""
 
 
 @ray.remote(max_concurrency=10_000)
@@ -61,6 +57,7 @@ class Generator:
         self._closing = False
         self._tokenizing = asyncio.Lock()  # tokenizers are not safe to use from two threads
         self._agents: dict[str, object] = {}  # by method
+        self._receivers = Receivers()
         self._tokens_done = 0
         self._draining = False
 
@@ -123,10 +120,16 @@ class Generator:
         return pack_group(problem.id, done, memory), notes
 
     async def answer(
-        self, problem: Problem, method: str, sampling: Sampling, memories: int, transcript: bool = False
+        self,
+        problem: Problem,
+        method: str,
+        sampling: Sampling,
+        memories: int,
+        transcript: bool = False,
+        responses: bool = False,
     ) -> Answer:
         """Run one episode for its answer: of its memories the text of the last `memories`, of its tokens the numbers,
-        or if `transcript`, all.
+        or if `transcript`, all; if `responses`, those of the responses.
 
         Response number i is sampled with the seed `sampling.seed` + i.
 
@@ -143,7 +146,7 @@ class Generator:
             else:
                 trace.add(memory)  # which counts tokens and reads none: it need not wait for the tokenizer
 
-        recorder = AnswerRecorder(self._generate_in_time, sampling, memories, transcript, follow)
+        recorder = AnswerRecorder(self._generate_in_time, sampling, memories, transcript, follow, responses)
         text = await self._unless_engine_dies(agent.run(tokenized, recorder))
         return recorder.answer(text, tokenized, self._tokenizer, trace.counts)
 
@@ -210,30 +213,21 @@ class Generator:
                 self._die("the vLLM engine process is dead")
             raise
 
-    async def update_weights(self, version: int, buckets: list[ray.ObjectRef]) -> float:
-        """Take up new weights while episodes run; return the pause in seconds.
+    async def load_weights(self, weights: Weights) -> float:
+        """Switch to new weights while episodes run; return the pause in seconds.
 
         Raises:
-            WeightsLost: the buckets are not there any more.
-            BucketError: they are not what was packed, or there is no room for them in shared memory.
+            WeightsLost: they cannot be fetched any more; those in use stay.
+            Exception: the receiver's own, of its `fetch`; the weights in use stay.
         """
-
-        async def fetched():
-            for bucket in buckets:
-                try:
-                    yield await bucket
-                except ray.exceptions.RayError as error:
-                    raise WeightsLost(str(error)) from None
-
-        try:
-            return await self.engine.update_weights(version, fetched())
-        except (WeightsLost, BucketError):  # before anything was loaded
-            raise
-        except Exception:
-            if self._closing:  # the engine was ended under the update, which nobody waits for any more
-                return 0.0
-            log.exception("generator %s could not take up new weights", self.name)
-            self._die("a weight update failed, so its weights are in doubt")
+        async with self._receivers[weights.transport].fetch(weights) as parts:
+            try:
+                return await self.engine.load_weights(weights.version, weights.transport, parts)
+            except Exception:
+                if self._closing:  # `close` ended the engine while it loaded, and nobody waits for the weights
+                    return 0.0
+                log.exception("generator %s could not load weights of version %d", self.name, weights.version)
+                self._die("new weights failed to load, so the engine's are in doubt")
 
     async def heartbeat(self) -> None:
         """Returns when the engine's loop has come round once more."""
@@ -256,7 +250,7 @@ class Generator:
             self.engine.shutdown()
 
     async def _watch_engine(self) -> None:
-        """Notice that the engine process died. What waits for it, such as a weight update, may never be told."""
+        """Notice that the engine process died. What waits for it, such as loading weights, may never be told."""
         while not self.engine.is_dead:
             await asyncio.sleep(1)
         self._die("the vLLM engine process is dead")

@@ -10,12 +10,13 @@ import ray
 from ray._private.state import state as cluster
 from ray.exceptions import RayError, RayTaskError
 
-from actors.generation.generator import Draining, Generator, WeightsLost
+from actors.generation.generator import Draining, Generator
 from actors.lifecycle.failures import DIED, Hung
 from actors.lifecycle.pool import Pool, result_of
 from pipeline.evaluation.answers import Answer
 from pipeline.rollout.episodes import RolloutNotes
 from pipeline.sections import GenerationConfig
+from pipeline.weights.transport import FROM_DISK, Weights, WeightsLost
 
 HEARTBEAT_S = 2.0
 DRAINING_S = 2.0  # between two looks at which nodes are being drained
@@ -59,8 +60,8 @@ class GeneratorPool(Pool):
         config: of the job.
         say: takes a line for people to read.
         journal: where generators note finished conversations; None when they do not train.
-        joined: is called with a generator's name, its weight version and the pause of the update in seconds (None if it
-            was not yet in service), whenever it can be given work with these weights.
+        joined: is called with a generator's name, its weight version and the pause for loading it in seconds (None if
+            it was not yet in service), whenever it can be given work with these weights.
         left: is called with the name of a generator that is out of service.
     """
 
@@ -76,7 +77,7 @@ class GeneratorPool(Pool):
         super().__init__("generator", g.count, g.min_count, say)
         self.config, self._journal, self._joined, self._left = config, journal, joined, left
         self._members: dict[str, Member] = {}
-        self._weights: tuple[int, list[ray.ObjectRef]] = (0, [])  # version 0 is what every generator loads from disk
+        self._weights = FROM_DISK
         self._published = asyncio.Condition()
         self._draining: set[str] = set()  # nodes
         self._tokens_of_the_gone = 0
@@ -140,10 +141,10 @@ class GeneratorPool(Pool):
         excused = member.loading or member.ended or member.node in self._draining
         return GeneratorLost(f"{name} died", blame=not excused and await _is_alive(member.node))
 
-    async def publish(self, version: int, buckets: list[ray.ObjectRef]) -> None:
-        """Let all generators, also those that come later, take up these weights."""
+    async def publish(self, weights: Weights) -> None:
+        """Have all generators load these weights, also those that come later."""
         async with self._published:
-            self._weights = (version, buckets)
+            self._weights = weights
             self._published.notify_all()
 
     # Work.
@@ -228,21 +229,20 @@ class GeneratorPool(Pool):
     # The life of one generator.
 
     async def _load_newer(self, name: str, member: Member) -> float | None:
-        """Take up the published weights as long as there are newer ones; return the last pause in seconds."""
+        """Load the published weights as long as there are newer ones; return the last pause in seconds."""
         limit, pause_s = self.config.generator.stall_s, None
-        while self._weights[0] > member.version:
-            version, buckets = self._weights
+        while (weights := self._weights).version > member.version:
             try:
                 member.loading = True  # and stays so if this fails
                 async with asyncio.timeout(limit):
-                    pause_s = await member.actor.update_weights.remote(version, buckets)
-                member.version, member.loading = version, False
+                    pause_s = await member.actor.load_weights.remote(weights)
+                member.version, member.loading = weights.version, False
             except TimeoutError:
-                raise Hung(f"took longer than generator.stall_s={limit:g} to take up weights") from None
+                raise Hung(f"took longer than generator.stall_s={limit:g} to load new weights") from None
             except WeightsLost:  # the learners that made them are gone; others will publish
                 member.loading = False
-                self._say(f"· {name} waits for weights: version {version} is lost")
-                while self._weights[1] is buckets:
+                self._say(f"· {name} waits for weights: version {weights.version} is lost")
+                while self._weights is weights:
                     async with self._published:
                         await self._published.wait()
         return pause_s
@@ -250,7 +250,7 @@ class GeneratorPool(Pool):
     async def _follow_weights(self, name: str, member: Member) -> None:
         while True:
             async with self._published:
-                await self._published.wait_for(lambda: self._weights[0] > member.version)
+                await self._published.wait_for(lambda: self._weights.version > member.version)
             pause_s = await self._load_newer(name, member)
             if name in self._members:  # else it is being drained
                 self._joined(name, member.version, pause_s)

@@ -10,13 +10,11 @@ import multiprocessing.context
 import os
 import time
 import uuid
-from collections.abc import AsyncIterator, Collection, Iterator
+from collections.abc import Collection, Iterator
 from typing import Any, cast
 
 from pipeline.rollout.episodes import Completion, Sampling
 from pipeline.sections import GenerationConfig
-from pipeline.weights.bucket_files import BucketFile, remove_orphans, stage
-from pipeline.weights.buckets import WeightBucket
 
 # Read by vLLM at import.
 os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
@@ -35,7 +33,7 @@ from vllm.platforms import current_platform  # noqa: E402
 from vllm.sampling_params import RequestOutputKind  # noqa: E402
 from vllm.v1.engine.async_llm import AsyncLLM  # noqa: E402
 
-from actors.generation.weight_transfer import BACKEND, end_with_parent  # noqa: E402
+from actors.generation.vllm_worker import BACKEND, end_with_parent  # noqa: E402
 
 
 class VllmEngine:
@@ -49,14 +47,13 @@ class VllmEngine:
     def __init__(self, config: GenerationConfig, end_tokens: Collection[int], seed: int):
         self.end_tokens = sorted(end_tokens)
         self.version = 0
-        remove_orphans()
         on_cpu = current_platform.is_cpu()
         if on_cpu and config.generator.enforce_eager:
             # vLLM's helpers beside the model would still be compiled, by a C++ compiler, at the first request.
             torch.compiler.set_stance("force_eager")
         with _forking() if on_cpu else contextlib.nullcontext():
             self._llm = AsyncLLM.from_engine_args(_engine_args(config, seed))
-        self._updating = asyncio.Lock()
+        self._loading = asyncio.Lock()
         self._open = asyncio.Event()  # new requests wait while weights change, so that their salt is the right one
         self._open.set()
 
@@ -97,25 +94,25 @@ class VllmEngine:
         reason = cast(str, result.finish_reason)
         return Completion(tokens, logprobs, versions, reason, cache_version, max_tokens)
 
-    async def update_weights(self, version: int, buckets: AsyncIterator[WeightBucket]) -> float:
-        """Take up new weights without ending the requests in flight; return the pause in seconds.
+    async def load_weights(self, version: int, transport: str, parts: list[dict]) -> float:
+        """Switch to new weights without ending the requests in flight; return the pause in seconds.
 
-        All buckets are staged in shared memory and verified before generation pauses, so the pause is loading alone.
+        Args:
+            version: of these weights.
+            transport: whose receiver reads the parts, in the engine's workers (pipeline/weights/transport.py).
+            parts: what this receiver fetched.
 
         Raises:
-            BucketError: they cannot be staged, or are not what was packed; the weights in use stay.
+            Exception: vLLM's own, or of the receiver. Some weights may be loaded, so this object is of no more use.
         """
-        async with self._updating:
-            staged: list[BucketFile] = []
+        async with self._loading:
             try:
-                async for bucket in buckets:
-                    staged.append(await asyncio.to_thread(stage, bucket))
                 self._open.clear()
                 begin = time.perf_counter()
                 await self._llm.pause_generation(mode="keep", clear_cache=False)
                 await self._llm.start_weight_update()
-                for file in staged:
-                    info = {"path": file.path, "size": file.size, "entries": file.entries}
+                for part in parts:
+                    info = {"transport": transport, "part": part}
                     await self._llm.update_weights(WeightTransferUpdateRequest(update_info=info))
                 await self._llm.finish_weight_update(weight_version=str(version))
                 self.version = version
@@ -123,8 +120,6 @@ class VllmEngine:
                 return time.perf_counter() - begin
             finally:
                 self._open.set()
-                for file in staged:
-                    file.remove()
 
     async def heartbeat(self) -> None:
         """Returns when the engine's loop has come round once more, whether or not it has work."""
@@ -207,7 +202,7 @@ def _engine_args(config: GenerationConfig, seed: int) -> AsyncEngineArgs:
         seed=seed,
         disable_log_stats=True,
         use_tqdm_on_load=False,
-        worker_extension_cls="actors.generation.weight_transfer.WeightTransferExtension",
+        worker_extension_cls="actors.generation.vllm_worker.WeightTransferExtension",
         weight_transfer_config=WeightTransferConfig(backend=BACKEND),
         **device,
     )

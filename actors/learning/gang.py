@@ -16,11 +16,13 @@ from actors.learning.learner import Learner
 from actors.learning.reservation import bundle_of
 from actors.lifecycle.failures import DIED
 from pipeline.fine_tuning.examples import ExampleBatch
+from pipeline.learning.losses import LOSSES
 from pipeline.learning.packing import Update, plan_update, split_updates
 from pipeline.rollout.episodes import GroupRecord
 from pipeline.run.checkpoints import FileEntry
 from pipeline.run.config import TrainingConfig
 from pipeline.run.metrics import UpdateResult
+from pipeline.weights.transport import Weights
 
 START_LIMIT_S = 3600.0  # for a model to load
 PROGRESS_S = 5.0  # between two looks at how far the ranks are
@@ -80,10 +82,9 @@ class Gang:
         joining = [rank.join.remote(host, port, str(state), bool(universal)) for rank in self.ranks]
         await self._together(joining, START_LIMIT_S)
 
-    async def publish(self) -> list[ray.ObjectRef]:
-        """Put the weights into the object store; return the references of their buckets. Raises `GangLost`."""
-        buckets, *_ = await self._all("publish")
-        return buckets
+    async def publish(self, version: int, transport: str) -> Weights:
+        """Have all ranks send the weights as this version, by the transport of this name. Raises `GangLost`."""
+        return Weights(version, transport, tuple(await self._all("publish", version, transport)))
 
     async def save(self, folder: str) -> None:
         """Write a Hugging Face folder. Raises `GangLost`."""
@@ -222,6 +223,8 @@ class LearnerGang(Gang):
     def _lengths(self, record: GroupRecord) -> np.ndarray:
         """Tokens of each conversation to be computed, int64 [C]; 0 for one that cannot change the weights."""
         o = self.config.objective
+        if o.loss not in LOSSES:  # a user's own may have any term
+            return record.trained_lengths
         of_entropy = o.entropy_coefficient and (o.entropy_weight == "one" or record.rewards.any())
         has_gradient = record.advantages.any() or o.kl_coefficient or of_entropy
         return record.trained_lengths if has_gradient else np.zeros_like(record.trained_lengths)

@@ -45,12 +45,13 @@ class Learner(LearnerRank):
         Args:
             version: of the weights before the step.
             updates: this rank's share of each optimizer step, in order (pipeline/learning/packing.py).
-            advantages: for each of these groups, float32 [G].
-            rewards: likewise.
+            advantages: of the conversations of each of these groups, float32 [C].
+            rewards: of the episodes of each, float32 [G].
 
         Returns:
-            For each update, `UpdateSums` (actors/learning/step.py) and more; `grad_norm` is None if it was skipped, as
-            its loss or gradient was not finite on some rank, and `not_finite` names this rank's groups to blame.
+            For each update, this rank's part of the `loss`, the sums of its `metrics` by name
+            (pipeline/learning/token_metrics.py) and more; `grad_norm` is None if it was skipped, as its loss or
+            gradient was not finite on some rank, and `not_finite` names this rank's groups to blame.
         """
         from actors.learning.step import StepTrainer
 

@@ -1,4 +1,4 @@
-"""What every rank of a learner gang does, whatever it learns from: join the gang, give its weights away, save them.
+"""What every rank of a learner gang does, whatever it learns from: join the gang, publish its weights, save them.
 
 The methods of the groups `io` and `watch` run in threads of their own, beside the training.
 """
@@ -9,13 +9,14 @@ import shutil
 import socket
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import ray
 
 from pipeline.files import copy_folder, is_local, join, local_path
 from pipeline.run.checkpoints import LEARNER, MODEL, FileEntry, file_entries
 from pipeline.text import load_tokenizer
+from pipeline.weights.transport import WeightSender, load_transport
 
 if TYPE_CHECKING:
     import torch
@@ -32,6 +33,7 @@ class LearnerRank:
         self.progress_made = 0  # goes up while there is work and it moves
         # The folder, its local place, and what is copied of the state, by file, and of the model.
         self._to_write: tuple[str, Path, dict[Path, dict], dict[str, torch.Tensor]] | None = None
+        self._sender: WeightSender | None = None
 
     def engine_options(self) -> dict:
         """What `ZeroEngine` takes beside the two sections."""
@@ -81,17 +83,16 @@ class LearnerRank:
         with local_folder(checkpoint) as folder:
             make_universal(folder, Path(universal))
 
-    def publish(self) -> list[ray.ObjectRef] | None:
-        """Put the weights into the object store in buckets (rank 0; the others help to gather them)."""
-        from pipeline.weights.buckets import pack_buckets
+    def publish(self, version: int, transport: str) -> Any:
+        """Send this rank's part of the weights; return its entry in `Weights.pieces`.
 
-        size = self.config.learner.bucket_mib * 2**20
-        parameters = self._moving(self.engine.parameters(size))
-        if self.rank == 0:
-            return [ray.put(bucket) for bucket in pack_buckets(_copied(parameters), size)]
-        for _ in parameters:
-            pass
-        return None
+        Args:
+            version: of the weights.
+            transport: the same in every call.
+        """
+        if self._sender is None:
+            self._sender = load_transport(transport).sender(self.config, self.rank, self.ranks)
+        return self._sender.send(version, lambda group_bytes: self._moving(self.engine.parameters(group_bytes)))
 
     def save(self, folder: str) -> None:
         """Write the Hugging Face folder of a checkpoint; complete or not there at all."""
@@ -177,8 +178,3 @@ def _flush(path: Path) -> None:
     """Onto the disk, or a machine that goes down may keep a file's name and lose its content."""
     with path.open("rb") as file:
         os.fsync(file.fileno())
-
-
-def _copied(parameters):
-    """Gathered parameters are freed when the next group is gathered; buckets may span groups."""
-    return ((name, tensor.detach().cpu().clone()) for name, tensor in parameters)

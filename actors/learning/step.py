@@ -2,37 +2,16 @@
 
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
-from itertools import zip_longest
 
 import numpy as np
 import torch
 
 from actors.learning.zero_engine import ZeroEngine
-from pipeline.learning.objective import TokenLosses, token_losses
+from pipeline.learning.losses import loss_for
 from pipeline.learning.packing import Item, Update, build_micro_batch
+from pipeline.learning.token_metrics import Histogram, Max, Mean, Sums, TokenMetric, Total, added
 from pipeline.rollout.episodes import EpisodeGroup
 from pipeline.sections import ObjectiveSection
-
-
-@dataclass
-class UpdateSums:
-    """What one rank adds up over the micro-batches of an update; pipeline/run/metrics.py adds up the ranks."""
-
-    tokens: int = 0
-    loss: float = 0.0
-    clipped: int = 0
-    ratio: float = 0.0
-    importance: float = 0.0
-    importance_max: float = 0.0
-    importance_capped: int = 0
-    entropy: float = 0.0
-    kl: float = 0.0
-    same_version_tokens: int = 0  # written, prompt and all, by the very weights that the step starts with
-    mismatch: float = 0.0  # Σ |learner log-prob - vLLM log-prob| over those
-    mismatch_max: float = 0.0
-    staleness: list[int] = field(default_factory=list)  # tokens by how many versions behind they were written
-
 
 # Log-probs under the proximal policy for each micro-batch of an update; None where it is the policy itself or not used.
 Proximal = list[torch.Tensor | None]
@@ -45,7 +24,8 @@ class StepTrainer:
         engine: of this rank.
         objective: the loss.
         groups: this rank's groups of the step, by their index in it.
-        advantages, rewards: of each of these groups, float32 [G].
+        advantages: of the conversations of each of these groups, float32 [C].
+        rewards: of the episodes of each, float32 [G].
         moved: is called with every micro-batch.
     """
 
@@ -58,7 +38,7 @@ class StepTrainer:
         rewards: dict[int, np.ndarray],
         moved: Callable[[], None],
     ):
-        self.engine, self.objective = engine, objective
+        self.engine, self.objective, self._token_losses = engine, objective, loss_for(objective.loss)
         self._groups, self._advantages, self._rewards, self._moved = groups, advantages, rewards, moved
 
     def train(self, version: int, updates: list[Update]) -> list[dict]:
@@ -91,15 +71,15 @@ class StepTrainer:
             proximal: of this update.
             at_start: the weights are still those that the step starts with.
         """
-        sums, not_finite, is_finite = UpdateSums(), set(), True
-        objective = self.objective
+        sums: Sums = {}
+        total, not_finite, is_finite = 0.0, set(), True
         for number, items in enumerate(update.micro_batches):
             self._moved()
             batch = self._build(items)
             inputs = inputs_of(batch)
             reference = self.engine.reference(*inputs)
             logprobs, entropy = self.engine.forward(*inputs)
-            tokens = token_losses(
+            token_losses, metrics = self._token_losses(
                 logprobs,
                 entropy,
                 batch["advantages"],
@@ -107,20 +87,25 @@ class StepTrainer:
                 behaviour=batch["behaviour"],
                 proximal=proximal[number],
                 reference=reference,
-                objective=objective,
+                objective=self.objective,
             )
-            losses = torch.where(batch["is_response"], tokens.losses, 0.0)
+            own = own_metrics(version, batch, entropy.detach(), logprobs.detach() if at_start else proximal[number])
+            check_returned(self.objective.loss, token_losses, logprobs, metrics.keys() & own.keys())
+            losses = torch.where(batch["is_response"], token_losses, 0.0)
             loss = losses.sum() / update.tokens
             not_finite.update(batch["groups"][~torch.isfinite(losses)].tolist())
             is_finite = is_finite and bool(torch.isfinite(loss))
             last = number == len(update.micro_batches) - 1
             # A loss that is not finite makes the whole gradient so, for then all ranks skip the update together.
             self.engine.backward(loss if is_finite or not last else loss * torch.nan, last)
-            if items:
-                _add(sums, version, batch, entropy.detach(), tokens, loss.detach(), objective.importance_cap)
-                _add_mismatch(sums, version, batch, logprobs.detach() if at_start else proximal[number])
+            total += float(loss.detach())
+            # A placeholder has no tokens, and says which metrics there are.
+            of_batch = {n: m.kind.of(m.values if items else m.values[:0]) for n, m in (metrics | own).items()}
+            sums = added([sums, of_batch])
         grad_norm, learning_rate = self.engine.step()
-        return asdict(sums) | {
+        return {
+            "loss": total,
+            "metrics": sums,
             "grad_norm": grad_norm,
             "learning_rate": learning_rate,
             "micro_batches": len(update.micro_batches),
@@ -139,31 +124,50 @@ def inputs_of(batch: dict[str, torch.Tensor]) -> list[torch.Tensor]:
     return [batch[name] for name in ("tokens", "positions", "predict_at", "targets")]
 
 
-def _add(
-    sums: UpdateSums, version: int, batch: dict, entropy: torch.Tensor, tokens: TokenLosses, loss, cap: float
-) -> None:
+def check_returned(named: str, losses: object, logprobs: torch.Tensor, taken: set[str]) -> None:
+    """What an objective returned can be trained and shown.
+
+    Args:
+        named: the objective.
+        losses: that it returned.
+        logprobs: that it was given.
+        taken: names of its metrics that the learner has, too.
+
+    Raises:
+        ValueError: there is not a loss for each response token, or a name is taken.
+    """
+    if not isinstance(losses, torch.Tensor) or losses.shape != logprobs.shape:
+        got = tuple(losses.shape) if isinstance(losses, torch.Tensor) else type(losses).__name__
+        raise ValueError(
+            f"objective.loss={named} must return a loss for each token, {tuple(logprobs.shape)}, not {got}"
+        )
+    if taken:
+        raise ValueError(
+            f"objective.loss={named} has a metric {min(taken)!r}, which is one of the learner's; rename it"
+        )
+
+
+def own_metrics(
+    version: int, batch: dict[str, torch.Tensor], entropy: torch.Tensor, start: torch.Tensor | None
+) -> dict[str, TokenMetric]:
+    """The metrics of a micro-batch whatever the objective.
+
+    Args:
+        version: of the weights before the step.
+        batch: the micro-batch.
+        entropy: of the policy, float [R].
+        start: log-probs under those weights, float [R]; None if they are not known.
+    """
     behind = version - batch["versions"]
-    sums.tokens += len(entropy)
-    sums.loss += float(loss)
-    sums.clipped += int(tokens.clipped.sum())
-    sums.ratio += float(tokens.ratios.sum())
-    sums.importance += float(tokens.importance.sum())
-    sums.importance_max = max(sums.importance_max, _max(tokens.importance))
-    sums.importance_capped += int((tokens.importance >= cap).sum())
-    sums.entropy += float(entropy.sum())
-    sums.kl += float(tokens.kl.sum())
-    sums.staleness = [sum(n) for n in zip_longest(sums.staleness, torch.bincount(behind).tolist(), fillvalue=0)]
-
-
-def _add_mismatch(sums: UpdateSums, version: int, batch: dict, logprobs: torch.Tensor | None) -> None:
-    """`logprobs`: under the weights that the step starts with; None if they are not known."""
-    if logprobs is None:
-        return
-    same = (logprobs - batch["behaviour"])[batch["cache_versions"] == version].abs()
-    sums.same_version_tokens += len(same)
-    sums.mismatch += float(same.sum())
-    sums.mismatch_max = max(sums.mismatch_max, _max(same))
-
-
-def _max(values: torch.Tensor) -> float:
-    return float(values.max()) if len(values) else 0.0
+    # |learner log-prob - vLLM log-prob| of the tokens written, prompt and all, by the weights before the step.
+    mismatch = behind.new_zeros(0, dtype=torch.float32)
+    if start is not None:
+        mismatch = (start - batch["behaviour"])[batch["cache_versions"] == version].abs()
+    return {
+        "tokens_trained": TokenMetric(Total, torch.ones_like(behind)),
+        "staleness_tokens": TokenMetric(Histogram, behind),  # tokens by how many versions behind they were written
+        "entropy": TokenMetric(Mean, entropy),
+        "logprob_mismatch_mean": TokenMetric(Mean, mismatch),
+        "logprob_mismatch_max": TokenMetric(Max, mismatch),
+        "logprob_mismatch_tokens": TokenMetric(Total, torch.ones_like(mismatch, dtype=torch.int64)),
+    }

@@ -24,6 +24,7 @@ from pipeline.run.checkpoints import Checkpoint, CheckpointError, RunState, chec
 from pipeline.run.config import TrainingConfig
 from pipeline.run.metrics import UpdateResult
 from pipeline.storage import Storage
+from pipeline.weights.transport import FROM_DISK, Weights
 
 NODES_S = 2.0  # between two looks at which nodes are there
 STORAGE_S = 3600.0  # for checkpoints to be read, or removed
@@ -66,11 +67,14 @@ class LearnerSupervisor:
 
     # Life.
 
-    async def start(self, publish: bool) -> list[ray.ObjectRef]:
+    async def start(self, version: int) -> Weights:
         """Start as many ranks as the cluster has room for, from the last checkpoint if there is one.
 
+        Args:
+            version: of their weights.
+
         Returns:
-            Their weights as `publish` returns them, if `publish`; else nothing.
+            The weights as `publish` returns them; those of version 0 are not sent.
 
         Raises:
             RunFailed: they cannot start at all.
@@ -90,7 +94,7 @@ class LearnerSupervisor:
                 self.works = True
                 if size < le.ranks:
                     self.say(f"· training with {size} of {le.ranks} learner ranks")
-                return await self._gang.publish() if publish else []
+                return await self.publish(version) if version else FROM_DISK
             except NoRoom as error:
                 self.say(f"· {error}")
                 self._gang.kill()
@@ -203,9 +207,9 @@ class LearnerSupervisor:
         """See `LearnerGang.train`."""
         return await self._gang.train(step, version, groups)
 
-    async def publish(self) -> list[ray.ObjectRef]:
+    async def publish(self, version: int) -> Weights:
         """See `LearnerGang.publish`."""
-        return await self._gang.publish()
+        return await self._gang.publish(version, self.config.train.weight_transport)
 
     # Checkpoints.
 

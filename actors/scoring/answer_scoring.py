@@ -7,18 +7,24 @@ import ray
 
 from pipeline.errors import reason_of
 from pipeline.evaluation.answer_scores import answer_scores
-from pipeline.rewards.scoring import NO_MODULES, SCORERS, reward
+from pipeline.rewards.episode_scoring import ScoredEpisode, episode_reward, scores_episodes
+from pipeline.rewards.scoring import NO_MODULES, SCORERS, BadReward, reward
 
 SCORER_LIMIT_S = 60.0
 
 
 async def scores_of(
-    task: str, answer: str, answers: tuple[str, ...], modules: Mapping[str, str] = NO_MODULES
+    task: str,
+    answer: str,
+    answers: tuple[str, ...],
+    modules: Mapping[str, str] = NO_MODULES,
+    episode: ScoredEpisode | None = None,
 ) -> tuple[dict[str, float], str | None]:
     """The metrics of an answer and its score by the task's scorer, as far as there are any, and why not all.
 
     The metrics and the built-in scorers are worked out in a thread; their time grows with the texts' length. Of a
-    user's own scorer nobody knows: it has a process of its own, which is ended when it hangs.
+    user's own scorer nobody knows: it has a process of its own, which is ended when it hangs. One of whole episodes
+    gets the `episode`; its rewards of conversations are checked and not kept.
     """
     scores: dict[str, float] = {}
     own = None
@@ -28,7 +34,7 @@ async def scores_of(
             if task in SCORERS:
                 scores["score"] = await asyncio.to_thread(reward, task, answer, answers)
             else:
-                own = score_apart.remote(task, answer, answers, modules)
+                own = score_apart.remote(task, answer, answers, modules, episode)
                 scores["score"] = await own
     except Exception as error:
         if limit.expired():
@@ -40,5 +46,11 @@ async def scores_of(
 
 
 @ray.remote(num_cpus=0, max_retries=0)
-def score_apart(task: str, answer: str, answers: tuple[str, ...], modules: Mapping[str, str]) -> float:
-    return reward(task, answer, answers, modules)
+def score_apart(
+    task: str, answer: str, answers: tuple[str, ...], modules: Mapping[str, str], episode: ScoredEpisode | None
+) -> float:
+    if not scores_episodes(task, modules):
+        return reward(task, answer, answers, modules)
+    if episode is None:
+        raise BadReward(f"the scorer of task {task!r} scores whole episodes, and was given an answer alone")
+    return episode_reward(task, episode, modules).reward

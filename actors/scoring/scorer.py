@@ -2,14 +2,13 @@
 
 from collections.abc import Mapping
 
-import numpy as np
 import ray
 
-from pipeline.rewards.advantages import group_advantages
-from pipeline.rewards.overlong import overlong_penalties
-from pipeline.rewards.scoring import NO_MODULES, reward
+from pipeline.problems import Problem
+from pipeline.rewards.group_scores import score_group
+from pipeline.rewards.scoring import NO_MODULES
 from pipeline.rollout.episodes import EpisodeGroup, GroupRecord, group_record
-from pipeline.sections import ObjectiveSection
+from pipeline.sections import ModelSection, ObjectiveSection
 
 
 @ray.remote
@@ -17,30 +16,23 @@ class Scorer:
     """Args:
     objective: how rewards become advantages.
     modules: scorer.modules of the configuration.
+    model: has the tokenizer, which is loaded once a scorer reads a response.
     """
 
-    def __init__(self, objective: ObjectiveSection, modules: Mapping[str, str] = NO_MODULES):
-        self.objective, self.modules = objective, modules
+    def __init__(
+        self,
+        objective: ObjectiveSection,
+        modules: Mapping[str, str] = NO_MODULES,
+        model: ModelSection | None = None,
+    ):
+        self.objective, self.modules, self.model = objective, modules, model or ModelSection()
 
     def ready(self) -> None:
         """Returns once this process is up."""
 
     def score(
-        self, group_id: str, group: EpisodeGroup, task: str, answers: tuple[str, ...], generator: str, seconds: float
+        self, group_id: str, group: EpisodeGroup, problem: Problem, generator: str, seconds: float
     ) -> GroupRecord:
-        """Score every episode of a group and return the group's record. A cut answer has reward 0.
-
-        Raises:
-            BadReward: the scorer returned NaN, infinity or no number.
-            Exception: whatever the task's scorer raises.
-        """
-        rewards = np.array(
-            [
-                0.0 if cut else reward(task, answer, answers, self.modules)
-                for answer, cut in zip(group.episode_answers, group.cut_answers, strict=True)
-            ],
-            np.float32,
-        )
-        penalties = overlong_penalties(group, self.objective.overlong_share)
-        advantages = group_advantages(rewards + self.objective.overlong_penalty * penalties, self.objective.advantage)
-        return group_record(group_id, task, generator, group, seconds, rewards, penalties, advantages)
+        """Score every episode of a group and return the group's record; see `score_group`."""
+        scores = score_group(group, problem, self.objective, self.modules, self.model)
+        return group_record(group_id, problem.task, generator, group, seconds, **vars(scores))

@@ -21,11 +21,11 @@ class ScorerPool(Pool):
 
     def __init__(self, config: TrainingConfig, say: Callable[[str], None]):
         super().__init__("scorer", config.scorer.count, config.scorer.min_count, say)
-        self.config, self.objective = config.scorer, config.objective
+        self.config, self.objective, self.model = config.scorer, config.objective, config.model
         self._waiting: asyncio.Queue[tuple[tuple, asyncio.Future]] = asyncio.Queue()
 
     def make(self, number: int):
-        return Scorer.options(num_cpus=self.config.num_cpus).remote(self.objective, self.config.modules)
+        return Scorer.options(num_cpus=self.config.num_cpus).remote(self.objective, self.config.modules, self.model)
 
     async def serve(self, name: str, actor) -> str:
         await actor.ready.remote()

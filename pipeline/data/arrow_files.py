@@ -1,6 +1,6 @@
-"""Arrow's data as it comes from files that anybody may have written: checked before a value of it is looked at.
+"""Opens Arrow data from files of any origin, and checks it before any value is used.
 
-Reading does not check it. A string array whose offsets lie makes the process read outside of its buffers and die.
+Reading alone does not check. A string array with false offsets makes the process read outside its buffers and die.
 """
 
 import struct
@@ -11,41 +11,41 @@ import pyarrow.parquet as pq
 
 from pipeline.errors import DataError
 
-SHOWN = 500  # characters of an error
-OBJECT_BYTES = 32  # of a value in a list of Python
+SHOWN = 500  # characters of an error's text
+OBJECT_BYTES = 32  # per value in a Python list
 
 
 def open_parquet(handle: pa.NativeFile, path: str) -> pq.ParquetFile:
-    """A parquet file whose columns are plain (`check_plain`).
+    """Open a parquet file and check that its columns are plain (`check_plain`).
 
     Raises:
-        DataError: it is none, or a column has an extension type.
+        DataError: it is not a parquet file, or a column has an extension type.
     """
     try:
         file = pq.ParquetFile(handle)
         schema = file.schema_arrow
-    except Exception as error:  # Arrow's, and whatever the code of an extension type raises
+    except Exception as error:  # Arrow's errors, and any error of an extension type's code
         raise DataError(f"{path} is not a parquet file that can be read: {one_line(error)}") from None
     check_plain(schema, path)
     return file
 
 
 def open_arrow(data: pa.Buffer, path: str) -> pa.Table:
-    """An Arrow IPC file as a table that lies in `data`; its columns are plain (`check_plain`), its rows unchecked.
+    """An Arrow IPC file as a table inside `data`. Its columns are plain (`check_plain`); its rows are not checked.
 
     Raises:
-        DataError: it is none, a column has an extension type, or its buffers are compressed: a file of a few KB may
-            hold gigabytes, which every process would hold for itself.
+        DataError: it is not an Arrow IPC file, a column has an extension type, or its buffers are compressed: a file of
+            a few KB could hold gigabytes, and every process would hold its own copy.
     """
     try:
         file = pa.ipc.open_file(data)
         compressed = any(_is_compressed(data, place) for place in _blocks(data))
         table: pa.Table = None if compressed else file.read_all()
-    except Exception as error:  # Arrow's, and whatever the code of an extension type raises
+    except Exception as error:  # Arrow's errors, and any error of an extension type's code
         raise DataError(f"{path} is not an Arrow IPC file that can be read: {one_line(error)}") from None
     if compressed:
         raise DataError(
-            f"{path} is compressed, so that processes cannot share it; write it without compression "
+            f"{path} is compressed, so processes cannot share it; write it without compression "
             '(pyarrow.feather.write_feather(…, compression="uncompressed"))'
         )
     check_plain(table.schema, path)
@@ -53,29 +53,29 @@ def open_arrow(data: pa.Buffer, path: str) -> pa.Table:
 
 
 def check_plain(schema: pa.Schema, path: str) -> None:
-    """No column has an extension type: the code of some of them (Ray's) unpickles what a file holds.
+    """Check that no column has an extension type: the code of some (Ray's) unpickles the file's content.
 
     Raises:
-        DataError: one has; the message names it.
+        DataError: a column has an extension type; the message names it.
     """
     try:
         fields = [(field, field.name) for field in _fields(schema)]
     except UnicodeDecodeError:
         raise DataError(f"{path}: the name of a column is not UTF-8") from None
     except RecursionError:
-        raise DataError(f"{path}: the columns lie too deep within one another") from None
+        raise DataError(f"{path}: the columns are nested too deeply") from None
     for field, column in fields:
         name = (field.metadata or {}).get(b"ARROW:extension:name")
         if name is not None or isinstance(field.type, pa.BaseExtensionType):
             kind = name.decode(errors="replace") if name else field.type.extension_name
-            raise DataError(f"{path}: the column {column!r} has the extension type {kind}; plain types are wanted")
+            raise DataError(f"{path}: the column {column!r} has the extension type {kind}; use a plain type")
 
 
 def checked_batches(batches: Iterable[pa.RecordBatch], path: str) -> Iterator[pa.RecordBatch]:
-    """Yield the batches of a file, each checked in full: offsets, lengths, and that all text is UTF-8.
+    """Yield the batches of a file after a full check of each: offsets, lengths, and that all text is UTF-8.
 
     Raises:
-        DataError: one is malformed; the message names the row, from 0.
+        DataError: a batch is malformed; the message names the row, from 0.
     """
     first, batches = 0, iter(batches)
     while True:
@@ -92,13 +92,13 @@ def checked_batches(batches: Iterable[pa.RecordBatch], path: str) -> Iterator[pa
 
 
 def one_line(error: Exception) -> str:
-    """What an error says, which may be what a file holds: one line that a terminal can show."""
+    """An error's text, which may quote the file, as one line that a terminal can show."""
     said = " ".join(str(error).split())[:SHOWN]
     return "".join(c if c.isprintable() else "�" for c in said)
 
 
 def python_bytes(array: pa.Array) -> int:
-    """Bytes that an array takes as Python's objects, roughly: its own, and `OBJECT_BYTES` for each value in a list."""
+    """About how many bytes an array takes as Python objects: its own, plus `OBJECT_BYTES` per value in a list."""
     if pa.types.is_dictionary(array.type):
         return python_bytes(array.dictionary_decode())
     if pa.types.is_struct(array.type):
@@ -119,7 +119,7 @@ def _malformed_row(batch: pa.RecordBatch) -> int:
 
 
 def _fields(schema: Iterable[pa.Field]) -> Iterator[pa.Field]:
-    """All fields, those within others too."""
+    """Yield all fields, including nested ones."""
     for field in schema:
         yield field
         inner = field.type
@@ -129,12 +129,12 @@ def _fields(schema: Iterable[pa.Field]) -> Iterator[pa.Field]:
             yield from _fields(inner.field(i) for i in range(inner.num_fields))
 
 
-# What of Arrow's IPC format (Message.fbs, File.fbs) pyarrow does not tell: whether a batch is compressed. `open_file`
-# has checked the file's last part, its footer; a message is checked when it is read.
+# pyarrow does not tell whether a batch is compressed, so it is read here from Arrow's IPC format (Message.fbs,
+# File.fbs). `open_file` has already checked the footer, the file's last part; a message is checked when it is read.
 
 
 def _blocks(data: pa.Buffer) -> Iterator[int]:
-    """Where the messages of all batches of a file begin, those of dictionaries too."""
+    """Yield the offsets of the messages of all batches in a file, including dictionaries."""
     (size,) = struct.unpack("<i", data[data.size - 10 : data.size - 6].to_pybytes())
     footer = data[data.size - 10 - size : data.size - 10].to_pybytes()
     for number in (2, 3):  # dictionaries, record batches
@@ -155,7 +155,7 @@ def _is_compressed(data: pa.Buffer, place: int) -> bool:
 
 
 def _field(flat: bytes, table: int, number: int) -> int | None:
-    """Where a field of a flatbuffer's table is; None: it is not there."""
+    """The offset of a field in a flatbuffer's table; None if it is absent."""
     names = table - _read("i", flat, table)
     offset = _read("H", flat, names + 4 + 2 * number) if 4 + 2 * number < _read("H", flat, names) else 0
     return table + offset if offset else None

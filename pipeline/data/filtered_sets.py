@@ -1,6 +1,6 @@
-"""Filtered sets as they are read: the questions that `jobs.prepare filter` kept, by their ids.
+"""Reads filtered sets: the ids of the questions that `jobs.prepare filter` kept.
 
-A filtered set is a file kept.jsonl, or the folder that holds it. Each of its lines is an object with an `id`.
+A filtered set is a file kept.jsonl, or the folder that holds it. Each line is an object with an `id`.
 """
 
 from collections.abc import Iterator, Sequence
@@ -13,15 +13,15 @@ KEPT = "kept.jsonl"
 
 
 def kept_file(path: str) -> str:
-    """The file of a filtered set that is given as a folder, or as the file itself."""
+    """The file of a filtered set, given as a folder or as the file itself."""
     return path if path.endswith(".jsonl") else join(path, KEPT)
 
 
 def kept_ids(paths: Sequence[str]) -> set[str]:
-    """The ids of the questions that all of some filtered sets kept.
+    """The ids of the questions that every one of these filtered sets kept.
 
     Raises:
-        FileNotFoundError: there is no such file.
+        FileNotFoundError: a file is missing.
         DataError: a line has no id, or no question is in all of the sets.
     """
     sets = [set(_ids(kept_file(path))) for path in paths]
@@ -44,7 +44,7 @@ def _ids(file: str) -> Iterator[str]:
 
 
 def check_all_there(missing: set[str], only: set[str], questions: str) -> None:
-    """Raise a `DataError` if some of the ids `only`, the `missing` ones, are not in the file `questions`."""
+    """Raise a `DataError` if any ids are `missing`: those of `only` that the file `questions` does not hold."""
     if missing:
         raise DataError(
             f"{len(missing)} of the {len(only)} questions that only= names are not in {questions}, such as "

@@ -1,9 +1,9 @@
-"""Writing sets of samples to a folder, so that a job that was stopped can go on where it stood.
+"""Writes sets of samples to a folder, so that a stopped job can resume where it stopped.
 
-A file holds a fixed range of a set's samples and appears when it is whole: a job makes the files that are missing. Its
-bad rows are in the file of the same name in the folder `quarantine`, written just before. So nothing is written or
-counted twice, and the bytes do not depend on the number of workers, nor on how often the job was stopped. A folder with
-no such file yet is begun anew, with whatever settings.
+A file holds a fixed range of a set's samples and appears once it is complete; a job makes the files that are missing.
+A file's bad rows are in the file of the same name in the folder `quarantine`, written just before. So nothing is
+written or counted twice, and the bytes depend neither on the number of workers nor on how often the job was stopped. A
+folder without any such file starts fresh, with any settings.
 """
 
 import contextlib
@@ -32,9 +32,9 @@ Show = Callable[[str], None]
 @dataclass(frozen=True)
 class Prepared:
     samples: int
-    quarantined: int  # rows that are no samples, and distractors
+    quarantined: int  # bad rows and bad distractors
     files: int
-    most_tokens: int  # of the documents together, at most; 0 if their lengths are not given in tokens
+    most_tokens: int  # upper limit of all documents' tokens together; 0 if their lengths are not in tokens
 
 
 @dataclass(frozen=True)
@@ -47,12 +47,12 @@ class PlannedFile:
 
 
 def prepare_samples(kind: str, settings: Settings, folder: str, workers: int, show: Show) -> Prepared:
-    """Make the samples that `settings` of this kind describe, in `folder`, by Ray Data; `show` takes lines to print.
+    """Make the samples that `settings` of this kind describe, in `folder`, with Ray Data; `show` prints a line.
 
     Raises:
-        ConfigError: the folder holds something else, or was made with other settings or from other inputs.
-        FileNotFoundError, DataError: an input is not there, has another format, or there is too little of it; or too
-            many rows were bad.
+        ConfigError: the folder holds other files, or was made with other settings or from other inputs.
+        FileNotFoundError, DataError: an input is missing, has another format or is too small; or too many rows were
+            bad.
     """
     record = {
         "kind": kind,
@@ -73,12 +73,12 @@ def prepare_samples(kind: str, settings: Settings, folder: str, workers: int, sh
 
 
 def open_folder(folder: str, record: dict) -> bool:
-    """Make the folder and record in it what it is made from, or check that this is what its samples were made from.
+    """Create the folder and record what its samples are made from, or check the record that is there.
 
-    Returns whether there are samples. If not, what a failed attempt left there does not count.
+    Returns whether the folder holds samples. If not, anything that a failed attempt left there does not count.
 
     Raises:
-        ConfigError: the folder holds other things, or was made from something else; the message says what differs.
+        ConfigError: the folder holds other files, or has another record; the message says what differs.
     """
     path = join(folder, RECORD)
     if not exists(path):
@@ -89,11 +89,13 @@ def open_folder(folder: str, record: dict) -> bool:
         with open_input(path) as file:
             there = json.load(file)
         if found := _differences(there, json.loads(_record_text(record))):
-            raise ConfigError("\n".join([f"output={folder} was made otherwise; choose another output", *found]))
+            raise ConfigError(
+                "\n".join([f"output={folder} was made with other settings or inputs; choose another output", *found])
+            )
         return True
     quarantine = join(folder, QUARANTINE)
     for left in list_files(quarantine, [".jsonl"]) if exists(quarantine) else ():
-        write_text(left, "")  # or its rows would be counted among those of the new samples
+        write_text(left, "")  # else its rows would count among those of the new samples
     write_text(path, _record_text(record))
     return False
 
@@ -110,14 +112,14 @@ def planned_files(sets: Sequence[SampleSet], rows_per_file: int) -> list[Planned
 
 @dataclass
 class Counts:
-    """Of rows done, in this job or an earlier one, out of `total`."""
+    """Rows done, by this job or an earlier one, out of `total`."""
 
     total: int
     rows: int = 0
     bad: int = 0
 
     def check(self, max_share: float, folder: str) -> None:
-        """Raise `DataError` when there are too many bad rows, even if all that are to come should be good."""
+        """Raise `DataError` if there are too many bad rows, even if all rows to come are good."""
         if self.bad > max_share * self.total:
             raise DataError(
                 f"{self.bad} of {self.total} rows are bad, more than max_bad_share={max_share}; their reasons are in "
@@ -128,7 +130,7 @@ class Counts:
 def write_files(
     folder: str, source: JoinedSamples, files: Sequence[PlannedFile], workers: int, max_bad_share: float, show: Show
 ) -> Counts:
-    """Make the files that are missing, in their order; a row is held no longer than it takes to write it.
+    """Make the missing files, in order; return the counts of all files. Each row is held only until it is written.
 
     Raises:
         DataError: the source as a whole cannot be used, or too many rows were bad.
@@ -152,11 +154,11 @@ def write_files(
 
 
 class Progress:
-    """Shows a line every few seconds: how many samples there are, how fast they come, and the time left."""
+    """Shows a line every few seconds: the samples done, their rate, and the time left."""
 
     def __init__(self, done: int, total: int, show: Show):
         self._first, self._total, self._show = done, total, show
-        self._start: float | None = None  # when the first sample came: workers take seconds to start
+        self._start: float | None = None  # time of the first sample: workers take seconds to start
         self._shown = 0.0
 
     def __call__(self, done: int) -> None:
@@ -188,13 +190,13 @@ def _write_file(
                 progress(counts.rows)
             _put_aside(folder, file, bad)
     except DataError:
-        _put_aside(folder, file, bad)  # what was found so far says why
+        _put_aside(folder, file, bad)  # the bad rows so far say why
         raise
 
 
 def _aside(row: SampleRow) -> str:
     aside = {"id": row.id, "reason": row.error, "row": json.loads(row.line)}
-    line = without_credentials(json.dumps(aside, ensure_ascii=False))  # a password is struck out as it is written
+    line = without_credentials(json.dumps(aside, ensure_ascii=False))  # a password is struck out as it is spelled
     return line.encode(errors="backslashreplace").decode()  # half a surrogate pair becomes its JSON escape
 
 
@@ -231,7 +233,7 @@ def _differences(there: dict, now: dict) -> list[str]:
         elif path not in after:
             found.append(f"  {path} is gone from the inputs")
         elif before[path] != after[path]:
-            found.append(f"  {path} has another size or time of change than then")
+            found.append(f"  {path} has another size or modification time than before")
     return found
 
 

@@ -1,4 +1,4 @@
-"""Which problem is run next, and which are not done with: what a checkpoint keeps of a run's data."""
+"""Which problem runs next, and which are unfinished: the part of the data's state that a checkpoint keeps."""
 
 import heapq
 import threading
@@ -11,16 +11,16 @@ from pipeline.problems import Problem
 
 
 class ProblemQueue:
-    """Hands problems out in the order of their positions in the data; those to be run again come first.
+    """Hands out problems in the order of their positions in the data; problems to be run again come first.
 
-    `next` reads, so it is called in a thread; all other methods are quick.
+    `next` reads, so call it in a thread; all other methods are quick.
 
     Args:
-        source: of the problems (`training_source`).
-        seed: of their order.
-        quarantine: for rows that are no problems.
-        cursor: where a run goes on.
-        withdrawn: ids of problems that were withdrawn before.
+        source: the problems' source (`training_source` in pipeline/run/source.py).
+        seed: the seed of their order.
+        quarantine: receives the bad rows.
+        cursor: where the run resumes.
+        withdrawn: the ids of problems that were withdrawn before.
     """
 
     def __init__(
@@ -29,18 +29,18 @@ class ProblemQueue:
         self._source, self._seed = source, seed
         self._stream = problem_stream(source, seed, quarantine, cursor)
         self._position = cursor.position
-        self._unread = set(cursor.open)  # that the stream has not come to
-        self._open: dict[int, Problem] = {}  # handed out and not done with, by position
+        self._unread = set(cursor.open)  # open positions that the stream has not reached
+        self._open: dict[int, Problem] = {}  # handed out and unfinished, by position
         self._again: list[int] = []  # a heap of positions
-        self._reading: int | None = None  # taken off that heap, and not yet open
+        self._reading: int | None = None  # taken off the heap, not yet in `_open`
         self._withdrawn = set(withdrawn)
         self._lock = threading.Lock()
 
     def next(self) -> int:
-        """The position of the next problem, which may have to be read.
+        """The position of the next problem, which is read if necessary.
 
         Raises:
-            DataError: too many rows are bad, or a whole pass has no problem that was not withdrawn.
+            DataError: too many rows are bad, or all problems of a whole pass were withdrawn.
         """
         passed = 0
         while passed < len(self._source):
@@ -54,7 +54,7 @@ class ProblemQueue:
                 try:
                     problem = problem_at(self._source, self._seed, position)
                 except BadRow:
-                    continue  # the stream has turned it away
+                    continue  # the stream has quarantined it
             with self._lock:
                 self._reading = None
                 self._unread.discard(position)
@@ -70,37 +70,37 @@ class ProblemQueue:
         return self._open[position]
 
     def again(self, position: int) -> None:
-        """This problem has to be run again."""
+        """Queue this problem to be run again."""
         with self._lock:
             heapq.heappush(self._again, position)
 
     def done(self, position: int) -> Problem:
-        """This problem is trained, or discarded; return it."""
+        """Finish this problem, trained or discarded; return it."""
         with self._lock:
             return self._open.pop(position)
 
     def withdraw(self, position: int) -> Problem:
-        """This problem, by its id, is never run again, whatever happens; return it."""
+        """Withdraw this problem, by its id: it is never run again, whatever happens. Return it."""
         problem = self.done(position)
         self._withdrawn.add(problem.id)
         return problem
 
     @property
     def withdrawn(self) -> list[str]:
-        """The ids of the problems that are never run again."""
+        """The ids of the withdrawn problems, sorted."""
         return sorted(self._withdrawn)
 
     def cursor(self) -> Cursor:
-        """Where the run stands. All that is handed out and not done with is open."""
+        """Where the run stands. All unfinished problems are open."""
         with self._lock:
             return Cursor(self._position, tuple(sorted(self._not_done())))
 
     def roll_back(self, cursor: Cursor) -> None:
-        """Hand out again what was done with since the run stood there."""
+        """Hand out again the problems that were finished since the run stood at `cursor`."""
         with self._lock:
             since = {*cursor.open, *range(cursor.position, self._position)}
-            since -= self._not_done()  # those withdrawn are passed over when they come
-            self._again = sorted({*self._again, *since})  # which is a heap
+            since -= self._not_done()  # `next` skips withdrawn ones
+            self._again = sorted({*self._again, *since})  # a sorted list is a heap
 
     def _not_done(self) -> set[int]:
         reading = set() if self._reading is None else {self._reading}

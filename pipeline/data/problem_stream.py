@@ -1,8 +1,8 @@
-"""The problems of a training run: every pass over the data in another seeded order, from any position on.
+"""The problems of a training run, from any position on. Each pass over the data has a seeded order of its own.
 
-A position counts the rows handed out since the start of the run, bad ones included: position p is row p mod N of pass
-p div N. It depends on nothing else, so a run that is taken up, with other workers or other ranks, sees what the run
-that was stopped would have seen.
+A position counts the rows handed out since the start of the run, including bad ones: position p is row p mod N of pass
+p div N. It depends on nothing else, so a resumed run sees what the stopped run would have seen, even with other
+workers or ranks.
 """
 
 import json
@@ -18,16 +18,16 @@ from pipeline.data.samples import sample_rows, sample_rows_here
 from pipeline.problems import Problem
 
 SEGMENT = 4096  # rows of one Ray Data execution
-FEW = 64  # rows that are read without it: a run need not wait for it to start
+FEW = 64  # rows read without Ray Data, so that a run need not wait for it to start
 WORKERS = 2
-WORKER_CPUS = 0.1  # reading is light work beside that of the engines
+WORKER_CPUS = 0.1  # reading is light work beside the engines
 
 
 @dataclass(frozen=True)
 class Cursor:
-    """Where a run stands in its data: what a checkpoint keeps.
+    """A run's place in its data, as a checkpoint keeps it.
 
-    `position` is the next one to be read; `open` are the positions before it whose problems were not yet trained.
+    `position` is the next position to read; `open` holds the positions before it whose problems are not yet trained.
     """
 
     position: int = 0
@@ -40,7 +40,7 @@ START = Cursor()
 def problem_stream(
     source: SampleFiles | SyntheticRecipe, seed: int, quarantine: Quarantine, cursor: Cursor = START
 ) -> Iterator[tuple[int, Problem]]:
-    """Yield (position, problem) for ever: first the open positions of the cursor, then from its position on.
+    """Yield (position, problem) forever: first the cursor's open positions, then from its position on.
 
     Raises:
         DataError: too many rows were bad.
@@ -57,7 +57,7 @@ def problem_stream(
 
 
 def problem_at(source: SampleFiles | SyntheticRecipe, seed: int, position: int) -> Problem:
-    """The problem at a position, read here and now. Raises `BadRow`."""
+    """The problem at a position, read in this process. Raises `BadRow`."""
     (index,) = _indices(source, seed, np.array([position]))
     return source.sample(int(index))
 
@@ -78,7 +78,7 @@ def _problems(source, seed: int, quarantine: Quarantine, positions: Iterable[int
 
 
 def _indices(source, seed: int, positions: np.ndarray) -> np.ndarray:
-    """The rows at these positions, int64."""
+    """The row numbers at these positions, int64 [N]."""
     indices = np.zeros_like(positions)
     for epoch in np.unique(positions // len(source)):
         here = positions // len(source) == epoch

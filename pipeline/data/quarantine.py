@@ -1,4 +1,4 @@
-"""The quarantine: rows that were turned away, counted and kept with their reasons."""
+"""The quarantine: rows that were turned away, counted and written with their reasons."""
 
 import contextlib
 import itertools
@@ -12,26 +12,26 @@ from pipeline.credentials import without_credentials
 from pipeline.errors import BadRow, DataError
 from pipeline.storage import LineFile, Storage, append
 
-KEPT = 10_000  # characters of a text, and values of a list, that the quarantine keeps of a row
+KEPT = 10_000  # the most that the quarantine keeps of a row: characters of a text, values of a list
 
 
 FIELDS = ("id", "question", "answers", "task", "document", "passages", "passage_file", "metadata")
 
 
 def row_to_show(row: object) -> object:
-    """A row as the quarantine keeps it, which JSON can hold: long texts and lists are cut. It never raises."""
+    """A row as the quarantine keeps it, ready for JSON: long texts and lists are cut. Never raises."""
     if isinstance(row, dict):
         row = {_begin_of(str(name)): _begin_of(value) for name, value in itertools.islice(row.items(), KEPT)}
     row = _begin_of(row)
     try:
         written = json.dumps(row, ensure_ascii=False, default=str)
         return json.loads(written) if len(written) <= 2 * len(FIELDS) * KEPT else _begin_of(written)
-    except Exception:  # what JSON, or the value itself, does not write
+    except Exception:  # JSON refuses the value, or the value itself raises
         return _begin_of(f"a {type(row).__name__} that cannot be written as JSON")
 
 
 def _begin_of(value: object) -> object:
-    """The first KEPT characters or values. A URI is not cut: half a password would not be known as one."""
+    """The first KEPT characters or values. A URI is never cut: half a password would not be recognised as one."""
     if isinstance(value, list):
         return value[:KEPT]
     if not isinstance(value, str) or len(value) <= KEPT:
@@ -46,8 +46,8 @@ def _begin_of(value: object) -> object:
 class Quarantine:
     """Counts the rows that were turned away, and writes each with its reason to `path`.
 
-    More than `max_share` bad rows stop the reading: a file that is mostly broken is the wrong file. This is judged by
-    `finish`, and before it, where the `total` of rows is known, as soon as the rest cannot make it good.
+    Reading stops if more than `max_share` of the rows are bad: a file that is mostly broken is the wrong file. `finish`
+    checks this. If the `total` number of rows is known, `add` does too, as soon as good rows could no longer help.
     """
 
     path: Path
@@ -60,7 +60,7 @@ class Quarantine:
 
     @classmethod
     def outliving(cls, path: Path, max_share: float, storage: Storage) -> "Quarantine":
-        """One that a full disk does not stop: `file` keeps what cannot be written, and `add` never waits."""
+        """A quarantine that a full disk does not stop: `file` keeps what cannot be written, and `add` never waits."""
         return cls(path, max_share, file=LineFile(path, storage))
 
     @property
@@ -70,13 +70,16 @@ class Quarantine:
         return self.file
 
     def add(self, row_id: str, reason: str, row: object, withdrawn: bool = False) -> None:
-        """Turn a row away; one that comes again when the data is read again is not counted twice.
+        """Turn a row away. A row that comes again when the data is read again is not counted twice.
 
         Args:
-            row_id: of the row.
-            reason: why.
-            row: as it was read.
-            withdrawn: it was a problem, and is never run again (see `withdrawn_ids`).
+            row_id: the row's id.
+            reason: why it is turned away.
+            row: the row as it was read.
+            withdrawn: the row is a problem that is never run again (see `withdrawn_ids`).
+
+        Raises:
+            DataError: too many rows were bad.
         """
         if row_id in self._ids:
             return
@@ -94,13 +97,13 @@ class Quarantine:
             self._check(self.total)
 
     def resume(self, row_ids: Iterable[str]) -> None:
-        """These were turned away before the run was resumed."""
+        """Count the rows that were turned away before the run was resumed."""
         row_ids = set(row_ids)
         self.bad += len(row_ids - self._ids)
         self._ids |= row_ids
 
     def finish(self) -> None:
-        """Raise `DataError` when too many of all rows were bad, or when there was none at all."""
+        """Raise `DataError` if too many of all rows were bad, or if there were no rows at all."""
         if self.rows == 0:
             raise DataError("the data holds no rows")
         self._check(self.rows)
@@ -114,13 +117,12 @@ class Quarantine:
 
 
 def withdrawn_ids(path: Path) -> set[str]:
-    """The ids of the problems that were withdrawn by name, as the quarantine file of a run has them; other lines of it
-    are rows that were no problems. Raises `OSError`."""
+    """The ids of the withdrawn problems in a run's quarantine file; its other lines are bad rows. Raises `OSError`."""
     ids = set()
     with contextlib.suppress(FileNotFoundError), path.open("rb") as file:
         for line in file:
             if b'"withdrawn"' in line:
-                with contextlib.suppress(ValueError, TypeError, KeyError):  # a line that was damaged
+                with contextlib.suppress(ValueError, TypeError, KeyError):  # a damaged line
                     entry = json.loads(line)
                     if isinstance(entry, dict) and entry.get("withdrawn") is True:
                         ids.add(entry["id"])
@@ -133,7 +135,7 @@ Made = TypeVar("Made")
 def checked_rows(
     rows: Iterable[tuple[str, Any]], make: Callable[[str, Any], Made], quarantine: Quarantine
 ) -> Iterator[Made]:
-    """Yield `make(row_id, row)` for every row; a `BadRow` sends the row to `quarantine` instead."""
+    """Yield `make(row_id, row)` for every row. If it raises `BadRow`, the row goes to `quarantine` instead."""
     for row_id, row in rows:
         quarantine.rows += 1
         try:

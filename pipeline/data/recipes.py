@@ -1,4 +1,4 @@
-"""The kinds of samples that jobs.prepare can make: the settings of each, and the sets of samples that they describe.
+"""The kinds of samples that jobs.prepare can make: each kind's settings, and the sets of samples they describe.
 
 Units are in the comments. Paths may be URIs (pipeline/files.py).
 """
@@ -24,13 +24,13 @@ from pipeline.errors import BadRow, DataError
 from pipeline.files import atomic_output, exists, is_file, join, list_files
 from pipeline.problems import Problem
 
-QUARANTINE = "quarantine"  # folder of the output
-BAD_PASSAGES = "passages.jsonl"  # in it: the distractors that cannot be used
+QUARANTINE = "quarantine"  # folder in the output
+BAD_PASSAGES = "passages.jsonl"  # in that folder: the distractors that cannot be used
 
 
 @dataclass(frozen=True)
 class SampleSet:
-    """The first `count` samples of a source, itself one: a set of questions at one length of the document."""
+    """The first `count` samples of a source, as a source: a set of questions at one document length."""
 
     name: str
     length: int
@@ -50,16 +50,16 @@ class SampleSet:
 
 @dataclass
 class Settings:
-    """What all kinds have in common."""
+    """The settings that all kinds share."""
 
-    output: str = MISSING  # folder, or URI of one; inside a Ray job a relative path is taken from ~/palimpsest
-    seed: int = 0  # of all that is drawn at random
-    rows_per_file: int = 1000  # samples of one file
-    workers: int = 0  # Ray Data tasks at a time, one CPU each; 0: as many as the cluster has CPUs
-    max_bad_share: float = 0.05  # more quarantined rows than this share stop the job
+    output: str = MISSING  # folder, or URI of one; inside a Ray job a relative path starts at ~/palimpsest
+    seed: int = 0  # of everything drawn at random
+    rows_per_file: int = 1000  # samples per file
+    workers: int = 0  # Ray Data tasks at a time, one CPU each; 0: one per CPU of the cluster
+    max_bad_share: float = 0.05  # the job stops if more than this share of the rows is quarantined
 
     def faults(self) -> list[str]:
-        """What is wrong with the settings, without a look at any file."""
+        """The faults of the settings, found without reading any file."""
         found = [f"{name} must be at least 0" for name in ("workers", "max_bad_share") if getattr(self, name) < 0]
         return found + ["rows_per_file must be at least 1"] * (self.rows_per_file < 1)
 
@@ -68,28 +68,28 @@ class Settings:
         return []
 
     def sets(self, folder: str, anew: bool) -> list[SampleSet]:
-        """The sets of samples, for which files that they share are written into `folder`.
+        """The sets of samples. Files that they share are written into `folder`.
 
-        Those that are there are kept, unless all is made `anew`.
+        Existing files are kept, unless everything is made `anew`.
 
         Raises:
-            FileNotFoundError, DataError: an input is not there, has another format, or there is too little of it.
+            FileNotFoundError, DataError: an input is missing, has another format or is too small.
         """
         raise NotImplementedError
 
 
 @dataclass
 class HotpotqaSettings(Settings):
-    """HotpotQA questions, each hidden among paragraphs of others: the paper's training data."""
+    """HotpotQA questions, each among paragraphs of other questions: the paper's training data."""
 
     path: str = MISSING  # HotpotQA's own JSON
     distractors: str = ""  # paragraphs to add, .jsonl, .parquet or .arrow; empty: those of all questions
-    documents: int = 200  # paragraphs of a document
-    tokens: int = 0  # instead of documents: as many paragraphs as keep a document within so many tokens
-    tokenizer: str = ""  # for tokens: Hugging Face folder or name
+    documents: int = 200  # paragraphs per document
+    tokens: int = 0  # instead of documents: as many paragraphs as fit in a document of this many tokens
+    tokenizer: str = ""  # counts tokens: Hugging Face folder or name
     task: str = "qa"  # scorer: qa (one answer, exact match) or values
-    only: list[str] = field(default_factory=list)  # filtered sets: the questions that all of them kept; none: all
-    limit: int = 0  # the first so many of these questions; 0: all
+    only: list[str] = field(default_factory=list)  # filtered sets: questions that all of them kept; none: all questions
+    limit: int = 0  # the first this many of these questions; 0: all
 
     def faults(self) -> list[str]:
         found = super().faults() + _at_least(self, 0, "tokens", "limit")
@@ -116,8 +116,8 @@ class RulerHqaSettings(Settings):
     path: str = MISSING  # HotpotQA's own JSON; the paper takes hotpot_dev_distractor_v1.json
     distractors: str = ""  # paragraphs to add, .jsonl, .parquet or .arrow; empty: those of all questions
     documents: list[int] = field(default_factory=lambda: [50, 100, 200, 400])  # paragraphs; the paper goes to 25600
-    only: list[str] = field(default_factory=list)  # filtered sets: the questions that all of them kept; none: all
-    limit: int = 128  # the first so many of these questions; 0: all
+    only: list[str] = field(default_factory=list)  # filtered sets: questions that all of them kept; none: all questions
+    limit: int = 128  # the first this many of these questions; 0: all
 
     def faults(self) -> list[str]:
         return super().faults() + _at_least(self, 0, "limit") + _lengths(self, "documents", 1)
@@ -132,13 +132,13 @@ class RulerHqaSettings(Settings):
 
 @dataclass
 class RulerSettings(Settings):
-    """RULER (arXiv 2404.06654), the tasks beside HotpotQA that the paper tests on, and two more."""
+    """RULER (arXiv 2404.06654): the tasks besides HotpotQA that the paper tests on, and two more."""
 
-    tokenizer: str = MISSING  # Hugging Face folder or name; lengths are counted by it
+    tokenizer: str = MISSING  # counts lengths: Hugging Face folder or name
     # names in RULER_TASKS
     tasks: list[str] = field(default_factory=lambda: [t for t in RULER_TASKS if t not in ("cwe", "qa_2")])
-    tokens: list[int] = field(default_factory=lambda: [2**k for k in range(13, 20)])  # of a document: 8K … 512K
-    count: int = 128  # samples of each task and length
+    tokens: list[int] = field(default_factory=lambda: [2**k for k in range(13, 20)])  # per document: 8K … 512K
+    count: int = 128  # samples per task and length
     essay: str = ""  # haystack of most niah tasks: a text file, a folder of .txt files, .json or .jsonl
     questions: str = ""  # for qa_1: SQuAD's JSON
     hotpotqa: str = ""  # for qa_2: HotpotQA's own JSON
@@ -164,8 +164,7 @@ class RulerSettings(Settings):
             for tokens in self.tokens:
                 recipe = RulerRecipe(task, self.seed, tokens, _from_anywhere(self.tokenizer), self.count, **sources)
                 made.append(SampleSet(task, tokens, "tokens", recipe, self.count))
-                # A source that is missing, or too small for the longest document, or a length that is too small is said
-                # at once.
+                # Fail at once if a source is missing or too small for the longest document, or a length is too small.
                 if tokens == min(self.tokens) or (tokens == max(self.tokens) and task in files):
                     recipe.sample(0)
         return made
@@ -173,10 +172,10 @@ class RulerSettings(Settings):
 
 @dataclass
 class SyntheticSettings(Settings):
-    """Problems of the tiny language (pipeline/data/documents/synthetic.py), which need no input."""
+    """Problems in the tiny language (pipeline/data/documents/synthetic.py), which need no input."""
 
-    chunks: list[int] = field(default_factory=lambda: [8])  # of a document, 18 tokens each
-    count: int = 1000  # samples of each task and length
+    chunks: list[int] = field(default_factory=lambda: [8])  # per document, 18 tokens each
+    count: int = 1000  # samples per task and length
     tasks: list[str] = field(default_factory=lambda: ["chains"])  # names in SYNTHETIC_TASKS
 
     def faults(self) -> list[str]:
@@ -198,11 +197,11 @@ RECIPES: dict[str, type[Settings]] = {
 
 
 def input_files(settings: Settings) -> list[str]:
-    """The input files; of a folder, which only an essay may be, its .txt files one by one.
+    """The input files. A folder, which only an essay may be, stands for its .txt files.
 
     Raises:
-        FileNotFoundError: an input is not there.
-        DataError: a URI of a kind that is not supported.
+        FileNotFoundError: an input is missing.
+        DataError: a URI's kind of store is not supported.
     """
     found = []
     for path in settings.inputs():
@@ -227,7 +226,7 @@ def _hotpotqa_sets(
 
 
 def _try_first(recipe: HotpotqaRecipe) -> None:
-    """Too few paragraphs, or no tokenizer, is said at once."""
+    """Fail at once if there are too few paragraphs, or no tokenizer."""
     try:
         recipe.sample(0)
     except BadRow:
@@ -235,14 +234,14 @@ def _try_first(recipe: HotpotqaRecipe) -> None:
 
 
 def _check_questions(task: str, path: str, max_bad_share: float, folder: str) -> None:
-    """Write the malformed questions of a file aside, once; raises as `load_questions`."""
+    """Quarantine the malformed questions of a file, once. Raises: as `load_questions`."""
     with _quarantine(folder, f"{task}-questions.jsonl", max_bad_share) as quarantine:
         load_questions(task, path, quarantine)
 
 
 @contextmanager
 def _quarantine(folder: str, name: str, max_bad_share: float) -> Iterator[Quarantine]:
-    """A quarantine whose rows are in the file `name` of the folder's own at the end of the block, failed or not."""
+    """Yield a quarantine whose rows end up in the file `name` of the folder's own, even if the block fails."""
     path = join(join(folder, QUARANTINE), name)
     with tempfile.TemporaryDirectory() as here:  # the folder may be in an object store
         quarantine = Quarantine(Path(here) / name, max_bad_share)
@@ -257,7 +256,7 @@ def _quarantine(folder: str, name: str, max_bad_share: float) -> Iterator[Quaran
 
 
 def _from_anywhere(path: str) -> str:
-    """A local path as workers find it too, wherever they stand; what is no local path (a name, a URI) as it is."""
+    """An existing local path as an absolute one, so that workers find it; a name or a URI as it is."""
     return str(Path(path).resolve()) if path and "://" not in path and exists(path) else path
 
 
@@ -266,14 +265,14 @@ def _at_least(settings: Settings, least: int, *names: str) -> list[str]:
 
 
 def _tasks(tasks: list[str], valid: Collection[str]) -> list[str]:
-    """What is wrong with a list of tasks."""
+    """The faults of a list of tasks."""
     found = [f"tasks: there is no {task!r}; there are: {', '.join(valid)}" for task in tasks if task not in valid]
     found += [f"tasks: {task} comes twice" for task, times in Counter(tasks).items() if times > 1]
     return found + ["tasks is empty"] * (not tasks)
 
 
 def _lengths(settings: Settings, name: str, least: int) -> list[str]:
-    """What is wrong with a list of lengths."""
+    """The faults of a list of lengths."""
     lengths = getattr(settings, name)
     found = [f"{name}={length} must be at least {least}" for length in lengths if length < least]
     found += [f"{name}: {length} comes twice" for length, times in Counter(lengths).items() if times > 1]

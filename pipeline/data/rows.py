@@ -1,16 +1,16 @@
-"""The sample schema: the form of a problem in a file, and the checks of a row.
+"""The sample schema: a problem's form in a file, and the checks of a row.
 
 A sample is an object of a JSON-lines file or a row of a parquet file:
 
     {"id": "q1", "question": "…", "answers": ["…"], "document": "…", "task": "qa", "metadata": {}}
 
-`id`, `task` and `metadata` may be left out. A long document is better given by reference, so that many questions
-share its parts: instead of `document`, the row numbers of passages (from 0) and the file that holds them, looked for
-beside the sample's own file (pipeline/data/documents/passages.py has its format and how the passages become one text):
+`id`, `task` and `metadata` are optional. A long document is better given by reference, so that many questions share
+its parts: instead of `document`, the row numbers of passages (from 0) and the file that holds them, which is looked
+for beside the sample's own file (pipeline/data/documents/passages.py has its format and how passages become one text):
 
     {"id": "q1", "question": "…", "answers": ["…"], "passages": [17, 3, 208], "passage_file": "passages.arrow"}
 
-A row that breaks the rules is quarantined with its reason, counted and written aside; it is never dropped in silence.
+A row that breaks the rules is quarantined: counted and written with its reason, never dropped silently.
 """
 
 import json
@@ -28,27 +28,27 @@ from pipeline.problems import Problem
 from pipeline.rewards.scoring import SCORERS
 from pipeline.sections import AgentSection, RowLimits
 
-SHOWN = 100  # characters of a row's value that a reason repeats, from a path's beginning and from its end
+SHOWN = 100  # characters of a row's value that a reason repeats; of a path, so many at each end
 
 
-PATH_CHARACTERS = 4096  # the longest path that Linux takes
+PATH_CHARACTERS = 4096  # the longest path on Linux
 
 
-PASSAGE_CHARACTERS = len("Document 1:\n\n\n")  # that a passage adds to the document, at least
+PASSAGE_CHARACTERS = len("Document 1:\n\n\n")  # the least that a passage adds to the document
 
 
 @dataclass(frozen=True)
 class RowRules:
-    """What the configuration lets a row name and hold."""
+    """The tasks, sizes and folders that the configuration allows a row."""
 
     tasks: tuple[str, ...] = tuple(SCORERS)  # names of scorers
     limits: RowLimits = field(default_factory=RowLimits)
     document_characters: int = AgentSection.document_characters
-    passage_folders: tuple[str, ...] = ()  # folders and URIs with passage files, beside the sample file's own folder
+    passage_folders: tuple[str, ...] = ()  # folders and URIs with passage files, besides the sample file's folder
 
 
 def row_rules(config: Any) -> RowRules:
-    """The rules of a configuration that has the sections data, agent and scorer."""
+    """The rules in a configuration with the sections data, agent and scorer."""
     return RowRules(
         (*SCORERS, *config.scorer.modules),
         config.data.limits,
@@ -58,13 +58,13 @@ def row_rules(config: Any) -> RowRules:
 
 
 def problem_from_row(row: Any, default_id: str, folder: str = "", rules: RowRules | None = None) -> Problem:
-    """Check one decoded row of the schema above.
+    """Check one decoded row of the schema above and return its problem.
 
     Args:
-        row: of the file.
-        default_id: for a row without an id.
-        folder: of the sample file: a `passage_file` lies in it, unless the rules name other places.
-        rules: of the configuration; without any, the defaults.
+        row: the decoded row.
+        default_id: the id of a row that has none.
+        folder: the sample file's folder. A `passage_file` must lie in it, or in a folder that the rules name.
+        rules: the configuration's rules; None: the defaults.
 
     Raises:
         BadRow: the row is not an object, a field is missing, empty, of the wrong type or too large, or it names a
@@ -77,7 +77,7 @@ def problem_from_row(row: Any, default_id: str, folder: str = "", rules: RowRule
     by_reference = row.get("passages") is not None
     if by_reference and row.get("document") is not None:
         raise BadRow("'document' and 'passages' exclude each other")
-    if isinstance(row.get("document"), str):  # first: what comes next would copy it
+    if isinstance(row.get("document"), str):  # first, because the next check copies it
         size = len(row["document"])
         _at_most("'document'", "characters", size, rules.document_characters, "agent.document_characters")
     document = "" if by_reference else text_field(row, "document")
@@ -92,10 +92,10 @@ def problem_from_row(row: Any, default_id: str, folder: str = "", rules: RowRule
     _at_most("'answers'", "texts", len(answers), limits.answers, "data.limits.answers")
     longest = max(map(len, answers))
     _at_most("one of 'answers'", "characters", longest, limits.answer_characters, "data.limits.answer_characters")
-    # A parquet file has every column in every row, so that null there means left out.
+    # A parquet file has every column in every row, so null means left out.
     given = {name: row[name] for name in ("id", "task", "metadata") if row.get(name) is not None}
     task, metadata = given.get("task", "qa"), given.get("metadata", {})
-    if isinstance(metadata, str):  # a parquet file cannot hold objects of any shape, but their JSON
+    if isinstance(metadata, str):  # parquet cannot hold objects of any shape, only their JSON
         metadata = decode_line(metadata)
     if not isinstance(task, str) or not task:
         raise BadRow("'task' must be the name of a scorer")
@@ -120,13 +120,9 @@ def problem_from_row(row: Any, default_id: str, folder: str = "", rules: RowRule
 
 
 def row_of(problem: Problem) -> dict:
-    """The row that `problem_from_row` reads as this problem."""
-    row: dict[str, object] = {
-        "id": problem.id,
-        "question": problem.question,
-        "answers": list(problem.answers),
-        "task": problem.task,
-    }
+    """The row of a problem; `problem_from_row` reads it back."""
+    row: dict[str, Any] = {"id": problem.id, "question": problem.question, "answers": list(problem.answers)}
+    row["task"] = problem.task
     if problem.passage_file:
         row |= {"passages": list(problem.passages), "passage_file": problem.passage_file}
     else:
@@ -135,7 +131,7 @@ def row_of(problem: Problem) -> dict:
 
 
 def checked_problem(row: dict) -> Problem:
-    """The problem of a row that `row_of` made: it was checked when it was read."""
+    """The problem of a row from `row_of`, without the checks: they were made when it was first read."""
     return Problem(**row | {"answers": tuple(row["answers"]), "passages": tuple(row.get("passages", ()))})
 
 
@@ -164,7 +160,7 @@ def _at_most(what: str, unit: str, size: int, most: int, key: str) -> None:
 
 
 def _depth(value: object) -> int:
-    """How many objects and lists lie within one another."""
+    """How deeply objects and lists are nested."""
     depth, level = 0, [value]
     while level := [v for v in level if isinstance(v, (dict, list))]:
         depth += 1
@@ -193,27 +189,28 @@ def _passages(row: dict, folder: str, rules: RowRules) -> tuple[tuple[int, ...],
     if folder and not any(_is_in(place, allowed) for allowed in (folder, *rules.passage_folders)):
         leads = "" if place == file else f", that is {_path_to_show(place)}"
         raise BadRow(
-            f"'passage_file' is {_path_to_show(file)}{leads}, outside the folder of the sample file; if that is meant, "
-            "name its folder in data.passage_folders"
+            f"'passage_file' is {_path_to_show(file)}{leads}, outside the folder of the sample file; if that is "
+            "intended, add its folder to data.passage_folders"
         )
-    # A folder's ".." is another one behind a link: what was decided on is what is opened.
+    # Behind a link, ".." leads to another folder: open exactly the path that was checked.
     return tuple(passages), place if "://" not in place and ".." in unquote(file).split("/") else file
 
 
 def _is_in(place: str, folder: str) -> bool:
-    """Whether a file lies in a folder or below it, by its name.
+    """Whether a file lies in a folder or below it, judged by its name.
 
-    A link in the folder lies there, wherever it leads: who made the folder put it there, and a row can only name it.
+    A link in the folder counts as lying there, wherever it leads: the folder's owner put it there, and a row can only
+    name it.
     """
     pairs = [(place, _place(folder))]
-    if "://" not in place and "://" not in pairs[0][1]:  # nor does it matter by which links both folders are reached
+    if "://" not in place and "://" not in pairs[0][1]:  # compare without links in the folders' own paths too
         there = posixpath.join(os.path.realpath(posixpath.dirname(place)), posixpath.basename(place))
         pairs.append((there, os.path.realpath(pairs[0][1])))
     return any(file.startswith(f"{above.rstrip('/')}/") for file, above in pairs)
 
 
 def _place(path: str) -> str:
-    """What a path or URI names, without "." and "..", links not followed."""
+    """The path or URI without "." and ".."; links are not followed."""
     scheme, there, inner = path.partition("://")
     if there and scheme != "file":
         return f"{scheme}://{posixpath.normpath(unquote(inner))}"
@@ -243,7 +240,7 @@ def text_field(row: object, name: str) -> str:
 
 
 def is_unicode(text: str) -> bool:
-    """False for text with half a surrogate pair, which JSON can spell out and no tokenizer takes."""
+    """False for text with half a surrogate pair, which JSON can spell but no tokenizer accepts."""
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -252,15 +249,15 @@ def is_unicode(text: str) -> bool:
 
 
 def decode_line(line: str) -> object:
-    """One line of a JSON-lines file; raises `BadRow` if it is not JSON."""
+    """Decode one line of a JSON-lines file. Raises `BadRow` if it is not JSON."""
     try:
         return json.loads(line)
-    except (ValueError, RecursionError) as error:  # also a number of thousands of digits, or thousands of brackets
+    except (ValueError, RecursionError) as error:  # also for thousands of digits or brackets
         raise BadRow(f"not JSON: {error}") from None
 
 
 def write_problem_file(problems: Iterable[Problem], path: str | Path) -> int:
-    """Write problems as JSON lines; return how many."""
+    """Write problems as JSON lines; return their number."""
     count = 0
     with Path(path).open("w", encoding="utf-8") as file:
         for problem in problems:

@@ -1,4 +1,4 @@
-"""Files in the sample schema (pipeline/problems.py), JSON lines or parquet, as one source of numbered samples."""
+"""Files in the sample schema (pipeline/data/rows.py), JSON lines or parquet, as one source of numbered samples."""
 
 import bisect
 import functools
@@ -21,17 +21,18 @@ from pipeline.problems import Problem
 
 SUFFIXES = (".jsonl", ".parquet")
 READ_BYTES = 1 << 24
-# Where a sample is: of a line, `place` is its offset and `within` its length, in bytes; of a parquet row, the number of
-# its row group and its own in there. `number` counts the lines or rows of the file from 1, for people.
-CUT = 1000  # characters that are kept of a line that is too long
-GROUP_BYTES = 2**32  # of a parquet row group in memory, where it lies whole
-GROUP_ROWS = 64  # that are read together at least
+CUT = 1000  # characters kept of a line that is too long
+GROUP_BYTES = 2**32  # limit of a parquet row group, which lies whole in memory
+GROUP_ROWS = 64  # rows read together, at least
+# Where a sample is. For a line: its offset `place` and its length `within`, in bytes. For a parquet row: the number
+# `place` of its row group, and the row's number `within` the group. `number` counts the file's lines or rows from 1,
+# for messages.
 ENTRY = np.dtype([("file", "i4"), ("place", "i8"), ("within", "i8"), ("number", "i8")])
 
 
 @dataclass(frozen=True)
 class SampleFiles:
-    """A `SampleSource` (pipeline/data/samples.py) over files; blank lines are passed over."""
+    """A `SampleSource` (pipeline/data/samples.py) over files; blank lines are skipped."""
 
     files: tuple[str, ...]
     entries: np.ndarray  # ENTRY [N], in the order of the files
@@ -39,11 +40,11 @@ class SampleFiles:
 
     @classmethod
     def open(cls, path: str, rules: RowRules = RowRules()) -> "SampleFiles":  # noqa: B008  (it is frozen)
-        """The samples of the files that `sample_files` names, whose rows have to keep the `rules`.
+        """Open the files that `sample_files` names; their rows must keep the `rules`.
 
         Raises:
             FileNotFoundError: there is no such file or folder.
-            DataError: it holds no samples, or a parquet file is not one.
+            DataError: there are no samples, or a file that should be parquet is not.
         """
         files = sample_files(path)
         entries = [_entries(number, file) for number, file in enumerate(files)]
@@ -56,10 +57,10 @@ class SampleFiles:
         return len(self.entries)
 
     def order(self, seed: int, epoch: int) -> np.ndarray:
-        """A shuffled order of all samples that depends on the arguments alone, int64 [N].
+        """A shuffled order of all samples, int64 [N], which depends only on the arguments.
 
-        Lines are shuffled freely. The rows of a parquet row group stay together, in an order of their own, since a
-        group can only be read whole; the groups are shuffled.
+        Lines are shuffled freely. A parquet row group can only be read whole, so its rows stay together: the groups are
+        shuffled, and so are the rows within each.
         """
         draw = np.random.default_rng([seed, epoch])
         _, unit = np.unique(self.entries[["file", "place"]], return_inverse=True)
@@ -76,16 +77,16 @@ class SampleFiles:
             _, row_id, row = self._read(index)
         except _Unreadable as error:
             return error.row_id, error.begins
-        except (DataError, OSError):  # it could be read before
+        except (DataError, OSError):  # it was readable before
             return self._name(index), ""
         try:
             row = json.loads(row) if isinstance(row, str) else row
         except (ValueError, RecursionError):
-            pass  # as it came
+            pass  # keep the raw line
         return row_id, row_to_show(row)
 
     def _read(self, index: int) -> tuple[str, str, object]:
-        """The file of a sample, its id for want of another, and its line or its parquet row."""
+        """A sample's file, its id in case the row has none, and its line or parquet row."""
         entry, most = self.entries[index], self.rules.limits.row_bytes
         file, place, within = self.files[entry["file"]], int(entry["place"]), int(entry["within"])
         row_id = self._name(index)
@@ -115,7 +116,7 @@ class SampleFiles:
 
 
 class _Unreadable(BadRow):
-    """A row that cannot be handed over as it came; `begins` is what can be shown of it."""
+    """A row that cannot be passed on as it came; `begins` is the part that can be shown."""
 
     def __init__(self, message: str, row_id: str = "", begins: str = ""):
         super().__init__(message)
@@ -123,11 +124,11 @@ class _Unreadable(BadRow):
 
 
 def sample_files(path: str) -> tuple[str, ...]:
-    """The file `path`, or the sample files of the folder `path` in the order of their names.
+    """The file `path`, or the sample files in the folder `path`, sorted by name.
 
     Raises:
         FileNotFoundError: there is no such folder.
-        DataError: no name ends as it should.
+        DataError: no file name has one of the `SUFFIXES`.
     """
     if not path.endswith(SUFFIXES) and is_file(path):
         raise DataError(f"{path}: the name of a sample file ends in {' or '.join(SUFFIXES)}")
@@ -138,7 +139,7 @@ def sample_files(path: str) -> tuple[str, ...]:
 
 
 def read_samples(source: SampleSource, quarantine: Quarantine) -> Iterator[tuple[int, Problem]]:
-    """Yield the number and the problem of every sample in order; bad rows go to `quarantine`.
+    """Yield the number and the problem of every sample, in order; bad rows go to `quarantine`.
 
     Raises:
         DataError: too many rows were bad.
@@ -180,7 +181,7 @@ def _parquet_rows(file: str, handle: pa.NativeFile) -> tuple[np.ndarray, np.ndar
 
 
 def _lines(handle: pa.NativeFile) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The offset, the length and the number (from 1) of every line that is not blank."""
+    """The offset, length (both in bytes) and number (from 1) of every line that is not blank, int64 [N] each."""
     lines: list[tuple[int, int, int]] = []
     begin, number, blank, position = 0, 1, True, 0
     while data := handle.read(READ_BYTES):
@@ -199,18 +200,18 @@ def _lines(handle: pa.NativeFile) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 @functools.lru_cache(maxsize=64)
 def _open(file: str) -> pa.NativeFile:
-    return open_input(file).detach()  # without its buffer it may be read from anywhere by several threads
+    return open_input(file).detach()  # unbuffered, so that several threads can read anywhere in it
 
 
 @dataclass(frozen=True)
 class _RowGroup:
-    """The columns of a parquet row group that a sample may have."""
+    """A parquet row group, with only the columns that a sample may have."""
 
     batches: list[pa.RecordBatch]
-    ends: list[int]  # number of the rows up to the end of each batch
+    ends: list[int]  # rows up to the end of each batch
 
     def row(self, number: int) -> pa.RecordBatch:
-        """Raises `IndexError`."""
+        """Row `number` of the group, as a batch of one row. Raises `IndexError`."""
         batch = bisect.bisect_right(self.ends, number)
         if batch == len(self.batches):
             raise IndexError(f"its row group has {self.ends[-1] if self.ends else 0} rows, fewer than the file says")
@@ -219,11 +220,11 @@ class _RowGroup:
 
 @functools.lru_cache(maxsize=2)
 def _row_group(file: str, group: int) -> _RowGroup:
-    """Raises `DataError`."""
+    """Read a row group of a file. Raises `DataError`."""
     opened = open_parquet(_open(file), file)
     names = [name for name in opened.schema_arrow.names if name in FIELDS]
     batches, size = [], 0
-    # A row may take as much as the whole group does in the file, where the same text stands once for many rows.
+    # A row may take as much memory as its whole group in the file, where a text that many rows share is stored once.
     rows = GROUP_BYTES // max(1, opened.metadata.row_group(group).total_byte_size)
     rows = min(max(rows, GROUP_ROWS), 2**16)
     try:

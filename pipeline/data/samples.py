@@ -1,7 +1,7 @@
-"""Samples by number: read from files or made by a recipe, by Ray Data's workers, in any order that is asked for.
+"""Samples by number, in any requested order: Ray Data's workers read them from files or make them by a recipe.
 
-A source gives sample number i by itself, whatever was read before. So a pass may be shuffled, split, stopped and taken
-up anywhere, and what comes out does not depend on the number of workers.
+A source gives sample number i independently of what was read before. So a pass can be shuffled, split, stopped and
+resumed anywhere, and the result does not depend on the number of workers.
 """
 
 import bisect
@@ -19,25 +19,25 @@ from pipeline.data.rows import checked_problem, is_unicode, row_of
 from pipeline.errors import BadRow, DataError
 from pipeline.problems import Problem
 
-ROWS_PER_TASK = 64  # at most; fewer when there are few rows, so that all workers get some
-BLOCK_BYTES = 1 << 24  # a worker passes its rows on when they are so large together
+ROWS_PER_TASK = 64  # at most; fewer if there are few rows, so that every worker gets some
+BLOCK_BYTES = 1 << 24  # a worker passes its rows on once they reach this size
 
 
 class SampleSource(Protocol):
-    """Samples 0 … len - 1. It travels to the workers, so it is small and opens its files there."""
+    """Samples 0 … len - 1. A source is sent to the workers, so it is small and opens its files there."""
 
     def __len__(self) -> int: ...
 
     def sample(self, index: int) -> Problem:
-        """Sample number `index`. Raises `BadRow` if it cannot be used, `DataError` if nothing of the source can."""
+        """Sample number `index`. Raises `BadRow` if it cannot be used, `DataError` if the whole source cannot."""
 
     def row(self, index: int) -> tuple[str, object]:
-        """The id and the row as it came of a sample that is a `BadRow`, to be written aside."""
+        """The id and the raw row of a sample that raises `BadRow`, for the quarantine."""
 
 
 @dataclass(frozen=True)
 class JoinedSamples:
-    """Several sources one after the other, as one `SampleSource`."""
+    """Several sources in sequence, as one `SampleSource`."""
 
     sources: tuple[SampleSource, ...]
 
@@ -60,11 +60,11 @@ class JoinedSamples:
 
 @dataclass(frozen=True)
 class SampleRow:
-    """One sample on its way out of a worker: a line of a sample file, or what was wrong with it."""
+    """One sample from a worker: a line of a sample file, or a bad row and its fault."""
 
     index: int
     id: str
-    line: str  # JSON: the sample in the schema of pipeline/problems.py, or the row as it came
+    line: str  # JSON: the sample in the schema of pipeline/data/rows.py, or the raw row
     error: str | None
 
     def problem(self) -> Problem:
@@ -74,13 +74,13 @@ class SampleRow:
 def sample_rows(
     source: SampleSource, indices: Sequence[int] | np.ndarray, workers: int, num_cpus: float = 1.0
 ) -> Generator[SampleRow, None, None]:
-    """Yield the samples `indices` of `source` in that order, made by `workers` Ray Data tasks at a time.
+    """Yield the samples `indices` of `source`, in that order, made by up to `workers` Ray Data tasks at a time.
 
     Args:
-        source: of the samples.
-        indices: which samples, int [N]. They stream: neither the indices ahead nor the samples behind are held.
-        workers: tasks at a time.
-        num_cpus: of one task, as Ray counts them.
+        source: the samples' source.
+        indices: the samples' numbers, int [N]. Samples stream: those already yielded are not held.
+        workers: the number of tasks at a time.
+        num_cpus: CPUs per task, as Ray counts them.
 
     Raises:
         DataError: the source as a whole cannot be used.
@@ -96,7 +96,7 @@ def sample_rows(
     size = min(ROWS_PER_TASK, -(-len(indices) // (4 * workers)))
     if not size:
         return
-    # Blocks that are made here; from_numpy would start tasks that want a whole CPU each.
+    # Blocks are made here: from_numpy would start tasks that want a whole CPU each.
     blocks = [pa.table({"index": np.asarray(indices[i : i + size])}) for i in range(0, len(indices), size)]
     made = from_blocks(blocks).map_batches(
         _make_rows,
@@ -110,7 +110,7 @@ def sample_rows(
 
 
 def sample_rows_here(source: SampleSource, indices: Iterable[int] | np.ndarray) -> Iterator[SampleRow]:
-    """Yield what `sample_rows` yields, made one at a time by the caller: a few rows are there before Ray Data is."""
+    """Yield what `sample_rows` yields, made one by one in this process: a few rows need not wait for Ray Data."""
     return (_sample_row(_make_row(source, int(index))) for index in indices)
 
 
@@ -147,11 +147,11 @@ def _make_row(source: SampleSource, index: int) -> dict:
     except BadRow as error:
         row_id, as_it_came = source.row(index)
         return row | {"id": row_id, "line": _json(as_it_came), "error": str(error)}
-    except (DataError, OSError) as error:  # raised here, it would reach the reader as a trace through Ray Data
+    except (DataError, OSError) as error:  # if raised here, it would come with a traceback through Ray Data
         return row | {"error": str(error), "fatal": True}
 
 
 def _json(value: object) -> str:
-    """As it is read by people; with escapes where it holds what is not valid Unicode, which Arrow refuses."""
+    """JSON as people read it; with escapes if it holds invalid Unicode, which Arrow refuses."""
     text = json.dumps(value, ensure_ascii=False)
     return text if is_unicode(text) else json.dumps(value)

@@ -4,6 +4,8 @@ unless they are asked for: so a document of millions of tokens costs no more mem
 from collections import deque
 from dataclasses import dataclass, replace
 
+import numpy as np
+
 from pipeline.rollout.episodes import Completion, Sampling, cuts_answer
 from pipeline.rollout.memory_counts import MemoryCounts
 
@@ -20,6 +22,8 @@ class Answer:
     cut_memories: int  # other responses that did
     memory_trace: MemoryCounts | None  # what its memories did, not yet scored; None: it wrote none
     transcript: tuple[tuple[list[int], list[int]], ...]  # prompt and response of each conversation, if it was asked for
+    # Role, response and finish reason of each conversation; None if they were not asked for.
+    responses: tuple[tuple[str, np.ndarray, str], ...] | None = None
 
 
 class AnswerRecorder:
@@ -31,11 +35,13 @@ class AnswerRecorder:
         memories: how many of the last ones are kept.
         transcript: whether all prompts and responses are kept.
         follow: async (tokens) -> None, called with every memory before the agent goes on.
+        responses: whether all responses are kept, for a scorer of whole episodes.
     """
 
-    def __init__(self, generate, sampling: Sampling, memories: int, transcript: bool, follow):
+    def __init__(self, generate, sampling: Sampling, memories: int, transcript: bool, follow, responses: bool = False):
         self._generate, self._sampling, self._follow = generate, sampling, follow
         self._transcript: dict[int, tuple[list[int], list[int]]] | None = {} if transcript else None
+        self._responses: dict[int, tuple[str, np.ndarray, str]] | None = {} if responses else None
         self._memories: deque[tuple[int, Completion]] = deque(maxlen=memories)
         self._conversations = self._prompt_tokens = self._response_tokens = 0
         self._cut_answer, self._cut_memories = False, 0
@@ -50,6 +56,8 @@ class AnswerRecorder:
         self._response_tokens += len(response.tokens)
         if self._transcript is not None:
             self._transcript[number] = (prompt, response.tokens)
+        if self._responses is not None:
+            self._responses[number] = (role, np.array(response.tokens, np.int32), response.finish_reason)
         if cuts_answer(role, response.finish_reason):
             self._cut_answer = True
         elif response.finish_reason == "length":
@@ -85,5 +93,11 @@ class AnswerRecorder:
             cut=self._cut_answer,
             cut_memories=self._cut_memories,
             memory_trace=counts if counts.tokens.whole else None,
-            transcript=tuple(conversation for _, conversation in sorted((self._transcript or {}).items())),
+            transcript=_in_order(self._transcript or {}),
+            responses=None if self._responses is None else _in_order(self._responses),
         )
+
+
+def _in_order(conversations: dict[int, tuple]) -> tuple[tuple, ...]:
+    """By the numbers in which they were begun."""
+    return tuple(conversation for _, conversation in sorted(conversations.items(), key=lambda item: item[0]))

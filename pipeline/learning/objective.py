@@ -2,7 +2,7 @@
 
     J = 1/N · Σ over response tokens of  w · min(ρ·A, clip(ρ, 1-ε_low, 1+ε_high)·A)  -  β·KL  +  η·v·H
 
-A is the advantage of the token's episode; N the number of response tokens of all conversations of all episodes in
+A is the advantage of the token's conversation; N the number of response tokens of all conversations of all episodes in
 the whole global batch of the optimizer step, however it is split (DAPO's token mean, arXiv 2503.14476).
 
 Three policies take part (decoupled PPO, arXiv 2110.00641; AReaL, arXiv 2505.24298):
@@ -18,32 +18,26 @@ Where A < 0 the objective is bounded below by c·A (dual clip, arXiv 1912.09729)
 rule the gradient.
 """
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 
+from pipeline.learning.token_metrics import Max, Mean, TokenMetric
 from pipeline.sections import ObjectiveSection
 
 LARGEST_KL = 10.0  # of a token
 LARGEST_LOG_RATIO = 20.0  # keeps the exponential, and so the gradient, finite; beyond it there is none, as in verl
 
 
-@dataclass(frozen=True)
-class TokenLosses:
-    """Of each response token; all but `losses` without gradient.
+class TokenLosses(NamedTuple):
+    """What an objective returns of the response tokens of a micro-batch.
 
-    losses      float [R]  to be summed and divided by N
-    ratios      float [R]  ρ
-    clipped     bool [R]   clipping took the policy's gradient away
-    importance  float [R]  w
-    kl          float [R]  estimate of the KL to the reference model; 0 without one
+    losses   float [R]  with gradient, to be summed and divided by N
+    metrics  by name; they are averaged by kind (pipeline/learning/token_metrics.py) into the row of the step
     """
 
     losses: torch.Tensor
-    ratios: torch.Tensor
-    clipped: torch.Tensor
-    importance: torch.Tensor
-    kl: torch.Tensor
+    metrics: dict[str, TokenMetric]
 
 
 def k3(logprobs: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
@@ -68,17 +62,17 @@ def token_losses(
     reference: torch.Tensor | None,
     objective: ObjectiveSection,
 ) -> TokenLosses:
-    """The loss of each response token.
+    """The loss of each response token. `objective.loss` may name another function of this signature.
 
     Args:
         logprobs: log-probs under the policy that is trained, float [R], with gradient.
         entropy: of the policy at each token, float [R]; with gradient if `entropy_coefficient` is not 0.
-        advantages: of the token's episode, float [R].
+        advantages: of the token's conversation, float [R].
         rewards: of the token's episode, float [R].
         behaviour: log-probs under the policy that sampled, float [R].
         proximal: log-probs under the learner's policy at the start of the step, float [R]; None while that is the
             policy itself.
-        reference: log-probs under the reference model, float [R]; None without one.
+        reference: log-probs under the reference model, float [R]; None if `kl_coefficient` is 0.
         objective: the coefficients above.
     """
     if not objective.decoupled:
@@ -99,4 +93,12 @@ def token_losses(
     if objective.entropy_coefficient:
         weight = rewards if objective.entropy_weight == "reward" else 1.0
         losses = losses - objective.entropy_coefficient * weight * entropy
-    return TokenLosses(losses, ratios.detach(), (bounded < free) | (gain < floor), importance, kl.detach())
+    metrics = {
+        "kl": TokenMetric(Mean, kl.detach()),
+        "clip_fraction": TokenMetric(Mean, (bounded < free) | (gain < floor)),  # clipping took the gradient away
+        "ratio_mean": TokenMetric(Mean, ratios.detach()),
+        "importance_mean": TokenMetric(Mean, importance),
+        "importance_max": TokenMetric(Max, importance),
+        "importance_capped": TokenMetric(Mean, importance >= objective.importance_cap),
+    }
+    return TokenLosses(losses, metrics)

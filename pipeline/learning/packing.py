@@ -118,7 +118,7 @@ class MicroBatch:
     predict_at  int64 [R]    the position in the row whose hidden state predicts response token r
     targets     int64 [R]    response token r
     behaviour   float32 [R]  log-prob under the policy that sampled it
-    advantages  float32 [R]  of its episode
+    advantages  float32 [R]  of its conversation
     rewards     float32 [R]  of its episode
     is_response bool [R]     true; false in the placeholder of an empty micro-batch
     versions        int64 [R]  weight version that sampled it
@@ -150,8 +150,8 @@ def build_micro_batch(
     Args:
         items: (group, conversation) pairs; none gives a placeholder whose loss is zero.
         groups: the groups by index.
-        advantages: the advantage of each episode of each group, float32 [G].
-        rewards: likewise.
+        advantages: of each conversation of each group, float32 [C].
+        rewards: of each episode of each group, float32 [G].
     """
     if not items:
         one = np.zeros(1)
@@ -182,7 +182,7 @@ def build_micro_batch(
                 start + np.arange(prompt - 1, length - 1),
                 tokens[prompt:],
                 group.logprobs[responses],
-                np.full(length - prompt, advantages[g][group.episodes[c]], np.float32),
+                np.full(length - prompt, advantages[g][c], np.float32),
                 np.full(length - prompt, rewards[g][group.episodes[c]], np.float32),
                 np.ones(length - prompt, bool),
                 group.versions[responses],

@@ -1,54 +1,194 @@
-"""Advantages of a group's episodes (Multi-Conv DAPO, arXiv 2507.02259, section 2.3, and what it is compared with).
+"""Advantages of a group's conversations (Multi-Conv DAPO, arXiv 2507.02259, section 2.3, and what it is compared with).
 
-The advantage of an episode holds for every response token of every one of its conversations.
+The advantage of a conversation holds for every token of its response. Most estimators give all conversations of an
+episode that of the episode. An estimator is a function of `GroupRewards`, of this file or of a user's own.
 """
+
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 
+from pipeline.errors import ConfigError
+from pipeline.named_code import load_named
+from pipeline.rollout.episodes import EpisodeGroup
+
 # Where all rewards are equal, and the advantages 0.
 SMALLEST_STD = 1e-6
+# GRU-Mem's weights of an episode's own advantage and of a turn's.
+TRAJECTORY_WEIGHT, TURN_WEIGHT = 0.9, 0.1
 
 
-def less_mean(rewards: np.ndarray) -> np.ndarray:
+@dataclass(frozen=True)
+class GroupRewards:
+    """What an estimator sees of the G episodes of one problem and their C conversations.
+
+    rewards               float64 [G]  of each episode, with its over-long penalty
+    conversation_rewards  float64 [C]  of each conversation; None where the scorer gives none
+    episodes              int32 [C]    which episode (0 … G-1) a conversation belongs to
+    turns                 int64 [C]    which conversation of its episode it is, from 0, in the order of their beginning
+    response_lengths      int64 [C]    tokens of its response
+    roles                 C names      what it was for, as the agent calls it
+    """
+
+    rewards: np.ndarray
+    conversation_rewards: np.ndarray | None
+    episodes: np.ndarray
+    turns: np.ndarray
+    response_lengths: np.ndarray
+    roles: tuple[str, ...]
+
+    def of_episodes(self, values: np.ndarray) -> np.ndarray:
+        """A number for each episode [G], given to all its conversations [C]."""
+        return values[self.episodes]
+
+    def at(self, turn: int) -> np.ndarray:
+        """The conversations that are number `turn` of their episode, one for each episode still running: int64 [n]."""
+        return np.flatnonzero(self.turns == turn)
+
+    def running(self, turn: int) -> np.ndarray:
+        """The episodes still running at a turn, that is those that have a conversation of this number: int32 [n]."""
+        return self.episodes[self.at(turn)]
+
+
+def group_rewards(
+    group: EpisodeGroup, rewards: np.ndarray, conversation_rewards: np.ndarray | None = None
+) -> GroupRewards:
+    """The rewards of a group beside what an estimator needs to know of its conversations.
+
+    Args:
+        group: the episodes.
+        rewards: of each, float [G].
+        conversation_rewards: of each conversation, float [C]; None where the scorer gives none.
+    """
+    of_conversations = None if conversation_rewards is None else np.asarray(conversation_rewards, np.float64)
+    return GroupRewards(
+        rewards=np.asarray(rewards, dtype=np.float64),
+        conversation_rewards=of_conversations,
+        episodes=group.episodes,
+        turns=group.turns,
+        response_lengths=np.diff(group.response_offsets),
+        roles=group.roles,
+    )
+
+
+Estimator = Callable[[GroupRewards], np.ndarray]
+
+
+def less_mean(group: GroupRewards) -> np.ndarray:
     """A_i = R_i - mean_j R_j (Dr. GRPO, arXiv 2503.20783; MemAgent's)."""
-    return rewards - rewards.mean()
+    return group.of_episodes(group.rewards - group.rewards.mean())
 
 
-def standardized(rewards: np.ndarray) -> np.ndarray:
+def standardized(group: GroupRewards) -> np.ndarray:
     """A_i = (R_i - mean_j R_j) / std_j R_j, the sample's standard deviation (GRPO, arXiv 2402.03300)."""
-    return less_mean(rewards) / (rewards.std(ddof=1) + SMALLEST_STD)
+    rewards = group.rewards
+    return group.of_episodes((rewards - rewards.mean()) / (rewards.std(ddof=1) + SMALLEST_STD))
 
 
-def less_others(rewards: np.ndarray) -> np.ndarray:
+def less_others(group: GroupRewards) -> np.ndarray:
     """A_i = R_i - mean_{j≠i} R_j (leave-one-out, RLOO, arXiv 2402.14740); less_mean times G / (G - 1)."""
-    return rewards - (rewards.sum() - rewards) / (len(rewards) - 1)
+    rewards = group.rewards
+    return group.of_episodes(rewards - (rewards.sum() - rewards) / (len(rewards) - 1))
 
 
-def rewards_alone(rewards: np.ndarray) -> np.ndarray:
+def rewards_alone(group: GroupRewards) -> np.ndarray:
     """A_i = R_i, without a baseline. With rewards of 0 and 1: fine-tuning on the model's own successful episodes
-    (rejection sampling; expert iteration, as in STaR, arXiv 2203.14465), drawn anew at every step."""
-    return rewards
+    (rejection sampling; expert iteration, as in STaR, arXiv 2203.14465), sampled afresh at every step."""
+    return group.of_episodes(group.rewards)
 
 
-def nothing(rewards: np.ndarray) -> np.ndarray:
-    """A_i = 0: a control, of what the entropy or KL term does by itself."""
-    return np.zeros_like(rewards)
+def nothing(group: GroupRewards) -> np.ndarray:
+    """A_i = 0: a control that shows the effect of the entropy or KL term alone."""
+    return np.zeros(len(group.episodes))
 
 
-ADVANTAGES = {
+def episode_and_turn(group: GroupRewards) -> np.ndarray:
+    """A_it = 0.9 (R_i - mean_j R_j) + 0.1 (r_it - mean_j r_jt), j over the episodes still running at turn t (GRU-Mem,
+    arXiv 2602.10560).
+
+    r_it is the reward of conversation t of episode i. A conversation is compared with those of its own role, so that
+    an episode's answer has no part in the baseline of the others' memory turns at the same number.
+
+    Raises:
+        ValueError: the scorer gives conversations no rewards.
+    """
+    if group.conversation_rewards is None:
+        raise ValueError("it needs a reward for each conversation, and the task's scorer gives none")
+    of_turns, roles = np.zeros(len(group.turns)), np.array(group.roles)
+    for turn in np.unique(group.turns):
+        running = group.at(turn)
+        for role in np.unique(roles[running]):
+            alike = running[roles[running] == role]
+            of_turns[alike] = group.conversation_rewards[alike] - group.conversation_rewards[alike].mean()
+    return TRAJECTORY_WEIGHT * less_mean(group) + TURN_WEIGHT * of_turns
+
+
+ADVANTAGES: dict[str, Estimator] = {
     "mean": less_mean,
     "std": standardized,
     "leave_one_out": less_others,
     "reward": rewards_alone,
+    "gru_mem": episode_and_turn,
     "none": nothing,
 }
 
 
-def group_advantages(rewards: np.ndarray, kind: str) -> np.ndarray:
-    """The advantages of the G ≥ 2 episodes of one problem, float32 [G].
+class BadAdvantage(ValueError):
+    """An estimator could not work, or returned something other than a finite number for each conversation."""
+
+
+def estimator_for(named: str) -> Estimator:
+    """The estimator of a name: one of `ADVANTAGES`, or module:function for a user's own.
+
+    Raises:
+        ConfigError: there is no such estimator.
+    """
+    if named in ADVANTAGES:
+        return ADVANTAGES[named]
+    try:
+        estimator = load_named(named)
+    except ConfigError as error:
+        raise ConfigError(
+            f"objective.advantage={named!r} must be one of {', '.join(ADVANTAGES)}, or a module:function that can be "
+            f"loaded: {error}"
+        ) from None
+    if not callable(estimator):
+        raise ConfigError(f"objective.advantage={named} is no function")
+    return estimator
+
+
+def group_advantages(group: GroupRewards, named: str) -> np.ndarray:
+    """The advantage of each conversation of the G ≥ 2 episodes of one problem, float32 [C].
 
     Args:
-        rewards: float [G]; the group is complete: one whose episode failed is run again as a whole.
-        kind: a key of `ADVANTAGES`.
+        group: is complete: one whose episode failed is run again as a whole.
+        named: the estimator. It may return an array [C], or [G] for the episodes, which their conversations get; of
+            as many conversations as episodes it is taken for [C].
+
+    Raises:
+        BadAdvantage: it raised, or returned another shape, or numbers that are not finite in float32.
+        ConfigError: there is no such estimator.
     """
-    return ADVANTAGES[kind](np.asarray(rewards, dtype=np.float64)).astype(np.float32)
+    estimator = estimator_for(named)
+    try:
+        values = np.asarray(estimator(group), dtype=np.float64)
+    except Exception as error:
+        raise BadAdvantage(f"objective.advantage={named}: {type(error).__name__}: {error}") from error
+    conversations, episodes = len(group.episodes), len(group.rewards)
+    if values.shape not in ((conversations,), (episodes,)):
+        raise BadAdvantage(
+            f"objective.advantage={named} returned an array of shape {values.shape} for {conversations} conversations "
+            f"of {episodes} episodes; it must be ({conversations},) or ({episodes},)"
+        )
+    if values.shape != (conversations,):
+        values = group.of_episodes(values)
+    with np.errstate(over="ignore"):
+        advantages = values.astype(np.float32)
+    if not np.isfinite(advantages).all():
+        first = int(np.flatnonzero(~np.isfinite(advantages))[0])
+        raise BadAdvantage(
+            f"objective.advantage={named} returned {values[first]} for conversation {group.turns[first]} of episode "
+            f"{group.episodes[first]}, not a finite number in float32"
+        )
+    return advantages

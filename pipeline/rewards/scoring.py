@@ -80,7 +80,7 @@ def _is_mark(character: str) -> bool:
 
 
 class BadReward(ValueError):
-    """A scorer returned something that is not a finite number."""
+    """A scorer returned something other than finite numbers."""
 
 
 def reward(task: str, answer: str, answers: tuple[str, ...], modules: Mapping[str, str] = NO_MODULES) -> float:
@@ -97,17 +97,22 @@ def reward(task: str, answer: str, answers: tuple[str, ...], modules: Mapping[st
         BadReward: it returned NaN, infinity or no number.
         Exception: whatever a user's own scorer raises.
     """
-    value = scorer_for(task, modules)(answer, answers)
+    return finite(scorer_for(task, modules)(answer, answers), f"the scorer of task {task!r}")
+
+
+def finite(value: object, who: str) -> float:
+    """A reward as a number. Raises `BadReward`, which names `who` returned it, if it is none or not finite."""
     if isinstance(value, (int, float, np.number)) and np.isfinite(value):
         return float(value)
-    raise BadReward(f"the scorer of task {task!r} returned {value!r}, not a finite number")
+    raise BadReward(f"{who} returned {value!r}, not a finite number")
 
 
 SCORERS: dict[str, Scorer] = {"qa": boxed_match, "values": values_found}
 
 
-def scorer_for(task: str, modules: Mapping[str, str] = NO_MODULES) -> Scorer:
-    """The scorer of a task: one of `SCORERS`, or the function that `modules` has under this name.
+def scorer_for(task: str, modules: Mapping[str, str] = NO_MODULES) -> Callable:
+    """The scorer of a task: one of `SCORERS`, or the function that `modules` has under this name; of answers, or
+    of whole episodes (pipeline/rewards/episode_scoring.py).
 
     A task comes from a row of data, so it is looked up and never imported.
 

@@ -139,6 +139,16 @@ class EpisodeGroup:
         return np.concatenate([[0], np.cumsum(self.lengths - self.prompt_lengths)])
 
     @property
+    def turns(self) -> np.ndarray:
+        """Which conversation of its episode each one is, from 0, in the order of their beginning, int64 [C]."""
+        begun = np.zeros(len(self.episode_answers), np.int64)
+        turns = np.zeros(len(self.episodes), np.int64)
+        for c, episode in enumerate(self.episodes):
+            turns[c] = begun[episode]
+            begun[episode] += 1
+        return turns
+
+    @property
     def cut_answers(self) -> np.ndarray:
         """Whether each episode's answer was cut off, bool [G]."""
         cut = [cuts_answer(*conversation) for conversation in zip(self.roles, self.finish_reasons, strict=True)]
@@ -202,8 +212,10 @@ class GroupRecord:
     generation_seconds: float
     rewards: np.ndarray  # of the task, float32 [G]
     penalties: np.ndarray  # for over-long responses, from -1 to 0, float32 [G]
-    advantages: np.ndarray  # of both together, float32 [G]
+    advantages: np.ndarray  # of each conversation, float32 [C]
     memory: MemoryCounts  # of all its episodes; empty where they were not counted
+    roles: tuple[str, ...]  # of each conversation
+    conversation_rewards: np.ndarray | None = None  # float32 [C]; None where the task's scorer gives none
     cut_answers: int = 0  # episodes whose answer the length limit cut off, which scores 0
     moves: int = 0  # to another generator, because the one before died or left
     redone_conversations: int = 0  # that were lost with a generator and begun again: at most one an episode and move
@@ -232,6 +244,7 @@ def group_record(
     rewards: np.ndarray,
     penalties: np.ndarray,
     advantages: np.ndarray,
+    conversation_rewards: np.ndarray | None = None,
 ) -> GroupRecord:
     """Summarise a scored group."""
     starts = group.response_offsets
@@ -254,5 +267,7 @@ def group_record(
         penalties=penalties,
         advantages=advantages,
         memory=sum(map(MemoryCounts.scored, group.memory or (), rewards), MemoryCounts()),
+        roles=group.roles,
+        conversation_rewards=conversation_rewards,
         cut_answers=int(group.cut_answers.sum()),
     )

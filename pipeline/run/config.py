@@ -17,6 +17,7 @@ class TrainSection:
     dynamic_sampling: bool = False  # do not train groups whose rewards are all equal; generate others instead
     max_discarded: float = 10.0  # dynamic sampling: at most so many times groups_per_step a step, then they are trained
     max_staleness: int = 1  # versions; 0 is synchronous
+    weight_transport: str = "buckets"  # how weights get to generators: buckets, or module:name (docs/extending.md)
     max_skipped_updates: int = 3  # stop after so many updates in a row whose loss or gradient was not finite
     # warn when vLLM's and the learner's log-probs differ more than this on average; 0: as in pipeline/dtype.py
     mismatch_warning: float = 0.0

@@ -4,11 +4,11 @@ import bisect
 from array import array
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from itertools import zip_longest
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 
+from pipeline.learning.token_metrics import added
 from pipeline.rollout.episodes import GroupRecord
 from pipeline.rollout.memory_counts import MemoryCounts, memory_shares
 
@@ -58,26 +58,19 @@ def step_row(
     ranks = [rank for update in done for rank in update.ranks]
     norms = [update.grad_norm for update in done if update.grad_norm is not None]
 
-    def total(key: str) -> float:
-        return sum(rank[key] for rank in ranks)
-
-    def highest(key: str) -> float:
-        return max(rank[key] for rank in ranks)
-
     rewards = np.concatenate([record.rewards for record in records])
     sampled = np.concatenate([record.rewards for record in records + discarded])
-    tokens, same = int(total("tokens")), int(total("same_version_tokens"))
-    staleness = [sum(counts) for counts in zip_longest(*(rank["staleness"] for rank in ranks), fillvalue=0)]
-
-    def mean(key: str) -> float | None:
-        return total(key) / tokens if tokens else None
-
-    return {
+    # Of a skipped update only the names count: a step without any other has the same metrics as the rest.
+    nothing = [{n: type(m).none() for n, m in rank["metrics"].items()} for update in updates for rank in update.ranks]
+    metrics: dict[str, Any] = {n: m.value for n, m in added([*nothing, *(rank["metrics"] for rank in ranks)]).items()}
+    tokens, staleness = metrics["tokens_trained"], metrics["staleness_tokens"]
+    row = {
         "step": step,
         "version": version,
         "reward": float(sampled.mean()),  # of everything generated, so that dynamic sampling does not embellish it
         "reward_std": float(sampled.std()),
         "reward_trained": float(rewards.mean()),
+        **conversation_rewards(records + discarded),
         "overlong_penalty": float(np.mean([record.penalties.mean() for record in records])),
         "groups": len(records),
         "groups_of_equal_reward": sum(not record.is_informative for record in records),
@@ -88,33 +81,37 @@ def step_row(
         "cut_conversations": sum(record.cut_conversations for record in records),
         "cut_answer_fraction": sum(record.cut_answers for record in records + discarded) / len(sampled),
         **memory_shares(sum((record.memory for record in records), MemoryCounts())),
-        "tokens_trained": tokens,
         "staleness_mean": sum(age * count for age, count in enumerate(staleness)) / tokens if tokens else None,
         "staleness_max": len(staleness) - 1 if staleness else None,
-        "staleness_tokens": staleness,  # tokens by how many versions behind they were written
         "mixed_version_episodes": sum(record.mixed_version_episodes for record in records),
         "updates": len(done),
         "updates_skipped": len(updates) - len(done),
         "learning_rate": updates[-1].ranks[0]["learning_rate"],
         "grad_norm": float(np.mean(norms)) if done else None,
         "grad_norm_max": max(norms, default=None),
-        "loss": total("loss") / len(done) if done else None,
-        "entropy": mean("entropy"),
-        "kl": mean("kl"),
-        "clip_fraction": mean("clipped"),
-        "ratio_mean": mean("ratio"),
-        "importance_mean": mean("importance"),
-        "importance_max": highest("importance_max") if done else None,
-        "importance_capped": mean("importance_capped"),
-        # None when no token of the batch was sampled by the very weights that the learner had.
-        "logprob_mismatch_mean": total("mismatch") / same if same else None,
-        "logprob_mismatch_max": highest("mismatch_max") if same else None,
-        "logprob_mismatch_tokens": same,
+        "loss": sum(rank["loss"] for rank in ranks) / len(done) if done else None,
         "micro_batches": sum(update.ranks[0]["micro_batches"] for update in updates),
         "proximal_seconds": sum(max(rank["proximal_seconds"] for rank in update.ranks) for update in updates),
         "group_seconds_mean": float(np.mean([record.generation_seconds for record in records])),
         "group_seconds_max": float(max(record.generation_seconds for record in records)),
     }
+    if clash := metrics.keys() & row.keys():
+        raise ValueError(f"the objective has a metric {clash.pop()!r}, which is one of the step's own; rename it")
+    return row | metrics
+
+
+def conversation_rewards(records: list[GroupRecord]) -> dict[str, float]:
+    """The mean reward of the conversations, and of those of each role; of everything generated, as the reward.
+
+    Only of the groups whose scorer gives conversations rewards; empty if there is none.
+    """
+    given = [record for record in records if record.conversation_rewards is not None]
+    if not given:
+        return {}
+    rewards = np.concatenate([record.conversation_rewards for record in given])
+    roles = np.array([role for record in given for role in record.roles])
+    of_roles = {f"turn_reward_{role}": float(rewards[roles == role].mean()) for role in np.unique(roles).tolist()}
+    return {"turn_reward": float(rewards.mean()), **of_roles}
 
 
 @dataclass

@@ -2,9 +2,10 @@
 
 from pathlib import Path
 
+from pipeline.learning.losses import LOSSES
 from pipeline.learning.rules import learner_rules
 from pipeline.rewards.advantages import ADVANTAGES
-from pipeline.rules import Rules, at_most, check_rules, generation_rules, one_of, positive
+from pipeline.rules import Rules, at_most, check_rules, generation_rules, named_function, one_of, positive
 from pipeline.run.config import TrainingConfig
 
 
@@ -33,7 +34,8 @@ def training_rules(c: TrainingConfig) -> Rules:
         f"train.checkpoint_folder={place} must be a URI or a path from the root: all nodes write to it",
     )
     yield from one_of(c, "data", "source", ("synthetic", "file"))
-    yield from one_of(c, "objective", "advantage", tuple(ADVANTAGES))
+    yield from named_function(c, "objective", "advantage", ADVANTAGES)
+    yield from named_function(c, "objective", "loss", LOSSES)
     yield from one_of(c, "objective", "entropy_weight", ("one", "reward"))
     a, le, o, t = c.agent, c.learner, c.objective, c.train
     yield (
@@ -44,6 +46,11 @@ def training_rules(c: TrainingConfig) -> Rules:
     yield (
         o.advantage != "none" or bool(o.kl_coefficient or o.entropy_coefficient),
         "objective.advantage=none trains nothing without objective.entropy_coefficient or objective.kl_coefficient",
+    )
+    yield (
+        o.advantage != "gru_mem" or bool(c.scorer.modules),
+        "objective.advantage=gru_mem needs rewards of conversations, which no built-in scorer gives: name a scorer of "
+        "whole episodes in scorer.modules",
     )
     yield t.group_size >= 2, f"train.group_size={t.group_size} must be at least 2: the group is the baseline"
     yield (

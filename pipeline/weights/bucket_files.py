@@ -86,7 +86,7 @@ def read_bucket_file(path: str, size: int) -> torch.Tensor:
 
 
 def remove_orphans(folder: Path = SHARED_MEMORY) -> None:
-    """Remove bucket files whose owner was killed in the middle of an update: they hold memory.
+    """Remove bucket files whose owner was killed while it held them: they occupy memory.
 
     An owner has its files locked until it is done with them or dies. So neither a process id that is used again nor
     one of another container's makes a file look like an orphan, or not like one.

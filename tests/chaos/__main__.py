@@ -131,7 +131,7 @@ def of_processes(folder: Path) -> list[str]:
         "generator.stall_s=8",
         "scorer.timeout_s=5",
         "learner.stall_s=12",
-        environment={"CHAOS_FOLDER": str(go), "PYTHONPATH": f"{ROOT / 'tests' / 'inject'}:{ROOT}"},
+        environment={"CHAOS_FOLDER": str(go), "PYTHONPATH": f"{ROOT / 'tests' / 'support' / 'inject'}:{ROOT}"},
     )
 
     def kill(kind: str, how: int = signal.SIGKILL) -> Callable[[], None]:
@@ -288,9 +288,7 @@ def of_random_kills(folder: Path) -> list[str]:
 
 
 def table(outcomes: list[Outcome]) -> list[str]:
-    lines = [
-        "| fault | groups that moved | conversations begun again | groups made again | steps lost | seconds | usual |"
-    ]
+    lines = ["| fault | groups moved | conversations redone | groups redone | steps lost | seconds | usual |"]
     lines.append("| --- | --- | --- | --- | --- | --- | --- |")
     for o in outcomes:
         counts = " | ".join(str(o.counts[name]) for name in COUNTED)

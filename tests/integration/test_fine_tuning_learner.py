@@ -10,6 +10,7 @@ from pipeline.config import load_config
 from pipeline.fine_tuning.config import FineTuningConfig
 from pipeline.fine_tuning.examples import Example, pack_examples
 from pipeline.weights.buckets import unpack_bucket
+from pipeline.weights.transport import BUCKETS
 
 # The gang.
 
@@ -50,7 +51,7 @@ async def gang_weights(config, batches) -> tuple[dict[str, torch.Tensor], list[f
     await gang.start()
     losses = [sum(rank["loss"] for rank in await gang.train(batch)) for batch in batches]
     weights = {}
-    for ref in await gang.publish():
+    for ref in (await gang.publish(1, BUCKETS)).pieces[0]:
         bucket = await ref
         weights.update((n, t.clone()) for n, t in unpack_bucket(bucket.entries, torch.from_numpy(bucket.data.copy())))
     await gang.close()

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import pytest
 
+from pipeline.weights.transport import FROM_DISK, Weights
 from tests.support.faults import LIMIT_S
 
 
@@ -44,10 +45,10 @@ def pool(ray_session, tiny_config, monkeypatch):
                 raise Draining("begins no more")
             return what, "notes"
 
-        async def update_weights(self, version, buckets):
-            if version == 1:
+        async def load_weights(self, weights):
+            if weights.version == 1:
                 os._exit(1)
-            if version == 2:
+            if weights.version == 2:
                 raise ValueError("no room for new weights")
             return 0.1
 
@@ -121,11 +122,11 @@ def test_work_is_not_to_blame_for_a_generator_that_died_or_failed_with_new_weigh
     async def work(generators):
         rolling = asyncio.create_task(generators.rollout("generator-0", "drained"))
         await asyncio.sleep(0.5)
-        await generators.publish(version, [])
+        await generators.publish(Weights(version))
         with pytest.raises(GeneratorLost) as error:
             await rolling
         assert not error.value.blame
-        generators._weights = (0, [])  # the next one starts without
+        generators._weights = FROM_DISK  # the next one starts without
         await pool.until_said("starting it again")
 
     pool.run(work)

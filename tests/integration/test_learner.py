@@ -13,6 +13,7 @@ from pipeline.learning.packing import build_micro_batch, split_updates
 from pipeline.learning.policy import Policy
 from pipeline.learning.schedule import learning_rate
 from pipeline.weights.buckets import unpack_bucket
+from pipeline.weights.transport import BUCKETS
 from tests.support.groups import random_group, record_of
 
 STEPS, GROUPS = 3, 6
@@ -66,7 +67,9 @@ def rate_of(config, update: int) -> float:
 
 async def weights_of(gang) -> dict[str, torch.Tensor]:
     weights = {}
-    for ref in await gang.publish():
+    refs, *others = (await gang.publish(1, BUCKETS)).pieces
+    assert not any(others)
+    for ref in refs:
         bucket = await ref
         weights.update((n, t.clone()) for n, t in unpack_bucket(bucket.entries, torch.from_numpy(bucket.data.copy())))
     return weights
@@ -103,7 +106,7 @@ def rows_of(group, advantages):
     """Each conversation of a group by itself: inputs of the policy, and what the loss wants to know."""
     rewards = np.array(REWARDS, np.float32)
     for c in range(len(group.lengths)):
-        row = build_micro_batch([(0, c)], {0: group}, {0: advantages}, {0: rewards})
+        row = build_micro_batch([(0, c)], {0: group}, {0: advantages[group.episodes]}, {0: rewards})
         batch = {name: torch.tensor(value) for name, value in vars(row).items()}
         yield [batch[name] for name in ("tokens", "positions", "predict_at", "targets")], batch
 
@@ -163,14 +166,27 @@ def test_zero3_makes_the_weights_of_plain_torch(trained, batches):
     assert [update.grad_norm for step in steps for update in step] == pytest.approx(norms, rel=1e-4)
 
 
+def total(rank: dict, name: str) -> float:
+    """The sum over a rank's tokens."""
+    return rank["metrics"][name].total
+
+
+def tokens_of(rank: dict) -> int:
+    return rank["metrics"]["tokens_trained"].value
+
+
+def same_version_tokens(rank: dict) -> int:
+    return rank["metrics"]["logprob_mismatch_tokens"].value
+
+
 def test_the_ranks_share_the_tokens_and_run_as_many_micro_batches(trained, batches):
     config, _, steps, _, _ = trained
     for step, groups in zip(steps, batches, strict=True):
         assert len(step) == config.train.updates_per_step
         for update in step:
             assert len(update.ranks) == config.learner.ranks
-            assert all(rank["tokens"] > 0 for rank in update.ranks)
-            assert sum(rank["tokens"] for rank in update.ranks) == sum(len(groups[g].logprobs) for g in update.groups)
+            assert all(tokens_of(rank) > 0 for rank in update.ranks)
+            assert sum(tokens_of(rank) for rank in update.ranks) == sum(len(groups[g].logprobs) for g in update.groups)
             assert len({rank["micro_batches"] for rank in update.ranks}) == 1
 
 
@@ -179,29 +195,36 @@ def test_staleness_and_mismatch_are_measured_token_by_token(trained):
     config, _, steps, _, _ = trained
     ranks = [[rank for update in step for rank in update.ranks] for step in steps]
     for age, step in enumerate(ranks):
-        assert all(rank["staleness"] == [0] * age + [rank["tokens"]] for rank in step)
-    assert [sum(rank["same_version_tokens"] for rank in step) > 0 for step in ranks] == [True, False, False]
+        assert all(rank["metrics"]["staleness_tokens"].value == [0] * age + [tokens_of(rank)] for rank in step)
+    assert [sum(same_version_tokens(rank) for rank in step) > 0 for step in ranks] == [True, False, False]
     first, *others = steps[0]
-    assert all(rank["same_version_tokens"] == rank["tokens"] for rank in first.ranks)
+    assert all(same_version_tokens(rank) == tokens_of(rank) for rank in first.ranks)
     # The other updates have moved on; what the weights were at the start, the proximal pass alone has kept.
-    known = [rank["same_version_tokens"] == rank["tokens"] for update in others for rank in update.ranks]
+    known = [same_version_tokens(rank) == tokens_of(rank) for update in others for rank in update.ranks]
     assert all(known) if config.objective.decoupled else not any(known)
 
 
 def test_the_ratio_is_one_in_the_first_update_of_a_step_and_moves_in_the_others(trained):
     config, _, steps, _, _ = trained
     if not config.objective.decoupled:
-        assert all(rank["importance"] == rank["tokens"] for step in steps for update in step for rank in update.ranks)
+        assert all(
+            total(rank, "importance_mean") == tokens_of(rank)
+            for step in steps
+            for update in step
+            for rank in update.ranks
+        )
         return
     for first, *others in steps:
-        assert all(rank["ratio"] == pytest.approx(rank["tokens"], rel=1e-6) for rank in first.ranks)
-        assert all(rank["clipped"] == 0 for rank in first.ranks)
-        assert all(rank["ratio"] != pytest.approx(rank["tokens"], rel=1e-6) for o in others for rank in o.ranks)
+        assert all(total(rank, "ratio_mean") == pytest.approx(tokens_of(rank), rel=1e-6) for rank in first.ranks)
+        assert all(total(rank, "clip_fraction") == 0 for rank in first.ranks)
+        assert all(
+            total(rank, "ratio_mean") != pytest.approx(tokens_of(rank), rel=1e-6) for o in others for rank in o.ranks
+        )
 
 
 def test_the_kl_to_the_initial_model_is_0_at_first_and_grows(trained):
     config, _, steps, _, _ = trained
-    kl = [sum(rank["kl"] for rank in update.ranks) for step in steps for update in step]
+    kl = [sum(total(rank, "kl") for rank in update.ranks) for step in steps for update in step]
     if not config.objective.kl_coefficient:
         assert not any(kl)
     else:

@@ -49,7 +49,9 @@ def rewards_of(advantages):
 
 
 def micro_batch(items, groups, advantages):
-    return build_micro_batch(items, groups, advantages, rewards_of(advantages))
+    """`advantages`: of the episodes, which all their conversations have."""
+    of_conversations = {g: values[groups[g].episodes] for g, values in advantages.items()}
+    return build_micro_batch(items, groups, of_conversations, rewards_of(advantages))
 
 
 def gradient(policy, reference, groups, advantages, plan) -> tuple[float, torch.Tensor]:

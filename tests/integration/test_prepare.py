@@ -257,7 +257,7 @@ def test_other_settings_need_another_folder(ray_session, tmp_path, questions):
 def test_a_changed_input_is_noticed(ray_session, tmp_path, questions):
     make(tmp_path / "out", "hotpotqa", f"path={questions}", "documents=9")
     questions.write_text(json.dumps([question(i) for i in range(4)]))
-    with pytest.raises(ConfigError, match="questions.json has another size or time of change"):
+    with pytest.raises(ConfigError, match="questions.json has another size or modification time than before"):
         make(tmp_path / "out", "hotpotqa", f"path={questions}", "documents=9")
 
 

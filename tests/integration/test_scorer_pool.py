@@ -7,11 +7,20 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from pipeline.problems import Problem
 from pipeline.rollout.episodes import Completion, Conversation, Episode, pack_group
 from pipeline.sections import ObjectiveSection
 from tests.support.bad_scorers import MODULES
 from tests.support.faults import LIMIT_S
 from tests.support.groups import random_group
+
+GROUP = replace(
+    random_group(np.random.default_rng(0)), episode_answers=("\\boxed{ Paris }", "\\boxed{ Rome }", "Paris")
+)
+
+
+def asked(task: str) -> Problem:
+    return Problem("p", "city Rex", ("Paris",), task=task)
 
 
 @contextlib.contextmanager
@@ -19,9 +28,6 @@ def scoring(config, timeout_s: float):
     """A pool of one scorer: a function that scores a group by a task, and what the pool said."""
     from actors.scoring.scorer_pool import ScorerPool
 
-    group = replace(
-        random_group(np.random.default_rng(0)), episode_answers=("\\boxed{ Paris }", "\\boxed{ Rome }", "Paris")
-    )
     said: list[str] = []
     with asyncio.Runner() as runner:
 
@@ -31,7 +37,7 @@ def scoring(config, timeout_s: float):
             return pool, asyncio.create_task(pool.run())
 
         pool, running = runner.run(make())
-        yield lambda task: runner.run(pool.score("id", group, task, ("Paris",), "generator-0", 1.5)), said
+        yield lambda task: runner.run(pool.score("id", GROUP, asked(task), "generator-0", 1.5)), said
         running.cancel()
         runner.run(pool.close())
 
@@ -45,7 +51,8 @@ def score(ray_session, tiny_config):
 def test_a_group_gets_its_rewards_and_advantages(score):
     record = score("qa")
     assert record.rewards.tolist() == [1, 0, 0]
-    assert record.advantages.tolist() == pytest.approx([2 / 3, -1 / 3, -1 / 3])
+    of_episodes = np.array([2 / 3, -1 / 3, -1 / 3])
+    assert record.advantages.tolist() == pytest.approx(of_episodes[GROUP.episodes])
     assert record.generator == "generator-0" and record.generation_seconds == 1.5
 
 
@@ -62,9 +69,9 @@ def test_over_long_responses_lower_the_advantage_and_not_the_reward(ray_session)
     ]
     objective = ObjectiveSection(overlong_penalty=0.4, overlong_share=0.2, advantage="leave_one_out")
     scorer = Scorer.remote(objective)
-    record = ray_session.get(scorer.score.remote("id", pack_group("p", episodes), "qa", ("Paris",), "g", 1.0))
+    record = ray_session.get(scorer.score.remote("id", pack_group("p", episodes), asked("qa"), "g", 1.0))
     assert record.rewards.tolist() == [1, 0] and record.penalties.tolist() == [-0.75, 0]
-    assert record.advantages.tolist() == pytest.approx([0.7, -0.7])
+    assert record.advantages.tolist() == pytest.approx([0.7, 0.7, -0.7])  # of two conversations, and of one
 
 
 @pytest.mark.parametrize(

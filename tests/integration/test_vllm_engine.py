@@ -8,12 +8,14 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from ray.exceptions import ObjectLostError
 from safetensors.torch import load_file
 
 from pipeline.learning.policy import Policy
 from pipeline.rollout.episodes import Sampling
 from pipeline.weights.bucket_files import BUCKET_FILE, SHARED_MEMORY, BucketError
 from pipeline.weights.buckets import pack_buckets
+from pipeline.weights.transport import BUCKETS, Weights, WeightsLost
 
 PROMPT = [0, *range(9, 109), *range(9, 49)]  # longer than a block of 128, so that prefix caching has something to keep
 ENDS = {1, 30}  # a model may name several end tokens
@@ -72,10 +74,31 @@ def learner_logprobs(model, temperature: float, tokens: list[int]) -> torch.Tens
         return policy(row, torch.arange(len(row)), at, torch.tensor(tokens))[0]
 
 
-async def buckets(model):
+class Ref:
+    """What a sender has published: an object reference of a bucket, or of one that is lost."""
+
+    def __init__(self, bucket):
+        self._bucket = bucket
+
+    def __await__(self):
+        yield from ()
+        if isinstance(self._bucket, Exception):
+            raise self._bucket
+        return self._bucket
+
+
+def buckets(model) -> list:
     weights = load_file(model / "model.safetensors")
-    for bucket in pack_buckets(weights.items(), bucket_bytes=300_000):
-        yield bucket
+    return list(pack_buckets(weights.items(), bucket_bytes=300_000))
+
+
+def load(engine, config, version: int, published: list):
+    """A coroutine that has the generator of this engine load weights."""
+    from actors.generation.generator import Generator
+
+    generator = Generator.__ray_metadata__.modified_class("generator-0", config, 0)
+    generator.engine = engine
+    return generator.load_weights(Weights(version, BUCKETS, ([Ref(bucket) for bucket in published], [])))
 
 
 def test_logprobs_agree_with_the_learners(runner, engine, random_model):
@@ -99,7 +122,9 @@ def test_a_response_ends_with_any_of_the_end_tokens_or_at_its_limit(runner, engi
         assert r.finish_reason == "stop" or len(r.tokens) == 100
 
 
-def test_weights_change_in_flight_and_new_requests_see_only_the_new_ones(runner, engine, fresh_engine, other_model):
+def test_weights_change_in_flight_and_new_requests_see_only_the_new_ones(
+    runner, engine, fresh_engine, other_model, tiny_config
+):
     """The prompt's KV cache under the old weights is there to be reused by mistake: the tests above left it."""
 
     async def scenario():
@@ -113,7 +138,7 @@ def test_weights_change_in_flight_and_new_requests_see_only_the_new_ones(runner,
 
         running = [asyncio.create_task(keep_generating()) for _ in range(32)]
         await asyncio.sleep(0.5)
-        pause = await engine.update_weights(1, buckets(other_model))
+        pause = await load(engine, tiny_config, 1, buckets(other_model))
         updated.set()
         new = await engine.generate(PROMPT, 60, WARM)
         return [response for responses in await asyncio.gather(*running) for response in responses], new, pause
@@ -165,32 +190,30 @@ def bucket_files(process: int) -> list:
 
 
 def test_new_weights_without_a_head_are_refused_unless_it_is_tied():
-    from actors.generation.weight_transfer import BucketWeightTransfer
+    from actors.generation.vllm_worker import WeightLoader
 
-    transfer = object.__new__(BucketWeightTransfer)
-    transfer.model = torch.nn.Module()
-    transfer.model_config = SimpleNamespace(hf_text_config=SimpleNamespace(tie_word_embeddings=False))
-    transfer.start_weight_update()
+    loader = object.__new__(WeightLoader)
+    loader.model = torch.nn.Module()
+    loader.model_config = SimpleNamespace(hf_text_config=SimpleNamespace(tie_word_embeddings=False))
+    loader.start_weight_update()
     with pytest.raises(RuntimeError, match="no lm_head.weight"):
-        transfer.finish_weight_update()
+        loader.finish_weight_update()
 
 
-async def lost(engine_model):
-    async for bucket in buckets(engine_model):
-        yield bucket
-        raise ConnectionError("the object is lost")
+def lost(model) -> list:
+    first, *_ = buckets(model)
+    return [first, ObjectLostError("0" * 56, None, "")]
 
 
-async def corrupted(engine_model):
-    async for bucket in buckets(engine_model):
-        yield replace(bucket, data=bucket.data ^ 1)
+def corrupted(model) -> list:
+    return [replace(bucket, data=bucket.data ^ 1) for bucket in buckets(model)]
 
 
-@pytest.mark.parametrize(("broken", "error"), [(lost, ConnectionError), (corrupted, BucketError)])
-def test_an_update_that_fails_before_it_is_loaded_changes_nothing(runner, engine, broken, error):
+@pytest.mark.parametrize(("broken", "error"), [(lost, WeightsLost), (corrupted, BucketError)])
+def test_weights_that_fail_before_they_are_loaded_change_nothing(runner, engine, tiny_config, broken, error):
     engine_model = runner.run(_path_of(engine))
     with pytest.raises(error):
-        runner.run(engine.update_weights(2, broken(engine_model)))
+        runner.run(load(engine, tiny_config, 2, broken(engine_model)))
     assert bucket_files(os.getpid()) == []
     assert engine.version == 1
     assert runner.run(engine.generate(PROMPT, 5, WARM)).versions == [1] * 5

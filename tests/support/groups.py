@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from pipeline.rewards.advantages import group_advantages
+from pipeline.rewards.advantages import group_rewards, less_mean
 from pipeline.rollout.episodes import (
     Completion,
     Conversation,
@@ -49,4 +49,5 @@ def random_group(
 def record_of(group: EpisodeGroup, group_id: str, rewards) -> GroupRecord:
     rewards = np.asarray(rewards, np.float32)
     none = np.zeros_like(rewards)
-    return group_record(group_id, "qa", "generator-0", group, 1.0, rewards, none, group_advantages(rewards, "mean"))
+    advantages = less_mean(group_rewards(group, rewards)).astype(np.float32)  # also of rewards that are not finite
+    return group_record(group_id, "qa", "generator-0", group, 1.0, rewards, none, advantages)

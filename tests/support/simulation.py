@@ -24,6 +24,7 @@ from pipeline.problems import Problem
 from pipeline.rollout.episodes import RolloutNotes
 from pipeline.rollout.replay import Finished
 from pipeline.run.config import TrainingConfig
+from pipeline.weights.transport import Weights
 from tests.support.groups import random_group, record_of
 from tests.support.updates import rank, update
 
@@ -108,8 +109,8 @@ class Generators(Pretended):
     def join(self, name: str) -> None:
         self._coordinator.buffer.generator_has(name, self.version)
 
-    async def publish(self, version: int, buckets: list) -> None:
-        self.version = version
+    async def publish(self, weights: Weights) -> None:
+        self.version = weights.version
         for name in list(self._coordinator.buffer.ledger.generators):
             self.join(name)
 
@@ -152,8 +153,8 @@ class Learners(Pretended):
     async def train(self, step: int, version: int, groups: list) -> list:
         return [update(rank(tokens=5, staleness=[5], same_version_tokens=5), groups=list(range(len(groups))))]
 
-    async def publish(self) -> list:
-        return []
+    async def publish(self, version: int) -> Weights:
+        return Weights(version)
 
     async def saved(self) -> None:
         pass

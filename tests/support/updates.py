@@ -1,15 +1,39 @@
 """Results of optimizer steps, made up."""
 
-import dataclasses
-
-from actors.learning.step import UpdateSums
+from pipeline.learning.token_metrics import Histogram, Max, Mean, Total
 from pipeline.run.metrics import UpdateResult
 
+MEANS = {  # over the tokens, by the names of their sums
+    "clipped": "clip_fraction",
+    "ratio": "ratio_mean",
+    "importance": "importance_mean",
+    "importance_capped": "importance_capped",
+    "entropy": "entropy",
+    "kl": "kl",
+}
 
-def rank(**sums) -> dict:
-    zero = dict.fromkeys((field.name for field in dataclasses.fields(UpdateSums)), 0)
+
+def rank(
+    tokens: int = 0,
+    *,
+    staleness: tuple[int, ...] | list[int] = (),
+    importance_max: float | None = None,
+    same_version_tokens: int = 0,
+    mismatch: float = 0.0,
+    mismatch_max: float | None = None,
+    **sums,
+) -> dict:
+    """What a rank says of an update: `sums` over its tokens, and whatever else `Learner.train` returns."""
+    metrics = {name: Mean(sums.pop(total, 0.0), tokens) for total, name in MEANS.items()} | {
+        "tokens_trained": Total(tokens),
+        "staleness_tokens": Histogram(tuple(staleness)),
+        "importance_max": Max(importance_max),
+        "logprob_mismatch_mean": Mean(mismatch, same_version_tokens),
+        "logprob_mismatch_max": Max(mismatch_max),
+        "logprob_mismatch_tokens": Total(same_version_tokens),
+    }
     known = {"grad_norm": 0.5, "learning_rate": 1e-6, "micro_batches": 2, "not_finite": [], "proximal_seconds": 0.0}
-    return zero | known | {"staleness": []} | sums
+    return {"loss": 0.0, "metrics": metrics} | known | sums
 
 
 def update(*ranks, groups=(0, 1)) -> UpdateResult:

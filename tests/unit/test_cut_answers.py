@@ -4,8 +4,14 @@ import asyncio
 
 import pytest
 
+from pipeline.problems import Problem
 from pipeline.rollout.episodes import Completion, Conversation, Episode, Sampling, pack_group
 from pipeline.sections import ObjectiveSection
+
+
+def asked(task: str) -> Problem:
+    return Problem("p", "city Rex", ("Paris",), task=task)
+
 
 RIGHT, WRONG = "\\boxed{ Paris }", "\\boxed{ Rome }"
 
@@ -29,7 +35,6 @@ def test_a_cut_answer_is_wrong_in_training_and_in_evaluation(conversations, answ
     from pipeline.evaluation.config import EvaluationConfig
     from pipeline.evaluation.questions import Question, Trial
     from pipeline.lease import Lease
-    from pipeline.problems import Problem
     from pipeline.rollout.memory_counts import MemoryCounts
 
     responses = [(role, Completion([5], [-1.0], [0], reason, max_tokens=1)) for role, reason in conversations]
@@ -40,7 +45,7 @@ def test_a_cut_answer_is_wrong_in_training_and_in_evaluation(conversations, answ
         other = [Conversation("answer", [1], Completion([5], [-1.0], [0], "stop"))]
         group = pack_group("p", [Episode(of_episode, answer), Episode(other, RIGHT)])
         scorer = Scorer.__ray_metadata__.modified_class(ObjectiveSection())
-        return scorer.score("id", group, "qa", ("Paris",), "g", 1.0)
+        return scorer.score("id", group, asked("qa"), "g", 1.0)
 
     async def evaluated():
         waiting = iter(responses)
@@ -57,9 +62,9 @@ def test_a_cut_answer_is_wrong_in_training_and_in_evaluation(conversations, answ
         evaluator = Evaluator.__ray_metadata__.modified_class(
             EvaluationConfig(), str(tmp_path), Lease(str(tmp_path), "run", "token")
         )
-        task, problem = Trial(Question(0, "s", 1, "q", 1), "direct", 0), Problem("q", "city Rex", ("Paris",), "Rex")
+        trial, problem = Trial(Question(0, "s", 1, "q", 1), "direct", 0), Problem("q", "city Rex", ("Paris",), "Rex")
         recorded = recorder.answer(answer, None, None, MemoryCounts())
-        return await evaluator._row(task, problem, recorded, None, 1.0)
+        return await evaluator._row(trial, problem, recorded, None, 1.0)
 
     record, row = trained(), asyncio.run(evaluated())
     assert record.rewards.tolist() == [reward, 1.0] and record.cut_answers == cut

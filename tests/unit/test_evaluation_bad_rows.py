@@ -35,7 +35,7 @@ class Readers:
     async def ready(self):
         pass
 
-    async def answer(self, problem, method, sampling, memories, transcript):
+    async def answer(self, problem, method, sampling, memories, transcript, *_):
         document_text(problem)
         return Answer(problem.question.removeprefix("say "), (), 3, 1, 10, 5, False, 0, None, (([1], [2]),))
 

@@ -344,7 +344,7 @@ def test_a_filtered_set_that_does_not_fit_is_an_error(hotpotqa, tmp_path, conten
         ("hotpotqa", ["path={hotpotqa}", "only=no/such"], "only=no/such"),
         ("filter", ["data.path={hotpotqa}", "only=[no/such]"], "no/such/kept.jsonl: no such file (from "),
         ("filter", ["data.path=no/such.json"], "no/such.json: no such file (from "),
-        ("filter", ["data.path=web://x/none.json"], "a URI of s3, gs, hf"),
+        ("filter", ["data.path=web://x/none.json"], "an s3, gs, hf or file URI"),
         ("filter", ["data.path={hotpotqa}", "rule=f1"], "rule='f1' must be one of score, containment"),
         ("filter", ["data.path={hotpotqa}", "data.lengths=[50]"], "HotpotQA's own questions have neither"),
         ("filter", ["data.path=samples.jsonl", "only=[a]"], "only=['a'] chooses among HotpotQA's own questions"),

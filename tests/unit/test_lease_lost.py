@@ -75,7 +75,7 @@ def test_learners_write_and_remove_nothing_more(tiny_config, tmp_path):
             with pytest.raises(StorageClosed, match="another run has the folder"):
                 await pool._storage.call_async(call, 2)
         with pytest.raises(RunFailed, match="another run has the folder"):
-            await pool.start(publish=False)
+            await pool.start(version=0)
 
     asyncio.run(run())
     assert not any(tmp_path.iterdir())

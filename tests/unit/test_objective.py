@@ -54,7 +54,7 @@ def losses(advantages, objective, *, now=1.0, proximal=None, behaviour=1.0, refe
 def test_clipping_by_hand(ratio, advantage, loss, clipped, decoupled):
     """The same clip around the sampling policy, and around the proximal policy where that is the sampling one."""
     tokens, _ = losses(advantage, replace(PPO, decoupled=decoupled), now=ratio, proximal=1.0)
-    assert tokens.losses.item() == pytest.approx(loss) and tokens.clipped.item() == clipped
+    assert tokens.losses.item() == pytest.approx(loss) and tokens.metrics["clip_fraction"].values.item() == clipped
 
 
 @pytest.mark.parametrize("advantage", [1.0, -1.0])
@@ -67,7 +67,7 @@ def test_a_ratio_beyond_all_numbers_has_a_finite_loss_and_no_gradient(log_ratio,
     tokens.losses.sum().backward()
     clipped_loss = {(1, 1): -1.28, (1, -1): 0.0, (-1, 1): 3.0, (-1, -1): 0.8}  # by hand, of the advantage and the ratio
     assert tokens.losses.item() == pytest.approx(clipped_loss[advantage, math.copysign(1, log_ratio)], abs=1e-6)
-    assert logprobs.grad.item() == 0 and torch.isfinite(tokens.ratios).all()
+    assert logprobs.grad.item() == 0 and torch.isfinite(tokens.metrics["ratio_mean"].values).all()
 
 
 @pytest.mark.parametrize(
@@ -108,12 +108,12 @@ def test_the_loss_is_that_of_a_naive_calculation(
     policies = {"now": now, "proximal": proximal, "behaviour": behaviour, "reference": reference}
     tokens, _ = losses(a, objective, **policies, entropy=entropy, reward=reward)
     assert tokens.losses.item() == pytest.approx(expected, rel=1e-9, abs=1e-9)
-    assert tokens.importance.item() == pytest.approx(w)
+    assert tokens.metrics["importance_mean"].values.item() == pytest.approx(w)
 
 
 def test_a_clipped_token_has_no_gradient_and_the_others_that_of_the_policy_gradient():
     tokens, gradient = losses([0.5, 0.5, -0.5, 0.0], PPO, now=[1.0, 1.5, 9.0, 1.1])
-    assert tokens.clipped.tolist() == [False, True, True, False]
+    assert tokens.metrics["clip_fraction"].values.tolist() == [False, True, True, False]
     assert gradient == pytest.approx([-0.5, 0.0, 0.0, 0.0])
 
 
@@ -136,7 +136,7 @@ def test_the_importance_weight_has_no_gradient():
 def test_the_kl_estimate_is_never_negative_and_pulls_towards_the_reference(now, reference):
     objective = replace(DECOUPLED, kl_coefficient=1.0)
     tokens, (gradient,) = losses(0.0, objective, now=now, reference=reference)
-    assert tokens.kl.item() >= 0
+    assert tokens.metrics["kl"].values.item() >= 0
     assert gradient == pytest.approx(1 - reference / now)  # descending it moves log π towards the reference
 
 

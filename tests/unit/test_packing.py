@@ -5,8 +5,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.learning.packing import assign_items, pack_items, plan_update, split_updates
+from pipeline.learning.packing import assign_items, build_micro_batch, pack_items, plan_update, split_updates
 from pipeline.rollout.episodes import Completion, Conversation, Episode, pack_group
+from tests.support.groups import random_group
 
 group_lengths = st.lists(
     st.lists(st.integers(1, 50), min_size=1, max_size=9).map(np.array), min_size=1, max_size=12
@@ -65,6 +66,16 @@ def test_groups_are_dealt_out_at_random():
         != split_updates(64, 4, (0, 1))
         != [list(range(i, i + 16)) for i in (0, 16, 32, 48)]
     )
+
+
+def test_every_response_token_has_the_advantage_of_its_conversation_and_the_reward_of_its_episode():
+    group = random_group(np.random.default_rng(1), conversations=4)
+    advantages, rewards = np.arange(len(group.episodes), dtype=np.float32), np.array([0.5, 1.5, 2.5], np.float32)
+    items = [(7, c) for c in range(len(group.episodes))]
+    row = build_micro_batch(items, {7: group}, {7: advantages}, {7: rewards})
+    counts = np.diff(group.response_offsets)
+    assert row.advantages.tolist() == np.repeat(advantages, counts).tolist()
+    assert row.rewards.tolist() == np.repeat(rewards[group.episodes], counts).tolist()
 
 
 @pytest.mark.parametrize(("prompt", "logprob", "message"), [([], -1.0, "prompt"), ([1], float("nan"), "not finite")])

@@ -1,1 +1,1 @@
-"""Where problems come from: one file a source, each a pure function from its inputs to `Problem`s."""
+"""Where problems come from: one file per source, each a pure function from its inputs to `Problem`s."""

@@ -1,12 +1,12 @@
-"""HotpotQA's own JSON (hotpotqa.github.io) to samples over documents of any number of paragraphs.
+"""Turns HotpotQA's own JSON (hotpotqa.github.io) into samples over documents of any number of paragraphs.
 
-A question brings its own paragraphs, two of them gold. They are hidden among random others. Which others, and where
-everything stands, is drawn anew for each question from (seed, question id): neither depends on the questions around
-it, and no two questions share a shuffle.
+A question brings its own paragraphs, two of them gold. They are hidden among random others. The others and the order
+of all are drawn for each question from (seed, question id): neither depends on the questions around it, and no two
+questions share a shuffle.
 
-One pass over the questions writes all paragraphs into a passage file and a small row for each question into another
-(`build_passages`). From these two any worker makes any sample by itself (`HotpotqaRecipe`), by reference: a sample is
-a list of row numbers.
+One pass over the questions writes all paragraphs to a passage file and a small row per question to another file
+(`build_passages`). From these two files any worker can make any sample (`HotpotqaRecipe`), by reference: a sample is a
+list of row numbers.
 """
 
 import functools
@@ -46,30 +46,32 @@ from pipeline.files import exists, join
 from pipeline.problems import Problem
 from pipeline.text import encode_text, load_tokenizer
 
-QUESTIONS = "questions.arrow"  # a column of JSON: not a file of samples, and any row is found at once
+QUESTIONS = "questions.arrow"  # a column of JSON: any row is found at once, and it is not taken for a sample file
 QUESTIONS_SCHEMA = pa.schema([("question", pa.large_string())])
-# `drawable`: the paragraph may be another question's distractor; one of all paragraphs of the same title is.
+# `drawable`: the paragraph may be another question's distractor. Of all paragraphs with the same title, one is.
 PASSAGES_SCHEMA = pa.schema([*SCHEMA, ("drawable", pa.bool_())])
 
 
 def build_passages(
     questions: str, distractors: str, folder: str, quarantine: Quarantine, only: set[str] | None = None
 ) -> None:
-    """Read the questions once, from first to last, and write `passages.arrow` and `questions.arrow` into `folder`.
+    """Read the questions once, in order, and write `passages.arrow` and `questions.arrow` into `folder`.
 
     The passages are those of the file `distractors` (pipeline/data/documents/passages.py has its formats), then each
-    question's own paragraphs. Others are drawn from the distractors, or if that path is empty from all questions' own
-    paragraphs, those of malformed questions too. A malformed question is kept with its reason and its row, a malformed
-    distractor goes to `quarantine`. `only` has the ids of the wanted questions; the others lend their paragraphs alone,
-    so that a question has the same document with `only` as without. Of several wanted questions with one id, the filter
-    judged the first: the others are malformed.
+    question's own paragraphs. A document's other paragraphs are drawn from the distractors, or, if that path is empty,
+    from all questions' own paragraphs, including those of malformed questions. A malformed question is kept with its
+    reason and its row; a malformed distractor goes to `quarantine`.
 
-    Memory does not grow with the number of questions, but with that of the different titles to draw from: about
-    270 bytes for each. Both files are written whole or not at all.
+    `only` holds the ids of the wanted questions. The other questions only lend their paragraphs, so a question has the
+    same document with and without `only`. If several wanted questions share an id, the filter judged the first; the
+    others are malformed.
+
+    Memory does not grow with the number of questions, but with the number of different titles to draw from: about
+    270 bytes per title. Both files are written whole or not at all.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        DataError: a file has another format, there are no questions, one that `only` names is not there, or too many
+        FileNotFoundError: a file is missing.
+        DataError: a file has another format, there are no questions, a question in `only` is missing, or too many
             distractors were bad.
     """
     missing, found = set(only or ()), set()
@@ -104,7 +106,7 @@ def build_passages(
         check_all_there(missing, only or set(), questions)
         if not rows.rows:
             raise DataError(f"{questions} holds no questions")
-    # What this process had read of such files before.
+    # Forget the previous files of these names.
     _opened.cache_clear()
     open_passages.cache_clear()
 
@@ -117,12 +119,12 @@ def is_built(folder: str) -> bool:
 class HotpotqaRecipe:
     """The questions of a folder that `build_passages` wrote, as a `SampleSource` (pipeline/data/samples.py).
 
-    A document has `documents` paragraphs, or, if `tokens` is given, as many as keep its text within so many tokens of
-    the tokenizer at the path `tokenizer`: with the next one drawn it would be longer. No two paragraphs have the same
-    title, save that a question's own may. A shorter document's paragraphs are among those of a longer one; their
-    places are drawn anew for each length.
+    A document has `documents` paragraphs, or, if `tokens` is given, as many as fit in that many tokens of the tokenizer
+    at the path `tokenizer`: the next paragraph drawn would exceed them. No two paragraphs have the same title, except
+    that a question's own may. A shorter document's paragraphs are among those of a longer one; their order is drawn
+    separately for each length.
 
-    `metadata`: `gold_titles` and, in the same order, `gold_documents`, the numbers from 1 that they got; `set`;
+    `metadata` holds `gold_titles`; `gold_documents`, their numbers in the document, from 1, in the same order; `set`;
     `length` (paragraphs or tokens, as asked for); `documents`; the question's `type` and `level`.
     """
 
@@ -138,9 +140,11 @@ class HotpotqaRecipe:
         return len(_opened(self.folder).questions)
 
     def sample(self, index: int) -> Problem:
-        """Raises:
-        BadRow: the question is malformed, or its own paragraphs are more than the document may have.
-        DataError: there are too few paragraphs to draw from.
+        """Sample number `index`.
+
+        Raises:
+            BadRow: the question is malformed, or its own paragraphs exceed the document's length.
+            DataError: there are too few paragraphs to draw from.
         """
         opened = _opened(self.folder)
         question = opened.question(index)
@@ -186,8 +190,8 @@ class HotpotqaRecipe:
     def _within_tokens(self, opened: "_Opened", question: dict, others: Iterator[int]) -> list[int]:
         own, passages = _own_rows(question), opened.passages
         tokenizer = load_tokenizer(self.tokenizer)
-        # A guess from the paragraphs one by one, each with what follows it: that may join with a paragraph's end, so
-        # that the tokens of the whole text may be others.
+        # Guess from single paragraphs, each with the text that follows it: the tokenizer may join that with the
+        # paragraph's end, so the whole text may have a different number of tokens.
         follows = "Document"
         drawn, tokens = [], 0
         for number, row in enumerate(itertools.chain(own, others), 1):
@@ -215,7 +219,7 @@ class HotpotqaRecipe:
         return self._placed(question, [*own, *drawn[:count]])
 
     def _placed(self, question: dict, rows: list[int]) -> list[int]:
-        """The rows in an order of their own for every question and length."""
+        """The rows, shuffled in place in an order of this question and length."""
         length = f"{self.tokens} tokens" if self.tokens else f"{self.documents} documents"
         random.Random(f"{self.seed}/{question['id']}/{length}").shuffle(rows)
         return rows
@@ -228,9 +232,9 @@ class HotpotqaRecipe:
 
 
 def last_that_fits(fits: Callable[[int], bool], guess: int) -> int:
-    """A number n ≥ 0 with fits(n) and not fits(n + 1), near `guess`; -1 if none up to there fits.
+    """A number n ≥ 0 near `guess` with fits(n) and not fits(n + 1); -1 if no number up to there fits.
 
-    So many numbers as the logarithm of the guess's error are tried.
+    The number of tries grows with the logarithm of the guess's error.
     """
     step = 1
     if fits(guess):
@@ -251,7 +255,7 @@ def last_that_fits(fits: Callable[[int], bool], guess: int) -> int:
 
 @dataclass(frozen=True)
 class _Opened:
-    """The files of a folder, in the memory of the node, and the rows that may be drawn (int32 [N])."""
+    """A folder's files, in memory that the node's processes share, and the rows that may be drawn (int32 [N])."""
 
     questions: pa.ChunkedArray
     passages: PassageFile
@@ -261,9 +265,9 @@ class _Opened:
         return json.loads(self.questions[index].as_py())
 
     def draw(self, seed: str, excluded: Sequence[int]) -> Iterator[int]:
-        """All drawable rows but the excluded ones, in random order, drawn one by one.
+        """Yield all drawable rows except the excluded ones, in random order.
 
-        A Fisher-Yates shuffle that is only done as far as it is asked for: so fewer are a beginning of more.
+        This is a Fisher-Yates shuffle, done only as far as rows are taken: fewer rows are a prefix of more rows.
         """
         draw, left_out = random.Random(seed), set(excluded)
         moved: dict[int, int] = {}
@@ -292,7 +296,7 @@ def _own_rows(question: dict) -> list[int]:
 
 
 def _add(passages: TableWriter, paragraph: Paragraph, drawable: dict[str, int] | None) -> None:
-    """Write a passage; the first of its title may be drawn, if `drawable` is given."""
+    """Write a passage. If `drawable` is given, the first passage of each title may be drawn."""
     new = drawable is not None and paragraph.title not in drawable
     row = passages.add(paragraph.title, paragraph.text, new)
     if drawable is not None and new:
@@ -300,7 +304,7 @@ def _add(passages: TableWriter, paragraph: Paragraph, drawable: dict[str, int] |
 
 
 def _small_row(row: dict, question: HotpotqaQuestion, first: int, drawable: dict[str, int]) -> dict:
-    """What is kept of a question whose paragraphs begin at row `first` of the passages."""
+    """The row kept for a question whose paragraphs begin at row `first` of the passages."""
     own = question.paragraphs
     return {
         "id": question.id,

@@ -11,7 +11,7 @@ from pipeline.data.rows import text_field
 from pipeline.errors import BadRow, DataError
 from pipeline.files import open_input
 
-DEEPEST = 64  # lists and objects within one another; deeper ones Python cannot write as JSON again
+DEEPEST = 64  # levels of nested lists and objects; Python cannot write deeper ones back as JSON
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class Paragraph:
 
 @dataclass(frozen=True)
 class HotpotqaQuestion:
-    """A row of HotpotQA's JSON. `gold` are the numbers of the paragraphs that its supporting facts name, in order."""
+    """A row of HotpotQA's JSON. `gold` holds the numbers of the paragraphs that its supporting facts name, in order."""
 
     id: str
     question: str
@@ -32,7 +32,7 @@ class HotpotqaQuestion:
 
 
 def own_paragraphs(row: object) -> tuple[Paragraph, ...]:
-    """The paragraphs of a question's context, but for those without text.
+    """The paragraphs of a question's context, except those without text.
 
     Raises:
         BadRow: the row is not an object, or its context is not in HotpotQA's format or holds no text.
@@ -49,7 +49,7 @@ def own_paragraphs(row: object) -> tuple[Paragraph, ...]:
 
 
 def hotpotqa_question(row: dict, row_id: str, own: tuple[Paragraph, ...]) -> HotpotqaQuestion:
-    """Check one row of HotpotQA's JSON, whose `own_paragraphs` are `own`; `row_id` is for a row without an id.
+    """Check one row of HotpotQA's JSON; `own` are its `own_paragraphs`, `row_id` is its id if it has none.
 
     Raises:
         BadRow: a field is missing or of the wrong type, or a supporting fact is in none of the paragraphs.
@@ -71,14 +71,14 @@ def hotpotqa_question(row: dict, row_id: str, own: tuple[Paragraph, ...]) -> Hot
 
 
 def question_id(row: object, row_id: str) -> str:
-    """The id of a row, malformed or not; `row_id` is for one without."""
+    """The id of a row, malformed or not; `row_id` if it has none."""
     return str(row.get("_id", row_id)) if isinstance(row, dict) else row_id
 
 
 def _paragraph(entry: object) -> Paragraph:
     match entry:
         case [str(title), [*sentences]] if title.strip() and all(isinstance(s, str) for s in sentences):
-            # Sentences bring their own blanks.
+            # Sentences include their blanks.
             paragraph = Paragraph(title.strip(), "".join(map(str, sentences)).strip())
             text_field({"context": paragraph.title + paragraph.text}, "context")  # raises if it is not valid Unicode
             return paragraph
@@ -86,11 +86,11 @@ def _paragraph(entry: object) -> Paragraph:
 
 
 def read_questions(path: str | Path) -> Iterator[Any]:
-    """Yield the rows of HotpotQA's JSON as they stand.
+    """Yield the rows of HotpotQA's JSON, unchecked.
 
     Raises:
         FileNotFoundError: there is no such file.
-        DataError: it is not a JSON list.
+        DataError: the file is not a JSON list.
     """
     expected = "expected a JSON list of questions, the format of hotpot_train_v1.1.json"
     with open_input(path) as file:
@@ -100,14 +100,14 @@ def read_questions(path: str | Path) -> Iterator[Any]:
 
 
 def read_json(path: str | Path, expected: str, listed: bool = False) -> Iterator[object]:
-    """Yield what a JSON file holds; if it is `listed`, the entries of this list one by one.
+    """Yield the content of a JSON file; if `listed`, the entries of its list one by one.
 
     Raises:
         FileNotFoundError: there is no such file.
-        DataError: it is not JSON, or holds numbers or depths that no data has; the message ends in `expected`.
+        DataError: it is not JSON, or holds absurd numbers or nesting; the message ends in `expected`.
     """
     with open_input(path) as file:
-        # Not ijson.items, which takes memory by the square of the depth.
+        # Not ijson.items: its memory grows with the square of the depth.
         events = ijson.basic_parse(file, use_float=True)
         builder, depth = ijson.ObjectBuilder(), 0
         try:

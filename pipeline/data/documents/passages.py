@@ -1,11 +1,11 @@
-"""Documents by reference: passages in one file, and the text of a document that names its passages by their rows.
+"""Documents by reference: a file of passages, and the text of a document that names its passages by their rows.
 
-A passage file is an Arrow IPC file with the columns `title` and `text`, which all processes of a node read from one
-and the same memory. Parquet with these columns, or JSON lines of {"title": "…", "text": "…"}, will do as well; they
-are read into the memory of every process that opens them.
+A passage file is an Arrow IPC file with the columns `title` and `text`; all processes of a node share one copy in
+memory. Parquet with these columns, or JSON lines of {"title": "…", "text": "…"}, also works, but every process that
+opens such a file reads it into its own memory.
 
-Every row is checked when a file is opened, once in a process and batch by batch: that its offsets lie within the file,
-that its text is UTF-8. Of a local .arrow file this reads the page cache, in 0.2 to 0.5 s a GB on one core.
+Every row is checked when a file is opened, once per process and batch by batch: its offsets lie within the file, and
+its text is UTF-8. For a local .arrow file this reads the page cache, in 0.2 to 0.5 s per GB on one core.
 """
 
 import functools
@@ -28,18 +28,21 @@ from pipeline.sections import AgentSection
 PASSAGES = "passages.arrow"  # the file's name in a folder of samples
 COLUMNS = ("title", "text")
 SCHEMA = pa.schema([(name, pa.large_string()) for name in COLUMNS])
-BATCH_ROWS = 4096  # rows that a writer holds
-# A parquet file of passages may take this much memory, or this many times its size: text shrinks to a third.
+BATCH_ROWS = 4096  # rows that a writer buffers
+# The memory that a parquet file of passages may take: this many bytes, or this many times its size, whichever is more.
+# Text shrinks to a third.
 UNPACKED_BYTES, UNPACKED_TIMES = 2**30, 100
 
 
 class PassageFile:
-    """The passages of one file, by row number from 0. `table` holds other columns too, where the file has them."""
+    """The passages of one file, by row number from 0. `table` keeps the file's other columns too."""
 
     def __init__(self, path: str | Path):
-        """Raises:
-        FileNotFoundError: there is no such file.
-        DataError: it is not in the format above; the message names the row, where it is one.
+        """Open and check the file `path`.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            DataError: the file is not in a format above; the message names the row at fault, if there is one.
         """
         self.path = str(path)
         self.table = _read_table(self.path)
@@ -55,7 +58,7 @@ class PassageFile:
         return self._texts[row].as_py()
 
     def document(self, rows: Sequence[int], most: int = AgentSection.document_characters) -> str:
-        """The passages of these rows, in this order, as one text.
+        """The passages at these rows, in this order, as one text.
 
         Raises:
             BadRow: there is no such row, or the text would have more than `most` characters.
@@ -68,14 +71,14 @@ class PassageFile:
         return "\n\n".join(passage_text(i, self.title(row), self.text(row)) for i, row in enumerate(rows, 1))
 
     def _bytes(self, rows: Sequence[int]) -> int:
-        """Of the document in UTF-8 without what numbers its passages, from the offsets alone."""
+        """About how many bytes the document has in UTF-8: from the offsets alone, with one-digit passage numbers."""
         return sum(
             times * (self._titles[row].as_buffer().size + self._texts[row].as_buffer().size)
             for row, times in Counter(rows).items()
         ) + len(rows) * len(passage_text(1, "", "\n\n"))
 
     def _characters(self, rows: Sequence[int]) -> int:
-        """The same in characters, for which each passage is read once."""
+        """The same in characters, which reads each passage once."""
         return sum(times * (len(self.title(row)) + len(self.text(row))) for row, times in Counter(rows).items()) + len(
             rows
         ) * len(passage_text(1, "", "\n\n"))
@@ -83,7 +86,7 @@ class PassageFile:
 
 @functools.lru_cache(maxsize=8)
 def open_passages(path: str) -> PassageFile:
-    """The passage file `path`, opened once in a process: a passage file is not changed. Raises: as `PassageFile`."""
+    """The passage file `path`, opened once per process: passage files do not change. Raises: as `PassageFile`."""
     return PassageFile(path)
 
 
@@ -91,8 +94,8 @@ def document_text(problem: Problem, most: int = AgentSection.document_characters
     """The text of a problem's document, given by value or by reference.
 
     Raises:
-        BadRow: a passage's row number is not in the file, or the passages make more than `most` characters.
-        FileNotFoundError, DataError: there is no such passage file, or it is not one.
+        BadRow: a passage's row number is not in the file, or the passages have more than `most` characters.
+        FileNotFoundError, DataError: the passage file is missing or malformed.
     """
     if not problem.passage_file:
         return problem.document
@@ -100,18 +103,18 @@ def document_text(problem: Problem, most: int = AgentSection.document_characters
 
 
 def passage_text(number: int, title: str, text: str) -> str:
-    """A passage as the document's number so-and-so, from 1."""
+    """A passage as it stands in a document, under its number there, from 1."""
     return f"Document {number}:\n{title}\n{text}" if title else f"Document {number}:\n{text}"
 
 
 def read_passages(path: str | Path) -> Iterator[tuple[str, object]]:
-    """Yield (place, row) for each row of a file of any of the three formats, malformed ones too: `passage` checks them.
+    """Yield (place, row) for each row of a file in any of the three formats, unchecked: `passage` checks them.
 
-    A row is a line, or {"title": …, "text": …} of a table. Bytes in it that are not UTF-8 become half surrogate pairs.
+    A row is a line, or {"title": …, "text": …} from a table. Bytes that are not UTF-8 become half surrogate pairs.
 
     Raises:
         FileNotFoundError: there is no such file.
-        DataError: it is in none of the formats.
+        DataError: the file is in none of the formats.
     """
     path = str(path)
     if path.endswith(".jsonl"):
@@ -127,10 +130,10 @@ def read_passages(path: str | Path) -> Iterator[tuple[str, object]]:
 
 
 def passage(row: object) -> tuple[str, str]:
-    """Title and text of a row that `read_passages` yields.
+    """The title and text of a row from `read_passages`.
 
     Raises:
-        BadRow: the line is not JSON, or title or text are missing, not text or not valid Unicode.
+        BadRow: the line is not JSON, or its title or text is missing, not text or not valid Unicode.
     """
     if isinstance(row, str):
         row = decode_line(row)
@@ -151,7 +154,7 @@ class TableWriter:
         self._held: list[tuple] = []
 
     def add(self, *values) -> int:
-        """Write a row, its values in the order of the schema; returns its number, from 0."""
+        """Write a row, with values in the order of the schema; return its number, from 0."""
         self._held.append(values)
         self.rows += 1
         if len(self._held) == BATCH_ROWS:
@@ -168,9 +171,9 @@ class TableWriter:
 
 @contextmanager
 def table_writer(path: str | Path, schema: pa.Schema = SCHEMA) -> Iterator[TableWriter]:
-    """A writer of the Arrow IPC file `path`, a passage file unless `schema` is another one.
+    """Yield a writer of the Arrow IPC file `path`, a passage file unless `schema` says otherwise.
 
-    The file is there, whole, when the block has ended without an error.
+    The file appears, complete, when the block ends without an error.
     """
     with atomic_output(path) as partial, pa.OSFile(str(partial), "wb") as sink, pa.ipc.new_file(sink, schema) as file:
         writer = TableWriter(file, schema)
@@ -179,11 +182,11 @@ def table_writer(path: str | Path, schema: pa.Schema = SCHEMA) -> Iterator[Table
 
 
 def read_arrow(path: str | Path) -> pa.Table:
-    """An Arrow IPC file as a table that lies in the page cache, if the file is local. Its rows are checked.
+    """An Arrow IPC file as a table with checked rows. A local file's table lies in the page cache.
 
     Raises:
         FileNotFoundError: there is no such file.
-        DataError: it is not such a file, or a row of it is malformed.
+        DataError: it is not an Arrow IPC file, or a row is malformed.
     """
     table = open_arrow(read_buffer(path), str(path))
     if (state := _state(path)) not in _checked_files:
@@ -193,7 +196,7 @@ def read_arrow(path: str | Path) -> pa.Table:
     return table
 
 
-_checked_files: set[tuple] = set()  # of this process
+_checked_files: set[tuple] = set()  # by this process
 
 
 def _state(path: str | Path) -> tuple:
@@ -220,7 +223,7 @@ def _read_table(path: str) -> pa.Table:
 
 
 def _batches(path: str) -> Iterator[pa.RecordBatch]:
-    """Batches of title and text as bytes, which need not be UTF-8 but lie where the file says."""
+    """Yield batches of title and text as bytes. Their offsets are checked; they need not be UTF-8."""
     if path.endswith(".parquet"):
         with _parquet(path) as file:
             _with_columns(file.schema_arrow.empty_table(), path)
@@ -238,7 +241,7 @@ def _as_bytes(batch: pa.RecordBatch) -> pa.RecordBatch:
 
 
 def _iter_parquet(file: pq.ParquetFile, path: str) -> Iterator[pa.RecordBatch]:
-    """Yield title and text. A small file that unpacks to gigabytes is refused on the way."""
+    """Yield batches of title and text. A small file that unpacks to gigabytes is refused on the way."""
     size, most = 0, max(UNPACKED_BYTES, UNPACKED_TIMES * file_state(path)["size"])
     try:
         for batch in file.iter_batches(BATCH_ROWS, columns=list(COLUMNS)):

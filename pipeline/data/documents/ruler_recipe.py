@@ -1,4 +1,4 @@
-"""The RULER tasks as sources of samples."""
+"""RULER tasks as sources of samples."""
 
 import functools
 import os
@@ -13,11 +13,11 @@ from pipeline.text import encode_text, load_tokenizer
 
 @dataclass(frozen=True)
 class RulerRecipe:
-    """The first `count` problems of a task's series `seed` at one length, as a `SampleSource`
-    (pipeline/data/samples.py).
+    """The first `count` problems of a RULER task's series `seed` at one length.
 
-    `essay` and `questions` are the paths of the task's sources, empty where it has none; they and the tokenizer are
-    loaded once in a process. Malformed questions in the file are passed over: whoever checks it counts them.
+    This is a `SampleSource` (pipeline/data/samples.py). `essay` and `questions` are the paths of the task's sources,
+    empty if it has none; they and the tokenizer are loaded once per process. Malformed questions in the file are
+    skipped here: the job counts them when it checks the file (pipeline/data/recipes.py).
     """
 
     task: str

@@ -1,11 +1,11 @@
 """Synthetic documents: a language of a hundred words in which only memory management has to be learned.
 
 A fact is three words: `Sam Rex .` (a person's pet) or `Rex Paris .` (a pet's city, color, food or toy).
-A question ends with its subject: `city Rex` (one hop) or `city pet Sam` (two hops). A document is a row of
-facts; a word is a token, so a chunk of `CHUNK_TOKENS` holds `CHUNK_FACTS` whole facts.
+A question ends with its subject: `city Rex` (one hop) or `city pet Sam` (two hops). A document is a sequence of
+facts. Each word is one token, so a chunk of `CHUNK_TOKENS` holds `CHUNK_FACTS` whole facts.
 
-`SYNTHETIC_TASKS` has the tasks in this language: `chains`, on which the embedded model is trained, and others
-that ask more of the same skill, to see what of it carries over.
+`SYNTHETIC_TASKS` lists the tasks in this language: `chains`, on which the embedded model is trained, and others that
+ask more of the same skill, to measure how far it transfers.
 """
 
 import random
@@ -42,26 +42,26 @@ KINDS = tuple(VALUES)
 MARKERS = (".", "pet", "none", "unknown", "\\boxed{", "}")
 SPECIAL_TOKENS = ("<bos>", "<eos>", "<pad>", "<unk>", "<problem>", "<memory>", "<section>", "<update>", "<answer>")
 WORDS = PEOPLE + PETS + sum(VALUES.values(), ()) + KINDS + MARKERS
-# Without bell, for one: a text that speaks of Bello would hold it, by a scorer that looks for substrings.
+# The values that are part of no other word. A scorer that looks for substrings would find bell in Bello, for example.
 SEPARATE_VALUES = {
     kind: tuple(value for value in values if not any(value in word.lower() for word in WORDS if word != value))
     for kind, values in VALUES.items()
 }
 
-EVALUATION_SEED = 1_000_000  # of problems to evaluate on: training draws the series run.seed, which is a small number
+EVALUATION_SEED = 1_000_000  # the series of evaluation problems; training draws the series run.seed, a small number
 
 
 def synthetic_problem(seed: int, index: int, chunks: int, task: str = "chains") -> Problem:
-    """The problem number `index` of the series `seed`, with a document of `chunks` × `CHUNK_FACTS` facts.
+    """Problem number `index` of the series `seed`, with a document of `chunks` × `CHUNK_FACTS` facts.
 
-    It depends on the four arguments alone. The needed facts lie in different chunks, those of a chain from its first
-    to its last; no other fact has the subject of one of them. `metadata` tells the number of `hops` (1 if the
-    question needs no chain), the `needed` facts in the document's order, and of each the chunk (`chunks`) and the
-    offset in the document in tokens (`needed_at`).
+    It depends only on the four arguments. The needed facts lie in different chunks, those of a chain in order from
+    first to last; no other fact shares a subject with them. `metadata` holds the number of `hops` (1 if the question
+    needs no chain), the `needed` facts in document order, and for each its chunk (`chunks`) and its offset in the
+    document in tokens (`needed_at`).
 
     Raises:
         KeyError: there is no such task.
-        ValueError: there are fewer chunks than the task may need facts.
+        ValueError: there are fewer chunks than the most facts that the task may need.
     """
     rules = SYNTHETIC_TASKS[task]
     if chunks < rules.most_needed:
@@ -93,7 +93,7 @@ def synthetic_problem(seed: int, index: int, chunks: int, task: str = "chains") 
 class SyntheticRecipe:
     """The first `count` problems of the series `seed`, as a `SampleSource` (pipeline/data/samples.py).
 
-    `metadata` tells also the `set` and the `length` of the document in tokens of the language's own tokenizer.
+    `metadata` also holds the `set` and the document's `length` in tokens of the language's own tokenizer.
     """
 
     seed: int
@@ -107,14 +107,14 @@ class SyntheticRecipe:
 
     @property
     def length(self) -> int:
-        """Of a document, in tokens."""
+        """The document length in tokens."""
         return self.chunks * CHUNK_TOKENS
 
     def __len__(self) -> int:
         return self.count
 
     def order(self, seed: int, epoch: int) -> np.ndarray:
-        """The problems in the order of their numbers, int64 [N]: drawn at random, they need no shuffling."""
+        """The problems in the order of their numbers, int64 [N]: they are random draws and need no shuffling."""
         return np.arange(self.count)
 
     def sample(self, index: int) -> Problem:
@@ -126,7 +126,7 @@ class SyntheticRecipe:
 
 
 def draw_question(rng: random.Random) -> tuple[str, str, list[Fact]]:
-    """A kind of value, a question about it, and the one or two facts that answer it, the bridge first."""
+    """Draw a kind of value, a question about it, and the one or two facts that answer it, the bridge first."""
     kind, pet = rng.choice(KINDS), rng.choice(PETS)
     needed = [(pet, rng.choice(VALUES[kind]))]
     if rng.random() < 0.5:
@@ -136,7 +136,7 @@ def draw_question(rng: random.Random) -> tuple[str, str, list[Fact]]:
 
 
 def draw_distractor(rng: random.Random, kind: str, needed: list[Fact]) -> Fact:
-    """A fact about none of the needed subjects: a quarter of the asked kind, a quarter about a person's pet."""
+    """Draw a fact about none of the needed subjects: a quarter of the asked kind, a quarter about a person's pet."""
     taken = {subject for subject, _ in needed}
     share = rng.random()
     if share < 0.25:
@@ -147,13 +147,13 @@ def draw_distractor(rng: random.Random, kind: str, needed: list[Fact]) -> Fact:
 
 
 def draw_needle(rng: random.Random) -> tuple[str, str, list[Fact]]:
-    """A question of one hop."""
+    """Draw a one-hop question."""
     kind, pet = rng.choice(KINDS), rng.choice(PETS)
     return kind, f"{kind} {pet}", [(pet, rng.choice(VALUES[kind]))]
 
 
 def draw_hard_distractor(rng: random.Random, kind: str, needed: list[Fact]) -> Fact:
-    """Nine in ten of the asked kind about another pet; the others name the asked pet, but as somebody's."""
+    """Draw a fact: nine in ten have the asked kind and another pet; the rest name the asked pet, but as somebody's."""
     [(pet, _)] = needed
     if rng.random() < 0.9:
         return _other(rng, PETS, {pet}), rng.choice(VALUES[kind])
@@ -161,21 +161,21 @@ def draw_hard_distractor(rng: random.Random, kind: str, needed: list[Fact]) -> F
 
 
 def draw_values(rng: random.Random) -> tuple[str, str, list[Fact]]:
-    """A question about two or three pets, which it names in another order than the facts; their values differ."""
+    """Draw a question about two or three pets, named in an order of its own; their values differ."""
     kind, count = rng.choice(KINDS), rng.choice((2, 3))
     pets, values = rng.sample(PETS, count), rng.sample(SEPARATE_VALUES[kind], count)
     return kind, " ".join([kind, *rng.sample(pets, count)]), list(zip(pets, values, strict=True))
 
 
 def draw_long_chain(rng: random.Random) -> tuple[str, str, list[Fact]]:
-    """A question of three hops: a person's pet has a pet, which has the value."""
+    """Draw a three-hop question: a person's pet has a pet, which has the value."""
     kind, person = rng.choice(KINDS), rng.choice(PEOPLE)
     pet, pets_pet = rng.sample(PETS, 2)
     return kind, f"{kind} pet pet {person}", [(person, pet), (pet, pets_pet), (pets_pet, rng.choice(VALUES[kind]))]
 
 
 def draw_long_chain_distractor(rng: random.Random, kind: str, needed: list[Fact]) -> Fact:
-    """A quarter about a person's pet, a quarter about a pet's, half of the asked kind."""
+    """Draw a fact: a quarter are about a person's pet, a quarter about a pet's pet, half have the asked kind."""
     taken = {subject for subject, _ in needed}
     share = rng.random()
     if share < 0.25:
@@ -186,12 +186,12 @@ def draw_long_chain_distractor(rng: random.Random, kind: str, needed: list[Fact]
 
 @dataclass(frozen=True)
 class SyntheticTask:
-    """What is asked in the language, and among which other facts."""
+    """A task in the language: how its questions and the facts around them are drawn."""
 
-    name: str  # as the metadata's `set` and the ids have it
+    name: str  # `set` in the metadata, and the start of ids
     question: Callable[[random.Random], tuple[str, str, list[Fact]]]  # draws the asked kind, the question, needed facts
     distractor: Callable[[random.Random, str, list[Fact]], Fact]  # draws a fact, given the kind and the needed facts
-    most_needed: int  # facts
+    most_needed: int  # the most facts that a question needs
     scorer: str = "qa"
 
 
@@ -208,21 +208,21 @@ def _other(rng: random.Random, words: tuple[str, ...], taken: set[str]) -> str:
 
 
 def facts_text(facts: list[Fact]) -> str:
-    """The facts as they stand in documents, memories and answers; no fact at all is the empty text."""
+    """The facts as documents, memories and answers spell them; the empty text for no facts."""
     return " ".join(f"{subject} {value} ." for subject, value in facts)
 
 
 def answer_text(known: list[Fact], complete: bool) -> str:
-    """The answer that a memory with the facts `known` of the chain permits: the chain, then the box."""
+    """The answer that a memory with the chain's facts `known` permits: the chain, then the box."""
     value = known[-1][1] if complete else "unknown"
     return f"{facts_text(known)} \\boxed{{ {value} }}".strip()
 
 
 def tiny_tokenizer() -> "PreTrainedTokenizerFast":
-    """A word-level tokenizer of the language: one token a word, `<unk>` for everything else.
+    """A word-level tokenizer of the language: one token per word, `<unk>` for everything else.
 
-    Words are split at punctuation, so that the text `<memory>` in a document reads as three unknown words
-    and never as the special token; only text encoded with special tokens on yields those.
+    Words are split at punctuation, so the text `<memory>` in a document reads as three unknown words, never as the
+    special token. Only text encoded with special tokens enabled yields special tokens.
     """
     from transformers import PreTrainedTokenizerFast
 
@@ -246,7 +246,7 @@ def tiny_tokenizer() -> "PreTrainedTokenizerFast":
 
 
 def tiny_model_config() -> "LlamaConfig":
-    """A Llama of two layers, 343K parameters, for the vocabulary of `tiny_tokenizer`."""
+    """A two-layer Llama with 343K parameters, for the vocabulary of `tiny_tokenizer`."""
     from transformers import LlamaConfig
 
     return LlamaConfig(

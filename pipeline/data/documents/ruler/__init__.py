@@ -1,8 +1,8 @@
-"""RULER (arXiv 2404.06654): thirteen tasks over documents of any length, made anew for each tokenizer.
+"""RULER (arXiv 2404.06654): thirteen tasks over documents of any length, generated for the tokenizer in use.
 
-The definitions and the parameters are the benchmark's, the code is our own. A problem is a pure function of the task,
-a seed, an index and a length, so that any worker makes the same one. Its document holds haystack and needles alone;
-the question stands apart from it.
+The definitions and parameters are the benchmark's; the code is our own. A problem is a pure function of its RULER
+task, seed, index and length, so any worker makes the same one. Its document holds only haystack and needles; the
+question is separate.
 """
 
 from pipeline.data.documents.ruler.essay import load_essay

@@ -1,4 +1,4 @@
-"""Question answering (qa_1, qa_2): a question's gold paragraphs among others of its file, at random places."""
+"""Question answering (qa_1, qa_2): a question's gold paragraphs at random places among others from the same file."""
 
 import random
 from collections.abc import Sequence
@@ -25,12 +25,13 @@ def question_sample(
 ) -> Sample:
     """Question number `index` of the series `seed`, over paragraphs that are written as "Document i:", title, text.
 
-    The paragraphs that resemble the gold ones come first, then any; which, and in which order all stand, is drawn for
-    each sample. One that is not gold may be cut. After the last question of the file comes the first one again.
-    `needles` are the gold paragraphs: {"document": i, "depth"}.
+    Paragraphs that resemble the gold ones are used first, then any others. The choice and the order of all are drawn
+    for each sample. A paragraph that is not gold may be cut. After the last question of the file, the first one
+    follows. `needles` are the gold paragraphs: {"document": i, "depth"}.
 
     Raises:
-        DataError: there are no questions, or those of another task; `tokens` are too few; too few paragraphs.
+        DataError: there are no questions, or another RULER task's; `tokens` is too small; or there are too few
+            paragraphs.
     """
     if source is None:
         raise DataError(f"{task} needs questions: give a {QUESTION_FORMATS[task]} JSON file as `questions=`")
@@ -40,7 +41,7 @@ def question_sample(
     question = source.questions[order[index % len(order)]]
     gold = [source.paragraphs[number] for number in question.gold]
     others = [source.paragraphs[number] for number in _other_paragraphs(rng, question, source)]
-    # One place for each paragraph, gold ones first, that does not depend on how many others fit.
+    # One place per paragraph, gold ones first, independent of how many others fit.
     places = [rng.random() for _ in range(len(gold) + len(others))]
 
     def documents(units: int, part: Sequence[str]) -> list[str]:
@@ -52,7 +53,7 @@ def question_sample(
         return "\n\n".join(documents(units, part))
 
     def cut(units: int) -> list[str]:
-        """The words of one more paragraph; the next ones' follow, for a gap with no room for a heading."""
+        """The words of one more paragraph, then those of the next ones, for a gap with no room for a heading."""
         first, *following = others[units : units + 3]
         words = pieces(f"{first.title}\n" if first.title else "", first.text)
         return words + [word for paragraph in following for word in pieces(" ", paragraph.text)]
@@ -78,7 +79,7 @@ def _question_order(seed: str, count: int) -> tuple[int, ...]:
 
 
 def _other_paragraphs(rng: random.Random, question: Question, source: QuestionSet) -> list[int]:
-    """All paragraphs but the gold ones: near ones first, and none that shares a title with gold or near ones."""
+    """All paragraphs except gold ones: near ones first, then those that share no title with gold or near ones."""
     near = rng.sample(question.near, len(question.near))
     own = {*question.gold, *near}
     titles = {source.paragraphs[number].title for number in own} - {""}

@@ -12,26 +12,25 @@ from pipeline.data.documents.ruler.words import distinct, single_words, word_pai
 
 COMMON_WORDS, COMMON_TIMES, OTHER_TIMES = 10, 30, 3
 LEAST_OTHERS = 10  # other words in the shortest list
-SPARE_WORDS = 10  # words that come once to close the last gap
+SPARE_WORDS = 10  # words that occur once, to close the last gap
 
 FREQUENT_WORDS = 3
-EXPONENT = 2.0  # the word of rank r comes in proportion to 1 / r², Zipf's law
+EXPONENT = 2.0  # the word of rank r occurs in proportion to 1 / r² (Zipf's law)
 ZETA = math.pi**2 / 6  # the sum of 1 / r² over all ranks
 DOTS = "..."  # the "word" of the first rank
 CODE_LETTERS = 6
-# The shortest text in which the third frequent word (rank 4) comes twice. From here on it comes more often than rank 5:
-# the difference, 0.0137 times the words, is over 1 from 74 words on, and 53 to 73 words give 2 and 1.
+# The shortest text in which the third frequent word (rank 4) occurs twice. From here on it occurs more often than rank
+# 5: the difference, 0.0137 times the words, is over 1 from 74 words on, and 53 to 73 words give 2 and 1.
 LEAST_WORDS = 53
 
 
 def common_words_sample(rng: random.Random, tokens: int, count_tokens: CountTokens) -> Sample:
     """A sample of cwe: "1. lamp 2. run …" with ten words 30 times each and all others 3 times (a few of them once).
 
-    The words are single English words, or, where these do not suffice for `tokens`, pairs like "fancy-lamp", common
-    words and others alike.
+    All words are single English words, or, if these do not suffice for `tokens`, pairs like "fancy-lamp".
 
     Raises:
-        DataError: `tokens` are too few.
+        DataError: `tokens` is too small.
     """
     singles = rng.sample(single_words(), len(single_words()))
     seed = rng.random()
@@ -50,11 +49,11 @@ def common_words_sample(rng: random.Random, tokens: int, count_tokens: CountToke
 def _word_list(
     source: Iterator[str], most_words: int, seed: float, tokens: int, count_tokens: CountTokens
 ) -> tuple[list[str], Fitted]:
-    """The common words and the fitted list, of the different words in `source`."""
+    """The common words and the fitted list, from the distinct words in `source`."""
     common: list[str] = []
     others: list[str] = []
     for word in source:
-        # The scorer looks for each answer within the whole reply: "art" would be found in "cart".
+        # The scorer looks for each gold answer in the whole reply: "art" would be found in "cart".
         (others if any(word in c or c in word for c in common) else common).append(word)
         if len(common) == COMMON_WORDS:
             break
@@ -76,16 +75,17 @@ def _word_list(
 
 
 def coded_words_sample(rng: random.Random, tokens: int, count_tokens: CountTokens) -> Sample:
-    """A sample of fwe: coded words of six letters, whose numbers fall with the square of their rank, among dots.
+    """A sample of fwe: coded words of six letters, whose counts fall with the square of their rank, among dots.
 
-    The answers are the words of rank 2, 3 and 4, in this order; each comes more often than any other word but the dots.
+    The gold answers are the words of ranks 2, 3 and 4, in this order. Each occurs more often than any other word except
+    the dots.
 
     Raises:
-        DataError: `tokens` are too few.
+        DataError: `tokens` is too small.
     """
     source = distinct(lambda: "".join(rng.choices(ascii_lowercase, k=CODE_LETTERS)), set())
     vocabulary = [DOTS, *islice(source, FREQUENT_WORDS)]
-    spare = [f" {word}" for word in islice(source, SPARE_WORDS)]  # come once, at the end, the last one cut
+    spare = [f" {word}" for word in islice(source, SPARE_WORDS)]  # occur once, at the end; the last is cut
     seed = rng.random()
 
     def build(units: int, part: Sequence[str]) -> str:
@@ -104,6 +104,6 @@ def coded_words_sample(rng: random.Random, tokens: int, count_tokens: CountToken
 
 
 def coded_word_counts(words: int) -> list[int]:
-    """How often each rank's word comes in a text of about `words` words: ⌊words / (r² ζ(2))⌋, while that is not 0."""
+    """How often each rank's word occurs in a text of about `words` words: ⌊words / (r² ζ(2))⌋, while that is not 0."""
     ranks = range(1, math.isqrt(int(words / ZETA)) + 1)
     return [int(words * rank**-EXPONENT / ZETA) for rank in ranks]

@@ -1,4 +1,4 @@
-"""The essay haystack: a user's text as sentences."""
+"""The essay haystack: a user's text, split into sentences."""
 
 import re
 import textwrap
@@ -10,17 +10,17 @@ from pipeline.errors import BadRow, DataError
 from pipeline.files import exists, is_file, list_files, open_input
 
 SENTENCE_END = re.compile(r"(?<=[.!?])\s+|(?<=[.!?][\"')\]”’])\s+|(?<=[。！？])\s*")
-LONGEST_SENTENCE = 400  # characters; a longer one, or a text without full stops, is broken at words
+LONGEST_SENTENCE = 400  # characters; a longer one, or a text without full stops, is broken between words
 
 
 def load_essay(path: str | Path) -> tuple[str, ...]:
-    """The sentences of a text file, of all .txt files of a folder in the order of their names, or of JSON.
+    """The sentences of a text file, of all .txt files in a folder, sorted by name, or of JSON.
 
-    A .jsonl file has an object with the field "text" in each line, a .json file one such object or a list of them.
+    A .jsonl file has an object with the field "text" on each line; a .json file has one such object or a list of them.
     Runs of blanks and line ends count as one blank. The path may be a URI (pipeline/files.py).
 
     Raises:
-        DataError: there is no such file or folder, it has another format, or it holds no text.
+        DataError: the file or folder is missing, has another format, or holds no text.
     """
     path = str(path)
     sentences = tuple(sentence for text in _texts(path) for sentence in _sentences(text))

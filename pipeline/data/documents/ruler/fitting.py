@@ -1,8 +1,8 @@
-"""A document of a wanted number of tokens, for any tokenizer, in a few encodings of the whole.
+"""Fits a document to a wanted number of tokens, for any tokenizer, in a few encodings of the whole text.
 
-A document is built of units (sentences, lines, paragraphs, words). First the number of whole units is searched, then,
-where one unit more is too much and one less leaves a gap, how many pieces (words) of one more unit go in, and last how
-many characters of one more piece.
+A document consists of units (sentences, lines, paragraphs, words). The search first finds the number of whole units.
+If one more unit is too many and a gap is left, it finds how many pieces (words) of one more unit fit, and last how many
+characters of one more piece.
 """
 
 import functools
@@ -14,15 +14,15 @@ from pipeline.errors import DataError
 CountTokens = Callable[[str], int]
 Build = Callable[[int, Sequence[str]], str]  # (whole units, pieces of one more unit) → document
 
-LEAST_SHARE = 0.99  # of the wanted tokens that a document holds
-FIRST_UNITS = 16  # measured to learn how many tokens a unit has
-GROWTH = 32  # times more units than measured so far: the first few may be unlike the rest
+LEAST_SHARE = 0.99  # least share of the wanted tokens that a document has
+FIRST_UNITS = 16  # units of the first measurement, to learn how many tokens a unit has
+GROWTH = 32  # the next measurement has at most this many times the units: the first few may be unlike the rest
 UNLIMITED = 10**9
 
 
 @dataclass(frozen=True)
 class Fitted:
-    """A document `text` = build(units, part), and its measured tokens."""
+    """A document `text` = build(units, part), with its measured number of tokens."""
 
     text: str
     tokens: int
@@ -43,15 +43,15 @@ def fit(
     most_units: int = UNLIMITED,
     cut_pieces: bool = True,
 ) -> Fitted:
-    """The document by `build` that has 0.99 × `tokens` to `tokens` tokens.
+    """Build a document that has 0.99 × `tokens` to `tokens` tokens.
 
-    `build(n, part)` is the document with `n` units and, as far as the task has a place for it, the text pieces `part`
-    besides; `pieces(n)` are the pieces that may follow `n` units, together at least one unit long. Unless `cut_pieces`,
-    pieces stay whole. A unit of about 1% of `tokens` or less needs no pieces: some five encodings in all.
+    `build(n, part)` is the document with `n` units plus the text pieces `part`, as far as the task has a place for
+    them. `pieces(n)` are the pieces that may follow `n` units, together at least one unit long. Unless `cut_pieces`,
+    pieces stay whole. Units of about 1% of `tokens` or less need no pieces: some five encodings in all.
 
     Raises:
-        DataError: the document without any unit is too long, or just too short; the message says how many tokens
-            `task` needs.
+        DataError: the document is too long even without units, or nothing fits its last gap; the message says how many
+            tokens `task` needs.
         TooFewUnits: `most_units` are not enough.
     """
 
@@ -60,13 +60,13 @@ def fit(
 
     empty = measure(0)
     if empty > tokens:
-        raise DataError(f"{task} needs at least {empty} tokens for what this document must hold, not {tokens}")
+        raise DataError(f"{task} needs at least {empty} tokens for its document's fixed content, not {tokens}")
     units, size = _search(measure, empty, most_units, tokens)
     if _enough(size, tokens):
         return Fitted(build(units, ()), size, units)
     if units == most_units:
         raise TooFewUnits(f"{task}: all {units} units together have {size} tokens, fewer than the wanted {tokens}")
-    # The first piece may be larger than the gap (a paragraph's heading): then one whole unit less and a longer part.
+    # If the first piece (a paragraph's heading) is larger than the gap, try one whole unit less and a longer part.
     for whole in range(units, max(units - 2, -1), -1):
         part = _longest_part(functools.partial(measure, whole), pieces(whole), cut_pieces, tokens)
         text = build(whole, part)
@@ -74,7 +74,7 @@ def fit(
         if _enough(size, tokens):
             return Fitted(text, size, whole, tuple(part))
     least = measure(units, pieces(units)[:1])
-    raise DataError(f"{task} needs at least {least} tokens for what this document must hold and more, not {tokens}")
+    raise DataError(f"{task} needs at least {least} tokens for its document's fixed content and more, not {tokens}")
 
 
 def _longest_part(
@@ -90,10 +90,10 @@ def _longest_part(
 
 
 def _search(measure: Callable[[int], int], none: int, most: int, tokens: int) -> tuple[int, int]:
-    """A number from 0 to `most` whose measure is within the bounds, or else the largest with a measure ≤ `tokens`.
+    """A number from 0 to `most` whose measure is within the bounds, else the largest with a measure ≤ `tokens`.
 
-    `none` is the measure of 0 and ≤ `tokens`; the measure grows with the number, nearly in proportion: so it goes by
-    straight lines, with a halving in every third step where that fails. Returns the number and its measure.
+    `none` is the measure of 0, at most `tokens`. The measure grows with the number, nearly in proportion, so the search
+    interpolates linearly; every third step halves the interval in case that fails. Returns the number and its measure.
     """
     low, low_size = 0, none
     high, high_size = most + 1, None

@@ -1,4 +1,4 @@
-"""Haystacks, and the hiding of sentences in them."""
+"""Haystacks, and how sentences are hidden in them."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ NOISE = "The grass is green. The sky is blue. The sun is yellow. Here we go. The
 
 @dataclass(frozen=True)
 class Haystack:
-    """`units(n)`: the first n units. `more(n)`: a text, no shorter than a unit, whose beginning may follow them."""
+    """`units(n)` returns the first n units; `more(n)` a text, at least a unit long, whose beginning may follow them."""
 
     separator: str
     units: Callable[[int], list[str]]
@@ -22,18 +22,18 @@ class Haystack:
 
 
 def pieces(before: str, text: str) -> list[str]:
-    """The words of `text`, each with what stands before it: `before` for the first, a blank for the others."""
+    """The words of `text`, each with its separator: `before` ahead of the first, a blank ahead of the others."""
     first, *others = text.split()
     return [before + first, *(" " + word for word in others)]
 
 
 def noise_haystack() -> Haystack:
-    """The same line again and again."""
+    """The same line, repeated."""
     return Haystack("\n", lambda n: [NOISE] * n, lambda n: NOISE)
 
 
 def essay_haystack(sentences: tuple[str, ...]) -> Haystack:
-    """The essay from its beginning, and from there again after its end."""
+    """The essay from its beginning, repeated after its end."""
 
     def units(n: int) -> list[str]:
         times, rest = divmod(n, len(sentences))
@@ -43,9 +43,9 @@ def essay_haystack(sentences: tuple[str, ...]) -> Haystack:
 
 
 def hidden(haystack: Haystack, needles: Sequence[tuple[float, str]]) -> Build:
-    """Build documents with each needle's text between whole units, after the share of them that stands before it.
+    """Return a `Build` that puts each needle (share, text) between whole units, after that share of them.
 
-    The shares, in [0, 1), do not depend on the number of units, so that needles keep their place while it is searched.
+    The shares, in [0, 1), do not depend on the number of units, so needles keep their places during the search for it.
     A part of a unit comes at the very end.
     """
     ordered = sorted(needles)
@@ -54,7 +54,7 @@ def hidden(haystack: Haystack, needles: Sequence[tuple[float, str]]) -> Build:
         units = haystack.units(count)
         texts, begin = [], 0
         for share, needle in ordered:
-            end = int(share * (count + 1))  # one place more than units: before the first … after the last
+            end = int(share * (count + 1))  # one more place than units: before the first … after the last
             texts += units[begin:end]
             texts.append(needle)
             begin = end

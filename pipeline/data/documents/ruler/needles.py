@@ -14,13 +14,13 @@ from pipeline.errors import DataError
 
 @dataclass(frozen=True)
 class NeedleTask:
-    """`haystack` is noise, essay or needles; `key` and `value` say what is drawn; the rest are numbers of them."""
+    """`haystack` is noise, essay or needles; `key` and `value` say what is drawn; the rest are counts."""
 
     haystack: str
     key: str = "words"
     value: str = "numbers"
     keys: int = 1
-    values: int = 1  # for each key
+    values: int = 1  # per key
     asked: int = 1  # keys in the question
 
 
@@ -39,12 +39,12 @@ NEEDLE_TASKS = {
 def needle_sample(
     task: str, rng: random.Random, tokens: int, count_tokens: CountTokens, essay: tuple[str, ...] | None
 ) -> Sample:
-    """A sample of `task`; no key and no value comes twice in its document, and none is a part of the essay.
+    """A sample of the RULER task `task`. No key or value occurs twice in its document, and none occurs in the essay.
 
-    `needles` are those that are asked for, in the order of the answers: {"key", "value", "depth"}.
+    `needles` are the needles that are asked for, in the order of the gold answers: {"key", "value", "depth"}.
 
     Raises:
-        DataError: the task needs an essay and there is none, or `tokens` are too few.
+        DataError: the task needs an essay and there is none, or `tokens` is too small.
     """
     kind = NEEDLE_TASKS[task]
     if kind.haystack == "essay" and not essay:
@@ -75,15 +75,15 @@ def needle_sample(
 
 
 def _needle_haystack(sentences) -> Haystack:
-    """Lines from the iterator `sentences`, drawn when they are needed and kept."""
+    """A haystack of lines from the iterator `sentences`, drawn when needed and kept."""
     drawn: list[str] = []
 
     def units(n: int) -> list[str]:
         drawn.extend(islice(sentences, max(0, n - len(drawn))))
         return drawn[:n]
 
-    # A part of a needle could be a wrong value or another needle's key, so noise closes the last gap. A needle with
-    # two identifiers may have several times the tokens of a line of noise.
+    # A cut needle could read as a wrong value or another needle's key, so noise closes the last gap. A needle with two
+    # identifiers may have several times the tokens of a line of noise.
     return Haystack("\n", units, lambda n: " ".join([NOISE] * 10))
 
 

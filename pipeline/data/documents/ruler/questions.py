@@ -21,9 +21,9 @@ QUESTION_FORMATS = {"qa_1": "SQuAD", "qa_2": "HotpotQA"}
 
 @dataclass(frozen=True)
 class Question:
-    """`gold` and `near` are numbers of paragraphs: those that hold the answer, and those that resemble them.
+    """`gold` and `near` are paragraph numbers: the paragraphs that hold the answer, and those that resemble them.
 
-    The latter are the same article's in SQuAD and the others of the question's own ten in HotpotQA.
+    Near paragraphs are the rest of the same article in SQuAD, and the rest of the question's own ten in HotpotQA.
     """
 
     id: str
@@ -35,7 +35,7 @@ class Question:
 
 @dataclass(frozen=True)
 class QuestionSet:
-    """All of the file `path`, read for `task`. No paragraph comes twice; those of SQuAD have an empty title."""
+    """The content of the file `path`, read for `task`. No paragraph occurs twice; SQuAD's have an empty title."""
 
     task: str
     path: str
@@ -44,18 +44,19 @@ class QuestionSet:
 
 
 def load_questions(task: str, path: str | Path, quarantine: Quarantine) -> QuestionSet:
-    """Read the questions of `task`, qa_1 or qa_2; malformed ones go to `quarantine` with the reason.
+    """Read the questions of the RULER task `task`, qa_1 or qa_2; malformed ones go to `quarantine` with the reason.
 
-    So do SQuAD 2's unanswerable ones, but these do not count as bad: the file is as it should be.
+    SQuAD 2's unanswerable questions go there too, but do not count as bad: the file is as it should be.
 
     Raises:
         FileNotFoundError: there is no such file.
-        DataError: no such task, the file has another format, too many rows were bad, or there was none.
+        DataError: the task has no questions, the file has another format, too many rows were bad, or no question is
+            left.
     """
     if task not in QUESTION_FORMATS:
         raise DataError(f"{task!r} has no questions to read; {' and '.join(QUESTION_FORMATS)} have")
     path = str(path)
-    numbers: dict[Paragraph, int] = {}  # each paragraph's, in the order of the file
+    numbers: dict[Paragraph, int] = {}  # each paragraph's number, in file order
     read = _squad_questions if task == "qa_1" else _hotpotqa_questions
     questions = read(path, numbers, quarantine)
     if not questions:
@@ -73,7 +74,7 @@ def _squad_questions(path: str, numbers: dict[Paragraph, int], quarantine: Quara
             f'{path} is not in SQuAD\'s format, {{"data": [{{"paragraphs": [{{"context", "qas"}}, …]}}, …]}}'
         )
     unanswerable = Quarantine(quarantine.path, max_share=1.0)
-    places: dict[str, tuple[int, tuple[int, ...]]] = {}  # a row's own paragraph and those of its article
+    places: dict[str, tuple[int, tuple[int, ...]]] = {}  # a row's own paragraph, and its article's
 
     def rows() -> Iterator[tuple[str, object]]:
         for a, article in enumerate(articles):
@@ -108,7 +109,7 @@ def _squad_questions(path: str, numbers: dict[Paragraph, int], quarantine: Quara
 
 
 def _context_number(paragraph: object, numbers: dict[Paragraph, int]) -> int | None:
-    """The number of a SQuAD paragraph's text, a new one for a new text; None when there is no text."""
+    """The number of a SQuAD paragraph; a new text gets a new number. None if there is no text."""
     try:
         return numbers.setdefault(Paragraph("", text_field(paragraph, "context").strip()), len(numbers))
     except BadRow:
@@ -119,7 +120,7 @@ def _hotpotqa_questions(path: str, numbers: dict[Paragraph, int], quarantine: Qu
     def question(row_id: str, row: Any) -> Question:
         read = hotpotqa_question(row, row_id, own_paragraphs(row))
         own = [numbers.setdefault(paragraph, len(numbers)) for paragraph in read.paragraphs]
-        gold = {own[number] for number in read.gold} or set(own)  # without supporting facts any may be needed
+        gold = {own[number] for number in read.gold} or set(own)  # without supporting facts, any may be needed
         different = tuple(dict.fromkeys(own))
         near = tuple(number for number in different if number not in gold)
         return Question(read.id, read.question, (read.answer,), tuple(n for n in different if n in gold), near)

@@ -1,4 +1,4 @@
-"""What every task makes: a question, its answers, and a document that was fitted to a length."""
+"""The sample that every RULER task makes: a question, its gold answers, and a document fitted to a length."""
 
 from dataclasses import dataclass
 
@@ -7,8 +7,11 @@ from pipeline.data.documents.ruler.fitting import Fitted
 
 @dataclass(frozen=True)
 class Sample:
-    """`question`: with the task's introduction, so that an agent knows from the first chunk what to look for.
-    `needles`: what answers it and how deep it stands. `name`: what the problem's id ends with, if any."""
+    """A question, its gold answers and its document.
+
+    `question` includes the task's introduction, so that an agent knows from the first chunk on what to look for.
+    `needles` holds what answers the question, and at what depth. `name` is the end of the problem's id, if any.
+    """
 
     question: str
     answers: tuple[str, ...]

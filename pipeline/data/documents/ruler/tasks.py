@@ -1,4 +1,4 @@
-"""The thirteen tasks by name, and the one function that makes a problem of any of them."""
+"""The thirteen RULER tasks by name, and the function that makes a problem of any of them."""
 
 import random
 from dataclasses import dataclass
@@ -18,10 +18,10 @@ RULER_TASKS = (*NEEDLE_TASKS, "vt", "cwe", "fwe", *QUESTION_FORMATS)
 
 @dataclass(frozen=True)
 class RulerSources:
-    """What a task reads besides its random numbers, loaded once and shared by all samples.
+    """A RULER task's inputs besides its random numbers, loaded once and shared by all samples.
 
-    `essay`: the sentences from `load_essay`, for the tasks with an essay haystack. `questions`: what `load_questions`
-    made of the file of qa_1 or of qa_2.
+    `essay` holds the sentences from `load_essay`, for tasks with an essay haystack; `questions` the result of
+    `load_questions`, for qa_1 or qa_2.
     """
 
     essay: tuple[str, ...] | None = None
@@ -33,20 +33,20 @@ def ruler_problem(
 ) -> Problem:
     """Problem number `index` of the series `seed`, with a document of 0.99 × `tokens` to `tokens` tokens.
 
-    It depends on the arguments alone. `task` of the problem, which names the scorer, is "qa" for questions and "values"
-    for the rest. `metadata` holds `set` (the RULER task), `length` (the wanted tokens), `tokens` (the measured ones)
-    and, but for cwe and fwe, `needles`: what answers the question, each with its `depth`, 0 at the beginning of the
-    document and 1 at its end, by characters. The same index asks the same qa question at every length.
+    It depends only on the arguments. The problem's `task`, the scorer's name, is "qa" for question answering and
+    "values" for the rest. `metadata` holds `set` (the RULER task), `length` (the wanted tokens), `tokens` (the measured
+    ones) and, except for cwe and fwe, `needles`: what answers the question, each with its `depth` by characters, 0 at
+    the beginning of the document and 1 at its end. The same index asks the same qa question at every length.
 
     Raises:
-        DataError: no such task; its source is missing; `tokens` is less than it needs (the message says how many);
-            or there is too little of the source for `tokens`.
+        DataError: there is no such RULER task; its source is missing; `tokens` is too small (the message says how many
+            it needs); or the source is too small for `tokens`.
     """
     rng = random.Random(f"{task}/{seed}/{index}/{tokens}")
     sample = _sample(task, seed, index, rng, tokens, count_tokens, sources)
     metadata = {"set": task, "length": tokens, "tokens": sample.document.tokens}
     if sample.needles:
-        metadata["needles"] = list(sample.needles)  # as it comes back from a file
+        metadata["needles"] = list(sample.needles)  # a list, as when read back from a file
     return Problem(
         id="-".join(map(str, (task, tokens, seed, index, *sample.name))),
         question=sample.question,

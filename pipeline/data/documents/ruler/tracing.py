@@ -1,4 +1,4 @@
-"""Variable tracking (vt): a chain of assignments in noise, one hop from each variable to the next."""
+"""Variable tracking (vt): a chain of assignments hidden in noise, one hop from each variable to the next."""
 
 import random
 from itertools import islice
@@ -14,12 +14,13 @@ NAME_LETTERS = 5
 
 
 def tracing_sample(rng: random.Random, tokens: int, count_tokens: CountTokens) -> Sample:
-    """A sample of vt: lines "VAR ABCDE = 12345" and "VAR FGHIJ = VAR ABCDE", each after the one it refers to.
+    """A sample of vt: lines "VAR ABCDE = 12345" and "VAR FGHIJ = VAR ABCDE", each after the line it refers to.
 
-    The answers are the chain's variables in order; so are `needles`: {"key": variable, "value", "depth"}.
+    The gold answers are the chain's variables in order. `needles` has the same order: {"key": variable, "value",
+    "depth"}.
 
     Raises:
-        DataError: `tokens` are too few.
+        DataError: `tokens` is too small.
     """
     value = str(rng.randrange(10**4, 10**5))
     names = distinct(lambda: "".join(rng.choices(ascii_uppercase, k=NAME_LETTERS)), set())

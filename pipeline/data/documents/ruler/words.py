@@ -1,4 +1,4 @@
-"""The words, numbers and identifiers that needles and lists are made of, each drawn at most once."""
+"""Draws the words, numbers and identifiers of needles and lists, each at most once."""
 
 import random
 import re
@@ -19,15 +19,15 @@ def word_list(kind: str) -> tuple[str, ...]:
 
 @cache
 def single_words() -> tuple[str, ...]:
-    """All nouns, adjectives and verbs: some 8,000 different words."""
+    """All nouns, adjectives and verbs, sorted: some 8,000 different words."""
     return tuple(sorted({word for kind in ("noun", "adjective", "verb") for word in word_list(kind)}))
 
 
 @cache
 def pair_words() -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Adjectives and nouns for pairs such as "fancy-lamp", of which no pair is a part of another.
+    """Adjectives and nouns for pairs such as "fancy-lamp", chosen so that no pair is part of another.
 
-    So no adjective ends another one and no noun begins another one: "cozy-car" would be found in "cozy-carpet".
+    No adjective ends another one and no noun begins another one: "cozy-car" would be found in "cozy-carpet".
     """
     backwards = sorted(word[::-1] for word in word_list("adjective"))
     return tuple(sorted(word[::-1] for word in _not_beginnings(backwards))), tuple(_not_beginnings(word_list("noun")))
@@ -55,9 +55,9 @@ DRAWS = {"words": word_pair, "numbers": number, "uuids": identifier}
 
 
 def distinct(draw: Callable[[], str], taken: set[str], absent_from: str = "") -> Iterator[str]:
-    """Draw for ever what is neither in `taken`, where each draw is added, nor anywhere in the text `absent_from`.
+    """Draw forever, skipping draws in `taken` or in the text `absent_from`; each draw is added to `taken`.
 
-    There are some 4 million word pairs, 9 million numbers and no end of identifiers.
+    There are some 4 million word pairs, 9 million numbers and practically unlimited identifiers.
     """
     while True:
         drawn = draw()

@@ -1,4 +1,4 @@
-"""vLLM's worker side of a weight update: load buckets that the generator actor laid into shared memory.
+"""vLLM's worker side of new weights: load what the receiver of their transport reads.
 
 vLLM imports this module in its workers (`worker_extension_cls`), which registers the backend with vLLM's
 weight-transfer interface. The generator's side is in actors/generation/vllm_engine.py.
@@ -7,6 +7,7 @@ weight-transfer interface. The generator's side is in actors/generation/vllm_eng
 import ctypes
 import signal
 import sys
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -19,32 +20,31 @@ from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory
 from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead
 from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
 
-from pipeline.weights.bucket_files import read_bucket_file
-from pipeline.weights.buckets import unpack_bucket
+from pipeline.weights.transport import Receivers
 
-BACKEND = "shared_memory_buckets"
+BACKEND = "palimpsest"
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
 @dataclass
-class BucketInfo(WeightTransferUpdateInfo):
-    """A bucket's bytes as a file in shared memory, and what lies in it (pipeline/weights/buckets.py)."""
+class WeightPart(WeightTransferUpdateInfo):
+    """A part of new weights, and the transport whose receiver reads it (pipeline/weights/transport.py)."""
 
-    path: str
-    size: int
-    entries: list
+    transport: str
+    part: dict
 
 
-class BucketWeightTransfer(WeightTransferEngine[WeightTransferInitInfo, BucketInfo]):
+class WeightLoader(WeightTransferEngine[WeightTransferInitInfo, WeightPart]):
     init_info_cls = WeightTransferInitInfo
-    update_info_cls = BucketInfo
+    update_info_cls = WeightPart
 
     def __init__(self, *arguments, **named):
         super().__init__(*arguments, **named)
+        self._receivers = Receivers()
         end_with_parent()
 
     def init_transfer_engine(self, init_info: WeightTransferInitInfo) -> None:
-        """Nothing to set up: every bucket names its own file."""
+        """Nothing to set up: every part says where it is."""
 
     def start_weight_update(self) -> None:
         self._has_head = False
@@ -56,13 +56,15 @@ class BucketWeightTransfer(WeightTransferEngine[WeightTransferInitInfo, BucketIn
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
 
-    def receive_weights(self, update_info: BucketInfo) -> None:
-        # The mapping lives as long as vLLM keeps views of it, which layerwise loading does until the end.
-        data = read_bucket_file(update_info.path, update_info.size)
-        weights = unpack_bucket(update_info.entries, data)
-        self._has_head |= any(entry[0].endswith("lm_head.weight") for entry in update_info.entries)
-        loaded = ((name, tensor.to(self.device)) for name, tensor in weights)
-        self.model.load_weights(loaded)  # type: ignore[operator]  # of every model of vLLM
+    def receive_weights(self, update_info: WeightPart) -> None:
+        # Layerwise loading keeps the tensors, and so the memory that they are views of, until the end.
+        weights = self._receivers[update_info.transport].read(update_info.part)
+        self.model.load_weights(self._on_device(weights))  # type: ignore[operator]  # of every model of vLLM
+
+    def _on_device(self, weights: Iterable[tuple[str, torch.Tensor]]) -> Iterator[tuple[str, torch.Tensor]]:
+        for name, tensor in weights:
+            self._has_head |= name.endswith("lm_head.weight")
+            yield name, tensor.to(self.device)
 
     def finish_weight_update(self) -> None:
         # vLLM only warns of a head without new weights, also where it is tied and has none of its own.
@@ -76,7 +78,7 @@ class BucketWeightTransfer(WeightTransferEngine[WeightTransferInitInfo, BucketIn
                 module.quant_method.process_weights_after_loading(module)
 
     def shutdown(self) -> None:
-        """Nothing is held between updates."""
+        """Nothing is held between versions."""
 
 
 def end_with_parent() -> None:
@@ -86,7 +88,7 @@ def end_with_parent() -> None:
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
-WeightTransferEngineFactory.register_engine(BACKEND, BucketWeightTransfer)
+WeightTransferEngineFactory.register_engine(BACKEND, WeightLoader)
 
 
 class WeightTransferExtension:

@@ -1,0 +1,37 @@
+"""The objectives by name, without importing torch for who only wants to know whether there is one."""
+
+from collections.abc import Callable
+
+from pipeline.errors import ConfigError
+from pipeline.named_code import load_named
+
+# The loss of each is constant for a group without advantages, unless the KL or the entropy term is on. Such a group is
+# not computed.
+LOSSES = {"dapo": "pipeline.learning.objective:token_losses"}
+
+
+def loss_for(named: str) -> Callable:
+    """The function of an objective, with the signature of `pipeline.learning.objective.token_losses`.
+
+    Args:
+        named: a name in `LOSSES`, or module:function for a user's own.
+
+    Raises:
+        ConfigError: there is no such objective.
+    """
+    try:
+        loss = load_named(LOSSES.get(named, named))
+    except ConfigError as error:
+        raise ConfigError(
+            f"objective.loss={named!r} must be one of {', '.join(LOSSES)}, or a module:function that can be loaded: "
+            f"{error}"
+        ) from None
+    if not callable(loss):
+        raise ConfigError(f"objective.loss={named} is no function")
+    return loss
+
+
+def check_loss(named: str) -> None:
+    """Load an objective of the user's own. Raises `ConfigError` if there is none of this name."""
+    if named not in LOSSES:
+        loss_for(named)

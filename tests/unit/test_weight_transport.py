@@ -1,0 +1,160 @@
+"""How weights travel: what a generator makes of a transport whose ends fail, and how a transport is named."""
+
+import asyncio
+import contextlib
+from types import SimpleNamespace
+
+import pytest
+
+from pipeline.errors import ConfigError
+from pipeline.weights.bucket_transport import TRANSPORT, BucketReceiver
+from pipeline.weights.transport import BUCKETS, Receivers, Weights, WeightsLost, load_transport
+
+
+class Died(BaseException):
+    """The generator's process has ended itself."""
+
+
+class Engine:
+    """Notes what it loads.
+
+    Args:
+        error: what loading raises, if it does.
+    """
+
+    is_dead = False
+
+    def __init__(self, error: Exception | None = None):
+        self.error, self.loaded = error, []
+
+    async def load_weights(self, version: int, transport: str, parts: list[dict]) -> float:
+        self.loaded.append((version, transport, parts))
+        if self.error:
+            raise self.error
+        return 0.5
+
+
+class Receiver:
+    """Fetches the pieces of all ranks.
+
+    Args:
+        error: what fetching raises, if it does.
+    """
+
+    def __init__(self, error: Exception | None = None):
+        self.error, self.fetched = error, 0
+
+    @contextlib.asynccontextmanager
+    async def fetch(self, weights: Weights):
+        if self.error:
+            raise self.error
+        self.fetched += 1
+        try:
+            yield [{"piece": piece} for piece in weights.pieces]
+        finally:
+            self.fetched -= 1
+
+
+WEIGHTS = Weights(3, "mine", ("of rank 0", "of rank 1"))
+
+
+@pytest.fixture
+def generator(tiny_config, monkeypatch):
+    """Makes a generator of an engine and a receiver."""
+    from actors.generation import generator as module
+
+    def exit_process(status):
+        raise Died
+
+    monkeypatch.setattr(module.os, "_exit", exit_process)
+
+    def make(engine, receiver):
+        made = module.Generator.__ray_metadata__.modified_class("generator-0", tiny_config, 0)
+        made.engine, made._receivers = engine, {"mine": receiver}
+        return made
+
+    return make
+
+
+def test_what_is_fetched_is_loaded_and_then_let_go(generator):
+    engine, receiver = Engine(), Receiver()
+    assert asyncio.run(generator(engine, receiver).load_weights(WEIGHTS)) == 0.5
+    assert engine.loaded == [(3, "mine", [{"piece": "of rank 0"}, {"piece": "of rank 1"}])]
+    assert receiver.fetched == 0
+
+
+@pytest.mark.parametrize("error", [WeightsLost("gone"), OSError("no such file"), ValueError("damaged")])
+def test_weights_that_cannot_be_fetched_leave_the_engine_as_it_is(generator, error):
+    engine = Engine()
+    with pytest.raises(type(error), match=str(error)):
+        asyncio.run(generator(engine, Receiver(error)).load_weights(WEIGHTS))
+    assert engine.loaded == []
+
+
+def test_a_generator_ends_itself_when_its_weights_are_in_doubt(generator):
+    receiver = Receiver()
+    with pytest.raises(Died):
+        asyncio.run(generator(Engine(OSError("unreadable")), receiver).load_weights(WEIGHTS))
+    assert receiver.fetched == 0
+
+
+def test_one_that_is_closed_while_it_loads_just_ends(generator):
+    closing = generator(Engine(RuntimeError("the engine was shut down")), Receiver())
+    closing._closing = True
+    assert asyncio.run(closing.load_weights(WEIGHTS)) == 0.0
+
+
+def test_a_transport_is_named_or_named_as_code():
+    assert load_transport(BUCKETS) is TRANSPORT
+    assert load_transport("pipeline.weights.bucket_transport:TRANSPORT") is TRANSPORT
+    receivers = Receivers()
+    assert isinstance(receivers[BUCKETS], BucketReceiver) and receivers[BUCKETS] is receivers[BUCKETS]
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("pigeons", "'pigeons' is none of buckets, nor a module:name"),
+        ("no_such_module:TRANSPORT", "No module named 'no_such_module'"),
+        ("pipeline.weights.bucket_transport:BucketSender", "is no WeightTransport"),
+    ],
+)
+def test_what_is_no_transport_is_refused(name, said):
+    with pytest.raises(ConfigError, match=said):
+        load_transport(name)
+
+
+def test_what_a_killed_generator_left_makes_room_for_the_next_version(monkeypatch):
+    removed = []
+    monkeypatch.setattr("pipeline.weights.bucket_transport.remove_orphans", lambda: removed.append(True))
+
+    async def fetch():
+        async with BucketReceiver().fetch(Weights(1, BUCKETS, ([],))) as parts:
+            assert parts == [] and removed
+
+    asyncio.run(fetch())
+
+
+def test_every_rank_gathers_the_whole_model_and_one_publishes_it(tiny_config, monkeypatch):
+    import torch
+
+    from pipeline.weights import bucket_transport as module
+
+    monkeypatch.setattr(module, "ray", SimpleNamespace(put=lambda bucket: bucket, ObjectRef=object))
+    asked = []
+
+    def parameters(group_bytes):
+        asked.append(group_bytes)
+        yield from {"a": torch.ones(3), "b": torch.zeros(2)}.items()
+        asked.append("end")
+
+    pieces = [TRANSPORT.sender(tiny_config, rank, 2).send(1, parameters) for rank in range(2)]
+    assert [[entry[0] for bucket in piece for entry in bucket.entries] for piece in pieces] == [["a", "b"], []]
+    assert asked == [2**20, "end"] * 2
+
+
+def test_a_run_with_an_unknown_transport_is_refused_before_it_starts(capsys):
+    from jobs.train import main
+
+    assert main(["preset=tiny", "train.weight_transport=pigeons"]) == 2
+    assert "the weight transport 'pigeons' is none of buckets" in capsys.readouterr().err
