@@ -32,7 +32,7 @@ lint: tools
 	@.venv/bin/ruff format --check .
 	@.venv/bin/mypy
 	@git ls-files -z | xargs -0 .venv/bin/codespell
-	@.venv/bin/python -m pytest -q --durations=0 --no-header tests/unit/test_doc_links.py
+	@.venv/bin/python -m pytest -q -o addopts= tests/unit/test_doc_links.py
 
 tools: setup
 	@$(MAKE) --no-print-directory -s .venv/installed-dev
