@@ -24,9 +24,10 @@ from actors.accounts import Accounts
 from actors.buffer import TrajectoryBuffer
 from actors.generation.generator_pool import GeneratorLeft, GeneratorLost, GeneratorPool
 from actors.generation.journal import Journal
-from actors.job_actor import CLOSING_S, JobActor, was_started_again
+from actors.job_actor import CLOSING_S, JobActor
 from actors.learning.gang import GangLost, GroupsLost
 from actors.learning.supervisor import LearnerSupervisor
+from actors.lifecycle.cluster import was_started_again
 from actors.scoring.scorer_pool import ScorerPool
 from actors.tracker import Tracker, Tracking
 from pipeline.data.problem_queue import ProblemQueue

@@ -4,7 +4,6 @@ background, and an end."""
 import asyncio
 import json
 import time
-import warnings
 from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine
 from itertools import islice
@@ -269,10 +268,3 @@ class JobActor:
         if self._failure is None:  # made where there is a running loop
             self._failure = asyncio.get_running_loop().create_future()
         return self._failure
-
-
-def was_started_again() -> bool:
-    """Whether the actor that this is called in died before, and Ray started it again."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Ray 2.60's property uses another one that is deprecated
-        return ray.get_runtime_context().was_current_actor_reconstructed

@@ -22,7 +22,7 @@ import ray
 from ray.exceptions import RayError
 from ray.util.metrics import Gauge
 
-from actors.job_actor import was_started_again
+from actors.lifecycle.cluster import was_started_again
 from actors.wandb_run import WandbRun
 from pipeline.errors import reason_of
 from pipeline.files import write_text

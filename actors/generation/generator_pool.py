@@ -7,10 +7,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import ray
-from ray._private.state import state as cluster
 from ray.exceptions import RayError, RayTaskError
 
 from actors.generation.generator import Draining, Generator, WeightsLost
+from actors.lifecycle.cluster import draining_nodes, is_alive
 from actors.lifecycle.failures import DIED, Hung
 from actors.lifecycle.pool import Pool, result_of
 from pipeline.evaluation.answers import Answer
@@ -138,7 +138,7 @@ class GeneratorPool(Pool):
         if self._members.get(name) is member:
             await self.leave(name)
         excused = member.loading or member.ended or member.node in self._draining
-        return GeneratorLost(f"{name} died", blame=not excused and await _is_alive(member.node))
+        return GeneratorLost(f"{name} died", blame=not excused and await is_alive(member.node))
 
     async def publish(self, version: int, buckets: list[ray.ObjectRef]) -> None:
         """Let all generators, also those that come later, take up these weights."""
@@ -286,18 +286,9 @@ class GeneratorPool(Pool):
         while True:
             draining = self._draining
             with contextlib.suppress(RayError, OSError):  # the cluster's head may be away for a while
-                draining = set(await asyncio.to_thread(cluster.get_draining_nodes))
+                draining = await asyncio.to_thread(draining_nodes)
             if draining != self._draining:
                 async with self._changed:
                     self._draining = draining
                     self._changed.notify_all()
             await asyncio.sleep(DRAINING_S)
-
-
-async def _is_alive(node: str) -> bool:
-    """Whether Ray knows a node to be there; if Ray cannot say, it is taken to be."""
-    try:
-        nodes = await asyncio.to_thread(ray.nodes)
-    except (RayError, OSError):
-        return True
-    return any(found["Alive"] for found in nodes if found["NodeID"] == node)

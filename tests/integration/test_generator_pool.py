@@ -16,7 +16,7 @@ from tests.support.faults import LIMIT_S
 @pytest.fixture
 def pool(ray_session, tiny_config, monkeypatch):
     """Runs `work(pool)` with a pool of doubles; `said` has its lines."""
-    from actors import generator_pool as module
+    from actors.generation import generator_pool as module
     from actors.generation.generator import Draining
 
     @ray_session.remote(num_cpus=0, max_concurrency=100)
@@ -65,7 +65,7 @@ def pool(ray_session, tiny_config, monkeypatch):
             return Double.remote()
 
     drained = set()
-    monkeypatch.setattr(module.cluster, "get_draining_nodes", lambda: drained)
+    monkeypatch.setattr(module, "draining_nodes", lambda: set(drained))
     monkeypatch.setattr(module, "DRAINING_S", 0.1)
     monkeypatch.setattr(module, "HEARTBEAT_S", 0.1)
     sizes = replace(tiny_config.generator, count=1, stall_s=5.0, drain_s=float(LIMIT_S))
@@ -136,7 +136,7 @@ def test_work_is_not_to_blame_for_a_generator_that_died_or_failed_with_new_weigh
 
 
 def test_work_is_not_to_blame_for_a_generator_whose_node_is_gone(pool, monkeypatch):
-    from actors import generator_pool as module
+    from actors.generation import generator_pool as module
 
     monkeypatch.setattr(module.ray, "nodes", lambda: [])
 
@@ -218,13 +218,13 @@ class Actor:
 )
 def test_work_is_to_blame_only_for_a_generator_that_died_or_hung_of_itself(tiny_config, monkeypatch, ends, blame, kind):
     """A node that is drained is still alive."""
-    from actors import generator_pool as module
+    from actors.generation import generator_pool as module
     from actors.lifecycle.failures import Hung
 
     async def alive(node):
         return True
 
-    monkeypatch.setattr(module, "_is_alive", alive)
+    monkeypatch.setattr(module, "is_alive", alive)
     monkeypatch.setattr(module, "HEARTBEAT_S", 0.01)
     monkeypatch.setattr(ray, "kill", lambda actor: actor.kill())
     pulse = {"it hangs": Hung("hung"), "its heartbeat fails": RayTaskError("heartbeat", "failed", ValueError())}
