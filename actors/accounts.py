@@ -4,7 +4,6 @@ import asyncio
 import time
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import replace
 
 from actors.generation.generator_pool import GeneratorPool
 from actors.learning.supervisor import LearnerSupervisor
@@ -12,8 +11,9 @@ from actors.scoring.scorer_pool import ScorerPool
 from pipeline.data.quarantine import Quarantine
 from pipeline.rollout.episodes import GroupRecord
 from pipeline.run.config import TrainingConfig
+from pipeline.run.history import RunTotals
 from pipeline.run.ledger import BUFFERED, RUNNING, Ledger
-from pipeline.run.metrics import RunTotals, UpdateResult, step_row
+from pipeline.run.metrics import UpdateResult, step_row
 
 SILENCE_S = 60  # without a step, after which is said what the run waits for
 
@@ -42,7 +42,7 @@ class Accounts:
         self.config, self._say, self.ledger, self.quarantine = config, say, ledger, quarantine
         self.generators, self.scorers, self.learners = generators, scorers, learners
         self.done = RunTotals()  # of the steps that the weights stand for
-        self.tokens_generated = self.moves = self.redone = self.steps_lost = self.coordinator_restarts = 0
+        self.moves = self.redone = self.steps_lost = self.coordinator_restarts = 0
         self.pauses: list[float] = []  # of weight updates since the last step, in seconds
         self.recovered_before: Counter[str] = Counter()  # in earlier lives of this run, up to the checkpoint
         self._first = 0  # how many steps there were when this life of the run began to train
@@ -52,12 +52,12 @@ class Accounts:
 
     def training_begins(self) -> None:
         """Time counts from now on."""
-        self._first, self._productive, self._training_began = len(self.done.rewards), 0.0, time.monotonic()
+        self._first, self._productive, self._training_began = len(self.done), 0.0, time.monotonic()
         self.step_begins()
 
     def step_begins(self) -> None:
         """The time until now is no step's."""
-        self._step_began, self._generated_before = time.monotonic(), self.tokens_generated
+        self._step_began, self._generated_before = time.monotonic(), self.done.tokens_generated
 
     def begin_after(self, rows: list[dict]) -> None:
         """This life of the run goes on from a checkpoint, up to which there are these rows (`RunTotals.needed`)."""
@@ -67,8 +67,8 @@ class Accounts:
     def roll_back(self, step: int) -> None:
         """The learners went back to the checkpoint after this step."""
         self.done.roll_back(step)
-        self._first = min(self._first, len(self.done.rewards))
-        self._productive = sum(self.done.seconds[self._first :])
+        self._first = min(self._first, len(self.done))
+        self._productive = sum(self.done.values("seconds", self._first))
 
     @property
     def seconds(self) -> float:
@@ -89,9 +89,6 @@ class Accounts:
             "coordinator_restarts": self.coordinator_restarts,
         }
         return {name: number + self.recovered_before[name] for name, number in recovered.items()}
-
-    def totals(self) -> RunTotals:
-        return replace(self.done, tokens_generated=self.tokens_generated)
 
     def step_done(
         self,
@@ -121,8 +118,8 @@ class Accounts:
             "train_seconds": trained - waited,
             "publish_seconds": seconds - trained,
             "update_pause_max": max(self.pauses, default=None),
-            "tokens_generated_total": self.tokens_generated,
-            "tokens_per_second": (self.tokens_generated - self._generated_before) / seconds,
+            "tokens_generated_total": self.done.tokens_generated,
+            "tokens_per_second": (self.done.tokens_generated - self._generated_before) / seconds,
             "groups_running": ledger.count(RUNNING),
             "groups_buffered": ledger.count(BUFFERED),
             "groups_unscored": self.scorers.waiting,

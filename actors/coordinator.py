@@ -40,8 +40,8 @@ from pipeline.problems import Problem
 from pipeline.rollout.episodes import GroupRecord, Sampling
 from pipeline.run.checkpoints import RunState
 from pipeline.run.config import TrainingConfig
-from pipeline.run.ledger import SUSPECT_DEATHS, too_many_failed
-from pipeline.run.metrics import DROPPED_STALE, UpdateResult
+from pipeline.run.ledger import DROPPED_STALE, SUSPECT_DEATHS, too_many_failed
+from pipeline.run.metrics import UpdateResult
 from pipeline.run.report import run_summary, step_line
 from pipeline.run.source import training_source
 
@@ -135,7 +135,7 @@ class Coordinator(JobActor):
         summary = run_summary(
             self.config,
             status,
-            self.accounts.totals(),
+            self.accounts.done,
             steps=self.step,
             seconds=time.monotonic() - begin,
             failures=self.failures,
@@ -166,7 +166,7 @@ class Coordinator(JobActor):
         state = await self._where_to_go_on()
         if state:
             self.buffer.ledger.step, self.buffer.ledger.version = state.step, state.version
-            self.accounts.tokens_generated = state.tokens_generated
+            self.accounts.done.tokens_generated = state.tokens_generated
             self.accounts.recovered_before.update(state.recoveries)
             self.failures.update(state.failures)
             self.wandb_id = state.wandb_id
@@ -301,7 +301,7 @@ class Coordinator(JobActor):
             redone = notes.went_on + (deaths - 1) * t.group_size if deaths else 0
             self.accounts.moves += moves
             self.accounts.redone += redone
-            self.accounts.tokens_generated += record.response_tokens
+            self.accounts.done.tokens_generated += record.response_tokens
             self.generators.work_done()  # else those that die of several problems before a step is done are given up
             if not self.buffer.add(group_id, replace(record, moves=moves, redone_conversations=redone), group):
                 self.discarded.append(record)
@@ -438,7 +438,7 @@ class Coordinator(JobActor):
             cursor=self.problems.cursor(),
             ranks=self.learners.size,
             wandb_id=self.wandb_id,
-            tokens_generated=self.accounts.tokens_generated,
+            tokens_generated=self.accounts.done.tokens_generated,
             failures=dict(self.failures),
             recoveries=self.accounts.recoveries(),
             withdrawn=self.problems.withdrawn,

@@ -22,6 +22,7 @@ from pipeline.run.staleness import choose, feasible
 
 RUNNING, BUFFERED, TRAINING = "running", "buffered", "training"
 SUSPECT_DEATHS = 2
+DROPPED_STALE = "dropped_stale"  # among the failures of a run: dropped untrained; not a failure
 
 
 def discard_limit(train: TrainSection) -> int:
