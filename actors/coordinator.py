@@ -13,7 +13,6 @@ itself dies, Ray starts it again and it goes on from the last checkpoint with po
 import asyncio
 import itertools
 import time
-import traceback
 from collections import Counter
 from collections.abc import Awaitable
 from dataclasses import replace
@@ -24,7 +23,7 @@ from actors.accounts import Accounts
 from actors.buffer import TrajectoryBuffer
 from actors.generation.generator_pool import GeneratorLeft, GeneratorLost, GeneratorPool
 from actors.generation.journal import Journal
-from actors.job_actor import CLOSING_S, JobActor
+from actors.job_actor import CLOSING_S, JobActor, Outcome
 from actors.learning.gang import GangLost, GroupsLost
 from actors.learning.supervisor import LearnerSupervisor
 from actors.lifecycle.cluster import was_started_again
@@ -95,7 +94,7 @@ class Coordinator(JobActor):
     async def stop(self) -> None:
         """End the run after the step that is under way, and keep what was trained."""
         self.say("· stopping after this step")
-        self._stop.set()
+        await super().stop()
 
     async def run(self) -> dict:
         """Run to the end, to `stop`, or to a failure; return the summary, which is also in summary.json.
@@ -107,37 +106,38 @@ class Coordinator(JobActor):
         return await asyncio.shield(self._ended)
 
     async def _run(self) -> dict:
-        begin, status, error = time.monotonic(), "failed", None
+        summary = await super().run()
+        asyncio.get_running_loop().call_later(LINGER_S, ray.kill, ray.get_runtime_context().current_actor)
+        return summary
+
+    async def work(self) -> str:
         try:
-            await self.keep_lease()
             await self._start()
             await self._train()
-            self.check_lease()
-            status = "interrupted" if self._stop.is_set() and self.step < self.config.train.steps else "completed"
         except Stopped:
-            status = "interrupted"
-        except Exception as failure:
-            error = reason_of(failure)
-            if not isinstance(failure, (RunFailed, DataError)):
-                traceback.print_exc()  # into the job's log; the summary has the last line
+            return "interrupted"
+        self.check_lease()
+        return "interrupted" if self._stop.is_set() and self.step < self.config.train.steps else "completed"
+
+    async def put_away(self, outcome: Outcome) -> dict[str, int]:
         try:
             if not self.lease_lost:
                 await self._save_the_last()
         except Exception as failure:
-            status, error = "failed", f"{error or ''}\nthe last version could not be saved: {failure!r}".strip()
+            why = f"{outcome.error or ''}\nthe last version could not be saved: {failure!r}"
+            outcome.status, outcome.error = "failed", why.strip()
         if self._tracking:  # what it has of earlier steps belongs to the summary of a run that could not start, too
             await asyncio.wait([self._tracking], timeout=CLOSING_S)
         unwritten = await self.tracker.flush() if self.tracker and not self.lease_lost else {}
-        unwritten |= await self.finish_files(self.quarantine.file)
-        self.say_what_is_lost(unwritten)
-        if self.lease_lost:
-            status, error = "failed", self.lease_lost
-        summary = run_summary(
+        return unwritten | await self.finish_files(self.quarantine.file)
+
+    def summary(self, outcome: Outcome, seconds: float, unwritten: dict[str, int]) -> dict:
+        return run_summary(
             self.config,
-            status,
+            outcome.status,
             self.accounts.done,
             steps=self.step,
-            seconds=time.monotonic() - begin,
+            seconds=seconds,
             failures=self.failures,
             recoveries=self.accounts.recoveries(),
             engine_version=self.generators.engine_version,
@@ -146,13 +146,8 @@ class Coordinator(JobActor):
             checkpoint=self.learners.checkpoint.folder if self.learners.checkpoint else None,
             wandb_run=self.wandb_run,
             unwritten=unwritten,
-            error=error,
+            error=outcome.error,
         )
-        await self.leave_summary(summary)
-        await self._close(summary)
-        await self.release_lease()
-        asyncio.get_running_loop().call_later(LINGER_S, ray.kill, ray.get_runtime_context().current_actor)
-        return summary
 
     @property
     def step(self) -> int:
@@ -242,7 +237,7 @@ class Coordinator(JobActor):
         if self.tracker:
             self.tracker.abandon()
 
-    async def _close(self, summary: dict) -> None:
+    async def close(self, summary: dict) -> None:
         self.cancel_all()
         closing = [pool.close() for pool in (self.generators, self.scorers, self.learners)]
         closing += [self.tracker.finish(summary)] if self.tracker and not self.lease_lost else []

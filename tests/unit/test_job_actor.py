@@ -135,7 +135,7 @@ def test_an_evaluation_whose_answers_are_not_all_on_disk_has_failed(tmp_path, mo
 
     async def answer_on_a_full_disk() -> None:
         evaluator.results, _ = open_results(tmp_path / "results.jsonl", evaluator.storage)
-        evaluator.progress, evaluator.rows = SimpleNamespace(total=2, answers=2), [row(), row(id="q1")]
+        evaluator.progress, evaluator.rows = SimpleNamespace(total=2, answered=2), [row(), row(id="q1")]
         full_disk(monkeypatch)(0)
         for answered in evaluator.rows:
             evaluator.results.put(json.dumps(answered))
@@ -166,7 +166,7 @@ def evaluator(tmp_path, monkeypatch):
     evaluator = Evaluator.__ray_metadata__.modified_class(config, str(tmp_path), take_lease(tmp_path))
 
     async def evaluate() -> None:
-        evaluator.progress, evaluator.rows = SimpleNamespace(total=2, answers=2), [row(), row(id="q1")]
+        evaluator.progress, evaluator.rows = SimpleNamespace(total=2, answered=2), [row(), row(id="q1")]
         evaluator.wandb = SimpleNamespace(log=lambda row: None, finish=lambda summary: None, news=lambda: ["· news"])
 
     evaluator._evaluate = evaluate
