@@ -15,7 +15,6 @@ import itertools
 import time
 from collections import Counter
 from collections.abc import Awaitable
-from dataclasses import replace
 
 import ray
 
@@ -284,7 +283,7 @@ class Coordinator(JobActor):
                     moves, deaths = moves + 1, deaths + (not isinstance(lost, GeneratorLeft))
                     self._suspect(group_id, lost.blame)
                     name, go_on = None, True
-            record = await self.scorers.score(group_id, group, problem.task, problem.answers, name, notes.seconds)
+            scored = await self.scorers.score(group, problem.task, problem.answers)
         except BadRow as error:
             self._withdraw(group_id, reason_of(error))
             self.buffer.withdraw(group_id)
@@ -294,11 +293,19 @@ class Coordinator(JobActor):
         else:
             # What the generators between the first and the last lost is not known better than by its bound.
             redone = notes.went_on + (deaths - 1) * t.group_size if deaths else 0
+            record = GroupRecord.of(
+                scored,
+                group_id=group_id,
+                generator=name,
+                generation_seconds=notes.seconds,
+                moves=moves,
+                redone_conversations=redone,
+            )
             self.accounts.moves += moves
             self.accounts.redone += redone
             self.accounts.done.tokens_generated += record.response_tokens
             self.generators.work_done()  # else those that die of several problems before a step is done are given up
-            if not self.buffer.add(group_id, replace(record, moves=moves, redone_conversations=redone), group):
+            if not self.buffer.add(group_id, record, group):
                 self.discarded.append(record)
                 self._done_with(group_id)
 

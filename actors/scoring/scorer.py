@@ -8,7 +8,7 @@ import ray
 from pipeline.rewards.advantages import group_advantages
 from pipeline.rewards.overlong import overlong_penalties
 from pipeline.rewards.scoring import NO_MODULES, reward
-from pipeline.rollout.episodes import EpisodeGroup, GroupRecord, group_record
+from pipeline.rollout.episodes import EpisodeGroup, ScoredGroup, scored_group
 from pipeline.sections import ObjectiveSection
 
 
@@ -25,10 +25,8 @@ class Scorer:
     def ready(self) -> None:
         """Returns once this process is up."""
 
-    def score(
-        self, group_id: str, group: EpisodeGroup, task: str, answers: tuple[str, ...], generator: str, seconds: float
-    ) -> GroupRecord:
-        """Score every episode of a group and return the group's record. A cut answer has reward 0.
+    def score(self, group: EpisodeGroup, task: str, answers: tuple[str, ...]) -> ScoredGroup:
+        """Score every episode of a group. A cut answer has reward 0.
 
         Raises:
             BadReward: the scorer returned NaN, infinity or no number.
@@ -43,4 +41,4 @@ class Scorer:
         )
         penalties = overlong_penalties(group, self.objective.overlong_share)
         advantages = group_advantages(rewards + self.objective.overlong_penalty * penalties, self.objective.advantage)
-        return group_record(group_id, task, generator, group, seconds, rewards, penalties, advantages)
+        return scored_group(group, rewards, penalties, advantages)

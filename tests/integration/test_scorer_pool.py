@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from pipeline.rollout.episodes import Completion, Conversation, Episode, Sampling, pack_group
+from pipeline.rollout.episodes import Completion, Conversation, Episode, GroupRecord, Sampling, pack_group
 from pipeline.sections import ObjectiveSection
 from tests.support.bad_scorers import MODULES
 from tests.support.faults import LIMIT_S
@@ -31,7 +31,7 @@ def scoring(config, timeout_s: float):
             return pool, asyncio.create_task(pool.run())
 
         pool, running = runner.run(make())
-        yield lambda task: runner.run(pool.score("id", group, task, ("Paris",), "generator-0", 1.5)), said
+        yield lambda task: runner.run(pool.score(group, task, ("Paris",))), said
         running.cancel()
         runner.run(pool.close())
 
@@ -43,7 +43,7 @@ def score(ray_session, tiny_config):
 
 
 def test_a_group_gets_its_rewards_and_advantages(score):
-    record = score("qa")
+    record = GroupRecord.of(score("qa"), group_id="id", generator="generator-0", generation_seconds=1.5)
     assert record.rewards.tolist() == [1, 0, 0]
     assert record.advantages.tolist() == pytest.approx([2 / 3, -1 / 3, -1 / 3])
     assert record.generator == "generator-0" and record.generation_seconds == 1.5
@@ -62,7 +62,7 @@ def test_over_long_responses_lower_the_advantage_and_not_the_reward(ray_session)
     ]
     objective = ObjectiveSection(overlong_penalty=0.4, overlong_share=0.2, advantage="leave_one_out")
     scorer = Scorer.remote(objective)
-    record = ray_session.get(scorer.score.remote("id", pack_group("p", episodes), "qa", ("Paris",), "g", 1.0))
+    record = ray_session.get(scorer.score.remote(pack_group("p", episodes), "qa", ("Paris",)))
     assert record.rewards.tolist() == [1, 0] and record.penalties.tolist() == [-0.75, 0]
     assert record.advantages.tolist() == pytest.approx([0.7, -0.7])
 
@@ -87,7 +87,7 @@ def test_a_cut_answer_is_wrong_in_training_and_in_evaluation(conversations, answ
     from actors.scoring.scorer import Scorer
     from pipeline.evaluation.answers import AnswerRecorder
     from pipeline.evaluation.config import EvaluationConfig
-    from pipeline.evaluation.questions import Question, Task
+    from pipeline.evaluation.questions import Question, Trial
     from pipeline.lease import Lease
     from pipeline.problems import Problem
     from pipeline.rollout.memory_counts import MemoryCounts
@@ -100,7 +100,7 @@ def test_a_cut_answer_is_wrong_in_training_and_in_evaluation(conversations, answ
         other = [Conversation("answer", [1], Completion([5], [-1.0], [0], "stop"))]
         group = pack_group("p", [Episode(of_episode, answer), Episode(other, RIGHT)])
         scorer = Scorer.__ray_metadata__.modified_class(ObjectiveSection())
-        return scorer.score("id", group, "qa", ("Paris",), "g", 1.0)
+        return scorer.score(group, "qa", ("Paris",))
 
     async def evaluated():
         waiting = iter(responses)
@@ -117,7 +117,7 @@ def test_a_cut_answer_is_wrong_in_training_and_in_evaluation(conversations, answ
         evaluator = Evaluator.__ray_metadata__.modified_class(
             EvaluationConfig(), str(tmp_path), Lease(str(tmp_path), "run", "token")
         )
-        task, problem = Task(Question(0, "s", 1, "q", 1), "direct", 0), Problem("q", "city Rex", ("Paris",), "Rex")
+        task, problem = Trial(Question(0, "s", 1, "q", 1), "direct", 0), Problem("q", "city Rex", ("Paris",), "Rex")
         recorded = recorder.answer(answer, None, None, MemoryCounts())
         return await evaluator._row(task, problem, recorded, None, 1.0)
 

@@ -21,10 +21,10 @@ from pipeline.data.problem_queue import ProblemQueue
 from pipeline.data.samples import sample_rows_here
 from pipeline.lease import Lease
 from pipeline.problems import Problem
-from pipeline.rollout.episodes import RolloutNotes
+from pipeline.rollout.episodes import RolloutNotes, ScoredGroup
 from pipeline.rollout.replay import Finished
 from pipeline.run.config import TrainingConfig
-from tests.support.groups import random_group, record_of
+from tests.support.groups import random_group, scored
 from tests.support.updates import rank, update
 
 
@@ -139,11 +139,11 @@ class Generators(Pretended):
 
 
 class Scorers(Pretended):
-    def __init__(self, group):
+    def __init__(self, group: ScoredGroup):
         self._group = group
 
-    async def score(self, group_id: str, version: int, *_):
-        return replace(self._group, group_id=group_id, oldest_version=version, newest_version=version)
+    async def score(self, version: int, *_) -> ScoredGroup:
+        return replace(self._group, oldest_version=version, newest_version=version)
 
 
 class Learners(Pretended):
@@ -224,7 +224,7 @@ async def simulate(
     run = Coordinator.__ray_metadata__.modified_class(config, str(folder), Lease(str(folder), "run", "token"))
     tracker = SilentTracker(config, str(folder))
     run.tracker = SimulatedTracking(Handle(tracker), run.say)
-    record = record_of(random_group(np.random.default_rng(0)), "", [1.0, 0.0, 1.0])
+    record = scored(random_group(np.random.default_rng(0)), [1.0, 0.0, 1.0])
     pretended = Generators([f"generator-{n}" for n in range(generators)], run, strike, set(deadly), seconds)
     run.generators = run.accounts.generators = pretended
     run.scorers = run.accounts.scorers = Scorers(record)
