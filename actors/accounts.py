@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Callable
 
 from actors.generation.generator_pool import GeneratorPool
+from actors.groups import Step
 from actors.learning.supervisor import LearnerSupervisor
 from actors.scoring.scorer_pool import ScorerPool
 from pipeline.data.quarantine import Quarantine
@@ -64,6 +65,12 @@ class Accounts:
         for row in rows:
             self.done.add(row)
 
+    def group_done(self, record: GroupRecord) -> None:
+        """A group was generated and scored."""
+        self.moves += record.moves
+        self.redone += record.redone_conversations
+        self.done.tokens_generated += record.response_tokens
+
     def roll_back(self, step: int) -> None:
         """The learners went back to the checkpoint after this step."""
         self.done.roll_back(step)
@@ -92,26 +99,23 @@ class Accounts:
 
     def step_done(
         self,
-        records: list[GroupRecord],
-        positions: list[int],
+        step: Step,
         updates: list[UpdateResult],
-        discarded: list[GroupRecord],
         waited: float,
         trained: float,
     ) -> dict:
         """The row of the step that is done now. The next one begins.
 
         Args:
-            records: of its groups.
-            positions: of their problems in the data.
+            step: its groups.
             updates: the optimizer steps.
-            discarded: groups that dynamic sampling left out.
             waited: seconds until its groups were there.
             trained: seconds until it was trained.
         """
         ledger, seconds = self.ledger, self.seconds
-        row = step_row(ledger.step, ledger.version, records, updates, discarded) | {
-            "positions": positions,
+        records = [record for record, _ in step.groups]
+        row = step_row(ledger.step, ledger.version, records, updates, step.discarded) | {
+            "positions": step.positions,
             "updates_total": self.done.updates + sum(not update.skipped for update in updates),
             "seconds": seconds,
             "wait_seconds": waited,

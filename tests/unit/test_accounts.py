@@ -7,6 +7,7 @@ import pytest
 
 from actors import accounts
 from actors.accounts import Accounts
+from actors.groups import Step
 from pipeline.run.config import load_training_config
 from pipeline.run.ledger import Ledger
 from tests.support.groups import random_group, record_of
@@ -36,7 +37,8 @@ def step(run: Accounts, clock, seconds: float, tokens: int, waited: float = 1.0,
     run.done.tokens_generated += tokens
     run.ledger.step += 1
     record = record_of(random_group(np.random.default_rng(0), episodes=2), "g", [1.0, 0.0])
-    return run.step_done([record], [4], [update(rank(tokens=5, staleness=[5]), groups=[0])], [], waited, trained)
+    done = Step([(record, "ref")], [4], ["problem"], [])
+    return run.step_done(done, [update(rank(tokens=5, staleness=[5]), groups=[0])], waited, trained)
 
 
 def test_a_step_lasts_from_the_end_of_the_one_before(run, clock):
