@@ -11,6 +11,7 @@ from actors.learning.supervisor import LearnerSupervisor
 from actors.scoring.scorer_pool import ScorerPool
 from pipeline.data.quarantine import Quarantine
 from pipeline.rollout.episodes import GroupRecord
+from pipeline.run.checkpoints import RunState
 from pipeline.run.config import TrainingConfig
 from pipeline.run.history import RunTotals
 from pipeline.run.ledger import BUFFERED, RUNNING, Ledger
@@ -59,6 +60,11 @@ class Accounts:
     def step_begins(self) -> None:
         """The time until now is no step's."""
         self._step_began, self._generated_before = time.monotonic(), self.done.tokens_generated
+
+    def resume(self, state: RunState) -> None:
+        """The run goes on from a checkpoint."""
+        self.done.tokens_generated = state.tokens_generated
+        self.recovered_before.update(state.recoveries)
 
     def begin_after(self, rows: list[dict]) -> None:
         """This life of the run goes on from a checkpoint, up to which there are these rows (`RunTotals.needed`)."""

@@ -149,10 +149,8 @@ class Coordinator(JobActor):
         c = self.config
         state = await self._where_to_go_on()
         if state:
-            self.groups.ledger.step, self.groups.ledger.version = state.step, state.version
-            self.accounts.done.tokens_generated = state.tokens_generated
-            self.accounts.recovered_before.update(state.recoveries)
-            self.groups.failures.update(state.failures)
+            self.groups.resume(state)
+            self.accounts.resume(state)
             self.wandb_id = state.wandb_id
         self.say(
             f"· starting {c.generator.count} generator(s) (vLLM), {c.learner.ranks} learner ranks (DeepSpeed ZeRO-3), "

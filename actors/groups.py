@@ -24,6 +24,7 @@ from pipeline.data.quarantine import Quarantine
 from pipeline.errors import BadRow, RunFailed, reason_of
 from pipeline.problems import Problem
 from pipeline.rollout.episodes import GroupRecord
+from pipeline.run.checkpoints import RunState
 from pipeline.run.config import TrainingConfig
 from pipeline.run.ledger import DROPPED_STALE, SUSPECT_DEATHS, Ended, Ledger, discard_limit, too_many_failed
 
@@ -75,6 +76,11 @@ class Groups:
         self._discarded: list[GroupRecord] = []  # since the last step was trained
         self._numbers = itertools.count()
         self._change = asyncio.Event()
+
+    def resume(self, state: RunState) -> None:
+        """The run goes on from a checkpoint; its open problems are those of `problems`."""
+        self.ledger.step, self.ledger.version = state.step, state.version
+        self.failures.update(state.failures)
 
     # Running.
 
