@@ -1,5 +1,5 @@
 # make train: train the embedded default.   make train ARGS="preset=… train.steps=3": other settings.
-# make test:  run the tests.                make test ARGS="-k buffer -x": some of them.
+# make test:  run the tests.                make test ARGS="-k groups -x": some of them.
 # make prepare ARGS="<kind> key=value …":  make samples to train or evaluate on (README.md).
 # make evaluate ARGS="preset=… data.path=…": answer questions, score the answers, draw accuracy against length.
 # make figures: the figures of the method in small; hours on two cores, goes on where it was stopped.
