@@ -1,5 +1,5 @@
 # make train: train the embedded default.            make train ARGS="preset=… train.steps=3": other settings.
-# make test: run the tests.                          make test ARGS="-k buffer -x": some of them.
+# make test: run the tests.                          make test ARGS="-k groups -x": some of them.
 # make prepare ARGS="<kind> key=value …": make samples to train or evaluate on (docs/data.md).
 # make evaluate ARGS="preset=… data.path=…": answer questions and score the answers (docs/evaluation.md).
 # make fine_tune ARGS="preset=fine_tune model.path=… data.path=…": supervised fine-tuning; without ARGS, the embedded

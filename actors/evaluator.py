@@ -14,7 +14,7 @@ from collections import Counter
 import ray
 
 from actors.generation.generator_pool import GeneratorLost, GeneratorPool
-from actors.job_actor import CLOSING_S, JobActor
+from actors.job_actor import CLOSING_S, JobActor, Outcome
 from actors.scoring.answer_scoring import scores_of
 from actors.wandb_run import WandbRun
 from pipeline.data.quarantine import Quarantine
@@ -66,59 +66,45 @@ class Evaluator(JobActor):
         self._tracking: asyncio.Future | None = None
 
     async def stop(self) -> None:
-        """End the evaluation now; what is under way is asked again when it is taken up."""
+        """End the evaluation now; the questions under way are asked again when it is resumed."""
         self.say("· stopping")
-        self._stop.set()
+        await super().stop()
 
-    async def run(self) -> dict:
-        """Run to the end, to `stop`, or to a failure; return the summary, which is also in summary.json."""
-        begin, status, error = time.monotonic(), "failed", None
-        try:
-            await self.keep_lease()
-            await self._evaluate()
-            status = "interrupted" if self._left() else "completed"
-            if not self._left() and all(row["error"] for row in self.rows):
-                raise RunFailed(f"not one question was answered; the last error: {self.rows[-1]['error']}")
-        except Exception as failure:
-            status, error = "failed", reason_of(failure)
-            if not isinstance(failure, (RunFailed, DataError)):
-                error += await self._leave_traceback(traceback.format_exc())
+    async def work(self) -> str:
+        await self._evaluate()
+        if self._left():
+            return "interrupted"
+        if all(row["error"] for row in self.rows):
+            raise RunFailed(f"not one question was answered; the last error: {self.rows[-1]['error']}")
+        return "completed"
+
+    async def put_away(self, outcome: Outcome) -> dict[str, int]:
         self.cancel_all()
         if self._tracking:
             await asyncio.wait([self._tracking], timeout=CLOSING_S)
         unwritten = await self.finish_files(*self._files())
-        self.say_what_is_lost(unwritten)
         if number := unwritten.get("results.jsonl"):
-            status = "failed"
-            error = error or f"{number} answers could not be written into results.jsonl: {self.results.problem}"
-        if self.lease_lost:
-            status, error = "failed", self.lease_lost
+            why = f"{number} answers could not be written into results.jsonl: {self.results.problem}"
+            outcome.status, outcome.error = "failed", outcome.error or why
+        return unwritten
+
+    def summary(self, outcome: Outcome, seconds: float, unwritten: dict[str, int]) -> dict:
         self.rows.sort(key=lambda row: self.config.evaluate.methods.index(row["method"]))  # the order of the tables
-        summary = evaluation_summary(
+        return evaluation_summary(
             self.config,
-            status,
+            outcome.status,
             self.rows,
-            seconds=time.monotonic() - begin,
+            seconds=seconds,
             failures=self.failures,
             engine_version=self.engine_version,
             rows_quarantined=self.quarantine.bad,
             wandb_run=self.wandb_place,
             unwritten=unwritten,
-            error=error,
+            error=outcome.error,
         )
-        await self.leave_summary(summary)
-        if self.rows and not self.lease_lost:
-            try:
-                await self.tables.call_async(write_tables, self.rows, self.folder)
-            except Exception as failure:  # the answers are there all the same
-                self.say(f"· not all tables and figures could be made: {reason_of(failure)}")
-        await self._close(summary)
-        await self.release_lease()
-        return summary
 
-    async def _leave_traceback(self, text: str) -> str:
-        """Write an error's traceback; return where it is, as the end of a sentence."""
-        path = self.folder / "error.log"
+    async def leave_traceback(self, failure: Exception) -> str:
+        path, text = self.folder / "error.log", "".join(traceback.format_exception(failure))
         with contextlib.suppress(OSError):
             await self.stored(path.write_text, text, "utf-8")
             return f" (traceback in {path})"
@@ -339,7 +325,12 @@ class Evaluator(JobActor):
         tokens = await self.pool.tokens_done()
         self.say(self.progress.line(tokens, time.monotonic() - self.began))
 
-    async def _close(self, summary: dict) -> None:
+    async def close(self, summary: dict) -> None:
+        if self.rows and not self.lease_lost:
+            try:
+                await self.tables.call_async(write_tables, self.rows, self.folder)
+            except Exception as failure:  # the answers are there all the same
+                self.say(f"· not all tables and figures could be made: {reason_of(failure)}")
         closing = [self.pool.close()] if self.pool else []
         closing += [self._finish_wandb(summary)] if self.wandb and not self.lease_lost else []
         await self.close_all(closing)

@@ -5,19 +5,18 @@ import functools
 import hashlib
 import json
 import time
-import traceback
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 
 import ray
 
-from actors.job_actor import JobActor
+from actors.job_actor import JobActor, Outcome
 from actors.learning.gang import FineTuningGang, GangLost
 from actors.tracker import Tracker, Tracking
 from pipeline.data.quarantine import Quarantine
 from pipeline.data.sample_files import SampleFiles
-from pipeline.errors import DataError, RunFailed, reason_of
+from pipeline.errors import RunFailed
 from pipeline.fine_tuning.config import FineTuningConfig
 from pipeline.fine_tuning.conversations import conversation_examples
 from pipeline.fine_tuning.demonstrations import demonstrations
@@ -44,37 +43,31 @@ class FineTuner(JobActor):
         self.step = self.tokens = 0
         self.checkpoint: Path | None = None
         self.gang = None
+        self.wandb_run = ""
         self.tracker: Tracking | None = None
 
     async def stop(self) -> None:
         """End the run after the step that is under way, and keep what was learned."""
         self.say("· stopping after this step")
-        self._stop.set()
+        await super().stop()
 
-    async def run(self) -> dict:
-        """Run to the end, to `stop`, or to a failure; return the summary, which is also in summary.json."""
-        begin, status, error, wandb_run = time.monotonic(), "failed", None, ""
-        try:
-            await self.keep_lease()
-            examples = await asyncio.to_thread(self._examples)
-            self.tracker = Tracking(Tracker.remote(self.config, str(self.folder)), self.say)
-            _, wandb_run, _ = await self.tracker.begun()
-            await self._start()
-            await self.unless_failed(self._train(examples))
-            await self._save()
-            status = "completed" if self.step == self._last else "interrupted"
-        except Exception as failure:
-            error = reason_of(failure)
-            if not isinstance(failure, (RunFailed, DataError)):
-                traceback.print_exc()
+    async def work(self) -> str:
+        examples = await asyncio.to_thread(self._examples)
+        self.tracker = Tracking(Tracker.remote(self.config, str(self.folder)), self.say)
+        _, self.wandb_run, _ = await self.tracker.begun()
+        await self._start()
+        await self.unless_failed(self._train(examples))
+        await self._save()
+        return "completed" if self.step == self._last else "interrupted"
+
+    async def put_away(self, outcome: Outcome) -> dict[str, int]:
         unwritten = await self.tracker.flush() if self.tracker and not self.lease_lost else {}
-        unwritten |= await self.finish_files(self.quarantine.file)
-        self.say_what_is_lost(unwritten)
-        if self.lease_lost:
-            status, error = "failed", self.lease_lost
-        summary = {
-            "status": status,
-            "seconds": time.monotonic() - begin,
+        return unwritten | await self.finish_files(self.quarantine.file)
+
+    def summary(self, outcome: Outcome, seconds: float, unwritten: dict[str, int]) -> dict:
+        return {
+            "status": outcome.status,
+            "seconds": seconds,
             "model": self.config.model.path,
             "dtype": self.config.model.dtype,
             "learner_ranks": self.config.learner.ranks,
@@ -83,14 +76,10 @@ class FineTuner(JobActor):
             "loss": self.curve[-1]["loss"] if self.curve else None,
             "rows_quarantined": self.quarantine.bad,
             "checkpoint": str(self.checkpoint) if self.checkpoint else None,
-            "wandb_run": wandb_run,
+            "wandb_run": self.wandb_run,
             "unwritten": unwritten,
-            "error": error,
+            "error": outcome.error,
         }
-        await self.leave_summary(summary)
-        await self._close(summary)
-        await self.release_lease()
-        return summary
 
     def _examples(self) -> Iterator[Example]:
         c = self.config
@@ -180,7 +169,7 @@ class FineTuner(JobActor):
         if self.tracker:
             self.tracker.abandon()
 
-    async def _close(self, summary: dict) -> None:
+    async def close(self, summary: dict) -> None:
         self.cancel_all()
         closing = [self.gang.close()] if self.gang else []
         closing += [self.tracker.finish(summary)] if self.tracker and not self.lease_lost else []

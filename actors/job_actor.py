@@ -1,19 +1,20 @@
-"""What the actor that runs a job has, whatever the job: the lease of its folder, progress lines, work in the
-background, and an end."""
+"""What the actor that runs a job has, whatever the job: a life with one kind of end, the lease of its folder, progress
+lines, and work in the background."""
 
 import asyncio
 import json
 import time
-import warnings
+import traceback
 from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import TypeVar
 
 import ray
 
-from pipeline.errors import RunFailed
+from pipeline.errors import DataError, RunFailed, reason_of
 from pipeline.lease import BEAT_S, Lease, LeaseLost
 from pipeline.storage import LineFile, Storage
 from pipeline.summary import write_summary
@@ -26,9 +27,22 @@ SUMMARY_S = 30.0  # for the storage to take the summary
 Result = TypeVar("Result")
 
 
+@dataclass
+class Outcome:
+    """How a job ended.
+
+    Attributes:
+        status: completed, interrupted or failed.
+        error: why it failed.
+    """
+
+    status: str
+    error: str | None = None
+
+
 class JobActor:
-    """Base of the coordinator, the evaluator and the fine-tuner; jobs/support/driver.py is who calls `lines`, `stop`
-    and `run`.
+    """Base of the coordinator, the evaluator and the fine-tuner, which say what `work`, `put_away`, `summary` and
+    `close` do; jobs/support/driver.py calls `lines`, `stop` and `run`.
 
     Args:
         folder: of the run.
@@ -48,6 +62,63 @@ class JobActor:
         self._line_added = asyncio.Event()
         self._tasks: set[asyncio.Task] = set()
         self._failure: asyncio.Future | None = None  # its exception ends the run
+
+    # Life.
+
+    async def stop(self) -> None:
+        """End the job soon, and keep what was done."""
+        self._stop.set()
+
+    async def run(self) -> dict:
+        """Run to the end, to `stop`, or to a failure; return the summary, which is also in summary.json."""
+        begin = time.monotonic()
+        try:
+            await self.keep_lease()
+            outcome = Outcome(await self.work())
+        except Exception as failure:
+            outcome = Outcome("failed", reason_of(failure))
+            if not isinstance(failure, (RunFailed, DataError)):
+                outcome.error += await self.leave_traceback(failure)
+        unwritten = await self.put_away(outcome)
+        self.say_what_is_lost(unwritten)
+        if self.lease_lost:
+            outcome = Outcome("failed", self.lease_lost)
+        summary = self.summary(outcome, time.monotonic() - begin, unwritten)
+        await self.leave_summary(summary)
+        await self.close(summary)
+        await self.release_lease()
+        return summary
+
+    async def work(self) -> str:
+        """Do the job. Returns the status that it ends with, completed or interrupted; raises what makes it fail."""
+        raise NotImplementedError
+
+    async def put_away(self, outcome: Outcome) -> dict[str, int]:
+        """Write what is not written yet, however the job ended; a failure to do so goes into `outcome`.
+
+        Returns:
+            How many lines or files are missing, by their name in the run folder.
+        """
+        raise NotImplementedError
+
+    def summary(self, outcome: Outcome, seconds: float, unwritten: dict[str, int]) -> dict:
+        """The content of summary.json; `seconds` is what the job took, `unwritten` is from `put_away`."""
+        raise NotImplementedError
+
+    async def close(self, summary: dict) -> None:
+        """End all that the job has started."""
+        raise NotImplementedError
+
+    async def leave_traceback(self, failure: Exception) -> str:
+        """Write the traceback of a failure that is nobody's known mistake, here into the job's log.
+
+        Returns:
+            Where it is, as the end of a sentence, unless that is the log.
+        """
+        traceback.print_exception(failure)
+        return ""
+
+    # Progress lines.
 
     async def lines(self, after: int, wait_s: float) -> tuple[int, list[str]]:
         """The progress lines from number `after` on, and the number of the next one; waits up to `wait_s` for one.
@@ -269,10 +340,3 @@ class JobActor:
         if self._failure is None:  # made where there is a running loop
             self._failure = asyncio.get_running_loop().create_future()
         return self._failure
-
-
-def was_started_again() -> bool:
-    """Whether the actor that this is called in died before, and Ray started it again."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Ray 2.60's property uses another one that is deprecated
-        return ray.get_runtime_context().was_current_actor_reconstructed

@@ -2,13 +2,11 @@
 to Prometheus by Ray's metrics. And a job's way to its tracker, which never waits for ever."""
 
 import asyncio
-import bisect
 import concurrent.futures
 import contextlib
 import json
 import sys
 import threading
-from array import array
 from collections import Counter, deque
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -22,13 +20,13 @@ import ray
 from ray.exceptions import RayError
 from ray.util.metrics import Gauge
 
-from actors.job_actor import was_started_again
+from actors.lifecycle.cluster import was_started_again
 from actors.wandb_run import WandbRun
 from pipeline.errors import reason_of
 from pipeline.files import write_text
 from pipeline.rollout.episodes import EpisodeGroup, GroupRecord
 from pipeline.run.config import TrainingConfig
-from pipeline.run.metrics import Curves, RunTotals
+from pipeline.run.history import DRAWN, History, RunTotals
 from pipeline.storage import MOST_KEPT, Storage, append
 from pipeline.text import load_tokenizer
 
@@ -71,8 +69,7 @@ class Tracker:
         self._waiting: deque[Row | int] = deque([sys.maxsize if was_started_again() else step])
         self._size = 0  # characters of the rows that wait
         self._step = step  # up to which there is to be a row of every step
-        self._curves = Curves()  # of the rows of metrics.jsonl
-        self._steps: array | None = None  # of the rows of metrics.jsonl; None: not read yet, as going back begins with
+        self._history: History | None = None  # of metrics.jsonl; None: not read yet, as going back begins with
         self._set_aside = False  # the rows that the first one waiting goes back over are in abandoned.jsonl
         self._lost: Counter[str] = Counter()  # files that could not be written, by kind
         self._failing: set[str] = set()  # what was said not to work
@@ -162,7 +159,7 @@ class Tracker:
 
     def _append(self, rows: list[Row]) -> None:
         """Add rows to metrics.jsonl, but for those that are there: this actor died when it had written them."""
-        last, new = self._steps[-1] if self._steps else 0, []
+        last, new = self._history.last_step if self._history else 0, []
         for row in rows:
             if row.step <= last:
                 if row in (*new, *self._rows()):
@@ -174,8 +171,7 @@ class Tracker:
             append("".join(row.line for row in new), self._metrics)
         with self._lock:
             for row in new:
-                self._steps.append(row.step)
-                self._curves.add(json.loads(row.line))
+                self._history.add(json.loads(row.line))
 
     def _go_back(self, step: int) -> None:
         """Move the rows of later steps to abandoned.jsonl, and drop a last line that was cut off with its writer."""
@@ -192,9 +188,9 @@ class Tracker:
 
     def _know(self, rows: list[Row]) -> None:
         """These are the rows of metrics.jsonl."""
-        steps, curves = array("q", (row.step for row in rows)), Curves(json.loads(row.line) for row in rows)
+        history = History(DRAWN, (json.loads(row.line) for row in rows))
         with self._lock:
-            self._steps, self._curves = steps, curves
+            self._history = history
 
     def _counted(self) -> list[dict]:
         """What `RunTotals` needs of the rows that count."""
@@ -250,9 +246,9 @@ class Tracker:
 
     def _begin_figure(self) -> None:
         with self._lock:
-            curves = deepcopy(self._curves)
-        if curves.last_step:
-            self._figure = self._drawing.begin(_draw, curves, self.folder / FIGURE)
+            history = deepcopy(self._history)
+        if history:
+            self._figure = self._drawing.begin(_draw, history, self.folder / FIGURE)
 
     def _drawn(self) -> list[str]:
         """Lines to say about the last figure, if it is done."""
@@ -283,9 +279,9 @@ class Tracker:
                 while left and left[-1] > waiting:
                     left.pop()
                     aside += 1
-            if self._steps is None:
+            if self._history is None:
                 return {METRICS: len(left), ABANDONED: aside}
-            return {METRICS: max(0, self._step - bisect.bisect_right(self._steps, last)), ABANDONED: aside}
+            return {METRICS: max(0, self._step - self._history.up_to(last)), ABANDONED: aside}
 
     def finish(self, summary: dict) -> list[str]:
         """Draw the last figure, and end the wandb run; return lines to say."""
@@ -377,10 +373,10 @@ async def _result(call: ray.ObjectRef):
     return await call
 
 
-def _draw(curves: Curves, path: Path) -> None:
+def _draw(history: History, path: Path) -> None:
     from pipeline.run.training_plot import training_figure
 
-    training_figure(curves, path)
+    training_figure(history, path)
 
 
 def readable_episode(tokenizer, question: str, record: GroupRecord, group: EpisodeGroup) -> dict:

@@ -50,7 +50,7 @@ from pipeline.rewards.scoring import check_scorers
 from pipeline.rules import check_data_given
 from pipeline.run.checkpoints import MODEL, checkpoints_of
 from pipeline.run.config import TrainingConfig, load_training_config
-from pipeline.run.metrics import RunTotals
+from pipeline.run.history import RunTotals
 from pipeline.run.plan import plan_text
 from pipeline.run.report import run_summary
 from pipeline.run.rules import check_config

@@ -3,10 +3,9 @@
 import asyncio
 from collections.abc import Iterable
 
-import ray
-from ray._private.state import state as cluster
 from ray.util.placement_group import PlacementGroup, placement_group, placement_group_table, remove_placement_group
 
+from actors.lifecycle.cluster import free_resources, nodes_alive
 from pipeline.sections import LearnerSection
 
 
@@ -33,7 +32,7 @@ class Reservation:
     async def make(self, size: int, limit_s: float) -> None:
         """Wait until there is room for so many ranks. Raises `NoRoom` if there is none in time."""
         self.release()
-        self.group = placement_group([bundle_of(self._learner)] * size, strategy="PACK")
+        self.group = ranks_placement(self._learner, size)
         try:
             async with asyncio.timeout(limit_s):
                 await self.group.ready()
@@ -51,18 +50,21 @@ class Reservation:
         """Whether there is one, and all its nodes live."""
         if not self.group:
             return False
-        alive = {node["NodeID"] for node in ray.nodes() if node["Alive"]}
-        return alive.issuperset(placement_group_table(self.group)["bundles_to_node_id"].values())
+        return nodes_alive().keys() >= set(placement_group_table(self.group)["bundles_to_node_id"].values())
 
     def reachable(self) -> int:
         """How many ranks there would be room for now, with what is held and what nobody has."""
-        free = cluster.available_resources_per_node().values()
-        return min(self._learner.ranks, self.size + ranks_in(free, self._learner))
+        return min(self._learner.ranks, self.size + ranks_in(free_resources(), self._learner))
 
 
 def bundle_of(learner: LearnerSection) -> dict[str, float]:
     """The resources of one rank."""
     return {"CPU": learner.num_cpus} | ({"GPU": learner.num_gpus} if learner.num_gpus else {})
+
+
+def ranks_placement(learner: LearnerSection, size: int) -> PlacementGroup:
+    """Room for so many ranks, on as few nodes as may be, once the cluster has it."""
+    return placement_group([bundle_of(learner)] * size, strategy="PACK")
 
 
 def ranks_in(nodes: Iterable[dict[str, float]], learner: LearnerSection) -> int:

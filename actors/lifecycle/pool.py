@@ -13,7 +13,7 @@ from collections.abc import Callable
 import ray
 from ray.exceptions import RayTaskError
 
-from actors.lifecycle.failures import DIED, Hung
+from actors.lifecycle.failures import DIED, Hung, what_happened
 from pipeline.errors import RunFailed
 
 DEATHS_IN_A_ROW = 5  # an actor that dies more often while nothing gets done will not get better
@@ -143,7 +143,7 @@ class Pool:
             except (*DIED, Hung, RayTaskError) as error:
                 if isinstance(error, RayTaskError) and not self._were_ready:
                     raise  # it cannot start, and so can others of its kind
-                why = _reason(error)
+                why = what_happened(error)
                 self._deaths[name] += 1
             await self.leave(name)
             ray.kill(actor)
@@ -162,15 +162,6 @@ class Pool:
         if self._count - len(self._given_up) < self._least:
             raise RunFailed(f"{said}; see its log in Ray's dashboard")
         self._say(f"· {said}; going on without it")
-
-
-def _reason(error: Exception) -> str:
-    """What happened to an actor, as the end of a sentence that begins with its name."""
-    if isinstance(error, Hung):
-        return str(error)
-    if isinstance(error, RayTaskError):
-        return f"failed: {(str(error).strip().splitlines() or [''])[-1]}"
-    return "died"
 
 
 async def result_of(ref: ray.ObjectRef):

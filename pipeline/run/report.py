@@ -4,7 +4,8 @@ from collections import Counter
 from pathlib import Path
 
 from pipeline.run.config import TrainingConfig
-from pipeline.run.metrics import DROPPED_STALE, RunTotals
+from pipeline.run.history import RunTotals
+from pipeline.run.ledger import DROPPED_STALE
 
 
 def step_line(row: dict, steps: int) -> str:

@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from pipeline.plot_style import COLOURS, DPI
-from pipeline.run.metrics import Curves
+from pipeline.run.history import History
 
 WINDOW = 10  # steps that a line is the mean of
 PANEL = (7.0, 2.4)  # inches
@@ -21,14 +21,14 @@ FINE_TUNING_PANELS = {"Loss in nats a learned token": ("loss",)}
 COLOUR = {"loss": COLOURS[0]} | dict(zip(sum(PANELS.values(), ()), COLOURS, strict=False))
 
 
-def training_figure(curves: Curves, path: str | Path) -> Figure:
+def training_figure(history: History, path: str | Path) -> Figure:
     """Draw the reward; how many of the needed facts were written, kept and used, and the junk; the memory's length.
     Of supervised fine-tuning, draw the loss.
 
     A dot is a step, a line the mean of the last `WINDOW` steps. What no row knows is not drawn.
 
     Args:
-        curves: of the run.
+        history: of the run, with the metrics `DRAWN`.
         path: of the PNG.
 
     Returns:
@@ -37,8 +37,8 @@ def training_figure(curves: Curves, path: str | Path) -> Figure:
     Raises:
         ValueError: no step knows anything of this.
     """
-    known = PANELS if curves.points("reward")[0] else FINE_TUNING_PANELS
-    panels = {title: [name for name in names if curves.points(name)[0]] for title, names in known.items()}
+    known = PANELS if history.points("reward")[0] else FINE_TUNING_PANELS
+    panels = {title: [name for name in names if history.points(name)[0]] for title, names in known.items()}
     panels = {title: names for title, names in panels.items() if names}
     if not panels:
         raise ValueError("there is nothing to draw")
@@ -46,19 +46,19 @@ def training_figure(curves: Curves, path: str | Path) -> Figure:
     all_axes = figure.subplots(len(panels), sharex=True, squeeze=False)[:, 0]
     for axes, (title, names) in zip(all_axes, panels.items(), strict=True):
         axes.set_title(title, loc="left", fontsize="medium")
-        draw_panel(axes, curves, names)
-    all_axes[-1].set_xlim(0, 1.02 * curves.last_step)
+        draw_panel(axes, history, names)
+    all_axes[-1].set_xlim(0, 1.02 * history.last_step)
     all_axes[-1].set_xlabel(f"step (dots); mean of the last {WINDOW} steps (lines)")
     all_axes[-1].xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
     figure.savefig(path, dpi=DPI, format="png")
     return figure
 
 
-def draw_panel(axes: Axes, curves: Curves, names: list[str]) -> None:
+def draw_panel(axes: Axes, history: History, names: list[str]) -> None:
     """Draw the metrics of one panel, with a legend if they are several; shares get an axis from 0 to 1."""
     values = []
     for name in names:
-        xs, ys = curves.points(name)
+        xs, ys = history.points(name)
         values += ys
         axes.plot(xs, ys, ".", color=COLOUR[name], alpha=0.5, markersize=5, markeredgewidth=0, clip_on=False)
         label = name.removeprefix("memory_")

@@ -66,7 +66,7 @@ def pool(ray_session, tiny_config, monkeypatch):
             return Double.remote()
 
     drained = set()
-    monkeypatch.setattr(module.cluster, "get_draining_nodes", lambda: drained)
+    monkeypatch.setattr(module, "draining_nodes", lambda: set(drained))
     monkeypatch.setattr(module, "DRAINING_S", 0.1)
     monkeypatch.setattr(module, "HEARTBEAT_S", 0.1)
     sizes = replace(tiny_config.generator, count=1, stall_s=5.0, drain_s=float(LIMIT_S))
@@ -225,7 +225,7 @@ def test_work_is_to_blame_only_for_a_generator_that_died_or_hung_of_itself(tiny_
     async def alive(node):
         return True
 
-    monkeypatch.setattr(module, "_is_alive", alive)
+    monkeypatch.setattr(module, "is_alive", alive)
     monkeypatch.setattr(module, "HEARTBEAT_S", 0.01)
     monkeypatch.setattr(ray, "kill", lambda actor: actor.kill())
     pulse = {"it hangs": Hung("hung"), "its heartbeat fails": RayTaskError("heartbeat", "failed", ValueError())}

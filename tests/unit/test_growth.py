@@ -13,7 +13,7 @@ from actors.generation.journal import DROPPED_KEPT, Journal
 from actors.job_actor import LINES_KEPT, JobActor
 from pipeline.lease import Lease
 from pipeline.rollout.replay import Finished
-from pipeline.run.metrics import Curves, RunTotals
+from pipeline.run.history import DRAWN, History, RunTotals
 from tests.support.faults import rows_of
 from tests.support.simulation import Simulation, simulate
 
@@ -37,11 +37,10 @@ def parts(run: Simulation) -> dict[str, object]:
     c = run.coordinator
     return {
         "lines": c._lines,
-        "journal": c.journal.actor,
-        "ledger": c.buffer.ledger,
-        "references": c.buffer._refs,
-        "queue": c.problems,
-        "groups": (c.groups, c.failures, c.attempts, c.discarded, c.quarantine),
+        "journal": c.groups._journal.actor,
+        "ledger": c.groups.ledger,
+        "queue": c.groups.problems,
+        "groups": (c.groups.failures, c.groups._discarded, c.quarantine),
         "tasks": [None] * len(c._tasks),
         "accounts": (c.accounts.done, c.accounts.pauses),
         "tracker": vars(run.tracker),
@@ -112,7 +111,7 @@ def test_a_journal_takes_nothing_of_a_group_that_was_dropped():
 
 def test_the_figure_is_drawn_from_two_numbers_a_step():
     row = {"reward": 0.5, "loss": None, "memory_tokens": 3.0, "positions": list(range(128))}
-    curves = Curves(row | {"step": step} for step in range(1, 10_001))
+    curves = History(DRAWN, (row | {"step": step} for step in range(1, 10_001)))
     assert curves.points("reward")[0].tolist() == curves.points("memory_tokens")[0].tolist() == list(range(1, 10_001))
     assert (
         set(curves.points("reward")[1]) == {0.5} and len(curves.points("loss")[0]) == 0 and curves.last_step == 10_000
