@@ -262,7 +262,7 @@ def test_the_figures_are_made_once_at_a_time(tmp_path, monkeypatch, quick):
 
 
 def test_wrong_settings_are_named(capsys):
-    with pytest.raises(ConfigError, match="seeds is empty\nat_once=0 must be.*\n.*there are sampled, paper"):
+    with pytest.raises(ConfigError, match="seeds is empty\nat_once=0 must be.*\n.*must be some of sampled, paper"):
         check_figures(replace(CONFIG, seeds=[], at_once=0, samplings=["hot"]))
     assert main(["questions=many"]) == 2
     assert "questions=many" in capsys.readouterr().err
