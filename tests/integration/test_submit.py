@@ -139,7 +139,7 @@ def test_a_job_that_fails(source, running_head, capsys):
 def test_a_job_that_the_cluster_refuses_says_why(source, running_head):
     client = find_cluster(running_head)
     submit_job(client, "twice", ["true"], source)
-    with pytest.raises(SubmissionError, match="did not take the job(.|\n)*twice"):
+    with pytest.raises(SubmissionError, match="did not accept the job(.|\n)*twice"):
         submit_job(client, "twice", ["true"], source)
 
 
