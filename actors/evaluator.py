@@ -242,7 +242,7 @@ class Evaluator(JobActor):
                     ) from error
 
     async def _answer(self, trial: Trial, problem: Problem) -> tuple[Answer | None, str | None]:
-        """The answer, or the reason why `max_attempts` attempts gave none.
+        """The answer, or the reason why up to `max_attempts` attempts gave none.
 
         A trial during which `SUSPECT_DEATHS` generators died is a suspect and runs alone. If one more generator dies,
         the trial is an error. So trials that only ran beside the culprit still get their answers.

@@ -48,10 +48,13 @@ class JobActor:
         self._failure: asyncio.Future | None = None  # its exception ends the run
 
     async def lines(self, after: int, wait_s: float) -> tuple[int, list[str]]:
-        """The progress lines from number `after`, after the number of the next line.
+        """Wait up to `wait_s` seconds for progress lines from number `after`.
 
-        Waits up to `wait_s` seconds if there is none. A restarted actor has fewer lines than were shown and returns
-        all. If lines were dropped, the first one returned says how many.
+        A restarted actor may have fewer lines than were shown and then returns all. If lines were dropped, the first
+        one returned says how many.
+
+        Returns:
+            The number of the next line, and the lines.
         """
         if after > self._said:
             after = 0

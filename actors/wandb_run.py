@@ -62,7 +62,7 @@ class WandbRun:
         if self._calls.qsize() < MOST_WAITING:
             self._calls.put(lambda wandb: self._run.log(make_row(wandb)))
         else:
-            self._say_once("it does not answer, and rows are left out there")
+            self._say_once("it does not answer and will lack some rows")
 
     def finish(self, summary: dict, limit_s: float = FINISH_S) -> None:
         """End the run and wandb's own process."""
@@ -84,7 +84,7 @@ class WandbRun:
     def _say_once(self, what: str) -> None:
         if not self._said:  # later problems follow from the first
             self._said = True
-            self._news = [f"· wandb: {what}; the run does not need it, its folder has everything"]
+            self._news = [f"· wandb: {what}; the run continues without it, and the run folder has everything"]
 
     def _work(self) -> None:
         """Make the calls in order; after a failure, only the last one."""

@@ -52,7 +52,7 @@ def make_samples(kind: str, arguments: list[str]) -> int:
         workers = settings.workers or max(1, int(ray.cluster_resources().get("CPU", 1)))
         prepared = prepare_samples(kind, settings, folder, workers, functools.partial(print, flush=True))
     except KeyboardInterrupt:
-        print("· interrupted; the same command resumes with the files that are finished", flush=True)
+        print("· interrupted; the same command resumes and keeps the finished files", flush=True)
         return 130
     except (DataError, OSError) as error:
         print(error, file=sys.stderr)

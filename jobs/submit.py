@@ -168,7 +168,7 @@ class Interrupts:
         if self.raising:
             raise KeyboardInterrupt
         self.raising = True
-        self._progress.say("stopping: saving what was trained; press Ctrl-C again to give up waiting")
+        self._progress.say("stopping: saving the trained state; press Ctrl-C again to stop waiting")
         if self._end_job:
             self._end_job()
 

@@ -55,7 +55,7 @@ class Reservation:
         return alive.issuperset(placement_group_table(self.group)["bundles_to_node_id"].values())
 
     def reachable(self) -> int:
-        """How many ranks would fit now, into the reserved and the free resources together."""
+        """How many ranks the reserved and the free resources have room for now, at most `learner.ranks`."""
         free = cluster.available_resources_per_node().values()
         return min(self._learner.ranks, self.size + ranks_in(free, self._learner))
 

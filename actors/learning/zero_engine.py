@@ -215,7 +215,7 @@ def _copied(state):
 
 
 def make_universal(folder: Path, universal: Path) -> None:
-    """Convert the state of `copy_state` in `folder` to DeepSpeed's universal format, for any number of ranks.
+    """Convert the files of `copy_state` in `folder` to DeepSpeed's universal format, for any number of ranks.
 
     DeepSpeed's converter runs in a separate process.
 

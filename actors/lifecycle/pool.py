@@ -158,7 +158,7 @@ class Pool:
 
     def _give_up(self, name: str, why: str) -> None:
         self._given_up.add(name)
-        said = f"{name} died {self._deaths[name]} times before anything got done, the last time it {why}"
+        said = f"{name} died {self._deaths[name]} times without completing any work; the last time, it {why}"
         if self._count - len(self._given_up) < self._least:
             raise RunFailed(f"{said}; see its log in Ray's dashboard")
         self._say(f"· {said}; continuing without it")

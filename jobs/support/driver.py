@@ -170,7 +170,7 @@ def leave_interrupted(folder: Path, summary: dict) -> None:
 
 
 def start_ray() -> bool:
-    """Join the cluster of RAY_ADDRESS or of this machine, else start one. Further calls do nothing.
+    """Join the cluster of RAY_ADDRESS or of this machine, else start one. Repeated calls start nothing.
 
     Returns:
         Whether this process is a Ray job.

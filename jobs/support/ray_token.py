@@ -52,7 +52,7 @@ def require_token() -> None:
                 flush=True,
             )
     except OSError as error:
-        raise ClusterError(f"no Ray token that others cannot read: {error}") from None
+        raise ClusterError(f"a private Ray token could not be made: {error}") from None
 
 
 def token_path() -> Path:

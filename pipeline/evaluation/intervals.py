@@ -82,7 +82,7 @@ def stratified_mean(strata: Sequence[Sequence[float]], seed: int = 0, resamples:
         ValueError: there are no strata, a stratum has no values, or a value is not finite.
     """
     if not strata:
-        raise ValueError("there is no mean of no sets")
+        raise ValueError("a mean over sets needs at least one set")
     arrays = [finite(values) for values in strata]
     mean = fsum(fsum(values) / len(values) for values in arrays) / len(arrays)
     generator = np.random.default_rng(seed)
@@ -163,7 +163,7 @@ def finite(values: Sequence[float]) -> np.ndarray:
     """The values as a float64 array; raises ValueError if there are none or one is not finite."""
     array = np.asarray(values, dtype=np.float64)
     if array.ndim != 1 or array.size == 0:
-        raise ValueError("there is no mean of no values")
+        raise ValueError("a mean needs at least one value")
     if not np.isfinite(array).all():
         raise ValueError(f"value {int(np.flatnonzero(~np.isfinite(array))[0])} is not finite")
     return array

@@ -20,7 +20,7 @@ NARROWEST = 5.0  # inches, so that the title and long names fit
 MOST_TICKS = 6
 MOST_PANELS = 64
 SPREAD = 0.06  # octaves between the points of a set with one length, which would otherwise overlap
-# Their number differs from that of the colours, so that a pair of both repeats only after 56 lines.
+# Eight markers and seven colours: a pair of both repeats only after 56 lines.
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 STYLES = ("-", "--", ":", "-.")
 

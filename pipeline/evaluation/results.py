@@ -150,7 +150,7 @@ def check_row(row: object, where: str) -> None:
     if not all(_is_ratio(ratio) for ratio in (row.get("memory_trace") or {}).values()):
         raise ValueError(f"{where}: memory_trace must have pairs of numbers")
     if unknown := set(row.get("memory_trace") or {}).difference(field.name for field in fields(MemoryCounts)):
-        raise ValueError(f"{where}: memory_trace has the unknown {reprlib.repr(sorted(unknown))[:100]}")
+        raise ValueError(f"{where}: memory_trace has unknown names: {reprlib.repr(sorted(unknown))[:100]}")
 
 
 def _is_ratio(ratio: object) -> bool:

@@ -80,7 +80,7 @@ def grid(of_set: list[Cell], methods: Iterable[str], what: str) -> str:
     by_place = {(cell.method, cell.length): cell for cell in of_set}
     one_size = len({(cell.questions, cell.sets) for cell in of_set}) == 1
     caption = f"Score in percent ({what}) with its 95% interval"
-    caption += f"; {size(of_set[0])}." if one_size else "; n, the number of questions, stands in each cell."
+    caption += f"; {size(of_set[0])}." if one_size else "; each cell has n, the number of questions."
     lines = [
         [escaped(method)] + [grid_cell(by_place.get((method, length)), one_size) for length in lengths]
         for method in methods

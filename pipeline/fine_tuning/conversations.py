@@ -67,7 +67,7 @@ def conversation_example(row: object, tokenizer, max_tokens: int) -> Example:
     if len(example.tokens) > max_tokens:
         raise BadRow(f"the conversation has {len(example.tokens)} tokens, over fine_tuning.max_tokens={max_tokens}")
     if not any(example.learned[1:]):
-        raise BadRow("the conversation has nothing to learn: no message of the assistant's")
+        raise BadRow("the conversation has nothing to learn: no assistant message")
     return example
 
 
@@ -83,14 +83,14 @@ def _tokens(row: dict, name: str, vocabulary: int) -> list[int]:
     if not isinstance(tokens, list) or not tokens or not all(type(token) is int for token in tokens):
         raise BadRow(f"{name!r} must be a list of one or more token ids")
     if not 0 <= min(tokens) <= max(tokens) < vocabulary:
-        raise BadRow(f"{name!r} has ids that the model's vocabulary of {vocabulary} tokens lacks")
+        raise BadRow(f"{name!r} has ids outside the model's vocabulary of {vocabulary} tokens")
     return tokens
 
 
 def _chat(messages: object, tokenizer) -> Example:
     """A chat in the form of the model's chat template. Only the tokens of the assistant's messages are learned."""
     if not tokenizer.chat_template:
-        raise BadRow("the row is a chat, and the model's tokenizer has no chat template; give prompt and response")
+        raise BadRow("the row is a chat, but the model's tokenizer has no chat template; give prompt and response")
     if not isinstance(messages, list) or not messages:
         raise BadRow("'messages' must be a list of one or more messages")
     special = {token for token in tokenizer.all_special_tokens if token.strip()}
@@ -100,7 +100,7 @@ def _chat(messages: object, tokenizer) -> Example:
             raise BadRow(f"the role of a message is {message.get('role')!r}; it must be one of {', '.join(ROLES)}")
         if found := sorted(token for token in special if token in content):
             raise BadRow(
-                f"a message spells out the special token {found[0]}, which the chat template would take as such"
+                f"a message contains the text of the special token {found[0]}, which would be tokenized as that token"
             )
     if messages[0]["role"] == "assistant":
         raise BadRow("the conversation begins with the assistant: there is no prompt")
@@ -113,12 +113,12 @@ def _chat(messages: object, tokenizer) -> Example:
         after = _template(tokenizer, messages[: i + 1], add_generation_prompt=False)
         if before[: len(tokens)] != tokens or after[: len(before)] != before:
             raise BadRow(
-                "the chat template changes what it wrote before when a message is added: not to be learned from"
+                "the chat template rewrites earlier text when a message is added, so the chat cannot be learned"
             )
         learned += [False] * (len(before) - len(tokens)) + [True] * (len(after) - len(before))
         tokens = after
     if not tokens:
-        raise BadRow("the conversation has nothing to learn: no message of the assistant's")
+        raise BadRow("the conversation has nothing to learn: no assistant message")
     return Example(tokens, learned)
 
 

@@ -28,7 +28,7 @@ class TrainSection:
     # a folder that all nodes share, or a URI (s3, gs, …), with a subfolder per run.name; empty: in the run folder
     checkpoint_folder: str = ""
     keep_last: int = 3  # newest checkpoints to keep
-    keep_best: int = 1  # checkpoints with the best mean reward over the steps before them to keep
+    keep_best: int = 1  # checkpoints to keep for the best mean reward over the steps since the previous one
     episodes_every: int = 10  # steps between samples of episodes to read, in the run folder and in wandb
     episodes_shown: int = 4  # episodes per sample
     evaluation: str = "none"  # jobs.evaluate arguments: evaluate before and after a completed run; none: off

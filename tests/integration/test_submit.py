@@ -125,7 +125,7 @@ def test_a_running_head_is_used_and_left_alone(source, running_head, capsys):
 def test_ctrl_c_lets_the_job_save(source, running_head):
     screen = Screen("step 1")
     assert run_job(source, running_head, "save", screen, "run.name=stopped") == 130
-    assert "· stopping: saving what was trained" in screen.shown
+    assert "· stopping: saving the trained state" in screen.shown
     assert json.loads((source / "runs/stopped/summary.json").read_text())["status"] == "interrupted"
 
 

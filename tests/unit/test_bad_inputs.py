@@ -914,7 +914,8 @@ FILES = {
         "results.jsonl", answered(memory_trace={"kept": 5}), results, "line 1: memory_trace must have pairs of numbers",
     ),
     "answers of another memory": (
-        "results.jsonl", answered(memory_trace={"x": [1, 2]}), results, r"line 1: memory_trace has the unknown \['x'\]",
+        "results.jsonl", answered(memory_trace={"x": [1, 2]}), results,
+        r"line 1: memory_trace has unknown names: \['x'\]",
     ),
     "an old answer that is a number": ("results.jsonl", old(answer=5), results, "line 1: answer must be a text"),
     "an old answer to nulls": ("results.jsonl", old(answers=None), results, "line 1: answers must be a list"),
