@@ -54,7 +54,7 @@ def run_folder(config: GenerationConfig, in_job: bool) -> Path:
 
 
 class StopSignals:
-    """Context manager that handles SIGINT and SIGTERM: the first asks the job to stop, the second raises
+    """Handles SIGINT and SIGTERM, as a context manager: the first asks the job to stop, the second raises
     KeyboardInterrupt."""
 
     def __init__(self):

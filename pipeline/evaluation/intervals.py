@@ -38,7 +38,7 @@ class PairedDifference(NamedTuple):
 def wilson(successes: int, trials: int) -> Interval:
     """Wilson's score interval for a proportion (Wilson 1927; Brown, Cai and DasGupta 2001, equation 4).
 
-    It stays within [0, 1] and keeps a width when all or none succeed.
+    It stays within [0, 1] and has a positive width even when all or none succeed.
 
     Raises:
         ValueError: `trials` is below 1, or `successes` is not in [0, trials].
@@ -49,7 +49,7 @@ def wilson(successes: int, trials: int) -> Interval:
     share = successes / trials
     centre = (share + z**2 / (2 * trials)) / (1 + z**2 / trials)
     half = z / (1 + z**2 / trials) * sqrt(share * (1 - share) / trials + z**2 / (4 * trials**2))
-    # At 0 and at 1 the bound equals the share; rounding would put it slightly beside.
+    # At 0 and at 1 the bound equals the share; rounding would move it slightly off.
     low = 0.0 if successes == 0 else centre - half
     high = 1.0 if successes == trials else centre + half
     return Interval(share, low, high, trials)

@@ -62,7 +62,7 @@ def accuracy_figure(
     if len(panels) > MOST_PANELS:
         raise ValueError(f"{len(panels)} sets are too many for one figure, which has room for {MOST_PANELS}")
     averages = {run: average_cells(rows) if with_average else [] for run, rows in runs.items()}
-    # Means over different sets do not compare: a line must not bend because one set has no longer documents.
+    # Means over different sets do not compare: a line must not bend just because one set lacks the longer documents.
     often = Counter(cell.sets for of_run in averages.values() for cell in of_run)
     most = max(often, key=lambda sets: (len(sets), often[sets]), default=())
     comparable = by_line({run: [c for c in of_run if c.sets == most] for run, of_run in averages.items()})
