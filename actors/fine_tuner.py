@@ -1,4 +1,4 @@
-"""The fine-tuner: draws examples, has the learner gang learn them, and keeps what was learned and from what."""
+"""The fine-tuner: a job actor that draws examples, trains the learner gang on them, and saves models with a record."""
 
 import asyncio
 import functools
@@ -24,10 +24,10 @@ from pipeline.fine_tuning.examples import Example, ExampleBatch, pack_examples
 from pipeline.lease import Lease
 from pipeline.text import load_tokenizer
 
-RECORD = "fine_tuning.json"  # in the model's folder: how it was made
-WAITS = ("min_ranks", "wait_s", "stall_s")  # of the learners' settings: they decide nothing of what is learned
-HASHING_S = 3600.0  # for the weights to be read once more
-MAX_SKIPPED = 3  # updates in a row whose gradient was not finite
+RECORD = "fine_tuning.json"  # in the model's folder: how the model was made
+WAITS = ("min_ranks", "wait_s", "stall_s")  # learner keys without influence on the result
+HASHING_S = 3600.0  # limit for reading the weights back
+MAX_SKIPPED = 3  # updates in a row with a gradient that is not finite
 
 
 @ray.remote(num_cpus=0, max_concurrency=100)
@@ -39,7 +39,7 @@ class FineTuner(JobActor):
             self.folder / "quarantine.jsonl", config.data.max_bad_share, self.storage
         )
         self.digest = hashlib.sha256()
-        self.curve: list[dict] = []  # losses and hashes of the data, for the record
+        self.curve: list[dict] = []  # losses and data hashes for the record
         self.step = self.tokens = 0
         self.checkpoint: Path | None = None
         self.gang = None
@@ -47,7 +47,7 @@ class FineTuner(JobActor):
         self.tracker: Tracking | None = None
 
     async def stop(self) -> None:
-        """End the run after the step that is under way, and keep what was learned."""
+        """End the run after the current step and save the model."""
         self.say("· stopping after this step")
         await super().stop()
 
@@ -148,7 +148,7 @@ class FineTuner(JobActor):
         self.curve.append({"step": self.step, "loss": round(loss, 4), "data_sha256": self.digest.hexdigest()})
 
     async def _save(self) -> None:
-        """Write the model as a Hugging Face folder, and beside the weights how they were made."""
+        """Write the model as a Hugging Face folder, with the record of how it was made."""
         folder = self.folder / "checkpoints" / str(self.step)
         if self.step == 0 or folder == self.checkpoint:
             return
@@ -177,18 +177,18 @@ class FineTuner(JobActor):
 
 
 def fine_tuning_record(config: FineTuningConfig) -> dict:
-    """What of a configuration decides what is learned."""
+    """The part of a configuration that determines the model."""
     values = asdict(config)
     for name in WAITS:
         del values["learner"][name]
     if config.fine_tuning.from_scratch:
-        del values["model"]["path"]  # of the random weights, which the seed makes again
+        del values["model"]["path"]  # the folder of the random weights, which the seed reproduces
     kept = ("model", "data", "learner", "fine_tuning")
     return {"config": {name: values[name] for name in kept}, "seed": config.run.seed}
 
 
 def weights_hash(folder: Path) -> str:
-    """SHA-256 of the safetensors files of a model folder, in the order of their names."""
+    """SHA-256 over the safetensors files of a model folder, in order of their names."""
     digest = hashlib.sha256()
     for path in sorted(folder.glob("*.safetensors")):
         with path.open("rb") as file:

@@ -1,5 +1,4 @@
-"""What the actor that runs a job has, whatever the job: a life with one kind of end, the lease of its folder, progress
-lines, and work in the background."""
+"""The base class of job actors: one life and one end, the lease of the run folder, progress lines, background tasks."""
 
 import asyncio
 import json
@@ -19,10 +18,10 @@ from pipeline.lease import BEAT_S, Lease, LeaseLost
 from pipeline.storage import LineFile, Storage
 from pipeline.summary import write_summary
 
-LINES_KEPT = 10_000  # for who follows the job later
-AWAITED_EVERY_S = 5.0  # at first; then ever more seldom
+LINES_KEPT = 10_000  # for drivers that follow the job later
+AWAITED_EVERY_S = 5.0  # at first; the interval then grows
 CLOSING_S = 60.0
-SUMMARY_S = 30.0  # for the storage to take the summary
+SUMMARY_S = 30.0  # limit for writing the summary
 
 Result = TypeVar("Result")
 
@@ -41,24 +40,25 @@ class Outcome:
 
 
 class JobActor:
-    """Base of the coordinator, the evaluator and the fine-tuner, which say what `work`, `put_away`, `summary` and
-    `close` do; jobs/support/driver.py calls `lines`, `stop` and `run`.
+    """Base of coordinator, evaluator and fine-tuner, which define `work`, `put_away`, `summary` and `close`.
+
+    jobs/support/driver.py calls `lines`, `stop` and `run`.
 
     Args:
-        folder: of the run.
-        lease: of that folder, which the driver took.
+        folder: the run folder.
+        lease: the run folder's lease, which the driver took.
     """
 
     def __init__(self, folder: str, lease: Lease):
         self.folder, self.lease = Path(folder), lease
-        self.lease_lost = ""  # why the folder is another run's now
+        self.lease_lost = ""  # why the folder now belongs to another run
         self.storage = Storage(folder)
         self._beating: asyncio.Future | None = None
         self._lease_failed = False
-        self._unwritable: set[str] = set()  # names of files
+        self._unwritable: set[str] = set()  # names of files that were reported
         self._stop = asyncio.Event()
         self._lines: deque[str] = deque(maxlen=LINES_KEPT)
-        self._said = 0  # lines, with those that are not kept
+        self._said = 0  # number of lines, including dropped ones
         self._line_added = asyncio.Event()
         self._tasks: set[asyncio.Task] = set()
         self._failure: asyncio.Future | None = None  # its exception ends the run
@@ -121,10 +121,13 @@ class JobActor:
     # Progress lines.
 
     async def lines(self, after: int, wait_s: float) -> tuple[int, list[str]]:
-        """The progress lines from number `after` on, and the number of the next one; waits up to `wait_s` for one.
+        """Wait up to `wait_s` seconds for progress lines from number `after`.
 
-        An actor that was started again has fewer lines than were shown, and begins with its first. Who comes too late
-        for some is told how many.
+        A restarted actor may have fewer lines than were shown and then returns all. If lines were dropped, the first
+        one returned says how many.
+
+        Returns:
+            The number of the next line, and the lines.
         """
         if after > self._said:
             after = 0
@@ -137,7 +140,9 @@ class JobActor:
         dropped = self._said - len(self._lines)
         lines = list(islice(self._lines, max(0, after - dropped), None))
         if after < dropped:
-            lines.insert(0, f"· {dropped - after:,} earlier lines were dropped; the log of who followed them has them")
+            lines.insert(
+                0, f"· {dropped - after:,} earlier lines were dropped; only the log of an earlier driver has them"
+            )
         return self._said, lines
 
     def say(self, line: str) -> None:
@@ -146,10 +151,10 @@ class JobActor:
         self._line_added.set()
 
     async def start_all(self, parts: dict[str, Awaitable]) -> None:
-        """Wait until all parts of the job have started; say when each has, and now and then what is waited for.
+        """Wait until all parts of the job have started. Report each start, and at intervals what is missing.
 
         Args:
-            parts: by the name that people know.
+            parts: the starting parts, by the name to show.
         """
         begin, left = time.monotonic(), list(parts)
 
@@ -171,10 +176,10 @@ class JobActor:
             saying.cancel()
 
     def say_what_is_missing(self, pools: list[tuple[object, int]]) -> None:
-        """A cluster that is too small is waited for, as an autoscaler may be on its way; but not in silence.
+        """Report if the cluster is too small for the pools. The job waits for it, as an autoscaler may add nodes.
 
         Args:
-            pools: the section of the configuration (num_cpus, num_gpus) and the number of actors of each pool.
+            pools: each pool's section of the configuration (with num_cpus and num_gpus) and its number of actors.
         """
         has = ray.cluster_resources()
         for kind, field in (("CPU", "num_cpus"), ("GPU", "num_gpus")):
@@ -187,22 +192,22 @@ class JobActor:
     # The run folder.
 
     async def stored(self, function: Callable[..., Result], *arguments, limit_s: float | None = None) -> Result:
-        """What the function returns, which touches the run folder: it may hang, and nothing else does with it.
+        """Call a function that uses the run folder, and return its result. If it hangs, nothing else does.
 
         Raises:
-            OSError: the storage failed, or did not answer in time.
+            OSError: the storage failed, or did not answer within `limit_s` seconds.
         """
         return await self.storage.call_async(function, *arguments, limit_s=limit_s)
 
     async def keep_lease(self) -> None:
-        """Take the lease over from the driver, and keep it alive. Raises `RunFailed` if another run has it by now."""
+        """Take over the lease from the driver and keep it alive. Raises `RunFailed` if another run has taken it."""
         await self._heartbeat(self.storage)
         if self.lease_lost:
             await self.unless_failed(asyncio.sleep(0))
         self._beating = asyncio.ensure_future(self._beat())
 
     async def _beat(self) -> None:
-        storage = Storage(self.folder)  # of its own: a long write is no reason to lose the lease
+        storage = Storage(self.folder)  # separate: a long write must not cost the lease
         while not self.lease_lost:
             await asyncio.sleep(BEAT_S)
             await self._heartbeat(storage)
@@ -216,7 +221,7 @@ class JobActor:
             self._lease_fails(error)
 
     def _keep(self) -> None:
-        """One heartbeat, which may come so late that nobody waits for it."""
+        """Keep the lease once. A late call that nobody awaits still closes the storage if the lease is lost."""
         try:
             self.lease.keep()
         except LeaseLost as error:
@@ -230,20 +235,20 @@ class JobActor:
         self.abandon_folder()
 
     def abandon_folder(self) -> None:
-        """End whatever writes into the run folder, other than by `storage`: it is another run's."""
+        """Stop all writers to the run folder other than `storage`: it belongs to another run."""
 
     def check_lease(self) -> None:
-        """Raise `RunFailed` if the run folder is another run's by now."""
+        """Raise `RunFailed` if the run folder now belongs to another run."""
         if self.lease_lost:
             raise RunFailed(self.lease_lost)
 
     def _lease_fails(self, error: OSError) -> None:
         if not self._lease_failed:
             self._lease_failed = True
-            self.say(f"· the lease of the run folder could not be written: {error}; the run goes on")
+            self.say(f"· the lease of the run folder could not be written: {error}; the run continues")
 
     async def release_lease(self) -> None:
-        """Give the folder free; the last thing that a job does."""
+        """Release the run folder, as the job's last act."""
         if self._beating:
             self._beating.cancel()
         if self.lease_lost:
@@ -254,7 +259,7 @@ class JobActor:
             self._lease_fails(error)
 
     async def leave_summary(self, summary: dict) -> None:
-        """Write summary.json; where that cannot be done, it is said instead."""
+        """Write summary.json; if this fails, report the summary as a progress line."""
         if self.lease_lost:
             return
         try:
@@ -263,20 +268,20 @@ class JobActor:
             self.say(f"· summary.json could not be written: {error}; it is: {json.dumps(summary)}")
 
     def say_of(self, *files: LineFile) -> None:
-        """Say once of each file that it cannot be written, and once that it is again."""
+        """Report once if a file cannot be written, and once when it works again."""
         for file in files:
             name, was_said = file.path.name, file.path.name in self._unwritable
             if file.problem and not was_said:
                 self._unwritable.add(name)
-                self.say(f"· {name} could not be written, and is tried again with its next line: {file.problem}")
+                self.say(f"· {name} could not be written; the next line tries again: {file.problem}")
             elif was_said and not file.problem:
                 self._unwritable.discard(name)
                 self.say(f"· {name} is written again")
 
     async def finish_files(self, *files: LineFile) -> dict[str, int]:
-        """Try once more to write what waits; return how many lines each file lacks that is not whole.
+        """Try once more to write all waiting lines; return the number of missing lines by file, if any.
 
-        Nothing is written, and nothing counted, when the folder is another run's.
+        If the folder belongs to another run, nothing is written or counted.
         """
         if self.lease_lost:
             return {}
@@ -286,10 +291,10 @@ class JobActor:
         return {file.path.name: file.unwritten for file in files if file.unwritten}
 
     def say_what_is_lost(self, unwritten: dict[str, int]) -> None:
-        """Name the files of the run folder that are not whole.
+        """Report the incomplete files of the run folder.
 
         Args:
-            unwritten: how many lines, or files, each lacks.
+            unwritten: the number of missing lines or files, by file.
         """
         for file, number in unwritten.items():
             self.say(f"· {file} lacks {number} that could not be written")
@@ -302,7 +307,7 @@ class JobActor:
             self._failed.set_exception(error)
 
     async def unless_failed(self, work: Awaitable) -> None:
-        """Wait for `work`, or raise the failure that ends the run, whichever comes first."""
+        """Wait for `work`, but raise the failure that ends the run if it comes first."""
         work = asyncio.ensure_future(work)
         await asyncio.wait([work, self._failed], return_when=asyncio.FIRST_COMPLETED)
         if self._failed.done():
@@ -311,7 +316,7 @@ class JobActor:
         work.result()
 
     def spawn(self, coroutine: Coroutine) -> asyncio.Task:
-        """Run in the background; an error there ends the run instead of being lost."""
+        """Run a coroutine in the background. An error in it ends the run."""
         task = asyncio.ensure_future(coroutine)
         self._tasks.add(task)
 
@@ -324,19 +329,19 @@ class JobActor:
         return task
 
     async def close_all(self, closing: list[Awaitable]) -> None:
-        """Wait until all parts have closed, but not for ever: what is left ends with the job."""
+        """Wait until all parts have closed, at most `CLOSING_S` seconds each; the rest ends with the job."""
         for done in await asyncio.gather(*(asyncio.wait_for(w, CLOSING_S) for w in closing), return_exceptions=True):
             if isinstance(done, Exception):
                 self.say(f"· while closing: {done!r}")
-        self._line_added.set()  # who waits for a line need not any longer
+        self._line_added.set()  # release callers that wait for a line
 
     def cancel_all(self) -> None:
-        """Cancel what runs in the background."""
+        """Cancel all background tasks."""
         for task in list(self._tasks):
             task.cancel()
 
     @property
     def _failed(self) -> asyncio.Future:
-        if self._failure is None:  # made where there is a running loop
+        if self._failure is None:  # made here since it needs a running event loop
             self._failure = asyncio.get_running_loop().create_future()
         return self._failure

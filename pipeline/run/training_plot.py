@@ -1,4 +1,4 @@
-"""The figure of a training run: the reward and what the memory does over the steps, or the loss."""
+"""The figure of a training run: reward and memory statistics over the steps, or the loss of fine-tuning."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,32 +10,33 @@ from matplotlib.ticker import MaxNLocator
 from pipeline.plot_style import COLOURS, DPI
 from pipeline.run.history import History
 
-WINDOW = 10  # steps that a line is the mean of
+WINDOW = 10  # steps averaged by a line
 PANEL = (7.0, 2.4)  # inches
 PANELS = {
     "Reward": ("reward",),
     "What the memory did": ("memory_written", "memory_kept", "memory_answered", "memory_junk"),
     "Tokens of a memory": ("memory_tokens",),
 }
-FINE_TUNING_PANELS = {"Loss in nats a learned token": ("loss",)}
+FINE_TUNING_PANELS = {"Loss (nats per learned token)": ("loss",)}
 COLOUR = {"loss": COLOURS[0]} | dict(zip(sum(PANELS.values(), ()), COLOURS, strict=False))
 
 
 def training_figure(history: History, path: str | Path) -> Figure:
-    """Draw the reward; how many of the needed facts were written, kept and used, and the junk; the memory's length.
-    Of supervised fine-tuning, draw the loss.
+    """Draw a run's curves and save them as PNG.
 
-    A dot is a step, a line the mean of the last `WINDOW` steps. What no row knows is not drawn.
+    The panels are the reward; the shares of needed facts written, kept and used, with the share of junk; and the
+    memory's length. For fine-tuning, the only panel is the loss. Dots are steps, lines are means over the last `WINDOW`
+    steps. Metrics that no row has are left out.
 
     Args:
-        history: of the run, with the metrics `DRAWN`.
-        path: of the PNG.
+        history: the run's history, with the metrics `DRAWN`.
+        path: the PNG to write.
 
     Returns:
-        The figure as drawn.
+        The figure.
 
     Raises:
-        ValueError: no step knows anything of this.
+        ValueError: no step has any of these metrics.
     """
     known = PANELS if history.points("reward")[0] else FINE_TUNING_PANELS
     panels = {title: [name for name in names if history.points(name)[0]] for title, names in known.items()}
@@ -55,7 +56,7 @@ def training_figure(history: History, path: str | Path) -> Figure:
 
 
 def draw_panel(axes: Axes, history: History, names: list[str]) -> None:
-    """Draw the metrics of one panel, with a legend if they are several; shares get an axis from 0 to 1."""
+    """Draw the metrics of one panel, with a legend if there are several; shares get an axis from 0 to 1."""
     values = []
     for name in names:
         xs, ys = history.points(name)
@@ -71,6 +72,6 @@ def draw_panel(axes: Axes, history: History, names: list[str]) -> None:
 
 
 def running_means(values: Sequence[float]) -> list[float]:
-    """The mean of each value and those before it, `WINDOW` at most."""
+    """The running mean over at most `WINDOW` values, each value included in its own mean."""
     windows = (values[max(0, end - WINDOW) : end] for end in range(1, len(values) + 1))
     return [sum(window) / len(window) for window in windows]

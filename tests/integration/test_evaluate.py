@@ -84,7 +84,7 @@ def interrupted(arguments, shared_ray) -> tuple[Path, list[dict], dict]:
         evaluation.process.send_signal(signal.SIGTERM)
         assert evaluation.end() == 130, evaluation.output
     held.unlink()
-    assert "the same command with run.name=whole goes on" in evaluation.output
+    assert "the same command with run.name=whole resumes it" in evaluation.output
     folder = Path(arguments[5].partition("=")[2]) / "whole"
     return folder, rows_of(folder), json.loads((folder / "summary.json").read_text())
 
@@ -435,8 +435,8 @@ def test_wrong_synthetic_settings_say_so(wrong, message, capsys):
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        (["evaluate.methods=[memory]"], "a filter asks by closed_book alone"),
-        (["run.name=x"], "a filter leaves all its files in output"),
+        (["evaluate.methods=[memory]"], "a filter asks with closed_book only"),
+        (["run.name=x"], "a filter writes all its files to output"),
         (["output=s3://bucket/x"], "a filter writes to a local folder"),
     ],
 )
