@@ -1,5 +1,5 @@
 # make train: train the embedded default.            make train ARGS="preset=… train.steps=3": other settings.
-# make test: run the tests.                          make test ARGS="-k buffer -x": some of them.
+# make test: run the tests.                          make test ARGS="-k groups -x": some of them.
 # make test-unit: the tests without Ray and engines, within a minute.
 # make lint: check style, types, spelling and links. make docs: write docs/configuration.md from the source.
 # make prepare ARGS="<kind> key=value …": make samples to train or evaluate on (docs/data.md).

@@ -4,16 +4,18 @@ import asyncio
 import time
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import replace
 
 from actors.generation.generator_pool import GeneratorPool
+from actors.groups import Step
 from actors.learning.supervisor import LearnerSupervisor
 from actors.scoring.scorer_pool import ScorerPool
 from pipeline.data.quarantine import Quarantine
 from pipeline.rollout.episodes import GroupRecord
+from pipeline.run.checkpoints import RunState
 from pipeline.run.config import TrainingConfig
+from pipeline.run.history import RunTotals
 from pipeline.run.ledger import BUFFERED, RUNNING, Ledger
-from pipeline.run.metrics import RunTotals, UpdateResult, step_row
+from pipeline.run.metrics import UpdateResult, step_row
 
 SILENCE_S = 60  # without a step, after which is said what the run waits for
 
@@ -42,7 +44,7 @@ class Accounts:
         self.config, self._say, self.ledger, self.quarantine = config, say, ledger, quarantine
         self.generators, self.scorers, self.learners = generators, scorers, learners
         self.done = RunTotals()  # of the steps that the weights stand for
-        self.tokens_generated = self.moves = self.redone = self.steps_lost = self.coordinator_restarts = 0
+        self.moves = self.redone = self.steps_lost = self.coordinator_restarts = 0
         self.pauses: list[float] = []  # of weight updates since the last step, in seconds
         self.recovered_before: Counter[str] = Counter()  # in earlier lives of this run, up to the checkpoint
         self._first = 0  # how many steps there were when this life of the run began to train
@@ -52,23 +54,34 @@ class Accounts:
 
     def training_begins(self) -> None:
         """Time counts from now on."""
-        self._first, self._productive, self._training_began = len(self.done.rewards), 0.0, time.monotonic()
+        self._first, self._productive, self._training_began = len(self.done), 0.0, time.monotonic()
         self.step_begins()
 
     def step_begins(self) -> None:
         """The time until now is no step's."""
-        self._step_began, self._generated_before = time.monotonic(), self.tokens_generated
+        self._step_began, self._generated_before = time.monotonic(), self.done.tokens_generated
+
+    def resume(self, state: RunState) -> None:
+        """The run goes on from a checkpoint."""
+        self.done.tokens_generated = state.tokens_generated
+        self.recovered_before.update(state.recoveries)
 
     def begin_after(self, rows: list[dict]) -> None:
         """This life of the run goes on from a checkpoint, up to which there are these rows (`RunTotals.needed`)."""
         for row in rows:
             self.done.add(row)
 
+    def group_done(self, record: GroupRecord) -> None:
+        """A group was generated and scored."""
+        self.moves += record.moves
+        self.redone += record.redone_conversations
+        self.done.tokens_generated += record.response_tokens
+
     def roll_back(self, step: int) -> None:
         """The learners went back to the checkpoint after this step."""
         self.done.roll_back(step)
-        self._first = min(self._first, len(self.done.rewards))
-        self._productive = sum(self.done.seconds[self._first :])
+        self._first = min(self._first, len(self.done))
+        self._productive = sum(self.done.values("seconds", self._first))
 
     @property
     def seconds(self) -> float:
@@ -90,39 +103,33 @@ class Accounts:
         }
         return {name: number + self.recovered_before[name] for name, number in recovered.items()}
 
-    def totals(self) -> RunTotals:
-        return replace(self.done, tokens_generated=self.tokens_generated)
-
     def step_done(
         self,
-        records: list[GroupRecord],
-        positions: list[int],
+        step: Step,
         updates: list[UpdateResult],
-        discarded: list[GroupRecord],
         waited: float,
         trained: float,
     ) -> dict:
         """The row of the step that is done now. The next one begins.
 
         Args:
-            records: of its groups.
-            positions: of their problems in the data.
+            step: its groups.
             updates: the optimizer steps.
-            discarded: groups that dynamic sampling left out.
             waited: seconds until its groups were there.
             trained: seconds until it was trained.
         """
         ledger, seconds = self.ledger, self.seconds
-        row = step_row(ledger.step, ledger.version, records, updates, discarded) | {
-            "positions": positions,
+        records = [record for record, _ in step.groups]
+        row = step_row(ledger.step, ledger.version, records, updates, step.discarded) | {
+            "positions": step.positions,
             "updates_total": self.done.updates + sum(not update.skipped for update in updates),
             "seconds": seconds,
             "wait_seconds": waited,
             "train_seconds": trained - waited,
             "publish_seconds": seconds - trained,
             "update_pause_max": max(self.pauses, default=None),
-            "tokens_generated_total": self.tokens_generated,
-            "tokens_per_second": (self.tokens_generated - self._generated_before) / seconds,
+            "tokens_generated_total": self.done.tokens_generated,
+            "tokens_per_second": (self.done.tokens_generated - self._generated_before) / seconds,
             "groups_running": ledger.count(RUNNING),
             "groups_buffered": ledger.count(BUFFERED),
             "groups_unscored": self.scorers.waiting,

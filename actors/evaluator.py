@@ -1,6 +1,6 @@
-"""The evaluator: every question by every method through the generator pool, each answer written down as it comes.
+"""The evaluator: a job actor that runs all trials on the generator pool and writes each answer when it arrives.
 
-results.jsonl is the state: an evaluation that was stopped is taken up by reading it and asking what is missing.
+results.jsonl is the state: a resumed evaluation reads it and asks only what is missing.
 """
 
 import asyncio
@@ -15,7 +15,7 @@ from typing import cast
 import ray
 
 from actors.generation.generator_pool import GeneratorLost, GeneratorPool
-from actors.job_actor import CLOSING_S, JobActor
+from actors.job_actor import CLOSING_S, JobActor, Outcome
 from actors.scoring.answer_scoring import scores_of
 from actors.wandb_run import WandbRun
 from pipeline.data.quarantine import Quarantine
@@ -35,12 +35,12 @@ from pipeline.storage import LineFile, Storage
 
 FIRST_PROGRESS_S = 0.5
 PROGRESS_EVERY_S = 5.0
-PROGRESS_AT_LEAST_S = 60.0  # also when no answer has come
-TABLES_S = 600.0  # for tables and figures to be computed and written
-OPENING_S = 60.0  # for the files of an evaluation that is resumed
-DOCUMENTS_UNDER_WAY = 1 << 30  # characters
-ALONE = DOCUMENTS_UNDER_WAY + 1  # as large as what leaves no room for anything else
-KEPT = (*KEY, *SCORES, "task", "error", "cut", "document_tokens", "memory_trace")  # of a row, for the tables
+PROGRESS_AT_LEAST_S = 60.0  # even if no answer has arrived
+TABLES_S = 600.0  # limit for computing and writing tables and figures
+OPENING_S = 60.0  # limit for reading the files of a resumed evaluation
+DOCUMENTS_UNDER_WAY = 1 << 30  # characters in all documents being read at once
+ALONE = DOCUMENTS_UNDER_WAY + 1  # a size that leaves no room for other documents
+KEPT = (*KEY, *SCORES, "task", "error", "cut", "document_tokens", "memory_trace")  # columns that the tables need
 
 
 @ray.remote(num_cpus=0, max_concurrency=100)
@@ -51,10 +51,10 @@ class Evaluator(JobActor):
         self.quarantine = Quarantine.outliving(
             self.folder / "quarantine.jsonl", config.data.max_bad_share, self.storage
         )
-        self.tables = Storage(self.folder, TABLES_S)  # of their own: they take long to compute, and nobody else waits
+        self.tables = Storage(self.folder, TABLES_S)  # separate: tables take long, other writes must not wait
         self.results: LineFile | None = None
         self.successes: LineFile | None = None
-        self.rows: list[dict] = []  # of results.jsonl, what the tables need of them
+        self.rows: list[dict] = []  # rows of results.jsonl, with the columns `KEPT`
         self.failures: Counter[str] = Counter()
         self.pool: GeneratorPool | None = None
         self.progress: Progress | None = None
@@ -62,65 +62,51 @@ class Evaluator(JobActor):
         self.wandb_place = ""
         self.engine_version = ""
         self._waiting: asyncio.Queue[Trial] = asyncio.Queue()
-        self._deaths: Counter[tuple] = Counter()  # of generators that may have died of a question, by its key
+        self._deaths: Counter[tuple] = Counter()  # generators that a trial may have killed, by its key
         self._room = Room(DOCUMENTS_UNDER_WAY)
         self._all_answered = asyncio.Event()
         self._tracking: asyncio.Future | None = None
 
     async def stop(self) -> None:
-        """End the evaluation now; what is under way is asked again when it is taken up."""
+        """End the evaluation now. Trials in progress are repeated when it is resumed."""
         self.say("· stopping")
-        self._stop.set()
+        await super().stop()
 
-    async def run(self) -> dict:
-        """Run to the end, to `stop`, or to a failure; return the summary, which is also in summary.json."""
-        begin, status, error = time.monotonic(), "failed", None
-        try:
-            await self.keep_lease()
-            await self._evaluate()
-            status = "interrupted" if self._left() else "completed"
-            if not self._left() and all(row["error"] for row in self.rows):
-                raise RunFailed(f"not one question was answered; the last error: {self.rows[-1]['error']}")
-        except Exception as failure:
-            status, error = "failed", reason_of(failure)
-            if not isinstance(failure, (RunFailed, DataError)):
-                error += await self._leave_traceback(traceback.format_exc())
+    async def work(self) -> str:
+        await self._evaluate()
+        if self._left():
+            return "interrupted"
+        if all(row["error"] for row in self.rows):
+            raise RunFailed(f"not one question was answered; the last error: {self.rows[-1]['error']}")
+        return "completed"
+
+    async def put_away(self, outcome: Outcome) -> dict[str, int]:
         self.cancel_all()
         if self._tracking:
             await asyncio.wait([self._tracking], timeout=CLOSING_S)
         unwritten = await self.finish_files(*self._files())
-        self.say_what_is_lost(unwritten)
         if number := unwritten.get("results.jsonl"):
-            status = "failed"
-            error = error or f"{number} answers could not be written into results.jsonl: {self.results.problem}"
-        if self.lease_lost:
-            status, error = "failed", self.lease_lost
-        self.rows.sort(key=lambda row: self.config.evaluate.methods.index(row["method"]))  # the order of the tables
-        summary = evaluation_summary(
+            why = f"{number} answers could not be written to results.jsonl: {self.results.problem}"
+            outcome.status, outcome.error = "failed", outcome.error or why
+        return unwritten
+
+    def summary(self, outcome: Outcome, seconds: float, unwritten: dict[str, int]) -> dict:
+        self.rows.sort(key=lambda row: self.config.evaluate.methods.index(row["method"]))  # the tables' order
+        return evaluation_summary(
             self.config,
-            status,
+            outcome.status,
             self.rows,
-            seconds=time.monotonic() - begin,
+            seconds=seconds,
             failures=self.failures,
             engine_version=self.engine_version,
             rows_quarantined=self.quarantine.bad,
             wandb_run=self.wandb_place,
             unwritten=unwritten,
-            error=error,
+            error=outcome.error,
         )
-        await self.leave_summary(summary)
-        if self.rows and not self.lease_lost:
-            try:
-                await self.tables.call_async(write_tables, self.rows, self.folder)
-            except Exception as failure:  # the answers are there all the same
-                self.say(f"· not all tables and figures could be made: {reason_of(failure)}")
-        await self._close(summary)
-        await self.release_lease()
-        return summary
 
-    async def _leave_traceback(self, text: str) -> str:
-        """Write an error's traceback; return where it is, as the end of a sentence."""
-        path = self.folder / "error.log"
+    async def leave_traceback(self, failure: Exception) -> str:
+        path, text = self.folder / "error.log", "".join(traceback.format_exception(failure))
         with contextlib.suppress(OSError):
             await self.stored(path.write_text, text, "utf-8")
             return f" (traceback in {path})"
@@ -130,7 +116,7 @@ class Evaluator(JobActor):
         self.tables.close(self.lease_lost)
 
     def _files(self) -> list[LineFile]:
-        """Those that lines are added to."""
+        """The files to which lines are appended."""
         return [file for file in (self.quarantine.file, self.successes, self.results) if file]
 
     async def _evaluate(self) -> None:
@@ -148,10 +134,10 @@ class Evaluator(JobActor):
         await self.unless_failed(asyncio.wait([answering, stopping], return_when=asyncio.FIRST_COMPLETED))
 
     def _read(self) -> None:
-        """Read the questions, and the answers that are there already."""
+        """Read the questions and the answers of earlier runs."""
         self.source = open_source(self.config)
         stored = functools.partial(self.storage.call, limit_s=OPENING_S)
-        stored(self.quarantine.path.unlink, True)  # a resumed evaluation finds the same rows again
+        stored(self.quarantine.path.unlink, True)  # reading finds the same bad rows again
         questions = read_questions(self.source, self.config, self.quarantine)
         self.results, rows = stored(open_results, self.folder / "results.jsonl", self.storage)
         if self.config.evaluate.successes:
@@ -171,11 +157,11 @@ class Evaluator(JobActor):
         self.progress.begins()
 
     def _check_inputs(self, states: dict[str, dict], begun: bool) -> None:
-        """The files are still those that the first answers were given from. Raises `DataError`."""
+        """Raise `DataError` if the input files have changed since the first answers."""
         path = self.folder / "inputs.json"
         before = json.loads(path.read_text()) if begun and path.exists() else states
         if changed := [name for name in sorted({*before, *states}) if before.get(name) != states.get(name)]:
-            raise DataError(f"{', '.join(changed)} changed since this evaluation was begun; choose another run.name")
+            raise DataError(f"{', '.join(changed)} changed since this evaluation began; choose another run.name")
         path.write_text(json.dumps(states, indent=1) + "\n", encoding="utf-8")
 
     async def _start_wandb(self) -> None:
@@ -189,7 +175,7 @@ class Evaluator(JobActor):
             self.say(line)
 
     async def _answer_all(self) -> None:
-        """Start the generators and answer all that is waiting."""
+        """Start the generators and run all waiting trials."""
         c = self.config
         self.say(f"· starting {c.generator.count} generator(s) (vLLM)")
         self.say_what_is_missing([(c.generator, c.generator.count)])
@@ -205,7 +191,7 @@ class Evaluator(JobActor):
         )
         self.engine_version = self.pool.engine_version
         self.began = time.monotonic()
-        # As many questions as the engines decode together: an agent that reads in order has one response open.
+        # As many trials as the engines decode at once: an agent that reads in order has one open response.
         for _ in range(c.generator.count * c.generator.max_sequences):
             self.spawn(self._work())
         reporting = self.spawn(self._report_progress())
@@ -214,7 +200,7 @@ class Evaluator(JobActor):
         await self._report()
 
     async def _work(self) -> None:
-        """Answer one question after the other."""
+        """Run one trial after the other."""
         while True:
             trial = await self._waiting.get()
             async with self._room.of(ALONE if self._is_suspect(trial) else trial.question.size):
@@ -223,7 +209,7 @@ class Evaluator(JobActor):
                 try:
                     answer, error = await self._answer(trial, problem)
                 except GeneratorLost:
-                    self._waiting.put_nowait(trial)  # for any generator
+                    self._waiting.put_nowait(trial)  # any generator may run it
                     continue
             row = await self._row(trial, problem, answer, error, time.monotonic() - begin)
             if answer and answer.transcript and row["score"] == 1:
@@ -233,10 +219,10 @@ class Evaluator(JobActor):
             self.pool.work_done()
 
     async def _problem(self, trial: Trial) -> Problem:
-        """Read a question once more, with its document.
+        """Read a question again, now with its document.
 
         Raises:
-            DataError: it cannot be read again and again: its file is gone, or another one.
+            DataError: `max_attempts` reads failed: the file was removed or replaced.
         """
         for attempt in range(1, self.config.evaluate.max_attempts + 1):
             try:
@@ -251,13 +237,13 @@ class Evaluator(JobActor):
         raise AssertionError("the last attempt returns or raises")
 
     async def _answer(self, trial: Trial, problem: Problem) -> tuple[Answer | None, str | None]:
-        """The answer, or after some attempts the reason why there is none.
+        """The answer, or the reason why up to `max_attempts` attempts gave none.
 
-        A question under which `SUSPECT_DEATHS` generators died is a suspect and is asked alone. If one more dies of
-        it, it is an error; the questions that were only beside it are answered.
+        A trial during which `SUSPECT_DEATHS` generators died is a suspect and runs alone. If one more generator dies,
+        the trial is an error. So trials that only ran beside the culprit still get their answers.
 
         Raises:
-            GeneratorLost: the generator died, or leaves; the question is to be asked again.
+            GeneratorLost: the generator died or is leaving; the trial must be repeated.
         """
         e = self.config.evaluate
         sampling = Sampling(e.temperature, e.top_p, trial.seed(self.config.run.seed))
@@ -292,7 +278,7 @@ class Evaluator(JobActor):
         return self._deaths[trial.key] >= SUSPECT_DEATHS
 
     def _count(self, row: dict, trial: Trial) -> None:
-        self.rows.append({name: row.get(name) for name in KEPT})  # an older row has no memory_trace
+        self.rows.append({name: row.get(name) for name in KEPT})  # rows of older runs have no memory_trace
         self.progress.add(row, trial)
         if not self._left():
             self._all_answered.set()
@@ -300,8 +286,11 @@ class Evaluator(JobActor):
     async def _row(
         self, trial: Trial, problem: Problem, answer: Answer | None, error: str | None, seconds: float
     ) -> dict:
-        """The row of results.jsonl. Without an answer, or with one that was cut, all scores are 0. What a cut one would
-        have scored is in `score_if_not_cut`, None if its scorer failed."""
+        """The row of results.jsonl.
+
+        Without an answer, or with a cut one, all scores are 0. `score_if_not_cut` is the score that a cut answer would
+        have had; None if its scorer failed.
+        """
         scores: dict[str, float | None] = dict.fromkeys(SCORES, 0.0)
         if answer:
             episode = None
@@ -347,7 +336,12 @@ class Evaluator(JobActor):
         tokens = await self.pool.tokens_done()
         self.say(self.progress.line(tokens, time.monotonic() - self.began))
 
-    async def _close(self, summary: dict) -> None:
+    async def close(self, summary: dict) -> None:
+        if self.rows and not self.lease_lost:
+            try:
+                await self.tables.call_async(write_tables, self.rows, self.folder)
+            except Exception as failure:  # the answers are there all the same
+                self.say(f"· not all tables and figures could be made: {reason_of(failure)}")
         closing = [self.pool.close()] if self.pool else []
         closing += [self._finish_wandb(summary)] if self.wandb and not self.lease_lost else []
         await self.close_all(closing)
@@ -367,7 +361,7 @@ class Evaluator(JobActor):
 
 
 class Room:
-    """Lets work in as long as all that is inside is not larger than `limit` together; what is larger goes in alone."""
+    """Admits work while the total size inside is at most `limit`. Larger work is admitted alone."""
 
     def __init__(self, limit: int):
         self.limit, self.inside = limit, 0

@@ -1,23 +1,22 @@
-"""The fine-tuner: draws examples, has the learner gang learn them, and keeps what was learned and from what."""
+"""The fine-tuner: a job actor that draws examples, trains the learner gang on them, and saves models with a record."""
 
 import asyncio
 import functools
 import hashlib
 import json
 import time
-import traceback
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 
 import ray
 
-from actors.job_actor import JobActor
+from actors.job_actor import JobActor, Outcome
 from actors.learning.gang import FineTuningGang, GangLost
 from actors.tracker import Tracker, Tracking
 from pipeline.data.quarantine import Quarantine
 from pipeline.data.sample_files import SampleFiles
-from pipeline.errors import DataError, RunFailed, reason_of
+from pipeline.errors import RunFailed
 from pipeline.fine_tuning.config import FineTuningConfig
 from pipeline.fine_tuning.conversations import conversation_examples
 from pipeline.fine_tuning.demonstrations import demonstrations
@@ -25,10 +24,10 @@ from pipeline.fine_tuning.examples import Example, ExampleBatch, pack_examples
 from pipeline.lease import Lease
 from pipeline.text import load_tokenizer
 
-RECORD = "fine_tuning.json"  # in the model's folder: how it was made
-WAITS = ("min_ranks", "wait_s", "stall_s")  # of the learners' settings: they decide nothing of what is learned
-HASHING_S = 3600.0  # for the weights to be read once more
-MAX_SKIPPED = 3  # updates in a row whose gradient was not finite
+RECORD = "fine_tuning.json"  # in the model's folder: how the model was made
+WAITS = ("min_ranks", "wait_s", "stall_s")  # learner keys without influence on the result
+HASHING_S = 3600.0  # limit for reading the weights back
+MAX_SKIPPED = 3  # updates in a row with a gradient that is not finite
 
 
 @ray.remote(num_cpus=0, max_concurrency=100)
@@ -40,41 +39,35 @@ class FineTuner(JobActor):
             self.folder / "quarantine.jsonl", config.data.max_bad_share, self.storage
         )
         self.digest = hashlib.sha256()
-        self.curve: list[dict] = []  # losses and hashes of the data, for the record
+        self.curve: list[dict] = []  # losses and data hashes for the record
         self.step = self.tokens = 0
         self.checkpoint: Path | None = None
         self.gang: FineTuningGang | None = None
+        self.wandb_run = ""
         self.tracker: Tracking | None = None
 
     async def stop(self) -> None:
-        """End the run after the step that is under way, and keep what was learned."""
+        """End the run after the current step and save the model."""
         self.say("· stopping after this step")
-        self._stop.set()
+        await super().stop()
 
-    async def run(self) -> dict:
-        """Run to the end, to `stop`, or to a failure; return the summary, which is also in summary.json."""
-        begin, status, error, wandb_run = time.monotonic(), "failed", None, ""
-        try:
-            await self.keep_lease()
-            examples = await asyncio.to_thread(self._examples)
-            self.tracker = Tracking(Tracker.remote(self.config, str(self.folder)), self.say)
-            _, wandb_run, _ = await self.tracker.begun()
-            await self._start()
-            await self.unless_failed(self._train(examples))
-            await self._save()
-            status = "completed" if self.step == self._last else "interrupted"
-        except Exception as failure:
-            error = reason_of(failure)
-            if not isinstance(failure, (RunFailed, DataError)):
-                traceback.print_exc()
+    async def work(self) -> str:
+        examples = await asyncio.to_thread(self._examples)
+        self.tracker = Tracking(Tracker.remote(self.config, str(self.folder)), self.say)
+        _, self.wandb_run, _ = await self.tracker.begun()
+        await self._start()
+        await self.unless_failed(self._train(examples))
+        await self._save()
+        return "completed" if self.step == self._last else "interrupted"
+
+    async def put_away(self, outcome: Outcome) -> dict[str, int]:
         unwritten = await self.tracker.flush() if self.tracker and not self.lease_lost else {}
-        unwritten |= await self.finish_files(self.quarantine.kept)
-        self.say_what_is_lost(unwritten)
-        if self.lease_lost:
-            status, error = "failed", self.lease_lost
-        summary = {
-            "status": status,
-            "seconds": time.monotonic() - begin,
+        return unwritten | await self.finish_files(self.quarantine.kept)
+
+    def summary(self, outcome: Outcome, seconds: float, unwritten: dict[str, int]) -> dict:
+        return {
+            "status": outcome.status,
+            "seconds": seconds,
             "model": self.config.model.path,
             "dtype": self.config.model.dtype,
             "learner_ranks": self.config.learner.ranks,
@@ -83,14 +76,10 @@ class FineTuner(JobActor):
             "loss": self.curve[-1]["loss"] if self.curve else None,
             "rows_quarantined": self.quarantine.bad,
             "checkpoint": str(self.checkpoint) if self.checkpoint else None,
-            "wandb_run": wandb_run,
+            "wandb_run": self.wandb_run,
             "unwritten": unwritten,
-            "error": error,
+            "error": outcome.error,
         }
-        await self.leave_summary(summary)
-        await self._close(summary)
-        await self.release_lease()
-        return summary
 
     def _examples(self) -> Iterator[Example]:
         c = self.config
@@ -159,7 +148,7 @@ class FineTuner(JobActor):
         self.curve.append({"step": self.step, "loss": round(loss, 4), "data_sha256": self.digest.hexdigest()})
 
     async def _save(self) -> None:
-        """Write the model as a Hugging Face folder, and beside the weights how they were made."""
+        """Write the model as a Hugging Face folder, with the record of how it was made."""
         folder = self.folder / "checkpoints" / str(self.step)
         if self.step == 0 or folder == self.checkpoint:
             return
@@ -180,7 +169,7 @@ class FineTuner(JobActor):
         if self.tracker:
             self.tracker.abandon()
 
-    async def _close(self, summary: dict) -> None:
+    async def close(self, summary: dict) -> None:
         self.cancel_all()
         closing = [self.gang.close()] if self.gang else []
         closing += [self.tracker.finish(summary)] if self.tracker and not self.lease_lost else []
@@ -188,18 +177,18 @@ class FineTuner(JobActor):
 
 
 def fine_tuning_record(config: FineTuningConfig) -> dict:
-    """What of a configuration decides what is learned."""
+    """The part of a configuration that determines the model."""
     values = asdict(config)
     for name in WAITS:
         del values["learner"][name]
     if config.fine_tuning.from_scratch:
-        del values["model"]["path"]  # of the random weights, which the seed makes again
+        del values["model"]["path"]  # the folder of the random weights, which the seed reproduces
     kept = ("model", "data", "learner", "fine_tuning")
     return {"config": {name: values[name] for name in kept}, "seed": config.run.seed}
 
 
 def weights_hash(folder: Path) -> str:
-    """SHA-256 of the safetensors files of a model folder, in the order of their names."""
+    """SHA-256 over the safetensors files of a model folder, in order of their names."""
     digest = hashlib.sha256()
     for path in sorted(folder.glob("*.safetensors")):
         with path.open("rb") as file:

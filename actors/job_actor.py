@@ -1,59 +1,133 @@
-"""What the actor that runs a job has, whatever the job: the lease of its folder, progress lines, work in the
-background, and an end."""
+"""The base class of job actors: one life and one end, the lease of the run folder, progress lines, background tasks."""
 
 import asyncio
 import json
 import time
-import warnings
+import traceback
 from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import TypeVar
 
 import ray
 
-from pipeline.errors import RunFailed
+from pipeline.errors import DataError, RunFailed, reason_of
 from pipeline.lease import BEAT_S, Lease, LeaseLost
 from pipeline.storage import LineFile, Storage
 from pipeline.summary import write_summary
 
-LINES_KEPT = 10_000  # for who follows the job later
-AWAITED_EVERY_S = 5.0  # at first; then ever more seldom
+LINES_KEPT = 10_000  # for drivers that follow the job later
+AWAITED_EVERY_S = 5.0  # at first; the interval then grows
 CLOSING_S = 60.0
-SUMMARY_S = 30.0  # for the storage to take the summary
+SUMMARY_S = 30.0  # limit for writing the summary
 
 Result = TypeVar("Result")
 
 
+@dataclass
+class Outcome:
+    """How a job ended.
+
+    Attributes:
+        status: completed, interrupted or failed.
+        error: why it failed.
+    """
+
+    status: str
+    error: str | None = None
+
+
 class JobActor:
-    """Base of the coordinator, the evaluator and the fine-tuner; jobs/support/driver.py is who calls `lines`, `stop`
-    and `run`.
+    """Base of coordinator, evaluator and fine-tuner, which define `work`, `put_away`, `summary` and `close`.
+
+    jobs/support/driver.py calls `lines`, `stop` and `run`.
 
     Args:
-        folder: of the run.
-        lease: of that folder, which the driver took.
+        folder: the run folder.
+        lease: the run folder's lease, which the driver took.
     """
 
     def __init__(self, folder: str, lease: Lease):
         self.folder, self.lease = Path(folder), lease
-        self.lease_lost = ""  # why the folder is another run's now
+        self.lease_lost = ""  # why the folder now belongs to another run
         self.storage = Storage(folder)
         self._beating: asyncio.Future | None = None
         self._lease_failed = False
-        self._unwritable: set[str] = set()  # names of files
+        self._unwritable: set[str] = set()  # names of files that were reported
         self._stop = asyncio.Event()
         self._lines: deque[str] = deque(maxlen=LINES_KEPT)
-        self._said = 0  # lines, with those that are not kept
+        self._said = 0  # number of lines, including dropped ones
         self._line_added = asyncio.Event()
         self._tasks: set[asyncio.Task] = set()
         self._failure: asyncio.Future | None = None  # its exception ends the run
 
-    async def lines(self, after: int, wait_s: float) -> tuple[int, list[str]]:
-        """The progress lines from number `after` on, and the number of the next one; waits up to `wait_s` for one.
+    # Life.
 
-        An actor that was started again has fewer lines than were shown, and begins with its first. Who comes too late
-        for some is told how many.
+    async def stop(self) -> None:
+        """End the job soon, and keep what was done."""
+        self._stop.set()
+
+    async def run(self) -> dict:
+        """Run to the end, to `stop`, or to a failure; return the summary, which is also in summary.json."""
+        begin = time.monotonic()
+        try:
+            await self.keep_lease()
+            outcome = Outcome(await self.work())
+        except Exception as failure:
+            outcome = Outcome("failed", reason_of(failure))
+            if not isinstance(failure, (RunFailed, DataError)):
+                outcome.error = reason_of(failure) + await self.leave_traceback(failure)
+        unwritten = await self.put_away(outcome)
+        self.say_what_is_lost(unwritten)
+        if self.lease_lost:
+            outcome = Outcome("failed", self.lease_lost)
+        summary = self.summary(outcome, time.monotonic() - begin, unwritten)
+        await self.leave_summary(summary)
+        await self.close(summary)
+        await self.release_lease()
+        return summary
+
+    async def work(self) -> str:
+        """Do the job. Returns the status that it ends with, completed or interrupted; raises what makes it fail."""
+        raise NotImplementedError
+
+    async def put_away(self, outcome: Outcome) -> dict[str, int]:
+        """Write what is not written yet, however the job ended; a failure to do so goes into `outcome`.
+
+        Returns:
+            How many lines or files are missing, by their name in the run folder.
+        """
+        raise NotImplementedError
+
+    def summary(self, outcome: Outcome, seconds: float, unwritten: dict[str, int]) -> dict:
+        """The content of summary.json; `seconds` is what the job took, `unwritten` is from `put_away`."""
+        raise NotImplementedError
+
+    async def close(self, summary: dict) -> None:
+        """End all that the job has started."""
+        raise NotImplementedError
+
+    async def leave_traceback(self, failure: Exception) -> str:
+        """Write the traceback of a failure that is nobody's known mistake, here into the job's log.
+
+        Returns:
+            Where it is, as the end of a sentence, unless that is the log.
+        """
+        traceback.print_exception(failure)
+        return ""
+
+    # Progress lines.
+
+    async def lines(self, after: int, wait_s: float) -> tuple[int, list[str]]:
+        """Wait up to `wait_s` seconds for progress lines from number `after`.
+
+        A restarted actor may have fewer lines than were shown and then returns all. If lines were dropped, the first
+        one returned says how many.
+
+        Returns:
+            The number of the next line, and the lines.
         """
         if after > self._said:
             after = 0
@@ -66,7 +140,9 @@ class JobActor:
         dropped = self._said - len(self._lines)
         lines = list(islice(self._lines, max(0, after - dropped), None))
         if after < dropped:
-            lines.insert(0, f"· {dropped - after:,} earlier lines were dropped; the log of who followed them has them")
+            lines.insert(
+                0, f"· {dropped - after:,} earlier lines were dropped; only the log of an earlier driver has them"
+            )
         return self._said, lines
 
     def say(self, line: str) -> None:
@@ -75,10 +151,10 @@ class JobActor:
         self._line_added.set()
 
     async def start_all(self, parts: dict[str, Awaitable]) -> None:
-        """Wait until all parts of the job have started; say when each has, and now and then what is waited for.
+        """Wait until all parts of the job have started. Report each start, and at intervals what is missing.
 
         Args:
-            parts: by the name that people know.
+            parts: the starting parts, by the name to show.
         """
         begin, left = time.monotonic(), list(parts)
 
@@ -100,10 +176,10 @@ class JobActor:
             saying.cancel()
 
     def say_what_is_missing(self, pools: list[tuple[object, int]]) -> None:
-        """A cluster that is too small is waited for, as an autoscaler may be on its way; but not in silence.
+        """Report if the cluster is too small for the pools. The job waits for it, as an autoscaler may add nodes.
 
         Args:
-            pools: the section of the configuration (num_cpus, num_gpus) and the number of actors of each pool.
+            pools: each pool's section of the configuration (with num_cpus and num_gpus) and its number of actors.
         """
         has = ray.cluster_resources()
         for kind, field in (("CPU", "num_cpus"), ("GPU", "num_gpus")):
@@ -116,22 +192,22 @@ class JobActor:
     # The run folder.
 
     async def stored(self, function: Callable[..., Result], *arguments, limit_s: float | None = None) -> Result:
-        """What the function returns, which touches the run folder: it may hang, and nothing else does with it.
+        """Call a function that uses the run folder, and return its result. If it hangs, nothing else does.
 
         Raises:
-            OSError: the storage failed, or did not answer in time.
+            OSError: the storage failed, or did not answer within `limit_s` seconds.
         """
         return await self.storage.call_async(function, *arguments, limit_s=limit_s)
 
     async def keep_lease(self) -> None:
-        """Take the lease over from the driver, and keep it alive. Raises `RunFailed` if another run has it by now."""
+        """Take over the lease from the driver and keep it alive. Raises `RunFailed` if another run has taken it."""
         await self._heartbeat(self.storage)
         if self.lease_lost:
             await self.unless_failed(asyncio.sleep(0))
         self._beating = asyncio.ensure_future(self._beat())
 
     async def _beat(self) -> None:
-        storage = Storage(self.folder)  # of its own: a long write is no reason to lose the lease
+        storage = Storage(self.folder)  # separate: a long write must not cost the lease
         while not self.lease_lost:
             await asyncio.sleep(BEAT_S)
             await self._heartbeat(storage)
@@ -145,7 +221,7 @@ class JobActor:
             self._lease_fails(error)
 
     def _keep(self) -> None:
-        """One heartbeat, which may come so late that nobody waits for it."""
+        """Keep the lease once. A late call that nobody awaits still closes the storage if the lease is lost."""
         try:
             self.lease.keep()
         except LeaseLost as error:
@@ -159,20 +235,20 @@ class JobActor:
         self.abandon_folder()
 
     def abandon_folder(self) -> None:
-        """End whatever writes into the run folder, other than by `storage`: it is another run's."""
+        """Stop all writers to the run folder other than `storage`: it belongs to another run."""
 
     def check_lease(self) -> None:
-        """Raise `RunFailed` if the run folder is another run's by now."""
+        """Raise `RunFailed` if the run folder now belongs to another run."""
         if self.lease_lost:
             raise RunFailed(self.lease_lost)
 
     def _lease_fails(self, error: OSError) -> None:
         if not self._lease_failed:
             self._lease_failed = True
-            self.say(f"· the lease of the run folder could not be written: {error}; the run goes on")
+            self.say(f"· the lease of the run folder could not be written: {error}; the run continues")
 
     async def release_lease(self) -> None:
-        """Give the folder free; the last thing that a job does."""
+        """Release the run folder, as the job's last act."""
         if self._beating:
             self._beating.cancel()
         if self.lease_lost:
@@ -183,7 +259,7 @@ class JobActor:
             self._lease_fails(error)
 
     async def leave_summary(self, summary: dict) -> None:
-        """Write summary.json; where that cannot be done, it is said instead."""
+        """Write summary.json; if this fails, report the summary as a progress line."""
         if self.lease_lost:
             return
         try:
@@ -192,20 +268,20 @@ class JobActor:
             self.say(f"· summary.json could not be written: {error}; it is: {json.dumps(summary)}")
 
     def say_of(self, *files: LineFile) -> None:
-        """Say once of each file that it cannot be written, and once that it is again."""
+        """Report once if a file cannot be written, and once when it works again."""
         for file in files:
             name, was_said = file.path.name, file.path.name in self._unwritable
             if file.problem and not was_said:
                 self._unwritable.add(name)
-                self.say(f"· {name} could not be written, and is tried again with its next line: {file.problem}")
+                self.say(f"· {name} could not be written; the next line tries again: {file.problem}")
             elif was_said and not file.problem:
                 self._unwritable.discard(name)
                 self.say(f"· {name} is written again")
 
     async def finish_files(self, *files: LineFile) -> dict[str, int]:
-        """Try once more to write what waits; return how many lines each file lacks that is not whole.
+        """Try once more to write all waiting lines; return the number of missing lines by file, if any.
 
-        Nothing is written, and nothing counted, when the folder is another run's.
+        If the folder belongs to another run, nothing is written or counted.
         """
         if self.lease_lost:
             return {}
@@ -215,10 +291,10 @@ class JobActor:
         return {file.path.name: file.unwritten for file in files if file.unwritten}
 
     def say_what_is_lost(self, unwritten: dict[str, int]) -> None:
-        """Name the files of the run folder that are not whole.
+        """Report the incomplete files of the run folder.
 
         Args:
-            unwritten: how many lines, or files, each lacks.
+            unwritten: the number of missing lines or files, by file.
         """
         for file, number in unwritten.items():
             self.say(f"· {file} lacks {number} that could not be written")
@@ -231,7 +307,7 @@ class JobActor:
             self._failed.set_exception(error)
 
     async def unless_failed(self, work: Awaitable) -> None:
-        """Wait for `work`, or raise the failure that ends the run, whichever comes first."""
+        """Wait for `work`, but raise the failure that ends the run if it comes first."""
         work = asyncio.ensure_future(work)
         await asyncio.wait([work, self._failed], return_when=asyncio.FIRST_COMPLETED)
         if self._failed.done():
@@ -240,7 +316,7 @@ class JobActor:
         work.result()
 
     def spawn(self, coroutine: Coroutine) -> asyncio.Task:
-        """Run in the background; an error there ends the run instead of being lost."""
+        """Run a coroutine in the background. An error in it ends the run."""
         task = asyncio.ensure_future(coroutine)
         self._tasks.add(task)
 
@@ -253,26 +329,19 @@ class JobActor:
         return task
 
     async def close_all(self, closing: Sequence[Awaitable]) -> None:
-        """Wait until all parts have closed, but not for ever: what is left ends with the job."""
+        """Wait until all parts have closed, at most `CLOSING_S` seconds each; the rest ends with the job."""
         for done in await asyncio.gather(*(asyncio.wait_for(w, CLOSING_S) for w in closing), return_exceptions=True):
             if isinstance(done, Exception):
                 self.say(f"· while closing: {done!r}")
-        self._line_added.set()  # who waits for a line need not any longer
+        self._line_added.set()  # release callers that wait for a line
 
     def cancel_all(self) -> None:
-        """Cancel what runs in the background."""
+        """Cancel all background tasks."""
         for task in list(self._tasks):
             task.cancel()
 
     @property
     def _failed(self) -> asyncio.Future:
-        if self._failure is None:  # made where there is a running loop
+        if self._failure is None:  # made here since it needs a running event loop
             self._failure = asyncio.get_running_loop().create_future()
         return self._failure
-
-
-def was_started_again() -> bool:
-    """Whether the actor that this is called in died before, and Ray started it again."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Ray 2.60's property uses another one that is deprecated
-        return ray.get_runtime_context().was_current_actor_reconstructed

@@ -1,14 +1,13 @@
-"""The tracker: writes metrics.jsonl, sampled episodes and a figure into the run's folder, and shows them in wandb, and
-to Prometheus by Ray's metrics. And a job's way to its tracker, which never waits for ever."""
+"""The tracker: an actor that writes metrics.jsonl, sampled episodes and a figure to the run folder, and sends them to
+wandb and (metrics only, through Ray) to Prometheus. `Tracking` is the job's client of it, whose calls never block for
+long."""
 
 import asyncio
-import bisect
 import concurrent.futures
 import contextlib
 import json
 import sys
 import threading
-from array import array
 from collections import Counter, deque
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -22,25 +21,25 @@ import ray
 from ray.exceptions import RayError
 from ray.util.metrics import Gauge
 
-from actors.job_actor import was_started_again
+from actors.lifecycle.cluster import was_started_again
 from actors.wandb_run import WandbRun
 from pipeline.errors import reason_of
 from pipeline.files import write_text
 from pipeline.rollout.episodes import EpisodeGroup, GroupRecord
 from pipeline.run.config import TrainingConfig
-from pipeline.run.metrics import Curves, RunTotals
+from pipeline.run.history import DRAWN, History, RunTotals
 from pipeline.storage import MOST_KEPT, Storage, append
 from pipeline.text import load_tokenizer
 
-ANSWER_S = 60.0  # a tracker that takes longer is not waited for
-READING_S = 120.0  # for the rows of a run that is resumed
-FIGURE_S = 15.0  # that the end of a run waits for its last figure
-ROWS_AT_ONCE = 1000  # that are written together
+ANSWER_S = 60.0  # limit for an answer of the tracker; then the job continues
+READING_S = 120.0  # limit for reading the rows of a resumed run
+FIGURE_S = 15.0  # limit for the last figure at the end of a run
+ROWS_AT_ONCE = 1000  # rows per write
 METRICS, ABANDONED, EPISODES, FIGURE = "metrics.jsonl", "abandoned.jsonl", "episodes", "training.png"
 
 
 class Row(NamedTuple):
-    """A line of metrics.jsonl, with its end."""
+    """A line of metrics.jsonl, including its line end."""
 
     step: int
     line: str
@@ -48,17 +47,17 @@ class Row(NamedTuple):
 
 @ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)
 class Tracker:
-    """Keeps the rows of a run. When its process dies, Ray starts it again and it goes on with them.
+    """Keeps the rows of a run. If its process dies, Ray restarts it and it continues with the rows on disk.
 
-    A full disk, storage that hangs and whatever wandb does never make a method raise or take long. What is to be said
-    about it is in the lines that methods return. Rows that cannot be written are written later, in their order, unless
-    more than `MOST_KEPT` characters wait, or this process dies meanwhile; then they are counted as missing.
+    A full disk, hanging storage and failures of wandb never make a method raise or take long; methods return progress
+    lines about them. Rows that cannot be written are written later, in order. They are lost, and counted as missing,
+    if more than `MOST_KEPT` characters wait or this process dies.
 
     Args:
-        config: of the run.
-        folder: of the run.
-        step: the last one that counts; rows of later ones are set aside.
-        wandb_id: of the run so far; empty: it is a new one.
+        config: the run's configuration.
+        folder: the run folder.
+        step: the last step that counts; rows of later steps are moved to abandoned.jsonl.
+        wandb_id: id of the wandb run to resume; empty: a new run.
     """
 
     def __init__(self, config: TrainingConfig, folder: str, step: int = 0, wandb_id: str = ""):
@@ -66,25 +65,27 @@ class Tracker:
         self.model = config.model
         self._metrics = self.folder / METRICS
         self._storage, self._drawing = Storage(self.folder), Storage(self.folder)
-        self._lock = threading.Lock()  # of the four below
-        # What is to be done to metrics.jsonl, in this order: a row to be added, or a step to go back to.
+        self._lock = threading.Lock()  # protects the next five
+        # Pending changes of metrics.jsonl, in order: a row to append, or a step to roll back to.
         self._waiting: deque[Row | int] = deque([sys.maxsize if was_started_again() else step])
-        self._size = 0  # characters of the rows that wait
-        self._step = step  # up to which there is to be a row of every step
-        self._curves = Curves()  # of the rows of metrics.jsonl
-        self._steps: array | None = None  # of the rows of metrics.jsonl; None: not read yet, as going back begins with
-        self._set_aside = False  # the rows that the first one waiting goes back over are in abandoned.jsonl
-        self._lost: Counter[str] = Counter()  # files that could not be written, by kind
-        self._failing: set[str] = set()  # what was said not to work
-        self._figure: Future | None = None  # that is drawn, or was
+        self._size = 0  # characters of the waiting rows
+        self._step = step  # the last step logged: each step up to it should have a row
+        self._history: History | None = None  # of metrics.jsonl; None until the first roll-back reads it
+        self._set_aside = False  # whether the rows abandoned by the first waiting roll-back are in abandoned.jsonl
+        self._lost: Counter[str] = Counter()  # number of files that could not be written, by kind
+        self._failing: set[str] = set()  # what was reported as failing
+        self._figure: Future | None = None  # the last drawing
         self._gauges: dict[str, Gauge] = {}
         self._run_name = config.run.name
         self._wandb = WandbRun(config, self.folder, wandb_id)
-        self._storage.begin(self._catch_up)  # if it fails, again with the first row
+        self._storage.begin(self._catch_up)  # if it fails, the first row tries again
 
     def begun(self) -> tuple[list[dict], str, str, list[str]]:
-        """What `RunTotals` needs of the rows so far; the address of the wandb run, or the folder of an offline one,
-        empty when disabled; its id; and lines to say.
+        """Wait for the start.
+
+        Returns:
+            The columns of the rows so far that `RunTotals` needs; the wandb run's URL, or its folder if wandb is
+            offline, empty if disabled; the wandb run's id; and progress lines.
 
         Raises:
             OSError: the rows cannot be read.
@@ -94,11 +95,11 @@ class Tracker:
         return self._storage.call(self._counted, limit_s=READING_S), place, wandb_id, news
 
     def log(self, row: dict) -> list[str]:
-        """Append a row to metrics.jsonl, and show it in wandb and to Prometheus; return lines to say."""
+        """Append a row to metrics.jsonl, and send it to wandb and Prometheus; return progress lines."""
         added = Row(row["step"], json.dumps(row) + "\n")
         with self._lock:
             self._step = added.step
-            if self._size + len(added.line) <= MOST_KEPT:  # else it is lost, and `flush` counts it
+            if self._size + len(added.line) <= MOST_KEPT:  # else it is lost and counted by `flush`
                 self._waiting.append(added)
                 self._size += len(added.line)
         news = self._written()
@@ -110,10 +111,10 @@ class Tracker:
         return news + self._drawn() + self._wandb.news()
 
     def roll_back(self, step: int) -> list[str]:
-        """Move the rows of later steps to abandoned.jsonl: metrics.jsonl is the history that the weights stand for.
+        """Move the rows of later steps to abandoned.jsonl: metrics.jsonl is the history of the current weights.
 
         Returns:
-            Lines to say.
+            Progress lines.
         """
         with self._lock:
             self._waiting.append(step)
@@ -121,11 +122,11 @@ class Tracker:
         return self._written()
 
     def _written(self, limit_s: float | None = None) -> list[str]:
-        """Bring the files up to date; return lines to say."""
+        """Bring the files up to date; return progress lines."""
         return self._try(METRICS, self._catch_up, limit_s)
 
     def _try(self, what: str, write: Callable[[], None], limit_s: float | None = None) -> list[str]:
-        """Let the storage's thread write something. Returns a line when that fails, and when it works again."""
+        """Let the storage's thread write something; return a line when it first fails, and when it works again."""
         try:
             self._storage.call(write, limit_s=limit_s)
         except OSError as error:
@@ -146,7 +147,7 @@ class Tracker:
     # In the storage's thread.
 
     def _catch_up(self) -> None:
-        """Do what waits, in its order; what fails stays the first. Raises `OSError`."""
+        """Do all pending changes in order; a failing one stays first. Raises `OSError`."""
         while self._waiting:
             with self._lock:
                 first = self._waiting[0]
@@ -162,25 +163,24 @@ class Tracker:
                 self._size -= sum(len(row.line) for row in rows)
 
     def _append(self, rows: list[Row]) -> None:
-        """Add rows to metrics.jsonl, but for those that are there: this actor died when it had written them."""
-        last = self._steps[-1] if self._steps else 0
+        """Append rows to metrics.jsonl, except those already there: this actor died after writing them."""
+        last = self._history.last_step if self._history else 0
         new: list[Row] = []
         for row in rows:
             if row.step <= last:
                 if row in (*new, *self._rows()):
                     continue
-                self._go_back(row.step - 1)  # this actor died before it had done so
+                self._go_back(row.step - 1)  # this actor died before rolling back
             new.append(row)
             last = row.step
         if new:
             append("".join(row.line for row in new), self._metrics)
         with self._lock:
             for row in new:
-                self._steps.append(row.step)
-                self._curves.add(json.loads(row.line))
+                self._history.add(json.loads(row.line))
 
     def _go_back(self, step: int) -> None:
-        """Move the rows of later steps to abandoned.jsonl, and drop a last line that was cut off with its writer."""
+        """Move the rows of later steps to abandoned.jsonl, and drop a torn last line."""
         lines = self._lines()
         rows = self._rows(lines)
         kept, gone = ([row for row in rows if (row.step <= step) == keep] for keep in (True, False))
@@ -193,13 +193,13 @@ class Tracker:
         self._know(kept)
 
     def _know(self, rows: list[Row]) -> None:
-        """These are the rows of metrics.jsonl."""
-        steps, curves = array("q", (row.step for row in rows)), Curves(json.loads(row.line) for row in rows)
+        """Take these rows as the content of metrics.jsonl."""
+        history = History(DRAWN, (json.loads(row.line) for row in rows))
         with self._lock:
-            self._steps, self._curves = steps, curves
+            self._history = history
 
     def _counted(self) -> list[dict]:
-        """What `RunTotals` needs of the rows that count."""
+        """The columns that `RunTotals` needs, of the rows that count."""
         with self._lock:
             last = min((waiting for waiting in self._waiting if isinstance(waiting, int)), default=sys.maxsize)
         return [RunTotals.needed(json.loads(row.line)) for row in self._rows() if row.step <= last]
@@ -208,10 +208,10 @@ class Tracker:
         return self._metrics.read_text(encoding="utf-8").splitlines() if self._metrics.exists() else []
 
     def _rows(self, lines: list[str] | None = None) -> list[Row]:
-        """The rows of metrics.jsonl. A last line that was cut off with its writer is not one.
+        """The rows of metrics.jsonl, without a torn last line.
 
         Args:
-            lines: of the file; None: they are read.
+            lines: the file's lines; None: read them.
         """
         rows = []
         for line in self._lines() if lines is None else lines:
@@ -225,17 +225,21 @@ class Tracker:
         return self._gauges[name]
 
     def episodes(self, step: int, samples: list[tuple[str, GroupRecord, list[ray.ObjectRef]]]) -> list[str]:
-        """Write one episode of each sample (question, record, reference to the group) to read, and to wandb.
+        """Write one episode of each sample in readable form, and send them to wandb.
+
+        Args:
+            step: the learner step.
+            samples: (question, record, [reference to the group]).
 
         Returns:
-            Lines to say.
+            Progress lines.
         """
         tokenizer, shown = load_tokenizer(self.model.path, self.model.trust_remote_code), []
         for question, record, (ref,) in samples:
             try:
                 group = ray.get(ref)
             except ray.exceptions.RayError:
-                continue  # lost with its node; there will be others to read
+                continue  # lost with its node; later samples will do
             shown.append(readable_episode(tokenizer, question, record, group))
         lines = "".join(json.dumps(episode, ensure_ascii=False) + "\n" for episode in shown)
         news = self._try(EPISODES, lambda: write_text(self.folder / EPISODES / f"step-{step:06d}.jsonl", lines))
@@ -246,36 +250,36 @@ class Tracker:
         return news + self._wandb.news()
 
     def draw(self) -> None:
-        """Begin to draw all steps so far into training.png. `log` and `finish` return lines about it."""
+        """Start drawing training.png in the background. `log` and `finish` return lines about it."""
         if self._figure is None or self._figure.done():
             self._begin_figure()
 
     def _begin_figure(self) -> None:
         with self._lock:
-            curves = deepcopy(self._curves)
-        if curves.last_step:
-            self._figure = self._drawing.begin(_draw, curves, self.folder / FIGURE)
+            history = deepcopy(self._history)
+        if history:
+            self._figure = self._drawing.begin(_draw, history, self.folder / FIGURE)
 
     def _drawn(self) -> list[str]:
-        """Lines to say about the last figure, if it is done."""
+        """Progress lines about the last figure, once it is done."""
         if self._figure is None or not self._figure.done():
             return []
         error = self._figure.exception()
         return self._fails(FIGURE, error) if error else self._works(FIGURE)
 
     def flush(self) -> tuple[dict[str, int], list[str]]:
-        """Try once more to write what is not written.
+        """Try once more to write all that is pending.
 
         Returns:
-            How many rows, or files of episodes, are not there, by file; lines to say.
+            The number of missing rows, or of missing files of episodes, by file; and progress lines.
         """
         news = self._written()
         return {**self._missing(), **self._lost}, news
 
     def _missing(self) -> dict[str, int]:
-        """Rows that are not where they belong, by file."""
+        """The number of missing rows, by file."""
         with self._lock:
-            left, aside = [], 0  # of the rows that wait: steps that are gone back over belong to abandoned.jsonl
+            left, aside = [], 0  # waiting rows; those that a later roll-back abandons belong to abandoned.jsonl
             last = sys.maxsize
             for waiting in self._waiting:
                 if isinstance(waiting, Row):
@@ -285,12 +289,12 @@ class Tracker:
                 while left and left[-1] > waiting:
                     left.pop()
                     aside += 1
-            if self._steps is None:
+            if self._history is None:
                 return {METRICS: len(left), ABANDONED: aside}
-            return {METRICS: max(0, self._step - bisect.bisect_right(self._steps, last)), ABANDONED: aside}
+            return {METRICS: max(0, self._step - self._history.up_to(last)), ABANDONED: aside}
 
     def finish(self, summary: dict) -> list[str]:
-        """Draw the last figure, and end the wandb run; return lines to say."""
+        """Draw the last figure and end the wandb run; return progress lines."""
         news, figure = self._written(), self.folder / FIGURE
         self._begin_figure()
         if self._figure and not concurrent.futures.wait([self._figure], FIGURE_S).done:
@@ -302,27 +306,27 @@ class Tracker:
 
 
 class Tracking:
-    """A job's tracker, as the job sees it: nothing that happens to it ends the job or holds it up for long.
+    """A job's client of its tracker. Failures of the tracker neither end the job nor block it for long.
 
     Args:
-        tracker: the actor.
-        say: takes a progress line.
+        tracker: the actor's handle.
+        say: called with each progress line.
     """
 
     def __init__(self, tracker, say: Callable[[str], None]):
         self.tracker, self._say = tracker, say
-        self._late: asyncio.Future | None = None  # a call that has not been answered in time
-        self._unanswered = 0  # rows
+        self._late: asyncio.Future | None = None  # a call without an answer in time
+        self._unanswered = 0  # number of rows
         self._said = False
 
     async def begun(self) -> tuple[list[dict], str, str]:
-        """See `Tracker.begun`. Raises what that raises."""
+        """See `Tracker.begun`, whose errors it raises."""
         rows, place, wandb_id, news = await self.tracker.begun.remote()
         self._tell(news)
         return rows, place, wandb_id
 
     async def log(self, row: dict) -> None:
-        """See `Tracker.log`. Returns when the row is on disk, or after some time."""
+        """See `Tracker.log`. Returns when the row is on disk, but after `ANSWER_S` seconds at the latest."""
         news = await self._answer(self.tracker.log.remote(row))
         self._unanswered += news is None
         self._tell(news or [])
@@ -336,15 +340,15 @@ class Tracking:
         self._tell(await self._answer(self.tracker.episodes.remote(step, samples)) or [])
 
     def draw(self) -> None:
-        """See `Tracker.draw`; nobody waits for it."""
+        """See `Tracker.draw`. Does not wait."""
         self.tracker.draw.remote()
 
     def abandon(self) -> None:
-        """End the tracker's process, with all that it may still write: the run folder is another run's."""
+        """Kill the tracker, so that it writes nothing more: the run folder belongs to another run."""
         ray.kill(self.tracker)
 
     async def flush(self) -> dict[str, int]:
-        """What could not be written, by file; see `Tracker.flush`."""
+        """The number of missing rows or files, by file, where there are any; see `Tracker.flush`."""
         unwritten, news = await self._answer(self.tracker.flush.remote()) or ({METRICS: self._unanswered}, [])
         self._tell(news)
         return {file: number for file, number in unwritten.items() if number}
@@ -358,9 +362,9 @@ class Tracking:
             self._say(line)
 
     async def _answer(self, call: ray.ObjectRef):
-        """What the tracker returns; None if it fails, or takes too long, which is said once. It still gets to it."""
+        """The tracker's answer; None if it fails or takes too long, which is reported once. A late call still runs."""
         if self._late and not self._late.done():
-            return None  # calls are answered in their order
+            return None  # the tracker answers in order, so this call would be late, too
         answer = asyncio.ensure_future(_result(call))
         try:
             if (await asyncio.wait([answer], timeout=ANSWER_S))[0]:
@@ -379,14 +383,14 @@ async def _result(call: ray.ObjectRef):
     return await call
 
 
-def _draw(curves: Curves, path: Path) -> None:
+def _draw(history: History, path: Path) -> None:
     from pipeline.run.training_plot import training_figure
 
-    training_figure(curves, path)
+    training_figure(history, path)
 
 
 def readable_episode(tokenizer, question: str, record: GroupRecord, group: EpisodeGroup) -> dict:
-    """The first episode of a group as text: every memory in order, then the answer."""
+    """The first episode of a group as text: all memories in order, then the answer."""
     mine = [c for c, episode in enumerate(group.episodes) if episode == 0]
     return {
         "problem_id": record.problem_id,
@@ -404,5 +408,5 @@ def _cell(value):
 
 
 def _histogram(wandb, counts: list[int]):
-    """Of the values 0, 1, 2, … which came so many times each."""
+    """A wandb histogram of the values 0, 1, 2, … with these counts."""
     return wandb.Histogram(np_histogram=(counts, np.arange(len(counts) + 1) - 0.5))

@@ -1,5 +1,7 @@
-"""A job's run in wandb. Nothing that wandb does ends or blocks the job: its calls are made in one thread, and the first
-one that fails or hangs is reported once; the job then runs without wandb."""
+"""A job's wandb run. Failures of wandb neither end nor block the job.
+
+One thread makes all calls. The first call that fails or hangs is reported once; then the job runs without wandb.
+"""
 
 import os
 import queue
@@ -13,19 +15,19 @@ from typing import Any
 
 from pipeline.sections import GenerationConfig
 
-START_S = 30.0  # for wandb's processes to start and its server to answer
-HANGS_S = 120.0  # a call that takes longer hangs
-FINISH_S = 45.0  # for what is left to be uploaded
-MOST_WAITING = 1000  # calls, while one hangs
+START_S = 30.0  # limit for wandb's processes to start and its server to answer
+HANGS_S = 120.0  # a longer call counts as hanging
+FINISH_S = 45.0  # limit for the last uploads
+MOST_WAITING = 1000  # calls that may wait while one hangs
 
 
 class WandbRun:
-    """Starts at once, in the background.
+    """A wandb run that starts in the background on construction.
 
     Args:
-        config: of the job.
-        folder: for wandb's files.
-        run_id: of the wandb run that is resumed; empty: it is a new one.
+        config: the job's configuration.
+        folder: the folder for wandb's files.
+        run_id: id of the wandb run to resume; empty: a new run.
     """
 
     def __init__(self, config: GenerationConfig, folder: Path, run_id: str = ""):
@@ -43,18 +45,25 @@ class WandbRun:
         threading.Thread(target=self._work, name="wandb", daemon=True).start()
 
     def started(self, limit_s: float = START_S) -> tuple[str, str]:
-        """Wait for the start. Returns the address of the run, or the folder of an offline one, empty while there is
-        none and when disabled; and the run's id, empty when disabled."""
+        """Wait for the start.
+
+        Returns:
+            The run's URL, or its folder if wandb is offline; empty if it has not started or is disabled. And the run's
+            id; empty if wandb is disabled.
+        """
         if not self._started.wait(limit_s):
             self._say_once(f"not ready after {limit_s:g} s")
         return self._place, self._id if self._enabled else ""
 
     def log(self, make_row: Callable[[object], dict]) -> None:
-        """Send a row, made by `make_row` from the module wandb: its pictures and tables are files, too."""
+        """Log the row that `make_row` returns.
+
+        `make_row` gets the module wandb and runs in wandb's thread, since pictures and tables write files.
+        """
         if self._calls.qsize() < MOST_WAITING:
             self._calls.put(lambda wandb: self._run.log(make_row(wandb)))
         else:
-            self._say_once("it does not answer, and rows are left out there")
+            self._say_once("it does not answer and will lack some rows")
 
     def finish(self, summary: dict, limit_s: float = FINISH_S) -> None:
         """End the run and wandb's own process."""
@@ -66,7 +75,7 @@ class WandbRun:
             self._say_once(f"not finished after {limit_s:g} s; `wandb sync {where}/*run-*` sends what is missing")
 
     def news(self) -> list[str]:
-        """Lines about wandb that have to be said. Each comes once."""
+        """Progress lines about wandb's problems. Each is returned once."""
         began = self._call_began
         if began is not None and time.monotonic() - began > HANGS_S:
             self._say_once(f"no answer for {HANGS_S:g} s")
@@ -74,12 +83,12 @@ class WandbRun:
         return news
 
     def _say_once(self, what: str) -> None:
-        if not self._said:  # the first problem; what follows from it says nothing new
+        if not self._said:  # later problems follow from the first
             self._said = True
-            self._news = [f"· wandb: {what}; the run does not need it, its folder has everything"]
+            self._news = [f"· wandb: {what}; the run continues without it, and the run folder has everything"]
 
     def _work(self) -> None:
-        """Make the calls in their order; after one that failed, only the last."""
+        """Make the calls in order; after a failure, only the last one."""
         call: Callable[[Any], None] | None = self._start
         while call is not None:
             if not self._problem or call == self._end:
@@ -88,7 +97,7 @@ class WandbRun:
                     import wandb
 
                     call(wandb)
-                except BaseException as error:  # wandb raises what no Exception is, too
+                except BaseException as error:  # wandb also raises errors that are not an Exception
                     self._problem = f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]}"
                     self._say_once(self._problem)
                 self._call_began = None
@@ -110,12 +119,12 @@ class WandbRun:
             mode=mode,
             id=self._id,
             resume="allow" if self._resumed else None,
-            # No tables of all numbers in the terminal at the end, and nothing between this process and its output.
+            # No summary table in the terminal at the end, and no capture of this process's output.
             settings=wandb.Settings(quiet=True, console="off", init_timeout=START_S - 5),
         )
-        # wandb counts the packages that are imported, so that imports raise when its core process is dead.
+        # wandb's import hooks report imported packages, so imports would raise once its core process is dead.
         wandb.sdk.lib.import_hooks.unregister_all_post_import_hooks()
-        # A run that goes back to a checkpoint logs some steps twice, which wandb's own counter cannot.
+        # A run that returns to a checkpoint logs some steps twice; wandb's own step counter cannot go back.
         self._run.define_metric("step")
         self._run.define_metric("*", step_metric="step")
         self._enabled = not self._run.disabled
@@ -128,4 +137,4 @@ class WandbRun:
             self._run.summary.update(self._summary)
             self._run.finish(exit_code=0 if self._summary["status"] == "completed" else 1)
         finally:
-            wandb.teardown()  # at the end of this process Ray may have ended wandb's before
+            wandb.teardown()  # now: when this process exits, Ray may already have killed wandb's

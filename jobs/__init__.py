@@ -1,5 +1,5 @@
-"""What a person starts."""
+"""The commands that a person starts."""
 
 import os
 
-os.environ.setdefault("RAY_AUTH_MODE", "token")  # for all jobs and benches: Ray reads it once, when it is imported
+os.environ.setdefault("RAY_AUTH_MODE", "token")  # for all jobs and benchmarks: Ray reads it once, at import

@@ -23,7 +23,7 @@ from pipeline.evaluation.results import read_results
 
 
 def main(arguments: list[str]) -> int:
-    """Returns the exit status: 0 completed, 1 failed, 2 wrong configuration, 130 interrupted."""
+    """Run the job; return the exit status: 0 completed, 1 failed, 2 wrong configuration, 130 interrupted."""
     if "--help" in arguments:
         return show_help(__doc__, EvaluationConfig)
     if arguments[:1] == ["--compare"]:
@@ -44,23 +44,27 @@ def main(arguments: list[str]) -> int:
         print("· interrupted before the evaluation began", flush=True)
         return EXIT_STATUS["interrupted"]
     if summary["answers"]:
-        if (table := folder / "table.md").exists():  # what could not be made, the evaluator has said
+        if (table := folder / "table.md").exists():  # if it could not be made, the evaluator has said so
             print(table.read_text(encoding="utf-8"))
         print(f"· answers {folder / 'results.jsonl'}")
         for what, name in (("table", "table.md"), ("table", "table.csv"), ("figure", "accuracy.png")):
             if (folder / name).exists():
                 print(f"· {what} {folder / name}")
     if summary["status"] == "interrupted":
-        print(f"· interrupted; the same command with run.name={config.run.name} goes on")
+        print(f"· interrupted; the same command with run.name={config.run.name} resumes it")
     else:
         print(f"· {summary['status']}; summary in {folder / 'summary.json'}")
     return EXIT_STATUS.get(summary["status"], 1)
 
 
 def compare_runs(folders: list[str]) -> int:
-    """Draw the evaluations in `folders` into one figure, and compare each with the first, question by question."""
+    """Draw the evaluations in `folders` in one figure, and compare each with the first, paired by question.
+
+    Returns:
+        The exit status: 0, or 2 if the folders cannot be compared.
+    """
     if len(folders) < 2:
-        print("name two folders of evaluations or more: --compare runs/a runs/b", file=sys.stderr)
+        print("name at least two run folders of evaluations: --compare runs/a runs/b", file=sys.stderr)
         return 2
     names = [Path(folder).name for folder in folders]
     if len(set(names)) < len(names):
@@ -72,7 +76,7 @@ def compare_runs(folders: list[str]) -> int:
     except (OSError, ValueError) as error:
         print(error, file=sys.stderr)
         return 2
-    from pipeline.evaluation.plots import accuracy_figure  # imported late: it brings matplotlib
+    from pipeline.evaluation.plots import accuracy_figure  # imported late: it imports matplotlib
 
     output = Path(folders[0]).parent / f"compare-{'-'.join(Path(folder).name for folder in folders)}"
     output.mkdir(exist_ok=True)

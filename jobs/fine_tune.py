@@ -35,11 +35,11 @@ from pipeline.lease import is_unused
 from pipeline.text import load_tokenizer
 
 DEFAULT_PRESET = "preset=fine_tune_tiny"
-MODEL_S = 3600.0  # for a model of random weights to be made and written
+MODEL_S = 3600.0  # limit for making and writing a model with random weights
 
 
 def main(arguments: list[str]) -> int:
-    """Returns the exit status: 0 completed, 1 failed, 2 wrong configuration, 130 interrupted."""
+    """Run the job; return the exit status: 0 completed, 1 failed, 2 wrong configuration, 130 interrupted."""
     if "--help" in arguments:
         return show_help(__doc__, FineTuningConfig)
     dry_run = "--dry-run" in arguments
@@ -65,10 +65,11 @@ def main(arguments: list[str]) -> int:
 
 
 def fine_tune(config: FineTuningConfig) -> int:
-    """Run the job; return the exit status.
+    """Run fine-tuning with a checked configuration; return the exit status.
 
     Raises:
-        ConfigError: the run's folder is not empty.
+        ConfigError: the run folder is not empty or cannot be used.
+        KeyboardInterrupt: interrupted before the run began.
     """
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -79,7 +80,7 @@ def fine_tune(config: FineTuningConfig) -> int:
     folder = run_folder(config, in_job=start_ray())
     with StopSignals() as signals:
         place = RunFolder(folder, signals)
-        place.call(check_unused, folder)  # before a lease is waited for
+        place.call(check_unused, folder)  # fail before waiting for a lease
         with place:
             signals.add(lambda: leave_interrupted(folder, {"steps": 0}))
             place.call(check_unused, folder)
@@ -101,13 +102,13 @@ def fine_tune(config: FineTuningConfig) -> int:
 
 
 def check_unused(folder: Path) -> None:
-    """Raises `ConfigError` if a run has left something in this folder."""
+    """Raise `ConfigError` if the folder has files of an earlier run."""
     if not is_unused(folder):
         raise ConfigError(f"the run folder {folder} is not empty; choose another run.name")
 
 
 def random_model(config: FineTuningConfig, folder: Path) -> Path:
-    """Write a model with the architecture and the tokenizer of `model.path` and random weights, seeded by run.seed."""
+    """Write a model with random weights (run.seed) and the architecture and tokenizer of `model.path`."""
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 

@@ -24,7 +24,7 @@ from pipeline.files import exists
 
 
 def main(arguments: list[str]) -> int:
-    """Returns the exit status: 0 completed, 1 failed, 2 wrong configuration, 130 interrupted."""
+    """Run the job; return the exit status: 0 completed, 1 failed, 2 wrong configuration, 130 interrupted."""
     kind, *settings = arguments or [""]
     if "--help" in arguments and kind in KINDS:
         schema = RECIPES.get(kind, FilterConfig)
@@ -45,7 +45,7 @@ def main(arguments: list[str]) -> int:
 
 
 def make_samples(kind: str, arguments: list[str]) -> int:
-    """Make the samples of one of the recipes. Raises `ConfigError`."""
+    """Make the samples of a recipe; return the exit status. Raises `ConfigError` if the settings are wrong."""
     settings = load_config(arguments, RECIPES[kind])
     check_settings(settings)
     in_job = start_ray()
@@ -58,7 +58,7 @@ def make_samples(kind: str, arguments: list[str]) -> int:
         workers = settings.workers or max(1, int(ray.cluster_resources().get("CPU", 1)))
         prepared = prepare_samples(kind, settings, folder, workers, functools.partial(print, flush=True))
     except KeyboardInterrupt:
-        print("· interrupted; the same command goes on from the files that are there", flush=True)
+        print("· interrupted; the same command resumes and keeps the finished files", flush=True)
         return 130
     except (DataError, OSError) as error:
         print(error, file=sys.stderr)
@@ -72,7 +72,7 @@ def make_samples(kind: str, arguments: list[str]) -> int:
     return 0
 
 
-# From the name of a kind to what makes it: a function from the remaining arguments to the exit status.
+# The function that makes each kind of samples: it takes the remaining arguments and returns the exit status.
 KINDS: dict[str, Callable[[list[str]], int]] = {
     **{kind: functools.partial(make_samples, kind) for kind in RECIPES},
     "filter": filter_samples,
@@ -80,10 +80,10 @@ KINDS: dict[str, Callable[[list[str]], int]] = {
 
 
 def check_settings(settings: Settings) -> None:
-    """The settings make sense and the inputs are there.
+    """Check that the settings are valid and the inputs exist.
 
     Raises:
-        ConfigError: not so; the message lists everything.
+        ConfigError: they are not; the message has one line for each fault.
     """
     found = settings.faults()
     for path in settings.inputs():
@@ -97,7 +97,7 @@ def check_settings(settings: Settings) -> None:
 
 
 def output_folder(settings: Settings, in_job: bool) -> str:
-    """Where the samples go."""
+    """The folder or URI that receives the samples."""
     return settings.output if "://" in settings.output else str(base_folder(in_job) / settings.output)
 
 

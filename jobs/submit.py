@@ -41,7 +41,7 @@ PATH_KEYS = ("model.path", "data.path")
 
 
 class SubmissionError(RuntimeError):
-    """The cluster did not take the job. The message holds what Ray said."""
+    """The cluster did not accept the job. The message has Ray's reason."""
 
 
 def main(arguments: list[str]) -> int:
@@ -49,7 +49,7 @@ def main(arguments: list[str]) -> int:
         from jobs.train import main as train
 
         return train(arguments)
-    logging.disable(logging.INFO)  # the client announces the end of every stream
+    logging.disable(logging.INFO)  # the client logs the end of every stream
     try:
         config = load_training_config(arguments)
         check_config(config)
@@ -77,32 +77,32 @@ def submit(
     """Run `entrypoint arguments…` as a Ray job, from its submission to its summary.
 
     Args:
-        arguments: `key=value` settings of the run.
-        entrypoint: the command of the job.
+        arguments: the run's `key=value` arguments.
+        entrypoint: the job's command.
         working_dir: the source, uploaded with the job; `runs/` is made in it unless run.folder is set.
-        dashboard_port: where a cluster of this machine is looked for, else started; None: Ray's usual one.
-        progress: what shows the job; by default the terminal.
+        dashboard_port: dashboard port of a cluster to find or start on this machine; None: Ray's usual one.
+        progress: shows the job's lines; None: in the terminal.
 
     Returns:
         The exit status.
 
     Raises:
         ClusterError: there is no cluster and none could be started.
-        SubmissionError: the cluster did not take the job.
-        ConnectionError: the cluster went away.
-        KeyboardInterrupt: interrupted before the job was there, or a second time while it was ending.
+        SubmissionError: the cluster did not accept the job.
+        ConnectionError: the connection to the cluster was lost.
+        KeyboardInterrupt: interrupted before the job was submitted, or a second time while it was ending.
     """
-    # Imported late, as is all of Ray here: what is wrong with the arguments shows before that second.
+    # All Ray imports here are late: they take a second, and faults of the arguments are reported before.
     from ray.job_submission import JobStatus
 
     from jobs.support.local_head import DASHBOARD_PORT, find_cluster, local_head
 
     dashboard_port = dashboard_port or DASHBOARD_PORT
     config = load_training_config(arguments)
-    name = config.run.name  # has the time in it unless the user chose it; a job's id is never used twice
+    name = config.run.name  # contains the time unless the user chose it; Ray accepts each job id only once
     job = f"{name}-{time.strftime('%Y%m%d-%H%M%S')}" if f"run.name={name}" in arguments else name
     run = (working_dir / config.run.folder / name).resolve()
-    log = run.parent / f"{job}.log"  # the run folder is for the job to make
+    log = run.parent / f"{job}.log"  # beside the run folder, which the job makes
     progress = progress or JobProgress()
     with progress, contextlib.ExitStack() as stack:
         interrupts = stack.enter_context(Interrupts(progress))
@@ -120,7 +120,7 @@ def submit(
         interrupts.raising = False
         submit_job(client, job, [*entrypoint, *arguments], working_dir)
         interrupts.to_end_job(lambda: client.stop_job(job))
-        file = LineFile(log)  # what cannot be written waits, and the job is shown all the same
+        file = LineFile(log)  # lines that cannot be written wait; the job is shown nevertheless
 
         def show(line: str) -> None:
             file.put(line)
@@ -129,11 +129,11 @@ def submit(
         asyncio.run(follow(client, job, show))
         info = client.get_job_info(job)
         if problem := file.write():
-            progress.say(f"{log} lacks {file.unwritten} lines of the job, which Ray has: {problem}")
-    with contextlib.suppress(OSError):  # it stays where it is
+            progress.say(f"{log} lacks {file.unwritten} lines of the job, which are in Ray's log of it: {problem}")
+    with contextlib.suppress(OSError):  # on failure the log stays where it is
         if run.is_dir():
             log = log.replace(run / "job.log")
-    if info.status == JobStatus.FAILED and info.driver_exit_code is None:  # it never ran, so its log says nothing
+    if info.status == JobStatus.FAILED and info.driver_exit_code is None:  # it never ran, so its log is empty
         print(info.message)
     status = report(run) if here else None
     if status is None:
@@ -144,8 +144,11 @@ def submit(
 
 
 class Interrupts:
-    """What Ctrl-C and SIGTERM do: raise KeyboardInterrupt as long as there is no job. From then on the first one lets
-    the job save and end, and the second raises."""
+    """Context manager that handles Ctrl-C and SIGTERM.
+
+    Before the job is submitted, a signal raises KeyboardInterrupt. Afterwards the first signal lets the job save and
+    end, and the second one raises.
+    """
 
     def __init__(self, progress: JobProgress):
         self.raising = True
@@ -161,7 +164,7 @@ class Interrupts:
             signal.signal(number, handler)
 
     def to_end_job(self, end_job: Callable[[], object]) -> None:
-        """From now on the job can be ended so; it is at once if that was asked for while it was being submitted."""
+        """Set the function that ends the job. It is called at once if a signal came during the submission."""
         self._end_job = end_job
         if self.raising:
             end_job()
@@ -170,14 +173,14 @@ class Interrupts:
         if self.raising:
             raise KeyboardInterrupt
         self.raising = True
-        self._progress.say("stopping: saving what was trained; press Ctrl-C again to give up waiting")
+        self._progress.say("stopping: saving the trained state; press Ctrl-C again to stop waiting")
         if self._end_job:
             self._end_job()
 
 
 def submit_job(client: "JobSubmissionClient", job: str, command: list[str], working_dir: Path) -> None:
-    """Upload the source and start the job."""
-    # It announces that .git and .venv stay here, which is as it should be.
+    """Upload the source and start the job. Raises `SubmissionError`."""
+    # Ray warns that .git and .venv are not uploaded, as intended.
     logging.getLogger("ray._private.runtime_env.working_dir").setLevel(logging.ERROR)
     environment = {"RAY_JOB_STOP_WAIT_TIME_S": str(STOP_WAIT_S)}
     try:
@@ -187,16 +190,16 @@ def submit_job(client: "JobSubmissionClient", job: str, command: list[str], work
             runtime_env={"working_dir": str(working_dir), "env_vars": environment},
         )
     except (RuntimeError, ValueError, OSError) as error:
-        raise SubmissionError(f"the Ray cluster did not take the job: {error}") from error
+        raise SubmissionError(f"the Ray cluster did not accept the job: {error}") from error
 
 
 async def follow(client: "JobSubmissionClient", job: str, on_line: Callable[[str], object]) -> None:
-    """Pass on each line that the job prints, until it has ended. A broken stream is taken up where it broke."""
+    """Pass each line of the job's log to `on_line` until the job has ended. A broken stream resumes where it broke."""
     import aiohttp
 
     taken, rest = 0, ""
     while True:
-        position = 0  # characters of the log; a new stream begins at its start
+        position = 0  # in characters; each stream begins at the start of the log
         with contextlib.suppress(RuntimeError, OSError, aiohttp.ClientError):
             async for text in client.tail_job_logs(job):
                 rest += text[max(0, taken - position) :]
@@ -213,8 +216,8 @@ async def follow(client: "JobSubmissionClient", job: str, on_line: Callable[[str
 
 
 def whole_paths(config: TrainingConfig, working_dir: Path) -> list[str]:
-    """Settings that name files and folders of this machine by their whole path: the job runs in a copy elsewhere."""
-    from pipeline.agents.prompts import is_template_path  # imported late: it brings numpy and pyarrow
+    """Arguments with absolute paths for local files and folders: the job runs in a copy of the source elsewhere."""
+    from pipeline.agents.prompts import is_template_path  # imported late: it imports numpy and pyarrow
 
     paths = {key: working_dir / attrgetter(key)(config) for key in PATH_KEYS if attrgetter(key)(config)}
     if is_template_path(config.agent.prompt_template):
@@ -225,7 +228,7 @@ def whole_paths(config: TrainingConfig, working_dir: Path) -> list[str]:
 
 
 def report(run: Path) -> str | None:
-    """Print what summary.json says; return its status, None if there is no summary."""
+    """Print the content of summary.json; return its status, or None if there is no summary."""
     try:
         summary = json.loads((run / "summary.json").read_text())
     except (OSError, ValueError, RecursionError):

@@ -50,19 +50,19 @@ from pipeline.rewards.scoring import check_scorers
 from pipeline.rules import check_data_given
 from pipeline.run.checkpoints import MODEL, checkpoints_of
 from pipeline.run.config import TrainingConfig, load_training_config
-from pipeline.run.metrics import RunTotals
+from pipeline.run.history import RunTotals
 from pipeline.run.plan import plan_text
 from pipeline.run.report import run_summary
 from pipeline.run.rules import check_config
 from pipeline.weights.transport import check_transport
 
-NAMESPACE = "palimpsest"  # of the coordinators, so that another driver finds them
-CHARACTERS_OF_A_TOKEN = 4.5  # of English, about
+NAMESPACE = "palimpsest"  # Ray namespace of the coordinators, where another driver finds them
+CHARACTERS_OF_A_TOKEN = 4.5  # rough average for English
 DOCUMENTS_LOOKED_AT = 16
 
 
 def main(arguments: list[str]) -> int:
-    """Returns the exit status: 0 completed, 1 failed, 2 wrong configuration, 130 interrupted."""
+    """Run the job; return the exit status: 0 completed, 1 failed, 2 wrong configuration, 130 interrupted."""
     if "--help" in arguments:
         return show_help(__doc__, TrainingConfig)
     dry_run = "--dry-run" in arguments
@@ -86,10 +86,10 @@ def main(arguments: list[str]) -> int:
 
 
 def check_files(config: TrainingConfig) -> None:
-    """The input files are there.
+    """Check that the input files exist.
 
     Raises:
-        ConfigError: a path is not given or does not exist.
+        ConfigError: a path is not set or does not exist.
     """
     check_data_given(config)
     if config.data.source == "file":
@@ -97,7 +97,7 @@ def check_files(config: TrainingConfig) -> None:
 
 
 def document_tokens(config: TrainingConfig) -> int | None:
-    """The length of a typical document of the data, about, for the plan; None if it cannot be told."""
+    """Estimated tokens of a typical document of the data, for the plan; None if unknown."""
     if config.data.source != "file" or not config.data.path:
         return None
     try:
@@ -107,15 +107,15 @@ def document_tokens(config: TrainingConfig) -> int | None:
             for i in range(min(len(source), DOCUMENTS_LOOKED_AT))
         ]
     except (BadRow, DataError, OSError):
-        return None  # the run itself says what is wrong with the data
+        return None  # the run itself reports what is wrong with the data
     return round(median(map(len, texts)) / CHARACTERS_OF_A_TOKEN)
 
 
 def architecture(config: TrainingConfig) -> Architecture | None:
-    """The sizes of the model, for the plan; without a network, those of the presets' models are known here too."""
+    """The model's architecture, for the plan; None if unknown. Those of the presets' models need no network."""
     known = replace(config.model, path=str(CONFIGS / "models" / Path(config.model.path).name))
     for model in (config.model, known) if Path(config.model.path).exists() else (known, config.model):
-        with contextlib.suppress(Exception):  # transformers raises anything of a malformed file, which check_model says
+        with contextlib.suppress(Exception):  # any exception, for a malformed file; check_model reports it
             return architecture_of(model_settings(model)) or built_architecture(model_config(model))
     return None
 
@@ -123,7 +123,7 @@ def architecture(config: TrainingConfig) -> Architecture | None:
 def train(config: TrainingConfig) -> int:
     import ray
 
-    # The actors may stand elsewhere.
+    # Actors may have another working directory.
     config.model.path = whole_path(config.model.path)
     config.agent.prompt_template = whole_template(config.agent.prompt_template)
     whole_data_paths(config.data)
@@ -154,17 +154,17 @@ def train(config: TrainingConfig) -> int:
 
 
 def check_dtype(config: TrainingConfig, folder: Path) -> None:
-    """A run goes on in the dtype in which it began, whatever `auto` means on this machine.
+    """Check that a run resumes in the dtype in which it began, whatever `auto` means on this machine.
 
     Raises:
-        ConfigError: the run in `folder` has another one, or does not say which.
+        ConfigError: the run in `folder` has another dtype, or its configuration names none.
     """
     before = folder / "config.yaml"
     if config.resume == "auto" and before.exists():
         model = configuration_of(before).get("model")
         dtype = model.get("dtype") if isinstance(model, dict) else None
         if dtype is None:
-            raise ConfigError(f"{before} names no model.dtype, so its run cannot go on; choose another run.name")
+            raise ConfigError(f"{before} names no model.dtype, so its run cannot be resumed; choose another run.name")
         if dtype != config.model.dtype:
             raise ConfigError(
                 f"the run in {folder} has model.dtype={dtype}, not {config.model.dtype}: set model.dtype={dtype} to "
@@ -173,11 +173,11 @@ def check_dtype(config: TrainingConfig, folder: Path) -> None:
 
 
 def run_of(config: TrainingConfig, folder: Path, signals: StopSignals) -> dict:
-    """Run the training, or follow it if it is at work; return its summary.
+    """Run the training, or follow it if it is already running; return its summary.
 
     Raises:
-        ConfigError: the folder, or that of the checkpoints, is another run's, or has one that cannot go on.
-        KeyboardInterrupt: asked to stop before the run began.
+        ConfigError: the run folder or the checkpoint folder belongs to another run, or its run cannot be resumed.
+        KeyboardInterrupt: a signal came before the run began.
     """
     if coordinator := running_coordinator(config, folder):
         return end_of(coordinator, config, folder, signals)
@@ -187,7 +187,7 @@ def run_of(config: TrainingConfig, folder: Path, signals: StopSignals) -> dict:
     from actors.coordinator import Coordinator
 
     place = RunFolder(folder, signals)
-    place.call(check_unused, config, folder)  # before a lease is waited for
+    place.call(check_unused, config, folder)  # fail before waiting for a lease
     with place:
         signals.add(lambda: leave_interrupted(folder, run_summary(config, "interrupted", RunTotals())))
         place.call(check_unused, config, folder)
@@ -205,7 +205,7 @@ def run_of(config: TrainingConfig, folder: Path, signals: StopSignals) -> dict:
 
 
 def end_of(coordinator, config: TrainingConfig, folder: Path, signals: StopSignals) -> dict:
-    """Follow a coordinator to its end; return the summary, which is also in the folder."""
+    """Follow a coordinator to its end; return the summary, which is also in summary.json."""
     import ray
 
     summary = follow(coordinator, signals)
@@ -222,7 +222,7 @@ def is_evaluated(config: TrainingConfig) -> bool:
 
 
 def check_unused(config: TrainingConfig, folder: Path) -> None:
-    """Raises `ConfigError` if a run has been in this folder that is not to go on."""
+    """Raise `ConfigError` if the folder has files of an earlier run and resume=no."""
     if config.resume == "no" and not is_unused(folder):
         raise ConfigError(
             f"the run folder {folder} is not empty; choose another run.name, or resume that run with resume=auto"
@@ -230,10 +230,10 @@ def check_unused(config: TrainingConfig, folder: Path) -> None:
 
 
 def running_coordinator(config: TrainingConfig, folder: Path):
-    """The coordinator of this very run if it is at work, whose driver died; None if the run is to be begun or resumed.
+    """The coordinator of this run if it is still running after its driver died; None if the run must be started.
 
     Raises:
-        ConfigError: a run of this name is at work with other settings.
+        ConfigError: a run of this name is running with another configuration.
     """
     import ray
 
@@ -244,23 +244,23 @@ def running_coordinator(config: TrainingConfig, folder: Path):
     if config_yaml(replace(config, resume="")) != config_yaml(
         replace(ray.get(coordinator.settings.remote()), resume="")
     ):
-        raise ConfigError(f"{folder.name} is at work with other settings; stop it, or choose another run.name")
-    print(f"· {folder.name} is at work: following it", flush=True)
+        raise ConfigError(f"{folder.name} is running with another configuration; stop it, or choose another run.name")
+    print(f"· {folder.name} is running: following it", flush=True)
     return coordinator
 
 
 def evaluate_run(config: TrainingConfig, folder: Path, checkpoint: str) -> int:
-    """Evaluate the model that a run began with and the one that it ended with, and show both side by side.
+    """Evaluate a run's first and last model, and compare them.
 
     Args:
-        config: of the run; `train.evaluation` has the arguments of the evaluation.
-        folder: of the run; `evaluation/` in it gets the two evaluations, accuracy.png and accuracy.md.
-        checkpoint: of the run's last version.
+        config: the run's configuration; `train.evaluation` has the arguments of the evaluation.
+        folder: the run folder; its subfolder `evaluation/` gets the two evaluations, accuracy.png and accuracy.md.
+        checkpoint: the checkpoint of the last weight version.
 
     Returns:
         The exit status.
     """
-    from pipeline.evaluation.plots import accuracy_figure  # imported late: it brings matplotlib
+    from pipeline.evaluation.plots import accuracy_figure  # imported late: it imports matplotlib
 
     folder, trained = folder / "evaluation", join(checkpoint, MODEL)
     if "://" in trained:  # vLLM and transformers read local folders
@@ -285,12 +285,12 @@ def evaluate_run(config: TrainingConfig, folder: Path, checkpoint: str) -> int:
 
 
 def evaluation_of(config: TrainingConfig, model: str) -> EvaluationConfig:
-    """The evaluation that `train.evaluation` describes, of `model`, with the run's seed and wandb settings.
+    """The configuration of `train.evaluation` for `model`, with the run's seed and wandb section.
 
-    The run's prompts and scorers are used, too, unless the arguments in `train.evaluation` name others.
+    It also uses the run's prompt template and scorers, unless the arguments in `train.evaluation` name others.
 
     Raises:
-        ConfigError: it describes none.
+        ConfigError: `train.evaluation` is not a valid configuration.
     """
     arguments = config.train.evaluation.split()
     try:

@@ -35,5 +35,10 @@ class RunFailed(RuntimeError):
 def reason_of(error: Exception) -> str:
     """One line that names the error. An error from another process is shown without either process's traceback."""
     error = getattr(error, "cause", None) or error  # RayTaskError
-    last = (str(error).strip().splitlines() or [""])[-1]
+    last = last_line(error)
     return last if isinstance(error, (RunFailed, DataError, BadRow)) else f"{type(error).__name__}: {last}"
+
+
+def last_line(error: Exception) -> str:
+    """The last line of an error's message; of one from another process, what its traceback ends with."""
+    return (str(error).strip().splitlines() or [""])[-1]

@@ -3,14 +3,14 @@ their node is drained."""
 
 import asyncio
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 import ray
-from ray._private.state import state as cluster
 from ray.exceptions import RayError, RayTaskError
 
 from actors.generation.generator import Draining, Generator
+from actors.lifecycle.cluster import draining_nodes, is_alive
 from actors.lifecycle.failures import DIED, Hung
 from actors.lifecycle.pool import Pool, result_of
 from pipeline.evaluation.answers import Answer
@@ -53,6 +53,22 @@ class Member:
     ended: bool = False  # by the pool, and not because it hung
 
 
+class Versions(Mapping[str, int]):
+    """The weight versions of the generators in service, by name, as they are whenever one looks."""
+
+    def __init__(self, members: Mapping[str, Member]):
+        self._members = members
+
+    def __getitem__(self, name: str) -> int:
+        return self._members[name].version
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._members)
+
+    def __len__(self) -> int:
+        return len(self._members)
+
+
 class GeneratorPool(Pool):
     """Lives in the actor of the job; the generators are actors.
 
@@ -60,8 +76,8 @@ class GeneratorPool(Pool):
         config: of the job.
         say: takes a line for people to read.
         journal: where generators note finished conversations; None when they do not train.
-        joined: is called with a generator's name, its weight version and the pause for loading it in seconds (None if
-            it was not yet in service), whenever it can be given work with these weights.
+        joined: is called with a generator's name and the pause for loading weights in seconds (None if it was not yet
+            in service), whenever it can be given work with the weights of its entry in `versions`.
         left: is called with the name of a generator that is out of service.
     """
 
@@ -70,13 +86,14 @@ class GeneratorPool(Pool):
         config: GenerationConfig,
         say: Callable[[str], None],
         journal=None,
-        joined: Callable[[str, int, float | None], None] = lambda *_: None,
+        joined: Callable[[str, float | None], None] = lambda *_: None,
         left: Callable[[str], None] = lambda _: None,
     ):
         g = config.generator
         super().__init__("generator", g.count, g.min_count, say)
         self.config, self._journal, self._joined, self._left = config, journal, joined, left
         self._members: dict[str, Member] = {}
+        self.versions: Mapping[str, int] = Versions(self._members)
         self._weights = FROM_DISK
         self._published = asyncio.Condition()
         self._draining: set[str] = set()  # nodes
@@ -101,7 +118,7 @@ class GeneratorPool(Pool):
         member = Member(actor, node, version=0)
         await self._load_newer(name, member)
         self._members[name] = member
-        self._joined(name, member.version, None)
+        self._joined(name, None)
         await self.enter(name)
         if self._were_ready:
             self._say(f"· {name} is in service")
@@ -139,7 +156,7 @@ class GeneratorPool(Pool):
         if self._members.get(name) is member:
             await self.leave(name)
         excused = member.loading or member.ended or member.node in self._draining
-        return GeneratorLost(f"{name} died", blame=not excused and await _is_alive(member.node))
+        return GeneratorLost(f"{name} died", blame=not excused and await is_alive(member.node))
 
     async def publish(self, weights: Weights) -> None:
         """Have all generators load these weights, also those that come later."""
@@ -253,7 +270,7 @@ class GeneratorPool(Pool):
                 await self._published.wait_for(lambda: self._weights.version > member.version)
             pause_s = await self._load_newer(name, member)
             if name in self._members:  # else it is being drained
-                self._joined(name, member.version, pause_s)
+                self._joined(name, pause_s)
 
     async def _feel_pulse(self, name: str, member: Member) -> None:
         """Raise `Hung` when the engine's loop stands still: it answers between two steps, however long those are."""
@@ -286,18 +303,9 @@ class GeneratorPool(Pool):
         while True:
             draining = self._draining
             with contextlib.suppress(RayError, OSError):  # the cluster's head may be away for a while
-                draining = set(await asyncio.to_thread(cluster.get_draining_nodes))
+                draining = await asyncio.to_thread(draining_nodes)
             if draining != self._draining:
                 async with self._changed:
                     self._draining = draining
                     self._changed.notify_all()
             await asyncio.sleep(DRAINING_S)
-
-
-async def _is_alive(node: str) -> bool:
-    """Whether Ray knows a node to be there; if Ray cannot say, it is taken to be."""
-    try:
-        nodes = await asyncio.to_thread(ray.nodes)
-    except (RayError, OSError):
-        return True
-    return any(found["Alive"] for found in nodes if found["NodeID"] == node)

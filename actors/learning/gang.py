@@ -8,13 +8,13 @@ from pathlib import Path
 import numpy as np
 import ray
 from ray.exceptions import RayTaskError
-from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
+from ray.util.placement_group import PlacementGroup, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from actors.learning.fine_tuning_learner import FineTuningLearner, FineTuningUpdate
 from actors.learning.learner import Learner
-from actors.learning.reservation import bundle_of
-from actors.lifecycle.failures import DIED
+from actors.learning.reservation import ranks_placement
+from actors.lifecycle.failures import DIED, what_happened
 from pipeline.fine_tuning.examples import ExampleBatch
 from pipeline.learning.losses import LOSSES
 from pipeline.learning.packing import Update, plan_update, split_updates
@@ -53,7 +53,7 @@ class Gang:
 
     def __init__(self, config, size: int, placement: PlacementGroup | None = None):
         self.config, self.size = config, size
-        self._placement = None if placement else placement_group([bundle_of(config.learner)] * size, strategy="PACK")
+        self._placement = None if placement else ranks_placement(config.learner, size)
         places = [PlacementGroupSchedulingStrategy(placement or self._placement, rank) for rank in range(size)]
         resources = {"num_cpus": config.learner.num_cpus, "num_gpus": config.learner.num_gpus}
         self.ranks = [
@@ -130,7 +130,7 @@ class Gang:
         try:
             return await self._unless_it_stands_still(_all_of(calls), limit_s)
         except (*DIED, RayTaskError) as error:
-            raise GangLost(f"a learner rank {_what_happened(error)}") from error
+            raise GangLost(f"a learner rank {what_happened(error)}") from error
 
     async def _unless_it_stands_still(self, work: Coroutine, limit_s: float | None = None):
         """The result of `work`. Raises `GangLost` if no rank moves for `limit_s`, or learner.stall_s."""
@@ -167,12 +167,6 @@ async def _progress_of(rank) -> int | None:
             return await rank.progress.remote()
     except (TimeoutError, *DIED):
         return None
-
-
-def _what_happened(error: Exception) -> str:
-    if isinstance(error, DIED):
-        return "died"
-    return f"failed: {(str(error).strip().splitlines() or [''])[-1]}"
 
 
 class LearnerGang(Gang):

@@ -1,24 +1,23 @@
-"""Room for learner ranks: a Ray placement group with a bundle a rank, held from one gang to the next."""
+"""Room for learner ranks: a Ray placement group with one bundle per rank, held from one gang to the next."""
 
 import asyncio
 from collections.abc import Iterable
 
-import ray
-from ray._private.state import state as cluster
 from ray.util.placement_group import PlacementGroup, placement_group, placement_group_table, remove_placement_group
 
+from actors.lifecycle.cluster import free_resources, nodes_alive
 from pipeline.sections import LearnerSection
 
 
 class NoRoom(RuntimeError):
-    """The cluster has no room for so many ranks now."""
+    """The cluster has no room for this many ranks now."""
 
 
 class Reservation:
-    """While it is held, no other actor takes the room of ranks that are being started again.
+    """Reserves room for learner ranks, so that no other actor takes it while they restart.
 
-    When a node of it has died it has to be made anew: Ray 2.60 tries to place the lost bundles again without a pause,
-    which takes a core of the head (35 million times in four minutes).
+    If one of its nodes has died, make a new reservation: Ray 2.60 retries to place the lost bundles without a pause
+    (35 million times in four minutes), which occupies a core of the head.
     """
 
     def __init__(self, learner: LearnerSection):
@@ -27,13 +26,13 @@ class Reservation:
 
     @property
     def size(self) -> int:
-        """For how many ranks it is."""
+        """The number of ranks for which there is a reservation."""
         return self.group.bundle_count if self.group else 0
 
     async def make(self, size: int, limit_s: float) -> None:
-        """Wait until there is room for so many ranks. Raises `NoRoom` if there is none in time."""
+        """Reserve room for `size` ranks. Raises `NoRoom` if there is none within `limit_s` seconds."""
         self.release()
-        self.group = placement_group([bundle_of(self._learner)] * size, strategy="PACK")
+        self.group = ranks_placement(self._learner, size)
         try:
             async with asyncio.timeout(limit_s):
                 await self.group.ready()
@@ -42,22 +41,20 @@ class Reservation:
             raise NoRoom(f"no room for {size} learner ranks") from None
 
     def release(self) -> None:
-        """Leave the room to others."""
+        """Give up the room."""
         if self.group:
             remove_placement_group(self.group)
             self.group = None
 
     def is_whole(self) -> bool:
-        """Whether there is one, and all its nodes live."""
+        """Whether there is a reservation and all its nodes are alive."""
         if not self.group:
             return False
-        alive = {node["NodeID"] for node in ray.nodes() if node["Alive"]}
-        return alive.issuperset(placement_group_table(self.group)["bundles_to_node_id"].values())
+        return nodes_alive().keys() >= set(placement_group_table(self.group)["bundles_to_node_id"].values())
 
     def reachable(self) -> int:
-        """How many ranks there would be room for now, with what is held and what nobody has."""
-        free = cluster.available_resources_per_node().values()
-        return min(self._learner.ranks, self.size + ranks_in(free, self._learner))
+        """How many ranks the reserved and the free resources have room for now, at most `learner.ranks`."""
+        return min(self._learner.ranks, self.size + ranks_in(free_resources(), self._learner))
 
 
 def bundle_of(learner: LearnerSection) -> dict[str, float]:
@@ -65,8 +62,13 @@ def bundle_of(learner: LearnerSection) -> dict[str, float]:
     return {"CPU": learner.num_cpus} | ({"GPU": learner.num_gpus} if learner.num_gpus else {})
 
 
+def ranks_placement(learner: LearnerSection, size: int) -> PlacementGroup:
+    """Room for so many ranks, on as few nodes as may be, once the cluster has it."""
+    return placement_group([bundle_of(learner)] * size, strategy="PACK")
+
+
 def ranks_in(nodes: Iterable[dict[str, float]], learner: LearnerSection) -> int:
-    """How many ranks, up to all that are wanted, nodes with these resources have room for."""
+    """How many ranks fit on nodes with these resources, at most `learner.ranks`."""
     bundle = bundle_of(learner)
     room = (min(int(has.get(kind, 0) / amount) for kind, amount in bundle.items() if amount) for has in nodes)
     return min(learner.ranks, sum(room))

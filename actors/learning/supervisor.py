@@ -18,6 +18,7 @@ from ray.exceptions import RayTaskError
 
 from actors.learning.gang import GangLost, LearnerGang
 from actors.learning.reservation import NoRoom, Reservation, ranks_in
+from actors.lifecycle.cluster import nodes_alive
 from pipeline.errors import RunFailed, reason_of
 from pipeline.rollout.episodes import GroupRecord
 from pipeline.run.checkpoints import Checkpoint, CheckpointError, RunState, checkpoints_of
@@ -110,8 +111,7 @@ class LearnerSupervisor:
         le, first = self.config.learner, self._gang is None
         while True:
             # At first the full number, for which an autoscaler may be making room; later, what the nodes could hold.
-            nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-            most = le.ranks if first else max(ranks_in(nodes, le), le.min_ranks)
+            most = le.ranks if first else max(ranks_in(nodes_alive().values(), le), le.min_ranks)
             for size in range(most, le.min_ranks - 1, -1):
                 try:
                     await self._room.make(size, le.wait_s)

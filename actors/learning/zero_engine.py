@@ -1,6 +1,7 @@
-"""The one place that knows DeepSpeed: a policy under ZeRO-3 with AdamW or Muon, and a reference model only to read.
+"""The adapter for DeepSpeed, the only module that uses it: a policy under ZeRO-3 with AdamW or Muon, and a frozen
+reference model.
 
-Written against DeepSpeed 0.19; tests/integration/test_learner.py is the contract that an upgrade must keep.
+Written for DeepSpeed 0.19; tests/integration/test_learner.py is the contract that an upgrade must keep.
 """
 
 import copy
@@ -33,7 +34,7 @@ from pipeline.learning.schedule import learning_rate_factor  # noqa: E402
 from pipeline.sections import LearnerSection, ModelSection  # noqa: E402
 
 ZERO_STAGE = 3
-STATE_TAG = "state"  # the name of DeepSpeed's folder within a checkpoint's
+STATE_TAG = "state"  # name of DeepSpeed's folder in a checkpoint folder
 
 transformers_logging.disable_progress_bar()
 
@@ -55,16 +56,16 @@ class ZeroEngine:
         """Join the process group named by RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT, and load the model.
 
         Args:
-            model: to be trained.
-            learner: how.
-            updates: optimizer steps of the whole run, over which the learning rate's schedule stretches.
-            temperature: of the log-probs.
-            train_entropy: give the entropies a gradient.
-            with_reference: load the model once more, to be read only.
-            universal: `load_state` is given a universal checkpoint (`make_universal`).
+            model: the section of the model to train.
+            learner: the learner section.
+            updates: optimizer steps of the whole run, which the learning rate schedule spans.
+            temperature: temperature of the log-probs.
+            train_entropy: whether entropies get a gradient.
+            with_reference: whether to load the model a second time, as the frozen reference.
+            universal: whether `load_state` will get a universal checkpoint (`make_universal`).
         """
         on_gpu = torch.cuda.is_available()
-        # DeepSpeed would compile a shared-memory collective for one-node CPU groups; gloo does without a compiler.
+        # DeepSpeed would compile a shared-memory collective for one-node CPU groups; gloo needs no compiler.
         __compatible_ops__["deepspeed_shm_comm"] = False
         deepspeed.init_distributed(dist_backend="nccl" if on_gpu else "gloo")
         self.rank = torch.distributed.get_rank()
@@ -91,26 +92,28 @@ class ZeroEngine:
             _check_buffers(self._reference, model)
 
     def forward(self, *inputs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Response log-probs and entropies of a micro-batch (pipeline/learning/policy.py), with gradient if enabled."""
+        """Response log-probs and entropies of a micro-batch (`Policy.forward`), with gradients if enabled."""
         return self._engine(*inputs)
 
     @torch.no_grad()
     def reference(self, *inputs: torch.Tensor) -> torch.Tensor | None:
-        """Response log-probs under the initial model; None if no KL is asked for."""
+        """Response log-probs under the reference model; None if it is not loaded."""
         return None if self._reference is None else self._reference(*inputs)[0]
 
     def backward(self, loss: torch.Tensor, last: bool) -> None:
-        """Add the gradients of `loss`, to be summed over ranks and micro-batches; `last` ends the update's batch."""
+        """Add the gradients of `loss`, summed over ranks and micro-batches; `last` marks the last one of an update."""
         self._engine.set_gradient_accumulation_boundary(last)
         # DeepSpeed averages over ranks.
         self._engine.backward(loss * self.ranks, scale_wrt_gas=False)
 
     def step(self) -> tuple[float | None, float]:
-        """Clip, update the weights, advance the schedule. Returns the gradient norm and AdamW's learning rate.
+        """Clip the gradient, update the weights and advance the schedule.
 
-        Under Muon the norm is that of what the optimizer is given, matrices already orthogonalized.
-        When the gradient is not finite on any rank, no rank changes its weights, its optimizer state or its place in
-        the schedule, and the norm is None.
+        If the gradient is not finite on some rank, no rank changes its weights, optimizer state or schedule.
+
+        Returns:
+            The gradient norm, None if it is not finite; and AdamW's learning rate. Under Muon the norm is that of the
+            optimizer's input, in which matrices are already orthogonalized.
         """
         *_, rate = self._engine.get_lr()
         self._engine.step()
@@ -119,9 +122,9 @@ class ZeroEngine:
         return float(self._engine.get_global_grad_norm()), rate
 
     def parameters(self, group_bytes: int) -> Iterator[tuple[str, torch.Tensor]]:
-        """Yield every named parameter whole, in the names of the Hugging Face checkpoint, on all ranks.
+        """Yield every parameter whole on all ranks, under its name in the Hugging Face checkpoint.
 
-        They are gathered in groups of about `group_bytes`; a tensor is valid until the next one is asked for.
+        Parameters are gathered in groups of about `group_bytes` bytes. A tensor is valid until the next one is drawn.
         """
         group, size = [], 0
         for name, parameter in self.model.named_parameters():
@@ -138,21 +141,24 @@ class ZeroEngine:
         self.write_model(folder, self.copy_model())
 
     def copy_model(self) -> dict[str, torch.Tensor]:
-        """All parameters in host memory on rank 0, nothing on the others; all ranks must call."""
+        """All parameters in host memory on rank 0, an empty dict on other ranks. All ranks must call."""
         return {
             name: tensor.detach().cpu().clone()
             for name, tensor in self.parameters(group_bytes=2**28)
-            if self.rank == 0  # the others only take part in the gathering
+            if self.rank == 0  # other ranks only take part in the gathering
         }
 
     def write_model(self, folder: Path, parameters: dict[str, torch.Tensor]) -> None:
-        """Write what `copy_model` returned as a Hugging Face folder; on other ranks than 0 nothing."""
+        """Write the result of `copy_model` as a Hugging Face folder on rank 0; other ranks do nothing."""
         if self.rank == 0:
             self.model.save_pretrained(folder, state_dict=parameters, safe_serialization=True)
 
     def copy_state(self, folder: Path) -> dict[Path, dict]:
-        """This rank's part of DeepSpeed's checkpoint in host memory, as files to be written with torch.save; all ranks
-        must call, and DeepSpeed makes the folders."""
+        """Copy this rank's part of DeepSpeed's checkpoint to host memory. All ranks must call; DeepSpeed makes folders.
+
+        Returns:
+            The content of each file, to write with torch.save.
+        """
         writer, self._engine.checkpoint_engine = self._engine.checkpoint_engine, StateCopies()
         try:
             self._engine.save_checkpoint(str(folder), tag=STATE_TAG, save_latest=False)
@@ -161,10 +167,10 @@ class ZeroEngine:
             self._engine.checkpoint_engine = writer
 
     def load_state(self, folder: Path) -> None:
-        """Take up the state that a checkpoint's folder holds: weights, optimizer, and the place in the schedule.
+        """Load the weights, the optimizer state and the position in the schedule from a checkpoint's folder.
 
         Raises:
-            RuntimeError: it is not there.
+            RuntimeError: the folder has no such state.
         """
         loaded, _ = self._engine.load_checkpoint(str(folder), tag=STATE_TAG)
         if loaded is None:
@@ -175,7 +181,7 @@ class ZeroEngine:
 
 
 class StateCopies(CheckpointEngine):
-    """What DeepSpeed would write, copied to host memory, so that training can go on while it is being written."""
+    """Copies to host memory what DeepSpeed would write, so that training can continue during the writing."""
 
     def __init__(self):
         super().__init__()
@@ -198,7 +204,7 @@ class StateCopies(CheckpointEngine):
 
 
 def _copied(state):
-    """The same with every tensor copied to host memory."""
+    """A copy of a nested state with all tensors in host memory."""
     if isinstance(state, torch.Tensor):
         return state.detach().to("cpu", copy=True)
     if type(state) in (dict, OrderedDict, list, tuple):
@@ -210,9 +216,14 @@ def _copied(state):
 
 
 def make_universal(folder: Path, universal: Path) -> None:
-    """Convert the state that `copy_state` laid out in `folder` into DeepSpeed's universal format, which any number of
-    ranks loads. In a process of its own, as DeepSpeed does it."""
-    shutil.rmtree(universal, ignore_errors=True)  # an earlier one
+    """Convert the files of `copy_state` in `folder` to DeepSpeed's universal format, for any number of ranks.
+
+    DeepSpeed's converter runs in a separate process.
+
+    Raises:
+        RuntimeError: the conversion failed.
+    """
+    shutil.rmtree(universal, ignore_errors=True)  # left by an earlier conversion
     command = [sys.executable, "-m", "deepspeed.checkpoint.ds_to_universal", "--inject_missing_state"]
     command += ["--num_extract_workers=1", "--num_merge_workers=1"]
     command += [f"--input_folder={folder / STATE_TAG}", f"--output_folder={universal / STATE_TAG}"]
@@ -227,8 +238,8 @@ def _gathered(group: list[tuple[str, torch.nn.Parameter]]) -> Iterator[tuple[str
 
 
 def _load_policy(model: ModelSection, settings: dict, temperature: float, train_entropy: bool) -> Policy:
-    """Load the model with every parameter split over the ranks from the start."""
-    sharded_loading = HfDeepSpeedConfig(settings)  # transformers looks at it while it lives
+    """Load the model, with every parameter sharded over the ranks from the start."""
+    sharded_loading = HfDeepSpeedConfig(settings)  # affects transformers as long as this object lives
     loaded = AutoModelForCausalLM.from_pretrained(
         model.path,
         dtype=getattr(torch, model.dtype),
@@ -242,7 +253,7 @@ def _load_policy(model: ModelSection, settings: dict, temperature: float, train_
 
 
 def _plain_buffers(loaded: torch.nn.Module, model: ModelSection) -> dict[str, torch.Tensor]:
-    """The buffers that no checkpoint holds, by name, with the values that they have without DeepSpeed."""
+    """The buffers that are not in the checkpoint, by name, with their values without DeepSpeed."""
     with no_init_weights(), init_empty_weights(include_buffers=False):
         plain = AutoModelForCausalLM.from_config(
             copy.deepcopy(loaded.config), dtype=getattr(torch, model.dtype), trust_remote_code=model.trust_remote_code
@@ -252,11 +263,11 @@ def _plain_buffers(loaded: torch.nn.Module, model: ModelSection) -> dict[str, to
 
 
 def _restore_buffers(loaded: torch.nn.Module, model: ModelSection) -> None:
-    """Give the buffers that no checkpoint holds the values that they have without DeepSpeed.
+    """Reset the buffers that are not in the checkpoint to their values without DeepSpeed.
 
-    While a model is built, `zero.Init` casts what torch.arange and its like return to the model's dtype. In bfloat16
-    the frequencies of rotary embeddings are then off by up to 0.4%: by radians at position 8,000 (DeepSpeed's issue
-    4932).
+    While a model is built, `zero.Init` casts the results of torch.arange and similar functions to the model's dtype. In
+    bfloat16 this changes the frequencies of rotary embeddings by up to 0.4%, which is radians at position 8,000
+    (DeepSpeed issue 4932).
     """
     for name, buffer in _plain_buffers(loaded, model).items():
         owner, _, attribute = name.rpartition(".")
@@ -264,26 +275,26 @@ def _restore_buffers(loaded: torch.nn.Module, model: ModelSection) -> None:
 
 
 def _check_buffers(engine: deepspeed.DeepSpeedEngine, model: ModelSection) -> None:
-    """Raise a RuntimeError if the model that DeepSpeed made is not the one that vLLM computes.
+    """Raise a RuntimeError if DeepSpeed changed a buffer, so that its model differs from vLLM's.
 
-    The log-probs' mismatch would not show it: in bfloat16 rounding alone is larger.
+    The log-prob mismatch would not reveal it: in bfloat16, rounding alone is larger.
     """
     held = dict(engine.module.model.named_buffers())
     for name, buffer in _plain_buffers(engine.module.model, model).items():
         if held[name].dtype != buffer.dtype or not torch.equal(held[name].cpu(), buffer):
             raise RuntimeError(
-                f"{model.path}: DeepSpeed has changed the buffer {name} ({held[name].dtype}, without it "
-                f"{buffer.dtype}), so the learners would train another model than vLLM samples from"
+                f"{model.path}: DeepSpeed has changed the buffer {name} ({held[name].dtype}, without DeepSpeed "
+                f"{buffer.dtype}), so the learners would train a different model than vLLM samples from"
             )
 
 
 def _optimizer(policy: Policy, learner: LearnerSection) -> torch.optim.Optimizer:
-    """AdamW for all parameters; or Muon for the layers' matrices and AdamW for embeddings, head, norms and biases."""
+    """AdamW for all parameters, or Muon for the layers' matrices with AdamW for embeddings, head, norms and biases."""
     adamw: dict[str, Any] = {"lr": learner.learning_rate, "weight_decay": learner.weight_decay}
     if learner.optimizer == "adamw":
         return torch.optim.AdamW(policy.parameters(), **adamw)
     if not torch.cuda.is_available():
-        torch._dynamo.config.disable = True  # DeepSpeed compiles Muon's kernels, for which a CPU may lack a compiler
+        torch._dynamo.config.disable = True  # DeepSpeed compiles Muon's kernels; a CPU machine may lack a compiler
     from deepspeed.runtime.zero.muon.muon_optimizer import MuonWithAuxAdam
 
     ends = {
@@ -313,29 +324,29 @@ def _settings(model: ModelSection, learner: LearnerSection) -> dict:
         "reduce_bucket_size": REDUCE_BUCKET,
     }
     if learner.optimizer == "muon":
-        zero["reduce_scatter"] = False  # it needs whole gradients
+        zero["reduce_scatter"] = False  # Muon needs whole gradients
     if learner.offload:
         zero["offload_optimizer"] = {"device": "cpu", "pin_memory": True}
     return _common_settings(model, zero) | {
         "gradient_clipping": learner.max_grad_norm,
-        # torch's AdamW: no compiler needed, and the same arithmetic as the reference in the tests.
+        # Keep torch's AdamW: it needs no compiler, and its arithmetic equals that of the reference in the tests.
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,
     }
 
 
 def _reference_settings(model: ModelSection) -> dict:
-    """Split over the ranks and kept in host memory; the device holds what is being computed."""
+    """Settings for a model sharded over the ranks in host memory; the device holds only the layers in use."""
     offload = {"device": "cpu", "pin_memory": torch.cuda.is_available()}
     return _common_settings(model, {"stage": ZERO_STAGE, "offload_param": offload})
 
 
 def _common_settings(model: ModelSection, zero: dict) -> dict:
     return {
-        "train_micro_batch_size_per_gpu": 1,  # a packed row; the boundary of an update is set by hand
+        "train_micro_batch_size_per_gpu": 1,  # one packed row; `backward` sets the boundary of an update
         "gradient_accumulation_steps": 1,
         "bf16": {"enabled": model.dtype == "bfloat16"},
-        # Gradients of bfloat16 weights are added up over micro-batches and ranks in float32.
+        # Accumulate gradients of bfloat16 weights over micro-batches and ranks in float32.
         "data_types": {"grad_accum_dtype": "fp32"},
         "communication_data_type": "fp32",
         "zero_optimization": zero,

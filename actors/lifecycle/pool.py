@@ -1,7 +1,7 @@
-"""What the pools of generators and scorers have in common: so many actors, each of which is brought back when it dies.
+"""The base class of the generator and scorer pools: a fixed number of actors, each restarted when it dies.
 
-A pool always asks for all its actors. Those that the cluster has no room for are pending in Ray, which is what its
-autoscaler acts on; they join when there is room for them.
+A pool always requests all its actors. Those without room in the cluster are pending in Ray, which makes its autoscaler
+act; they join when there is room.
 """
 
 import asyncio
@@ -13,22 +13,22 @@ from collections.abc import Callable
 import ray
 from ray.exceptions import RayTaskError
 
-from actors.lifecycle.failures import DIED, Hung
+from actors.lifecycle.failures import DIED, Hung, what_happened
 from pipeline.errors import RunFailed
 
-DEATHS_IN_A_ROW = 5  # an actor that dies more often while nothing gets done will not get better
+DEATHS_IN_A_ROW = 5  # after more deaths without any work done, give up the actor
 LONGEST_BACK_OFF_S = 30
 
 
 class BusyTime:
-    """Measures the seconds during which at least one piece of work was under way."""
+    """Measures the seconds during which at least one piece of work was in progress."""
 
     def __init__(self):
         self._under_way, self._since, self._before = 0, 0.0, 0.0
 
     @contextlib.contextmanager
     def work(self):
-        """A piece of work lasts as long as this block."""
+        """Context manager that spans one piece of work."""
         if not self._under_way:
             self._since = time.monotonic()
         self._under_way += 1
@@ -45,46 +45,46 @@ class BusyTime:
 
 
 class Pool:
-    """Lives in the actor of the job. A subclass says how an actor is made and what it does as long as it lives.
+    """A pool of actors, owned by the job actor. A subclass defines how to make an actor and how to serve it.
 
     Args:
-        kind: what the actors are called: generator, scorer.
-        count: how many are wanted.
-        least: with fewer the job waits.
-        say: takes a line for people to read.
+        kind: the actors' name: generator or scorer.
+        count: number of actors wanted.
+        least: number of actors needed; with fewer the job waits.
+        say: called with each progress line.
     """
 
     def __init__(self, kind: str, count: int, least: int, say: Callable[[str], None]):
         self._kind, self._count, self._least, self._say = kind, count, least, say
         self._in_service: set[str] = set()
-        self._actors: dict[str, object] = {}  # all that were made and not yet ended
+        self._actors: dict[str, object] = {}  # all actors made and not yet killed
         self._changed = asyncio.Condition()
         self._deaths: Counter[str] = Counter()  # in a row, by name
         self._given_up: set[str] = set()
         self._busy = {f"{kind}-{number}": BusyTime() for number in range(count)}
-        self._looked_at = (time.monotonic(), 0.0)  # when, and how long all were busy until then
+        self._looked_at = (time.monotonic(), 0.0)  # last call of `waited_share`: time, and busy seconds of all actors
         self._were_ready = False
         self.restarts = 0
 
     def make(self, number: int):
-        """A new actor."""
+        """Start a new actor and return its handle."""
         raise NotImplementedError
 
     async def serve(self, name: str, actor) -> str:
-        """Put an actor into service once it is up, see to it, and return why it leaves if it does so in good order.
+        """Put an actor into service once it is ready and watch it; return the reason if it leaves in an orderly way.
 
         Raises:
-            DIED: it died.
-            Hung: it does not move any more.
-            RayTaskError: what it raised while it was started.
+            DIED: the actor died.
+            Hung: the actor no longer responds.
+            RayTaskError: the actor raised an error while starting.
         """
         raise NotImplementedError
 
     async def run(self) -> None:
-        """Keep all actors alive, for ever.
+        """Keep all actors alive, forever.
 
         Raises:
-            RunFailed: too few are left that do not die again and again.
+            RunFailed: so many actors were given up that fewer than `least` are left.
         """
         try:
             async with asyncio.TaskGroup() as lives:
@@ -94,46 +94,46 @@ class Pool:
             raise failures.exceptions[0] from None
 
     async def ready(self) -> None:
-        """Wait until the fewest that are needed are in service."""
+        """Wait until at least `least` actors are in service."""
         async with self._changed:
             await self._changed.wait_for(lambda: len(self._in_service) >= self._least)
         self._were_ready = True
 
     @property
     def alive(self) -> int:
-        """How many are in service."""
+        """The number of actors in service."""
         return len(self._in_service)
 
     def waited_share(self) -> float:
-        """The share of the time since this was last asked that the actors, of which so many are wanted, had no work."""
+        """The idle share of the `count` actors' time since the last call, from 0 to 1."""
         (before, busy_before), now = self._looked_at, time.monotonic()
         busy = sum(one.seconds for one in self._busy.values())
         self._looked_at = (now, busy)
         return 1 - (busy - busy_before) / (self._count * (now - before))
 
     async def close(self) -> None:
-        """End all actors; `run` has been cancelled before."""
+        """Kill all actors. `run` must have been cancelled before."""
         for actor in self._actors.values():
             ray.kill(actor)
 
     def work_done(self) -> None:
-        """Something got done, so deaths before it do not count as many in a row."""
+        """Report that work was completed: deaths before it no longer count as deaths in a row."""
         self._deaths.clear()
 
     async def enter(self, name: str) -> None:
-        """An actor is in service from now on."""
+        """Mark an actor as in service."""
         async with self._changed:
             self._in_service.add(name)
             self._changed.notify_all()
 
     async def leave(self, name: str) -> None:
-        """An actor is out of service."""
+        """Mark an actor as out of service."""
         async with self._changed:
             self._in_service.discard(name)
             self._changed.notify_all()
 
     async def _live(self, number: int) -> None:
-        """One actor after the other under the same name."""
+        """Run one actor after the other under the same name."""
         name = f"{self._kind}-{number}"
         while True:
             actor = self._actors[name] = self.make(number)
@@ -142,8 +142,8 @@ class Pool:
                 self._deaths[name] = 0
             except (*DIED, Hung, RayTaskError) as error:
                 if isinstance(error, RayTaskError) and not self._were_ready:
-                    raise  # it cannot start, and so can others of its kind
-                why = _reason(error)
+                    raise  # it cannot start, and neither can the others
+                why = what_happened(error)
                 self._deaths[name] += 1
             await self.leave(name)
             ray.kill(actor)
@@ -158,21 +158,12 @@ class Pool:
 
     def _give_up(self, name: str, why: str) -> None:
         self._given_up.add(name)
-        said = f"{name} died {self._deaths[name]} times before anything got done, the last time it {why}"
+        said = f"{name} died {self._deaths[name]} times without completing any work; the last time, it {why}"
         if self._count - len(self._given_up) < self._least:
             raise RunFailed(f"{said}; see its log in Ray's dashboard")
-        self._say(f"· {said}; going on without it")
-
-
-def _reason(error: Exception) -> str:
-    """What happened to an actor, as the end of a sentence that begins with its name."""
-    if isinstance(error, Hung):
-        return str(error)
-    if isinstance(error, RayTaskError):
-        return f"failed: {(str(error).strip().splitlines() or [''])[-1]}"
-    return "died"
+        self._say(f"· {said}; continuing without it")
 
 
 async def result_of(ref: ray.ObjectRef):
-    """The value of a reference, as a coroutine."""
+    """Wait for a reference's value: a coroutine, as tasks need one."""
     return await ref

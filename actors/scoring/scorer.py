@@ -7,7 +7,7 @@ import ray
 from pipeline.problems import Problem
 from pipeline.rewards.group_scores import score_group
 from pipeline.rewards.scoring import NO_MODULES
-from pipeline.rollout.episodes import EpisodeGroup, GroupRecord, group_record
+from pipeline.rollout.episodes import EpisodeGroup, ScoredGroup, scored_group
 from pipeline.sections import ModelSection, ObjectiveSection
 
 
@@ -30,9 +30,6 @@ class Scorer:
     def ready(self) -> None:
         """Returns once this process is up."""
 
-    def score(
-        self, group_id: str, group: EpisodeGroup, problem: Problem, generator: str, seconds: float
-    ) -> GroupRecord:
-        """Score every episode of a group and return the group's record; see `score_group`."""
-        scores = score_group(group, problem, self.objective, self.modules, self.model)
-        return group_record(group_id, problem.task, generator, group, seconds, **vars(scores))
+    def score(self, group: EpisodeGroup, problem: Problem) -> ScoredGroup:
+        """Score every episode of a group; see `score_group`."""
+        return scored_group(group, **vars(score_group(group, problem, self.objective, self.modules, self.model)))

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from actors.lifecycle.failures import DIED, Hung
 from actors.lifecycle.pool import Pool
 from actors.scoring.scorer import Scorer
-from pipeline.rollout.episodes import GroupRecord
+from pipeline.rollout.episodes import ScoredGroup
 from pipeline.run.config import TrainingConfig
 
 ATTEMPTS = 3  # to score a group under which scorers die or hang; then it has failed
@@ -35,9 +35,9 @@ class ScorerPool(Pool):
             try:
                 with self._busy[name].work():
                     async with asyncio.timeout(self.config.timeout_s):
-                        record = await actor.score.remote(*arguments)
+                        result = await actor.score.remote(*arguments)
                 if not scored.done():
-                    scored.set_result(record)
+                    scored.set_result(result)
                 self._deaths[name] = 0
             except TimeoutError:
                 error = ScorerHung(f"no reward within scorer.timeout_s={self.config.timeout_s:g}")
@@ -54,7 +54,7 @@ class ScorerPool(Pool):
         """Groups that wait for a scorer."""
         return self._waiting.qsize()
 
-    async def score(self, *arguments) -> GroupRecord:
+    async def score(self, *arguments) -> ScoredGroup:
         """Score a group (see `Scorer.score`); when a scorer dies or hangs under it, another one tries.
 
         Raises:

@@ -1,1 +1,1 @@
-"""Benchmarks: `python -m jobs.bench.<name> key=value …`. Each compares its variants side by side in one run."""
+"""Benchmarks: `python -m jobs.bench.<name> key=value …`. Each compares its variants in one run."""

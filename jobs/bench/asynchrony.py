@@ -1,9 +1,9 @@
-"""What asynchrony gains: the same training run with several bounds of staleness, side by side.
+"""What asynchrony buys: the same training run with several staleness bounds, side by side.
 
     python -m jobs.bench.asynchrony max_staleness=[0,1,4] steps=20 preset=tiny
 
-The runs take turns, a few steps of each, so that all meet the same load of the machine; ratios are to the first one.
-Every turn is a whole run of its own, whose first steps are not counted: in them the pools begin to work together.
+The variants take turns, so that all run under the same machine load; ratios are to the first one. Each turn is a
+separate run. Its first steps are not counted, because the pools are not yet all busy.
 """
 
 import json
@@ -23,11 +23,11 @@ WARM_UP = 4  # steps
 
 @dataclass
 class Settings:
-    max_staleness: list[int] = field(default_factory=lambda: [0, 1, 4])  # the bounds to compare
-    steps: int = 20  # of a turn
-    turns: int = 2  # of each
-    preset: str = "tiny"  # of the run
-    arguments: str = "generator.count=1"  # more settings of the run
+    max_staleness: list[int] = field(default_factory=lambda: [0, 1, 4])
+    steps: int = 20  # per turn
+    turns: int = 2  # per staleness bound
+    preset: str = "tiny"
+    arguments: str = "generator.count=1"  # further arguments of jobs.train
 
 
 def main(arguments: list[str]) -> int:
@@ -40,7 +40,8 @@ def main(arguments: list[str]) -> int:
         return 2
     if not settings.max_staleness or settings.steps <= WARM_UP or settings.turns < 1:
         print(
-            f"configuration error:\nsteps must be over {WARM_UP}, turns and max_staleness not be none", file=sys.stderr
+            f"configuration error:\nsteps must be above {WARM_UP}, turns at least 1, and max_staleness not empty",
+            file=sys.stderr,
         )
         return 2
     rows: dict[int, list[dict]] = {bound: [] for bound in settings.max_staleness}
@@ -53,7 +54,7 @@ def main(arguments: list[str]) -> int:
 
 
 def run(settings: Settings, bound: int) -> list[dict]:
-    """The rows of metrics.jsonl of one turn, without the first steps. Raises `RuntimeError` if the run failed."""
+    """The rows of one turn's metrics.jsonl, without the first steps. Raises `RuntimeError` if the run failed."""
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, "-m", "jobs.train", f"preset={settings.preset}", f"train.max_staleness={bound}"]
         command += [f"train.steps={settings.steps}", "train.evaluation=''", "wandb.mode=disabled"]
@@ -66,10 +67,13 @@ def run(settings: Settings, bound: int) -> list[dict]:
 
 
 def table(rows: dict[int, list[dict]]) -> str:
-    """One row a bound: medians over steps of seconds and pause, means of the shares, and the oldest token."""
+    """A Markdown table with one row per staleness bound.
+
+    Seconds and pause are medians over steps, shares of waiting are means; staleness is its mean and its maximum.
+    """
     lines = [
-        "| max_staleness | seconds a step | ratio | generators waited | scorers waited | learners waited | pause of a "
-        "weight update | staleness, mean and max |",
+        "| max_staleness | seconds per step | ratio | generators waited | scorers waited | learners waited | "
+        "pause per weight update | staleness, mean and max |",
         "| --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     first = None

@@ -1,10 +1,10 @@
-"""Cost against document length: one document after the other through a generator of the embedded model.
+"""Cost against document length: a generator of the embedded model reads documents one after the other.
 
     python -m jobs.bench.length tokens=[8192,65536,1048576] chunk_tokens=180
 
-Prints for each length the time of a token, its ratio to that at 64K, and the peak memory of the generator's processes.
-MemAgent's promise is that the first is the same at every length and that the last does not grow. All lengths are read
-once up and once down, so that a machine that grows slower meanwhile favours none; the times are means of both.
+Prints for each length the time per token, its ratio to that at 64K, and the peak memory of the generator's processes.
+MemAgent promises that neither grows with the length. The lengths are read once in ascending and once in descending
+order, so that a machine that slows down over time favours none; times are means of both.
 """
 
 import asyncio
@@ -26,14 +26,14 @@ from pipeline.rollout.episodes import Sampling
 from pipeline.run.config import load_training_config
 
 SAMPLE_S = 0.2
-BASE = 65536  # tokens: what the times are compared with
-MOST_CHUNK_TOKENS = 210  # that fit the model's 256 positions beside question, memory and new memory
+BASE = 65536  # tokens: the length to which the times are compared
+MOST_CHUNK_TOKENS = 210  # fits the model's 256 positions beside question, memory and new memory
 
 
 @dataclass
 class Settings:
-    tokens: list[int] = field(default_factory=lambda: [8192, 65536, 1048576])  # of the documents
-    chunk_tokens: int = 180  # ten times what the embedded model learned on: this is about time, not about answers
+    tokens: list[int] = field(default_factory=lambda: [8192, 65536, 1048576])  # document lengths
+    chunk_tokens: int = 180  # ten times the embedded model's training chunks: only time is measured, not answers
 
 
 def main(arguments: list[str]) -> int:
@@ -62,7 +62,7 @@ def main(arguments: list[str]) -> int:
 
 
 def check(settings: Settings) -> None:
-    """Raises `ConfigError` if a document or a chunk cannot be."""
+    """Raise `ConfigError` if a document or chunk length is out of range."""
     if not settings.tokens or min(settings.tokens) < 2 * CHUNK_TOKENS:
         raise ConfigError(f"tokens={settings.tokens} must be lengths of {2 * CHUNK_TOKENS} or more")
     if not 1 <= settings.chunk_tokens <= MOST_CHUNK_TOKENS:
@@ -70,13 +70,17 @@ def check(settings: Settings) -> None:
 
 
 async def measure(settings: Settings) -> dict[int, list[tuple[float, int, int]]]:
-    """For each length, in tokens as read, the seconds, the conversations and the peak memory in bytes of both runs."""
+    """Measure all lengths twice.
+
+    Returns:
+        By document length in tokens: for each of the two runs (seconds, conversations, peak memory in bytes).
+    """
     config = load_training_config(["preset=tiny"])
     config = replace(config, agent=replace(config.agent, window=256, chunk_tokens=settings.chunk_tokens))
     pool = GeneratorPool(config, print)
     running = asyncio.ensure_future(pool.run())
     await pool.ready()
-    await run(pool, BASE // 8)  # what is done once is not counted
+    await run(pool, BASE // 8)  # warm-up, not counted
     measured: dict[int, list[tuple[float, int, int]]] = {}
     for length in [*settings.tokens, *reversed(settings.tokens)]:
         tokens, seconds, conversations, peak = await run(pool, length)
@@ -87,7 +91,7 @@ async def measure(settings: Settings) -> dict[int, list[tuple[float, int, int]]]
 
 
 async def run(pool: GeneratorPool, length: int) -> tuple[int, float, int, int]:
-    """Read one document: its tokens, the seconds, the conversations, the peak memory in bytes."""
+    """Read one document; return its tokens, the seconds, the conversations and the peak memory in bytes."""
     problem = synthetic_problem(0, length, chunks=length // CHUNK_TOKENS)
     peak, begin = 0, time.perf_counter()
     answering = asyncio.ensure_future(pool.answer(problem, "memory", Sampling(1.0, seed=0), 1))
@@ -100,10 +104,10 @@ async def run(pool: GeneratorPool, length: int) -> tuple[int, float, int, int]:
 
 
 def generator_memory() -> int:
-    """Bytes of the generator's process and of its engine's, among the processes of this benchmark's own Ray."""
+    """Resident memory in bytes of the generator's process and its engine's, in this benchmark's own Ray."""
     total = 0
     for process in psutil.Process().children(recursive=True):
-        with contextlib.suppress(psutil.NoSuchProcess):  # it ended meanwhile
+        with contextlib.suppress(psutil.NoSuchProcess):  # the process has ended
             if process.name().startswith("ray::Generator"):
                 total += sum(p.memory_info().rss for p in [process, *process.children(recursive=True)])
     return total

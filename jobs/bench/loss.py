@@ -1,10 +1,10 @@
-"""Peak memory and speed of the learner's loss against the plain one with all logits, on the same batch:
+"""Peak memory and speed of the learner's loss, compared with the plain loss over all logits on the same batch:
 
     python -m jobs.bench.loss vocabulary=151936 hidden=896 layers=24 dtype=bfloat16
 
-Every variant runs in processes of its own, turn by turn, so that one's memory does not hide another's and all meet the
-same load of the machine. On a GPU the memory is what torch allocated, on a CPU what the process grew by. Ratios are to
-the first row. The model has random weights: only its sizes matter here.
+Each variant runs in its own processes, so that their memory does not mix, and the variants take turns, so that all run
+under the same machine load. Memory is torch's allocation on a GPU and the growth of the process on a CPU. Ratios are to
+the first row. The model has random weights: only its sizes matter.
 
 Left out on purpose: ZeRO-3 and the optimizer, which are the same for all variants.
 """
@@ -33,26 +33,26 @@ from pipeline.sections import ObjectiveSection
 
 @dataclass
 class Settings:
-    vocabulary: int = 49152  # tokens
-    hidden: int = 576  # size of a hidden state
-    layers: int = 4  # of the model
-    conversations: int = 4  # in the batch
-    prompt_tokens: int = 384  # of each conversation
-    response_tokens: int = 128  # of each conversation
-    dtype: str = "float32"  # of the weights
-    rounds: int = 2  # processes of each variant
-    repeats: int = 1  # timed steps in a process, after one to warm up
+    vocabulary: int = 49152
+    hidden: int = 576
+    layers: int = 4
+    conversations: int = 4
+    prompt_tokens: int = 384  # per conversation
+    response_tokens: int = 128  # per conversation
+    dtype: str = "float32"
+    rounds: int = 2  # processes per variant
+    repeats: int = 1  # timed steps per process, after a warm-up step
 
 
 def full(policy: Policy, batch: dict) -> torch.Tensor:
-    """The logits of every position, their float32 softmax, and what is needed of it."""
+    """Logits and float32 log-softmax at all positions, of which only the targets are used."""
     logits = hidden_states(policy, batch) @ head(policy).T
     logprobs = torch.log_softmax(logits.float(), -1)
     return logprobs[batch["predict_at"], batch["targets"]]
 
 
 def responses(policy: Policy, batch: dict) -> torch.Tensor:
-    """The logits of the response positions only, whole."""
+    """Logits and float32 log-softmax at the response positions only, all at once."""
     hidden = hidden_states(policy, batch)[batch["predict_at"]]
     return torch.log_softmax((hidden @ head(policy).T).float(), -1).gather(1, batch["targets"][:, None])[:, 0]
 
@@ -64,13 +64,12 @@ def torch_chunks(policy: Policy, batch: dict) -> torch.Tensor:
 
 
 def chunks(policy: Policy, batch: dict) -> torch.Tensor:
-    """Ours: chunks of the response positions (pipeline/learning/policy.py), with the entropy that the learner
-    reports."""
+    """This project's loss: response positions in chunks (pipeline/learning/policy.py), with the entropy metric."""
     return policy(*(batch[name] for name in ("tokens", "positions", "predict_at", "targets")))[0]
 
 
 def checkpointed(policy: Policy, batch: dict) -> torch.Tensor:
-    """Ours with learner.activation_checkpointing."""
+    """This project's loss with learner.activation_checkpointing."""
     policy.checkpoint_activations()
     return chunks(policy, batch)
 
@@ -133,7 +132,11 @@ def make_batch(settings: Settings, device: str) -> dict[str, torch.Tensor]:
 
 
 def measure(variant: str, settings: Settings) -> dict[str, float]:
-    """Forward and backward passes of one variant in this process."""
+    """Time forward and backward passes of one variant in this process.
+
+    Returns:
+        Peak memory in `bytes`, median `seconds` per step, and the `loss`.
+    """
     device = "cuda" if torch.cuda.is_available() else "cpu"
     policy, batch = make_policy(settings, device), make_batch(settings, device)
     before = psutil.Process().memory_info().rss
@@ -168,14 +171,14 @@ def measure(variant: str, settings: Settings) -> dict[str, float]:
 
 
 def _peak_rss() -> int:
-    """The most memory that this process ever held, in bytes."""
+    """The process's peak resident memory in bytes."""
     import resource
 
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def table(settings: Settings, results: dict[str, list[dict]]) -> list[str]:
-    """The lines to print: medians over the rounds, and ratios to the first variant."""
+    """The table's lines: medians over the rounds, and ratios to the first variant."""
     tokens = settings.conversations * (settings.prompt_tokens + settings.response_tokens)
     medians = {
         name: {key: statistics.median(row[key] for row in rows) for key in rows[0]} for name, rows in results.items()
@@ -191,7 +194,7 @@ def table(settings: Settings, results: dict[str, list[dict]]) -> list[str]:
 
 
 def main(arguments: list[str]) -> int:
-    if arguments and arguments[0] == "--measure":  # a process of one variant
+    if arguments and arguments[0] == "--measure":  # the process of one variant
         print(json.dumps(measure(arguments[1], Settings(**json.loads(arguments[2])))))
         return 0
     if "--help" in arguments:
@@ -200,7 +203,7 @@ def main(arguments: list[str]) -> int:
         settings = load_config(arguments, Settings)
     except ConfigError as error:
         keys = ", ".join(f"{key}={value}" for key, value in asdict(Settings()).items())
-        print(f"{error}\nthe settings and their defaults: {keys}", file=sys.stderr)
+        print(f"{error}\nkeys and their defaults: {keys}", file=sys.stderr)
         return 2
     results: dict[str, list[dict]] = {name: [] for name in VARIANTS}
     for number in range(settings.rounds):

@@ -1,4 +1,4 @@
-"""The figures of the embedded model (jobs/figures/job.py), and what they are made of (jobs/figures/recipe.py)."""
+"""The figures of the embedded model: the job (jobs/figures/job.py) and its steps (jobs/figures/recipe.py)."""
 
 from jobs.figures.job import main
 

@@ -1,9 +1,9 @@
 """The figures of the embedded model: `python -m jobs.figures [key=value …] [--dry-run]` (`make figures`).
 
-Trains the model in several ways with several seeds, evaluates everything, and draws accuracy against length, the
-ablation, and the transfer to other tasks, each as a PNG and a table with intervals. It takes hours on two cores;
-stopped, the same command goes on where it was. `at_once=4` runs four steps at the same time. `--dry-run` lists the
-steps. The settings are `FiguresConfig` (jobs/figures/recipe.py).
+Trains the model in several ways with several seeds, evaluates all models, and draws accuracy against length, the
+ablation, and the transfer to other tasks, each as a PNG and a table with intervals. It takes hours on two cores; after
+an interruption, the same command resumes. `at_once=4` runs four steps at the same time. `--dry-run` lists the steps.
+The configuration is `FiguresConfig` (jobs/figures/recipe.py).
 """
 
 import shutil
@@ -36,7 +36,7 @@ from pipeline.summary import duration
 
 
 def main(arguments: list[str]) -> int:
-    """Returns the exit status: 0 completed, 1 a step failed, 2 wrong configuration, 130 interrupted."""
+    """Run the job; return the exit status: 0 completed, 1 a step failed, 2 wrong configuration, 130 interrupted."""
     if "--help" in arguments:
         return show_help(__doc__, FiguresConfig)
     dry_run = "--dry-run" in arguments
@@ -48,7 +48,7 @@ def main(arguments: list[str]) -> int:
         print(f"configuration error:\n{error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("· interrupted; the same command goes on", flush=True)
+        print("· interrupted; the same command resumes", flush=True)
         return 130
 
 
@@ -61,15 +61,15 @@ def list_steps(config: FiguresConfig) -> int:
 
 
 def make_figures(config: FiguresConfig) -> int:
-    """Run what is not done and draw the figures; return the exit status.
+    """Run the steps that are not done and draw the figures; return the exit status.
 
     Raises:
-        ConfigError: somebody else makes them in this folder, or it cannot be written.
+        ConfigError: another process makes them in this folder, or it cannot be written.
     """
     folder = Path(config.folder).resolve()
     with RunFolder(folder):
         if config.at_once > 1:
-            print(f"· {config.at_once} steps at once; what they print is in {folder}/*.log", flush=True)
+            print(f"· {config.at_once} steps at once; their output is in {folder}/*.log", flush=True)
         for name, lines in figures(config).items():
             missing = [step for step in steps_of(lines, config) if not is_done(step, folder)]
             with JobProgress() as progress:
@@ -86,13 +86,13 @@ def run_steps(steps: list[Step], folder: Path, at_once: int, progress: JobProgre
     """Run steps to their ends, each after those that it needs; return 0, or the exit status of one that failed.
 
     Args:
-        steps: what a step needs comes before it, or is done.
-        folder: with the run folders of all steps; a step's log goes there too.
-        at_once: how many steps may run at the same time. What a step prints is shown only if it is the only one.
-        progress: shows it.
+        steps: the steps; what a step needs comes before it or is done.
+        folder: the folder with the steps' run folders and logs.
+        at_once: how many steps may run at the same time. Their output is shown only if this is 1.
+        progress: shows the output.
 
     Raises:
-        KeyboardInterrupt: SIGINT or SIGTERM came; the steps under way have ended.
+        KeyboardInterrupt: SIGINT or SIGTERM came; the running steps have ended.
     """
     left = list(steps)
     running: dict[Future[tuple[int, float]], Step] = {}
@@ -121,7 +121,7 @@ def run_steps(steps: list[Step], folder: Path, at_once: int, progress: JobProgre
 
 
 def run_step(step: Step, folder: Path, children: "Children", show: Callable[[str], None] | None) -> tuple[int, float]:
-    """Run a step to its end; what it prints goes to its log and to `show`. Returns its exit status and its seconds."""
+    """Run a step to its end, with output to its log and to `show`; return its exit status and duration in seconds."""
     inputs = [f"model.path={checkpoint_of(step.model, folder)}"] if step.model else []
     inputs += [f"data.path={folder / step.data / 'successes.jsonl'}"] if step.data else []
     command = [sys.executable, "-m", step.job, *step.arguments, *inputs]
@@ -143,10 +143,10 @@ def run_step(step: Step, folder: Path, children: "Children", show: Callable[[str
 
 
 def clear(place: Path, signals: StopSignals) -> None:
-    """Remove what a stopped training run left, before it starts over.
+    """Remove the files of an interrupted training run before it starts over.
 
     Raises:
-        ConfigError: it is at work.
+        ConfigError: the run is still working in its folder.
     """
     if place.is_dir():
         with RunFolder(place, signals) as run:
@@ -157,12 +157,12 @@ def _empty(folder: Path) -> None:
     for path in folder.iterdir():
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)
-        elif path.name != LEASE:  # which is given back last
+        elif path.name != LEASE:  # released last
             path.unlink()
 
 
 class Children(StopSignals):
-    """Processes that SIGTERM to this one ends too; Ctrl-C reaches them by itself."""
+    """Child processes that also receive SIGTERM. Ctrl-C reaches them without help."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -171,7 +171,7 @@ class Children(StopSignals):
     def start(self, command: list[str]) -> subprocess.Popen:
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
         self._processes.append(process)
-        if self.asked:  # the signal came meanwhile
+        if self.asked:  # the signal came during the start
             process.terminate()
         return process
 

@@ -1,6 +1,6 @@
-"""What `make figures` is made of: training runs of the embedded model, evaluations of what came of them, the figures.
+"""The steps of `make figures`: training runs of the embedded model, their evaluations, and the figures.
 
-A step is a command of another job. Steps that are done are known by their summary.json and not repeated.
+A step is a command of another job. A step whose summary.json says completed is done and not repeated.
 """
 
 import json
@@ -17,40 +17,40 @@ from pipeline.fine_tuning.config import FineTuningConfig
 from pipeline.rules import check_rules
 from pipeline.run.config import load_training_config
 
-# Temperature and top-p: as in training, the paper's evaluation, and the likeliest token.
+# Temperature and top-p: as in training, as in the paper's evaluation, and greedy.
 SAMPLINGS = {"sampled": (1.0, 1.0), "paper": (0.7, 0.95), "greedy": (0.0, 1.0)}
 SAMPLING_NAMES = {"sampled": "T = 1", "paper": "T = 0.7, top-p 0.95", "greedy": "greedy"}
 TRANSFER_TASKS = ("needles", "values", "long_chains")
-PROMPT_AND_RESPONSE = 33  # tokens of a conversation of the embedded model, as counted in an evaluation at 8 chunks
+PROMPT_AND_RESPONSE = 33  # tokens per conversation of the embedded model, measured in an evaluation at 8 chunks
 
 
 @dataclass
 class FiguresConfig:
-    folder: str = "runs/figures"  # the same folder goes on where it was stopped
-    preset: str = "tiny"  # of the training runs
-    seeds: list[int] = field(default_factory=lambda: [0, 1, 2])  # of the training runs; each is in the figures
-    questions: int = 256  # of a point, other ones for each seed
-    chunks: list[int] = field(default_factory=lambda: [8, 32, 128, 512, 2048])  # of the documents of figure 1
-    ablation_chunks: list[int] = field(default_factory=lambda: [8, 32, 128, 512])  # of figure 2
-    transfer_chunks: list[int] = field(default_factory=lambda: [8, 32, 128])  # of figure 3
+    folder: str = "runs/figures"  # an interrupted job resumes in the same folder
+    preset: str = "tiny"  # preset of the training runs
+    seeds: list[int] = field(default_factory=lambda: [0, 1, 2])  # one training run per seed; all are in the figures
+    questions: int = 256  # per point, different ones for each seed
+    chunks: list[int] = field(default_factory=lambda: [8, 32, 128, 512, 2048])  # document lengths of figure 1
+    ablation_chunks: list[int] = field(default_factory=lambda: [8, 32, 128, 512])  # document lengths of figure 2
+    transfer_chunks: list[int] = field(default_factory=lambda: [8, 32, 128])  # document lengths of figure 3
     samplings: list[str] = field(default_factory=lambda: list(SAMPLINGS))  # how answers are sampled: names in SAMPLINGS
     at_once: int = 1  # steps that run at the same time
 
 
 @dataclass(frozen=True)
 class Step:
-    """A job that is run once, in a run folder of its name."""
+    """A job that runs once, in a run folder of the step's name."""
 
     name: str
-    job: str  # a module
+    job: str  # module name
     arguments: tuple[str, ...]  # without run.folder and run.name
-    model: str = ""  # the step whose checkpoint is its model.path; empty: `arguments` say which
-    data: str = ""  # the step whose successes are its data.path; empty: `arguments` say which
+    model: str = ""  # the step whose checkpoint becomes model.path; empty: `arguments` set it
+    data: str = ""  # the step whose successes become data.path; empty: `arguments` set it
 
 
 @dataclass(frozen=True)
 class Line:
-    """A line of a figure: a name, and the evaluations of it, one a training seed."""
+    """A line of a figure: its name and its evaluations, one per training seed."""
 
     name: str
     evaluations: tuple[Step, ...]
@@ -58,7 +58,7 @@ class Line:
 
 
 def check_figures(config: FiguresConfig) -> None:
-    """Raise `ConfigError` with one line for each thing that is wrong."""
+    """Raise `ConfigError` with one line for each broken rule."""
     lengths = ("chunks", "ablation_chunks", "transfer_chunks")
     wrong = [name for name in config.samplings if name not in SAMPLINGS]
     rules = [
@@ -67,13 +67,13 @@ def check_figures(config: FiguresConfig) -> None:
         (len(set(config.seeds)) == len(config.seeds), f"seeds={config.seeds} names one twice"),
         (config.questions > 0, f"questions={config.questions} must be greater than 0"),
         (config.at_once > 0, f"at_once={config.at_once} must be greater than 0"),
-        (not wrong, f"samplings={config.samplings}: there are {', '.join(SAMPLINGS)}"),
+        (not wrong, f"samplings={config.samplings} must be some of {', '.join(SAMPLINGS)}"),
     ]
     check_rules(iter(rules))
 
 
 def training_steps(config: FiguresConfig) -> dict[str, list[Step]]:
-    """The training runs, by what they train with, one a seed; "sampled" are evaluations, which some train on."""
+    """The training steps by kind, one per seed. "sampled" are evaluations that "rejection" trains on."""
     c = load_training_config([f"preset={config.preset}"])
     train = (f"preset={config.preset}", "train.evaluation=''")
     conversations = c.train.groups_per_step * c.train.group_size * (c.data.synthetic_chunks + 1)
@@ -87,9 +87,9 @@ def training_steps(config: FiguresConfig) -> dict[str, list[Step]]:
         "fine_tuning.from_scratch=false",
     )
     first = load_config(["preset=fine_tune_tiny"], FineTuningConfig).fine_tuning
-    # The direct reader has the tokens of the warm start and of the training together.
+    # The direct reader gets as many tokens as fine-tuning and RL training together.
     both = first.steps + c.train.steps * conversations * PROMPT_AND_RESPONSE // first.tokens_per_step
-    # As many episodes of the start as training samples, of problems like those.
+    # As many episodes of the untrained model as RL training samples, on problems of the same kind.
     sampled = (
         "preset=eval_tiny",
         f"model.path={c.model.path}",
@@ -134,16 +134,16 @@ def evaluation_step(
     tasks: tuple[str, ...] = (),
     part: tuple[int, int] = (0, 1),
 ) -> Step:
-    """An evaluation of the checkpoint of step `model`, or of the model that training begins with if that is empty.
+    """The evaluation of a step's checkpoint, or of the model before training.
 
     Args:
-        config: of the figures.
-        model: name of the step.
+        config: the figures' configuration.
+        model: name of the training step; empty: the model before training.
         sampling: a key of `SAMPLINGS`.
-        chunks: of the documents.
-        method: of reading.
-        tasks: of the questions; none: the one that is trained.
-        part: which share of the point's questions it asks, from 0, and of how many.
+        chunks: document lengths in chunks.
+        method: the reading method.
+        tasks: the synthetic tasks of the questions; empty: the trained one.
+        part: (i, n): ask part i (from 0) of n parts of each point's questions.
     """
     temperature, top_p = SAMPLINGS[sampling]
     start = load_training_config([f"preset={config.preset}"]).model.path
@@ -166,7 +166,7 @@ def evaluation_step(
 
 
 def figures(config: FiguresConfig) -> dict[str, list[Line]]:
-    """The lines of each figure, by its name."""
+    """The lines of each figure, by figure name."""
     runs = training_steps(config)
 
     def line(name: str, steps: list[Step] | None, sampling: str, chunks: list[int], **how) -> Line:
@@ -199,7 +199,7 @@ def figures(config: FiguresConfig) -> dict[str, list[Line]]:
 
 
 def steps_of(lines: list[Line], config: FiguresConfig) -> list[Step]:
-    """What has to be run for the lines of a figure, in this order: what a step needs comes before it."""
+    """The steps for the lines of a figure, in order: what a step needs comes before it."""
     training = {step.name: step for steps in training_steps(config).values() for step in steps}
 
     def with_needs(step: Step) -> list[Step]:
@@ -216,28 +216,28 @@ def all_steps(config: FiguresConfig) -> list[Step]:
 
 
 TITLES = {
-    "length": "Accuracy by document length: the memory agent before and after RL, and a reader of the whole",
-    "ablation": "Accuracy by document length after the same training tokens from the same start",
-    "transfer": "Tasks it was not trained on, before and after RL",
+    "length": "Accuracy by document length: memory agent before and after RL, and a direct reader",
+    "ablation": "Accuracy by document length after training on equally many tokens from the same model",
+    "transfer": "Accuracy on untrained tasks, before and after RL",
 }
 
 
 POOLED = (
-    "Intervals are over questions. Those of a line over several training runs pool the questions of all runs, and do "
-    "not count the spread between training seeds, which has a table of its own in the file."
+    "Intervals are over questions. A line over several training runs pools the questions of all runs; its intervals "
+    "do not include the spread between training seeds, which has its own table in the file."
 )
 
 
 def draw(name: str, lines: list[Line], folder: Path) -> str:
-    """Draw a figure from the results of its evaluations; write it and its tables; return the first of them.
+    """Draw a figure from the results of its evaluations; write it and its tables; return the first table.
 
-    The intervals are over questions: of a line over several training runs they pool the questions of all, and do not
-    count how far runs with other seeds lie apart. That is in the second table; the third has each run by itself.
+    Intervals are over questions. For a line over several training runs they pool the questions of all runs and do not
+    include the spread between seeds. The second table has that spread; the third has each run separately.
 
     Args:
-        name: of the figure.
-        lines: of the figure.
-        folder: with the run folders of all steps; the figure and the table go there too.
+        name: the figure's name.
+        lines: the figure's lines.
+        folder: the folder with the steps' run folders; receives the figure and the tables.
     """
     rows, by_seed = [], []
     for line in lines:
@@ -248,14 +248,14 @@ def draw(name: str, lines: list[Line], folder: Path) -> str:
                 rows.append(row | {"method": line.name})
                 if len(line.evaluations) > 1:
                     by_seed.append(row | {"method": step.model})
-    from pipeline.evaluation.plots import accuracy_figure  # imported late: it brings matplotlib
+    from pipeline.evaluation.plots import accuracy_figure  # imported late: it imports matplotlib
 
     accuracy_figure(
         {name: rows},
         folder / f"{name}.png",
         title=f"{TITLES[name]}, with 95% intervals over questions{', not over training seeds' if by_seed else ''}",
         with_average=False,
-        columns=len(SAMPLINGS),  # a row of panels is a task
+        columns=len(SAMPLINGS),  # one row of panels per task
     )
     table, seeds = f"# {TITLES[name]}\n\n{markdown_table(rows)}", ""
     if by_seed:
@@ -268,15 +268,15 @@ def draw(name: str, lines: list[Line], folder: Path) -> str:
 
 
 def seed_spread(rows: list[dict], runs: dict[str, list[str]]) -> str:
-    """A Markdown table of how far the training runs of each line lie apart, in percent.
+    """A Markdown table of the spread between the training runs of each line, in percent.
 
     Args:
-        rows: of results.jsonl, with the run as the method.
-        runs: of each line, by its name.
+        rows: rows of results.jsonl, with the run's name as method.
+        runs: the runs of each line, by the line's name.
 
     Returns:
-        A line for each set, length and line of a figure: the mean of each run, their mean, and their standard
-        deviation, the sample's (n - 1).
+        One table row per set, length and line of the figure: the mean of each run, the mean of these means, and their
+        sample standard deviation (n - 1).
     """
     of_run = {(cell.method, cell.set, cell.length): 100 * cell.interval.mean for cell in cells(rows)}
     lines = []
@@ -291,7 +291,7 @@ def seed_spread(rows: list[dict], runs: dict[str, list[str]]) -> str:
 
 
 def is_done(step: Step, folder: Path) -> bool:
-    """Whether the step was run to its end."""
+    """Whether the step has completed."""
     try:
         return json.loads((folder / step.name / "summary.json").read_text())["status"] == "completed"
     except (OSError, ValueError):
@@ -299,10 +299,10 @@ def is_done(step: Step, folder: Path) -> bool:
 
 
 def checkpoint_of(name: str, folder: Path) -> str:
-    """The model folder of a training step that is done.
+    """The model folder of a finished training step.
 
     Raises:
-        ConfigError: it is not.
+        ConfigError: the step left no checkpoint.
     """
     try:
         return str(Path(json.loads((folder / name / "summary.json").read_text())["checkpoint"]) / "hf")

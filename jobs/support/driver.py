@@ -1,4 +1,4 @@
-"""What the jobs that run an actor to its end have in common: their folder, their model's checks, and being followed."""
+"""Shared by the jobs that run a job actor: run folder, checks of the model, stop signals, following the actor."""
 
 import contextlib
 import functools
@@ -35,30 +35,32 @@ if TYPE_CHECKING:
     from pipeline.evaluation.config import EvaluationData
 
 LINE_WAIT_S = 2.0
-OPENING_S = 60.0  # for the storage to answer
+OPENING_S = 60.0  # limit for the storage to answer
 EXIT_STATUS = {"completed": 0, "interrupted": 130}
 
 
 def show_help(what: str, schema: type) -> int:
-    """Print what a job is, and its keys with their defaults and comments; return the exit status."""
-    print(what.strip(), "", f"Keys with their defaults ({REQUIRED}: must be given):", "", help_text(schema), sep="\n")
+    """Print a job's description and its keys with their defaults and comments; return the exit status."""
+    print(what.strip(), "", f"Keys and defaults ({REQUIRED} must be set):", "", help_text(schema), sep="\n")
     return 0
 
 
 def base_folder(in_job: bool) -> Path:
-    """Where relative paths of output are taken from. A Ray job works in a copy of the source that Ray deletes, so there
-    it is a folder of the home directory."""
+    """The folder to which relative output paths refer.
+
+    A Ray job works in a copy of the source that Ray deletes, so a job writes to a folder in the home directory.
+    """
     return Path.home() / "palimpsest" if in_job else Path.cwd()
 
 
 def run_folder(config: JobConfig, in_job: bool) -> Path:
-    """Where the run leaves its files."""
+    """The run folder, where the run leaves its files."""
     return base_folder(in_job) / config.run.folder / config.run.name
 
 
 class StopSignals:
-    """What SIGINT and SIGTERM do as long as this context lasts: the first one asks the job to stop, the second gives up
-    by a KeyboardInterrupt."""
+    """Handles SIGINT and SIGTERM, as a context manager: the first asks the job to stop, the second raises
+    KeyboardInterrupt."""
 
     def __init__(self):
         self.asked = False
@@ -73,13 +75,13 @@ class StopSignals:
             signal.signal(number, handler)
 
     def add(self, answer: Callable[[], object]) -> None:
-        """The first signal calls this, too; now, if it has come."""
+        """Call `answer`, too, at the first signal; at once if it has already come."""
         self._answers.append(answer)
         if self.asked:
             answer()
 
     def only(self, answer: Callable[[], object]) -> None:
-        """The first signal, if it has not come yet, calls nothing but this."""
+        """Call `answer` and nothing else at the first signal, if it has not yet come."""
         self._answers = [answer]
 
     def _stop(self, number: int, frame: FrameType | None) -> None:
@@ -91,15 +93,15 @@ class StopSignals:
 
 
 class RunFolder:
-    """The folder of a run, which is this run's alone as long as the context lasts. It is made if it is not there.
+    """Context manager that holds the lease of a run folder. It makes the folder if it is missing.
 
     Args:
-        folder: of the run.
-        signals: end the wait for another run's lease; None: nothing but Ctrl-C does.
+        folder: the run folder.
+        signals: signals that end the wait for another run's lease; None: only Ctrl-C ends it.
 
     Raises:
-        ConfigError: another run is at work there, or it cannot be written.
-        KeyboardInterrupt: asked to stop while it waited.
+        ConfigError: another run is working in the folder, or it cannot be written.
+        KeyboardInterrupt: a signal came while waiting.
     """
 
     lease: Lease
@@ -112,23 +114,23 @@ class RunFolder:
         say = functools.partial(print, flush=True)
         take = functools.partial(take_lease, self.folder, say, lambda: self._signals.asked)
         self.lease = self.call(take, limit_s=OPENING_S + STALE_S)
-        self._heartbeat = Heartbeat(self.lease)  # until the actor of the job keeps the lease
+        self._heartbeat = Heartbeat(self.lease)  # until the job actor keeps the lease
         return self
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: object) -> None:
         self._heartbeat.end()
         if isinstance(error, SystemExit):
-            return  # nobody waited for the job, which may be at work
+            return  # the driver gave up waiting; the job may still be running
         try:
             self._storage.call(self.lease.release)
         except OSError as failure:
-            print(f"· the lease of {self.folder} could not be given back: {failure}", flush=True)
+            print(f"· the lease of {self.folder} could not be released: {failure}", flush=True)
 
     def call(self, function: Callable, *arguments, limit_s: float = OPENING_S):
-        """What a function returns that reads or writes the folder before the job begins.
+        """Call a function that reads or writes the folder before the job begins, and return its result.
 
         Raises:
-            ConfigError: the folder cannot be used.
+            ConfigError: the folder cannot be used, or the storage does not answer within `limit_s` seconds.
         """
         try:
             return self._storage.call(function, *arguments, limit_s=limit_s)
@@ -136,12 +138,12 @@ class RunFolder:
             raise ConfigError(f"the run folder {self.folder} cannot be used: {error}") from error
 
     def save_config(self, config: object) -> None:
-        """Write config.yaml. Raises `ConfigError`."""
+        """Write config.yaml. Raises `ConfigError` if the folder cannot be used."""
         self.call(save_config, config, self.folder / "config.yaml")
 
 
 def configuration_of(path: Path) -> dict:
-    """The configuration that a run left in its folder. Raises `ConfigError` if it is none."""
+    """Read the config.yaml of an earlier run. Raises `ConfigError` if it is not a valid configuration."""
     try:
         there = OmegaConf.to_container(OmegaConf.load(path))
     except (OmegaConfBaseException, YAMLError, OSError, ValueError, RecursionError) as error:
@@ -152,7 +154,7 @@ def configuration_of(path: Path) -> dict:
 
 
 def leave_summary(folder: Path, summary: dict) -> None:
-    """Write summary.json for a job that could not; where that cannot be done either, print it."""
+    """Write summary.json for a job that could not write its own; print it if this fails, too."""
     try:
         Storage(folder).call(write_summary, folder, summary)
     except OSError as error:
@@ -160,24 +162,26 @@ def leave_summary(folder: Path, summary: dict) -> None:
 
 
 def leave_interrupted(folder: Path, summary: dict) -> None:
-    """Write the summary of a job that is interrupted before it began. The numbers of its earlier life stay.
+    """Write the summary of a job that was interrupted before it began, keeping the numbers of its earlier runs.
 
     Args:
-        folder: of the run.
-        summary: of a run that has no earlier life.
+        folder: the run folder.
+        summary: the summary to write if there was no earlier run.
     """
-    with contextlib.suppress(OSError, ValueError, RecursionError):  # there is no earlier one
+    with contextlib.suppress(OSError, ValueError, RecursionError):  # no earlier summary
         earlier = json.loads(Storage(folder).call((folder / "summary.json").read_bytes))
         summary = summary | (earlier if isinstance(earlier, dict) else {})
     leave_summary(folder, summary | {"status": "interrupted", "error": None})
 
 
 def start_ray() -> bool:
-    """Join the cluster that RAY_ADDRESS names or that runs on this machine, else start one, once; return whether this
-    is a Ray job.
+    """Join the cluster of RAY_ADDRESS or of this machine, else start one. Repeated calls start nothing.
+
+    Returns:
+        Whether this process is a Ray job.
 
     Raises:
-        ConfigError: the token or the cluster cannot be used; the message says why.
+        ConfigError: the token or the cluster cannot be used; the message gives the reason.
     """
     import ray
 
@@ -197,11 +201,11 @@ def start_ray() -> bool:
 
 
 def cluster_to_join() -> str:
-    """The address of the cluster that RAY_ADDRESS names, or that this user runs on this machine; empty if a cluster of
-    its own is to be started.
+    """The address of the cluster in RAY_ADDRESS, or of this user's cluster on this machine; empty if one must be
+    started.
 
     Raises:
-        ClusterError: the one that is named cannot be used.
+        ClusterError: the cluster in RAY_ADDRESS cannot be used.
     """
     named = os.environ.get("RAY_ADDRESS", "")
     if named == "local":
@@ -209,12 +213,12 @@ def cluster_to_join() -> str:
     address = own_cluster() if named in ("", "auto") else named
     try:
         if not address and named:
-            raise ClusterError(f"RAY_ADDRESS={named}, and no cluster of yours runs on this machine")
+            raise ClusterError(f"RAY_ADDRESS={named}, but no cluster of yours runs on this machine")
         check_listener(address)
     except ClusterError:
         if named:
             raise
-        return ""  # what the last `ray start` has left
+        return ""  # the address is a remnant of the last `ray start`
     return address
 
 
@@ -253,13 +257,13 @@ def check_model(config: GenerationConfig, methods: Sequence[str]) -> None:
 
 
 def load_model_files(model: ModelSection) -> tuple[Any, dict]:
-    """The model's tokenizer and the content of its config.json. Raises `ConfigError` if there are none."""
+    """The model's tokenizer and the content of its config.json. Raises `ConfigError` if they cannot be read."""
     from pipeline.text import load_tokenizer
 
     try:
         settings = model_settings(model)
         tokenizer = load_tokenizer(model.path, model.trust_remote_code)
-    except Exception as error:  # of a malformed file the libraries raise anything
+    except Exception as error:  # the libraries raise any exception for a malformed file
         first = (str(error).splitlines() or [""])[0]
         said = first if isinstance(error, (OSError, ValueError)) else f"{type(error).__name__}: {first}"
         raise ConfigError(f"model.path={model.path}: {said}") from None
@@ -270,26 +274,26 @@ def load_model_files(model: ModelSection) -> tuple[Any, dict]:
 
 
 def model_settings(model: ModelSection) -> dict:
-    """The content of a model's config.json. Raises OSError or ValueError if there is none."""
+    """The content of a model's config.json. Raises OSError or ValueError if there is none or it is malformed."""
     file = Path(model.path) / "config.json"
     settings = json.loads(file.read_bytes()) if file.exists() else {}
     if not isinstance(settings, dict):
         raise ValueError(f"config.json is a {type(settings).__name__}, not an object")
     if settings.get("model_type") in FAMILIES and "max_position_embeddings" in settings:
         return settings
-    read = model_config(model)  # which knows other names and every default, and takes seconds to import
+    read = model_config(model)  # transformers knows all key names and defaults, but takes seconds to import
     return read.to_dict() | {"max_position_embeddings": getattr(read, "max_position_embeddings", None)}
 
 
 def model_config(model: ModelSection):
-    """A model's configuration as transformers reads it. Raises OSError or ValueError if there is none."""
+    """A model's configuration, read by transformers. Raises OSError or ValueError if there is none."""
     from transformers import AutoConfig
 
     return AutoConfig.from_pretrained(model.path, trust_remote_code=model.trust_remote_code)
 
 
 def check_samples(path: str) -> None:
-    """Raises `ConfigError` if there is no sample file at `path`."""
+    """Raise `ConfigError` if there is no sample file at `path`."""
     try:
         if not exists(path):
             raise ConfigError(f"data.path={path}: no such file or folder (from {Path.cwd()})")
@@ -299,9 +303,9 @@ def check_samples(path: str) -> None:
 
 
 def whole_path(path: str) -> str:
-    """A local path as it is found from anywhere; what is none (a Hugging Face name, a URI) as it is.
+    """A local path in absolute form; anything else (a Hugging Face name, a URI) unchanged.
 
-    A file that is a link keeps its name: in Hugging Face's cache the target has another, in another folder.
+    A file that is a symbolic link keeps its name: in Hugging Face's cache the target has another name and folder.
     """
     if not path or "://" in path or not Path(path).exists():
         return path
@@ -309,13 +313,13 @@ def whole_path(path: str) -> str:
 
 
 def whole_data_paths(data: "DataSection | EvaluationData") -> None:
-    """Make the local paths of a section `data` whole: the actors may stand elsewhere."""
+    """Make the local paths of a `data` section absolute: actors may have another working directory."""
     data.path = whole_path(data.path)
     data.passage_folders = [whole_path(folder) for folder in data.passage_folders]
 
 
 def whole_template(named: str) -> str:
-    """A prompt template's path as it is found from anywhere; a name in configs/prompts as it is."""
+    """A prompt template's path in absolute form; a name in configs/prompts unchanged."""
     from pipeline.agents.prompts import is_template_path
 
     return whole_path(named) if is_template_path(named) else named
@@ -324,15 +328,15 @@ def whole_template(named: str) -> str:
 def follow(
     actor, signals: StopSignals, show: Callable[[str], None] = lambda line: print(line, flush=True)
 ) -> dict | str:
-    """Run a `JobActor` to its end, showing its lines.
+    """Run a job actor to its end and show its lines.
 
     Args:
-        actor: of the job.
-        signals: ask it to stop. What else they do, they do until it has answered once.
-        show: takes a line.
+        actor: the handle of a `JobActor`.
+        signals: signals that ask the actor to stop. Their other answers are dropped once the actor has responded.
+        show: called with each line.
 
     Returns:
-        Its summary, or the traceback if the actor itself was lost.
+        The job's summary, or a traceback if the actor itself was lost.
     """
     import ray
 
@@ -352,13 +356,13 @@ def follow(
     except ray.exceptions.RayError:
         return traceback.format_exc()
     except KeyboardInterrupt:
-        show("· gave up waiting for the end")
+        show("· stopped waiting for the job to end")
         ray.shutdown()
         raise SystemExit(EXIT_STATUS["interrupted"]) from None
 
 
 def _show(lines: tuple[int, list[str]], show: Callable[[str], None]) -> int:
-    """Show what `JobActor.lines` returned; return the number of the line after it."""
+    """Show the result of `JobActor.lines`; return the number of the next line."""
     shown, new = lines
     for line in new:
         show(line)

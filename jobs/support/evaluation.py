@@ -1,4 +1,4 @@
-"""An evaluation from its configuration to its summary: what `jobs.evaluate`, training runs and filters start."""
+"""Run an evaluation from its configuration to its summary: used by `jobs.evaluate`, training runs and filters."""
 
 import functools
 import sys
@@ -33,7 +33,7 @@ from pipeline.rules import check_data_given
 
 
 def check(config: EvaluationConfig) -> None:
-    """Raises `ConfigError` if the evaluation cannot work."""
+    """Check a configuration with its files and its model. Raises `ConfigError` if the evaluation cannot work."""
     check_evaluation(config)
     check_data_given(config)
     if config.data.source == "file":
@@ -43,17 +43,18 @@ def check(config: EvaluationConfig) -> None:
 
 
 def evaluate(config: EvaluationConfig) -> tuple[dict, Path]:
-    """Run the evaluation, or the rest of it; return its summary and its folder.
+    """Run or resume the evaluation; return its summary and its run folder.
 
     Raises:
-        ConfigError: the folder holds something else.
+        ConfigError: the run folder holds something else or cannot be used.
+        KeyboardInterrupt: interrupted before the evaluation began.
     """
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     from actors.evaluator import Evaluator
 
-    # The actors may stand elsewhere.
+    # Actors may have another working directory.
     config.model.path = whole_path(config.model.path)
     config.agent.prompt_template = whole_template(config.agent.prompt_template)
     whole_data_paths(config.data)
@@ -61,7 +62,7 @@ def evaluate(config: EvaluationConfig) -> tuple[dict, Path]:
     nothing = functools.partial(evaluation_summary, config, rows=[], failures=Counter())
     with StopSignals() as signals:
         place = RunFolder(folder, signals)
-        place.call(check_folder, config, folder)  # before a lease is waited for
+        place.call(check_folder, config, folder)  # fail before waiting for a lease
         with place, JobProgress() as progress:
             signals.add(lambda: leave_interrupted(folder, nothing(status="interrupted", error=None)))
             place.call(check_folder, config, folder)
@@ -80,13 +81,13 @@ def evaluate(config: EvaluationConfig) -> tuple[dict, Path]:
 
 
 def check_folder(config: EvaluationConfig, folder: Path) -> None:
-    """The folder is new, or has an evaluation of the same configuration to be resumed.
+    """Check that the folder is unused or holds an evaluation of the same configuration, which is then resumed.
 
     Raises:
-        ConfigError: it has something else.
+        ConfigError: the folder holds something else.
     """
     before, results = folder / "config.yaml", folder / "results.jsonl"
     if before.exists() and results.exists() and results.stat().st_size:
         check_same(configuration_of(before), cast(dict, OmegaConf.to_container(OmegaConf.structured(config))))
     elif not before.exists() and not is_unused(folder):
-        raise ConfigError(f"the run folder {folder} is not empty and no evaluation; choose another run.name")
+        raise ConfigError(f"the run folder {folder} is not empty and holds no evaluation; choose another run.name")

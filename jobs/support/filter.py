@@ -1,7 +1,7 @@
 """`python -m jobs.prepare filter`: drop the questions that a model answers without their document.
 
-They teach nothing about reading. Each question is asked once, so the same ones are kept at all lengths of documents.
-They are asked through the evaluation (jobs/evaluate.py, method closed_book), so the same command resumes an interrupted
+Such questions teach nothing about reading. Each question is asked once, so the same ones are kept at all document
+lengths. An evaluation asks them (jobs/evaluate.py, method closed_book), so the same command resumes an interrupted
 filter.
 """
 
@@ -34,22 +34,22 @@ QUARANTINE = "quarantine/questions.jsonl"
 
 @dataclass
 class FilterConfig(EvaluationConfig):
-    """`data.path` is HotpotQA's own JSON, whose name ends in .json, or samples as in an evaluation."""
+    """`data.path` is HotpotQA's JSON (a name ending in .json), or samples as in an evaluation."""
 
-    output: str = MISSING  # folder: kept.jsonl, dropped/dropped.jsonl, filter.json, and the answers in evaluation/
-    only: list[str] = field(default_factory=list)  # of HotpotQA's own JSON: the questions that these filters kept
-    rule: str = "score"  # drops a question: an answer that scores 1; containment: also a gold answer in the reply
+    output: str = MISSING  # folder for kept.jsonl, dropped/dropped.jsonl, filter.json, and the answers in evaluation/
+    only: list[str] = field(default_factory=list)  # HotpotQA's JSON: only questions that these filters kept
+    rule: str = "score"  # a question is dropped if an answer scores 1; containment: or contains a gold answer
 
 
 def filter_samples(arguments: list[str]) -> int:
-    """Ask, and split the samples by what came of it; returns the exit status.
+    """Ask the questions and split the samples by the answers; return the exit status.
 
     Raises:
-        ConfigError: the filter cannot work, or another one is at work in its folder.
+        ConfigError: the filter cannot work, or another one is working in its folder.
     """
     if fixed := [a for a in arguments if a.startswith(("run.name=", "run.folder="))]:
-        raise ConfigError(f"{fixed[0]}: a filter leaves all its files in output=…")
-    config = load_config([*arguments, "preset=filter"], FilterConfig)  # after the presets that are given
+        raise ConfigError(f"{fixed[0]}: a filter writes all its files to output=…")
+    config = load_config([*arguments, "preset=filter"], FilterConfig)  # after presets in the arguments
     check_filter(config)
     folder = base_folder(in_job=start_ray()) / config.output
     with RunFolder(folder):
@@ -57,7 +57,7 @@ def filter_samples(arguments: list[str]) -> int:
 
 
 def filter_into(folder: Path, config: FilterConfig) -> int:
-    """See `filter_samples`; nobody else writes into the folder."""
+    """`filter_samples` in a folder whose lease this process holds."""
     asking = evaluation_of(config, folder)
     quarantine = Quarantine(folder / QUARANTINE, config.data.max_bad_share)
     quarantine.path.unlink(missing_ok=True)  # a resumed filter finds the same rows
@@ -85,9 +85,9 @@ def filter_into(folder: Path, config: FilterConfig) -> int:
 
 
 def split_by_answers(config: FilterConfig, evaluation: Path, folder: Path) -> dict:
-    """Write the filtered set into `folder`, by the answers in the folder `evaluation`; return what filter.json says."""
+    """Write the filtered set to `folder` by the answers in the folder `evaluation`; return filter.json's content."""
     judged = verdicts(evaluation / "results.jsonl", config.rule)
-    again = Quarantine(Path(os.devnull), max_share=1.0)  # those rows are counted and written already
+    again = Quarantine(Path(os.devnull), max_share=1.0)  # bad rows are already counted and written
     counts = split(problems(config, again), judged.answered, folder)
     return {
         "model": config.model.path,
@@ -102,24 +102,24 @@ def split_by_answers(config: FilterConfig, evaluation: Path, folder: Path) -> di
 
 
 def check_filter(config: FilterConfig) -> None:
-    """Raises `ConfigError` if the filter cannot work."""
+    """Raise `ConfigError` if the filter cannot work."""
     hotpotqa = is_hotpotqa(config)
     check_rules(
         [
             (
                 config.evaluate.methods == ["closed_book"],
-                f"evaluate.methods={config.evaluate.methods}: a filter asks by closed_book alone",
+                f"evaluate.methods={config.evaluate.methods}: a filter asks with closed_book only",
             ),
             (is_local(config.output), f"output={config.output}: a filter writes to a local folder"),
             (config.rule in RULES, f"rule={config.rule!r} must be one of {', '.join(RULES)}"),
             (
                 hotpotqa or not config.only,
-                f"only={config.only} chooses among HotpotQA's own questions, a .json file; samples that a filter kept "
-                "are filtered once more by data.path=<its output>",
+                f"only={config.only} selects among the questions of HotpotQA's .json file; to filter samples that a "
+                "filter kept, set data.path=<its output>",
             ),
             (
                 not hotpotqa or not (config.data.sets or config.data.lengths),
-                "data.sets and data.lengths choose among samples; HotpotQA's own questions have neither",
+                "data.sets and data.lengths select samples; the questions of HotpotQA's .json file have neither",
             ),
         ]
     )
@@ -142,7 +142,7 @@ def is_hotpotqa(config: FilterConfig) -> bool:
 
 
 def problems(config: FilterConfig, quarantine: Quarantine) -> Iterable[Problem]:
-    """The samples to be filtered, one by one. Raises `DataError` and OSError, while it is read too."""
+    """The samples to filter, one by one. Raises `DataError` or OSError, also during iteration."""
     if is_hotpotqa(config):
         only = kept_ids(config.only) if config.only else None
         return hotpotqa_problems(config.data.path, only, config.data.limit, quarantine)
@@ -151,7 +151,7 @@ def problems(config: FilterConfig, quarantine: Quarantine) -> Iterable[Problem]:
 
 
 def evaluation_of(config: FilterConfig, folder: Path) -> EvaluationConfig:
-    """The evaluation that asks: what decides afterwards on the answers, such as `rule`, is no part of it."""
+    """The evaluation that asks the questions. Keys that only judge the answers, such as `rule`, are not part of it."""
     asking = EvaluationConfig(**{each.name: getattr(config, each.name) for each in fields(EvaluationConfig)})
     asking.data = replace(config.data, source="file", path=str(folder / ASKED), sets=[], lengths=[], limit=0)
     asking.run.folder, asking.run.name = str(folder), EVALUATION

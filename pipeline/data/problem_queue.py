@@ -3,11 +3,20 @@
 import heapq
 import threading
 from collections.abc import Iterable
+from dataclasses import dataclass
 
 from pipeline.data.problem_stream import START, Cursor, problem_at, problem_stream
 from pipeline.data.quarantine import Quarantine
 from pipeline.errors import BadRow, DataError
 from pipeline.problems import Problem
+
+
+@dataclass
+class OpenProblem:
+    """One that is handed out and not done with."""
+
+    problem: Problem
+    failures: int = 0  # of attempts at it
 
 
 class ProblemQueue:
@@ -30,7 +39,7 @@ class ProblemQueue:
         self._stream = problem_stream(source, seed, quarantine, cursor)
         self._position = cursor.position
         self._unread = set(cursor.open)  # open positions that the stream has not reached
-        self._open: dict[int, Problem] = {}  # handed out and unfinished, by position
+        self._open: dict[int, OpenProblem] = {}  # handed out and unfinished, by position
         self._again: list[int] = []  # a heap of positions
         self._reading: int | None = None  # taken off the heap, not yet in `_open`
         self._withdrawn = set(withdrawn)
@@ -49,7 +58,7 @@ class ProblemQueue:
             if position is None:
                 position, problem = next(self._stream)
             elif position in self._open:
-                problem = self._open[position]
+                problem = self._open[position].problem
             else:
                 try:
                     problem = problem_at(self._source, self._seed, position)
@@ -60,14 +69,19 @@ class ProblemQueue:
                 self._unread.discard(position)
                 self._position = max(self._position, position + 1)
                 if problem.id not in self._withdrawn:
-                    self._open[position] = problem
+                    self._open.setdefault(position, OpenProblem(problem))
                     return position
                 self._open.pop(position, None)
             passed += 1
         raise DataError("all problems were withdrawn; their reasons are in quarantine.jsonl")
 
     def problem(self, position: int) -> Problem:
-        return self._open[position]
+        return self._open[position].problem
+
+    def failed(self, position: int) -> int:
+        """An attempt at this problem has failed; return how many have by now."""
+        self._open[position].failures += 1
+        return self._open[position].failures
 
     def again(self, position: int) -> None:
         """Queue this problem to be run again."""
@@ -77,13 +91,18 @@ class ProblemQueue:
     def done(self, position: int) -> Problem:
         """Finish this problem, trained or discarded; return it."""
         with self._lock:
-            return self._open.pop(position)
+            return self._open.pop(position).problem
 
     def withdraw(self, position: int) -> Problem:
         """Withdraw this problem, by its id: it is never run again, whatever happens. Return it."""
         problem = self.done(position)
         self._withdrawn.add(problem.id)
         return problem
+
+    @property
+    def failures(self) -> dict[int, int]:
+        """How many attempts at a problem have failed, by its position; where none has, it is not here."""
+        return {position: one.failures for position, one in self._open.items() if one.failures}
 
     @property
     def withdrawn(self) -> list[str]:

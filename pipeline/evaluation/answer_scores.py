@@ -1,8 +1,8 @@
-"""How right an answer is, by five metrics with names of their own.
+"""Five metrics of an answer's correctness.
 
-They are kept apart because they answer different questions. Lenient containment that was reported as accuracy, and
-that held in both directions, counted "The" as right for "the Beatles" and "I do not know" for "no". It is kept as
-`sub_em`, the only metric in MemAgent's published tables.
+Each has its own name because they measure different things. Lenient containment, tested in both directions and
+reported as accuracy, counted "The" as right for "the Beatles" and "I do not know" for "no". It is kept as `sub_em`,
+the only metric in MemAgent's published tables.
 """
 
 import re
@@ -14,34 +14,34 @@ from dataclasses import dataclass
 from pipeline.rewards.scoring import LATEX_SPACING, boxed_match, last_box, unicode_form, values_found
 
 METRICS = ("exact_match", "containment", "f1", "recall", "sub_em")
-PRIMARY_METRIC = {"qa": "exact_match", "values": "recall"}  # of a task; any other task has a scorer of its own
+PRIMARY_METRIC = {"qa": "exact_match", "values": "recall"}  # by task; any other task is a user's scorer
 
 ARTICLES = frozenset({"a", "an", "the"})
 ARTICLE = re.compile(r"\b(a|an|the)\b")
 PUNCTUATION = str.maketrans("", "", string.punctuation)
 UNDIVIDED = ("yes", "no", "noanswer")
-# What stands between words without a blank: LaTeX commands and braces, tags, the em dash. Deleted like other
-# punctuation, they would weld words together: \boxed{Paris} would read "boxedparis".
+# Markup that separates words without a blank: LaTeX commands and braces, tags, the em dash. Deleting it like other
+# punctuation would join words: \boxed{Paris} would read "boxedparis".
 MARKUP = re.compile(r"\\[A-Za-z]+(?=\s*\{)|[{}—]|</?\w+>")
 
 
 def answer_scores(answer: str, answers: tuple[str, ...], task: str = "qa") -> dict[str, float]:
-    """The metrics of one answer, each in [0, 1].
+    """All metrics of one answer, each in [0, 1].
 
     - exact_match: 1 if the last box equals a gold answer (`pipeline.rewards.scoring.boxed_match`).
-    - containment: 1 if a gold answer occurs in the answer as a run of whole words. The whole text is searched, its
-      reasoning too, however long: an answer that names many things contains the right one more easily.
-    - f1: of the words of the last box wherever it stands, or of the whole answer if it has no box, against the best
-      gold answer (SQuAD, arXiv 1606.05250). Yes, no and noanswer are right or wrong, as in HotpotQA's official script.
-    - recall: the share of the wanted values that occur, as substrings in any case (RULER, arXiv 2404.06654).
+    - containment: 1 if a gold answer occurs in the answer as a run of whole words. The whole text is searched,
+      reasoning included, so an answer that names many things is more likely to contain the right one.
+    - f1: word F1 of the last box, or of the whole answer if it has no box, against the best gold answer (SQuAD, arXiv
+      1606.05250). "yes", "no" and "noanswer" are all or nothing, as in HotpotQA's official script.
+    - recall: the share of the gold answers that occur as substrings, ignoring case (RULER, arXiv 2404.06654).
     - sub_em: the metric of MemAgent's tables (`sub_em`).
 
-    An exact match counts in full for containment and f1, too: it ignores blanks, which divide their words.
+    An exact match also gives containment and f1 of 1: exact_match ignores blanks, which separate words for the others.
 
     Args:
-        answer: the text of the answer; "" if there is none.
-        answers: the gold answers; any one of them will do, but recall wants them all.
-        task: of the question; `sub_em` wants all answers of the task "values".
+        answer: the answer's text; "" if there is none.
+        answers: the gold answers; any one of them suffices, but recall requires all.
+        task: the scorer's name; for "values", `sub_em` requires all gold answers.
 
     Raises:
         ValueError: there are no gold answers.
@@ -65,11 +65,11 @@ def answer_scores(answer: str, answers: tuple[str, ...], task: str = "qa") -> di
 def sub_em(box: str | None, answers: tuple[str, ...], task: str = "qa") -> float:
     """The metric of MemAgent's tables: 1 if the box contains a gold answer, or is contained in one.
 
-    For the task "values" it is the share of the wanted values that the box holds. Both are what the authors' scripts
-    (github.com/BytedTsinghua-SIA/MemAgent, taskutils/memory_eval) call sub_em. Texts are normalised as by SQuAD's
-    script and compared as runs of characters. Without a box, or with an empty one, nothing is right; but a box of
-    nothing but an article, punctuation or blanks normalises to no text, which every gold answer contains. Their
-    script compares with the first gold answer alone, this function with any.
+    For the task "values" it is the share of the gold answers that the box contains. The authors' scripts
+    (github.com/BytedTsinghua-SIA/MemAgent, taskutils/memory_eval) call both sub_em. Texts are normalised as in SQuAD's
+    script and compared as substrings. A missing or empty box scores 0. A box that holds only articles, punctuation or
+    blanks normalises to the empty text, which every gold answer contains. The authors' script compares with the first
+    gold answer only; this function compares with all.
     """
     if not box:
         return 0.0
@@ -80,7 +80,7 @@ def sub_em(box: str | None, answers: tuple[str, ...], task: str = "qa") -> float
 
 
 def squad_text(text: str) -> str:
-    """As SQuAD's script normalises: lower case, ASCII punctuation deleted, articles dropped, single blanks."""
+    """Normalise as SQuAD's script: lower case, ASCII punctuation deleted, articles dropped, single blanks."""
     return " ".join(ARTICLE.sub(" ", text.lower().translate(PUNCTUATION)).split())
 
 
@@ -90,7 +90,7 @@ def contained(gold: "Gold", answer: "Readings") -> float:
 
 
 def word_f1(prediction: "Readings", gold: "Gold") -> float:
-    """Harmonic mean of the precision and the recall of words, counted as often as they occur."""
+    """F1, the harmonic mean of precision and recall, over words counted with repetitions."""
     wanted, found = gold.words, prediction.like(gold)
     if wanted.text != found.text and (wanted.text in UNDIVIDED or found.text in UNDIVIDED):
         return 0.0
@@ -100,9 +100,9 @@ def word_f1(prediction: "Readings", gold: "Gold") -> float:
 
 @dataclass(frozen=True)
 class Words:
-    """The words of a text by one reading."""
+    """The words of a text under one reading: whether articles and punctuation are kept."""
 
-    text: str  # with single blanks between them
+    text: str  # the words, separated by single blanks
     counts: Counter[str]
     number: int
 
@@ -114,7 +114,7 @@ class Words:
 
 @dataclass(frozen=True)
 class Gold:
-    """A gold answer as it is read. Articles, then punctuation, are kept if it has nothing else."""
+    """A gold answer's words. Articles, then punctuation, are kept only if nothing else is left."""
 
     words: Words
     reading: tuple[bool, bool]  # articles, punctuation: whether they are kept
@@ -129,29 +129,30 @@ class Gold:
 
 
 class Readings:
-    """An answer as it is compared with gold answers: each reading is worked out once, for the text may be long."""
+    """An answer's words under each reading, each computed once since the text may be long."""
 
     def __init__(self, text: str):
         self._text = text
         self._words: dict[tuple[bool, bool], Words] = {}
 
     def like(self, gold: Gold) -> Words:
-        """The answer's words, read like those of the gold answer."""
+        """The answer's words under the gold answer's reading."""
         if gold.reading not in self._words:
             self._words[gold.reading] = Words.of(self._text, *gold.reading)
         return self._words[gold.reading]
 
 
 def words(text: str, articles: bool = False, punctuation: bool = False) -> list[str]:
-    """The words as SQuAD's script normalises them: lower case, punctuation deleted, articles dropped.
+    """The text's words, normalised as in SQuAD's script: lower case, punctuation deleted, articles dropped.
 
-    Beyond that script: NFKC (é in one character or two, full-width digits), all of Unicode's punctuation as in MLQA's
-    script (arXiv 1910.07475), and LaTeX and tags read as blanks. As there, "Hepatitis A" and "hepatitis" are the same,
-    and a word is what blanks divide, so text in Chinese or Japanese has few.
+    Additions to that script: NFKC (é as one character or two, full-width digits), all Unicode punctuation as in MLQA's
+    script (arXiv 1910.07475), and LaTeX and tags as blanks. As in that script, "Hepatitis A" equals "hepatitis", and
+    words are separated by blanks, so Chinese or Japanese text has few words.
 
     Args:
-        articles: keep the articles.
-        punctuation: keep the punctuation.
+        text: the text.
+        articles: whether to keep articles.
+        punctuation: whether to keep punctuation.
     """
     text = unicode_form("NFKC", MARKUP.sub(" ", LATEX_SPACING.sub(" ", text))).casefold()
     if not punctuation:

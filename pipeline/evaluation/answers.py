@@ -1,5 +1,8 @@
-"""What an evaluation keeps of an episode: the answer, a few memories to read, and counts. No log-probs, and no prompts
-unless they are asked for: so a document of millions of tokens costs no more memory than its own tokens."""
+"""What an evaluation keeps of an episode: the answer, a few memories to read, and counts.
+
+Log-probs are not kept, and prompts only on request, so a document of millions of tokens needs no more memory than its
+own tokens.
+"""
 
 from collections import deque
 from dataclasses import dataclass, replace
@@ -13,29 +16,29 @@ from pipeline.rollout.memory_counts import MemoryCounts
 @dataclass(frozen=True)
 class Answer:
     text: str
-    memories: tuple[str, ...]  # the last ones, in order
-    document_tokens: int | None  # None: the agent did not read it, or does not say
+    memories: tuple[str, ...]  # the last few, in order
+    document_tokens: int | None  # None: the agent did not read the document, or does not report its length
     conversations: int
     prompt_tokens: int
     response_tokens: int
     cut: bool  # the answer reached its length limit
-    cut_memories: int  # other responses that did
-    memory_trace: MemoryCounts | None  # what its memories did, not yet scored; None: it wrote none
-    transcript: tuple[tuple[list[int], list[int]], ...]  # prompt and response of each conversation, if it was asked for
-    # Role, response and finish reason of each conversation; None if they were not asked for.
+    cut_memories: int  # other responses that reached theirs
+    memory_trace: MemoryCounts | None  # counts over its memories, before scoring; None: it wrote no memory
+    transcript: tuple[tuple[list[int], list[int]], ...]  # prompt and response of each conversation; empty unless kept
+    # role, response and finish reason of each conversation; None unless kept
     responses: tuple[tuple[str, np.ndarray, str], ...] | None = None
 
 
 class AnswerRecorder:
-    """The `llm` of an agent (pipeline/agents) that keeps what an `Answer` needs.
+    """The `llm` of an agent (pipeline/agents) that records what an `Answer` needs.
 
     Args:
         generate: async (prompt tokens, max_tokens, sampling) -> Completion.
-        sampling: of all responses; response number i gets the seed `sampling.seed` + i.
-        memories: how many of the last ones are kept.
-        transcript: whether all prompts and responses are kept.
-        follow: async (tokens) -> None, called with every memory before the agent goes on.
-        responses: whether all responses are kept, for a scorer of whole episodes.
+        sampling: sampling parameters of all responses; response number i gets the seed `sampling.seed` + i.
+        memories: how many of the last memories to keep.
+        transcript: whether to keep all prompts and responses.
+        follow: async (tokens) -> None, awaited with each memory before the agent continues.
+        responses: whether to keep all responses, for a scorer of whole episodes.
     """
 
     def __init__(self, generate, sampling: Sampling, memories: int, transcript: bool, follow, responses: bool = False):
@@ -68,16 +71,16 @@ class AnswerRecorder:
         return response
 
     def answer(self, text: str, tokenized: object, tokenizer, counts: MemoryCounts) -> Answer:
-        """All that was recorded, with the answer that the agent returned.
+        """The record of the episode, with the agent's answer.
 
         Args:
-            text: of the answer.
-            tokenized: problem, whose `document` is counted if it has one.
-            tokenizer: to read the memories.
-            counts: of all memories.
+            text: the answer that the agent returned.
+            tokenized: the tokenized problem; its `document`, if any, gives the number of document tokens.
+            tokenizer: decodes the memories.
+            counts: counts over all memories.
 
         Raises:
-            TypeError: the agent's answer is no text.
+            TypeError: the agent's answer is not text.
         """
         if not isinstance(text, str):
             raise TypeError(f"the agent's answer must be text, not {type(text).__name__}")

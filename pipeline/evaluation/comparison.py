@@ -1,4 +1,4 @@
-"""Two runs side by side, on the questions that both answered."""
+"""Compare two runs on the questions that both answered."""
 
 from pipeline.evaluation.intervals import paired_difference
 from pipeline.evaluation.results import Length, by_cell, counts, length_label, question_scores
@@ -8,18 +8,18 @@ SMALLEST_P = 1e-4
 
 
 def compare(rows_a: list[dict], rows_b: list[dict], name_a: str, name_b: str) -> str:
-    """A Markdown table of every set, length and method that both runs have, question by question.
+    """A Markdown table that compares each set, length and method of both runs, paired by question.
 
-    Several samples of a question are averaged first. Questions and cells that only one run has are counted below.
+    The samples of a question are averaged first. Questions and cells that only one run has are counted below the table.
 
     Args:
-        rows_a: of the first run, as `read_results` returns them.
-        rows_b: of the second run.
-        name_a: what to call the first run.
-        name_b: what to call the second run.
+        rows_a: the first run's rows, as `read_results` returns them.
+        rows_b: the second run's rows.
+        name_a: the first run's name in the table.
+        name_b: the second run's name in the table.
 
     Raises:
-        ValueError: no question is in both runs, or the two asked different questions under one id.
+        ValueError: the runs share no question, or asked different questions under one id.
     """
     cells_a, cells_b = by_cell(rows_a), by_cell(rows_b)
     a, b = escaped(name_a), escaped(name_b)
@@ -60,7 +60,7 @@ def compare(rows_a: list[dict], rows_b: list[dict], name_a: str, name_b: str) ->
 
 
 def line(key: tuple[str, Length, str], a: list[float], b: list[float]) -> list[str]:
-    """The line of one cell, from both runs' scores of the same questions."""
+    """The table line of one cell, from both runs' scores on the same questions."""
     difference = paired_difference(a, b)
     name, length, method = key
     return [
@@ -78,7 +78,7 @@ def line(key: tuple[str, Length, str], a: list[float], b: list[float]) -> list[s
 
 
 def check_same_questions(key: tuple[str, Length, str], rows_a: list[dict], rows_b: list[dict]) -> None:
-    """Raise a ValueError if one id stands for different questions: pairs of them would mean nothing."""
+    """Raise a ValueError if one id stands for different questions, which must not be paired."""
     asked = {row["id"]: (row["question"], list(row["answers"])) for row in rows_a}
     for row in rows_b:
         if row["id"] in asked and asked[row["id"]] != (row["question"], list(row["answers"])):
@@ -94,7 +94,7 @@ def place(key: tuple[str, Length, str]) -> str:
 
 
 def faults(name: str, rows: list[dict]) -> str:
-    """The run's errors and cut answers to the paired questions."""
+    """The run's numbers of errors and cut answers on the paired questions."""
     errors, cut = counts(rows)
     return f"{name}: {errors} errors and {cut} cut (both counted as wrong), of {len(rows)} answers"
 

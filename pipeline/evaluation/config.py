@@ -1,4 +1,4 @@
-"""The configuration of an evaluation, and the checks that are made before it starts."""
+"""The configuration of an evaluation, and the checks before it starts."""
 
 from dataclasses import asdict, dataclass, field
 
@@ -12,19 +12,18 @@ from pipeline.sections import GenerationConfig, RowLimits, ScoringSection
 
 @dataclass
 class EvaluationData:
-    # file, or synthetic (problems of pipeline/data/documents/synthetic.py, made as they are asked)
-    source: str = "file"
+    source: str = "file"  # file, or synthetic (problems of pipeline/data/documents/synthetic.py, made on demand)
     path: str = ""  # file: samples (pipeline/problems.py) as JSON lines or parquet, or a folder of such files
-    synthetic_chunks: list[int] = field(default_factory=lambda: [8])  # synthetic: lengths of documents
-    synthetic_count: int = 256  # synthetic: questions of each task and length
+    synthetic_chunks: list[int] = field(default_factory=lambda: [8])  # synthetic: document lengths in chunks
+    synthetic_count: int = 256  # synthetic: questions per task and length
     synthetic_tasks: list[str] = field(default_factory=lambda: ["chains"])  # synthetic: names in SYNTHETIC_TASKS
-    synthetic_seed: int = EVALUATION_SEED  # synthetic: of the problems; a training run draws those of its run.seed
-    sets: list[str] = field(default_factory=list)  # only these sets, as the samples' metadata name them; none: all
-    lengths: list[str] = field(default_factory=list)  # only these lengths; none: all
-    limit: int = 0  # questions of each set and length, the first ones; 0: all
-    max_bad_share: float = 0.05  # more quarantined rows than this share stop the evaluation
+    synthetic_seed: int = EVALUATION_SEED  # synthetic: seed of the problems; a training run uses its run.seed
+    sets: list[str] = field(default_factory=list)  # only these sets, as named in the samples' metadata; empty: all
+    lengths: list[str] = field(default_factory=list)  # only these lengths; empty: all
+    limit: int = 0  # the first questions of each set and length, at most this many; 0: all
+    max_bad_share: float = 0.05  # stop the evaluation if more than this share of the rows is quarantined
     limits: RowLimits = field(default_factory=RowLimits)
-    passage_folders: list[str] = field(default_factory=list)  # where passage files may be, beside the samples' folder
+    passage_folders: list[str] = field(default_factory=list)  # may hold passage files, beside the samples' folder
 
 
 @dataclass
@@ -32,10 +31,10 @@ class EvaluateSection:
     methods: list[str] = field(default_factory=lambda: ["memory"])  # memory, direct, concat, closed_book, module:class
     temperature: float = 0.7  # of sampling; 0: the likeliest token
     top_p: float = 0.95  # sample among the likeliest tokens whose probabilities sum to this
-    samples: int = 1  # answers to each question by each method; run.seed seeds them all
-    memories: int = 8  # the last ones of an episode that results.jsonl keeps
-    successes: bool = False  # write the conversations of answers that score 1 into successes.jsonl, to fine-tune on
-    max_attempts: int = 3  # a question that failed this often is an error, and counts as wrong
+    samples: int = 1  # answers per question and method; run.seed seeds them all
+    memories: int = 8  # how many of an episode's last memories results.jsonl keeps
+    successes: bool = False  # write the conversations of answers that score 1 into successes.jsonl, for fine-tuning
+    max_attempts: int = 3  # a trial that failed this often is an error and counts as wrong
 
 
 @dataclass
@@ -46,7 +45,7 @@ class EvaluationConfig(GenerationConfig):
 
 
 def check_evaluation(config: EvaluationConfig) -> None:
-    """Check the rules that need no file and no tokenizer.
+    """Check the rules that need neither files nor a tokenizer.
 
     Raises:
         ConfigError: one line for each broken rule.
@@ -68,7 +67,7 @@ def _rules(c: EvaluationConfig):
 
 
 def synthetic_settings(data: EvaluationData) -> SyntheticSettings:
-    """What jobs.prepare would make these questions by."""
+    """The recipe settings with which jobs.prepare would make the same questions."""
     return SyntheticSettings(
         seed=data.synthetic_seed,
         chunks=data.synthetic_chunks,
@@ -77,7 +76,7 @@ def synthetic_settings(data: EvaluationData) -> SyntheticSettings:
     )
 
 
-# What may differ when an evaluation is taken up: none of it changes an answer.
+# Keys that may differ when an evaluation is resumed: none of them changes an answer.
 FREE_TO_CHANGE = (
     *("wandb", "generator", "run.name", "run.folder"),
     *("data.max_bad_share", "data.passage_folders", "evaluate.max_attempts", "evaluate.memories"),
@@ -85,14 +84,14 @@ FREE_TO_CHANGE = (
 
 
 def check_same(before: dict, now: dict) -> None:
-    """What was configured when the evaluation began is what is configured now.
+    """Check that a resumed evaluation has the configuration with which it began.
 
     Args:
-        before: the configuration in the run's folder, as nested dicts; what it lacks had its default.
-        now: that of the command line.
+        before: the configuration in the run folder, as nested dicts; missing keys had their defaults.
+        now: the configuration of the command line.
 
     Raises:
-        ConfigError: something differs that changes what is asked or answered.
+        ConfigError: a key differs that changes the questions or the answers.
     """
     before, now = _flat(asdict(EvaluationConfig())) | _flat(before), _flat(now)
     different = [

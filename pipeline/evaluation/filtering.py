@@ -1,7 +1,7 @@
-"""The filter (jobs/support/filter.py): which questions are asked without their document, and which of them are kept.
+"""The filter (jobs/support/filter.py): the questions to ask without their document, and which of them to keep.
 
-A question is asked once, however often it comes and whatever the lengths of its documents: what tells it from others is
-its text, its answers and its task (`question_key`). So the same questions are kept at all lengths.
+Each question is asked once, however many samples have it and whatever the lengths of their documents. Its text, gold
+answers and task identify it (`question_key`), so the same questions are kept at all lengths.
 """
 
 import filecmp
@@ -27,21 +27,22 @@ from pipeline.problems import Problem
 from pipeline.rewards.scoring import values_found
 
 RULES = ("score", "containment")
-NO_DOCUMENT = "(asked without its document)"  # placeholder: a sample must have a document, which closed_book ignores
+NO_DOCUMENT = "(asked without its document)"  # placeholder: a sample must have a document; closed_book ignores it
 
 
 def hotpotqa_problems(path: str, only: set[str] | None, limit: int, quarantine: Quarantine) -> Iterator[Problem]:
-    """The questions of HotpotQA's own JSON, one by one, without their paragraphs. Of several with one id, the first.
+    """Yield the questions of HotpotQA's JSON without their paragraphs. If an id repeats, the first one counts.
 
     Args:
-        path: of the JSON.
-        only: the ids of those that are wanted; None: all.
-        limit: the first so many of these; 0: all.
-        quarantine: where malformed and repeated ones go.
+        path: the JSON file.
+        only: the ids of the wanted questions; None: all.
+        limit: the largest number of questions, from the first; 0: all.
+        quarantine: receives malformed and repeated questions.
 
     Raises:
-        FileNotFoundError, DataError: there is no such file, it has another format, too many rows were bad, or one that
-            `only` names is not there, whatever the limit.
+        FileNotFoundError: the file does not exist.
+        DataError: the file has another format, too many rows are bad, or an id in `only` is missing, whatever the
+            limit.
     """
     name, missing, seen = path.rpartition("/")[2], set(only or ()), set()
 
@@ -64,27 +65,27 @@ def hotpotqa_problems(path: str, only: set[str] | None, limit: int, quarantine: 
     wanted = rows()
     yield from itertools.islice(checked_rows(wanted, problem, quarantine), limit or None)
     if only is not None:
-        deque(wanted, maxlen=0)  # the rest of the file is read for its ids
+        deque(wanted, maxlen=0)  # read the rest of the file for its ids
 
 
 def question_key(problem: Problem) -> str:
-    """The key of a question, 32 hexadecimal digits: equal for samples that ask the same."""
+    """The key of a question, 32 hexadecimal digits: equal for samples with the same text, gold answers and task."""
     asked = json.dumps([problem.question, problem.answers, problem.task])
     return hashlib.blake2b(asked.encode(), digest_size=16).hexdigest()
 
 
 def write_asked(problems: Iterable[Problem], path: Path, begun: bool) -> int:
-    """Write a sample of each different question, with its key for an id, into a local file; return how many.
+    """Write one sample per distinct question, with its key as id, to a local file; return their number.
 
-    A file of the same content is left alone, so a resumed evaluation finds it unchanged.
+    A file with the same content is left alone, so that a resumed evaluation finds it unchanged.
 
     Args:
-        problems: that may ask the same question several times.
-        path: of the file.
-        begun: whether answers to the questions of the file are there, so that others may not replace them.
+        problems: the problems; several may ask the same question.
+        path: the file to write.
+        begun: whether there are answers to the file's questions, so that it must not change.
 
     Raises:
-        DataError: they would.
+        DataError: there is no question, or the file would change although answers exist.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     new, seen = path.with_suffix(".new"), set()
@@ -108,21 +109,21 @@ def write_asked(problems: Iterable[Problem], path: Path, begun: bool) -> int:
 
 @dataclass(frozen=True)
 class Verdicts:
-    """The keys of the questions with a right answer among theirs, and how many others could not be asked or scored."""
+    """The keys of questions with at least one right answer, and how many others could not be asked or scored."""
 
     answered: frozenset[str]
     errors: int
 
 
 def verdicts(results: Path, rule: str) -> Verdicts:
-    """Judge the answers in results.jsonl, whose ids are keys, by the scores that the evaluation gave them.
+    """Judge the answers in results.jsonl by the scores of the evaluation. The ids of the rows are question keys.
 
     Args:
-        results: of the evaluation.
-        rule: "score": an answer is right if its task's scorer gives it 1. "containment": also if any gold answer occurs
-            anywhere in the reply, as a substring in any case; what the authors of MemAgent drop. That is lenient: "no"
-            is in "know". A cut answer is judged as it stands: a model that gives the right answer and keeps writing
-            knew it.
+        results: the evaluation's results.jsonl.
+        rule: "score": an answer is right if its task's scorer gives it 1. "containment": an answer is also right if any
+            gold answer occurs anywhere in it as a substring, ignoring case. MemAgent's authors drop questions by this
+            rule. It is lenient: "no" is in "know". A cut answer is judged as it is: a model that gives the right answer
+            and keeps writing knew it.
     """
     answered, failed = set(), set()
     for row in result_rows(results):
@@ -136,8 +137,11 @@ def verdicts(results: Path, rule: str) -> Verdicts:
 
 
 def split(problems: Iterable[Problem], answered: frozenset[str], folder: Path) -> dict[str, int]:
-    """Write the samples whose question was answered into dropped/dropped.jsonl of a local folder, the others into
-    kept.jsonl; return how many were `kept` and `dropped`."""
+    """Write samples with an answered question to dropped/dropped.jsonl of a local folder, all others to kept.jsonl.
+
+    Returns:
+        The numbers of samples, as `kept` and `dropped`.
+    """
     kept, dropped = folder / KEPT, folder / "dropped" / "dropped.jsonl"
     counts = {"kept": 0, "dropped": 0}
     links = {False: PassageLinks(folder), True: PassageLinks(dropped.parent)}
@@ -156,7 +160,7 @@ def split(problems: Iterable[Problem], answered: frozenset[str], folder: Path) -
 
 
 def _line(problem: Problem, links: "PassageLinks") -> dict:
-    """A sample as a line of a file, from where its passage file is named; a question as it is."""
+    """A sample as a row of the file, with its passage file linked beside it; a bare question without a document."""
     if problem.document == NO_DOCUMENT:
         return {"id": problem.id, "question": problem.question, "answers": list(problem.answers)}
     if problem.passage_file and is_local(problem.passage_file) and local_path(problem.passage_file).exists():
@@ -165,21 +169,21 @@ def _line(problem: Problem, links: "PassageLinks") -> dict:
 
 
 class PassageLinks:
-    """Passage files in the folder of a sample file, where those that it names have to be."""
+    """Links to passage files in a sample file's folder: the passage files that it names must be there."""
 
     def __init__(self, folder: Path):
         self._folder = folder
-        self._names: dict[str, str] = {}  # in the folder, by path
+        self._names: dict[str, str] = {}  # the link's name in the folder, by the path of the passage file
 
     def name(self, path: str) -> str:
-        """The name of a local file's link in the folder, which is made if it is not there."""
+        """The name of the folder's link to a local file; makes the link if it is missing."""
         if path not in self._names:
             self._names[path] = self._link(local_path(path))
         return self._names[path]
 
     def _link(self, file: Path) -> str:
-        """Make a link, or a copy where the file system allows none; return its name."""
-        named, file = file.name, file.resolve()  # where a file is a link, as in Hugging Face's cache, its name counts
+        """Make a hard link, or a copy if the file system allows no link; return its name."""
+        named, file = file.name, file.resolve()  # keep the name of a symbolic link, as in Hugging Face's cache
         for name in itertools.chain([named], (f"{number}-{named}" for number in itertools.count(2))):
             there = self._folder / name
             if name in self._names.values() or there.exists() and not _same(file, there):
@@ -194,5 +198,5 @@ class PassageLinks:
 
 
 def _same(file: Path, other: Path) -> bool:
-    """Whether they are one file, or one is a copy of the other that was made here."""
+    """Whether the two are the same file, or one is a copy made by `PassageLinks`."""
     return file.samefile(other) or file_state(file) == file_state(other)

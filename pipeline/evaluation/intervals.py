@@ -1,7 +1,7 @@
-"""How sure a mean is: 95% intervals over questions, and whether two runs differ.
+"""95% confidence intervals of means over questions, and paired comparisons of two runs.
 
-The question is the independent unit. Several samples of one question are averaged before they come here: counted one
-by one they would make the interval look narrower than it is.
+The question is the independent unit. Average the samples of a question before calling these functions: counted
+separately, they would make the interval too narrow.
 """
 
 from collections.abc import Iterator, Sequence
@@ -13,8 +13,8 @@ import numpy as np
 
 LEVEL = 0.95
 TAILS = ((1 - LEVEL) / 2, (1 + LEVEL) / 2)
-BLOCK = 2_000_000  # numbers held at once by the bootstrap
-TIE = 1e-9  # means over samples that differ by less differ by rounding only
+BLOCK = 2_000_000  # numbers that the bootstrap holds at once
+TIE = 1e-9  # smaller differences between means over samples are rounding errors
 
 
 class Interval(NamedTuple):
@@ -27,21 +27,21 @@ class Interval(NamedTuple):
 
 
 class PairedDifference(NamedTuple):
-    """How two runs differ on the same questions."""
+    """The difference between two runs on the same questions."""
 
-    interval: Interval  # of a's score minus b's
+    interval: Interval  # a's score minus b's
     only_a: int  # questions on which a was better
     only_b: int
     p_value: float  # of the exact two-sided sign test
 
 
 def wilson(successes: int, trials: int) -> Interval:
-    """Wilson's score interval of a proportion (Wilson 1927; Brown, Cai and DasGupta 2001, equation 4).
+    """Wilson's score interval for a proportion (Wilson 1927; Brown, Cai and DasGupta 2001, equation 4).
 
-    It stays within [0, 1] and keeps its width when all or none succeed.
+    It stays within [0, 1] and has a positive width even when all or none succeed.
 
     Raises:
-        ValueError: not 0 ≤ successes ≤ trials, or no trials.
+        ValueError: `trials` is below 1, or `successes` is not in [0, trials].
     """
     if trials < 1 or not 0 <= successes <= trials:
         raise ValueError(f"{successes} successes in {trials} trials have no interval")
@@ -49,53 +49,54 @@ def wilson(successes: int, trials: int) -> Interval:
     share = successes / trials
     centre = (share + z**2 / (2 * trials)) / (1 + z**2 / trials)
     half = z / (1 + z**2 / trials) * sqrt(share * (1 - share) / trials + z**2 / (4 * trials**2))
-    # At 0 and at 1 the bound is the share itself; rounding would leave it a hair inside or outside.
+    # At 0 and at 1 the bound equals the share; rounding would move it slightly off.
     low = 0.0 if successes == 0 else centre - half
     high = 1.0 if successes == trials else centre + half
     return Interval(share, low, high, trials)
 
 
 def bootstrap_mean(values: Sequence[float] | np.ndarray, seed: int = 0, resamples: int = 10_000) -> Interval:
-    """The percentile bootstrap of a mean (Efron 1979).
+    """Mean with its percentile bootstrap interval (Efron 1979).
 
-    Values that are all equal give an interval of no width: what was never seen cannot be drawn.
+    Equal values give an interval of zero width: resampling cannot draw values that were never observed.
 
     Args:
-        values: one a question.
+        values: one per question.
 
     Raises:
-        ValueError: no values, or one that is not finite.
+        ValueError: there are no values, or one is not finite.
     """
     return stratified_mean([values], seed, resamples)
 
 
 def stratified_mean(strata: Sequence[Sequence[float] | np.ndarray], seed: int = 0, resamples: int = 10_000) -> Interval:
-    """The mean of the strata's means, each stratum weighing the same, with a percentile bootstrap within strata.
+    """The equally weighted mean of the strata's means, with a percentile bootstrap within strata.
 
     Args:
-        strata: for each set of questions its values, one a question.
+        strata: the values of each set of questions, one per question.
 
     Returns:
-        The interval, with n the number of questions of all strata.
+        The interval; n is the number of questions in all strata.
 
     Raises:
-        ValueError: no strata, one without values, or a value that is not finite.
+        ValueError: there are no strata, a stratum has no values, or a value is not finite.
     """
     if not strata:
-        raise ValueError("there is no mean of no sets")
+        raise ValueError("a mean over sets needs at least one set")
     arrays = [finite(values) for values in strata]
     mean = fsum(fsum(values) / len(values) for values in arrays) / len(arrays)
     generator = np.random.default_rng(seed)
     means = sum(np.concatenate(list(resampled_means(values, generator, resamples))) for values in arrays)
     low, high = np.quantile(means / len(arrays), TAILS)
-    # Rounding, where all values are equal, would leave the mean outside.
+    # With equal values, rounding could leave the mean outside the interval.
     return Interval(mean, min(float(low), mean), max(float(high), mean), sum(map(len, arrays)))
 
 
 def resampled_means(values: np.ndarray, generator: np.random.Generator, resamples: int) -> Iterator[np.ndarray]:
-    """The means of as many resamples, block by block.
+    """Yield the means of `resamples` resamples, block by block.
 
-    Scores take few different values, so how often each is drawn is drawn at once: the same distribution, less work.
+    Scores take few distinct values, so this draws how often each occurs (a multinomial) instead of the single values:
+    the same distribution for less work.
     """
     different, counts = np.unique(values, return_counts=True)
     rows = max(1, BLOCK // len(different))
@@ -105,13 +106,13 @@ def resampled_means(values: np.ndarray, generator: np.random.Generator, resample
 
 
 def mean_interval(values: Sequence[float]) -> Interval:
-    """The mean over questions and its interval: Wilson's if every value is 0 or 1, else the bootstrap.
+    """The mean over questions with its interval: Wilson's if every value is 0 or 1, else the bootstrap.
 
     Args:
-        values: one a question, the mean over its samples.
+        values: one per question, the mean over its samples.
 
     Raises:
-        ValueError: no values, or one that is not finite.
+        ValueError: there are no values, or one is not finite.
     """
     array = finite(values)
     if np.isin(array, (0.0, 1.0)).all():
@@ -120,13 +121,17 @@ def mean_interval(values: Sequence[float]) -> Interval:
 
 
 def paired_difference(a: Sequence[float], b: Sequence[float]) -> PairedDifference:
-    """How much better a is than b on the same questions, in the same order.
+    """Compare two runs on the same questions.
 
-    The interval is a bootstrap over pairs; the p-value is that of the exact sign test, which for scores of 0 and 1 is
-    McNemar's exact test. The test asks who is better more often, the interval by how much.
+    The interval is a bootstrap over pairs and shows by how much a is better. The p-value is that of the exact sign
+    test, which asks which run is better more often; for scores of 0 and 1 it is McNemar's exact test.
+
+    Args:
+        a: the first run's scores, one per question.
+        b: the second run's scores, in the same order of questions.
 
     Raises:
-        ValueError: not equally many values, none, or one that is not finite.
+        ValueError: the numbers of values differ, there are none, or one is not finite.
     """
     first, second = finite(a), finite(b)
     if len(first) != len(second):
@@ -138,10 +143,10 @@ def paired_difference(a: Sequence[float], b: Sequence[float]) -> PairedDifferenc
 
 
 def sign_test(only_a: int, only_b: int) -> float:
-    """The exact two-sided p-value of so many signs either way: min(1, 2 Σ_{i ≤ k} C(n, i) / 2ⁿ), k the fewer.
+    """The exact two-sided p-value of the sign test: min(1, 2 Σ_{i ≤ k} C(n, i) / 2ⁿ), k the smaller count.
 
-    The first term is exact; the others follow from it by C(n, i - 1) = C(n, i) · i / (n - i + 1), until they no longer
-    count. So large n needs neither large sums nor long.
+    The first term is exact. The others follow from C(n, i - 1) = C(n, i) · i / (n - i + 1) until they no longer change
+    the sum, so a large n stays cheap.
     """
     n, fewer = only_a + only_b, min(only_a, only_b)
     term = comb(n, fewer) / 2**n
@@ -155,10 +160,10 @@ def sign_test(only_a: int, only_b: int) -> float:
 
 
 def finite(values: Sequence[float] | np.ndarray) -> np.ndarray:
-    """The values as float64; a ValueError if there are none or one is not finite."""
+    """The values as a float64 array; raises ValueError if there are none or one is not finite."""
     array = np.asarray(values, dtype=np.float64)
     if array.ndim != 1 or array.size == 0:
-        raise ValueError("there is no mean of no values")
+        raise ValueError("a mean needs at least one value")
     if not np.isfinite(array).all():
         raise ValueError(f"value {int(np.flatnonzero(~np.isfinite(array))[0])} is not finite")
     return array

@@ -1,4 +1,4 @@
-"""The figure of the argument: the score against the length of the document, one line a run and method."""
+"""The main figure: score against document length, one line per run and method."""
 
 from collections import Counter
 from itertools import count
@@ -17,11 +17,12 @@ from pipeline.plot_style import COLOURS, DPI
 
 COLUMNS = 4
 PANEL = (3.6, 3.0)  # inches
-NARROWEST = 5.0  # inches, for the title and long names
+NARROWEST = 5.0  # inches, so that the title and long names fit
 MOST_TICKS = 6
 MOST_PANELS = 64
-SPREAD = 0.06  # octaves between the points of a set of one length, which would hide each other
-MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")  # not as many, so that a pair of both comes again after 56 lines
+SPREAD = 0.06  # octaves between the points of a set with one length, which would otherwise overlap
+# Eight markers and seven colours: a pair of both repeats only after 56 lines.
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 STYLES = ("-", "--", ":", "-.")
 
 Line = tuple[str, str]  # run, method
@@ -34,21 +35,21 @@ def accuracy_figure(
     with_average: bool = True,
     columns: int = COLUMNS,
 ) -> Figure:
-    """Draw the score against the median document length, one panel a set, and save it as PNG.
+    """Draw the score against the median document length, one panel per set, and save the figure as PNG.
 
-    Where several sets have lengths in common, a last panel shows the average over as many of them as any length has;
-    a length, or a run, that lacks one of those sets is left out of it. A cell that knows neither its document tokens
-    nor a length stands where its set's others do.
+    If sets share lengths, a last panel shows their average: over the largest group of sets that some length has in
+    full. Lengths and runs that lack one of these sets are left out of it. A cell with neither document tokens nor a
+    length is drawn at the median position of its set.
 
     Args:
-        runs: the rows of each run, by its name. With one run the lines are named by method alone.
-        path: of the PNG.
-        title: above all panels.
-        with_average: draw that last panel.
-        columns: of panels, at most.
+        runs: the rows of each run, by run name. With a single run, lines are labelled by method alone.
+        path: the PNG to write.
+        title: the figure's title.
+        with_average: whether to draw the panel of averages.
+        columns: the largest number of panels in a row.
 
     Returns:
-        The figure as drawn.
+        The figure.
 
     Raises:
         ValueError: there are no rows, or more than `MOST_PANELS` sets.
@@ -62,7 +63,7 @@ def accuracy_figure(
     if len(panels) > MOST_PANELS:
         raise ValueError(f"{len(panels)} sets are too many for one figure, which has room for {MOST_PANELS}")
     averages = {run: average_cells(rows) if with_average else [] for run, rows in runs.items()}
-    # Over other sets the mean is of something else: a line must not bend because a set ended.
+    # Means over different sets do not compare: a line must not bend just because one set lacks the longer documents.
     often = Counter(cell.sets for of_run in averages.values() for cell in of_run)
     most = max(often, key=lambda sets: (len(sets), often[sets]), default=())
     comparable = by_line({run: [c for c in of_run if c.sets == most] for run, of_run in averages.items()})
@@ -97,7 +98,7 @@ def accuracy_figure(
 
 
 def by_line(of_runs: dict[str, list[Cell]]) -> dict[Line, list[Cell]]:
-    """The cells of each run and method."""
+    """The cells by run and method."""
     lines: dict[Line, list[Cell]] = {}
     for run, of_run in of_runs.items():
         for cell in of_run:
@@ -105,13 +106,11 @@ def by_line(of_runs: dict[str, list[Cell]]) -> dict[Line, list[Cell]]:
     return lines
 
 
-def draw_panel(
-    axes: Axes, title: str, of_panel: dict[Line, list[Cell]], lines: list[Line]
-) -> dict[Line, ErrorbarContainer]:
-    """Draw the lines of one set; a line's place among all lines gives it its colour and marker.
+def draw_panel(axes: Axes, title: str, of_panel: dict[Line, list[Cell]], lines: list[Line]) -> dict:
+    """Draw the lines of one set. A line's index among all `lines` determines its colour and marker.
 
     Returns:
-        Each line's handle for the legend.
+        The legend handle of each line.
     """
     known = [tokens for of_line in of_panel.values() for cell in of_line if (tokens := place_of(cell)) is not None]
     elsewhere = median(known) if known else 1.0
@@ -134,7 +133,7 @@ def draw_panel(
             linewidth=1.4,
             elinewidth=0.9,
             capsize=2.5,
-            clip_on=False,  # a marker at 0 or 1 is drawn whole
+            clip_on=False,  # draw markers at 0 and 1 whole
         )
         places += xs
     axes.set_title(title)
@@ -153,7 +152,7 @@ def draw_panel(
 
 
 def place_of(cell: Cell) -> float | None:
-    """Where the cell stands on the axis: its median document tokens, else its length; None if it has neither."""
+    """The cell's position on the x axis: its median document tokens, else its length; None if it has neither."""
     for tokens in (cell.document_tokens, cell.length):
         if isinstance(tokens, (int, float)) and tokens >= 1:
             return float(tokens)
@@ -161,5 +160,5 @@ def place_of(cell: Cell) -> float | None:
 
 
 def plain(text: str) -> str:
-    """The text on one line, with its dollar signs as they are, not as mathematics."""
+    """The text on one line, with dollar signs escaped: matplotlib would read them as mathematics."""
     return printable(text).replace("$", r"\$")

@@ -1,4 +1,4 @@
-"""The questions of an evaluation, and what of them is still to be answered."""
+"""The questions of an evaluation, and the trials (question, method, sample number) that they make."""
 
 import contextlib
 import hashlib
@@ -18,25 +18,25 @@ from pipeline.evaluation.results import LARGEST_LENGTH, Length, as_length
 from pipeline.files import exists, file_state, is_local, list_files
 from pipeline.problems import Problem
 
-LONGEST_NAME = 200  # characters of a set or a length, which head tables
-CHARACTERS_OF_A_PASSAGE = 600  # about, to tell long documents from short ones before they are read
+LONGEST_NAME = 200  # characters of a set's name or a length: both are table headings
+CHARACTERS_OF_A_PASSAGE = 600  # rough average, to estimate a document's size before it is read
 
 
 @dataclass(frozen=True)
 class Question:
     """One sample of the data, without its document."""
 
-    index: int  # in its source
+    index: int  # position in its source
     set: str
     length: int | float | str | None
     id: str
-    size: int  # of the document in characters, about
-    passage_file: str = ""  # of a document by reference
+    size: int  # approximate size of the document in characters
+    passage_file: str = ""  # path, if the document is given by reference
 
 
 @dataclass(frozen=True)
 class Trial:
-    """One answer to be given: a question, by a method, once."""
+    """One answer to produce: a question, a method and a sample number."""
 
     question: Question
     method: str
@@ -44,26 +44,27 @@ class Trial:
 
     @property
     def key(self) -> tuple:
-        """As pipeline/evaluation/results.py has it."""
+        """The key of the trial's row, `row_key` in pipeline/evaluation/results.py."""
         return (self.question.set, self.question.length, self.question.id, self.method, self.sample)
 
     @property
     def work(self) -> int:
-        """How much there is to read, to tell the time that is left."""
+        """Estimated amount of reading, for the remaining time. Arbitrary units."""
         return 1 if self.method == "closed_book" else 1 + self.question.size
 
     def seed(self, run_seed: int) -> int:
-        """Of the answer's first response; 48 bits, of the seed of the run and the key alone."""
+        """48-bit seed of the answer's first response, a function of the run's seed and the key alone."""
         digest = hashlib.blake2b(repr((run_seed, *self.key)).encode(), digest_size=6)
         return int.from_bytes(digest.digest(), "big")
 
 
 def set_and_length(problem: Problem) -> tuple[str, Length]:
-    """The set and the length that the sample's metadata name; "questions" and None where they name none. A length that
-    is a number in text is a number.
+    """The set and the length in the sample's metadata; the defaults are "questions" and None.
+
+    A length written as text becomes a number if it is one.
 
     Raises:
-        BadRow: the set is no text, or the length neither text nor a number that can be one, or either is too long.
+        BadRow: the set is not text, the length is neither text nor a valid number, or either is too long.
     """
     name, length = problem.metadata.get("set"), problem.metadata.get("length")
     if name is not None and not isinstance(name, str):
@@ -81,10 +82,11 @@ def set_and_length(problem: Problem) -> tuple[str, Length]:
 
 
 def open_source(config: EvaluationConfig) -> SampleSource:
-    """The samples that the questions are chosen from.
+    """Open the samples from which the questions are chosen.
 
     Raises:
-        FileNotFoundError, DataError: no such file, another format, or no row at all.
+        FileNotFoundError: the file does not exist.
+        DataError: the file has another format or no rows.
     """
     data = config.data
     if data.source == "synthetic":
@@ -93,10 +95,10 @@ def open_source(config: EvaluationConfig) -> SampleSource:
 
 
 def read_questions(source: SampleSource, config: EvaluationConfig, quarantine: Quarantine) -> list[Question]:
-    """The questions that the configuration asks for, in the order of the data; bad rows go to `quarantine`.
+    """The questions that the configuration selects, in data order; bad rows go to `quarantine`.
 
     Raises:
-        DataError: too many rows were bad, or no question is asked for.
+        DataError: too many rows are bad, or the configuration selects no question.
     """
     data = config.data
     questions: list[Question] = []
@@ -131,22 +133,24 @@ def read_questions(source: SampleSource, config: EvaluationConfig, quarantine: Q
 
 
 def input_states(data: EvaluationData, questions: list[Question], model: str, template: str) -> dict[str, dict]:
-    """Size and time of change of the files that the answers depend on, by path: the samples', the passages', those of a
-    model that is a folder, and that of a prompt template that is a path. A passage file that cannot be looked at has
-    none; its questions will say why."""
+    """Size and modification time of the files that the answers depend on, by path.
+
+    These are the sample files, the passage files, the files of a model in a local folder, and a prompt template given
+    as a path. A passage file that cannot be examined is left out; its questions will report why.
+    """
     samples = sample_files(data.path) if data.source == "file" else ()
     paths = {*samples, *([template] if is_template_path(template) else [])}
     if is_local(model) and Path(model).is_dir():
         paths.update(list_files(model, (".json", ".safetensors")))
     states = {path: file_state(path) for path in paths if exists(path)}
     for path in {q.passage_file for q in questions if q.passage_file}:
-        with contextlib.suppress(Exception):  # OSErrors, DataErrors, and what the clients of the stores raise
+        with contextlib.suppress(Exception):  # OSError, DataError, and the errors of the object stores' clients
             states[path] = file_state(path)
     return dict(sorted(states.items()))
 
 
 def trials(questions: list[Question], config: EvaluationConfig) -> Iterator[Trial]:
-    """All that is to be answered: all methods of a question together, so that the methods are compared early."""
+    """Yield all trials. The methods of a question come together, so that they can be compared early."""
     for question in questions:
         for sample in range(config.evaluate.samples):
             for method in config.evaluate.methods:

@@ -1,7 +1,7 @@
-"""results.jsonl read back, and its rows grouped into the cells of a table.
+"""Read results.jsonl and group its rows into the cells of a table.
 
-A row is one sample of one question under one method. Errors, and answers that were cut at their length limit, have
-scores of 0 and are never dropped; both are counted apart.
+A row is one trial: a question, a method and a sample number. Errors and answers cut at their length limit score 0 and
+are never dropped; both are counted separately.
 """
 
 import json
@@ -26,9 +26,9 @@ KEY = ("set", "length", "id", "method", "sample")
 SCORES = ("score", *METRICS)
 REQUIRED = (*KEY, *SCORES, "task", "question", "answers", "error", "cut", "document_tokens")
 SURROGATE = re.compile("[\ud800-\udfff]")
-ADDED = ("sub_em",)  # that a row of older runs lacks
+ADDED = ("sub_em",)  # columns that rows of older runs lack
 NUMBER, TEXT_OR_NUMBER = (int, float), (str, int, float)
-# What a row may hold, and how to say so.
+# The types of a row's columns, and their names in error messages.
 TYPES: dict[str, tuple[Any, str]] = {
     "set": (str, "a text"),
     "length": ((*TEXT_OR_NUMBER, type(None)), "a text, a number or null"),
@@ -48,7 +48,7 @@ TYPES: dict[str, tuple[Any, str]] = {
 AVERAGE = "average"
 LARGEST_LENGTH = 10**15
 NUMERAL = re.compile(r"\s*\d{1,200}(\.\d{1,200})?\s*", re.ASCII)
-# Half a surrogate pair, which an agent of one's own may answer, becomes its JSON escape.
+# A user's agent may answer with half a surrogate pair; it is written as its JSON escape.
 SURROGATES = "backslashreplace"
 
 Length = int | float | str | None
@@ -56,33 +56,33 @@ Length = int | float | str | None
 
 @dataclass(frozen=True)
 class Cell:
-    """A metric of a method on a set at a length."""
+    """One metric of a method on a set at a length."""
 
     set: str
     length: Length
     method: str
     interval: Interval  # over questions
     questions: int
-    errors: int  # rows, of which a question has one a sample
-    cut: int  # rows
-    document_tokens: float | None  # the median over questions; None if no row says
+    errors: int  # counted in rows: a question has one row per sample
+    cut: int  # counted in rows
+    document_tokens: float | None  # median over questions; None if no row has it
     rows: int
-    sets: tuple[str, ...] = ()  # that an average is over; none for a set's own cell
-    memory: MemoryCounts = MemoryCounts()  # of all rows; an average has none
+    sets: tuple[str, ...] = ()  # the sets that an average covers; empty for a single set's cell
+    memory: MemoryCounts = MemoryCounts()  # sum over all rows; averages have none
 
 
 def row_key(row: dict) -> tuple:
-    """What tells a row from all others: set, length, question, method, sample."""
+    """The unique key of a row: set, length, question id, method, sample."""
     return tuple(row[name] for name in KEY)
 
 
 def read_results(path: str | Path) -> list[dict]:
-    """The rows of results.jsonl.
+    """Read the rows of results.jsonl.
 
-    A last line that does not end and is no JSON was torn when the process was killed: it is left out.
+    A last line without a line end that is not JSON is left out: the process was killed while writing it.
 
     Raises:
-        ValueError: any other line is no row, or two lines are of the same set, length, question, method and sample.
+        ValueError: any other line is not a valid row, or two rows have the same set, length, id, method and sample.
     """
     rows: list[dict] = []
     first_lines: dict[tuple, int] = {}
@@ -96,7 +96,7 @@ def read_results(path: str | Path) -> list[dict]:
 
 
 def as_length(length: Length) -> Length:
-    """A length as it stands in a table: a number that is written as text is one, and 8192.0 is 8192."""
+    """The length in its table form: numbers written as text become numbers, and 8192.0 becomes 8192."""
     if isinstance(length, str) and NUMERAL.fullmatch(length):
         length = float(length) if "." in length else int(length)
     if isinstance(length, float) and length.is_integer() and abs(length) <= LARGEST_LENGTH:
@@ -105,7 +105,7 @@ def as_length(length: Length) -> Length:
 
 
 def bring_up_to_date(row: dict) -> None:
-    """Give a row of an older run what it would have today: numbers for lengths that are numbers, and sub_em."""
+    """Bring a row of an older run to today's form, in place: numeric lengths as numbers, and the metric sub_em."""
     row["length"] = as_length(row["length"])
     if "sub_em" not in row:
         wrong = row.get("answer") is None or row["cut"] or row["error"]
@@ -113,7 +113,7 @@ def bring_up_to_date(row: dict) -> None:
 
 
 def result_rows(path: str | Path) -> Iterator[dict]:
-    """Yield the rows of results.jsonl one by one. Raises as `read_results`, but for lines that repeat others."""
+    """Yield the rows of results.jsonl one by one. Raises as `read_results`, but does not check for repeated rows."""
     with Path(path).open("rb") as lines:
         for number, line in enumerate(lines, start=1):
             where = f"{path}, line {number}"
@@ -129,7 +129,7 @@ def result_rows(path: str | Path) -> Iterator[dict]:
 
 
 def check_row(row: object, where: str) -> None:
-    """Raise a ValueError that says where and what if this is no row of results."""
+    """Raise a ValueError with place and reason if this is not a valid row of results.jsonl."""
     if not isinstance(row, dict):
         raise ValueError(f"{where} is not a row of results but {type(row).__name__}")
     missing = [name for name in REQUIRED if name not in row and name not in ADDED]
@@ -140,10 +140,10 @@ def check_row(row: object, where: str) -> None:
             raise ValueError(f"{where}: {name} must be {wanted}, not {reprlib.repr(row[name])[:100]}")
     if not all(isinstance(answer, str) for answer in row["answers"]):
         raise ValueError(f"{where}: answers must be a list of texts")
-    for name in ("set", "length", "method"):  # which are printed and drawn
+    for name in ("set", "length", "method"):  # these are printed and drawn
         if isinstance(row[name], str) and SURROGATE.search(row[name]):
             raise ValueError(f"{where}: {name} is not valid Unicode: it holds half of a surrogate pair")
-    if isinstance(row["length"], (int, float)) and not abs(row["length"]) <= LARGEST_LENGTH:  # NaN is not
+    if isinstance(row["length"], (int, float)) and not abs(row["length"]) <= LARGEST_LENGTH:  # also true for NaN
         length = reprlib.repr(row["length"])
         raise ValueError(f"{where}: length must be a text or a number up to {LARGEST_LENGTH:.0e}, not {length}")
     for name in (*SCORES, "document_tokens"):
@@ -153,7 +153,7 @@ def check_row(row: object, where: str) -> None:
     if not all(_is_ratio(ratio) for ratio in (row.get("memory_trace") or {}).values()):
         raise ValueError(f"{where}: memory_trace must have pairs of numbers")
     if unknown := set(row.get("memory_trace") or {}).difference(field.name for field in fields(MemoryCounts)):
-        raise ValueError(f"{where}: memory_trace has the unknown {reprlib.repr(sorted(unknown))[:100]}")
+        raise ValueError(f"{where}: memory_trace has unknown names: {reprlib.repr(sorted(unknown))[:100]}")
 
 
 def _is_ratio(ratio: object) -> bool:
@@ -172,19 +172,19 @@ def by_cell(rows: list[dict]) -> dict[tuple[str, Length, str], list[dict]]:
 
 
 def method_order(rows: list[dict]) -> dict[str, int]:
-    """The place of each method in the order of first appearance."""
+    """The index of each method in order of first appearance."""
     return {method: place for place, method in enumerate(dict.fromkeys(row["method"] for row in rows))}
 
 
 def length_order(length: Length) -> tuple:
-    """A sort key: no length, then numbers by size, then names."""
+    """Sort key: first no length, then numbers by size, then names."""
     if length is None:
         return (0,)
     return (1, length) if isinstance(length, (int, float)) else (2, length)
 
 
 def length_label(length: Length) -> str:
-    """8192 as 8K, 1048576 as 1M, 3670016 as 3.5M; other numbers and names as they are, none as "all"."""
+    """The length as printed: 8192 as 8K, 1048576 as 1M, 3670016 as 3.5M; None as "all"; anything else unchanged."""
     if length is None:
         return "all"
     if isinstance(length, (int, float)):
@@ -195,7 +195,7 @@ def length_label(length: Length) -> str:
 
 
 def question_scores(rows: list[dict], metric: str = "score") -> dict[str, float]:
-    """Each question's mean over its samples, by its id. The rows are those of one cell."""
+    """Each question's mean score over its samples, by question id. The rows must belong to one cell."""
     samples = defaultdict(list)
     for row in rows:
         samples[row["id"]].append(row[metric])
@@ -203,12 +203,12 @@ def question_scores(rows: list[dict], metric: str = "score") -> dict[str, float]
 
 
 def cells(rows: list[dict], metric: str = "score") -> list[Cell]:
-    """The cells of all (set, length, method), in the order of `by_cell`."""
+    """One cell for each (set, length, method), in the order of `by_cell`."""
     return [cell_of(key, group, metric) for key, group in by_cell(rows).items()]
 
 
 def cell_of(key: tuple[str, Length, str], rows: list[dict], metric: str) -> Cell:
-    """The cell of the rows of one (set, length, method)."""
+    """The cell of the given rows, which all have this (set, length, method)."""
     interval = mean_interval(list(question_scores(rows, metric).values()))
     return Cell(
         *key,
@@ -222,11 +222,11 @@ def cell_of(key: tuple[str, Length, str], rows: list[dict], metric: str) -> Cell
 
 
 def average_cells(rows: list[dict], metric: str = "score") -> list[Cell]:
-    """For each method and length the mean of the sets' means, as RULER averages, where two sets or more have it.
+    """For each method and length, the mean of the sets' means as in RULER, if at least two sets have them.
 
-    Each set weighs the same. The interval is a bootstrap of the questions within each set, so a set on which all
-    answers score the same adds nothing to its width. `sets` names the sets: averages over different sets do not
-    compare. Rows without a length are left out.
+    Sets weigh equally. The interval is a bootstrap of the questions within each set, so a set on which all answers
+    score the same adds nothing to its width. `sets` names the sets: averages over different sets do not compare. Rows
+    without a length are left out.
     """
     methods = method_order(rows)
     groups: dict[tuple[Length, str], dict[str, list[dict]]] = defaultdict(dict)
@@ -257,30 +257,30 @@ def average_cells(rows: list[dict], metric: str = "score") -> list[Cell]:
 
 
 def counts(rows: list[dict]) -> tuple[int, int]:
-    """How many rows are errors, and how many were cut."""
+    """The numbers of errors and of cut answers."""
     return sum(row["error"] is not None for row in rows), sum(bool(row["cut"]) for row in rows)
 
 
 def median_tokens(rows: list[dict]) -> float | None:
-    """The median number of document tokens over the questions, None if no row says."""
+    """The median number of document tokens over the questions; None if no row has it."""
     known = {row["id"]: row["document_tokens"] for row in rows if row["document_tokens"] is not None}
     return median(known.values()) if known else None
 
 
 def memory_counts(rows: list[dict]) -> MemoryCounts:
-    """What the memories of all rows did together; rows of older runs do not say."""
+    """The sum of the rows' memory counts; rows of older runs have none."""
     traces = [trace for row in rows if (trace := row.get("memory_trace"))]
     counted = (MemoryCounts(**{name: Ratio(*ratio) for name, ratio in trace.items()}) for trace in traces)
     return sum(counted, MemoryCounts())
 
 
 def open_results(path: Path, storage: Storage | None = None) -> tuple[LineFile, list[dict]]:
-    """Open results.jsonl to add rows to it, and read those that it has.
+    """Open results.jsonl for appending, and return its rows.
 
-    A torn last line and the errors are taken out of the file: they are to be asked again.
+    A torn last line and rows of errors are removed from the file, so that their questions are asked again.
 
     Raises:
-        ValueError: as `read_results`.
+        ValueError: see `read_results`.
     """
     rows = [row for row in read_results(path) if row["error"] is None] if path.exists() else []
     partial = path.with_suffix(".partial")

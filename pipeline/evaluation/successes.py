@@ -1,6 +1,6 @@
-"""successes.jsonl: the conversations of answers that were right, to fine-tune on (rejection sampling).
+"""successes.jsonl: the conversations that led to right answers, for fine-tuning (rejection sampling).
 
-A line is a conversation, by the tokens of the model that had it:
+A line is one conversation, in tokens of the model that wrote it:
 
     {"set": …, "length": …, "id": …, "method": …, "sample": …, "prompt_tokens": […], "response_tokens": […]}
 """
@@ -14,11 +14,11 @@ from pipeline.storage import LineFile, Storage
 
 
 def success_lines(row: dict, transcript: tuple[tuple[list[int], list[int]], ...]) -> Iterator[str]:
-    """The lines of an episode, without their ends.
+    """Yield the lines of an episode, without line ends.
 
     Args:
-        row: of results.jsonl.
-        transcript: prompt and response of each of its conversations, in order.
+        row: the episode's row of results.jsonl.
+        transcript: prompt and response of each conversation, in order.
     """
     key = {name: row[name] for name in KEY}
     for prompt, response in transcript:
@@ -26,15 +26,15 @@ def success_lines(row: dict, transcript: tuple[tuple[list[int], list[int]], ...]
 
 
 def open_successes(path: Path, rows: list[dict], storage: Storage | None = None) -> LineFile:
-    """Open successes.jsonl to add lines to it.
+    """Open successes.jsonl for appending.
 
-    Lines of answers that are in none of the `rows` of results.jsonl are taken out of it: those are asked again.
+    Lines without a row among `rows` of results.jsonl are removed: their questions are asked again.
     """
     if path.exists():
         answered = {row_key(row) for row in rows}
         partial = path.with_suffix(".partial")
         with path.open(encoding="utf-8") as lines, partial.open("w", encoding="utf-8") as kept:
-            whole = (line for line in lines if line.endswith("\n"))  # all but one that was torn
+            whole = (line for line in lines if line.endswith("\n"))  # without a torn last line
             kept.writelines(line for line in whole if row_key(json.loads(line)) in answered)
         partial.replace(path)
     return LineFile(path, storage)

@@ -1,4 +1,4 @@
-"""What an evaluation amounts to: the line of its progress, its summary.json, its tables and its figure."""
+"""An evaluation's progress line, summary.json, tables and figure."""
 
 from collections import Counter
 from collections.abc import Iterable
@@ -11,32 +11,32 @@ from pipeline.evaluation.tables import csv_table, markdown_table
 from pipeline.rollout.memory_counts import memory_shares
 from pipeline.summary import duration
 
-MEANS_SOMETHING_S = 5.0  # before, the time that is left is not told
+MEANS_SOMETHING_S = 5.0  # before this, the line shows no remaining time
 
 
 class Progress:
-    """How far an evaluation is, and how long the rest takes.
+    """The progress of an evaluation and an estimate of its remaining time.
 
-    The tokens that are left are told from the answers that are there: from those to questions of the same set and
-    length by the same method, else from all of that method. As long as a method has none, nothing is told.
+    The remaining tokens are extrapolated from finished answers: those of the same set, length and method, else all of
+    the same method. There is no estimate while a method has no answer.
 
     Args:
-        trials: all that is to be answered.
+        trials: all trials of the evaluation.
     """
 
     def __init__(self, trials: Iterable[Trial]):
         self.answered = self.errors = self.total = 0
-        self.score = 0.0  # of all answers together
-        self._left: Counter[tuple] = Counter()  # work, by cell
-        self._work: Counter[tuple] = Counter()  # of the answers that are there, by cell and by method
-        self._tokens: Counter[tuple] = Counter()  # that these have read and written
-        self._answered_tokens = 0  # since it begins
+        self.score = 0.0  # sum over all answers
+        self._left: Counter[tuple] = Counter()  # remaining work, by cell
+        self._work: Counter[tuple] = Counter()  # work of finished answers, by cell and by method
+        self._tokens: Counter[tuple] = Counter()  # tokens that they read and wrote
+        self._answered_tokens = 0  # tokens of the answers that this run finished
         for trial in trials:
             self.total += 1
             self._left[_cell(trial)] += trial.work
 
     def add(self, row: dict, trial: Trial) -> None:
-        """Count an answer, a row of results.jsonl."""
+        """Count an answer, given as its row of results.jsonl."""
         self.answered += 1
         self.errors += row["error"] is not None
         self.score += row["score"]
@@ -49,11 +49,11 @@ class Progress:
                 self._tokens[key] += tokens
 
     def begins(self) -> None:
-        """What was added so far was answered by an earlier run."""
+        """Mark all answers added so far as those of an earlier run."""
         self._answered_tokens = 0
 
     def tokens_left(self) -> float | None:
-        """Of all answers that are not there, what is under way included; None if it cannot be told."""
+        """Estimated tokens of all unfinished answers, those in progress included; None if there is no estimate."""
         total = 0.0
         for cell, work in self._left.items():
             key = cell if self._work[cell] else cell[:1]
@@ -63,11 +63,11 @@ class Progress:
         return total
 
     def line(self, tokens: int, seconds: float) -> str:
-        """One line; jobs/support/progress.py reads its first two words for its bar.
+        """The progress line. jobs/support/progress.py reads its first two words for the progress bar.
 
         Args:
-            tokens: that were read and written since it begins.
-            seconds: since then.
+            tokens: tokens read and written since this run began.
+            seconds: time since this run began.
         """
         score = f"score {self.score / self.answered:.3f}  " if self.answered else ""
         faults = f"errors {self.errors}  " if self.errors else ""
@@ -96,15 +96,18 @@ def evaluation_summary(
     wandb_run: str = "",
     unwritten: dict[str, int] | None = None,
 ) -> dict:
-    """What summary.json holds; the same keys however the evaluation ended.
+    """The content of summary.json. It has the same keys however the evaluation ended.
 
     Args:
-        config: of the evaluation.
+        config: the evaluation's configuration.
         status: completed, interrupted or failed.
-        rows: of results.jsonl.
-        failures: how many attempts failed of what, those that were made good included.
-        error: why the evaluation failed.
-        seconds: that this run took; an earlier one that was taken up is not counted.
+        rows: the rows of results.jsonl.
+        failures: failed attempts by cause, including those that a later attempt made good.
+        error: why the evaluation failed; None if it did not.
+        seconds: duration of this run; an earlier run that it resumed is not counted.
+        engine_version: vLLM's version.
+        rows_quarantined: how many rows of the data were quarantined.
+        wandb_run: the wandb run's URL, or its folder if wandb is offline; empty if there is none.
         unwritten: how many lines could not be written, by file.
     """
     return {
@@ -144,8 +147,8 @@ def evaluation_summary(
 
 
 def write_tables(rows: list[dict], folder: Path) -> None:
-    """Write table.md, table.csv and accuracy.png into the run's folder."""
-    from pipeline.evaluation.plots import accuracy_figure  # imported late: it brings matplotlib
+    """Write table.md, table.csv and accuracy.png to the run folder."""
+    from pipeline.evaluation.plots import accuracy_figure  # imported late: it imports matplotlib
 
     (folder / "table.md").write_text(markdown_table(rows), encoding="utf-8")
     (folder / "table.csv").write_text(csv_table(rows), encoding="utf-8")

@@ -1,4 +1,4 @@
-"""The results as tables: Markdown to read, CSV to go on from."""
+"""Tables of results: Markdown to read, CSV to process further."""
 
 import csv
 import io
@@ -27,19 +27,21 @@ MEMORY_COLUMNS = {
     "tokens": "Memory tokens",
 }
 MEMORY_CAPTIONS = {
-    "written": "Written, in percent: a needed fact of the chunk, when the memory has all it builds on, gets into it.",
-    "kept": "Kept: a needed fact in the memory is in the next one, too.",
-    "answered": "Answered: with all needed facts in the last memory, the answer is right.",
+    "written": "Written, in percent: needed facts that enter the memory when the chunk has them and the memory has all "
+    "they build on.",
+    "kept": "Kept: needed facts of a memory that are in the next one, too.",
+    "answered": "Answered: right answers when the last memory has all needed facts.",
     "junk": "Junk: the share of the memories' tokens that belong to no needed fact.",
     "tokens": "Memory tokens: the mean length of a memory.",
 }
 
 
 def markdown_table(rows: list[dict]) -> str:
-    """A table of the score a set, methods by lengths; their average over sets; what the memory did, where a row says;
-    and all metrics of every cell.
+    """All results in Markdown.
 
-    Scores are in percent with 95% intervals. Errors and cut answers stand below each table.
+    For each set a table of scores, methods by lengths; the average over sets; the memory's statistics, if any row has
+    them; and all metrics of every cell. Scores are in percent with 95% intervals. Errors and cut answers are listed
+    below each table.
     """
     if not rows:
         return "No results.\n"
@@ -59,7 +61,7 @@ def markdown_table(rows: list[dict]) -> str:
 
 
 def csv_table(rows: list[dict]) -> str:
-    """One line a set, length, method and metric (the score and all others); scores in [0, 1], not percent."""
+    """CSV with one line per set, length, method and metric (the score included); scores are in [0, 1]."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow((*CSV_COLUMNS, *CSV_COUNTS))
@@ -73,12 +75,12 @@ def csv_table(rows: list[dict]) -> str:
 
 
 def grid(of_set: list[Cell], methods: Iterable[str], what: str) -> str:
-    """Methods by lengths, what the numbers are above them, and errors and cut answers below."""
+    """A table of methods by lengths, with a caption above it and errors and cut answers below."""
     lengths = sorted({cell.length for cell in of_set}, key=length_order)
     by_place = {(cell.method, cell.length): cell for cell in of_set}
     one_size = len({(cell.questions, cell.sets) for cell in of_set}) == 1
     caption = f"Score in percent ({what}) with its 95% interval"
-    caption += f"; {size(of_set[0])}." if one_size else "; n, the number of questions, stands in each cell."
+    caption += f"; {size(of_set[0])}." if one_size else "; each cell has n, the number of questions."
     lines = [
         [escaped(method)] + [grid_cell(by_place.get((method, length)), one_size) for length in lengths]
         for method in methods
@@ -99,7 +101,7 @@ def size(cell: Cell) -> str:
 
 
 def faults(of_set: list[Cell]) -> str:
-    """The answers that failed or were cut, cell by cell."""
+    """The numbers of failed and cut answers, cell by cell."""
     errors = [f"{place(cell)} {cell.errors} of {cell.rows}" for cell in of_set if cell.errors]
     cut = [f"{place(cell)} {cell.cut} of {cell.rows}" for cell in of_set if cell.cut]
     return " ".join(
@@ -115,7 +117,7 @@ def place(cell: Cell) -> str:
 
 
 def metrics_table(rows: list[dict]) -> str:
-    """The means of all metrics of every cell, and its counts."""
+    """A table with the means of all metrics and the counts of every cell."""
     by_metric = [cells(rows, metric) for metric in METRICS]
     lines = []
     for of_cell in zip(*by_metric, strict=True):
@@ -128,7 +130,7 @@ def metrics_table(rows: list[dict]) -> str:
 
 
 def memory_table(traced: list[Cell]) -> str:
-    """What the memories of each cell did; what no cell knows has no column."""
+    """A table of each cell's memory statistics; a statistic that no cell has gets no column."""
     shares = [cell.memory.shares() for cell in traced]
     known = [name for name in shares[0] if any(share[name] is not None for share in shares)]
     lines = []
@@ -147,25 +149,25 @@ def memory_number(name: str, number: float | None) -> str:
 
 
 def score_name(tasks: list[str]) -> str:
-    """What the primary score of these tasks is."""
+    """The names of these tasks' primary metrics."""
     return ", ".join(dict.fromkeys(escaped(PRIMARY_METRIC.get(task, task)) for task in tasks))
 
 
 def percent(interval: Interval) -> str:
-    """As 78.9 [71.0, 85.1]."""
+    """The interval in percent, such as 78.9 [71.0, 85.1]."""
     return f"{100 * interval.mean:.1f} [{100 * interval.low:.1f}, {100 * interval.high:.1f}]"
 
 
 def markdown_lines(header: list[str], lines: list[list[str]]) -> str:
-    """A Markdown table; the texts are escaped already."""
+    """A Markdown table of texts that are already escaped."""
     return "\n".join("| " + " | ".join(line) + " |" for line in [header, ["---"] * len(header), *lines])
 
 
 def escaped(name: str) -> str:
-    """A name that cannot end its cell or its line."""
+    """The name, escaped so that it cannot break out of its table cell."""
     return printable(name).replace("\\", "\\\\").replace("|", "\\|")
 
 
 def printable(name: str) -> str:
-    """A name on one line, without what a terminal would obey."""
+    """The name on one line, without control characters that a terminal would obey."""
     return "".join(c if c.isprintable() else "\ufffd" for c in " ".join(name.split()))

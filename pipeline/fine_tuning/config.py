@@ -1,4 +1,4 @@
-"""The configuration of supervised fine-tuning, and the checks that are made before it starts."""
+"""The configuration of fine-tuning, and the checks before it starts."""
 
 from dataclasses import dataclass, field
 
@@ -13,21 +13,21 @@ SOURCES = ("file", "demonstrations")
 
 @dataclass
 class FineTuningData:
-    source: str = "file"  # file, or demonstrations (of the tiny language, pipeline/fine_tuning/demonstrations.py)
+    source: str = "file"  # file, or demonstrations (in the tiny language, pipeline/fine_tuning/demonstrations.py)
     path: str = ""  # file: conversations as JSON lines or parquet, or a folder of such files
-    max_bad_share: float = 0.05  # more quarantined rows than this share stop the run
+    max_bad_share: float = 0.05  # stop the run if more than this share of the rows is quarantined
     curriculum: str = "reading"  # demonstrations: a name in CURRICULA
 
 
 @dataclass
 class FineTuneSection:
-    steps: int = 1000  # optimizer steps over which the learning rate and the curriculum stretch
-    stop_after: int = 0  # end after so many of them, which leaves a model that is not finished; 0: do all
-    tokens_per_step: int = 65536  # of prompts and responses, about
-    max_tokens: int = 8192  # a longer conversation is quarantined
+    steps: int = 1000  # optimizer steps; the learning rate schedule and the curriculum span them all
+    stop_after: int = 0  # end early after this many steps, leaving an unfinished model; 0: do all
+    tokens_per_step: int = 65536  # of prompts and responses, approximately
+    max_tokens: int = 8192  # longer conversations are quarantined
     from_scratch: bool = False  # random weights (run.seed) in the architecture of model.path
     checkpoint_every: int = 500  # steps; the last step is always kept
-    record_every: int = 25  # steps between lines of progress and entries of fine_tuning.json
+    record_every: int = 25  # steps between progress lines and entries of fine_tuning.json
 
 
 @dataclass
@@ -38,7 +38,7 @@ class FineTuningConfig(JobConfig):
 
 
 def check_fine_tuning(config: FineTuningConfig) -> None:
-    """Check the rules that need no file and no tokenizer.
+    """Check the rules that need neither files nor a tokenizer.
 
     Raises:
         ConfigError: one line for each broken rule.

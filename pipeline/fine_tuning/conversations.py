@@ -1,14 +1,15 @@
-"""Conversations in files, as examples of supervised fine-tuning.
+"""Read conversations from files as examples for fine-tuning.
 
-A row of a JSON-lines or parquet file is a chat of a model with a chat template, whose assistant's messages are learned:
+A row of a JSON-lines or parquet file has one of three forms. A chat, for models with a chat template; the assistant's
+messages are learned:
 
     {"messages": [{"role": "user", "content": "…"}, {"role": "assistant", "content": "…"}]}
 
-or a plain text and how it goes on, of which the second part is learned:
+A text and its continuation; the response is learned:
 
     {"prompt": "…", "response": "…"}
 
-or both as tokens of the model, as an evaluation with evaluate.successes=true writes them:
+The same in tokens of the model, as an evaluation with evaluate.successes=true writes them:
 
     {"prompt_tokens": […], "response_tokens": […]}
 """
@@ -22,17 +23,17 @@ from pipeline.errors import BadRow
 from pipeline.fine_tuning.examples import Example, respond
 from pipeline.text import encode_text
 
-CHARACTERS_OF_A_TOKEN = 200  # more than any text has on average
+CHARACTERS_OF_A_TOKEN = 200  # above any text's average
 ROLES = ("system", "user", "assistant")
 
 
 def conversation_examples(
     source: SampleFiles, tokenizer, max_tokens: int, seed: int, quarantine: Quarantine
 ) -> Iterator[Example]:
-    """Yield the conversations of the files for ever, shuffled anew in every pass; bad ones go to `quarantine`.
+    """Yield the files' conversations forever, in a new random order in each pass; bad rows go to `quarantine`.
 
     Raises:
-        DataError: too many rows were bad.
+        DataError: too many rows are bad.
     """
     quarantine.total = len(source)
     epoch = 0
@@ -49,12 +50,12 @@ def conversation_examples(
 
 
 def conversation_example(row: object, tokenizer, max_tokens: int) -> Example:
-    """One decoded row as an example.
+    """Convert a decoded row to an example.
 
     Raises:
-        BadRow: the row has none of the three forms, is longer than `max_tokens`, or has nothing to learn.
+        BadRow: the row has none of the three forms, is longer than `max_tokens`, or has no token to learn.
     """
-    if (characters := _characters(row)) > CHARACTERS_OF_A_TOKEN * max_tokens:  # it need not be tokenized to know
+    if (characters := _characters(row)) > CHARACTERS_OF_A_TOKEN * max_tokens:  # too long whatever the tokenizer
         raise BadRow(f"the conversation has {characters} characters, too many for fine_tuning.max_tokens={max_tokens}")
     if isinstance(row, dict) and row.get("messages") is not None:
         example = _chat(row["messages"], tokenizer)
@@ -66,12 +67,12 @@ def conversation_example(row: object, tokenizer, max_tokens: int) -> Example:
     if len(example.tokens) > max_tokens:
         raise BadRow(f"the conversation has {len(example.tokens)} tokens, over fine_tuning.max_tokens={max_tokens}")
     if not any(example.learned[1:]):
-        raise BadRow("the conversation has nothing to learn: no message of the assistant's")
+        raise BadRow("the conversation has nothing to learn: no assistant message")
     return example
 
 
 def _characters(row: object) -> int:
-    """Of all texts of a row."""
+    """The number of characters in all texts of a row."""
     if isinstance(row, str):
         return len(row)
     return sum(map(_characters, row.values() if isinstance(row, dict) else row if isinstance(row, list) else ()))
@@ -82,14 +83,14 @@ def _tokens(row: dict, name: str, vocabulary: int) -> list[int]:
     if not isinstance(tokens, list) or not tokens or not all(type(token) is int for token in tokens):
         raise BadRow(f"{name!r} must be a list of one or more token ids")
     if not 0 <= min(tokens) <= max(tokens) < vocabulary:
-        raise BadRow(f"{name!r} has ids that the model's vocabulary of {vocabulary} tokens lacks")
+        raise BadRow(f"{name!r} has ids outside the model's vocabulary of {vocabulary} tokens")
     return tokens
 
 
 def _chat(messages: object, tokenizer) -> Example:
-    """The chat as the template writes it. What it adds for each assistant's message, and no more, is learned."""
+    """A chat in the form of the model's chat template. Only the tokens of the assistant's messages are learned."""
     if not tokenizer.chat_template:
-        raise BadRow("the row is a chat, and the model's tokenizer has no chat template; give prompt and response")
+        raise BadRow("the row is a chat, but the model's tokenizer has no chat template; give prompt and response")
     if not isinstance(messages, list) or not messages:
         raise BadRow("'messages' must be a list of one or more messages")
     special = {token for token in tokenizer.all_special_tokens if token.strip()}
@@ -99,7 +100,7 @@ def _chat(messages: object, tokenizer) -> Example:
             raise BadRow(f"the role of a message is {message.get('role')!r}; it must be one of {', '.join(ROLES)}")
         if found := sorted(token for token in special if token in content):
             raise BadRow(
-                f"a message spells out the special token {found[0]}, which the chat template would take as such"
+                f"a message contains the text of the special token {found[0]}, which would be tokenized as that token"
             )
     if messages[0]["role"] == "assistant":
         raise BadRow("the conversation begins with the assistant: there is no prompt")
@@ -112,12 +113,12 @@ def _chat(messages: object, tokenizer) -> Example:
         after = _template(tokenizer, messages[: i + 1], add_generation_prompt=False)
         if before[: len(tokens)] != tokens or after[: len(before)] != before:
             raise BadRow(
-                "the chat template changes what it wrote before when a message is added: not to be learned from"
+                "the chat template rewrites earlier text when a message is added, so the chat cannot be learned"
             )
         learned += [False] * (len(before) - len(tokens)) + [True] * (len(after) - len(before))
         tokens = after
     if not tokens:
-        raise BadRow("the conversation has nothing to learn: no message of the assistant's")
+        raise BadRow("the conversation has nothing to learn: no assistant message")
     return Example(tokens, learned)
 
 

@@ -1,7 +1,7 @@
-"""Demonstrations of the tiny language: what the embedded default's models learn before reinforcement learning.
+"""Demonstrations in the tiny language: the embedded default's models learn from them before reinforcement learning.
 
-Examples have exactly the prompts that the agents build (pipeline/agents). docs/tiny-model.md tells why the curricula
-are as they are.
+The examples have exactly the prompts that the agents build (pipeline/agents). docs/tiny-model.md explains the choice of
+curricula.
 """
 
 import random
@@ -24,14 +24,14 @@ from pipeline.fine_tuning.examples import Example, respond
 
 MEMORY_FACTS = 4
 DRILL_FACTS = 8
-LONGEST_DOCUMENT = 8  # chunks, of one that is read at once
+LONGEST_DOCUMENT = 8  # chunks, for documents that are read in one prompt
 
-# The careless reader's chances. ATTENTIVE: to keep a fact that it needs, and to note the one that it needs next;
-# DISTRACTED: the same at a chunk that begins with a fact about a person. The others: to keep or note a useless fact.
+# Probabilities of the careless reader. ATTENTIVE: keep a needed fact, and note the next needed one. DISTRACTED: the
+# same at a chunk that begins with a fact about a person. KEEPS_USELESS and HOARDS: keep or note a useless fact.
 ATTENTIVE, DISTRACTED = 0.97, 0.45
 KEEPS_USELESS, HOARDS = 0.4, 0.03
 
-# The mixture of examples, by the share of the steps up to which it holds; each is a method of `Examples`.
+# Mixtures of examples, each with the share of the steps until which it holds. The keys are methods of `Examples`.
 CURRICULA: dict[str, list[tuple[float, dict[str, float]]]] = {
     "reading": [
         (0.08, {"existence": 1.0}),
@@ -43,13 +43,13 @@ CURRICULA: dict[str, list[tuple[float, dict[str, float]]]] = {
 
 
 def demonstrations(tokenizer, curriculum: str, seed: int, progress: Callable[[], float]) -> Iterator[Example]:
-    """Yield examples of a curriculum for ever.
+    """Yield examples of a curriculum forever.
 
     Args:
-        tokenizer: of the tiny language.
+        tokenizer: the tiny language's tokenizer.
         curriculum: a name in `CURRICULA`.
-        seed: of all that is drawn.
-        progress: how much of the run is done, from 0 to 1.
+        seed: seed of all random draws.
+        progress: returns the finished share of the run, from 0 to 1.
     """
     examples = Examples(tokenizer, random.Random(f"warmstart-{seed}"))
     while True:
@@ -59,7 +59,7 @@ def demonstrations(tokenizer, curriculum: str, seed: int, progress: Callable[[],
 
 
 class Examples:
-    """Draws examples of all sorts."""
+    """Draws random examples; each method without arguments draws one kind."""
 
     def __init__(self, tokenizer, rng: random.Random):
         self.rng = rng
@@ -68,13 +68,13 @@ class Examples:
         self.eos = tokenizer.eos_token_id
 
     def draw(self, mixture: dict[str, float]) -> Example:
-        """One example of a mixture: names of the methods below, with their chances."""
+        """Draw an example from a mixture: names of the methods below, with their probabilities."""
         return getattr(self, self.rng.choices(list(mixture), list(mixture.values()))[0])()
 
     def existence(self) -> Example:
-        """One to `DRILL_FACTS` facts, then twice as many subjects, each followed by its value or, if absent, `none`.
+        """A drill: one to `DRILL_FACTS` facts, then twice as many subjects, each with its value or `none` if absent.
 
-        The small drills come first to be learned and lead on to the large ones, which alone teach nothing.
+        The model learns small drills first, and they prepare it for large ones; large ones alone teach nothing.
         """
         rng = self.rng
         count = rng.randint(1, DRILL_FACTS)
@@ -86,7 +86,7 @@ class Examples:
         return Example(prompt + answers, [False] * len(prompt) + [False, True, False] * len(queries))
 
     def careful_update(self) -> Example:
-        """A memory conversation of a reader who keeps and notes what is needed, and nothing else."""
+        """A memory conversation of a reader who keeps and notes exactly the needed facts."""
         return self._update(lambda memory, chunk, needed: [fact for fact in needed if fact in memory + chunk])
 
     def careless_update(self) -> Example:
@@ -104,7 +104,7 @@ class Examples:
         return self._update(read)
 
     def answer(self) -> Example:
-        """An answer conversation, from a random memory."""
+        """An answer conversation with a random memory."""
         kind, question, needed = draw_question(self.rng)
         known = len(needed) if self.rng.random() < 0.7 else self.rng.randrange(len(needed))
         memory = self._encode(facts_text(self._memory(kind, needed, known))) or self.prompts.empty_memory
@@ -112,7 +112,7 @@ class Examples:
         return self._respond(prompt, answer_text(needed[:known], known == len(needed)))
 
     def reading(self) -> Example:
-        """The answer of a reader who has a few facts before its eyes, the needed ones often not among them."""
+        """The answer to a short document in one prompt, which often lacks needed facts."""
         rng = self.rng
         kind, question, needed = draw_question(rng)
         count = max(rng.randint(1, CHUNK_FACTS + 2), len(needed))
@@ -124,7 +124,7 @@ class Examples:
         return self._respond(prompt, answer_text(known, len(known) == len(needed)))
 
     def direct(self) -> Example:
-        """The answer of a reader who has the whole document before its eyes."""
+        """The answer to a whole document in one prompt."""
         rng = self.rng
         kind, question, needed = draw_question(rng)
         facts = [draw_distractor(rng, kind, needed) for _ in range(CHUNK_FACTS * rng.randint(1, LONGEST_DOCUMENT))]
@@ -134,10 +134,10 @@ class Examples:
         return self._respond(prompt, answer_text(needed, True))
 
     def _update(self, read: Callable[[list[Fact], list[Fact], list[Fact]], list[Fact]]) -> Example:
-        """What a reader makes of a random memory and a random chunk.
+        """The update that a reader makes from a random memory and a random chunk.
 
-        Two times in three the chunk holds the next needed fact, if one is missing; what comes after that is not
-        known to be needed.
+        If a needed fact is missing, the chunk holds the next one with probability 0.65. The reader does not yet know
+        that later ones are needed.
         """
         rng = self.rng
         kind, question, needed = draw_question(rng)
@@ -154,7 +154,7 @@ class Examples:
         return self._respond(prompt, facts_text(new) or load_template("tiny").empty_memory)
 
     def _memory(self, kind: str, needed: list[Fact], known: int) -> list[Fact]:
-        """The first `known` needed facts; in four memories of ten, useless facts among them."""
+        """The first `known` needed facts; with probability 0.4, mixed with useless facts."""
         facts = needed[:known]
         if self.rng.random() < 0.4:
             for _ in range(self.rng.randint(1, MEMORY_FACTS - known)):
@@ -165,5 +165,5 @@ class Examples:
         return respond(prompt, [*self._encode(text), self.eos])
 
     def _encode(self, text: str) -> list[int]:
-        # The words are all known and apart, so this is what the tokenizer would give, only faster.
+        # All words are in the vocabulary and separated by blanks, so this equals the tokenizer's result, only faster.
         return [self.vocabulary[word] for word in text.split()]

@@ -1,4 +1,4 @@
-"""Examples of supervised fine-tuning: conversations of which some tokens are to be learned."""
+"""Examples for supervised fine-tuning: conversations with a mask of the tokens to learn."""
 
 import hashlib
 from dataclasses import dataclass
@@ -8,24 +8,24 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Example:
-    """Token ids, and for each whether it is to be learned; the first never is, for nothing predicts it."""
+    """Token ids, and for each whether it is learned. The first never is: nothing predicts it."""
 
     tokens: list[int]
     learned: list[bool]
 
 
 def respond(prompt: list[int], response: list[int]) -> Example:
-    """An example that learns its whole response."""
+    """An example whose whole response is learned."""
     return Example(prompt + response, [False] * len(prompt) + [True] * len(response))
 
 
 @dataclass(frozen=True)
 class ExampleBatch:
-    """The E examples of an optimizer step as flat arrays, read from the object store without copying.
+    """The E examples of an optimizer step as flat arrays, which Ray's object store shares without copying.
 
-    tokens   int32 [T]    example after example
+    tokens   int32 [T]    all examples, end to end
     learned  bool [T]
-    offsets  int64 [E+1]  where each example begins
+    offsets  int64 [E+1]  start of each example, and the end of the last
     """
 
     tokens: np.ndarray
@@ -34,7 +34,7 @@ class ExampleBatch:
 
     @property
     def lengths(self) -> np.ndarray:
-        """Tokens of each example, int64 [E]."""
+        """Number of tokens in each example, int64 [E]."""
         return np.diff(self.offsets)
 
     def hash_into(self, digest: "hashlib._Hash") -> None:
@@ -44,10 +44,10 @@ class ExampleBatch:
 
 
 def pack_examples(examples: list[Example]) -> ExampleBatch:
-    """Lay examples out as flat arrays.
+    """Concatenate examples into flat arrays.
 
     Raises:
-        ValueError: the first token of one is to be learned.
+        ValueError: an example marks its first token as learned.
     """
     if any(example.learned[0] for example in examples):
         raise ValueError("the first token of an example cannot be learned: nothing predicts it")
@@ -60,11 +60,11 @@ def pack_examples(examples: list[Example]) -> ExampleBatch:
 
 @dataclass(frozen=True)
 class ExampleMicroBatch:
-    """A row of T tokens of which R are learned.
+    """A row of T tokens, R of them learned.
 
     tokens      int64 [T]
-    positions   int64 [T]  from 0 in every example; a new 0 begins a new segment of attention
-    predict_at  int64 [R]  the position in the row whose hidden state predicts learned token r
+    positions   int64 [T]  from 0 in every example; each 0 begins a new attention segment
+    predict_at  int64 [R]  index in the row whose hidden state predicts learned token r
     targets     int64 [R]  learned token r
     is_learned  bool [R]   true; false in the placeholder of an empty micro-batch
     """
@@ -77,7 +77,7 @@ class ExampleMicroBatch:
 
 
 def build_example_micro_batch(items: list[int], batch: ExampleBatch) -> ExampleMicroBatch:
-    """Lay the examples `items` of the batch end to end; none gives a placeholder whose loss is zero."""
+    """Concatenate the batch's examples with indices `items`; no items give a placeholder whose loss is zero."""
     if not items:
         zero = np.zeros(1, np.int64)
         return ExampleMicroBatch(np.zeros(2, np.int64), np.arange(2), zero, zero, np.zeros(1, bool))

@@ -196,20 +196,16 @@ def pack_group(
 
 
 @dataclass(frozen=True)
-class GroupRecord:
-    """What the ledger, the coordinator and the metrics know of a group: numbers, no tokens."""
+class ScoredGroup:
+    """What a scorer makes of a group: numbers, no tokens."""
 
-    group_id: str
     problem_id: str
-    task: str
-    generator: str
     lengths: np.ndarray  # tokens of each conversation, int64 [C]
     response_lengths: np.ndarray  # tokens of each conversation's response, int64 [C]
     oldest_version: int
     newest_version: int
     mixed_version_episodes: int  # episodes whose tokens were written by more than one version
     cut_conversations: int  # responses that the length limit cut off
-    generation_seconds: float
     rewards: np.ndarray  # of the task, float32 [G]
     penalties: np.ndarray  # for over-long responses, from -1 to 0, float32 [G]
     advantages: np.ndarray  # of each conversation, float32 [C]
@@ -217,8 +213,6 @@ class GroupRecord:
     roles: tuple[str, ...]  # of each conversation
     conversation_rewards: np.ndarray | None = None  # float32 [C]; None where the task's scorer gives none
     cut_answers: int = 0  # episodes whose answer the length limit cut off, which scores 0
-    moves: int = 0  # to another generator, because the one before died or left
-    redone_conversations: int = 0  # that were lost with a generator and begun again: at most one an episode and move
 
     @property
     def response_tokens(self) -> int:
@@ -235,34 +229,42 @@ class GroupRecord:
         return bool(np.ptp(self.rewards) > 0)
 
 
-def group_record(
-    group_id: str,
-    task: str,
-    generator: str,
+@dataclass(frozen=True, kw_only=True)
+class GroupRecord(ScoredGroup):
+    """What the ledger, the coordinator and the metrics know of a group: its scores, and how it came about."""
+
+    group_id: str
+    generator: str
+    generation_seconds: float
+    moves: int = 0  # to another generator, because the one before died or left
+    redone_conversations: int = 0  # that were lost with a generator and begun again: at most one an episode and move
+
+    @classmethod
+    def of(cls, scored: ScoredGroup, **known) -> "GroupRecord":
+        """The record of a scored group; `known` are the fields that `ScoredGroup` lacks."""
+        return cls(**vars(scored), **known)
+
+
+def scored_group(
     group: EpisodeGroup,
-    seconds: float,
     rewards: np.ndarray,
     penalties: np.ndarray,
     advantages: np.ndarray,
     conversation_rewards: np.ndarray | None = None,
-) -> GroupRecord:
+) -> ScoredGroup:
     """Summarise a scored group."""
     starts = group.response_offsets
     of_episode: dict[int, set[int]] = {}
     for c, episode in enumerate(group.episodes):
         of_episode.setdefault(int(episode), set()).update(group.versions[starts[c] : starts[c + 1]].tolist())
-    return GroupRecord(
-        group_id=group_id,
+    return ScoredGroup(
         problem_id=group.problem_id,
-        task=task,
-        generator=generator,
         lengths=group.lengths,
         response_lengths=np.diff(starts),
         oldest_version=int(group.versions.min()),
         newest_version=int(group.versions.max()),
         mixed_version_episodes=sum(len(versions) > 1 for versions in of_episode.values()),
         cut_conversations=sum(reason == "length" for reason in group.finish_reasons),
-        generation_seconds=seconds,
         rewards=rewards,
         penalties=penalties,
         advantages=advantages,

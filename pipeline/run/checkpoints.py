@@ -1,13 +1,12 @@
-"""Checkpoints: folders by step, in a local folder or in an object store, that are complete or not there.
+"""Checkpoints: one folder per step, in a local folder or an object store. A checkpoint is complete or does not count.
 
-    <base>/run.id                the id of the run that they are of, where <base> is not in its run folder
+    <base>/run.id                the id of the run, unless <base> is in its run folder
     <base>/<step>/hf/            the model for transformers and vLLM, in safetensors
     <base>/<step>/learner/       the learners' state, written by DeepSpeed
-    <base>/<step>/run.json       where the run stands (`RunState`)
+    <base>/<step>/run.json       the run's progress (`RunState`)
     <base>/<step>/manifest.json  size and checksum of all other files; written last
 
-A folder without a manifest was not finished and counts for nothing; nor does one whose files are not those of its
-manifest.
+A folder without a manifest is unfinished and is ignored. A folder whose files differ from its manifest is not used.
 """
 
 import hashlib
@@ -35,11 +34,11 @@ from pipeline.run.config import TrainingConfig
 
 MANIFEST, RUN_STATE = "manifest.json", "run.json"
 MODEL, LEARNER = "hf", "learner"
-PIECE = 1 << 24  # bytes that are read at once
+PIECE = 1 << 24  # bytes per read
 
 
 class CheckpointError(RuntimeError):
-    """A checkpoint cannot be used. The message says what is wrong with it."""
+    """A checkpoint cannot be used. The message gives the reason."""
 
 
 @dataclass(frozen=True)
@@ -53,27 +52,27 @@ class FileEntry:
 
 @dataclass(frozen=True)
 class RunState:
-    """What a checkpoint keeps of a run beside the learners' state.
+    """The state of a run in a checkpoint, beside the learners' state.
 
-    The order of the data, the split of a step into updates and the seeds of the responses are functions of
-    `run.seed` and of what is here, so that there are no random states to keep.
+    The order of the data, the split of a step into updates and the seeds of the responses are functions of `run.seed`
+    and of these fields, so no random states need to be kept.
     """
 
     step: int
-    version: int  # of the weights
+    version: int  # weight version
     cursor: Cursor
-    ranks: int  # of the learners that wrote it
+    ranks: int  # number of learner ranks that wrote it
     wandb_id: str = ""
     tokens_generated: int = 0
     failures: dict[str, int] = field(default_factory=dict)
     recoveries: dict[str, int] = field(default_factory=dict)
-    reward: float = 0.0  # mean of the steps since the checkpoint before
-    withdrawn: list[str] = field(default_factory=list)  # ids of problems that are never run again
+    reward: float = 0.0  # mean over the steps since the previous checkpoint
+    withdrawn: list[str] = field(default_factory=list)  # ids of withdrawn problems, which are never run again
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint that is there and whole."""
+    """A complete checkpoint."""
 
     folder: str
     state: RunState
@@ -87,9 +86,9 @@ def checkpoints_of(config: TrainingConfig, folder: Path, run_id: str) -> "Checkp
     """The checkpoints of a training run.
 
     Args:
-        config: of the run.
-        folder: of the run.
-        run_id: of the run.
+        config: the run's configuration.
+        folder: the run folder.
+        run_id: the run's id.
     """
     if elsewhere := config.train.checkpoint_folder:
         return Checkpoints(join(elsewhere, config.run.name), run_id)
@@ -101,28 +100,30 @@ class Checkpoints:
 
     Args:
         base: a folder that all nodes share, or a URI.
-        run_id: of the run, if they are not in its run folder.
+        run_id: the run's id, if the checkpoints are outside its run folder; else empty.
     """
 
     def __init__(self, base: str | Path, run_id: str = ""):
         self.base, self._run_id = str(base), run_id
-        self._begun: set[int] = set()  # steps that this process wrote, or began to
+        self._begun: set[int] = set()  # steps that this process wrote or began to write
 
     def folder(self, step: int) -> str:
         return join(self.base, str(step))
 
     def steps(self) -> list[int]:
-        """Of the checkpoints that were finished, newest first."""
+        """The steps of all finished checkpoints, newest first."""
         if not exists(self.base):
             return []
         steps = sorted((int(name) for name in folder_names(self.base) if name.isdecimal()), reverse=True)
         return [step for step in steps if exists(join(self.folder(step), MANIFEST))]
 
     def newest_good(self, say=lambda line: None) -> Checkpoint | None:
-        """The newest one whose files are all there and whole; what is wrong with newer ones is said.
+        """The newest checkpoint whose files are all intact, or None if there are no checkpoints.
+
+        `say` is called with a line for each newer one that cannot be used.
 
         Raises:
-            CheckpointError: there are some, and none of them can be used: to begin anew is not for us to decide.
+            CheckpointError: there are checkpoints, but none can be used. Only the user may decide to start over.
         """
         steps = self.steps()
         for step in steps:
@@ -131,14 +132,14 @@ class Checkpoints:
             except CheckpointError as error:
                 say(f"· checkpoints/{step} cannot be used: {error}")
         if steps:
-            raise CheckpointError(f"none of those in {self.base} can be used; to begin anew, remove them")
+            raise CheckpointError(f"no checkpoint in {self.base} can be used; to start over, remove them")
         return None
 
     def read(self, step: int) -> Checkpoint:
-        """A checkpoint, all of whose files were read and compared with their checksums.
+        """Read the checkpoint of a step and verify the checksums of all its files.
 
         Raises:
-            CheckpointError: one is missing or is not what was written.
+            CheckpointError: a file is missing or differs from what was written.
         """
         folder = self.folder(step)
         try:
@@ -153,7 +154,7 @@ class Checkpoints:
             raise CheckpointError(f"{type(error).__name__}: {error}") from None
 
     def finish(self, state: RunState, files: Iterable[FileEntry]) -> Checkpoint:
-        """Make the checkpoint of a step count, all other files of which are written."""
+        """Complete a checkpoint whose `files` are all written: write run.json and the manifest."""
         folder = self.folder(state.step)
         text = json.dumps(asdict(state), indent=1) + "\n"
         write_text(join(folder, RUN_STATE), text)
@@ -163,23 +164,24 @@ class Checkpoints:
         return Checkpoint(folder, state)
 
     def owner(self) -> str:
-        """The id of the run that these checkpoints are of; empty if there is none."""
+        """The id of the run that owns the checkpoints; empty if there is none."""
         try:
             return _text(join(self.base, RUN_ID)).strip()
         except FileNotFoundError:
             return ""
 
     def claim(self, resume: bool) -> None:
-        """Make this the place of the run's checkpoints.
+        """Reserve the checkpoint folder for this run.
 
         Args:
-            resume: the run may go on from those that are there.
+            resume: whether the run may continue from existing checkpoints.
 
         Raises:
-            ConfigError: there are another run's, or it is not to go on from its own, or it cannot be written.
+            ConfigError: the folder holds another run's checkpoints or other files, or this run's although `resume` is
+                false, or it cannot be written.
         """
         if not self._run_id:
-            return  # they are in the run folder, which is the run's alone
+            return  # the run folder belongs to this run alone
         try:
             self._claim(resume)
         except (OSError, DataError) as error:
@@ -203,7 +205,11 @@ class Checkpoints:
             write_text(join(self.base, RUN_ID), f"{self._run_id}\n")
 
     def begin(self, step: int) -> None:
-        """Make the folder of a checkpoint that is to be written, empty. Raises `OSError` if that cannot be done."""
+        """Make an empty folder for the checkpoint of a step.
+
+        Raises:
+            OSError: the folder cannot be made, or belongs to another run.
+        """
         if self._run_id and (owner := self.owner()) != self._run_id:
             raise PermissionError(f"{self.base} is not this run's ({RUN_ID}: {owner or 'none'})")
         self.clear(step)
@@ -211,18 +217,19 @@ class Checkpoints:
         make_folder(join(self.folder(step), LEARNER))
 
     def clear(self, step: int) -> None:
-        """Remove what there may be of a step: a writing that was not finished, or a later history that was left."""
+        """Remove any files of a step: an unfinished checkpoint, or one of an abandoned later history."""
         folder = self.folder(step)
         if exists(manifest := join(folder, MANIFEST)):
-            remove_file(manifest)  # first, as without it the rest counts for nothing
+            remove_file(manifest)  # first: without it the rest does not count
         if exists(folder):
             remove_folder(folder)
 
     def prune(self, step: int, keep_last: int, keep_best: int) -> list[int]:
-        """Remove all but the newest up to `step` and those of the best reward; return the steps that are gone.
+        """Remove old checkpoints; return their steps.
 
-        Newer ones that this process wrote are of a history that was left. Others stay: whoever wrote them may have
-        taken the folder over.
+        Of those up to `step`, the newest `keep_last` and the `keep_best` with the highest reward stay. Newer ones that
+        this process wrote belong to an abandoned history and are removed. Other newer ones stay: another process wrote
+        them and may have taken over the folder.
         """
         steps = self.steps()
         rewards = {kept: self._reward(kept) for kept in steps if kept <= step}
@@ -237,22 +244,22 @@ class Checkpoints:
         try:
             return json.loads(_text(join(self.folder(step), RUN_STATE)))["reward"]
         except (FileNotFoundError, ValueError, KeyError):
-            return -math.inf  # it was spoiled
+            return -math.inf  # run.json is damaged
 
 
 def file_entries(folder: Path, paths: Iterable[Path]) -> list[FileEntry]:
-    """What a manifest says of local files in a checkpoint's folder."""
+    """The manifest entries of local files in a checkpoint's folder."""
     return [FileEntry(path.relative_to(folder).as_posix(), path.stat().st_size, _sha256(path)) for path in paths]
 
 
 def _check(folder: str, entry: FileEntry) -> None:
     found = _sha256(join(folder, entry.path), entry.size)
     if found != entry.sha256:
-        raise CheckpointError(f"{entry.path} is not what was written")
+        raise CheckpointError(f"{entry.path} differs from what was written")
 
 
 def _sha256(path: str | Path, size: int | None = None) -> str:
-    """Raises `CheckpointError` if the file does not have this many bytes."""
+    """The file's checksum, in hexadecimal digits; raises `CheckpointError` if `size` is given and differs."""
     digest, read = hashlib.sha256(), 0
     with open_input(path) as file:
         while piece := file.read(PIECE):

@@ -1,4 +1,5 @@
-"""The ledger: where every group is. It makes "no group lost, none trained twice" a fact that can be checked.
+"""The ledger: where every group is, and by which transitions it gets there. It makes "no group lost, none trained
+twice" a fact that can be checked.
 
 A group is admitted (running on a generator, then with a scorer), buffered (scored, waiting), training, and then
 trained; or it fails or is dropped as stale, and its problem is run again as a new group; or, under dynamic sampling
@@ -13,6 +14,7 @@ Steps count what was trained, versions count what generators were given. Both go
 rollback to a checkpoint the steps go back, and the weights of the checkpoint get a version that was never used.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from math import ceil
 
@@ -22,6 +24,7 @@ from pipeline.run.staleness import choose, feasible
 
 RUNNING, BUFFERED, TRAINING = "running", "buffered", "training"
 SUSPECT_DEATHS = 2
+DROPPED_STALE = "dropped_stale"  # among the failures of a run: dropped untrained; not a failure
 
 
 def discard_limit(train: TrainSection) -> int:
@@ -39,18 +42,24 @@ def too_many_failed(failed: int, done: int, train: TrainSection) -> bool:
 
 @dataclass
 class Entry:
+    """All that there is of one group but its conversations, which lie in the journal."""
+
     position: int  # of its problem in the data
     generator: str  # empty while it waits for another one
     first_version: int  # of the generator at admission; no token can be older
     state: str = RUNNING
-    record: GroupRecord | None = None
+    record: GroupRecord | None = None  # once it is buffered
+    ref: object = None  # to its episodes, as long as there is a record
     deaths: int = 0  # of generators that ran it, since it was last finished
     kept: str = ""  # the generator that is kept for it alone
 
 
+Ended = dict[str, Entry]  # groups that are in the ledger no more, by id
+
+
 @dataclass
 class Ledger:
-    """Pure state; actors/buffer.py is what waits for it to change."""
+    """Pure state; actors/groups.py waits for it to change, and clears up behind the groups that it lets go."""
 
     groups_per_step: int
     max_staleness: int
@@ -59,7 +68,7 @@ class Ledger:
     step: int = 0  # steps trained
     version: int = 0  # of the learner's weights
     entries: dict[str, Entry] = field(default_factory=dict)
-    generators: dict[str, int] = field(default_factory=dict)  # the weight version that each one in service has
+    generators: Mapping[str, int] = field(default_factory=dict)  # in service, with their weight versions; only read
     admitted: int = 0
     failed: int = 0
     lost: int = 0  # with the node that held them, and made again
@@ -117,7 +126,7 @@ class Ledger:
             entry.generator = "" if runs else entry.kept
         return entry.generator or None
 
-    def add(self, group_id: str, record: GroupRecord) -> bool:
+    def add(self, group_id: str, record: GroupRecord, ref: object = None) -> bool:
         """A group has been generated and scored. Returns False if dynamic sampling discards it.
 
         Once the step that is being filled has discarded `max_discarded` groups, the others are kept whatever their
@@ -125,31 +134,28 @@ class Ledger:
         """
         entry = self._expect(group_id, RUNNING)
         if not record.is_informative and self.discarded_since_take < self.max_discarded:
-            del self.entries[group_id]
+            self._end([group_id])
             self.discarded += 1
             self.discarded_since_take += 1
             return False
-        entry.state, entry.record = BUFFERED, record
+        entry.state, entry.record, entry.ref = BUFFERED, record, ref
         entry.generator, entry.deaths, entry.kept = "", 0, ""
         return True
 
-    def fail(self, group_id: str) -> None:
+    def fail(self, group_id: str) -> Ended:
         """A group was lost on a generator or a scorer."""
         self._expect(group_id, RUNNING)
-        del self.entries[group_id]
         self.failed += 1
+        return self._end([group_id])
 
-    def withdraw(self, group_id: str) -> None:
+    def withdraw(self, group_id: str) -> Ended:
         """A running group is taken back because its problem cannot be run at all; no failure of ours."""
         self._expect(group_id, RUNNING)
-        del self.entries[group_id]
         self.admitted -= 1
+        return self._end([group_id])
 
-    def take(self) -> tuple[list[str] | None, list[str]]:
-        """The groups of the next learner step, or None if it must wait; and the groups dropped as too old.
-
-        The staleness bound is checked here once more on the versions that really wrote the tokens.
-        """
+    def drop_stale(self) -> Ended:
+        """Drop the groups that are too old by the versions that really wrote their tokens: the bound once more."""
         dropped = [
             group_id
             for group_id, entry in self.entries.items()
@@ -157,9 +163,11 @@ class Ledger:
             and entry.state == BUFFERED
             and self.version - entry.record.oldest_version > self.max_staleness
         ]
-        for group_id in dropped:
-            del self.entries[group_id]
         self.dropped_stale += len(dropped)
+        return self._end(dropped)
+
+    def take(self) -> list[str] | None:
+        """The groups of the next learner step, or None if it must wait. `drop_stale` comes first."""
         ready = [(self._deadline(e), e.position, i) for i, e in self.entries.items() if e.state == BUFFERED]
         running = [self._deadline(e) for e in self.entries.values() if e.state == RUNNING]
         chosen = choose(ready, running, self.version, self.groups_per_step)
@@ -167,21 +175,20 @@ class Ledger:
             self.discarded_since_take = 0
         for group_id in chosen or ():
             self.entries[group_id].state = TRAINING
-        return chosen, dropped
+        return chosen
 
-    def step_done(self) -> None:
+    def step_done(self) -> Ended:
         """The groups in training have made a new version."""
-        for group_id in self._in_training():
-            del self.entries[group_id]
         self.step += 1
         self.version += 1
+        return self._end(self._in_training())
 
     def lose(self, group_ids: list[str]) -> None:
         """Groups that were to be trained were lost with the node that held them: they run again, and the others of
         their step were not trained."""
         for group_id in group_ids:
             entry = self._expect(group_id, TRAINING)
-            entry.state, entry.record = RUNNING, None  # on no generator yet
+            entry.state, entry.record, entry.ref = RUNNING, None, None  # on no generator yet
         self.lost += len(group_ids)
         self.put_back()
 
@@ -198,6 +205,9 @@ class Ledger:
 
     def count(self, state: str) -> int:
         return sum(entry.state == state for entry in self.entries.values())
+
+    def _end(self, group_ids: list[str]) -> Ended:
+        return {group_id: self.entries.pop(group_id) for group_id in group_ids}
 
     def _by_load(self) -> list[str]:
         """The generators that are not kept for a suspect, those with the fewest running groups first."""

@@ -1,19 +1,13 @@
-"""What a step and a run amount to: one row of metrics.jsonl a step, one summary.json a run."""
+"""The row of metrics.jsonl that a step leaves."""
 
-import bisect
-from array import array
-from collections.abc import Iterable
-from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from pipeline.learning.token_metrics import added
 from pipeline.rollout.episodes import GroupRecord
 from pipeline.rollout.memory_counts import MemoryCounts, memory_shares
-
-DRAWN = ("reward", "memory_written", "memory_kept", "memory_answered", "memory_junk", "memory_tokens", "loss")
-DROPPED_STALE = "dropped_stale"  # among the failures of a run: trained by nobody, but no fault of anything
 
 
 @dataclass(frozen=True)
@@ -112,102 +106,3 @@ def conversation_rewards(records: list[GroupRecord]) -> dict[str, float]:
     roles = np.array([role for record in given for role in record.roles])
     of_roles = {f"turn_reward_{role}": float(rewards[roles == role].mean()) for role in np.unique(roles).tolist()}
     return {"turn_reward": float(rewards.mean()), **of_roles}
-
-
-@dataclass
-class RunTotals:
-    """Adds the rows of a run up to the numbers of summary.json. Keeps a few numbers of each, so that it can go back."""
-
-    SUMMED: ClassVar = (
-        "episodes",
-        "conversations",
-        "tokens_trained",
-        "mixed_version_episodes",
-        "updates",
-        "updates_skipped",
-        "groups_discarded",
-    )
-    KEPT: ClassVar = ("step", "reward", "seconds", *SUMMED, "staleness_max", "logprob_mismatch_tokens", "mismatch")
-    columns: dict[str, array] = field(default_factory=lambda: {name: array("d") for name in RunTotals.KEPT})
-    tokens_generated: int = 0
-
-    @classmethod
-    def needed(cls, row: dict) -> dict:
-        """What of a row has to be kept to add it."""
-        return {name: row[name] for name in (*cls.KEPT, "logprob_mismatch_mean") if name in row}
-
-    def add(self, row: dict) -> None:
-        mismatch = (row["logprob_mismatch_mean"] or 0) * row["logprob_mismatch_tokens"]
-        for name, column in self.columns.items():
-            column.append(mismatch if name == "mismatch" else row.get(name) or 0)
-
-    def roll_back(self, step: int) -> None:
-        """Forget the rows of later steps."""
-        kept = self._up_to(step)
-        for column in self.columns.values():
-            del column[kept:]
-
-    def reward_after(self, step: int) -> float:
-        """Mean reward of the later steps; 0 if there is none."""
-        rewards = self.rewards[self._up_to(step) :]
-        return sum(rewards) / len(rewards) if rewards else 0.0
-
-    @property
-    def rewards(self) -> array:
-        """Of each step."""
-        return self.columns["reward"]
-
-    @property
-    def seconds(self) -> array:
-        """Of each step."""
-        return self.columns["seconds"]
-
-    @property
-    def updates(self) -> int:
-        """Optimizer steps that were not skipped."""
-        return self._sum("updates")
-
-    def summary(self) -> dict:
-        rewards, mismatch_tokens = self.rewards, self._sum("logprob_mismatch_tokens")
-        tenth = max(1, len(rewards) // 10)
-        return {
-            "reward_first": float(np.mean(rewards[:tenth])) if rewards else None,
-            "reward_last": float(np.mean(rewards[-tenth:])) if rewards else None,
-            **{name: self._sum(name) for name in self.SUMMED},
-            "tokens_generated": self.tokens_generated,
-            "staleness_max": int(max(self.columns["staleness_max"], default=0)),
-            "logprob_mismatch_mean": sum(self.columns["mismatch"]) / mismatch_tokens if mismatch_tokens else None,
-        }
-
-    def _up_to(self, step: int) -> int:
-        """How many rows there are up to a step. Rows of a full disk's time may be missing: a step is no index."""
-        return bisect.bisect_right(self.columns["step"], step)
-
-    def _sum(self, name: str) -> int:
-        return int(sum(self.columns[name]))
-
-
-class Curves:
-    """What is drawn of a run's rows, by step: two numbers of each metric, however much a row holds.
-
-    Args:
-        rows: in the order of their steps, as for `add`.
-    """
-
-    def __init__(self, rows: Iterable[dict] = ()):
-        self._points = {name: (array("q"), array("d")) for name in DRAWN}
-        self.last_step = 0
-        for row in rows:
-            self.add(row)
-
-    def add(self, row: dict) -> None:
-        """Take up the row of the next step."""
-        self.last_step = row["step"]
-        for name, (steps, values) in self._points.items():
-            if row.get(name) is not None:
-                steps.append(row["step"])
-                values.append(row[name])
-
-    def points(self, name: str) -> tuple[array, array]:
-        """The steps at which a metric is known, and its values there."""
-        return self._points[name]

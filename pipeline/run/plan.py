@@ -1,4 +1,4 @@
-"""What a run will do and what it needs, for --dry-run: counts, learning rates, tokens, and memory of a learner rank."""
+"""The plan that --dry-run prints: counts, learning rates, tokens, and the memory of a learner rank."""
 
 from dataclasses import dataclass
 
@@ -19,11 +19,11 @@ ROWS_SHOWN = 12
 
 @dataclass(frozen=True)
 class ScheduledStep:
-    """A step as metrics.jsonl will show it, if no update is skipped."""
+    """A learner step as metrics.jsonl will show it if no update is skipped."""
 
     step: int  # from 1
-    updates_total: int  # optimizer steps done at its end
-    learning_rate: float  # of its last optimizer step
+    updates_total: int  # updates done at its end
+    learning_rate: float  # at its last update
 
 
 def schedule_table(config: TrainingConfig) -> list[ScheduledStep]:
@@ -36,16 +36,16 @@ def schedule_table(config: TrainingConfig) -> list[ScheduledStep]:
 
 
 def weight_bytes(config: TrainingConfig) -> int:
-    """Bytes of one weight of the model."""
+    """Bytes per weight of the model."""
     return {"float32": 4, "bfloat16": 2}[config.model.dtype]
 
 
 def learner_memory(config: TrainingConfig, architecture: Architecture) -> tuple[dict[str, int], dict[str, int]]:
-    """Estimated bytes of one learner rank: on its device at the height of a backward pass, and in its host's memory.
+    """Estimated bytes of one learner rank: on its device at the peak of a backward pass, and in host memory.
 
-    ZeRO-3 splits weights, gradients and optimizer state over the ranks (arXiv 1910.02054); AdamW keeps a float32 copy
-    and two moments, and gradients are added up in float32. Not counted: the device's own context and communication
-    buffers, and in host memory the checkpoint and the weights on their way to the generators (rank 0).
+    ZeRO-3 splits weights, gradients and optimizer state over the ranks (arXiv 1910.02054). AdamW keeps a float32 copy
+    and two moments; gradients accumulate in float32. Not counted are the device's context and communication buffers,
+    and in host memory the checkpoint and the weights in transit to the generators (rank 0).
     """
     le, a = config.learner, architecture
     width = weight_bytes(config)
@@ -55,35 +55,35 @@ def learner_memory(config: TrainingConfig, architecture: Architecture) -> tuple[
     kept = a.layers * tokens * a.hidden * width + layer if le.activation_checkpointing else a.layers * layer
     device = {
         "weights": width * share,
-        "layers gathered to compute": width * min(a.parameters, GATHERED_PARAMETERS),
+        "layers gathered for computation": width * min(a.parameters, GATHERED_PARAMETERS),
         "activations": kept,
-        "their gradients, within a layer": 3 * width * tokens * a.intermediate,
-        "gradients on their way to their rank": 4 * REDUCE_BUCKET + 2 * 4 * a.vocabulary * a.hidden,
+        "gradients of activations, within a layer": 3 * width * tokens * a.intermediate,
+        "gradients in transit between ranks": 4 * REDUCE_BUCKET + 2 * 4 * a.vocabulary * a.hidden,
         "logits of a chunk, their softmax and its gradient": 3 * 4 * min(LOGITS_IN_MEMORY, tokens * a.vocabulary),
     }
     host: dict[str, int] = {}
     state = host if le.offload else device
     state["gradients"] = 4 * share
-    state["optimizer state"] = 12 * share  # AdamW; Muon keeps one moment of the matrices, not two
+    state["optimizer state"] = 12 * share  # AdamW; Muon keeps one moment for matrices, not two
     if config.objective.kl_coefficient:
         host["reference model"] = width * share
     return device, host
 
 
 def document_chunks(config: TrainingConfig, document_tokens: int | None) -> int | None:
-    """Chunks of a typical training document of so many tokens; None if that is not known."""
+    """Number of chunks in a typical training document of `document_tokens` tokens; None if unknown."""
     if config.data.source == "synthetic":
         return config.data.synthetic_chunks
     return None if document_tokens is None else -(-document_tokens // config.agent.chunk_tokens)
 
 
 def plan_text(config: TrainingConfig, architecture: Architecture | None, document_tokens: int | None = None) -> str:
-    """What the run will do.
+    """The plan of a run, as text.
 
     Args:
-        config: of the run, checked.
-        architecture: of the model, for the memory estimate; None if it is not known.
-        document_tokens: of a typical document; None if it is not known.
+        config: the run's configuration, already checked.
+        architecture: the model's architecture, for the memory estimate; None if unknown.
+        document_tokens: length of a typical document; None if unknown.
     """
     a, t, le = config.agent, config.train, config.learner
     groups = t.steps * t.groups_per_step
@@ -92,11 +92,11 @@ def plan_text(config: TrainingConfig, architecture: Architecture | None, documen
             "# plan",
             f"{t.steps} learner steps × {t.groups_per_step} problems × {t.group_size} episodes = "
             f"{groups} groups, {groups * t.group_size} episodes",
-            f"{t.updates_per_step} optimizer step(s) a learner step, of {t.groups_per_step // t.updates_per_step} "
+            f"{t.updates_per_step} optimizer step(s) per learner step, of {t.groups_per_step // t.updates_per_step} "
             f"groups each = {t.steps * t.updates_per_step} optimizer steps",
             *_token_lines(config, document_chunks(config, document_tokens)),
             f"window {a.window}: problem ≤ {a.problem_tokens}, memory ≤ {a.memory_tokens}, chunk ≤ {a.chunk_tokens}, "
-            f"answer ≤ {a.answer_tokens}, the rest is the prompt template",
+            f"answer ≤ {a.answer_tokens}; the prompt template takes the rest",
             f"staleness ≤ {t.max_staleness}: at most {(t.max_staleness + 1) * t.groups_per_step} groups "
             "in flight and buffered",
             *_dynamic_sampling_line(config),
@@ -114,14 +114,15 @@ def plan_text(config: TrainingConfig, architecture: Architecture | None, documen
 def _token_lines(config: TrainingConfig, chunks: int | None) -> list[str]:
     a, t = config.agent, config.train
     if chunks is None:
-        return ["the documents' lengths, and so the tokens of a step, are not known without data.path"]
+        return ["without data.path the documents' lengths, and so the tokens per step, are unknown"]
     episodes = t.groups_per_step * t.group_size
     slots = a.problem_tokens + a.memory_tokens
     written = episodes * (chunks * a.memory_tokens + a.answer_tokens)
     read = episodes * (chunks * (slots + a.chunk_tokens) + slots)
     return [
-        f"documents of about {chunks} chunks: {chunks + 1} conversations an episode, {episodes * (chunks + 1)} a step",
-        f"tokens a step: about {read:,} in prompts, without their template, and at most {written:,} in responses",
+        f"documents of about {chunks} chunks: {chunks + 1} conversations per episode, "
+        f"{episodes * (chunks + 1)} per step",
+        f"tokens per step: about {read:,} in prompts (without the template), at most {written:,} in responses",
     ]
 
 
@@ -130,15 +131,15 @@ def _dynamic_sampling_line(config: TrainingConfig) -> list[str]:
     if not t.dynamic_sampling:
         return []
     return [
-        f"dynamic sampling: a step discards at most {discard_limit(t)} groups of equal rewards, then it trains them too"
+        f"dynamic sampling: a step discards at most {discard_limit(t)} groups with equal rewards, then trains them too"
     ]
 
 
 def _memory_lines(config: TrainingConfig, architecture: Architecture | None) -> list[str]:
     if architecture is None:
-        return ["the model's sizes are not known: no memory estimate"]
+        return ["the model's architecture is unknown: no memory estimate"]
     device, host = learner_memory(config, architecture)
-    lines = [f"{architecture.parameters:,} parameters; estimated memory of a learner rank, in GiB:"]
+    lines = [f"{architecture.parameters:,} parameters; estimated memory per learner rank, in GiB:"]
     for place, parts in (("on its device", device), ("in host memory", host)):
         if parts:
             lines.append(f"  {sum(parts.values()) / GIB:7.2f}  {place}")
@@ -146,17 +147,17 @@ def _memory_lines(config: TrainingConfig, architecture: Architecture | None) -> 
     weights = weight_bytes(config) * architecture.parameters / config.generator.tensor_parallel / GIB
     return [
         *lines,
-        f"  {weights:7.2f}  for the weights in each device of a generator; its KV cache is what it is given",
+        f"  {weights:7.2f}  for the weights on each device of a generator, beside its KV cache",
     ]
 
 
 def schedule_lines(table: list[ScheduledStep]) -> list[str]:
-    """The table of steps, optimizer steps and learning rates.
+    """The table of steps, updates and learning rates.
 
-    Of a long run, evenly spaced rows and that of the end of the warm-up.
+    For a long run it has evenly spaced rows, and the row at the end of the warm-up.
     """
     last = len(table) - 1
-    peak = max(range(len(table)), key=lambda i: table[i].learning_rate)  # the first of the highest
+    peak = max(range(len(table)), key=lambda i: table[i].learning_rate)  # the first maximum
     spaced = {round(last * i / ROWS_SHOWN) for i in range(ROWS_SHOWN + 1)}
     shown = range(len(table)) if last < ROWS_SHOWN else sorted(spaced | {peak})
     return ["  step  optimizer steps  learning rate"] + [

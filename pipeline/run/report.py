@@ -1,13 +1,14 @@
-"""What a person sees of a run: the line of a step, the summary at the end."""
+"""The text and summary of a run for people: one line per step, and summary.json at the end."""
 
 from collections import Counter
 
 from pipeline.run.config import TrainingConfig
-from pipeline.run.metrics import DROPPED_STALE, RunTotals
+from pipeline.run.history import RunTotals
+from pipeline.run.ledger import DROPPED_STALE
 
 
 def step_line(row: dict, steps: int) -> str:
-    """One line a step; jobs/submit.py reads the first two words for its bar."""
+    """The progress line of a step. jobs/support/progress.py reads its first two words for the progress bar."""
 
     def shown(name: str, form: str) -> str:
         return "-" if row[name] is None else format(row[name], form)
@@ -38,18 +39,23 @@ def run_summary(
     unwritten: dict[str, int] | None = None,
     error: str | None = None,
 ) -> dict:
-    """What summary.json holds; the same keys however the run ended.
+    """The content of summary.json. It has the same keys however the run ended.
 
     Args:
-        config: of the run.
+        config: the run's configuration.
         status: completed, interrupted or failed.
-        totals: of the steps that were done and whose rows are there.
-        steps: that were done.
-        seconds: that the run took.
-        failures: how many groups were lost to what.
-        recoveries: what else was lost, and made good.
-        unwritten: how many lines or files could not be written, by their name in the run folder.
-        error: why the run failed.
+        totals: totals over the finished steps whose rows are available.
+        steps: number of finished steps.
+        seconds: the run's duration.
+        failures: numbers of lost groups, by cause.
+        recoveries: numbers of other losses that were made good, by kind.
+        engine_version: vLLM's version.
+        weight_version: the last weight version.
+        rows_quarantined: how many rows of the data were quarantined.
+        checkpoint: the last checkpoint; None if there is none.
+        wandb_run: the wandb run's URL, or its folder if wandb is offline; empty if there is none.
+        unwritten: how many lines or files could not be written, by name in the run folder.
+        error: why the run failed; None if it did not.
     """
     failures = failures or Counter()
     return {

@@ -1,4 +1,4 @@
-"""The rules of a training run's configuration, checked before anything starts."""
+"""The rules for a training run's configuration, checked before any process starts."""
 
 from pathlib import Path
 
@@ -10,7 +10,7 @@ from pipeline.run.config import TrainingConfig
 
 
 def check_config(config: TrainingConfig) -> None:
-    """Check the rules of a training run that need no file and no tokenizer.
+    """Check a training run's rules that need neither files nor a tokenizer.
 
     Raises:
         ConfigError: one line for each broken rule.
@@ -19,7 +19,7 @@ def check_config(config: TrainingConfig) -> None:
 
 
 def training_rules(c: TrainingConfig) -> Rules:
-    """The rules of a training run beside those."""
+    """A training run's rules beside the generation rules: pairs of whether a rule holds and the message if not."""
     yield from learner_rules(c)
     yield from positive(c, "scorer", "count", "timeout_s")
     yield from at_most(c, "scorer", "min_count", "count")
@@ -31,7 +31,7 @@ def training_rules(c: TrainingConfig) -> Rules:
     place = c.train.checkpoint_folder
     yield (
         not place or "://" in place or Path(place).is_absolute(),
-        f"train.checkpoint_folder={place} must be a URI or a path from the root: all nodes write to it",
+        f"train.checkpoint_folder={place} must be a URI or an absolute path: all nodes write to it",
     )
     yield from one_of(c, "data", "source", ("synthetic", "file"))
     yield from named_function(c, "objective", "advantage", ADVANTAGES)
@@ -56,7 +56,7 @@ def training_rules(c: TrainingConfig) -> Rules:
     yield (
         t.updates_per_step < 1 or t.groups_per_step % t.updates_per_step == 0,
         f"train.groups_per_step={t.groups_per_step} must be a multiple of train.updates_per_step={t.updates_per_step}: "
-        "every optimizer step trains as many whole groups",
+        "all updates of a step train the same number of groups",
     )
     yield (
         0 < o.clip_low < 1 and o.clip_high > 0 and o.dual_clip > 1,
@@ -64,7 +64,7 @@ def training_rules(c: TrainingConfig) -> Rules:
     )
     yield (
         0 < o.overlong_share <= 1,
-        f"objective.overlong_share={o.overlong_share} is a share of a response's limit, above 0 and up to 1",
+        f"objective.overlong_share={o.overlong_share} must be above 0 and at most 1 (a share of a limit)",
     )
     yield (
         c.data.synthetic_chunks >= 2,

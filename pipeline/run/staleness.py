@@ -1,34 +1,34 @@
-"""The staleness rule: who may start, and who must be trained now, so that no token is ever too old.
+"""The staleness rule: which groups may start, and which must be trained now, so that no token gets too old.
 
-The learner at version v takes `groups_per_step` groups and makes version v + 1. A group whose oldest token was
-written by version w may be trained by the learner at version w + max_staleness at the latest: its deadline.
-Deadlines can all be kept exactly when, in the order of their deadlines, group number k (from 0) has a deadline of
-at least v + k // groups_per_step. A group is admitted only if this still holds with it, and the learner takes
-groups earliest deadline first, waiting for a slow one rather than letting it expire: a problem with a long
-document is never dropped for being slow. max_staleness = 0 is synchronous, on-policy training.
+The learner at version v trains `groups_per_step` groups and makes version v + 1. A group whose oldest token was
+written by version w must be trained by the learner at version w + max_staleness or earlier: its deadline.
+All deadlines can be met exactly if group number k (from 0), in order of deadline, has a deadline of at least
+v + k // groups_per_step. A group is admitted only if this still holds with it. The learner takes groups with the
+earliest deadline first and waits for a slow group rather than letting it expire, so a problem with a long document is
+never dropped for being slow. max_staleness = 0 is synchronous, on-policy training.
 
-Only learners that go back to a checkpoint, which makes a version of its own, can leave groups whose deadlines cannot
-all be kept. Then the learner waits for none of them, and what comes too late is dropped.
+Deadlines become infeasible only when the learners return to a checkpoint, which makes a new version. Then the learner
+waits for no group, and groups that come too late are dropped.
 """
 
 from collections.abc import Iterable, Sequence
 
 
 def feasible(deadlines: Iterable[int], version: int, groups_per_step: int) -> bool:
-    """Whether groups with these deadlines can all be trained in time by a learner now at `version`."""
+    """Whether a learner at `version` can train groups with these deadlines all in time."""
     return all(version + k // groups_per_step <= deadline for k, deadline in enumerate(sorted(deadlines)))
 
 
 def choose(
     ready: Sequence[tuple[int, int, str]], running: Iterable[int], version: int, groups_per_step: int
 ) -> list[str] | None:
-    """The groups that the learner at `version` trains now, or None if it must wait.
+    """The ids of the groups that the learner at `version` trains now, or None if it must wait.
 
     Args:
-        ready: (deadline, position in the data, group id) of the groups that wait to be trained.
+        ready: (deadline, position in the data, group id) of each group that waits to be trained.
         running: deadlines of the groups still being generated or scored.
         version: the learner's version.
-        groups_per_step: groups of one step.
+        groups_per_step: groups per step.
     """
     if len(ready) < groups_per_step:
         return None

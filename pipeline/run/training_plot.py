@@ -1,4 +1,4 @@
-"""The figure of a training run: the reward and what the memory does over the steps, or the loss."""
+"""The figure of a training run: reward and memory statistics over the steps, or the loss of fine-tuning."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,37 +8,38 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from pipeline.plot_style import COLOURS, DPI
-from pipeline.run.metrics import Curves
+from pipeline.run.history import History
 
-WINDOW = 10  # steps that a line is the mean of
+WINDOW = 10  # steps averaged by a line
 PANEL = (7.0, 2.4)  # inches
 PANELS = {
     "Reward": ("reward",),
     "What the memory did": ("memory_written", "memory_kept", "memory_answered", "memory_junk"),
     "Tokens of a memory": ("memory_tokens",),
 }
-FINE_TUNING_PANELS = {"Loss in nats a learned token": ("loss",)}
+FINE_TUNING_PANELS = {"Loss (nats per learned token)": ("loss",)}
 COLOUR = {"loss": COLOURS[0]} | dict(zip(sum(PANELS.values(), ()), COLOURS, strict=False))
 
 
-def training_figure(curves: Curves, path: str | Path) -> Figure:
-    """Draw the reward; how many of the needed facts were written, kept and used, and the junk; the memory's length.
-    Of supervised fine-tuning, draw the loss.
+def training_figure(history: History, path: str | Path) -> Figure:
+    """Draw a run's curves and save them as PNG.
 
-    A dot is a step, a line the mean of the last `WINDOW` steps. What no row knows is not drawn.
+    The panels are the reward; the shares of needed facts written, kept and used, with the share of junk; and the
+    memory's length. For fine-tuning, the only panel is the loss. Dots are steps, lines are means over the last `WINDOW`
+    steps. Metrics that no row has are left out.
 
     Args:
-        curves: of the run.
-        path: of the PNG.
+        history: the run's history, with the metrics `DRAWN`.
+        path: the PNG to write.
 
     Returns:
-        The figure as drawn.
+        The figure.
 
     Raises:
-        ValueError: no step knows anything of this.
+        ValueError: no step has any of these metrics.
     """
-    known = PANELS if curves.points("reward")[0] else FINE_TUNING_PANELS
-    panels = {title: [name for name in names if curves.points(name)[0]] for title, names in known.items()}
+    known = PANELS if history.points("reward")[0] else FINE_TUNING_PANELS
+    panels = {title: [name for name in names if history.points(name)[0]] for title, names in known.items()}
     panels = {title: names for title, names in panels.items() if names}
     if not panels:
         raise ValueError("there is nothing to draw")
@@ -46,19 +47,19 @@ def training_figure(curves: Curves, path: str | Path) -> Figure:
     all_axes = figure.subplots(len(panels), sharex=True, squeeze=False)[:, 0]
     for axes, (title, names) in zip(all_axes, panels.items(), strict=True):
         axes.set_title(title, loc="left", fontsize="medium")
-        draw_panel(axes, curves, names)
-    all_axes[-1].set_xlim(0, 1.02 * curves.last_step)
+        draw_panel(axes, history, names)
+    all_axes[-1].set_xlim(0, 1.02 * history.last_step)
     all_axes[-1].set_xlabel(f"step (dots); mean of the last {WINDOW} steps (lines)")
     all_axes[-1].xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
     figure.savefig(path, dpi=DPI, format="png")
     return figure
 
 
-def draw_panel(axes: Axes, curves: Curves, names: list[str]) -> None:
-    """Draw the metrics of one panel, with a legend if they are several; shares get an axis from 0 to 1."""
+def draw_panel(axes: Axes, history: History, names: list[str]) -> None:
+    """Draw the metrics of one panel, with a legend if there are several; shares get an axis from 0 to 1."""
     values: list[float] = []
     for name in names:
-        xs, ys = curves.points(name)
+        xs, ys = history.points(name)
         values += ys
         axes.plot(xs, ys, ".", color=COLOUR[name], alpha=0.5, markersize=5, markeredgewidth=0, clip_on=False)
         label = name.removeprefix("memory_")
@@ -71,6 +72,6 @@ def draw_panel(axes: Axes, curves: Curves, names: list[str]) -> None:
 
 
 def running_means(values: Sequence[float]) -> list[float]:
-    """The mean of each value and those before it, `WINDOW` at most."""
+    """The running mean over at most `WINDOW` values, each value included in its own mean."""
     windows = (values[max(0, end - WINDOW) : end] for end in range(1, len(values) + 1))
     return [sum(window) / len(window) for window in windows]

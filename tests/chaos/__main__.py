@@ -103,7 +103,7 @@ class Chaos:
         self.run.process.kill()
         self.run.process.wait()
         before, self.run = self.run, training(*self.arguments, "resume=auto", environment=self.environment)
-        self.run.wait_for("is at work: following it")
+        self.run.wait_for("is running: following it")
         self.run.lines[:0] = before.lines
 
     def end(self) -> dict:

@@ -49,7 +49,7 @@ def interrupted(arguments, shared_ray) -> tuple[Path, list[dict], dict]:
         evaluation.process.send_signal(signal.SIGTERM)
         assert evaluation.end() == 130, evaluation.output
     held.unlink()
-    assert "the same command with run.name=whole goes on" in evaluation.output
+    assert "the same command with run.name=whole resumes it" in evaluation.output
     folder = Path(arguments[5].partition("=")[2]) / "whole"
     return folder, rows_of(folder), json.loads((folder / "summary.json").read_text())
 

@@ -63,7 +63,7 @@ def pool(ray_session, tiny_config, monkeypatch):
             return Double.remote()
 
     drained = set()
-    monkeypatch.setattr(module.cluster, "get_draining_nodes", lambda: drained)
+    monkeypatch.setattr(module, "draining_nodes", lambda: set(drained))
     monkeypatch.setattr(module, "DRAINING_S", 0.1)
     monkeypatch.setattr(module, "HEARTBEAT_S", 0.1)
     sizes = replace(tiny_config.generator, count=1, stall_s=5.0, drain_s=float(LIMIT_S))

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from pipeline.run.metrics import RunTotals
+from pipeline.run.history import RunTotals
 from tests.support.faults import rows_of
 from tests.support.memory import bytes_held
 from tests.support.simulation import Simulation, simulate
@@ -16,11 +16,10 @@ def parts(run: Simulation) -> dict[str, object]:
     c = run.coordinator
     return {
         "lines": c._lines,
-        "journal": c.journal.actor,
-        "ledger": c.buffer.ledger,
-        "references": c.buffer._refs,
-        "queue": c.problems,
-        "groups": (c.groups, c.failures, c.attempts, c.discarded, c.quarantine),
+        "journal": c.groups._journal.actor,
+        "ledger": c.groups.ledger,
+        "queue": c.groups.problems,
+        "groups": (c.groups.failures, c.groups._discarded, c.quarantine),
         "tasks": [None] * len(c._tasks),
         "accounts": (c.accounts.done, c.accounts.pauses),
         "tracker": vars(run.tracker),

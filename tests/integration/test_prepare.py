@@ -353,4 +353,4 @@ def test_an_interrupt_has_its_own_status_and_says_how_to_go_on(command, tmp_path
 
     monkeypatch.setattr(prepare, "prepare_samples", interrupted)
     status, output, _ = command("synthetic", f"output={tmp_path}/out")
-    assert status == 130 and "the same command goes on" in output
+    assert status == 130 and "the same command resumes" in output

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from pipeline.problems import Problem
-from pipeline.rollout.episodes import Completion, Conversation, Episode, pack_group
+from pipeline.rollout.episodes import Completion, Conversation, Episode, GroupRecord, pack_group
 from pipeline.sections import ObjectiveSection
 from tests.support.bad_scorers import MODULES
 from tests.support.faults import LIMIT_S
@@ -37,7 +37,7 @@ def scoring(config, timeout_s: float):
             return pool, asyncio.create_task(pool.run())
 
         pool, running = runner.run(make())
-        yield lambda task: runner.run(pool.score("id", GROUP, asked(task), "generator-0", 1.5)), said
+        yield lambda task: runner.run(pool.score(GROUP, asked(task))), said
         running.cancel()
         runner.run(pool.close())
 
@@ -49,7 +49,7 @@ def score(ray_session, tiny_config):
 
 
 def test_a_group_gets_its_rewards_and_advantages(score):
-    record = score("qa")
+    record = GroupRecord.of(score("qa"), group_id="id", generator="generator-0", generation_seconds=1.5)
     assert record.rewards.tolist() == [1, 0, 0]
     of_episodes = np.array([2 / 3, -1 / 3, -1 / 3])
     assert record.advantages.tolist() == pytest.approx(of_episodes[GROUP.episodes])
@@ -69,7 +69,7 @@ def test_over_long_responses_lower_the_advantage_and_not_the_reward(ray_session)
     ]
     objective = ObjectiveSection(overlong_penalty=0.4, overlong_share=0.2, advantage="leave_one_out")
     scorer = Scorer.remote(objective)
-    record = ray_session.get(scorer.score.remote("id", pack_group("p", episodes), asked("qa"), "g", 1.0))
+    record = ray_session.get(scorer.score.remote(pack_group("p", episodes), asked("qa")))
     assert record.rewards.tolist() == [1, 0] and record.penalties.tolist() == [-0.75, 0]
     assert record.advantages.tolist() == pytest.approx([0.7, 0.7, -0.7])  # of two conversations, and of one
 

@@ -98,7 +98,7 @@ def test_a_running_head_is_used_and_left_alone(source, running_head, capsys):
 def test_ctrl_c_lets_the_job_save(source, running_head):
     screen = Screen("step 1")
     assert run_job(source, running_head, "save", screen, "run.name=stopped") == 130
-    assert "· stopping: saving what was trained" in screen.shown
+    assert "· stopping: saving the trained state" in screen.shown
     assert json.loads((source / "runs/stopped/summary.json").read_text())["status"] == "interrupted"
 
 
@@ -112,5 +112,5 @@ def test_a_job_that_fails(source, running_head, capsys):
 def test_a_job_that_the_cluster_refuses_says_why(source, running_head):
     client = find_cluster(running_head)
     submit_job(client, "twice", ["true"], source)
-    with pytest.raises(SubmissionError, match="did not take the job(.|\n)*twice"):
+    with pytest.raises(SubmissionError, match="did not accept the job(.|\n)*twice"):
         submit_job(client, "twice", ["true"], source)

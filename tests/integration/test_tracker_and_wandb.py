@@ -46,7 +46,7 @@ def test_rows_are_whole_whatever_becomes_of_wandb(ray_session, config, tmp_path)
         await tracking.log(row(3))
         assert len(said) == 1, said
         (line,) = said
-        assert line.startswith("· wandb: ") and "the run does not need it" in line
+        assert line.startswith("· wandb: ") and "the run continues without it" in line
         process.suspend()
         module.ANSWER_S, before = 0.5, module.ANSWER_S
         try:

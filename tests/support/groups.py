@@ -9,8 +9,9 @@ from pipeline.rollout.episodes import (
     Episode,
     EpisodeGroup,
     GroupRecord,
-    group_record,
+    ScoredGroup,
     pack_group,
+    scored_group,
 )
 
 
@@ -46,8 +47,12 @@ def random_group(
     )
 
 
-def record_of(group: EpisodeGroup, group_id: str, rewards) -> GroupRecord:
+def scored(group: EpisodeGroup, rewards) -> ScoredGroup:
     rewards = np.asarray(rewards, np.float32)
     none = np.zeros_like(rewards)
     advantages = less_mean(group_rewards(group, rewards)).astype(np.float32)  # also of rewards that are not finite
-    return group_record(group_id, "qa", "generator-0", group, 1.0, rewards, none, advantages)
+    return scored_group(group, rewards, none, advantages)
+
+
+def record_of(group: EpisodeGroup, group_id: str, rewards) -> GroupRecord:
+    return GroupRecord.of(scored(group, rewards), group_id=group_id, generator="generator-0", generation_seconds=1.0)

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.agents.prompts import load_template
+from pipeline.agents.memory import MemoryAgent
+from pipeline.agents.prompts import Prompts, load_template
 from pipeline.config import load_config
 from pipeline.data.documents.passages import PassageFile, read_passages
 from pipeline.data.sample_files import SampleFiles
@@ -16,6 +17,7 @@ from pipeline.evaluation.results import read_results
 from pipeline.lease import take_lease
 from pipeline.run.config import load_training_config
 from pipeline.weights.bucket_files import BucketError, read_bucket_file
+from tests.support.byte_tokenizer import byte_tokenizer
 
 
 def passages(path: Path) -> None:
@@ -86,7 +88,7 @@ def training(path: Path) -> None:
 
 
 def prompts(path: Path) -> None:
-    load_template(str(path))
+    Prompts(byte_tokenizer(), load_template(str(path)), MemoryAgent.slots)
 
 
 def results(path: Path) -> None:

@@ -1,4 +1,4 @@
-"""A training run without engines: the real coordinator, ledger, problem queue, accounts, journal and tracker in this
+"""A training run without engines: the real coordinator, groups, rollouts, accounts, journal and tracker in this
 process, between pools that only pretend to generate, score and learn."""
 
 import asyncio
@@ -21,11 +21,11 @@ from pipeline.data.problem_queue import ProblemQueue
 from pipeline.data.samples import sample_rows_here
 from pipeline.lease import Lease
 from pipeline.problems import Problem
-from pipeline.rollout.episodes import RolloutNotes
+from pipeline.rollout.episodes import RolloutNotes, ScoredGroup
 from pipeline.rollout.replay import Finished
 from pipeline.run.config import TrainingConfig
 from pipeline.weights.transport import Weights
-from tests.support.groups import random_group, record_of
+from tests.support.groups import random_group, scored
 from tests.support.updates import rank, update
 
 
@@ -105,22 +105,24 @@ class Generators(Pretended):
         self.running: defaultdict[str, dict[str, asyncio.Future]] = defaultdict(dict)  # by generator and group
         self.together: list[tuple[str, list[str]]] = []  # of each death: the generator, and what it ran
         self.version = 0
+        self.versions: dict[str, int] = {}  # of those in service
 
     def join(self, name: str) -> None:
-        self._coordinator.buffer.generator_has(name, self.version)
+        self.versions[name] = self.version
+        self._coordinator.groups.changed()
 
     async def publish(self, weights: Weights) -> None:
         self.version = weights.version
-        for name in list(self._coordinator.buffer.ledger.generators):
+        for name in list(self.versions):
             self.join(name)
 
     async def rollout(self, name: str, group_id: str, problem: Problem, *_) -> tuple[int, RolloutNotes]:
-        if name not in self._coordinator.buffer.ledger.generators:
+        if name not in self.versions:
             raise GeneratorLeft(f"{name} is gone")
         self.running[name][group_id] = lost = asyncio.get_running_loop().create_future()
         self._earlier.append(group_id)
         for noted in (group_id, self._earlier[0]):  # one that has come late
-            self._coordinator.journal.actor.add([Finished(noted, 0, b"", None)])
+            self._coordinator.groups._journal.actor.add([Finished(noted, 0, b"", None)])
         version = self.version
         await asyncio.sleep(self._seconds)
         if problem.id in self._deadly and not lost.done():
@@ -135,16 +137,17 @@ class Generators(Pretended):
         self.together.append((name, sorted(self.running[name])))
         for lost in self.running.pop(name).values():
             lost.set_exception(GeneratorLost(f"{name} died", blame=True))
-        self._coordinator.buffer.generator_gone(name)
+        del self.versions[name]
+        self._coordinator.groups.changed()
         asyncio.get_running_loop().call_later(0.01, self.join, name)
 
 
 class Scorers(Pretended):
-    def __init__(self, group):
+    def __init__(self, group: ScoredGroup):
         self._group = group
 
-    async def score(self, group_id: str, version: int, *_):
-        return replace(self._group, group_id=group_id, oldest_version=version, newest_version=version)
+    async def score(self, version: int, *_) -> ScoredGroup:
+        return replace(self._group, oldest_version=version, newest_version=version)
 
 
 class Learners(Pretended):
@@ -187,7 +190,7 @@ class Simulation:
     async def train(self) -> None:
         """Train all steps."""
         run = self.coordinator
-        run.spawn(run._dispatch())
+        run.spawn(run.rollouts.run())
         for name in self.generators.names:
             self.generators.join(name)
         try:
@@ -225,10 +228,11 @@ async def simulate(
     run = Coordinator.__ray_metadata__.modified_class(config, str(folder), Lease(str(folder), "run", "token"))
     tracker = SilentTracker(config, str(folder))
     run.tracker = SimulatedTracking(Handle(tracker), run.say)
-    record = record_of(random_group(np.random.default_rng(0)), "", [1.0, 0.0, 1.0])
+    group = scored(random_group(np.random.default_rng(0)), [1.0, 0.0, 1.0])
     pretended = Generators([f"generator-{n}" for n in range(generators)], run, strike, set(deadly), seconds)
-    run.generators = run.accounts.generators = pretended
-    run.scorers = run.accounts.scorers = Scorers(record)
+    run.generators = run.accounts.generators = run.rollouts.generators = pretended
+    run.groups.ledger.generators = pretended.versions
+    run.scorers = run.accounts.scorers = run.rollouts.scorers = Scorers(group)
     run.learners = run.accounts.learners = Learners()
-    run.problems = ProblemQueue(Problems(problems), config.run.seed, run.quarantine)
+    run.groups.problems = ProblemQueue(Problems(problems), config.run.seed, run.quarantine)
     return Simulation(run, tracker, pretended)

@@ -7,6 +7,7 @@ import pytest
 
 from actors import accounts
 from actors.accounts import Accounts
+from actors.groups import Step
 from pipeline.run.config import load_training_config
 from pipeline.run.ledger import Ledger
 from tests.support.groups import random_group, record_of
@@ -33,10 +34,11 @@ def run(clock) -> Accounts:
 
 def step(run: Accounts, clock, seconds: float, tokens: int, waited: float = 1.0, trained: float = 2.0) -> dict:
     clock.now += seconds
-    run.tokens_generated += tokens
+    run.done.tokens_generated += tokens
     run.ledger.step += 1
     record = record_of(random_group(np.random.default_rng(0), episodes=2), "g", [1.0, 0.0])
-    return run.step_done([record], [4], [update(rank(tokens=5, staleness=[5]), groups=[0])], [], waited, trained)
+    done = Step([(record, "ref")], [4], ["problem"], [])
+    return run.step_done(done, [update(rank(tokens=5, staleness=[5]), groups=[0])], waited, trained)
 
 
 def test_a_step_lasts_from_the_end_of_the_one_before(run, clock):
@@ -59,17 +61,17 @@ def test_what_was_trained_in_vain_and_what_a_restart_took_is_not_effective(run, 
     run.steps_lost += 1
     run.roll_back(first["step"])
     clock.now += 15  # until the learners are back
-    run.tokens_generated += 500  # generators go on meanwhile
+    run.done.tokens_generated += 500  # generators go on meanwhile
     run.step_begins()
     row = step(run, clock, 5.0, 20)
     assert row["effective_time_ratio"] == pytest.approx((10 + 5) / 40)
     assert row["tokens_per_second"] == 4 and row["steps_lost"] == 1 and row["updates_total"] == 2
-    assert len(run.done.rewards) == 2
+    assert len(run.done) == 2
 
 
 def test_a_life_that_goes_on_counts_from_what_was_there(run, clock):
     run.begin_after([step(run, clock, 1000.0, 1)] * 8)
-    run.tokens_generated = 1000
+    run.done.tokens_generated = 1000
     run.recovered_before.update(group_moves=3, learner_restarts=1)
     run.moves = 2
     run.training_begins()

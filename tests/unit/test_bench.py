@@ -61,5 +61,5 @@ def test_the_table_of_the_asynchrony_benchmark_compares_with_its_first_row():
 def test_the_settings_of_the_asynchrony_benchmark_are_checked(capsys):
     from jobs.bench.asynchrony import main as asynchrony
 
-    assert asynchrony(["steps=3"]) == 2 and "steps must be over 4" in capsys.readouterr().err
+    assert asynchrony(["steps=3"]) == 2 and "steps must be above 4" in capsys.readouterr().err
     assert asynchrony(["stps=3"]) == 2 and "stps" in capsys.readouterr().err

@@ -108,7 +108,7 @@ def test_when_none_can_be_used_nothing_begins_anew_by_itself(tmp_path):
     for step in (2, 4):
         write(checkpoints, step)
         spoil(tmp_path / str(step) / "hf" / "model.safetensors", "truncated")
-    with pytest.raises(CheckpointError, match="none of those in .* can be used"):
+    with pytest.raises(CheckpointError, match="no checkpoint in .* can be used"):
         checkpoints.newest_good()
 
 

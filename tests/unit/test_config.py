@@ -149,7 +149,7 @@ def test_all_broken_rules_are_reported_at_once():
         ("learner", {"learning_rate": float("nan")}, "learner.learning_rate=nan must be greater than 0"),
         ("train", {"temperature": 0.0}, "train.temperature=0.0 must be greater than 0"),
         ("train", {"keep_last": 0}, "train.keep_last=0 must be greater than 0"),
-        ("train", {"checkpoint_folder": "kept"}, "train.checkpoint_folder=kept must be a URI or a path from the root"),
+        ("train", {"checkpoint_folder": "kept"}, "train.checkpoint_folder=kept must be a URI or an absolute path"),
         ("learner", {"ranks": 2, "min_ranks": 3}, "learner.min_ranks=3"),
         ("generator", {"count": 2, "min_count": 0}, "generator.min_count=0"),
         ("generator", {"tensor_parallel": 2, "num_gpus": 1.0}, "generator.num_gpus=1.0 must equal"),

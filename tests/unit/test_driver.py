@@ -13,7 +13,7 @@ from pipeline.config import CONFIGS
 from pipeline.errors import ConfigError
 from pipeline.lease import LEASE, RUN_ID, take_lease
 from pipeline.run.config import load_training_config
-from pipeline.run.metrics import RunTotals
+from pipeline.run.history import RunTotals
 from pipeline.run.report import run_summary
 from tests.support.disks import full_disk
 

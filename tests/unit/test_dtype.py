@@ -12,7 +12,7 @@ from pipeline.evaluation.config import EvaluationConfig
 from pipeline.evaluation.summary import evaluation_summary
 from pipeline.fine_tuning.config import FineTuningConfig
 from pipeline.run.config import TrainingConfig, load_training_config
-from pipeline.run.metrics import RunTotals
+from pipeline.run.history import RunTotals
 from pipeline.run.report import run_summary
 from pipeline.sections import ModelSection
 

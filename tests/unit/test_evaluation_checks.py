@@ -46,8 +46,8 @@ def test_a_wrong_configuration_says_so_before_anything_starts(arguments, wrong, 
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        (["evaluate.methods=[memory]"], "a filter asks by closed_book alone"),
-        (["run.name=x"], "a filter leaves all its files in output"),
+        (["evaluate.methods=[memory]"], "a filter asks with closed_book only"),
+        (["run.name=x"], "a filter writes all its files to output"),
         (["output=s3://bucket/x"], "a filter writes to a local folder"),
     ],
 )

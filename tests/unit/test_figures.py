@@ -98,7 +98,7 @@ def test_a_figure_is_drawn_from_all_seeds_with_a_table(tmp_path):
     assert (tmp_path / "length.png").stat().st_size > 0
     text, seeds = (tmp_path / "length.md").read_text().split("# Each training seed")
     both, spread = text.split("# Spread between training seeds")
-    assert both.strip() == table.strip() and "do not count the spread between training seeds" in table
+    assert both.strip() == table.strip() and "do not include the spread between training seeds" in table
     # Of 100 and 0: 50 and √(50² + 50²).
     assert "| T = 0.7, top-p 0.95 | 144 | after RL | 100.0, 0.0 | 50.0 | 70.7 |" in spread
     assert "| T = 0.7, top-p 0.95 | 36K | after RL | 100.0, 0.0 | 50.0 | 70.7 |" in spread
@@ -221,7 +221,7 @@ def test_the_figures_are_made_once_at_a_time(tmp_path, monkeypatch, quick):
 
 
 def test_wrong_settings_are_named(capsys):
-    with pytest.raises(ConfigError, match="seeds is empty\nat_once=0 must be.*\n.*there are sampled, paper"):
+    with pytest.raises(ConfigError, match="seeds is empty\nat_once=0 must be.*\n.*must be some of sampled, paper"):
         check_figures(replace(CONFIG, seeds=[], at_once=0, samplings=["hot"]))
     assert main(["questions=many"]) == 2
     assert "questions=many" in capsys.readouterr().err

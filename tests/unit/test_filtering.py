@@ -346,8 +346,16 @@ def test_a_filtered_set_that_does_not_fit_is_an_error(hotpotqa, tmp_path, conten
         ("filter", ["data.path=no/such.json"], "no/such.json: no such file (from "),
         ("filter", ["data.path=web://x/none.json"], "an s3, gs, hf or file URI"),
         ("filter", ["data.path={hotpotqa}", "rule=f1"], "rule='f1' must be one of score, containment"),
-        ("filter", ["data.path={hotpotqa}", "data.lengths=[50]"], "HotpotQA's own questions have neither"),
-        ("filter", ["data.path=samples.jsonl", "only=[a]"], "only=['a'] chooses among HotpotQA's own questions"),
+        (
+            "filter",
+            ["data.path={hotpotqa}", "data.lengths=[50]"],
+            "the questions of HotpotQA's .json file have neither",
+        ),
+        (
+            "filter",
+            ["data.path=samples.jsonl", "only=[a]"],
+            "only=['a'] selects among the questions of HotpotQA's .json file",
+        ),
     ],
 )
 def test_a_wrong_command_says_what_is_wrong(hotpotqa, capsys, kind, arguments, message):

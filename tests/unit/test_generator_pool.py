@@ -69,7 +69,7 @@ def test_work_is_to_blame_only_for_a_generator_that_died_or_hung_of_itself(tiny_
     async def alive(node):
         return True
 
-    monkeypatch.setattr(module, "_is_alive", alive)
+    monkeypatch.setattr(module, "is_alive", alive)
     monkeypatch.setattr(module, "HEARTBEAT_S", 0.01)
     monkeypatch.setattr(ray, "kill", lambda actor: actor.kill())
     pulse = {"it hangs": Hung("hung"), "its heartbeat fails": RayTaskError("heartbeat", "failed", ValueError())}

@@ -7,7 +7,7 @@ from actors.generation.journal import DROPPED_KEPT, Journal
 from actors.job_actor import LINES_KEPT, JobActor
 from pipeline.lease import Lease
 from pipeline.rollout.replay import Finished
-from pipeline.run.metrics import Curves
+from pipeline.run.history import DRAWN, History
 from tests.support.memory import bytes_held
 
 
@@ -44,7 +44,7 @@ def test_a_journal_takes_nothing_of_a_group_that_was_dropped():
 
 def test_the_figure_is_drawn_from_two_numbers_a_step():
     row = {"reward": 0.5, "loss": None, "memory_tokens": 3.0, "positions": list(range(128))}
-    curves = Curves(row | {"step": step} for step in range(1, 10_001))
+    curves = History(DRAWN, (row | {"step": step} for step in range(1, 10_001)))
     assert curves.points("reward")[0].tolist() == curves.points("memory_tokens")[0].tolist() == list(range(1, 10_001))
     assert (
         set(curves.points("reward")[1]) == {0.5} and len(curves.points("loss")[0]) == 0 and curves.last_step == 10_000

@@ -111,7 +111,7 @@ def test_files_that_cannot_be_written_are_said_once_and_counted_at_the_end(actor
 
     asyncio.run(run())
     assert [line.partition(":")[0] for line in actor._lines] == [
-        "· results.jsonl could not be written, and is tried again with its next line",
+        "· results.jsonl could not be written; the next line tries again",
         "· results.jsonl lacks 2 that could not be written",
         "· summary.json could not be written",
         "· results.jsonl is written again",
@@ -143,7 +143,7 @@ def test_an_evaluation_whose_answers_are_not_all_on_disk_has_failed(tmp_path, mo
     evaluator._evaluate = answer_on_a_full_disk
     summary = asyncio.run(evaluator.run())
     assert summary["status"] == "failed" and summary["answers"] == 2
-    assert "2 answers could not be written into results.jsonl" in summary["error"] and "No space" in summary["error"]
+    assert "2 answers could not be written to results.jsonl" in summary["error"] and "No space" in summary["error"]
     assert summary["unwritten"] == {"results.jsonl": 2}
     said = [line.partition(":")[0] for line in evaluator._lines]
     assert (

@@ -46,7 +46,7 @@ def test_training_ends_before_it_reports_or_saves(tiny_config, tmp_path, monkeyp
             return await call(*arguments)
 
         setattr(learners, during, lose_the_lease)
-        run.spawn(run._dispatch())
+        run.spawn(run.rollouts.run())
         for name in simulation.generators.names:
             simulation.generators.join(name)
         with pytest.raises(RunFailed, match="another run has the folder"):

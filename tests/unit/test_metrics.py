@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from pipeline.rollout.memory_counts import MemoryCounts, Ratio
-from pipeline.run.metrics import RunTotals, step_row
+from pipeline.run.history import RunTotals
+from pipeline.run.metrics import step_row
 from pipeline.run.report import step_line
 from tests.support.groups import random_group, record_of
 from tests.support.updates import rank, update
@@ -133,7 +134,7 @@ def test_the_reward_since_a_checkpoint_is_that_of_its_steps_though_rows_are_miss
     assert totals.reward_after(10) == pytest.approx(0.9) and totals.reward_after(0) == pytest.approx(0.3)
     assert totals.reward_after(12) == 0
     totals.roll_back(7)
-    assert totals.columns["step"].tolist() == [1, 2, 7]
+    assert totals.steps.tolist() == [1, 2, 7]
 
 
 def test_a_run_without_a_step_has_a_summary_too():

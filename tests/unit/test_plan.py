@@ -132,7 +132,7 @@ def test_a_dry_run_of_a_paper_preset_prints_its_plan_without_a_network(
     assert main([f"preset={preset}", f"data.path={tmp_path}", "--dry-run"]) == 2
     printed, problem = capsys.readouterr()
     assert "model.path=Qwen" in problem
-    assert f"= {updates} optimizer steps" in printed and f"{conversations} a step" in printed
+    assert f"= {updates} optimizer steps" in printed and f"{conversations} per step" in printed
     assert "window 8192: problem ≤ 1024, memory ≤ 1024, chunk ≤ 5000" in printed
     assert "on its device" in printed and "reference model" in printed
     assert ("dynamic sampling: a step discards at most 1280" in printed) == (preset == "memagent_7b_dapo")

@@ -42,7 +42,7 @@ def test_a_token_that_others_can_read_is_closed_to_them(token, capsys):
     require_token()
     assert mode_of(token) == 0o600 and token.read_text() == "secret"
     said = capsys.readouterr().out
-    assert f"others could read the Ray token {token}: closed to them" in said and "secret" not in said
+    assert f"other users could read the Ray token {token}; their access is now removed" in said and "secret" not in said
 
 
 def test_an_empty_token_is_none(token):
@@ -69,7 +69,7 @@ def test_the_token_is_sent_to_listeners_of_the_same_user_only(address, at, monke
         check_listener(address)
         uid = os.getuid()
         monkeypatch.setattr("os.getuid", lambda: uid + 1)
-        with pytest.raises(ClusterError, match=f"who listens at {address} is the user .* is not sent your Ray token"):
+        with pytest.raises(ClusterError, match=f"the listener at {address} is the user .* is not sent your Ray token"):
             check_listener(address)
     with pytest.raises(ClusterError, match=f"nothing listens at {address}"):
         check_listener(address)
@@ -101,7 +101,7 @@ def test_another_users_listener_may_be_allowed(monkeypatch):
         with pytest.raises(ClusterError, match="set PALIMPSEST_CLUSTER_USER="):
             check_listener(address)
         monkeypatch.setenv("PALIMPSEST_CLUSTER_USER", "no such user")
-        with pytest.raises(ClusterError, match="no such user of this machine"):
+        with pytest.raises(ClusterError, match="no such user on this machine"):
             check_listener(address)
         monkeypatch.setenv("PALIMPSEST_CLUSTER_USER", str(uid))
         check_listener(address)
@@ -118,7 +118,7 @@ def test_what_is_no_address_of_a_cluster(address, monkeypatch):
     monkeypatch.delenv("RAY_API_SERVER_ADDRESS", raising=False)
     monkeypatch.setenv("RAY_ADDRESS", address)
     for find in (cluster_to_join, jobs.support.local_head.find_cluster):
-        with pytest.raises(ClusterError, match="is no address, like head:6379"):
+        with pytest.raises(ClusterError, match="is not an address such as head:6379"):
             find()
 
 
@@ -166,7 +166,7 @@ def test_another_users_dashboard_is_not_asked(monkeypatch, capsys):
         ("", "127.0.0.1:{free}", ""),  # left by a cluster that is gone
         ("", "127.0.0.1:{taken}", "127.0.0.1:{taken}"),
         ("auto", "127.0.0.1:{taken}", "127.0.0.1:{taken}"),
-        ("auto", None, "RAY_ADDRESS=auto, and no cluster of yours runs"),
+        ("auto", None, "RAY_ADDRESS=auto, but no cluster of yours runs"),
         ("local", "127.0.0.1:{taken}", ""),
         ("127.0.0.1:{taken}", None, "127.0.0.1:{taken}"),
         ("127.0.0.1:{free}", None, "nothing listens at"),

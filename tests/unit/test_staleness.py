@@ -28,6 +28,12 @@ def test_the_learner_waits_for_a_slow_group_rather_than_let_it_expire():
     assert choose(ready, running=[2], version=1, groups_per_step=2) == ["new-1", "new-2"]
 
 
+def take(ledger: Ledger) -> tuple[list[str] | None, list[str]]:
+    """The groups of a step, if it need not wait; and those that were dropped as too old."""
+    dropped = list(ledger.drop_stale())
+    return ledger.take(), dropped
+
+
 def record(group_id: str, version: int, rewards=(0.0, 1.0)):
     import numpy as np
 
@@ -65,7 +71,7 @@ def test_any_schedule_keeps_the_bound_and_loses_nothing(data):
             number += 1
             assert len(ledger.entries) <= (staleness + 1) * per_step
         elif move == "train":
-            chosen, dropped = ledger.take()
+            chosen, dropped = take(ledger)
             assert dropped == []  # the rule alone keeps the bound
             if chosen:
                 assert all(ledger.version - ledger.entries[i].first_version <= staleness for i in chosen)
@@ -81,7 +87,7 @@ def test_any_schedule_keeps_the_bound_and_loses_nothing(data):
         for group_id in [i for i, e in ledger.entries.items() if e.state == RUNNING]:
             # Nothing to learn from any more: the cap alone lets the run end.
             ledger.add(group_id, record(group_id, ledger.entries[group_id].first_version, (1.0, 1.0)))
-        chosen, dropped = ledger.take()
+        chosen, dropped = take(ledger)
         assert not dropped
         if chosen:
             ledger.step_done()
@@ -126,7 +132,7 @@ def test_any_faults_leave_a_history_that_has_every_problem_once(data):
                 assert ledger.move(group_id) in ledger.generators
             ledger.generators[f"g{next(names)}"] = ledger.version
         elif move in ("train", "train, but some are lost", "train, but the learners die"):
-            chosen, dropped = ledger.take()
+            chosen, dropped = take(ledger)
             assert staleness == 0 or rollbacks or not dropped
             again.extend(dropped_positions(dropped))
             if chosen and move == "train":
@@ -174,7 +180,7 @@ def test_synchronous_training_starts_nothing_until_the_generator_has_the_new_wei
     assert ledger.admit("c", 0) is None
     for group_id in "ab":
         ledger.add(group_id, record(group_id, 0))
-    assert ledger.take() == (["a", "b"], [])
+    assert take(ledger) == (["a", "b"], [])
     assert ledger.admit("c", 0) is None
     ledger.step_done()
     assert ledger.admit("c", 0) is None
@@ -186,7 +192,7 @@ def test_a_group_whose_tokens_are_too_old_all_the_same_is_dropped_and_counted():
     ledger = Ledger(groups_per_step=1, max_staleness=0, steps=2, step=1, version=1, generators={"g": 1})
     ledger.admit("a", 0)
     ledger.add("a", record("a", version=0))
-    assert ledger.take() == (None, ["a"])
+    assert take(ledger) == (None, ["a"])
     assert ledger.dropped_stale == 1 and not ledger.entries
 
 
@@ -196,12 +202,12 @@ def test_learners_that_go_back_leave_no_groups_that_nothing_moves_on():
     for number in range(8):
         ledger.admit(f"group-{number}", number)
         ledger.add(f"group-{number}", record(f"group-{number}", 0))
-    assert len(ledger.take()[0]) == 4
+    assert len(take(ledger)[0]) == 4
     ledger.roll_back(0)
-    chosen, dropped = ledger.take()
+    chosen, dropped = take(ledger)
     assert (len(chosen), dropped) == (4, [])
     ledger.step_done()
-    assert ledger.take() == (None, [f"group-{number}" for number in range(4, 8)])
+    assert take(ledger) == (None, [f"group-{number}" for number in range(4, 8)])
     ledger.generators["g"] = 2
     assert ledger.admit("another", 8) == "g"
 
@@ -232,7 +238,7 @@ def test_dynamic_sampling_discards_groups_of_equal_rewards_up_to_its_cap_for_eac
         ledger.admit(group_id, 0)
         kept.append(ledger.add(group_id, record(group_id, 0, rewards)))
     assert kept == [False, True, False, True]  # the cap is reached: "d" is trained though it teaches nothing
-    assert sorted(ledger.take()[0]) == ["b", "d"] and ledger.discarded == 2
+    assert sorted(take(ledger)[0]) == ["b", "d"] and ledger.discarded == 2
     ledger.step_done()
     ledger.generators["g"] = 1
     ledger.admit("e", 0)
@@ -250,4 +256,4 @@ def test_a_run_ends_when_more_than_its_share_of_groups_failed(failed, done, ends
 def test_without_dynamic_sampling_every_group_is_trained():
     ledger = Ledger(groups_per_step=1, max_staleness=0, steps=1, generators={"g": 0})
     ledger.admit("a", 0)
-    assert ledger.add("a", record("a", 0, (1.0, 1.0))) and ledger.take() == (["a"], [])
+    assert ledger.add("a", record("a", 0, (1.0, 1.0))) and take(ledger) == (["a"], [])

@@ -39,7 +39,7 @@ def test_who_kills_generators_is_quarantined_by_name_and_nobody_else_is_charged(
     assert all(
         "generators died under it, the last one while it ran nothing else" in row["reason"] for row in quarantined
     )
-    assert run.coordinator.problems.withdrawn == sorted(deadly)
+    assert run.coordinator.groups.problems.withdrawn == sorted(deadly)
     # Of the generators that died under it, the last one ran nothing else; and no more do.
     for problem in deadly:
         ran = [group_ids for _, group_ids in run.generators.together if any(f"{problem}#" in i for i in group_ids)]
@@ -47,10 +47,10 @@ def test_who_kills_generators_is_quarantined_by_name_and_nobody_else_is_charged(
         assert len(ran) == SUSPECT_DEATHS + 1
     lost = {group_id.partition("#")[0] for _, group_ids in run.generators.together for group_id in group_ids}
     assert lost - deadly or generators == 4  # innocent ones, too
-    assert run.coordinator.failures == {} and run.coordinator.attempts == {}
+    assert run.coordinator.groups.failures == {} and run.coordinator.groups.problems.failures == {}
     trained = [position for row in rows_of(tmp_path) for position in row["positions"]]
     assert len(trained) == len(set(trained)) == 48 and not {f"p{p % 25}" for p in trained} & deadly
-    assert not run.coordinator.buffer.ledger.generators.keys() - set(run.generators.names)
+    assert not run.coordinator.groups.ledger.generators.keys() - set(run.generators.names)
 
 
 def ledger_of(**generators: int) -> Ledger:
@@ -150,7 +150,7 @@ def test_a_problem_that_was_withdrawn_after_the_last_checkpoint_is_not_run_again
 
     async def life(state):
         run = (await simulate(config, tmp_path, monkeypatch)).coordinator
-        run._dispatch = lambda: asyncio.sleep(0)
+        run.rollouts.run = lambda: asyncio.sleep(0)
         await run._read(state)
         await asyncio.sleep(0)
         return run
@@ -158,17 +158,18 @@ def test_a_problem_that_was_withdrawn_after_the_last_checkpoint_is_not_run_again
     async def main():
         first = await life(None)
         first.quarantine.add("p2", "bad", {"withdrawn": True})
-        handed_out = [first.problems.next() for _ in range(3)]
-        first.groups["p1#0"] = handed_out[1]
-        first._withdraw("p1#0", "generators died under it")
+        handed_out = [first.groups.problems.next() for _ in range(3)]
+        first.groups.ledger.generators = {"g": 0}
+        assert first.groups.ledger.admit("p1#0", handed_out[1]) == "g"
+        first.groups.withdraw("p1#0", "generators died under it")
         await first.finish_files(first.quarantine.file)
         with first.quarantine.path.open("a") as file:
             file.write('{"id": "p0", "withdrawn": tr')  # torn
         for state_of_checkpoint, expected in ((None, [0, 2, 3, 4]), (state, [0, 2, 4, 5])):
             run = await life(state_of_checkpoint)
-            assert [run.problems.next() for _ in range(4)] == expected
-            assert run.quarantine.bad == len(run.problems.withdrawn)
-            assert run.problems.withdrawn == (["p1", "p3"] if state_of_checkpoint else ["p1"])
+            assert [run.groups.problems.next() for _ in range(4)] == expected
+            assert run.quarantine.bad == len(run.groups.problems.withdrawn)
+            assert run.groups.problems.withdrawn == (["p1", "p3"] if state_of_checkpoint else ["p1"])
 
     asyncio.run(main())
 

@@ -9,7 +9,7 @@ import time
 import pytest
 
 from pipeline.run.config import load_training_config
-from pipeline.run.metrics import RunTotals
+from pipeline.run.history import RunTotals
 from tests.support.disks import full_disk
 from tests.support.faults import rows_of, until
 
@@ -248,7 +248,7 @@ def test_the_files_are_those_of_a_plain_model_whatever_the_storage_does(start, t
         assert rows == wanted
         assert sorted(gone) == sorted(map(json.dumps, aside))
     assert unwritten == {"metrics.jsonl": len(lost), "abandoned.jsonl": 0}
-    assert tracker._curves.points("reward")[0].tolist() == [there["step"] for there in rows]
+    assert tracker._history.points("reward")[0].tolist() == [there["step"] for there in rows]
     assert tracker.begun()[0] == [RunTotals.needed(there) for there in rows]
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from pipeline.run.metrics import DRAWN, Curves
+from pipeline.run.history import DRAWN, History
 from pipeline.run.training_plot import FINE_TUNING_PANELS, PANELS, WINDOW, training_figure
 
 MEMORY = {"memory_written": 0.8, "memory_kept": 0.9, "memory_answered": None, "memory_junk": 0.1, "memory_tokens": 6.0}
@@ -14,7 +14,7 @@ def rows_of(rewards: list[float], **fields) -> list[dict]:
 
 def test_dots_are_steps_and_lines_the_means_of_the_last_steps(tmp_path):
     rewards = [0.0, 1.0] * WINDOW + [1.0]
-    figure = training_figure(Curves(rows_of(rewards)), tmp_path / "training.png")
+    figure = training_figure(History(DRAWN, rows_of(rewards)), tmp_path / "training.png")
     assert (tmp_path / "training.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
     (axes,) = figure.axes
     dots, line = axes.lines
@@ -27,7 +27,7 @@ def test_dots_are_steps_and_lines_the_means_of_the_last_steps(tmp_path):
 
 def test_what_is_known_of_the_memory_is_drawn(tmp_path):
     rows = rows_of([0.5] * 3) + [{"step": 4, "reward": 0.5} | MEMORY, {"step": 5, "reward": 0.5} | MEMORY]
-    reward, shares, tokens = training_figure(Curves(rows), tmp_path / "a.png").axes
+    reward, shares, tokens = training_figure(History(DRAWN, rows), tmp_path / "a.png").axes
     assert len(reward.lines) == 2 and reward.get_legend() is None
     assert [text.get_text() for text in shares.get_legend().get_texts()] == ["written", "kept", "junk"]
     assert [line.get_ydata().tolist() for line in shares.lines[::2]] == [[0.8] * 2, [0.9] * 2, [0.1] * 2]
@@ -38,12 +38,14 @@ def test_what_is_known_of_the_memory_is_drawn(tmp_path):
 
 
 def test_rewards_below_zero_have_an_axis_of_their_own(tmp_path):
-    (axes,) = training_figure(Curves(rows_of([-0.5, 0.5])), tmp_path / "a.png").axes
+    (axes,) = training_figure(History(DRAWN, rows_of([-0.5, 0.5])), tmp_path / "a.png").axes
     assert axes.get_ylim()[0] < -0.5
 
 
 def test_of_supervised_fine_tuning_the_loss_is_drawn(tmp_path):
-    (axes,) = training_figure(Curves([{"step": 1, "loss": 2.0}, {"step": 2, "loss": 1.0}]), tmp_path / "a.png").axes
+    (axes,) = training_figure(
+        History(DRAWN, [{"step": 1, "loss": 2.0}, {"step": 2, "loss": 1.0}]), tmp_path / "a.png"
+    ).axes
     assert axes.get_title(loc="left").startswith("Loss")
     assert axes.lines[0].get_ydata().tolist() == [2.0, 1.0]
 
@@ -51,7 +53,7 @@ def test_of_supervised_fine_tuning_the_loss_is_drawn(tmp_path):
 def test_nothing_to_draw_is_an_error(tmp_path):
     for rows in ([], [{"step": 1}]):
         with pytest.raises(ValueError, match="nothing to draw"):
-            training_figure(Curves(rows), tmp_path / "a.png")
+            training_figure(History(DRAWN, rows), tmp_path / "a.png")
 
 
 def test_what_is_kept_for_the_figure_is_what_it_draws():

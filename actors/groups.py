@@ -1,0 +1,254 @@
+"""The groups of a run. This is the one owner of everything that belongs to a group, from its problem to its training.
+
+    problem ─▶ admit ─▶ running ─▶ add ─▶ buffered ─▶ take ─▶ training ─▶ step_done
+       ▲                 │  ▲  │               │               │  │
+       │     fail ◀──────┤  │  └▶ discarded    └▶ dropped as   │  └▶ roll_back: buffered again
+       └─────┘ withdraw ◀┘  └──── lose ◀──────── too old ──────┘
+
+A group has an entry in the ledger (its state, its record, the reference to its episodes), an open problem in the queue,
+and conversations in the journal. Whichever way it ends, `_end` clears all three.
+"""
+
+import asyncio
+import itertools
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TypeVar, cast
+
+import ray
+
+from pipeline.data.problem_queue import ProblemQueue
+from pipeline.data.problem_stream import Cursor
+from pipeline.data.quarantine import Quarantine
+from pipeline.errors import BadRow, RunFailed, reason_of
+from pipeline.problems import Problem
+from pipeline.rollout.episodes import GroupRecord
+from pipeline.run.checkpoints import RunState
+from pipeline.run.config import TrainingConfig
+from pipeline.run.ledger import DROPPED_STALE, SUSPECT_DEATHS, Ended, Ledger, discard_limit, too_many_failed
+
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True)
+class Step:
+    """The groups of one learner step, in the order in which they are trained."""
+
+    groups: list[tuple[GroupRecord, ray.ObjectRef]]
+    positions: list[int]  # of their problems in the data
+    problems: list[Problem]
+    discarded: list[GroupRecord]  # by dynamic sampling, while these came together
+
+
+class Groups:
+    """Lives in the coordinator. Holds problems, records and references, never tokens.
+
+    Bounded by admission (pipeline/run/staleness.py): groups running, buffered and in training never exceed
+    (max_staleness + 2) × groups_per_step.
+
+    Args:
+        config: of the run.
+        say: takes a progress line.
+        journal: the actor that keeps finished conversations.
+        quarantine: where withdrawn problems are noted.
+        generators: those in service, with their weight versions, as they are at any time.
+
+    Attributes:
+        problems: where groups get their problems; it is set before the first one is admitted.
+        failures: how many groups were lost to what.
+    """
+
+    problems: ProblemQueue
+
+    def __init__(
+        self,
+        config: TrainingConfig,
+        say: Callable[[str], None],
+        journal,
+        quarantine: Quarantine,
+        generators: Mapping[str, int],
+    ):
+        t = self._train = config.train
+        self.ledger = Ledger(t.groups_per_step, t.max_staleness, t.steps, discard_limit(t), generators=generators)
+        self.failures: Counter[str] = Counter()
+        self._say, self._journal, self._quarantine = say, journal, quarantine
+        self._discarded: list[GroupRecord] = []  # since the last step was trained
+        self._numbers = itertools.count()
+        self._change = asyncio.Event()
+
+    def resume(self, state: RunState) -> None:
+        """The run goes on from a checkpoint; its open problems are those of `problems`."""
+        self.ledger.step, self.ledger.version = state.step, state.version
+        self.failures.update(state.failures)
+
+    # Running.
+
+    async def admit(self) -> tuple[str, str]:
+        """Wait until one more group may start, and start it with the next problem.
+
+        Returns:
+            The group's id, and the generator that shall run it.
+
+        Raises:
+            DataError: see `ProblemQueue.next`.
+        """
+        while True:
+            await self._until(self.ledger.next_generator)
+            position = await asyncio.to_thread(self.problems.next)
+            group_id = f"{self.problems.problem(position).id}#{next(self._numbers)}"
+            if generator := self.ledger.admit(group_id, position):
+                return group_id, generator
+            self.problems.again(position)  # a generator died meanwhile
+
+    def position(self, group_id: str) -> int:
+        """Of a group's problem in the data."""
+        return self.ledger.entries[group_id].position
+
+    def problem(self, group_id: str) -> Problem:
+        return self.problems.problem(self.position(group_id))
+
+    def generator_lost(self, group_id: str, blame: bool) -> None:
+        """A running group has lost its generator.
+
+        Args:
+            group_id: the group's id.
+            blame: nothing but what the generator ran is known to have killed it.
+
+        Raises:
+            BadRow: the group ran alone there, and killed it.
+        """
+        entry = self.ledger.generator_lost(group_id, blame)
+        self.changed()
+        if blame and entry.kept:
+            raise BadRow(f"{entry.deaths} generators died under it, the last one while it ran nothing else")
+        if blame and entry.deaths == SUSPECT_DEATHS:
+            self._say(f"· {entry.deaths} generators died under group {group_id}, which goes on alone on one")
+
+    async def move(self, group_id: str) -> str:
+        """Wait for a generator that a running group can go on with, and return it."""
+        return await self._until(lambda: self.ledger.move(group_id))
+
+    def add(self, group_id: str, record: GroupRecord, ref: ray.ObjectRef) -> bool:
+        """A running group is generated and scored. Returns whether it is kept; False if dynamic sampling discards it,
+        and another problem takes its place."""
+        ended = {group_id: self.ledger.entries[group_id]}
+        kept = self.ledger.add(group_id, record, ref)
+        if not kept:
+            self._discarded.append(record)
+            self._end(ended, self.problems.done)
+        self.changed()
+        return kept
+
+    def fail(self, group_id: str, error: Exception) -> None:
+        """A running group failed: its problem is run again, as another group, or withdrawn after too many attempts.
+
+        Raises:
+            RunFailed: too many groups failed.
+            DataError: too many problems are bad.
+        """
+        reason, attempts = reason_of(error), self.problems.failed(self.position(group_id))
+        self.failures[type(error).__name__] += 1
+        ended = self.ledger.fail(group_id)
+        if attempts < self._train.max_attempts:
+            self._end(ended, self.problems.again)
+            self._say(f"· group {group_id} failed and will be run again: {reason}")
+        else:
+            self._withdraw(ended, f"given up after {attempts} attempts: {reason}")
+        failed = self.failures.total() - self.failures[DROPPED_STALE]
+        done = self.ledger.trained + self.ledger.discarded
+        if too_many_failed(failed, done, self._train):
+            raise RunFailed(f"{failed} groups failed and {done} did not; the last failure: {reason}")
+
+    def withdraw(self, group_id: str, reason: str) -> None:
+        """The problem of a running group cannot be run, and never is again. Raises `DataError` if too many cannot."""
+        self._withdraw(self.ledger.withdraw(group_id), reason)
+
+    # Training.
+
+    async def take(self) -> Step:
+        """Wait for the groups of the next learner step. What is too old for any step is dropped, and its problem is
+        run again."""
+        return await self._until(self._take)
+
+    def _take(self) -> Step | None:
+        if stale := self.ledger.drop_stale():
+            self.failures[DROPPED_STALE] += len(stale)
+            self._end(stale, self.problems.again)
+        chosen = self.ledger.take()
+        if chosen is None:
+            return None
+        entries = [self.ledger.entries[group_id] for group_id in chosen]
+        positions = [entry.position for entry in entries]
+        problems = [self.problems.problem(position) for position in positions]
+        return Step(
+            [(cast(GroupRecord, entry.record), entry.ref) for entry in entries],
+            positions,
+            problems,
+            list(self._discarded),
+        )
+
+    def lose(self, step: Step, indices: list[int]) -> list[str]:
+        """Of a step's groups these cannot be fetched any more; the others wait to be taken again.
+
+        Returns:
+            The ids of the lost groups, which run again: they are to be made from their conversations.
+        """
+        lost = [step.groups[index][0].group_id for index in indices]
+        self.ledger.lose(lost)
+        self.changed()
+        return lost
+
+    def step_done(self, step: Step) -> None:
+        """The learner has made a new version of the groups last taken."""
+        self._end(self.ledger.step_done(), self.problems.done)
+        self._discarded = self._discarded[len(step.discarded) :]  # those since belong to the next step
+
+    def roll_back(self, step: int, cursor: Cursor) -> None:
+        """The learner has the weights of an earlier step again. The groups last taken wait to be taken again, and the
+        problems that were done with since are handed out again.
+
+        Args:
+            step: how many were trained then.
+            cursor: where the run stood in its data then.
+        """
+        self.ledger.roll_back(step)
+        self.problems.roll_back(cursor)
+        self._discarded = []
+        self.changed()
+
+    # Ends.
+
+    def _withdraw(self, ended: Ended, reason: str) -> None:
+        for problem in self._end(ended, self.problems.withdraw):
+            self._say(f"· quarantined {problem.id}: {reason}")
+            row = {"question": problem.question, "answers": problem.answers}
+            self._quarantine.add(problem.id, reason, row, withdrawn=True)
+
+    def _end(self, ended: Ended, then: Callable[[int], Result]) -> list[Result]:
+        """Clear up behind groups that the ledger has let go.
+
+        Args:
+            ended: the groups.
+            then: what becomes of the problem at a position: `again`, `done` or `withdraw` of the queue.
+
+        Returns:
+            What `then` returned for each.
+        """
+        self._journal.drop.remote(list(ended))
+        results = [then(entry.position) for entry in ended.values()]
+        self.changed()
+        return results
+
+    # Waiting.
+
+    def changed(self) -> None:
+        """Wake all that wait: a generator has come, gone, or has other weights; or a group has moved on."""
+        self._change.set()
+        self._change = asyncio.Event()
+
+    async def _until(self, attempt: Callable[[], Result | None]) -> Result:
+        """The first result of `attempt` that is not None; it is made again whenever something has changed."""
+        while (result := attempt()) is None:
+            await self._change.wait()
+        return result

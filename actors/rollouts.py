@@ -1,0 +1,91 @@
+"""The rollouts: a group is started whenever there is room for one, generated, scored, and handed back to its owner."""
+
+from collections.abc import Callable, Coroutine
+
+from actors.accounts import Accounts
+from actors.generation.generator_pool import GeneratorLeft, GeneratorLost, GeneratorPool
+from actors.groups import Groups
+from actors.scoring.scorer_pool import ScorerPool
+from pipeline.errors import BadRow, reason_of
+from pipeline.rollout.episodes import GroupRecord, Sampling
+from pipeline.run.config import TrainingConfig
+
+
+class Rollouts:
+    """Lives in the coordinator.
+
+    Args:
+        config: of the run.
+        groups: the owner of the run's groups.
+        generators, scorers, accounts: of the run.
+        spawn: runs a coroutine in the background; what it raises ends the run.
+    """
+
+    def __init__(
+        self,
+        config: TrainingConfig,
+        groups: Groups,
+        generators: GeneratorPool,
+        scorers: ScorerPool,
+        accounts: Accounts,
+        spawn: Callable[[Coroutine], object],
+    ):
+        self.config, self.groups, self.accounts, self._spawn = config, groups, accounts, spawn
+        self.generators, self.scorers = generators, scorers
+        self._sampling = Sampling(config.train.temperature)
+
+    async def run(self) -> None:
+        """Start one group after the other, for ever. Raises `DataError` if there are no more problems to run."""
+        while True:
+            self._spawn(self.run_group(*await self.groups.admit()))
+
+    def make_again(self, group_id: str) -> None:
+        """A group that was finished is lost: it is made from its conversations, which are in the journal."""
+        self._spawn(self.run_group(group_id, None))
+
+    async def run_group(self, group_id: str, name: str | None) -> None:
+        """Generate and score one group; whatever goes wrong costs this group only.
+
+        A group whose generator is lost goes on with another one from its last finished conversation.
+
+        Args:
+            group_id: the group's id.
+            name: the generator's; None: any, as the group was begun before.
+
+        Raises:
+            RunFailed, DataError: see `Groups.fail`.
+        """
+        t, position, problem = self.config.train, self.groups.position(group_id), self.groups.problem(group_id)
+        seed = (self.config.run.seed, position) if t.seeded_sampling else None
+        moves = deaths = 0
+        go_on = name is None
+        try:
+            while True:
+                name = name or await self.groups.move(group_id)
+                try:
+                    group, notes = await self.generators.rollout(
+                        name, group_id, problem, t.method, t.group_size, self._sampling, seed, go_on
+                    )
+                    break
+                except GeneratorLost as lost:
+                    moves, deaths = moves + 1, deaths + (not isinstance(lost, GeneratorLeft))
+                    self.groups.generator_lost(group_id, lost.blame)
+                    name, go_on = None, True
+            scored = await self.scorers.score(group, problem.without_document())
+        except BadRow as error:
+            self.groups.withdraw(group_id, reason_of(error))
+        except Exception as error:
+            self.groups.fail(group_id, error)
+        else:
+            record = GroupRecord.of(
+                scored,
+                group_id=group_id,
+                generator=name,
+                generation_seconds=notes.seconds,
+                moves=moves,
+                # What the generators between the first and the last lost is known only by its bound.
+                redone_conversations=notes.went_on + (deaths - 1) * t.group_size if deaths else 0,
+            )
+            self.accounts.group_done(record)
+            self.generators.work_done()  # else those that die of several problems before a step is done are given up
+            self.groups.add(group_id, record, group)

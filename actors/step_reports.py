@@ -1,0 +1,59 @@
+"""What a run tells of a step: its row, its line, some of its episodes, and the updates that were skipped."""
+
+from collections.abc import Callable
+
+from actors.groups import Step
+from actors.tracker import Tracking
+from pipeline.dtype import MISMATCH_WARNING
+from pipeline.errors import RunFailed
+from pipeline.run.config import TrainingConfig
+from pipeline.run.metrics import UpdateResult
+from pipeline.run.report import step_line
+
+
+class StepReports:
+    """Lives in the coordinator.
+
+    Args:
+        config: of the run.
+        say: takes a progress line.
+    """
+
+    def __init__(self, config: TrainingConfig, say: Callable[[str], None]):
+        self.config, self._say = config, say
+        self._skipped_in_a_row = 0
+
+    async def report(self, tracker: Tracking, row: dict, step: Step) -> None:
+        """Write and say what a step did; now and then, write some of its episodes."""
+        t, number = self.config.train, row["step"]
+        await tracker.log(row)
+        self._say(step_line(row, t.steps))  # the row is on disk before the line is shown
+        mismatch_warning = t.mismatch_warning or MISMATCH_WARNING[self.config.model.dtype]
+        if (row["logprob_mismatch_mean"] or 0) > mismatch_warning:
+            self._say(
+                f"· warning: vLLM's and the learner's log-probs differ by {row['logprob_mismatch_mean']:.2g} on "
+                f"average, more than train.mismatch_warning={mismatch_warning:g}; with the same weights they should "
+                "agree"
+            )
+        if number == 1 or number % t.episodes_every == 0 or number == t.steps:
+            shown = list(zip(step.problems, step.groups, strict=True))[: t.episodes_shown]
+            # The references are in lists, so that Ray hands them on unresolved.
+            await tracker.episodes(number, [(problem.question, record, [ref]) for problem, (record, ref) in shown])
+            tracker.draw()  # nobody waits for the figure
+
+    def check_updates(self, number: int, step: Step, updates: list[UpdateResult]) -> None:
+        """Name the groups of a step's skipped updates. Raises `RunFailed` when there were too many in a row."""
+        for update_number, update in enumerate(updates, 1):
+            self._skipped_in_a_row = self._skipped_in_a_row + 1 if update.skipped else 0
+            if update.skipped:
+                names = ", ".join(step.groups[index][0].group_id for index in update.suspects)
+                self._say(
+                    f"· step {number}: update {update_number} of {len(updates)} was skipped, its loss or gradient is "
+                    f"not finite; groups: {names}"
+                )
+            if self._skipped_in_a_row >= self.config.train.max_skipped_updates:
+                raise RunFailed(
+                    f"{self._skipped_in_a_row} updates in a row were skipped, their loss or gradient is not finite; "
+                    "the weights are those of the last good update. Look at the groups named above, or lower "
+                    "learner.learning_rate"
+                )
