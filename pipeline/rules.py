@@ -85,7 +85,7 @@ def check_window(config: GenerationConfig, longest: dict[str, int], positions: i
     """
     a, wrong = config.agent, []
     for prompt, tokens in longest.items():
-        response, shorter = ("memory", "chunk") if prompt == "update" else ("answer", "answer")
+        response, shorter = ("memory", "chunk") if prompt == "memory" else ("answer", "answer")
         over = tokens + getattr(a, f"{response}_tokens") - a.window
         if over > 0:
             wrong.append(

@@ -17,7 +17,7 @@ import inspect
 from pipeline.errors import ConfigError
 from pipeline.named_code import load_named
 
-ASKS = ("update", "answer")
+ASKS = ("memory", "answer")
 METHODS = {
     "memory": "pipeline.agents.memory:MemoryAgent",
     "direct": "pipeline.agents.direct:DirectAgent",

@@ -31,7 +31,7 @@ class ConcatAgent(Reader):
             async with asyncio.TaskGroup() as tasks:
                 for chunk in problem.chunks(self.config.chunk_tokens):
                     await turn.acquire()
-                    prompt = self.prompts.update(problem.question, self.prompts.empty_memory, chunk)
+                    prompt = self.prompts.memory(problem.question, self.prompts.empty_memory, chunk)
                     compressing.append(tasks.create_task(compress(prompt)))
         except ExceptionGroup as failures:
             raise failures.exceptions[0] from None

@@ -31,7 +31,7 @@ NAME_IN_BRACES = re.compile(
 class PromptTemplate:
     """Texts with slots in braces (`SLOTS`); `chat`: wrap them in the tokenizer's chat template."""
 
-    update: str
+    memory: str
     answer: str
     direct: str
     closed_book: str
@@ -40,7 +40,7 @@ class PromptTemplate:
 
 
 SLOTS = {
-    "update": ("problem", "memory", "chunk"),
+    "memory": ("problem", "memory", "chunk"),
     "answer": ("problem", "memory"),
     "direct": ("problem", "document"),
     "closed_book": ("problem",),
@@ -120,15 +120,15 @@ class Prompts:
     """A prompt template bound to a tokenizer: builds prompts as token lists."""
 
     def __init__(self, tokenizer, template: PromptTemplate):
-        self._update = _split(tokenizer, template, template.update)
+        self._memory = _split(tokenizer, template, template.memory)
         self._answer = _split(tokenizer, template, template.answer)
         self._direct = _split(tokenizer, template, template.direct)
         self._closed_book = _split(tokenizer, template, template.closed_book)
         self.empty_memory: list[int] = encode_text(tokenizer, template.empty_memory)
 
-    def update(self, problem: list[int], memory: list[int], chunk: list[int]) -> list[int]:
+    def memory(self, problem: list[int], memory: list[int], chunk: list[int]) -> list[int]:
         """The prompt of a memory conversation."""
-        return _fill(self._update, problem=problem, memory=memory, chunk=chunk)
+        return _fill(self._memory, problem=problem, memory=memory, chunk=chunk)
 
     def answer(self, problem: list[int], memory: list[int]) -> list[int]:
         """The prompt of the answer conversation."""
@@ -149,7 +149,7 @@ class Prompts:
         """
         memory = max(memory, len(self.empty_memory))
         return {
-            "update": len(self.update([0] * problem, [0] * memory, [0] * chunk)),
+            "memory": len(self.memory([0] * problem, [0] * memory, [0] * chunk)),
             "answer": len(self.answer([0] * problem, [0] * memory)),
             "direct": len(self.direct([0] * problem, [0])),
             "closed_book": len(self.closed_book([0] * problem)),

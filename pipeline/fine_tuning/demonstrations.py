@@ -35,9 +35,9 @@ KEEPS_USELESS, HOARDS = 0.4, 0.03
 CURRICULA: dict[str, list[tuple[float, dict[str, float]]]] = {
     "reading": [
         (0.08, {"existence": 1.0}),
-        (1.0, {"careless_update": 0.6, "reading": 0.2, "answer": 0.1, "existence": 0.1}),
+        (1.0, {"careless_memory": 0.6, "reading": 0.2, "answer": 0.1, "existence": 0.1}),
     ],
-    "careful": [(1.0, {"careful_update": 8 / 9, "answer": 1 / 9})],
+    "careful": [(1.0, {"careful_memory": 8 / 9, "answer": 1 / 9})],
     "direct": [(0.3, {"existence": 1.0}), (1.0, {"direct": 0.8, "existence": 0.2})],
 }
 
@@ -85,11 +85,11 @@ class Examples:
         answers = self._encode(facts_text([(query, facts.get(query, "none")) for query in queries]))
         return Example(prompt + answers, [False] * len(prompt) + [False, True, False] * len(queries))
 
-    def careful_update(self) -> Example:
+    def careful_memory(self) -> Example:
         """A memory conversation of a reader who keeps and notes what is needed, and nothing else."""
-        return self._update(lambda memory, chunk, needed: [fact for fact in needed if fact in memory + chunk])
+        return self._memory_written(lambda memory, chunk, needed: [fact for fact in needed if fact in memory + chunk])
 
-    def careless_update(self) -> Example:
+    def careless_memory(self) -> Example:
         """A memory conversation of the careless reader."""
 
         def read(memory: list[Fact], chunk: list[Fact], needed: list[Fact]) -> list[Fact]:
@@ -101,7 +101,7 @@ class Examples:
                 new.pop(rng.randrange(len(new)))
             return new
 
-        return self._update(read)
+        return self._memory_written(read)
 
     def answer(self) -> Example:
         """An answer conversation, from a random memory."""
@@ -133,7 +133,7 @@ class Examples:
         prompt = self.prompts.direct(self._encode(question), self._encode(facts_text(facts)))
         return self._respond(prompt, answer_text(needed, True))
 
-    def _update(self, read: Callable[[list[Fact], list[Fact], list[Fact]], list[Fact]]) -> Example:
+    def _memory_written(self, read: Callable[[list[Fact], list[Fact], list[Fact]], list[Fact]]) -> Example:
         """What a reader makes of a random memory and a random chunk.
 
         Two times in three the chunk holds the next needed fact, if one is missing; what comes after that is not
@@ -150,7 +150,7 @@ class Examples:
             chunk[rng.randrange(CHUNK_FACTS)] = needed[known + 1]
         new = read(memory, chunk, needed[: known + 1])
         old = self._encode(facts_text(memory)) or self.prompts.empty_memory
-        prompt = self.prompts.update(self._encode(question), old, self._encode(facts_text(chunk)))
+        prompt = self.prompts.memory(self._encode(question), old, self._encode(facts_text(chunk)))
         return self._respond(prompt, facts_text(new) or load_template("tiny").empty_memory)
 
     def _memory(self, kind: str, needed: list[Fact], known: int) -> list[Fact]:

@@ -207,19 +207,19 @@ def test_the_paper_presets_have_the_papers_numbers(preset, gpus, problems):
 
 def test_the_window_holds_the_longest_conversation_with_its_template():
     config = sound(agent={"window": 1000, "memory_tokens": 100, "answer_tokens": 200})
-    check_window(config, {"update": 900, "answer": 800}, positions=1000)
+    check_window(config, {"memory": 900, "answer": 800}, positions=1000)
     with pytest.raises(ConfigError, match="has 1001 tokens; lower agent.chunk_tokens by 1 or raise agent.window"):
-        check_window(config, {"update": 901, "answer": 800}, positions=1000)
+        check_window(config, {"memory": 901, "answer": 800}, positions=1000)
     for prompt in ("answer", "direct", "closed_book"):
         with pytest.raises(ConfigError, match="has 1001 tokens; lower agent.answer_tokens by 1 or raise agent.window"):
-            check_window(config, {"update": 900, prompt: 801}, positions=1000)
+            check_window(config, {"memory": 900, prompt: 801}, positions=1000)
 
 
 def test_the_window_is_within_the_models_positions():
     config = sound(agent={"window": 1000, "memory_tokens": 100, "answer_tokens": 200})
-    check_window(config, longest={"update": 1, "answer": 1}, positions=None)
+    check_window(config, longest={"memory": 1, "answer": 1}, positions=None)
     with pytest.raises(ConfigError, match=r"agent.window=1000 is over the model's 999 positions \(some/model\)"):
-        check_window(config, longest={"update": 1, "answer": 1}, positions=999)
+        check_window(config, longest={"memory": 1, "answer": 1}, positions=999)
 
 
 @pytest.mark.parametrize(

@@ -63,9 +63,9 @@ def test_a_tokenizer_that_cannot_keep_text_plain_is_refused(tokenizer):
         assert name in str(error.value)
 
 
-def test_an_update_prompt_holds_problem_memory_and_chunk_in_the_papers_order(tokenizer, prompts):
+def test_a_memory_prompt_holds_problem_memory_and_chunk_in_the_papers_order(tokenizer, prompts):
     slots = [encode_text(tokenizer, text) for text in ("Who?", "It was Ann.", "Ann went home.")]
-    text = tokenizer.decode(prompts.update(*slots))
+    text = tokenizer.decode(prompts.memory(*slots))
     problem, memory, section = (text.index(s) for s in ("Who?", "It was Ann.", "Ann went home."))
     assert problem < memory < section
     assert text.startswith("<|start|>user\n") and text.endswith("<|end|>\n<|start|>assistant\n")
@@ -79,9 +79,9 @@ def test_the_answer_prompt_asks_for_the_box_that_is_scored(tokenizer, prompts):
 
 def test_slots_are_filled_with_the_very_tokens(prompts):
     """Numbers that no tokenizer knows come through, so nothing was decoded and encoded again."""
-    prompt = prompts.update([1001], [1002, 1003], [1004])
+    prompt = prompts.memory([1001], [1002, 1003], [1004])
     assert [t for t in prompt if t > 1000] == [1001, 1002, 1003, 1004]
-    assert [t for t in prompt if t < 1000] == prompts.update([], [], [])
+    assert [t for t in prompt if t < 1000] == prompts.memory([], [], [])
     prompt = prompts.answer([1001], [1002, 1003])
     assert [t for t in prompt if t > 1000] == [1001, 1002, 1003]
     assert [t for t in prompt if t < 1000] == prompts.answer([], [])
@@ -94,13 +94,13 @@ def test_special_token_text_in_a_slot_adds_no_special_token(tokenizer, prompts):
     def control(prompt):
         return [token for token in prompt if token in control_tokens(tokenizer)]
 
-    assert control(prompts.update(hostile, hostile, hostile)) == control(prompts.update(plain, plain, plain))
+    assert control(prompts.memory(hostile, hostile, hostile)) == control(prompts.memory(plain, plain, plain))
     assert control(prompts.answer(hostile, hostile)) == control(prompts.answer(plain, plain))
 
 
 def test_the_longest_prompts_are_those_of_full_slots(prompts):
     assert prompts.longest(5, 400, 70) == {
-        "update": len(prompts.update([0] * 5, [0] * 400, [0] * 70)),
+        "memory": len(prompts.memory([0] * 5, [0] * 400, [0] * 70)),
         "answer": len(prompts.answer([0] * 5, [0] * 400)),
         "direct": len(prompts.direct([0] * 5, [0])),
         "closed_book": len(prompts.closed_book([0] * 5)),
@@ -109,7 +109,7 @@ def test_the_longest_prompts_are_those_of_full_slots(prompts):
 
 def test_the_longest_prompts_count_an_empty_memory_that_is_longer_than_a_memory(prompts):
     longest = prompts.longest(0, 1, 0)
-    assert longest["update"] == len(prompts.update([], prompts.empty_memory, []))
+    assert longest["memory"] == len(prompts.memory([], prompts.empty_memory, []))
     assert longest["answer"] == len(prompts.answer([], prompts.empty_memory))
 
 
@@ -145,11 +145,11 @@ def test_a_slot_may_stand_more_than_once():
     ],
 )
 def test_braces_that_are_no_slot_stay(tmp_path, tokenizer, text):
-    for name in ("update", "answer", "direct", "closed_book"):
+    for name in ("memory", "answer", "direct", "closed_book"):
         own = load_template(written(tmp_path / f"{name}.yaml", **{name: f"{text} {OWN[name]}"}))
         prompts = Prompts(tokenizer, own)
         filled = {
-            "update": prompts.update([], [], []),
+            "memory": prompts.memory([], [], []),
             "answer": prompts.answer([], []),
             "direct": prompts.direct([], []),
             "closed_book": prompts.closed_book([]),
@@ -188,20 +188,22 @@ def test_our_prompts_are_those_that_the_published_numbers_were_measured_with(tok
     template = load_template(name)
     prompts = Prompts(tokenizer, template)
     filled = [
-        prompts.update([1001], [1002], [1003]),
+        prompts.memory([1001], [1002], [1003]),
         prompts.answer([1001], [1002]),
         prompts.direct([1001], [1004]),
         prompts.closed_book([1001]),
         prompts.empty_memory,
     ]
-    found = [hashlib.sha256(json.dumps(each).encode()).hexdigest() for each in (asdict(template), filled)]
+    # The prompt `memory` was called `update` when the hashes were taken.
+    written = {"update" if name == "memory" else name: text for name, text in asdict(template).items()}
+    found = [hashlib.sha256(json.dumps(each).encode()).hexdigest() for each in (written, filled)]
     assert found == [texts, tokens]
 
 
 OWN = {
     "chat": False,
     "empty_memory": "nothing",
-    "update": "{problem} {memory} {chunk}>",
+    "memory": "{problem} {memory} {chunk}>",
     "answer": "{problem} {memory} \\boxed{answer}>",
     "direct": "{document} {problem}>",
     "closed_book": "{problem}>",
@@ -225,17 +227,17 @@ def test_a_template_of_ones_own_is_a_file(tmp_path, tokenizer):
     ("changes", "message"),
     [
         ({"direct": None}, "the key direct is missing"),
-        ({"answers": "{problem}"}, "unknown key 'answers'; there are: update, answer, direct, "),
-        ({"update": "{problem} {memory}"}, "update has no {chunk}"),
-        ({"update": "{prompt} {memory} {chunk}"}, "update has no {problem}\n"),
+        ({"answers": "{problem}"}, "unknown key 'answers'; there are: memory, answer, direct, "),
+        ({"memory": "{problem} {memory}"}, "memory has no {chunk}"),
+        ({"memory": "{prompt} {memory} {chunk}"}, "memory has no {problem}\n"),
         (
-            {"update": "{prompt} {memory} {chunk}"},
-            "update has a {prompt}, which nothing fills; it can have {problem}, ",
+            {"memory": "{prompt} {memory} {chunk}"},
+            "memory has a {prompt}, which nothing fills; it can have {problem}, ",
         ),
         ({"direct": "{document} {problem} {memory}"}, "direct has a {memory}, which nothing fills"),
         ({"closed_book": "put it in \\boxed{problem}"}, "closed_book has no {problem}"),
         ({"closed_book": "{{problem}}"}, "closed_book has no {problem}"),
-        ({"update": "{problem} {memory} {chunk} {answer}"}, "update has a {answer}, which nothing fills"),
+        ({"memory": "{problem} {memory} {chunk} {answer}"}, "memory has a {answer}, which nothing fills"),
         ({"answer": ["{problem}", "{memory}"]}, "answer must be text, not ['{problem}', '{memory}']"),
         ({"empty_memory": False}, "empty_memory must be text, not False"),
         ({"chat": "yes"}, "chat must be true or false, not 'yes'"),
@@ -253,11 +255,11 @@ def test_a_fault_of_a_template_names_the_file(tmp_path, changes, message):
     ("content", "message"),
     [
         (b"", "the file is empty"),
-        (b"- update\n", "the file is a list"),
-        (b"update: [", "is not YAML"),
-        (b"update: \xff", "is not YAML"),
+        (b"- memory\n", "the file is a list"),
+        (b"memory: [", "is not YAML"),
+        (b"memory: \xff", "is not YAML"),
         (b"[" * 5000, "is not YAML"),
-        (b"update: !!python/object/apply:os.system ['exit 1']", "is not YAML"),
+        (b"memory: !!python/object/apply:os.system ['exit 1']", "is not YAML"),
     ],
 )
 def test_a_file_that_is_no_template_is_refused(tmp_path, content, message):
@@ -298,11 +300,11 @@ LONG = 300 * "long "
 @pytest.mark.parametrize(
     ("method", "prompt", "message"),
     [
-        ("memory", "update", "with the prompt update of agent.prompt_template="),
+        ("memory", "memory", "with the prompt memory of agent.prompt_template="),
         ("concat", "answer", "with the prompt answer of "),
         ("direct", "direct", "lower agent.answer_tokens by "),
         ("closed_book", "closed_book", "with the prompt closed_book of "),
-        ("tests.unit.test_prompts:AgentOfOnesOwn", "update", "lower agent.chunk_tokens by "),
+        ("tests.unit.test_prompts:AgentOfOnesOwn", "memory", "lower agent.chunk_tokens by "),
     ],
 )
 def test_the_window_is_checked_with_the_text_of_the_prompts_that_are_used(tmp_path, method, prompt, message):
