@@ -19,7 +19,7 @@ from actors.scoring.answer_scoring import scores_of
 from actors.wandb_run import WandbRun
 from pipeline.data.quarantine import Quarantine
 from pipeline.errors import BadRow, DataError, RunFailed, reason_of
-from pipeline.evaluation.answers import Answer
+from pipeline.evaluation.answers import AnswerRecord
 from pipeline.evaluation.config import EvaluationConfig
 from pipeline.evaluation.questions import Trial, input_states, open_source, read_questions, trials
 from pipeline.evaluation.results import KEY, SCORES, open_results, row_key
@@ -241,7 +241,7 @@ class Evaluator(JobActor):
                         f"{reason_of(error)}"
                     ) from error
 
-    async def _answer(self, trial: Trial, problem: Problem) -> tuple[Answer | None, str | None]:
+    async def _answer(self, trial: Trial, problem: Problem) -> tuple[AnswerRecord | None, str | None]:
         """The answer, or after some attempts the reason why there is none.
 
         A question under which `SUSPECT_DEATHS` generators died is a suspect and is asked alone. If one more dies of
@@ -281,7 +281,7 @@ class Evaluator(JobActor):
             self._all_answered.set()
 
     async def _row(
-        self, trial: Trial, problem: Problem, answer: Answer | None, error: str | None, seconds: float
+        self, trial: Trial, problem: Problem, answer: AnswerRecord | None, error: str | None, seconds: float
     ) -> dict:
         """The row of results.jsonl. Without an answer, or with one that was cut, all scores are 0. What a cut one would
         have scored is in `score_if_not_cut`, None if its scorer failed."""

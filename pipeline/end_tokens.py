@@ -14,8 +14,7 @@ def end_tokens(tokenizer) -> frozenset[int]:
     """The ids of the tokens that end a response of the tokenizer's model.
 
     Args:
-        tokenizer: `load_tokenizer` (pipeline/agents/prompts.py) notes in its attribute `end_tokens` what the model's
-        files
+        tokenizer: `load_tokenizer` (pipeline/text.py) notes in its attribute `end_tokens` what the model's files
             name. Any other tokenizer, made by hand, has only its own end-of-sequence token.
     """
     own = set() if tokenizer.eos_token_id is None else {tokenizer.eos_token_id}

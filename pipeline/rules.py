@@ -5,8 +5,9 @@ The numbers are in their ranges (no count is below 0, no share above 1): `load_c
 
 import itertools
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
+from pipeline.agents import LongestPrompt
 from pipeline.errors import ConfigError
 from pipeline.sections import GenerationConfig
 
@@ -52,46 +53,34 @@ def generation_rules(c: GenerationConfig) -> Rules:
     yield from positive(c, "agent", "window", "problem_tokens", "chunk_tokens", "memory_tokens", "answer_tokens")
     yield from positive(c, "generator", "count", "tensor_parallel", "max_sequences", "timeout_s", "stall_s")
     yield from at_most(c, "generator", "min_count", "count")
-    a, g = c.agent, c.generator
-    slots = a.problem_tokens + a.memory_tokens
-    yield (
-        slots + a.chunk_tokens + a.memory_tokens <= a.window,
-        f"agent.window={a.window} cannot hold a memory conversation: problem {a.problem_tokens} + memory "
-        f"{a.memory_tokens} + chunk {a.chunk_tokens} + new memory {a.memory_tokens} = "
-        f"{slots + a.chunk_tokens + a.memory_tokens}, template not counted; lower agent.chunk_tokens or raise "
-        "agent.window",
-    )
-    yield (
-        slots + a.answer_tokens <= a.window,
-        f"agent.window={a.window} cannot hold the answer conversation: problem {a.problem_tokens} + memory "
-        f"{a.memory_tokens} + answer {a.answer_tokens}; lower agent.answer_tokens or raise agent.window",
-    )
+    g = c.generator
     yield (
         g.tensor_parallel == 1 or g.num_gpus == g.tensor_parallel,
         f"generator.num_gpus={g.num_gpus} must equal generator.tensor_parallel={g.tensor_parallel}",
     )
 
 
-def check_window(config: GenerationConfig, longest: dict[str, int], positions: int | None) -> None:
+def check_window(config: GenerationConfig, longest: Sequence[LongestPrompt], positions: int | None) -> None:
     """Check the window budget with the template counted in.
 
     Args:
         config: the configuration.
-        longest: of the prompts that are used (`pipeline.agents.prompts.SLOTS`), the tokens of the longest of each.
+        longest: of all agents that the job uses, what their `longest_prompts` says.
         positions: what the model's own config allows, if it says.
 
     Raises:
         ConfigError: a conversation would not fit.
     """
     a, wrong = config.agent, []
-    for prompt, tokens in longest.items():
-        response, shorter = ("memory", "chunk") if prompt == "memory" else ("answer", "answer")
-        over = tokens + getattr(a, f"{response}_tokens") - a.window
+    for prompt, tokens, response, lower, slots in longest:
+        over = tokens + response - a.window
         if over > 0:
+            filled = "".join(f"{slot} {most} + " for slot, most in slots)
+            filled = filled and f" ({filled}the text between)"
             wrong.append(
-                f"agent.window={a.window} is too small: with the prompt {prompt} of agent.prompt_template="
-                f"{a.prompt_template} the longest conversation has {a.window + over} tokens; lower "
-                f"agent.{shorter}_tokens by {over} or raise agent.window"
+                f"agent.window={a.window} cannot hold the longest conversation: with the prompt {prompt} of "
+                f"agent.prompt_template={a.prompt_template}{filled} and a response "
+                f"of {response} it has {a.window + over} tokens; lower {lower} by {over} or raise agent.window"
             )
     if wrong:
         raise ConfigError("\n".join(wrong))

@@ -13,7 +13,7 @@ from ray.exceptions import RayError, RayTaskError
 from actors.generation.generator import Draining, Generator, WeightsLost
 from actors.lifecycle.failures import DIED, Hung
 from actors.lifecycle.pool import Pool, result_of
-from pipeline.evaluation.answers import Answer
+from pipeline.evaluation.answers import AnswerRecord
 from pipeline.rollout.episodes import RolloutNotes
 from pipeline.sections import GenerationConfig
 
@@ -178,7 +178,7 @@ class GeneratorPool(Pool):
                 raise GeneratorLeft(f"{name} leaves") from error
             raise
 
-    async def answer(self, *arguments) -> Answer:
+    async def answer(self, *arguments) -> AnswerRecord:
         """`Generator.answer` of the generator that has the fewest under way, once one has room.
 
         Raises:

@@ -1,44 +1,41 @@
 """What an evaluation keeps of an episode: the answer, a few memories to read, and counts. No log-probs, and no prompts
 unless they are asked for: so a document of millions of tokens costs no more memory than its own tokens."""
 
-from collections import deque
 from dataclasses import dataclass, replace
 
-from pipeline.rollout.episodes import Completion, Sampling, cuts_answer
+from pipeline.rollout.answer import Answer, answer_of
+from pipeline.rollout.episodes import Completion, Sampling
 from pipeline.rollout.memory_counts import MemoryCounts
 
 
 @dataclass(frozen=True)
-class Answer:
+class AnswerRecord:
     text: str
     memories: tuple[str, ...]  # the last ones, in order
     document_tokens: int | None  # None: the agent did not read it, or does not say
     conversations: int
     prompt_tokens: int
     response_tokens: int
-    cut: bool  # the answer reached its length limit
-    cut_memories: int  # other responses that did
+    cut: bool  # a length limit cut the answer off
+    cut_memories: int  # responses that reached their limit, the last conversation's not counted
     memory_trace: MemoryCounts | None  # what its memories did, not yet scored; None: it wrote none
     transcript: tuple[tuple[list[int], list[int]], ...]  # prompt and response of each conversation, if it was asked for
 
 
 class AnswerRecorder:
-    """The `llm` of an agent (pipeline/agents) that keeps what an `Answer` needs.
+    """The `llm` of an agent (pipeline/agents) that keeps what an `AnswerRecord` needs.
 
     Args:
         generate: async (prompt tokens, max_tokens, sampling) -> Completion.
         sampling: of all responses; response number i gets the seed `sampling.seed` + i.
-        memories: how many of the last ones are kept.
         transcript: whether all prompts and responses are kept.
-        follow: async (tokens) -> None, called with every memory before the agent goes on.
     """
 
-    def __init__(self, generate, sampling: Sampling, memories: int, transcript: bool, follow):
-        self._generate, self._sampling, self._follow = generate, sampling, follow
+    def __init__(self, generate, sampling: Sampling, transcript: bool):
+        self._generate, self._sampling = generate, sampling
         self._transcript: dict[int, tuple[list[int], list[int]]] | None = {} if transcript else None
-        self._memories: deque[tuple[int, Completion]] = deque(maxlen=memories)
-        self._conversations = self._prompt_tokens = self._response_tokens = 0
-        self._cut_answer, self._cut_memories = False, 0
+        self._conversations = self._prompt_tokens = self._response_tokens = self._cut = 0
+        self._last, self._last_is_cut = -1, False  # number of the conversation begun last of those that ended
 
     async def __call__(self, prompt: list[int], max_tokens: int, role: str) -> Completion:
         number, seed = self._conversations, self._sampling.seed
@@ -50,40 +47,43 @@ class AnswerRecorder:
         self._response_tokens += len(response.tokens)
         if self._transcript is not None:
             self._transcript[number] = (prompt, response.tokens)
-        if cuts_answer(role, response.finish_reason):
-            self._cut_answer = True
-        elif response.finish_reason == "length":
-            self._cut_memories += 1
-        if role == "memory":
-            self._memories.append((number, response))
-            await self._follow(response.tokens)
+        is_cut = response.finish_reason == "length"
+        self._cut += is_cut
+        if number > self._last:
+            self._last, self._last_is_cut = number, is_cut
         return response
 
-    def answer(self, text: str, tokenized: object, tokenizer, counts: MemoryCounts) -> Answer:
-        """All that was recorded, with the answer that the agent returned.
-
-        Args:
-            text: of the answer.
-            tokenized: problem, whose `document` is counted if it has one.
-            tokenizer: to read the memories.
-            counts: of all memories.
+    def answer(self, returned: object) -> Answer:
+        """The answer that the agent returned.
 
         Raises:
             TypeError: the agent's answer is no text.
         """
-        if not isinstance(text, str):
-            raise TypeError(f"the agent's answer must be text, not {type(text).__name__}")
-        document = getattr(tokenized, "document", None)
-        memories = sorted(self._memories, key=lambda memory: memory[0])
-        return Answer(
-            text=text,
-            memories=tuple(tokenizer.decode(m.tokens, skip_special_tokens=True) for _, m in memories),
+        return answer_of(returned, self._last_is_cut)
+
+    def record(self, answer: Answer, tokenized: object, tokenizer, memories: int, counts: MemoryCounts) -> AnswerRecord:
+        """All that was recorded, with the answer.
+
+        Args:
+            answer: of the agent.
+            tokenized: problem, whose `document` is counted if it has one.
+            tokenizer: to read the memories.
+            memories: how many of the last ones are kept.
+            counts: of all memories.
+        """
+        document, written = getattr(tokenized, "document", None), answer.memories.tokens
+        return AnswerRecord(
+            text=answer.text,
+            memories=tuple(
+                tokenizer.decode(list(map(int, m)), skip_special_tokens=True)
+                for m in written[max(0, len(written) - memories) :]
+            ),
             document_tokens=None if document is None else len(document),
             conversations=self._conversations,
             prompt_tokens=self._prompt_tokens,
             response_tokens=self._response_tokens,
-            cut=self._cut_answer,
-            cut_memories=self._cut_memories,
+            cut=bool(answer.cut),
+            cut_memories=self._cut - self._last_is_cut,
             memory_trace=counts if counts.tokens.whole else None,
             transcript=tuple(conversation for _, conversation in sorted((self._transcript or {}).items())),
         )

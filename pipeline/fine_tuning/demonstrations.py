@@ -7,6 +7,8 @@ are as they are.
 import random
 from collections.abc import Callable, Iterator
 
+from pipeline.agents.direct import DirectAgent
+from pipeline.agents.memory import MemoryAgent
 from pipeline.agents.prompts import Prompts, load_template
 from pipeline.data.documents.synthetic import (
     CHUNK_FACTS,
@@ -63,7 +65,8 @@ class Examples:
 
     def __init__(self, tokenizer, rng: random.Random):
         self.rng = rng
-        self.prompts = Prompts(tokenizer, load_template("tiny"))
+        self.template = load_template("tiny")
+        self.prompts = Prompts(tokenizer, self.template, {**MemoryAgent.slots, **DirectAgent.slots})
         self.vocabulary = tokenizer.get_vocab()
         self.eos = tokenizer.eos_token_id
 
@@ -108,7 +111,7 @@ class Examples:
         kind, question, needed = draw_question(self.rng)
         known = len(needed) if self.rng.random() < 0.7 else self.rng.randrange(len(needed))
         memory = self._encode(facts_text(self._memory(kind, needed, known))) or self.prompts.empty_memory
-        prompt = self.prompts.answer(self._encode(question), memory)
+        prompt = self.prompts.fill("answer", problem=self._encode(question), memory=memory)
         return self._respond(prompt, answer_text(needed[:known], known == len(needed)))
 
     def reading(self) -> Example:
@@ -120,7 +123,7 @@ class Examples:
         known = needed if rng.random() < 0.5 else needed[: rng.randrange(len(needed))]
         for place, fact in zip(rng.sample(range(count), len(known)), known, strict=True):
             facts[place] = fact
-        prompt = self.prompts.direct(self._encode(question), self._encode(facts_text(facts)))
+        prompt = self.prompts.fill("direct", problem=self._encode(question), document=self._encode(facts_text(facts)))
         return self._respond(prompt, answer_text(known, len(known) == len(needed)))
 
     def direct(self) -> Example:
@@ -130,7 +133,7 @@ class Examples:
         facts = [draw_distractor(rng, kind, needed) for _ in range(CHUNK_FACTS * rng.randint(1, LONGEST_DOCUMENT))]
         for place, fact in zip(sorted(rng.sample(range(len(facts)), len(needed))), needed, strict=True):
             facts[place] = fact
-        prompt = self.prompts.direct(self._encode(question), self._encode(facts_text(facts)))
+        prompt = self.prompts.fill("direct", problem=self._encode(question), document=self._encode(facts_text(facts)))
         return self._respond(prompt, answer_text(needed, True))
 
     def _memory_written(self, read: Callable[[list[Fact], list[Fact], list[Fact]], list[Fact]]) -> Example:
@@ -150,8 +153,9 @@ class Examples:
             chunk[rng.randrange(CHUNK_FACTS)] = needed[known + 1]
         new = read(memory, chunk, needed[: known + 1])
         old = self._encode(facts_text(memory)) or self.prompts.empty_memory
-        prompt = self.prompts.memory(self._encode(question), old, self._encode(facts_text(chunk)))
-        return self._respond(prompt, facts_text(new) or load_template("tiny").empty_memory)
+        section = self._encode(facts_text(chunk))
+        prompt = self.prompts.fill("memory", problem=self._encode(question), memory=old, chunk=section)
+        return self._respond(prompt, facts_text(new) or self.template.empty_memory)
 
     def _memory(self, kind: str, needed: list[Fact], known: int) -> list[Fact]:
         """The first `known` needed facts; in four memories of ten, useless facts among them."""

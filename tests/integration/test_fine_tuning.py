@@ -168,7 +168,7 @@ def test_the_prompts_are_those_of_the_agent(tiny):
         for start, end in (("<problem>", "<memory>"), ("<memory>", "<section>"), ("<section>", "<update>"))
     )
     ids = tiny.convert_tokens_to_ids
-    expected = agent.prompts.memory(ids(question), ids(memory), ids(chunk))
+    expected = agent.prompts.fill("memory", problem=ids(question), memory=ids(memory), chunk=ids(chunk))
     assert example.tokens[: len(expected)] == expected
     assert not any(example.learned[: len(expected)]) and all(example.learned[len(expected) :])
 

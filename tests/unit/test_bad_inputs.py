@@ -27,7 +27,8 @@ from jobs.figures.recipe import FiguresConfig
 from jobs.support.driver import whole_path
 from jobs.support.ray_token import ClusterError, check_listener, private_folder, require_token
 from pipeline.agents import load_agent
-from pipeline.agents.prompts import TEMPLATES, load_template
+from pipeline.agents.memory import MemoryAgent
+from pipeline.agents.prompts import TEMPLATES, Prompts, load_template
 from pipeline.config import load_config
 from pipeline.credentials import has_credentials, without_credentials
 from pipeline.data.documents.passages import PassageFile, document_text, read_passages, table_writer
@@ -697,7 +698,7 @@ def training(path: Path) -> None:
 
 
 def prompts(path: Path) -> None:
-    load_template(str(path))
+    Prompts(byte_tokenizer(), load_template(str(path)), MemoryAgent.slots)
 
 
 def results(path: Path) -> None:
@@ -867,10 +868,12 @@ FILES = {
     "prompts of aliases": (
         "p.yaml",
         text("a: &a [x,x]\nb: &b [*a,*a]\nc: &c [*b,*b]\nd: &d [*c,*c]\ne: &e [*d,*d]\nmemory: [*e,*e,*e,*e,*e]\n"),
-        prompts, r"p.yaml: memory must be text, not \[.{99}\n",
+        prompts, r"p.yaml: memory must be text, not \[.{99}$",
     ),
     "prompts without an answer": ("p.yaml", template(answer=None), prompts, "p.yaml(.|\n)*answer"),
-    "prompts with an unknown key": ("p.yaml", template(updat="{problem}"), prompts, "p.yaml(.|\n)*updat"),
+    "prompts with a misspelled key": ("p.yaml", template(memory=None, memry="{problem}"), prompts, "p.yaml: .*memry"),
+    "prompts with a key that is a number": ("p.yaml", template(**{"2": "x"}), prompts, "key '2' is no"),
+    "prompts of an older release": ("p.yaml", template(memory=None, update="{problem}"), prompts, "p.yaml: .*rename"),
     "prompts without a slot": ("p.yaml", template(memory="{problem} {memory}"), prompts, "p.yaml(.|\n)*chunk"),
     "prompts with an unknown slot": ("p.yaml", template(answer="{prompt} {memory}"), prompts, "p.yaml(.|\n)*prompt"),
     "prompts that are lists": ("p.yaml", template(answer=["a"]), prompts, "p.yaml(.|\n)*answer"),

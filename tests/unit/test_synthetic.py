@@ -9,6 +9,7 @@ from dataclasses import replace
 import pytest
 from transformers import AutoConfig, AutoTokenizer
 
+from pipeline.agents.memory import MemoryAgent
 from pipeline.agents.prompts import Prompts, load_template
 from pipeline.config import CONFIGS
 from pipeline.data.documents.synthetic import (
@@ -257,8 +258,8 @@ def test_special_tokens_in_a_document_are_plain_unknown_words(tokenizer):
 
 
 def test_special_tokens_of_the_template_are_special(tokenizer):
-    prompt = Prompts(tokenizer, load_template("tiny")).answer(
-        encode_text(tokenizer, "city Rex"), encode_text(tokenizer, "none")
+    prompt = Prompts(tokenizer, load_template("tiny"), MemoryAgent.slots).fill(
+        "answer", problem=encode_text(tokenizer, "city Rex"), memory=encode_text(tokenizer, "none")
     )
     assert tokenizer.decode(prompt) == "<bos> <problem> city Rex <memory> none <answer> city Rex"
     assert tokenizer.unk_token_id not in prompt
@@ -285,9 +286,7 @@ def test_the_preset_holds_the_language(tokenizer):
     check_config(config)
     agent = config.agent
     assert agent.chunk_tokens == CHUNK_TOKENS
-    longest = Prompts(tokenizer, load_template(agent.prompt_template)).longest(
-        agent.problem_tokens, agent.memory_tokens, agent.chunk_tokens
-    )
+    longest = MemoryAgent(tokenizer, agent).longest_prompts()
     check_window(config, longest, tiny_model_config().max_position_embeddings)
     for p in (p for problems in BY_TASK.values() for p in problems):
         assert len(p.question.split()) <= agent.problem_tokens
