@@ -5,9 +5,8 @@ The numbers are in their ranges (no count is below 0, no share above 1): `load_c
 
 import itertools
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 
-from pipeline.agents import LongestPrompt
 from pipeline.errors import ConfigError
 from pipeline.sections import GenerationConfig
 
@@ -58,34 +57,6 @@ def generation_rules(c: GenerationConfig) -> Rules:
         g.tensor_parallel == 1 or g.num_gpus == g.tensor_parallel,
         f"generator.num_gpus={g.num_gpus} must equal generator.tensor_parallel={g.tensor_parallel}",
     )
-
-
-def check_window(config: GenerationConfig, longest: Sequence[LongestPrompt], positions: int | None) -> None:
-    """Check the window budget with the template counted in.
-
-    Args:
-        config: the configuration.
-        longest: of all agents that the job uses, what their `longest_prompts` says.
-        positions: what the model's own config allows, if it says.
-
-    Raises:
-        ConfigError: a conversation would not fit.
-    """
-    a, wrong = config.agent, []
-    for prompt, tokens, response, lower, slots in longest:
-        over = tokens + response - a.window
-        if over > 0:
-            filled = "".join(f"{slot} {most} + " for slot, most in slots)
-            filled = filled and f" ({filled}the text between)"
-            wrong.append(
-                f"agent.window={a.window} cannot hold the longest conversation: with the prompt {prompt} of "
-                f"agent.prompt_template={a.prompt_template}{filled} and a response "
-                f"of {response} it has {a.window + over} tokens; lower {lower} by {over} or raise agent.window"
-            )
-    if wrong:
-        raise ConfigError("\n".join(wrong))
-    if positions is not None and a.window > positions:
-        raise ConfigError(f"agent.window={a.window} is over the model's {positions} positions ({config.model.path})")
 
 
 def check_data_given(config: GenerationConfig) -> None:

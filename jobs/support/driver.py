@@ -17,6 +17,7 @@ from yaml import YAMLError
 from jobs.support.noise import hush_workers
 from jobs.support.ray_token import ClusterError, check_listener, own_cluster, private_folder, require_token
 from pipeline.agents import Agent, LongestPrompt, load_agent
+from pipeline.agents.window import check_window
 from pipeline.config import defaults_yaml, save_config
 from pipeline.data.sample_files import sample_files
 from pipeline.end_tokens import end_tokens
@@ -24,7 +25,6 @@ from pipeline.errors import ConfigError, DataError
 from pipeline.files import exists
 from pipeline.learning.memory import FAMILIES
 from pipeline.lease import STALE_S, Heartbeat, Lease, take_lease
-from pipeline.rules import check_window
 from pipeline.sections import GenerationConfig, ModelSection
 from pipeline.storage import Storage
 from pipeline.summary import write_summary

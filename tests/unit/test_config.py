@@ -7,9 +7,10 @@ import sys
 import pytest
 
 from pipeline.agents import LongestPrompt
+from pipeline.agents.window import check_window
 from pipeline.config import CONFIGS, config_yaml, preset_names, save_config
 from pipeline.errors import ConfigError
-from pipeline.rules import check_data_given, check_window
+from pipeline.rules import check_data_given
 from pipeline.run.config import TrainingConfig, load_training_config
 from pipeline.run.rules import check_config
 from pipeline.sections import ModelSection

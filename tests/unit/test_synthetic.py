@@ -11,6 +11,7 @@ from transformers import AutoConfig, AutoTokenizer
 
 from pipeline.agents.memory import MemoryAgent
 from pipeline.agents.prompts import Prompts, load_template
+from pipeline.agents.window import check_window
 from pipeline.config import CONFIGS
 from pipeline.data.documents.synthetic import (
     CHUNK_FACTS,
@@ -33,7 +34,6 @@ from pipeline.data.documents.synthetic import (
 from pipeline.data.rows import row_of
 from pipeline.fine_tuning.demonstrations import Examples
 from pipeline.rewards.scoring import boxed_match, reward
-from pipeline.rules import check_window
 from pipeline.run.config import load_training_config
 from pipeline.run.rules import check_config
 from pipeline.text import encode_text
