@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from dataclasses import replace
 
 import pytest
 import yaml
@@ -456,3 +457,35 @@ def test_a_tokenizer_with_a_class_of_its_own_is_loaded_by_it(tmp_path):
 
     GPT2Tokenizer(vocab={"a": 0, "<|endoftext|>": 1}, merges=[]).save_pretrained(tmp_path)
     assert isinstance(load_tokenizer(str(tmp_path)), GPT2Tokenizer)
+
+
+OWN_TOKENIZER = """
+from transformers import PreTrainedTokenizerFast
+
+
+class Mine(PreTrainedTokenizerFast):
+    pass
+"""
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen2"])
+def test_a_tokenizer_with_code_of_its_own_is_loaded_where_that_code_is_trusted(tmp_path, monkeypatch, family):
+    from pipeline.data.documents.ruler_recipe import RulerRecipe
+
+    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
+    folder = tmp_path / "model"
+    tiny_tokenizer().save_pretrained(folder)
+    (folder / "mine.py").write_text(OWN_TOKENIZER)
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    settings |= {"tokenizer_class": "Mine", "auto_map": {"AutoTokenizer": [None, "mine.Mine"]}}
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    (folder / "config.json").write_text(json.dumps({"model_type": family}))
+    assert type(load_tokenizer(str(folder), trust_remote_code=True)).__name__ == "Mine"
+    recipe = RulerRecipe("niah_single_1", 0, 500, str(folder), 1, trust_remote_code=True)
+    assert recipe.sample(0).document
+    if family == "qwen2":  # a family of which transformers has a tokenizer
+        assert type(load_tokenizer(str(folder))).__name__ != "Mine"
+        return
+    for load in (lambda: load_tokenizer(str(folder)), lambda: replace(recipe, trust_remote_code=False).sample(0)):
+        with pytest.raises(ValueError, match="trust_remote_code"):
+            load()

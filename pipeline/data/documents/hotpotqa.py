@@ -133,6 +133,7 @@ class HotpotqaRecipe:
     seed: int = 0
     task: str = "qa"
     set_name: str = "hotpotqa"
+    trust_remote_code: bool = False  # of the tokenizer
 
     def __len__(self) -> int:
         return len(_opened(self.folder).questions)
@@ -185,7 +186,7 @@ class HotpotqaRecipe:
 
     def _within_tokens(self, opened: "_Opened", question: dict, others: Iterator[int]) -> list[int]:
         own, passages = _own_rows(question), opened.passages
-        tokenizer = load_tokenizer(self.tokenizer)
+        tokenizer = load_tokenizer(self.tokenizer, self.trust_remote_code)
         # A guess from the paragraphs one by one, each with what follows it: that may join with a paragraph's end, so
         # that the tokens of the whole text may be others.
         follows = "Document"
