@@ -7,13 +7,14 @@ conversations are for is the agent's business.
 
 import inspect
 from collections.abc import Sequence
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 from pipeline.errors import ConfigError
 from pipeline.named_code import load_named
 from pipeline.problems import Problem
 from pipeline.rollout.answer import Answer
 from pipeline.rollout.episodes import Completion
+from pipeline.sections import AgentSection
 
 METHODS = {
     "memory": "pipeline.agents.memory:MemoryAgent",
@@ -21,6 +22,9 @@ METHODS = {
     "concat": "pipeline.agents.concat:ConcatAgent",
     "closed_book": "pipeline.agents.closed_book:ClosedBookAgent",
 }
+
+
+Tokenized = TypeVar("Tokenized")  # what an agent makes of a problem
 
 
 class LanguageModel(Protocol):
@@ -44,13 +48,16 @@ class LongestPrompt(NamedTuple):
     slots: tuple[tuple[str, int], ...] = ()  # the tokens in each slot, for a message to name
 
 
-class Agent(Protocol):
-    """Reads documents and answers questions. Its class is made with (tokenizer, AgentSection), once in a process.
+class Agent(Protocol[Tokenized]):
+    """Reads documents and answers questions.
 
     `Reader` (pipeline/agents/reader.py) is a base with all that the agents here have in common.
     """
 
-    def tokenize(self, problem: Problem) -> object:
+    def __init__(self, tokenizer, config: AgentSection):
+        """Made once in a process. Raises `ConfigError` if the configuration does not suit it."""
+
+    def tokenize(self, problem: Problem, /) -> Tokenized:
         """What `run` needs of a problem, made once for all its episodes.
 
         If it has an attribute `document` (int32 [N], or None), evaluations report the document's length.
@@ -59,7 +66,7 @@ class Agent(Protocol):
             BadRow: the problem cannot be asked.
         """
 
-    async def run(self, tokenized: object, llm: LanguageModel) -> str | Answer:
+    async def run(self, tokenized: Tokenized, llm: LanguageModel, /) -> str | Answer:
         """Run one episode and return its answer.
 
         It must depend on the problem and the responses of `llm` alone: where a generator died, another one runs the
@@ -71,7 +78,7 @@ class Agent(Protocol):
         """The longest prompt of each kind, against which `agent.window` is checked before anything starts."""
 
 
-def load_agent(method: str) -> type[Agent]:
+def load_agent(method: str) -> type[Agent[Any]]:
     """The class of a method: a name in `METHODS`, or module:class for a user's own.
 
     Raises:

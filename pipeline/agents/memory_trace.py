@@ -49,7 +49,7 @@ def needed_facts(problem: Problem, document: np.ndarray, tokenizer) -> tuple[Nee
         return ()
     if not all(isinstance(text, str) and text.strip() for text in texts) or not all(type(p) is int for p in places):
         return ()
-    facts = []
+    facts: list[NeededFact] = []
     for text, place in zip(texts, places, strict=True):
         length = len(encode_text(tokenizer, text))
         there = place >= 0 and tokenizer.decode(document[place : place + length]).strip() == text.strip()
@@ -71,8 +71,9 @@ def count_memories(
         episodes: the memories of each.
     """
     episodes, document = list(episodes), getattr(tokenized, "document", None)
-    follows = document is not None and any(memories.chained for memories in episodes)
-    facts = needed_facts(problem, document, tokenizer) if follows else ()
+    facts: tuple[NeededFact, ...] = ()
+    if document is not None and any(memories.chained for memories in episodes):
+        facts = needed_facts(problem, document, tokenizer)
     counts = []
     for memories in episodes:
         trace = MemoryTrace(tokenizer, config, facts if memories.chained else ())

@@ -46,7 +46,8 @@ def answer_of(returned: object, last_is_cut: bool) -> Answer:
     Raises:
         TypeError: the answer is no text.
     """
-    answer = returned if isinstance(returned, Answer) else Answer(returned)
-    if not isinstance(answer.text, str):
-        raise TypeError(f"the agent's answer must be text, not {type(answer.text).__name__}")
+    text = returned.text if isinstance(returned, Answer) else returned
+    if not isinstance(text, str):
+        raise TypeError(f"the agent's answer must be text, not {type(text).__name__}")
+    answer = returned if isinstance(returned, Answer) else Answer(text)
     return answer if answer.cut is not None else replace(answer, cut=last_is_cut)
