@@ -33,7 +33,7 @@ def test_a_run_and_its_evaluation_use_the_agent_that_the_user_named(tmp_path, mo
     (episodes,) = sorted((folder / "episodes").glob("*.jsonl"))[-1:]
     episode = json.loads(episodes.read_text().splitlines()[0])
     assert {c["role"] for c in episode["conversations"]} == {"gate", "answer"}
-    (results,) = tmp_path.glob("**/results.jsonl")
-    answers = [json.loads(line) for line in results.read_text().splitlines()]
-    assert len(answers) == 4 and all(answer["error"] is None for answer in answers)
+    results = sorted(tmp_path.glob("**/results.jsonl"))
+    answers = [json.loads(line) for path in results for line in path.read_text().splitlines()]
+    assert answers and len(answers) == 4 * len(results) and all(answer["error"] is None for answer in answers)
     assert all(answer["memory_trace"]["tokens"][1] == 3 == len(answer["memories"]) for answer in answers)
