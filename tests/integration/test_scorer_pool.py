@@ -78,53 +78,62 @@ RIGHT, WRONG = "\\boxed{ Paris }", "\\boxed{ Rome }"
 
 
 @pytest.mark.parametrize(
-    ("conversations", "answer", "reward"),
+    ("conversations", "says", "answer", "reward"),
     [
-        ([("memory", "stop"), ("answer", "stop")], RIGHT, 1.0),
-        ([("memory", "stop"), ("answer", "length")], RIGHT, 0.0),
-        ([("memory", "length"), ("answer", "stop")], RIGHT, 1.0),  # a cut memory is no cut answer
-        ([("answer", "length"), ("answer", "stop")], RIGHT, 0.0),  # an agent of one's own that asks twice
-        ([("draft", "length")], RIGHT, 1.0),
-        ([("answer", "length")], WRONG, 0.0),
-        ([("answer", "stop")], WRONG, 0.0),
+        ([("memory", "stop"), ("answer", "stop")], None, RIGHT, 1.0),
+        ([("memory", "stop"), ("answer", "length")], None, RIGHT, 0.0),
+        ([("memory", "length"), ("answer", "stop")], None, RIGHT, 1.0),  # a cut memory is no cut answer
+        # Agents of one's own: the conversation begun last counts, whatever its role, unless the agent says otherwise.
+        ([("answer", "length"), ("answer", "stop")], None, RIGHT, 1.0),
+        ([("answer", "length"), ("answer", "stop")], True, RIGHT, 0.0),
+        ([("draft", "length")], None, RIGHT, 0.0),
+        ([("draft", "length")], False, RIGHT, 1.0),
+        ([("answer", "length")], None, WRONG, 0.0),
+        ([("answer", "stop")], None, WRONG, 0.0),
     ],
 )
-def test_a_cut_answer_is_wrong_in_training_and_in_evaluation(conversations, answer, reward, tmp_path):
+def test_a_cut_answer_is_wrong_in_training_and_in_evaluation(conversations, says, answer, reward, tmp_path):
     from actors.evaluator import Evaluator
     from actors.scoring.scorer import Scorer
     from pipeline.evaluation.answers import AnswerRecorder
     from pipeline.evaluation.config import EvaluationConfig
     from pipeline.evaluation.questions import Question, Trial
     from pipeline.lease import Lease
+    from pipeline.rollout.answer import Answer
+    from pipeline.rollout.episodes import run_episode
     from pipeline.rollout.memory_counts import MemoryCounts
 
-    responses = [(role, Completion([5], [-1.0], [0], reason, max_tokens=1)) for role, reason in conversations]
-    cut = reward == 0 and answer == RIGHT or conversations == [("answer", "length")]
+    cut = says if says is not None else conversations[-1][1] == "length"
+
+    class Agent:
+        async def run(self, tokenized, llm):
+            for role, _ in conversations:
+                await llm([1], 1, role)
+            return answer if says is None else Answer(answer, cut=says)
+
+    def responses():
+        waiting = iter(conversations)
+
+        async def generate(*arguments):
+            return Completion([5], [-1.0], [0], next(waiting)[1], max_tokens=1)
+
+        return generate
 
     def trained():
-        of_episode = [Conversation(role, [1], response) for role, response in responses]
+        episode = asyncio.run(run_episode(Agent(), None, responses()))
         other = [Conversation("answer", [1], Completion([5], [-1.0], [0], "stop"))]
-        group = pack_group("p", [Episode(of_episode, answer), Episode(other, RIGHT)])
+        group = pack_group("p", [episode, Episode(other, RIGHT)])
         scorer = Scorer.__ray_metadata__.modified_class(ObjectiveSection())
         return scorer.score(group, asked("qa"))
 
     async def evaluated():
-        waiting = iter(responses)
-
-        async def generate(prompt, max_tokens, sampling):
-            return next(waiting)[1]
-
-        async def follow(memory):
-            pass
-
-        recorder = AnswerRecorder(generate, Sampling(0.0), 0, False, follow)
-        for role, _ in responses:
-            await recorder([1], 1, role)
+        recorder = AnswerRecorder(responses(), Sampling(0.0), transcript=False)
+        returned = recorder.answer(await Agent().run(None, recorder))
         evaluator = Evaluator.__ray_metadata__.modified_class(
             EvaluationConfig(), str(tmp_path), Lease(str(tmp_path), "run", "token")
         )
         trial, problem = Trial(Question(0, "s", 1, "q", 1), "direct", 0), Problem("q", "city Rex", ("Paris",), "Rex")
-        recorded = recorder.answer(answer, None, None, MemoryCounts())
+        recorded = recorder.record(returned, None, None, 0, MemoryCounts())
         return await evaluator._row(trial, problem, recorded, None, 1.0)
 
     record, row = trained(), asyncio.run(evaluated())

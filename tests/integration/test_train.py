@@ -192,7 +192,8 @@ def test_the_run_folder_holds_config_episodes_and_wandb(finished):
     folder, summary, _ = finished
     assert "groups_per_step: 4" in (folder / "config.yaml").read_text()
     episode = json.loads((folder / "episodes" / "step-000004.jsonl").read_text().splitlines()[0])
-    assert len(episode["memories"]) == 3 and episode["problem"] and "reward" in episode
+    assert [c["role"] for c in episode["conversations"]] == ["memory"] * 3 + ["answer"]
+    assert episode["problem"] and "reward" in episode
     assert (folder / "training.png").read_bytes().startswith(b"\x89PNG")
     assert list(Path(summary["wandb_run"]).glob("run-*.wandb"))
 
@@ -204,7 +205,7 @@ def test_the_run_folder_holds_config_episodes_and_wandb(finished):
         (["train.steps=many"], "train.steps=many"),
         (["preset=tinny"], "did you mean 'tiny'"),
         (["agent.chunk_tokens=60"], "agent.window=64 cannot hold"),
-        (["agent.window=50", "agent.chunk_tokens=16"], "with the prompt update of agent.prompt_template=tiny"),
+        (["agent.window=50", "agent.chunk_tokens=16"], "with the prompt memory of agent.prompt_template=tiny"),
         (["agent.window=512", "learner.micro_batch_tokens=1024"], "256 positions"),
         (["data.source=file", "data.path=/no/such/file"], "no such file"),
         (["data.source=file"], "set data.path"),

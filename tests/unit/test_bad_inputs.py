@@ -27,7 +27,8 @@ from jobs.figures.recipe import FiguresConfig
 from jobs.support.driver import whole_path
 from jobs.support.ray_token import ClusterError, check_listener, private_folder, require_token
 from pipeline.agents import load_agent
-from pipeline.agents.prompts import TEMPLATES, load_template
+from pipeline.agents.memory import MemoryAgent
+from pipeline.agents.prompts import TEMPLATES, Prompts, load_template
 from pipeline.config import load_config
 from pipeline.credentials import has_credentials, without_credentials
 from pipeline.data.documents.passages import PassageFile, document_text, read_passages, table_writer
@@ -697,7 +698,7 @@ def training(path: Path) -> None:
 
 
 def prompts(path: Path) -> None:
-    load_template(str(path))
+    Prompts(byte_tokenizer(), load_template(str(path)), MemoryAgent.slots)
 
 
 def results(path: Path) -> None:
@@ -855,23 +856,25 @@ FILES = {
     "GGUF file of a head alone": ("m.gguf", text(b"GGUF" + bytes(20)), gguf, "m.gguf cannot be read as a model"),
     "prompts that are nothing": ("p.yaml", text(""), prompts, "p.yaml"),
     "prompts that are a list": ("p.yaml", text("- a\n"), prompts, "p.yaml"),
-    "prompts that are no YAML": ("p.yaml", text("update: [\n"), prompts, "p.yaml"),
+    "prompts that are no YAML": ("p.yaml", text("memory: [\n"), prompts, "p.yaml"),
     "prompts that are bytes": ("p.yaml", text(b"\xff\xfe"), prompts, "p.yaml"),
     "prompts of thousands of brackets": ("p.yaml", text(5000 * "["), prompts, "p.yaml"),
     "prompts with an object of Python": (
-        "p.yaml", text("update: !!python/object/apply:os.mkdir [ran]\n"), prompts, "p.yaml is not YAML: could not",
+        "p.yaml", text("memory: !!python/object/apply:os.mkdir [ran]\n"), prompts, "p.yaml is not YAML: could not",
     ),
-    "prompts of no date": ("p.yaml", text("update: 2001-99-99\n"), prompts, "p.yaml is not YAML: month must be in"),
-    "prompts of no number": ("p.yaml", text("update: !!int abc\n"), prompts, "p.yaml is not YAML: invalid literal"),
-    "prompts of 5000 digits": ("p.yaml", text("update: " + 5000 * "9"), prompts, "p.yaml is not YAML: Exceeds"),
+    "prompts of no date": ("p.yaml", text("memory: 2001-99-99\n"), prompts, "p.yaml is not YAML: month must be in"),
+    "prompts of no number": ("p.yaml", text("memory: !!int abc\n"), prompts, "p.yaml is not YAML: invalid literal"),
+    "prompts of 5000 digits": ("p.yaml", text("memory: " + 5000 * "9"), prompts, "p.yaml is not YAML: Exceeds"),
     "prompts of aliases": (
         "p.yaml",
-        text("a: &a [x,x]\nb: &b [*a,*a]\nc: &c [*b,*b]\nd: &d [*c,*c]\ne: &e [*d,*d]\nupdate: [*e,*e,*e,*e,*e]\n"),
-        prompts, r"p.yaml: update must be text, not \[.{99}\n",
+        text("a: &a [x,x]\nb: &b [*a,*a]\nc: &c [*b,*b]\nd: &d [*c,*c]\ne: &e [*d,*d]\nmemory: [*e,*e,*e,*e,*e]\n"),
+        prompts, r"p.yaml: memory must be text, not \[.{99}$",
     ),
     "prompts without an answer": ("p.yaml", template(answer=None), prompts, "p.yaml(.|\n)*answer"),
-    "prompts with an unknown key": ("p.yaml", template(updat="{problem}"), prompts, "p.yaml(.|\n)*updat"),
-    "prompts without a slot": ("p.yaml", template(update="{problem} {memory}"), prompts, "p.yaml(.|\n)*chunk"),
+    "prompts with a misspelled key": ("p.yaml", template(memory=None, memry="{problem}"), prompts, "p.yaml: .*memry"),
+    "prompts with a key that is a number": ("p.yaml", template(**{"2": "x"}), prompts, "key '2' is no"),
+    "prompts of an older release": ("p.yaml", template(memory=None, update="{problem}"), prompts, "p.yaml: .*rename"),
+    "prompts without a slot": ("p.yaml", template(memory="{problem} {memory}"), prompts, "p.yaml(.|\n)*chunk"),
     "prompts with an unknown slot": ("p.yaml", template(answer="{prompt} {memory}"), prompts, "p.yaml(.|\n)*prompt"),
     "prompts that are lists": ("p.yaml", template(answer=["a"]), prompts, "p.yaml(.|\n)*answer"),
     "prompts of no text": ("p.yaml", template(empty_memory=False), prompts, "p.yaml(.|\n)*empty_memory"),
