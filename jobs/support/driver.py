@@ -18,7 +18,7 @@ from jobs.support.noise import hush_workers
 from jobs.support.ray_token import ClusterError, check_listener, own_cluster, private_folder, require_token
 from pipeline.agents import Agent, LongestPrompt, load_agent
 from pipeline.agents.window import check_window
-from pipeline.config import defaults_yaml, save_config
+from pipeline.config import defaults_yaml, names_file, save_config
 from pipeline.data.sample_files import sample_files
 from pipeline.end_tokens import end_tokens
 from pipeline.errors import ConfigError, DataError
@@ -321,9 +321,7 @@ def whole_data_paths(data: object) -> None:
 
 def whole_template(named: str) -> str:
     """A prompt template's path in absolute form; a name in configs/prompts unchanged."""
-    from pipeline.agents.prompts import is_template_path
-
-    return whole_path(named) if is_template_path(named) else named
+    return whole_path(named) if names_file(named) else named
 
 
 def follow(

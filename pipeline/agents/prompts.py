@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 import yaml
 
-from pipeline.config import CONFIGS
+from pipeline.config import CONFIGS, names_file
 from pipeline.errors import ConfigError, DataError
 from pipeline.files import open_input
 from pipeline.text import encode_text
@@ -45,11 +45,7 @@ class PromptTemplate:
 
 def template_file(named: str) -> str:
     """The file of a prompt template: what has a slash or ends in .yaml is its path, else it is a name in TEMPLATES."""
-    return named if is_template_path(named) else str(TEMPLATES / f"{named}.yaml")
-
-
-def is_template_path(named: str) -> bool:
-    return "/" in named or named.endswith((".yaml", ".yml"))
+    return named if names_file(named) else str(TEMPLATES / f"{named}.yaml")
 
 
 @functools.cache
