@@ -20,7 +20,7 @@ from actors.scoring.answer_scoring import scores_of
 from actors.wandb_run import WandbRun
 from pipeline.data.quarantine import Quarantine
 from pipeline.errors import BadRow, ConfigError, DataError, RunFailed, reason_of
-from pipeline.evaluation.answers import Answer
+from pipeline.evaluation.answers import AnswerRecord
 from pipeline.evaluation.config import EvaluationConfig
 from pipeline.evaluation.questions import Trial, input_states, open_source, read_questions, trials
 from pipeline.evaluation.results import KEY, SCORES, open_results, row_key
@@ -236,7 +236,7 @@ class Evaluator(JobActor):
                     ) from error
         raise AssertionError("the last attempt returns or raises")
 
-    async def _answer(self, trial: Trial, problem: Problem) -> tuple[Answer | None, str | None]:
+    async def _answer(self, trial: Trial, problem: Problem) -> tuple[AnswerRecord | None, str | None]:
         """The answer, or the reason why up to `max_attempts` attempts gave none.
 
         A trial during which `SUSPECT_DEATHS` generators died is a suspect and runs alone. If one more generator dies,
@@ -284,7 +284,7 @@ class Evaluator(JobActor):
             self._all_answered.set()
 
     async def _row(
-        self, trial: Trial, problem: Problem, answer: Answer | None, error: str | None, seconds: float
+        self, trial: Trial, problem: Problem, answer: AnswerRecord | None, error: str | None, seconds: float
     ) -> dict:
         """The row of results.jsonl.
 

@@ -244,7 +244,7 @@ class Tracker:
         lines = "".join(json.dumps(episode, ensure_ascii=False) + "\n" for episode in shown)
         news = self._try(EPISODES, lambda: write_text(self.folder / EPISODES / f"step-{step:06d}.jsonl", lines))
         self._lost[EPISODES] += EPISODES in self._failing
-        columns = ["problem", "memories", "answer", "reward"]
+        columns = ["problem", "conversations", "answer", "reward"]
         data = [[_cell(e[c]) for c in columns] for e in shown]
         self._wandb.log(lambda wandb: {"episodes": wandb.Table(columns=columns, data=data), "step": step})
         return news + self._wandb.news()
@@ -390,12 +390,12 @@ def _draw(history: History, path: Path) -> None:
 
 
 def readable_episode(tokenizer, question: str, record: GroupRecord, group: EpisodeGroup) -> dict:
-    """The first episode of a group as text: all memories in order, then the answer."""
+    """The first episode of a group as text: the response of each conversation in order, then the answer."""
     mine = [c for c, episode in enumerate(group.episodes) if episode == 0]
     return {
         "problem_id": record.problem_id,
         "problem": question,
-        "memories": [tokenizer.decode(group.response(c)) for c in mine if group.roles[c] == "memory"],
+        "conversations": [{"role": group.roles[c], "response": tokenizer.decode(group.response(c))} for c in mine],
         "answer": group.episode_answers[0],
         "reward": float(record.rewards[0]),
         # The mean over its conversations.
@@ -404,7 +404,9 @@ def readable_episode(tokenizer, question: str, record: GroupRecord, group: Episo
 
 
 def _cell(value):
-    return "\n---\n".join(value) if isinstance(value, list) else value
+    if not isinstance(value, list):
+        return value
+    return "\n---\n".join(f"{conversation['role']}: {conversation['response']}" for conversation in value)
 
 
 def _histogram(wandb, counts: list[int]):

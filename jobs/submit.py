@@ -24,6 +24,7 @@ from urllib.parse import urlsplit
 from jobs.support.driver import whole_path
 from jobs.support.progress import JobProgress
 from jobs.support.ray_token import ClusterError, is_this_machine, require_token
+from pipeline.config import names_file
 from pipeline.errors import ConfigError
 from pipeline.rules import check_data_given
 from pipeline.run.config import TrainingConfig, load_training_config
@@ -116,6 +117,7 @@ def submit(
         progress.say(f"submitting {job} to the Ray cluster at {address}")
         arguments = [*arguments, f"run.name={name}"]
         if here:
+            arguments = [whole_preset(argument, working_dir) for argument in arguments]
             arguments += [f"run.folder={run.parent}", *whole_paths(config, working_dir)]
         interrupts.raising = False
         submit_job(client, job, [*entrypoint, *arguments], working_dir)
@@ -215,12 +217,16 @@ async def follow(client: "JobSubmissionClient", job: str, on_line: Callable[[str
         on_line(rest)
 
 
+def whole_preset(argument: str, working_dir: Path) -> str:
+    """The argument, with an absolute path if it names a preset by its file."""
+    key, _, value = argument.partition("=")
+    return f"preset={(working_dir / value).resolve()}" if key == "preset" and names_file(value) else argument
+
+
 def whole_paths(config: TrainingConfig, working_dir: Path) -> list[str]:
     """Arguments with absolute paths for local files and folders: the job runs in a copy of the source elsewhere."""
-    from pipeline.agents.prompts import is_template_path  # imported late: it imports numpy and pyarrow
-
     paths = {key: working_dir / attrgetter(key)(config) for key in PATH_KEYS if attrgetter(key)(config)}
-    if is_template_path(config.agent.prompt_template):
+    if names_file(config.agent.prompt_template):
         paths["agent.prompt_template"] = working_dir / config.agent.prompt_template
     given = [f"{key}={whole_path(str(path))}" for key, path in paths.items() if path.exists()]
     folders = [f if "://" in f else str((working_dir / f).resolve()) for f in config.data.passage_folders]

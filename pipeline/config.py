@@ -34,7 +34,7 @@ Schema = TypeVar("Schema")
 
 
 def load_config(arguments: list[str], schema: type[Schema]) -> Schema:
-    """Resolve `preset=<name> key=value …` into a typed configuration.
+    """Resolve `preset=<name or file> key=value …` into a typed configuration.
 
     A schema may have a method `complete(presets)`, which fills in values that depend on others.
     `interpolation=yes` resolves `${…}` in values.
@@ -58,10 +58,10 @@ def load_config(arguments: list[str], schema: type[Schema]) -> Schema:
     for preset in presets:
         *bases, (name, layer) = _layers(preset)
         for base_name, base in bases:  # of another job's preset only this schema's keys count: model, lengths
-            where = f"configs/{base_name}.yaml"
+            where = _shown_preset(base_name)
             _check_interpolation(base, where, resolve)
             config = _merge(schema, config, _known(schema, base), where, resolve)
-        config = _merge(schema, config, layer, f"configs/{name}.yaml", resolve)
+        config = _merge(schema, config, layer, _shown_preset(name), resolve)
     for override in overrides:
         try:
             layer = OmegaConf.from_dotlist([override])
@@ -83,7 +83,7 @@ def load_config(arguments: list[str], schema: type[Schema]) -> Schema:
     if faults := [*number_faults(made), *_text_faults(made)]:
         raise ConfigError("\n".join(faults))
     if hasattr(made, "complete"):
-        made.complete(presets)
+        made.complete([Path(preset).stem for preset in presets])
     return made
 
 
@@ -105,19 +105,14 @@ def config_yaml(config: object) -> str:
     return OmegaConf.to_yaml(OmegaConf.structured(config))
 
 
-def defaults_yaml(schema: type) -> str:
-    """All keys of a job with their defaults; ??? marks a value that must be given."""
-    return OmegaConf.to_yaml(OmegaConf.structured(schema))
-
-
 def _layers(preset: str, above: tuple[str, ...] = ()) -> list[tuple[str, DictConfig]]:
     """The preset, preceded by the presets it builds on (`preset: <name>` in its file)."""
     if preset in above:
-        raise ConfigError(f"configs/{preset}.yaml builds on itself: {' → '.join([*above, preset])}")
+        raise ConfigError(f"{_shown_preset(preset)} builds on itself: {' → '.join([*above, preset])}")
     layer = _read_layer(preset)
     base = _as_written(layer).get("preset")
     if base is not None and not isinstance(base, str):
-        raise ConfigError(f"configs/{preset}.yaml: preset must be the name of one preset")
+        raise ConfigError(f"{_shown_preset(preset)}: preset must be the name of one preset")
     layer = OmegaConf.masked_copy(layer, [str(key) for key in layer if key != "preset"])
     return [*(_layers(base, (*above, preset)) if base else []), (preset, layer)]
 
@@ -129,18 +124,29 @@ def _read_layer(preset: str) -> DictConfig:
     except ConfigError:
         raise
     except (OSError, *UNREADABLE) as error:
-        raise ConfigError(f"configs/{_shown(preset)}.yaml cannot be read: {' '.join(str(error).split())}") from None
+        raise ConfigError(f"{_shown_preset(preset)} cannot be read: {' '.join(str(error).split())}") from None
     if not isinstance(layer, DictConfig):
-        raise ConfigError(f"configs/{preset}.yaml is a list; expected sections with keys and values")
+        raise ConfigError(f"{_shown_preset(preset)} is a list; expected sections with keys and values")
     return layer
 
 
+def names_file(named: str) -> bool:
+    """Whether a preset or a prompt template is named by its file's path, and not by its name in configs/."""
+    return "/" in named or named.endswith((".yaml", ".yml"))
+
+
+def _shown_preset(preset: str) -> str:
+    return _shown(preset) if names_file(preset) else f"configs/{_shown(preset)}.yaml"
+
+
 def _preset_path(name: str) -> Path:
-    path = CONFIGS / f"{name}.yaml"
-    if not path.is_file():
-        names = sorted(path.stem for path in CONFIGS.glob("*.yaml"))
-        raise ConfigError(f"no preset {_shown(name)!r}{_nearest(name, names)}; there are: {', '.join(names)}")
-    return path
+    path = Path(name) if names_file(name) else CONFIGS / f"{name}.yaml"
+    if path.is_file():
+        return path
+    if names_file(name):
+        raise ConfigError(f"preset={_shown(name)}: no such file (from {Path.cwd()})")
+    names = sorted(path.stem for path in CONFIGS.glob("*.yaml"))
+    raise ConfigError(f"no preset {_shown(name)!r}{_nearest(name, names)}; there are: {', '.join(names)}")
 
 
 def _interpolation(values: list[str]) -> bool:

@@ -62,51 +62,11 @@ def generation_rules(c: GenerationConfig) -> Rules:
     yield from positive(c, "agent", "window", "problem_tokens", "chunk_tokens", "memory_tokens", "answer_tokens")
     yield from positive(c, "generator", "count", "tensor_parallel", "max_sequences", "timeout_s", "stall_s")
     yield from at_most(c, "generator", "min_count", "count")
-    a, g = c.agent, c.generator
-    slots = a.problem_tokens + a.memory_tokens
-    yield (
-        slots + a.chunk_tokens + a.memory_tokens <= a.window,
-        f"agent.window={a.window} cannot hold a memory conversation: problem {a.problem_tokens} + memory "
-        f"{a.memory_tokens} + chunk {a.chunk_tokens} + new memory {a.memory_tokens} = "
-        f"{slots + a.chunk_tokens + a.memory_tokens}, template not counted; lower agent.chunk_tokens or raise "
-        "agent.window",
-    )
-    yield (
-        slots + a.answer_tokens <= a.window,
-        f"agent.window={a.window} cannot hold the answer conversation: problem {a.problem_tokens} + memory "
-        f"{a.memory_tokens} + answer {a.answer_tokens}; lower agent.answer_tokens or raise agent.window",
-    )
+    g = c.generator
     yield (
         g.tensor_parallel == 1 or g.num_gpus == g.tensor_parallel,
         f"generator.num_gpus={g.num_gpus} must equal generator.tensor_parallel={g.tensor_parallel}",
     )
-
-
-def check_window(config: GenerationConfig, longest: dict[str, int], positions: int | None) -> None:
-    """Check the window budget, including the template.
-
-    Args:
-        config: the configuration.
-        longest: the tokens of the longest prompt of each kind in use (`pipeline.agents.prompts.SLOTS`).
-        positions: the positions that the model's own config allows; None if it does not say.
-
-    Raises:
-        ConfigError: a conversation would not fit.
-    """
-    a, wrong = config.agent, []
-    for prompt, tokens in longest.items():
-        response, shorter = ("memory", "chunk") if prompt == "update" else ("answer", "answer")
-        over = tokens + getattr(a, f"{response}_tokens") - a.window
-        if over > 0:
-            wrong.append(
-                f"agent.window={a.window} is too small: with the prompt {prompt} of agent.prompt_template="
-                f"{a.prompt_template} the longest conversation has {a.window + over} tokens; lower "
-                f"agent.{shorter}_tokens by {over} or raise agent.window"
-            )
-    if wrong:
-        raise ConfigError("\n".join(wrong))
-    if positions is not None and a.window > positions:
-        raise ConfigError(f"agent.window={a.window} is over the model's {positions} positions ({config.model.path})")
 
 
 def check_data_given(config: Any) -> None:

@@ -14,11 +14,12 @@ from typing import NoReturn
 import ray
 
 from actors.generation.journal import JournalWriter
-from pipeline.agents import load_agent
-from pipeline.agents.memory_trace import MemoryTrace, needed_facts
+from pipeline.agents import Agent, load_agent
+from pipeline.agents.memory_trace import count_memories
 from pipeline.end_tokens import end_tokens
-from pipeline.evaluation.answers import Answer, AnswerRecorder
+from pipeline.evaluation.answers import AnswerRecord, AnswerRecorder
 from pipeline.problems import Problem
+from pipeline.rollout.answer import Memories
 from pipeline.rollout.episodes import (
     Completion,
     Episode,
@@ -56,7 +57,7 @@ class Generator:
         self._started: asyncio.Task | None = None
         self._closing = False
         self._tokenizing = asyncio.Lock()  # tokenizers are not safe to use from two threads
-        self._agents: dict[str, object] = {}  # by method
+        self._agents: dict[str, Agent] = {}  # by method
         self._receivers = Receivers()
         self._tokens_done = 0
         self._draining = False
@@ -112,7 +113,7 @@ class Generator:
         done = await self._unless_engine_dies(gather_or_cancel([run.episode(agent, tokenized) for run in runs]))
         if None in done:
             raise Draining(f"{self.name} is on a node that is being drained")
-        memory = await self._with_tokenizer(self._memory_counts, problem, method, tokenized, done)
+        memory = await self._memory_counts(problem, tokenized, [episode.memories for episode in done])
         notes = RolloutNotes(
             seconds=time.perf_counter() - begin,
             went_on=sum(run.generated > 0 for run in runs) if go_on else 0,
@@ -127,7 +128,7 @@ class Generator:
         memories: int,
         transcript: bool = False,
         responses: bool = False,
-    ) -> Answer:
+    ) -> AnswerRecord:
         """Run one episode for its answer: of its memories the text of the last `memories`, of its tokens the numbers,
         or if `transcript`, all; if `responses`, those of the responses.
 
@@ -135,20 +136,14 @@ class Generator:
 
         Raises:
             BadRow: as `rollout`.
+            TypeError: the agent's answer is no text.
             TimeoutError: one of its responses took longer than generator.timeout_s.
         """
         agent, tokenized = await self._tokenize(problem, method)
-        (trace,) = await self._with_tokenizer(self._memory_traces, problem, method, tokenized, 1)
-
-        async def follow(memory: list[int]) -> None:
-            if trace.facts:
-                await self._with_tokenizer(trace.add, memory)
-            else:
-                trace.add(memory)  # which counts tokens and reads none: it need not wait for the tokenizer
-
-        recorder = AnswerRecorder(self._generate_in_time, sampling, memories, transcript, follow, responses)
-        text = await self._unless_engine_dies(agent.run(tokenized, recorder))
-        return recorder.answer(text, tokenized, self._tokenizer, trace.counts)
+        recorder = AnswerRecorder(self._generate_in_time, sampling, transcript, responses)
+        answer = recorder.answer(await self._unless_engine_dies(agent.run(tokenized, recorder)))
+        (counts,) = await self._memory_counts(problem, tokenized, [answer.memories])
+        return recorder.record(answer, tokenized, self._tokenizer, memories, counts)
 
     async def tokens_done(self) -> int:
         """How many tokens it has read and written for `answer` since it was started."""
@@ -174,10 +169,10 @@ class Generator:
         """Note a finished conversation where it outlives this process."""
         await self._journal.write(conversation)
 
-    async def _tokenize(self, problem: Problem, method: str) -> tuple[object, object]:
+    async def _tokenize(self, problem: Problem, method: str) -> tuple[Agent, object]:
         """The agent of a method, and the problem tokenized for it."""
 
-        def tokenize() -> tuple[object, object]:
+        def tokenize() -> tuple[Agent, object]:
             # The agent is made here too: to encode its prompts is to switch the tokenizer to special tokens and back.
             if method not in self._agents:
                 self._agents[method] = load_agent(method)(self._tokenizer, self.config.agent)
@@ -185,21 +180,13 @@ class Generator:
 
         return await self._with_tokenizer(tokenize)
 
-    def _memory_traces(self, problem: Problem, method: str, tokenized: object, episodes: int) -> list[MemoryTrace]:
-        """One an episode. They follow facts only where the memories are known to be a chain, one a chunk."""
-        facts = needed_facts(problem, tokenized.document, self._tokenizer) if method == "memory" else ()
-        return [MemoryTrace(self._tokenizer, self.config.agent, facts) for _ in range(episodes)]
-
-    def _memory_counts(
-        self, problem: Problem, method: str, tokenized: object, episodes: list[Episode]
+    async def _memory_counts(
+        self, problem: Problem, tokenized: object, episodes: list[Memories]
     ) -> tuple[MemoryCounts, ...]:
-        """Of each episode of a group."""
-        traces = self._memory_traces(problem, method, tokenized, len(episodes))
-        for trace, episode in zip(traces, episodes, strict=True):
-            for conversation in episode.conversations:
-                if conversation.role == "memory":
-                    trace.add(conversation.response.tokens)
-        return tuple(trace.counts for trace in traces)
+        """What the memories of each episode did."""
+        return await self._with_tokenizer(
+            count_memories, problem, tokenized, self._tokenizer, self.config.agent, episodes
+        )
 
     async def _with_tokenizer(self, work, *arguments):
         async with self._tokenizing:  # in a thread: a document of millions of tokens must not hold the others up

@@ -13,7 +13,7 @@ from actors.generation.generator import Draining, Generator
 from actors.lifecycle.cluster import draining_nodes, is_alive
 from actors.lifecycle.failures import DIED, Hung
 from actors.lifecycle.pool import Pool, result_of
-from pipeline.evaluation.answers import Answer
+from pipeline.evaluation.answers import AnswerRecord
 from pipeline.rollout.episodes import RolloutNotes
 from pipeline.sections import GenerationConfig
 from pipeline.weights.transport import FROM_DISK, Weights, WeightsLost
@@ -196,7 +196,7 @@ class GeneratorPool(Pool):
                 raise GeneratorLeft(f"{name} leaves") from error
             raise
 
-    async def answer(self, *arguments) -> Answer:
+    async def answer(self, *arguments) -> AnswerRecord:
         """`Generator.answer` of the generator that has the fewest under way, once one has room.
 
         Raises:

@@ -23,10 +23,10 @@ WARM_UP = 4  # steps
 
 @dataclass
 class Settings:
-    max_staleness: list[int] = field(default_factory=lambda: [0, 1, 4])
+    max_staleness: list[int] = field(default_factory=lambda: [0, 1, 4])  # the bounds to compare
     steps: int = 20  # per turn
     turns: int = 2  # per staleness bound
-    preset: str = "tiny"
+    preset: str = "tiny"  # of the runs
     arguments: str = "generator.count=1"  # further arguments of jobs.train
 
 

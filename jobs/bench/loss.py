@@ -33,13 +33,13 @@ from pipeline.sections import ObjectiveSection
 
 @dataclass
 class Settings:
-    vocabulary: int = 49152
-    hidden: int = 576
-    layers: int = 4
-    conversations: int = 4
+    vocabulary: int = 49152  # tokens
+    hidden: int = 576  # size of a hidden state
+    layers: int = 4  # of the model
+    conversations: int = 4  # in the batch
     prompt_tokens: int = 384  # per conversation
     response_tokens: int = 128  # per conversation
-    dtype: str = "float32"
+    dtype: str = "float32"  # of the weights
     rounds: int = 2  # processes per variant
     repeats: int = 1  # timed steps per process, after a warm-up step
 

@@ -18,15 +18,15 @@ from yaml import YAMLError
 from jobs.support.keys import REQUIRED, help_text
 from jobs.support.noise import hush_workers
 from jobs.support.ray_token import ClusterError, check_listener, own_cluster, private_folder, require_token
-from pipeline.agents import ASKS, load_agent
-from pipeline.config import save_config
+from pipeline.agents import Agent, LongestPrompt, load_agent
+from pipeline.agents.window import check_window
+from pipeline.config import names_file, save_config
 from pipeline.data.sample_files import sample_files
 from pipeline.end_tokens import end_tokens
 from pipeline.errors import ConfigError, DataError
 from pipeline.files import exists
 from pipeline.learning.memory import FAMILIES
 from pipeline.lease import STALE_S, Heartbeat, Lease, take_lease
-from pipeline.rules import check_window
 from pipeline.sections import DataSection, GenerationConfig, JobConfig, ModelSection
 from pipeline.storage import Storage
 from pipeline.summary import write_summary
@@ -223,21 +223,19 @@ def cluster_to_join() -> str:
 
 
 def check_model(config: GenerationConfig, methods: Sequence[str]) -> None:
-    """The longest conversation fits the window, counted with the model's own tokenizer and prompt template.
+    """The prompt template suits the methods, and their longest conversation fits the window, counted with the model's
+    own tokenizer.
 
     Raises:
-        ConfigError: it does not, or there is no such model, template or method.
+        ConfigError: one of these does not hold, or there is no such model, template or method.
     """
-    from pipeline.agents.prompts import Prompts, load_template
+    from pipeline.agents.prompts import load_template
 
-    a = config.agent
-    asked = {prompt for method in methods for prompt in getattr(load_agent(method), "asks", ASKS)}
-    template = load_template(a.prompt_template)
+    agents = {method: load_agent(method) for method in methods}
+    template, named = load_template(config.agent.prompt_template), config.agent.prompt_template
     tokenizer, settings = load_model_files(config.model)
     if template.chat and not tokenizer.chat_template:
-        raise ConfigError(
-            f"agent.prompt_template={a.prompt_template} needs a chat template, which {config.model.path} lacks"
-        )
+        raise ConfigError(f"agent.prompt_template={named} needs a chat template, which {config.model.path} lacks")
     ends = end_tokens(tokenizer)
     vocabulary = max(len(tokenizer), size if type(size := settings.get("vocab_size")) is int else 0)
     if beyond := [token for token in sorted(ends) if token >= vocabulary]:
@@ -250,10 +248,18 @@ def check_model(config: GenerationConfig, methods: Sequence[str]) -> None:
             f"model.path={config.model.path} names no end-of-sequence token, so that no response would end before its "
             "limit; give its generation_config.json an eos_token_id"
         )
-    longest = Prompts(tokenizer, template).longest(a.problem_tokens, a.memory_tokens, a.chunk_tokens)
-    check_window(
-        config, {name: longest[name] for name in longest if name in asked}, settings.get("max_position_embeddings")
-    )
+    longest = [prompt for method, agent in agents.items() for prompt in _longest(method, agent, tokenizer, config)]
+    check_window(config, list(dict.fromkeys(longest)), settings.get("max_position_embeddings"))  # each prompt once
+
+
+def _longest(method: str, agent: type[Agent], tokenizer, config: GenerationConfig) -> Sequence[LongestPrompt]:
+    """The longest prompts of an agent. Raises `ConfigError` if it cannot be made."""
+    try:
+        return agent(tokenizer, config.agent).longest_prompts()
+    except ConfigError:
+        raise
+    except Exception as error:  # a user's own agent may raise anything
+        raise ConfigError(f"the agent {method} cannot be made: {type(error).__name__}: {error}") from error
 
 
 def load_model_files(model: ModelSection) -> tuple[Any, dict]:
@@ -320,9 +326,7 @@ def whole_data_paths(data: "DataSection | EvaluationData") -> None:
 
 def whole_template(named: str) -> str:
     """A prompt template's path in absolute form; a name in configs/prompts unchanged."""
-    from pipeline.agents.prompts import is_template_path
-
-    return whole_path(named) if is_template_path(named) else named
+    return whole_path(named) if names_file(named) else named
 
 
 def follow(

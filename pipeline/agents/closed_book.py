@@ -1,15 +1,20 @@
 """The control that never sees the document: what the model knows, or guesses, from the question alone."""
 
+from pipeline.agents import LanguageModel, LongestPrompt
 from pipeline.agents.reader import Reader, TokenizedProblem
 from pipeline.problems import Problem
 
 
 class ClosedBookAgent(Reader):
-    asks = ("closed_book",)
+    slots = {"closed_book": ("problem",)}
 
     def tokenize(self, problem: Problem) -> TokenizedProblem:
         return TokenizedProblem(self.encode_question(problem), document=None)
 
-    async def run(self, problem: TokenizedProblem, llm) -> str:
-        prompt = self.prompts.closed_book(problem.question)
+    async def run(self, problem: TokenizedProblem, llm: LanguageModel) -> str:
+        prompt = self.prompts.fill("closed_book", problem=problem.question)
         return self.text_of(await llm(prompt, self.config.answer_tokens, "answer"))
+
+    def longest_prompts(self) -> list[LongestPrompt]:
+        c = self.config
+        return [self.longest("closed_book", c.answer_tokens, "agent.answer_tokens", problem=c.problem_tokens)]

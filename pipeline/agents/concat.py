@@ -5,19 +5,24 @@ below the other, is the memory that answers. Where they do not fit the window, t
 
 import asyncio
 
-from pipeline.agents.reader import Reader, TokenizedProblem
+import numpy as np
+
+from pipeline.agents import LanguageModel
+from pipeline.agents.memory import MemoryAgent
+from pipeline.agents.reader import TokenizedProblem
+from pipeline.rollout.answer import Answer, Memories
 from pipeline.sections import AgentSection
 from pipeline.text import encode_text
 
 AT_ONCE = 16  # chunks under way: a document of millions of tokens is not to be in the engine as a whole
 
 
-class ConcatAgent(Reader):
+class ConcatAgent(MemoryAgent):
     def __init__(self, tokenizer, config: AgentSection):
         super().__init__(tokenizer, config)
         self.new_line = encode_text(tokenizer, "\n")
 
-    async def run(self, problem: TokenizedProblem, llm) -> str:
+    async def run(self, problem: TokenizedProblem, llm: LanguageModel) -> Answer:
         turn = asyncio.Semaphore(AT_ONCE)
 
         async def compress(prompt: list[int]) -> list[int]:
@@ -31,11 +36,14 @@ class ConcatAgent(Reader):
             async with asyncio.TaskGroup() as tasks:
                 for chunk in problem.chunks(self.config.chunk_tokens):
                     await turn.acquire()
-                    prompt = self.prompts.update(problem.question, self.prompts.empty_memory, chunk)
+                    empty = self.prompts.empty_memory
+                    prompt = self.prompts.fill("memory", problem=problem.question, memory=empty, chunk=chunk)
                     compressing.append(tasks.create_task(compress(prompt)))
         except ExceptionGroup as failures:
             raise failures.exceptions[0] from None
-        joined = [token for task in compressing for token in [*task.result(), *self.new_line]]
-        memory = self.fit(joined, self.prompts.answer(problem.question, []))
-        prompt = self.prompts.answer(problem.question, list(memory))
-        return self.text_of(await llm(prompt, self.config.answer_tokens, "answer"))
+        memories = [task.result() for task in compressing]
+        joined = [token for memory in memories for token in [*memory, *self.new_line]]
+        memory = self.fit(joined, self.prompts.fill("answer", problem=problem.question, memory=[]))
+        prompt = self.prompts.fill("answer", problem=problem.question, memory=list(memory))
+        response = await llm(prompt, self.config.answer_tokens, "answer")
+        return Answer(self.text_of(response), Memories([np.array(memory, np.int32) for memory in memories]))

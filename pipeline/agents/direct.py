@@ -1,14 +1,19 @@
 """The baseline that reads the whole document in one context, its middle cut out where the window is too small for it
 (as MemAgent's baselines do, arXiv 2507.02259, section 4)."""
 
+from pipeline.agents import LanguageModel, LongestPrompt
 from pipeline.agents.reader import Reader, TokenizedProblem
 
 
 class DirectAgent(Reader):
-    asks = ("direct",)
+    slots = {"direct": ("problem", "document")}
 
-    async def run(self, problem: TokenizedProblem, llm) -> str:
-        assert problem.document is not None
-        document = self.fit(problem.document, self.prompts.direct(problem.question, []))
-        prompt = self.prompts.direct(problem.question, list(map(int, document)))
+    async def run(self, problem: TokenizedProblem, llm: LanguageModel) -> str:
+        document = self.fit(problem.document, self.prompts.fill("direct", problem=problem.question, document=[]))
+        prompt = self.prompts.fill("direct", problem=problem.question, document=list(map(int, document)))
         return self.text_of(await llm(prompt, self.config.answer_tokens, "answer"))
+
+    def longest_prompts(self) -> list[LongestPrompt]:
+        """With one token of the document: it is cut to what the window leaves it, one token at least."""
+        c = self.config
+        return [self.longest("direct", c.answer_tokens, "agent.answer_tokens", problem=c.problem_tokens, document=1)]

@@ -1,14 +1,30 @@
 """The memory agent of MemAgent (arXiv 2507.02259): read chunk by chunk, overwrite a short memory, answer from it."""
 
+import numpy as np
+
+from pipeline.agents import LanguageModel, LongestPrompt
 from pipeline.agents.reader import Reader, TokenizedProblem
+from pipeline.rollout.answer import Answer, Memories
 
 
 class MemoryAgent(Reader):
-    async def run(self, problem: TokenizedProblem, llm) -> str:
+    slots = {"memory": ("problem", "memory", "chunk"), "answer": ("problem", "memory")}
+
+    async def run(self, problem: TokenizedProblem, llm: LanguageModel) -> Answer:
         """K memory conversations, each with a fresh context, then the answer from the last memory alone."""
-        memory = self.prompts.empty_memory
+        memory, memories = self.prompts.empty_memory, []
         for chunk in problem.chunks(self.config.chunk_tokens):
-            prompt = self.prompts.update(problem.question, memory, chunk)
+            prompt = self.prompts.fill("memory", problem=problem.question, memory=memory, chunk=chunk)
             memory = self.tokens_of(await llm(prompt, self.config.memory_tokens, "memory"))
-        prompt = self.prompts.answer(problem.question, memory)
-        return self.text_of(await llm(prompt, self.config.answer_tokens, "answer"))
+            memories.append(np.array(memory, np.int32))  # far smaller than a list, and there may be hundreds
+        prompt = self.prompts.fill("answer", problem=problem.question, memory=memory)
+        response = await llm(prompt, self.config.answer_tokens, "answer")
+        return Answer(self.text_of(response), Memories(memories, chained=True))
+
+    def longest_prompts(self) -> list[LongestPrompt]:
+        c = self.config
+        full = {"problem": c.problem_tokens, "memory": max(c.memory_tokens, len(self.prompts.empty_memory))}
+        return [
+            self.longest("memory", c.memory_tokens, "agent.chunk_tokens", **full, chunk=c.chunk_tokens),
+            self.longest("answer", c.answer_tokens, "agent.answer_tokens", **full),
+        ]

@@ -5,6 +5,7 @@ document, in tokens from 0. Each builds on those before it, so that in a chain o
 `hops` is 1, each is asked for by itself.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -12,6 +13,7 @@ import numpy as np
 from pipeline.agents.prompts import load_template
 from pipeline.end_tokens import end_tokens, without_end
 from pipeline.problems import Problem
+from pipeline.rollout.answer import Memories
 from pipeline.rollout.memory_counts import MemoryCounts, Ratio
 from pipeline.sections import AgentSection
 from pipeline.text import encode_text
@@ -56,6 +58,31 @@ def needed_facts(problem: Problem, document: np.ndarray, tokenizer) -> tuple[Nee
     return tuple(facts)
 
 
+def count_memories(
+    problem: Problem, tokenized: object, tokenizer, config: AgentSection, episodes: Iterable[Memories]
+) -> tuple[MemoryCounts, ...]:
+    """What the memories of each episode of a problem did, not yet scored. Facts are followed where they are chained.
+
+    Args:
+        problem: whose metadata may tell its needed facts.
+        tokenized: what the agent's `tokenize` returned for it.
+        tokenizer: of the model.
+        config: the agent's.
+        episodes: the memories of each.
+    """
+    episodes, document = list(episodes), getattr(tokenized, "document", None)
+    facts: tuple[NeededFact, ...] = ()
+    if document is not None and any(memories.chained for memories in episodes):
+        facts = needed_facts(problem, document, tokenizer)
+    counts = []
+    for memories in episodes:
+        trace = MemoryTrace(tokenizer, config, facts if memories.chained else ())
+        for tokens in memories.tokens:
+            trace.add([int(token) for token in tokens])
+        counts.append(trace.counts)
+    return tuple(counts)
+
+
 class MemoryTrace:
     """Counts what the memories of one episode do. It holds counts and the needed facts of the last memory, no more.
 
@@ -68,7 +95,8 @@ class MemoryTrace:
     def __init__(self, tokenizer, config: AgentSection, facts: tuple[NeededFact, ...]):
         self.facts = facts
         self._tokenizer, self._end_tokens = tokenizer, end_tokens(tokenizer)
-        self._empty = encode_text(tokenizer, load_template(config.prompt_template).empty_memory)
+        empty = load_template(config.prompt_template).empty_memory
+        self._empty = None if empty is None else encode_text(tokenizer, empty)
         self._chunks = [fact.chunk(config.chunk_tokens) for fact in facts]
         self._known: set[int] = set()  # the facts of the last memory, by their number in the chain
         self._counts = MemoryCounts()
@@ -84,7 +112,7 @@ class MemoryTrace:
         return bool(self.facts) and len(self._known) == len(self.facts)
 
     def add(self, tokens: list[int]) -> None:
-        """Count the next memory, as the model wrote it (its chunk is the next one of the document)."""
+        """Count the next memory, with the end token or without (its chunk is the next one of the document)."""
         tokens = without_end(tokens, self._end_tokens)
         length = 0 if tokens == self._empty else len(tokens)
         if self.facts:

@@ -1,22 +1,21 @@
-"""The prompts of the agents, as text templates and as tokens.
+"""Prompt templates: files of texts with slots, and the prompts that they make as tokens.
 
-The templates are files, those in configs/prompts and a user's own. A template is split at its slots. The text between
+The templates are files, those in configs/prompts and a user's own. A file holds prompts by name, for one agent or
+several; an agent tells which of them it uses and which slots it fills. A text is split at its slots. The text between
 them is ours, so special tokens in it count as such; what goes into a slot is data, so special tokens in it are spelled
 out as ordinary text (`encode_text`).
-The memory goes into its slot as the tokens that the model wrote, never decoded and encoded again.
+A memory goes into its slot as the tokens that the model wrote, never decoded and encoded again.
 """
 
 import functools
-import itertools
 import re
 import reprlib
-from collections.abc import Iterator
-from dataclasses import dataclass, fields
-from typing import Any
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 
 import yaml
 
-from pipeline.config import CONFIGS
+from pipeline.config import CONFIGS, names_file
 from pipeline.errors import ConfigError, DataError
 from pipeline.files import open_input
 from pipeline.text import encode_text
@@ -26,36 +25,27 @@ TEMPLATES = CONFIGS / "prompts"
 NAME_IN_BRACES = re.compile(
     r"\\[A-Za-z]+\*?(?:\[[^][{}]*\]|\{[^{}]*\})+|\{\{[^{}]*\}\}|\{(?P<name>[A-Za-z_]\w*)\}", re.ASCII
 )
+PROMPT_NAME = re.compile(r"[A-Za-z_]\w*", re.ASCII)
+SETTINGS = {"chat": bool, "empty_memory": str}  # the keys of a template that are no prompts
 
 
 @dataclass(frozen=True)
 class PromptTemplate:
-    """Texts with slots in braces (`SLOTS`); `chat`: wrap them in the tokenizer's chat template."""
+    """The content of a prompt template's file.
 
-    update: str
-    answer: str
-    direct: str
-    closed_book: str
-    empty_memory: str
+    `chat`: each prompt is a user's message in the tokenizer's chat template. `empty_memory` is the initial memory text,
+    None if the file has none. `prompts` has the texts, with slots in braces, by their names.
+    """
+
+    file: str
     chat: bool
-
-
-SLOTS = {
-    "update": ("problem", "memory", "chunk"),
-    "answer": ("problem", "memory"),
-    "direct": ("problem", "document"),
-    "closed_book": ("problem",),
-}
-SLOT_NAMES = frozenset(itertools.chain(*SLOTS.values()))
+    prompts: Mapping[str, str]
+    empty_memory: str | None = None
 
 
 def template_file(named: str) -> str:
     """The file of a prompt template: what has a slash or ends in .yaml is its path, else it is a name in TEMPLATES."""
-    return named if is_template_path(named) else str(TEMPLATES / f"{named}.yaml")
-
-
-def is_template_path(named: str) -> bool:
-    return "/" in named or named.endswith((".yaml", ".yml"))
+    return named if names_file(named) else str(TEMPLATES / f"{named}.yaml")
 
 
 @functools.cache
@@ -78,97 +68,101 @@ def load_template(named: str) -> PromptTemplate:
         raise ConfigError(f"agent.prompt_template={named}: {error}") from None
     except (yaml.YAMLError, ValueError, RecursionError) as error:  # a ValueError: no UTF-8, or !!int abc
         raise ConfigError(f"{file} is not YAML: {' '.join(str(error).split())}") from None
-    if faults := list(_template_faults(content)):
-        raise ConfigError("\n".join(f"{file}: {fault}" for fault in faults))
-    return PromptTemplate(**content)
+    _raise_faults(file, _template_faults(content))
+    settings = {name: content.pop(name) for name in SETTINGS if name in content}
+    return PromptTemplate(file=file, prompts=content, **settings)
+
+
+def _raise_faults(file: str, faults: Iterator[str]) -> None:
+    """Raises a `ConfigError` that names the file and all faults, if there are any."""
+    if lines := [f"{file}: {fault}" for fault in faults]:
+        raise ConfigError("\n".join(lines))
 
 
 def _template_faults(content: object) -> Iterator[str]:
-    """What is wrong with the content of a template's file."""
-    types: dict[str, Any] = {field.name: field.type for field in fields(PromptTemplate)}
+    """What is wrong with the content of a template's file, whichever agent uses it."""
     if not isinstance(content, dict):
         found = "empty" if content is None else f"a {type(content).__name__}"
-        yield f"a prompt template has the keys {', '.join(types)}; the file is {found}"
+        yield f"a prompt template has the key chat, and a key with a text for each prompt; the file is {found}"
         return
-    for key in content:
-        if key not in types:
-            yield f"unknown key {reprlib.repr(key)[:100]}; there are: {', '.join(types)}"
-    for name, wanted in types.items():
-        if name not in content:
-            yield f"the key {name} is missing"
-        elif not isinstance(content[name], wanted):
+    if "chat" not in content:
+        yield "the key chat is missing"
+    if "update" in content and "memory" not in content:
+        yield "the prompt update is called memory now: rename the key update to memory"
+    for name, value in content.items():
+        wanted = SETTINGS.get(name, str) if isinstance(name, str) else str
+        if not isinstance(name, str) or not PROMPT_NAME.fullmatch(name):
+            yield f"the key {reprlib.repr(name)[:100]} is no name of a prompt: letters, digits and _"
+        elif not isinstance(value, wanted):
             kind = "text" if wanted is str else "true or false"
-            yield f"{name} must be {kind}, not {reprlib.repr(content[name])[:100]}"
-        elif name in SLOTS:
-            yield from _slot_faults(name, content[name])
+            yield f"{name} must be {kind}, not {reprlib.repr(value)[:100]}"
 
 
 def _names_in_braces(text: str) -> Iterator[re.Match]:
     return (found for found in NAME_IN_BRACES.finditer(text) if found["name"])
 
 
-def _slot_faults(name: str, text: str) -> Iterator[str]:
-    there = {found["name"] for found in _names_in_braces(text)}
-    for slot in SLOTS[name]:
-        if slot not in there:
-            yield f"{name} has no {{{slot}}}"
-    for slot in sorted(there.difference(SLOTS[name])):
-        slots = ", ".join(f"{{{each}}}" for each in SLOTS[name])
-        yield f"{name} has a {{{slot}}}, which nothing fills; it can have {slots}"
+def _prompt_faults(template: PromptTemplate, wanted: Mapping[str, tuple[str, ...]]) -> Iterator[str]:
+    """What an agent lacks in a template, or does not fill."""
+    for name, slots in wanted.items():
+        if name not in template.prompts:
+            yield f"the prompt {name} is missing; the file has {', '.join(template.prompts) or 'none'}"
+            continue
+        there = {found["name"] for found in _names_in_braces(template.prompts[name])}
+        for slot in slots:
+            if slot not in there:
+                yield f"{name} has no {{{slot}}}"
+        for slot in sorted(there.difference(slots)):
+            filled = ", ".join(f"{{{each}}}" for each in slots) or "no slots"
+            yield f"{name} has a {{{slot}}}, which nothing fills; it can have {filled}"
 
 
 class Prompts:
-    """A prompt template bound to a tokenizer: builds prompts as token lists."""
+    """The prompts of a template that an agent uses, bound to a tokenizer: builds them as token lists.
 
-    def __init__(self, tokenizer, template: PromptTemplate):
-        self._update = _split(tokenizer, template, template.update)
-        self._answer = _split(tokenizer, template, template.answer)
-        self._direct = _split(tokenizer, template, template.direct)
-        self._closed_book = _split(tokenizer, template, template.closed_book)
-        self.empty_memory: list[int] = encode_text(tokenizer, template.empty_memory)
+    Args:
+        tokenizer: the model's.
+        template: the texts; other prompts in it are left alone.
+        slots: the names of the prompts, and the slots of each.
 
-    def update(self, problem: list[int], memory: list[int], chunk: list[int]) -> list[int]:
-        """The prompt of a memory conversation."""
-        return _fill(self._update, problem=problem, memory=memory, chunk=chunk)
+    Raises:
+        ConfigError: a prompt or a slot is missing, or a slot is none of `slots`; the message names the file and all
+            faults.
+    """
 
-    def answer(self, problem: list[int], memory: list[int]) -> list[int]:
-        """The prompt of the answer conversation."""
-        return _fill(self._answer, problem=problem, memory=memory)
+    def __init__(self, tokenizer, template: PromptTemplate, slots: Mapping[str, tuple[str, ...]]):
+        _raise_faults(template.file, _prompt_faults(template, slots))
+        self._template, self._slots = template, {name: frozenset(names) for name, names in slots.items()}
+        self._parts = {name: _split(tokenizer, template, name, self._slots[name]) for name in slots}
+        self._empty_memory = None if template.empty_memory is None else encode_text(tokenizer, template.empty_memory)
 
-    def direct(self, problem: list[int], document: list[int]) -> list[int]:
-        """The prompt that holds the document itself."""
-        return _fill(self._direct, problem=problem, document=document)
+    @property
+    def empty_memory(self) -> list[int]:
+        """The initial memory text as tokens. Raises `ConfigError` if the file has none."""
+        if self._empty_memory is None:
+            raise ConfigError(f"{self._template.file}: the key empty_memory is missing")
+        return self._empty_memory
 
-    def closed_book(self, problem: list[int]) -> list[int]:
-        """The prompt of the question alone."""
-        return _fill(self._closed_book, problem=problem)
+    def fill(self, name: str, **slots: list[int]) -> list[int]:
+        """A prompt, with tokens in each of its slots.
 
-    def longest(self, problem: int, memory: int, chunk: int) -> dict[str, int]:
-        """The length in tokens of the longest prompt of each kind for slots of these lengths.
-
-        A document is cut to what the window leaves it, one token at least, so `direct` counts one.
+        Raises:
+            TypeError: other slots are given than the prompt was declared with.
         """
-        memory = max(memory, len(self.empty_memory))
-        return {
-            "update": len(self.update([0] * problem, [0] * memory, [0] * chunk)),
-            "answer": len(self.answer([0] * problem, [0] * memory)),
-            "direct": len(self.direct([0] * problem, [0])),
-            "closed_book": len(self.closed_book([0] * problem)),
-        }
+        if slots.keys() != self._slots[name]:
+            raise TypeError(f"the prompt {name} has the slots {sorted(self._slots[name])}, not {sorted(slots)}")
+        return [token for part in self._parts[name] for token in (slots[part] if isinstance(part, str) else part)]
 
 
-def _split(tokenizer, template: PromptTemplate, text: str) -> list[list[int] | str]:
-    """Turn a text with slots into token lists (between slots) and slot names."""
+def _split(tokenizer, template: PromptTemplate, name: str, slots: frozenset[str]) -> list[list[int] | str]:
+    """Turn a prompt's text into token lists (between slots) and slot names."""
+    text = template.prompts[name]
     if template.chat:
         messages = [{"role": "user", "content": text}]
         text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
     parts, end = [], 0
     for found in _names_in_braces(text):
-        if found["name"] in SLOT_NAMES:
+        if found["name"] in slots:
             parts += [tokenizer.encode(text[end : found.start()], add_special_tokens=False), found["name"]]
             end = found.end()
     return [*parts, tokenizer.encode(text[end:], add_special_tokens=False)]
-
-
-def _fill(parts: list[list[int] | str], **slots: list[int]) -> list[int]:
-    return [token for part in parts for token in (slots[part] if isinstance(part, str) else part)]

@@ -1,11 +1,12 @@
-"""What the agents have in common: tokens of a problem, and text of a response."""
+"""What the agents have in common: tokens of a problem, prompts, and text of a response."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 
-from pipeline.agents import ASKS
+from pipeline.agents import LongestPrompt
 from pipeline.agents.prompts import Prompts, load_template
 from pipeline.data.documents.passages import document_text
 from pipeline.end_tokens import end_tokens, without_end
@@ -31,14 +32,23 @@ class TokenizedProblem:
 
 
 class Reader:
-    """Base of the agents. `config` has the lengths and the prompt template."""
+    """Base of the agents: a subclass gives `slots`, `run` and `longest_prompts`.
 
-    asks: tuple[str, ...] = ASKS  # the prompts of the template that it uses
+    Args:
+        tokenizer: the model's.
+        config: the lengths, and the prompt template.
+
+    Raises:
+        ConfigError: the template lacks a prompt or a slot, or has a slot that the agent does not fill.
+    """
+
+    # The prompts of the template that the agent uses, and the slots that it fills in each.
+    slots: ClassVar[Mapping[str, tuple[str, ...]]] = {}
 
     def __init__(self, tokenizer, config: AgentSection):
         self.tokenizer, self.config = tokenizer, config
         self.end_tokens = end_tokens(tokenizer)
-        self.prompts = Prompts(tokenizer, load_template(config.prompt_template))
+        self.prompts = Prompts(tokenizer, load_template(config.prompt_template), self.slots)
 
     def tokenize(self, problem: Problem) -> TokenizedProblem:
         """Encode the question, and the document by itself.
@@ -68,6 +78,18 @@ class Reader:
                 f"the question has {len(question)} tokens, over agent.problem_tokens={self.config.problem_tokens}"
             )
         return question
+
+    def longest(self, prompt: str, response: int, lower: str, **slots: int) -> LongestPrompt:
+        """The longest conversation with a prompt.
+
+        Args:
+            prompt: its name.
+            response: limit of the response, in tokens.
+            lower: the key that makes the conversation shorter.
+            slots: the most tokens that each slot is filled with.
+        """
+        full = self.prompts.fill(prompt, **{slot: [0] * tokens for slot, tokens in slots.items()})
+        return LongestPrompt(prompt, len(full), response, lower, tuple(slots.items()))
 
     def tokens_of(self, response: Completion) -> list[int]:
         """The response's tokens without the end token, if one ended it."""

@@ -87,6 +87,7 @@ class HotpotqaSettings(Settings):
     documents: int = 200  # paragraphs per document
     tokens: int = 0  # instead of documents: as many paragraphs as fit in a document of this many tokens
     tokenizer: str = ""  # counts tokens: Hugging Face folder or name
+    trust_remote_code: bool = False  # run the tokenizer's own code, if it brings any
     task: str = "qa"  # scorer: qa (one answer, exact match) or values
     only: list[str] = field(default_factory=list)  # filtered sets: questions that all of them kept; none: all questions
     limit: int = 0  # the first this many of these questions; 0: all
@@ -105,7 +106,15 @@ class HotpotqaSettings(Settings):
     def sets(self, folder: str, anew: bool) -> list[SampleSet]:
         documents = 0 if self.tokens else self.documents
         tokenizer = _from_anywhere(self.tokenizer)
-        recipe = HotpotqaRecipe(folder, documents, self.tokens, tokenizer, self.seed, self.task)
+        recipe = HotpotqaRecipe(
+            folder,
+            documents,
+            self.tokens,
+            tokenizer,
+            self.seed,
+            self.task,
+            trust_remote_code=self.trust_remote_code,
+        )
         return _hotpotqa_sets(self, folder, anew, [recipe])
 
 
@@ -135,7 +144,7 @@ class RulerSettings(Settings):
     """RULER (arXiv 2404.06654): the tasks besides HotpotQA that the paper tests on, and two more."""
 
     tokenizer: str = MISSING  # counts lengths: Hugging Face folder or name
-    # names in RULER_TASKS
+    trust_remote_code: bool = False  # run the tokenizer's own code, if it brings any
     tasks: list[str] = field(default_factory=lambda: [t for t in RULER_TASKS if t not in ("cwe", "qa_2")])
     tokens: list[int] = field(default_factory=lambda: [2**k for k in range(13, 20)])  # per document: 8K … 512K
     count: int = 128  # samples per task and length
@@ -158,11 +167,13 @@ class RulerSettings(Settings):
         for task in self.tasks:
             if task in files:
                 _check_questions(task, files[task], self.max_bad_share, folder)
-        made = []
+        made, tokenizer = [], _from_anywhere(self.tokenizer)
         for task in self.tasks:
             sources = {"essay": _from_anywhere(self.essay), "questions": _from_anywhere(files.get(task, ""))}
             for tokens in self.tokens:
-                recipe = RulerRecipe(task, self.seed, tokens, _from_anywhere(self.tokenizer), self.count, **sources)
+                recipe = RulerRecipe(
+                    task, self.seed, tokens, tokenizer, self.count, trust_remote_code=self.trust_remote_code, **sources
+                )
                 made.append(SampleSet(task, tokens, "tokens", recipe, self.count))
                 # Fail at once if a source is missing or too small for the longest document, or a length is too small.
                 if tokens == min(self.tokens) or (tokens == max(self.tokens) and task in files):

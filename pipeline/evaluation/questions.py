@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline.agents.prompts import is_template_path
+from pipeline.config import names_file
 from pipeline.data.quarantine import Quarantine
 from pipeline.data.rows import row_rules
 from pipeline.data.sample_files import SampleFiles, read_samples, sample_files
@@ -139,7 +139,7 @@ def input_states(data: EvaluationData, questions: list[Question], model: str, te
     as a path. A passage file that cannot be examined is left out; its questions will report why.
     """
     samples = sample_files(data.path) if data.source == "file" else ()
-    paths = {*samples, *([template] if is_template_path(template) else [])}
+    paths = {*samples, *([template] if names_file(template) else [])}
     if is_local(model) and Path(model).is_dir():
         paths.update(list_files(model, (".json", ".safetensors")))
     states = {path: file_state(path) for path in paths if exists(path)}

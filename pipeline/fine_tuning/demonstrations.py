@@ -7,6 +7,8 @@ curricula.
 import random
 from collections.abc import Callable, Iterator
 
+from pipeline.agents.direct import DirectAgent
+from pipeline.agents.memory import MemoryAgent
 from pipeline.agents.prompts import Prompts, load_template
 from pipeline.data.documents.synthetic import (
     CHUNK_FACTS,
@@ -35,9 +37,9 @@ KEEPS_USELESS, HOARDS = 0.4, 0.03
 CURRICULA: dict[str, list[tuple[float, dict[str, float]]]] = {
     "reading": [
         (0.08, {"existence": 1.0}),
-        (1.0, {"careless_update": 0.6, "reading": 0.2, "answer": 0.1, "existence": 0.1}),
+        (1.0, {"careless_memory": 0.6, "reading": 0.2, "answer": 0.1, "existence": 0.1}),
     ],
-    "careful": [(1.0, {"careful_update": 8 / 9, "answer": 1 / 9})],
+    "careful": [(1.0, {"careful_memory": 8 / 9, "answer": 1 / 9})],
     "direct": [(0.3, {"existence": 1.0}), (1.0, {"direct": 0.8, "existence": 0.2})],
 }
 
@@ -63,7 +65,8 @@ class Examples:
 
     def __init__(self, tokenizer, rng: random.Random):
         self.rng = rng
-        self.prompts = Prompts(tokenizer, load_template("tiny"))
+        self.template = load_template("tiny")
+        self.prompts = Prompts(tokenizer, self.template, {**MemoryAgent.slots, **DirectAgent.slots})
         self.vocabulary = tokenizer.get_vocab()
         self.eos = tokenizer.eos_token_id
 
@@ -85,11 +88,11 @@ class Examples:
         answers = self._encode(facts_text([(query, facts.get(query, "none")) for query in queries]))
         return Example(prompt + answers, [False] * len(prompt) + [False, True, False] * len(queries))
 
-    def careful_update(self) -> Example:
+    def careful_memory(self) -> Example:
         """A memory conversation of a reader who keeps and notes exactly the needed facts."""
-        return self._update(lambda memory, chunk, needed: [fact for fact in needed if fact in memory + chunk])
+        return self._memory_written(lambda memory, chunk, needed: [fact for fact in needed if fact in memory + chunk])
 
-    def careless_update(self) -> Example:
+    def careless_memory(self) -> Example:
         """A memory conversation of the careless reader."""
 
         def read(memory: list[Fact], chunk: list[Fact], needed: list[Fact]) -> list[Fact]:
@@ -101,14 +104,14 @@ class Examples:
                 new.pop(rng.randrange(len(new)))
             return new
 
-        return self._update(read)
+        return self._memory_written(read)
 
     def answer(self) -> Example:
         """An answer conversation with a random memory."""
         kind, question, needed = draw_question(self.rng)
         known = len(needed) if self.rng.random() < 0.7 else self.rng.randrange(len(needed))
         memory = self._encode(facts_text(self._memory(kind, needed, known))) or self.prompts.empty_memory
-        prompt = self.prompts.answer(self._encode(question), memory)
+        prompt = self.prompts.fill("answer", problem=self._encode(question), memory=memory)
         return self._respond(prompt, answer_text(needed[:known], known == len(needed)))
 
     def reading(self) -> Example:
@@ -120,7 +123,7 @@ class Examples:
         known = needed if rng.random() < 0.5 else needed[: rng.randrange(len(needed))]
         for place, fact in zip(rng.sample(range(count), len(known)), known, strict=True):
             facts[place] = fact
-        prompt = self.prompts.direct(self._encode(question), self._encode(facts_text(facts)))
+        prompt = self.prompts.fill("direct", problem=self._encode(question), document=self._encode(facts_text(facts)))
         return self._respond(prompt, answer_text(known, len(known) == len(needed)))
 
     def direct(self) -> Example:
@@ -130,11 +133,11 @@ class Examples:
         facts = [draw_distractor(rng, kind, needed) for _ in range(CHUNK_FACTS * rng.randint(1, LONGEST_DOCUMENT))]
         for place, fact in zip(sorted(rng.sample(range(len(facts)), len(needed))), needed, strict=True):
             facts[place] = fact
-        prompt = self.prompts.direct(self._encode(question), self._encode(facts_text(facts)))
+        prompt = self.prompts.fill("direct", problem=self._encode(question), document=self._encode(facts_text(facts)))
         return self._respond(prompt, answer_text(needed, True))
 
-    def _update(self, read: Callable[[list[Fact], list[Fact], list[Fact]], list[Fact]]) -> Example:
-        """The update that a reader makes from a random memory and a random chunk.
+    def _memory_written(self, read: Callable[[list[Fact], list[Fact], list[Fact]], list[Fact]]) -> Example:
+        """The memory that a reader writes from a random memory and a random chunk.
 
         If a needed fact is missing, the chunk holds the next one with probability 0.65. The reader does not yet know
         that later ones are needed.
@@ -150,8 +153,9 @@ class Examples:
             chunk[rng.randrange(CHUNK_FACTS)] = needed[known + 1]
         new = read(memory, chunk, needed[: known + 1])
         old = self._encode(facts_text(memory)) or self.prompts.empty_memory
-        prompt = self.prompts.update(self._encode(question), old, self._encode(facts_text(chunk)))
-        return self._respond(prompt, facts_text(new) or load_template("tiny").empty_memory)
+        section = self._encode(facts_text(chunk))
+        prompt = self.prompts.fill("memory", problem=self._encode(question), memory=old, chunk=section)
+        return self._respond(prompt, facts_text(new) or self.template.empty_memory or "")
 
     def _memory(self, kind: str, needed: list[Fact], known: int) -> list[Fact]:
         """The first `known` needed facts; with probability 0.4, mixed with useless facts."""

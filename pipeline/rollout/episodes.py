@@ -1,10 +1,10 @@
 """Episodes as the agent makes them, and groups of episodes as flat arrays for the object store."""
 
 from dataclasses import dataclass, field
-from typing import cast
 
 import numpy as np
 
+from pipeline.rollout.answer import NO_MEMORIES, Memories, answer_of
 from pipeline.rollout.memory_counts import MemoryCounts
 
 
@@ -38,39 +38,34 @@ class Completion:
 
 @dataclass(frozen=True)
 class Conversation:
-    """One independent context: a prompt and the model's response. `role` says what it was for."""
+    """One independent context: a prompt and the model's response. `role` is the agent's own name for what it is for."""
 
     role: str
     prompt: list[int]
     response: Completion
 
 
-def cuts_answer(role: str, finish_reason: str) -> bool:
-    """Whether a conversation is an answer that its length limit cut off.
-
-    Its episode scores 0, whatever the answer holds, in training as in evaluation.
-    """
-    return role == "answer" and finish_reason == "length"
-
-
 @dataclass
 class Episode:
-    """One run of an agent on a problem: its conversations, and the answer that is scored, as text."""
+    """One run of an agent on a problem: its conversations, and what its `Answer` says."""
 
     conversations: list[Conversation] = field(default_factory=list)
-    answer: str = ""
+    answer: str = ""  # the text that is scored
+    cut: bool = False  # a length limit cut the answer off
+    memories: Memories = field(default=NO_MEMORIES, compare=False)
 
 
 async def run_episode(agent, tokenized, generate) -> Episode:
     """Run an agent (pipeline/agents) once on a tokenized problem.
 
     Args:
-        agent: of any method.
+        agent: the agent (`pipeline.agents.Agent`).
         tokenized: what its `tokenize` returned.
         generate: async (prompt tokens, max_tokens) -> Completion.
 
     Returns:
-        The episode, with its conversations in the order in which they were begun.
+        The episode, with its conversations in the order in which they were begun. One that the agent cancelled is not
+        among them.
     """
     conversations: list[Conversation | None] = []
 
@@ -81,8 +76,10 @@ async def run_episode(agent, tokenized, generate) -> Episode:
         conversations[place] = Conversation(role, prompt, response)
         return response
 
-    answer = await agent.run(tokenized, llm)
-    return Episode(cast(list[Conversation], conversations), answer)  # all of which have ended
+    returned = await agent.run(tokenized, llm)
+    finished = [conversation for conversation in conversations if conversation is not None]
+    answer = answer_of(returned, bool(finished) and finished[-1].response.finish_reason == "length")
+    return Episode(finished, answer.text, bool(answer.cut), answer.memories)
 
 
 @dataclass(frozen=True)
@@ -112,6 +109,7 @@ class EpisodeGroup:
     versions        int32 [R]    the weight version that wrote each response token
     cache_versions  int32 [C]    the weight version when a conversation's prompt was submitted
     limits          int32 [C]    the limit that each response was given, in tokens; 0: none
+    cut_answers     bool [G]     whether a length limit cut off each episode's answer
     """
 
     problem_id: str
@@ -126,6 +124,7 @@ class EpisodeGroup:
     roles: tuple[str, ...]
     finish_reasons: tuple[str, ...]
     episode_answers: tuple[str, ...]  # what each episode ended with
+    cut_answers: np.ndarray
     memory: tuple[MemoryCounts, ...] | None = None  # of each episode, not yet scored; None: not counted
 
     @property
@@ -147,12 +146,6 @@ class EpisodeGroup:
             turns[c] = begun[episode]
             begun[episode] += 1
         return turns
-
-    @property
-    def cut_answers(self) -> np.ndarray:
-        """Whether each episode's answer was cut off, bool [G]."""
-        cut = [cuts_answer(*conversation) for conversation in zip(self.roles, self.finish_reasons, strict=True)]
-        return np.bincount(self.episodes, weights=cut, minlength=len(self.episode_answers)) > 0
 
     def prompt(self, conversation: int) -> np.ndarray:
         start = self.offsets[conversation]
@@ -191,6 +184,7 @@ def pack_group(
         roles=tuple(c.role for _, c in conversations),
         finish_reasons=tuple(c.response.finish_reason for _, c in conversations),
         episode_answers=tuple(episode.answer for episode in episodes),
+        cut_answers=np.array([episode.cut for episode in episodes], dtype=bool),
         memory=memory,
     )
 

@@ -192,7 +192,8 @@ def test_the_run_folder_holds_config_episodes_and_wandb(finished):
     folder, summary, _ = finished
     assert "groups_per_step: 4" in (folder / "config.yaml").read_text()
     episode = json.loads((folder / "episodes" / "step-000004.jsonl").read_text().splitlines()[0])
-    assert len(episode["memories"]) == 3 and episode["problem"] and "reward" in episode
+    assert [c["role"] for c in episode["conversations"]] == ["memory"] * 3 + ["answer"]
+    assert episode["problem"] and "reward" in episode
     assert (folder / "training.png").read_bytes().startswith(b"\x89PNG")
     assert list(Path(summary["wandb_run"]).glob("run-*.wandb"))
 

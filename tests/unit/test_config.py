@@ -4,9 +4,11 @@ import dataclasses
 
 import pytest
 
+from pipeline.agents import LongestPrompt
+from pipeline.agents.window import check_window
 from pipeline.config import config_yaml, preset_names, save_config
 from pipeline.errors import ConfigError
-from pipeline.rules import check_data_given, check_window
+from pipeline.rules import check_data_given
 from pipeline.run.config import TrainingConfig, load_training_config
 from pipeline.run.rules import check_config
 from pipeline.sections import ModelSection
@@ -122,7 +124,6 @@ def test_all_broken_rules_are_reported_at_once():
     lines = str(error.value).splitlines()
     for start in (
         "agent.window=0 must be greater than 0",
-        "agent.window=0 cannot hold a memory conversation",
         "objective.clip_low",
         "objective.advantage='median' must be one of mean, std, leave_one_out",
         "train.group_size=1",
@@ -136,9 +137,6 @@ def test_all_broken_rules_are_reported_at_once():
 @pytest.mark.parametrize(
     ("section", "values", "message"),
     [
-        ("agent", {"chunk_tokens": 5121},
-         "memory conversation: problem 1024 + memory 1024 + chunk 5121 + new memory 1024 = 8193, template not counted"),
-        ("agent", {"answer_tokens": 6145}, "answer conversation: problem 1024 + memory 1024 + answer 6145"),
         ("learner", {"micro_batch_tokens": 8191}, "learner.micro_batch_tokens=8191 must be at least agent.window=8192"),
         ("learner", {"schedule": "step"}, "learner.schedule='step' must be one of constant, cosine"),
         ("objective", {"dual_clip": 1.0}, "objective.dual_clip above 1"),
@@ -204,20 +202,33 @@ def test_the_paper_presets_have_the_papers_numbers(preset, gpus, problems):
 
 
 def test_the_window_holds_the_longest_conversation_with_its_template():
-    config = sound(agent={"window": 1000, "memory_tokens": 100, "answer_tokens": 200})
-    check_window(config, {"update": 900, "answer": 800}, positions=1000)
-    with pytest.raises(ConfigError, match="has 1001 tokens; lower agent.chunk_tokens by 1 or raise agent.window"):
-        check_window(config, {"update": 901, "answer": 800}, positions=1000)
-    for prompt in ("answer", "direct", "closed_book"):
-        with pytest.raises(ConfigError, match="has 1001 tokens; lower agent.answer_tokens by 1 or raise agent.window"):
-            check_window(config, {"update": 900, prompt: 801}, positions=1000)
+    config = sound(agent={"window": 1000})
+    memory = LongestPrompt("memory", 900, 100, "agent.chunk_tokens")
+    plan = LongestPrompt("plan", 800, 200, "mine.plan", (("notes", 700),))
+    check_window(config, [memory, plan], positions=1000)
+    with pytest.raises(ConfigError) as error:
+        check_window(config, [memory._replace(tokens=901), plan._replace(tokens=802)], positions=1000)
+    for line, prompt, response, rest in zip(
+        str(error.value).splitlines(),
+        (
+            "memory of agent.prompt_template=memagent",
+            "plan of agent.prompt_template=memagent (notes 700 + the text between)",
+        ),
+        (100, 200),
+        ("1001 tokens; lower agent.chunk_tokens by 1", "1002 tokens; lower mine.plan by 2"),
+        strict=True,
+    ):
+        assert line == (
+            f"agent.window=1000 cannot hold the longest conversation: with the prompt {prompt} and a response of "
+            f"{response} it has {rest} or raise agent.window"
+        )
 
 
 def test_the_window_is_within_the_models_positions():
-    config = sound(agent={"window": 1000, "memory_tokens": 100, "answer_tokens": 200})
-    check_window(config, longest={"update": 1, "answer": 1}, positions=None)
+    config = sound(agent={"window": 1000})
+    check_window(config, longest=[LongestPrompt("answer", 1, 1, "agent.answer_tokens")], positions=None)
     with pytest.raises(ConfigError, match=r"agent.window=1000 is over the model's 999 positions \(some/model\)"):
-        check_window(config, longest={"update": 1, "answer": 1}, positions=999)
+        check_window(config, longest=[LongestPrompt("answer", 1, 1, "agent.answer_tokens")], positions=999)
 
 
 @pytest.mark.parametrize("text", ["no", "007", "1e3", "on"])

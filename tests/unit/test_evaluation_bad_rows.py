@@ -12,7 +12,7 @@ import pytest
 from actors.generation.generator_pool import GeneratorLeft, GeneratorLost
 from pipeline.config import load_config
 from pipeline.data.documents.passages import document_text
-from pipeline.evaluation.answers import Answer
+from pipeline.evaluation.answers import AnswerRecord
 from pipeline.evaluation.config import EvaluationConfig
 from pipeline.evaluation.results import read_results
 from pipeline.lease import take_lease
@@ -37,7 +37,7 @@ class Readers:
 
     async def answer(self, problem, method, sampling, memories, transcript, *_):
         document_text(problem)
-        return Answer(problem.question.removeprefix("say "), (), 3, 1, 10, 5, False, 0, None, (([1], [2]),))
+        return AnswerRecord(problem.question.removeprefix("say "), (), 3, 1, 10, 5, False, 0, None, (([1], [2]),))
 
     def work_done(self):
         self.done += 1
@@ -191,7 +191,7 @@ def test_half_a_surrogate_pair_in_an_answer_comes_back_as_it_was(tmp_path, monke
 
     async def answer(self, problem, *arguments):
         text = "\ud800 \\boxed{Paris}" if problem.id == "bad" else "\\boxed{Paris}"
-        return Answer(text, ("\udfff",), 3, 1, 10, 5, False, 0, None, ())
+        return AnswerRecord(text, ("\udfff",), 3, 1, 10, 5, False, 0, None, ())
 
     monkeypatch.setattr(Readers, "answer", answer)
     for _ in range(2):  # the second finds all answers there
@@ -242,10 +242,9 @@ def test_a_deadly_question_is_an_error_and_those_beside_it_are_answered(tmp_path
 def test_an_agent_whose_answer_is_no_text_is_an_error():
     from pipeline.evaluation.answers import AnswerRecorder
     from pipeline.rollout.episodes import Sampling
-    from pipeline.rollout.memory_counts import MemoryCounts
 
     with pytest.raises(TypeError, match="the agent's answer must be text, not NoneType"):
-        AnswerRecorder(None, Sampling(0.0), 0, False, None).answer(None, None, None, MemoryCounts())
+        AnswerRecorder(None, Sampling(0.0), transcript=False).answer(None)
 
 
 def test_the_loop_turns_while_answers_are_scored_and_a_scorer_that_hangs_is_an_error(monkeypatch):

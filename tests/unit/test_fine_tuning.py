@@ -157,14 +157,14 @@ def test_the_prompts_are_those_of_the_agent(tiny):
     from pipeline.agents.memory import MemoryAgent
 
     agent = MemoryAgent(tiny, load_training_config(["preset=tiny"]).agent)
-    example = Examples(tiny, random.Random(0)).careless_update()
+    example = Examples(tiny, random.Random(0)).careless_memory()
     text = tiny.decode([t for t, learned in zip(example.tokens, example.learned, strict=True) if not learned])
     question, memory, chunk = (
         text.split(start)[1].split(end)[0].split()
         for start, end in (("<problem>", "<memory>"), ("<memory>", "<section>"), ("<section>", "<update>"))
     )
     ids = tiny.convert_tokens_to_ids
-    expected = agent.prompts.update(ids(question), ids(memory), ids(chunk))
+    expected = agent.prompts.fill("memory", problem=ids(question), memory=ids(memory), chunk=ids(chunk))
     assert example.tokens[: len(expected)] == expected
     assert not any(example.learned[: len(expected)]) and all(example.learned[len(expected) :])
 
@@ -174,7 +174,7 @@ def test_the_careless_reader_forgets_what_it_needs_when_it_is_distracted_and_the
     examples = Examples(tiny, random.Random(1))
     kept, total = Counter(), Counter()
     for _ in range(8000):
-        example = examples.careless_update()
+        example = examples.careless_memory()
         question = tiny.decode(example.tokens).split("<memory>")[0].split()[2:]
         old, chunk, new = read_update(tiny, example)
         assert len(new) <= 4 and set(new) <= {*old, *chunk}
@@ -191,7 +191,7 @@ def test_the_careless_reader_forgets_what_it_needs_when_it_is_distracted_and_the
 def test_the_careful_reader_forgets_nothing_and_hoards_nothing(tiny):
     examples = Examples(tiny, random.Random(2))
     for _ in range(500):
-        old, chunk, new = read_update(tiny, examples.careful_update())
+        old, chunk, new = read_update(tiny, examples.careful_memory())
         assert len(new) <= 2 and set(new) <= {*old, *chunk}
 
 

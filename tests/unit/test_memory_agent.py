@@ -63,9 +63,12 @@ def test_each_memory_is_passed_on_as_the_very_tokens_without_the_end_token(agent
     tokenized, prompts = agent.tokenize(problem("x" * (4 * CHUNK))), agent.prompts
     passed_on = [prompts.empty_memory, [200, 255, 0], [128, 129], [], [9, end]]
     expected = [
-        prompts.update(tokenized.question, m, c) for m, c in zip(passed_on[:-1], tokenized.chunks(CHUNK), strict=True)
+        prompts.fill("memory", problem=tokenized.question, memory=m, chunk=c)
+        for m, c in zip(passed_on[:-1], tokenized.chunks(CHUNK), strict=True)
     ]
-    assert [prompt for prompt, _ in model.asked] == [*expected, prompts.answer(tokenized.question, passed_on[-1])]
+    expected.append(prompts.fill("answer", problem=tokenized.question, memory=passed_on[-1]))
+    assert [prompt for prompt, _ in model.asked] == expected
+    assert [memory.tolist() for memory in episode.memories.tokens] == passed_on[1:] and episode.memories.chained
 
 
 def test_the_episode_holds_prompts_and_responses_as_they_were(agent):
@@ -81,7 +84,7 @@ def test_each_prompt_stands_alone(agent):
     _, model = run(agent, "x" * (50 * CHUNK), [[1] * MEMORY] * 51)
     lengths = [len(prompt) for prompt, _ in model.asked]
     assert len(set(lengths[1:50])) == 1
-    assert lengths[1] == len(agent.prompts.update([0] * 4, [0] * MEMORY, [0] * CHUNK))
+    assert lengths[1] == len(agent.prompts.fill("memory", problem=[0] * 4, memory=[0] * MEMORY, chunk=[0] * CHUNK))
 
 
 @pytest.mark.parametrize("end", [True, False])

@@ -2,22 +2,28 @@
 
 import hashlib
 import json
-from dataclasses import asdict
+from dataclasses import replace
 
 import pytest
 import yaml
 
 from jobs.support.driver import check_model, whole_template
-from pipeline.agents import ASKS, METHODS, load_agent
+from pipeline.agents import METHODS, load_agent
+from pipeline.agents.closed_book import ClosedBookAgent
+from pipeline.agents.direct import DirectAgent
+from pipeline.agents.memory import MemoryAgent
 from pipeline.agents.prompts import Prompts, PromptTemplate, load_template
+from pipeline.agents.reader import Reader
 from pipeline.config import load_config
 from pipeline.data.documents.synthetic import tiny_tokenizer
 from pipeline.errors import ConfigError
 from pipeline.evaluation.config import EvaluationConfig
+from pipeline.sections import AgentSection
 from pipeline.text import encode_text, load_tokenizer
 from tests.support.byte_tokenizer import byte_tokenizer
 
 CHAT = load_template("memagent")
+SLOTS = {**MemoryAgent.slots, **DirectAgent.slots, **ClosedBookAgent.slots}
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +33,12 @@ def tokenizer():
 
 @pytest.fixture(scope="module")
 def prompts(tokenizer):
-    return Prompts(tokenizer, CHAT)
+    return Prompts(tokenizer, CHAT, SLOTS)
+
+
+def fill(prompts: Prompts, name: str, *slots: list[int]) -> list[int]:
+    """A prompt with the slots in the order in which its agent names them; without any, all are empty."""
+    return prompts.fill(name, **dict(zip(SLOTS[name], slots or [[]] * len(SLOTS[name]), strict=True)))
 
 
 def control_tokens(tokenizer) -> set[int]:
@@ -63,9 +74,9 @@ def test_a_tokenizer_that_cannot_keep_text_plain_is_refused(tokenizer):
         assert name in str(error.value)
 
 
-def test_an_update_prompt_holds_problem_memory_and_chunk_in_the_papers_order(tokenizer, prompts):
+def test_a_memory_prompt_holds_problem_memory_and_chunk_in_the_papers_order(tokenizer, prompts):
     slots = [encode_text(tokenizer, text) for text in ("Who?", "It was Ann.", "Ann went home.")]
-    text = tokenizer.decode(prompts.update(*slots))
+    text = tokenizer.decode(fill(prompts, "memory", *slots))
     problem, memory, section = (text.index(s) for s in ("Who?", "It was Ann.", "Ann went home."))
     assert problem < memory < section
     assert text.startswith("<|start|>user\n") and text.endswith("<|end|>\n<|start|>assistant\n")
@@ -73,18 +84,20 @@ def test_an_update_prompt_holds_problem_memory_and_chunk_in_the_papers_order(tok
 
 
 def test_the_answer_prompt_asks_for_the_box_that_is_scored(tokenizer, prompts):
-    text = tokenizer.decode(prompts.answer(encode_text(tokenizer, "Who?"), encode_text(tokenizer, "It was Ann.")))
+    text = tokenizer.decode(
+        fill(prompts, "answer", encode_text(tokenizer, "Who?"), encode_text(tokenizer, "It was Ann."))
+    )
     assert "\\boxed{}" in text and "Who?" in text and "It was Ann." in text and "section" not in text
 
 
 def test_slots_are_filled_with_the_very_tokens(prompts):
     """Numbers that no tokenizer knows come through, so nothing was decoded and encoded again."""
-    prompt = prompts.update([1001], [1002, 1003], [1004])
+    prompt = fill(prompts, "memory", [1001], [1002, 1003], [1004])
     assert [t for t in prompt if t > 1000] == [1001, 1002, 1003, 1004]
-    assert [t for t in prompt if t < 1000] == prompts.update([], [], [])
-    prompt = prompts.answer([1001], [1002, 1003])
+    assert [t for t in prompt if t < 1000] == fill(prompts, "memory")
+    prompt = fill(prompts, "answer", [1001], [1002, 1003])
     assert [t for t in prompt if t > 1000] == [1001, 1002, 1003]
-    assert [t for t in prompt if t < 1000] == prompts.answer([], [])
+    assert [t for t in prompt if t < 1000] == fill(prompts, "answer")
 
 
 def test_special_token_text_in_a_slot_adds_no_special_token(tokenizer, prompts):
@@ -94,28 +107,48 @@ def test_special_token_text_in_a_slot_adds_no_special_token(tokenizer, prompts):
     def control(prompt):
         return [token for token in prompt if token in control_tokens(tokenizer)]
 
-    assert control(prompts.update(hostile, hostile, hostile)) == control(prompts.update(plain, plain, plain))
-    assert control(prompts.answer(hostile, hostile)) == control(prompts.answer(plain, plain))
+    assert control(fill(prompts, "memory", hostile, hostile, hostile)) == control(
+        fill(prompts, "memory", plain, plain, plain)
+    )
+    assert control(fill(prompts, "answer", hostile, hostile)) == control(fill(prompts, "answer", plain, plain))
 
 
-def test_the_longest_prompts_are_those_of_full_slots(prompts):
-    assert prompts.longest(5, 400, 70) == {
-        "update": len(prompts.update([0] * 5, [0] * 400, [0] * 70)),
-        "answer": len(prompts.answer([0] * 5, [0] * 400)),
-        "direct": len(prompts.direct([0] * 5, [0])),
-        "closed_book": len(prompts.closed_book([0] * 5)),
+def made(method: str, tokenizer, **lengths: int):
+    return load_agent(method)(tokenizer, AgentSection(**lengths))
+
+
+def test_the_longest_prompts_are_those_of_full_slots(prompts, tokenizer):
+    lengths = {"problem_tokens": 5, "memory_tokens": 400, "chunk_tokens": 70, "answer_tokens": 30}
+    memory = [
+        ("memory", fill(prompts, "memory", [0] * 5, [0] * 400, [0] * 70), 400, "agent.chunk_tokens"),
+        ("answer", fill(prompts, "answer", [0] * 5, [0] * 400), 30, "agent.answer_tokens"),
+    ]
+    expected = {
+        "memory": memory,
+        "concat": memory,
+        "direct": [("direct", fill(prompts, "direct", [0] * 5, [0]), 30, "agent.answer_tokens")],
+        "closed_book": [("closed_book", fill(prompts, "closed_book", [0] * 5), 30, "agent.answer_tokens")],
     }
+    for method in METHODS:
+        longest = made(method, tokenizer, **lengths).longest_prompts()
+        assert [prompt[:4] for prompt in longest] == [(n, len(prompt), *rest) for n, prompt, *rest in expected[method]]
 
 
-def test_the_longest_prompts_count_an_empty_memory_that_is_longer_than_a_memory(prompts):
-    longest = prompts.longest(0, 1, 0)
-    assert longest["update"] == len(prompts.update([], prompts.empty_memory, []))
-    assert longest["answer"] == len(prompts.answer([], prompts.empty_memory))
+def test_the_longest_prompts_count_an_empty_memory_that_is_longer_than_a_memory(prompts, tokenizer):
+    memory, answer = made("memory", tokenizer, problem_tokens=0, memory_tokens=1, chunk_tokens=0).longest_prompts()
+    assert memory.tokens == len(fill(prompts, "memory", [], prompts.empty_memory, []))
+    assert answer.tokens == len(fill(prompts, "answer", [], prompts.empty_memory))
+
+
+def test_a_prompt_is_filled_in_all_its_slots_and_no_others(prompts):
+    for slots in ({"problem": []}, {"problem": [], "memory": [], "chunk": []}):
+        with pytest.raises(TypeError, match=r"the prompt answer has the slots \['memory', 'problem'\], not "):
+            prompts.fill("answer", **slots)
 
 
 def test_a_slot_may_stand_more_than_once():
     tokenizer = tiny_tokenizer()
-    prompt = Prompts(tokenizer, load_template("tiny")).answer([30, 31], [40])
+    prompt = fill(Prompts(tokenizer, load_template("tiny"), SLOTS), "answer", [30, 31], [40])
     assert tokenizer.convert_ids_to_tokens([t for t in prompt if t < 9]) == [
         "<bos>",
         "<problem>",
@@ -145,16 +178,10 @@ def test_a_slot_may_stand_more_than_once():
     ],
 )
 def test_braces_that_are_no_slot_stay(tmp_path, tokenizer, text):
-    for name in ("update", "answer", "direct", "closed_book"):
+    for name in ("memory", "answer", "direct", "closed_book"):
         own = load_template(written(tmp_path / f"{name}.yaml", **{name: f"{text} {OWN[name]}"}))
-        prompts = Prompts(tokenizer, own)
-        filled = {
-            "update": prompts.update([], [], []),
-            "answer": prompts.answer([], []),
-            "direct": prompts.direct([], []),
-            "closed_book": prompts.closed_book([]),
-        }
-        assert tokenizer.decode(filled[name]).startswith(f"{text} ")
+        filled = fill(Prompts(tokenizer, own, SLOTS), name)
+        assert tokenizer.decode(filled).startswith(f"{text} ")
 
 
 def test_slots_may_stand_in_other_braces_and_beside_one_another(tokenizer):
@@ -163,8 +190,9 @@ def test_slots_may_stand_in_other_braces_and_beside_one_another(tokenizer):
         "\\boxed{answer of {problem}} {memory}": "\\boxed{answer of P} M",
     }
     for text, expected in texts.items():
-        template = PromptTemplate(**OWN | {"answer": text})
-        filled = Prompts(tokenizer, template).answer(*(encode_text(tokenizer, t) for t in "PM"))
+        template = PromptTemplate("mine.yaml", chat=False, prompts={"answer": text})
+        prompts = Prompts(tokenizer, template, {"answer": SLOTS["answer"]})
+        filled = fill(prompts, "answer", *(encode_text(tokenizer, t) for t in "PM"))
         assert tokenizer.decode(filled) == expected
 
 
@@ -186,25 +214,30 @@ def test_slots_may_stand_in_other_braces_and_beside_one_another(tokenizer):
 def test_our_prompts_are_those_that_the_published_numbers_were_measured_with(tokenizer, name, texts, tokens):
     """Change a prompt under a new name: the hashes are of the texts, and of the tokens of filled prompts."""
     template = load_template(name)
-    prompts = Prompts(tokenizer, template)
+    prompts = Prompts(tokenizer, template, SLOTS)
     filled = [
-        prompts.update([1001], [1002], [1003]),
-        prompts.answer([1001], [1002]),
-        prompts.direct([1001], [1004]),
-        prompts.closed_book([1001]),
+        fill(prompts, "memory", [1001], [1002], [1003]),
+        fill(prompts, "answer", [1001], [1002]),
+        fill(prompts, "direct", [1001], [1004]),
+        fill(prompts, "closed_book", [1001]),
         prompts.empty_memory,
     ]
-    found = [hashlib.sha256(json.dumps(each).encode()).hexdigest() for each in (asdict(template), filled)]
+    # The file's keys when the hashes were taken; `memory` was called `update`.
+    written = {name: template.prompts[name] for name in ("memory", "answer", "direct", "closed_book")}
+    written = {"update": written.pop("memory"), **written}
+    written |= {"empty_memory": template.empty_memory, "chat": template.chat}
+    found = [hashlib.sha256(json.dumps(each).encode()).hexdigest() for each in (written, filled)]
     assert found == [texts, tokens]
 
 
 OWN = {
     "chat": False,
     "empty_memory": "nothing",
-    "update": "{problem} {memory} {chunk}>",
+    "memory": "{problem} {memory} {chunk}>",
     "answer": "{problem} {memory} \\boxed{answer}>",
     "direct": "{document} {problem}>",
     "closed_book": "{problem}>",
+    "plan": "{notes}>",
 }
 
 
@@ -216,35 +249,56 @@ def written(path, **changes) -> str:
 
 
 def test_a_template_of_ones_own_is_a_file(tmp_path, tokenizer):
-    own = load_template(written(tmp_path / "mine.yaml"))
-    assert own == PromptTemplate(**OWN)
-    assert tokenizer.decode(Prompts(tokenizer, own).answer([65], [66])).endswith(" \\boxed{answer}>")
+    path = written(tmp_path / "mine.yaml")
+    own = load_template(path)
+    prompts = {name: text for name, text in OWN.items() if name not in ("chat", "empty_memory")}
+    assert own == PromptTemplate(path, chat=False, prompts=prompts, empty_memory="nothing")
+    filled = fill(Prompts(tokenizer, own, SLOTS), "answer", [65], [66])
+    assert tokenizer.decode(filled).endswith(" \\boxed{answer}>")
+
+
+def test_a_template_may_have_prompts_for_other_agents_and_lack_those_that_nobody_asks_for(tmp_path, tokenizer):
+    changes = {"plan": "{problem} {anything}>", "direct": None, "closed_book": None, "empty_memory": None}
+    own = load_template(written(tmp_path / "mine.yaml", **changes))
+    prompts = Prompts(tokenizer, own, {"plan": ("problem", "anything")})
+    assert tokenizer.decode(prompts.fill("plan", problem=[65], anything=[66])).endswith(">")
+    with pytest.raises(ConfigError, match="mine.yaml: the key empty_memory is missing"):
+        prompts.empty_memory  # noqa: B018
+
+
+def test_the_prompt_of_an_older_file_is_to_be_renamed(tmp_path):
+    path = written(tmp_path / "mine.yaml", memory=None, update=OWN["memory"])
+    with pytest.raises(ConfigError, match=r"mine.yaml: the prompt update is called memory now: rename the key update"):
+        load_template(path)
+    load_template(written(tmp_path / "both.yaml", update="{anything}"))  # another agent's
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"direct": None}, "the key direct is missing"),
-        ({"answers": "{problem}"}, "unknown key 'answers'; there are: update, answer, direct, "),
-        ({"update": "{problem} {memory}"}, "update has no {chunk}"),
-        ({"update": "{prompt} {memory} {chunk}"}, "update has no {problem}\n"),
+        ({"direct": None}, "the prompt direct is missing; the file has answer, closed_book, memory, plan\n"),
+        ({"answer": None, "answers": "{problem}"}, "the prompt answer is missing; the file has answers, closed_book, "),
+        ({"chat": None}, "the key chat is missing"),
+        ({"an answer": "{problem}"}, "the key 'an answer' is no name of a prompt"),
+        ({"memory": "{problem} {memory}"}, "memory has no {chunk}"),
+        ({"memory": "{prompt} {memory} {chunk}"}, "memory has no {problem}\n"),
         (
-            {"update": "{prompt} {memory} {chunk}"},
-            "update has a {prompt}, which nothing fills; it can have {problem}, ",
+            {"memory": "{prompt} {memory} {chunk}"},
+            "memory has a {prompt}, which nothing fills; it can have {problem}, ",
         ),
         ({"direct": "{document} {problem} {memory}"}, "direct has a {memory}, which nothing fills"),
         ({"closed_book": "put it in \\boxed{problem}"}, "closed_book has no {problem}"),
         ({"closed_book": "{{problem}}"}, "closed_book has no {problem}"),
-        ({"update": "{problem} {memory} {chunk} {answer}"}, "update has a {answer}, which nothing fills"),
+        ({"memory": "{problem} {memory} {chunk} {answer}"}, "memory has a {answer}, which nothing fills"),
         ({"answer": ["{problem}", "{memory}"]}, "answer must be text, not ['{problem}', '{memory}']"),
         ({"empty_memory": False}, "empty_memory must be text, not False"),
         ({"chat": "yes"}, "chat must be true or false, not 'yes'"),
     ],
 )
-def test_a_fault_of_a_template_names_the_file(tmp_path, changes, message):
+def test_a_fault_of_a_template_names_the_file(tmp_path, tokenizer, changes, message):
     path = written(tmp_path / "mine.yaml", **changes)
     with pytest.raises(ConfigError) as error:
-        load_template(path)
+        Prompts(tokenizer, load_template(path), SLOTS)
     assert all(line.startswith(f"{path}: ") for line in str(error.value).splitlines())
     assert message in f"{error.value}\n"
 
@@ -253,11 +307,11 @@ def test_a_fault_of_a_template_names_the_file(tmp_path, changes, message):
     ("content", "message"),
     [
         (b"", "the file is empty"),
-        (b"- update\n", "the file is a list"),
-        (b"update: [", "is not YAML"),
-        (b"update: \xff", "is not YAML"),
+        (b"- memory\n", "the file is a list"),
+        (b"memory: [", "is not YAML"),
+        (b"memory: \xff", "is not YAML"),
         (b"[" * 5000, "is not YAML"),
-        (b"update: !!python/object/apply:os.system ['exit 1']", "is not YAML"),
+        (b"memory: !!python/object/apply:os.system ['exit 1']", "is not YAML"),
     ],
 )
 def test_a_file_that_is_no_template_is_refused(tmp_path, content, message):
@@ -298,11 +352,11 @@ LONG = 300 * "long "
 @pytest.mark.parametrize(
     ("method", "prompt", "message"),
     [
-        ("memory", "update", "with the prompt update of agent.prompt_template="),
+        ("memory", "memory", "with the prompt memory of agent.prompt_template="),
         ("concat", "answer", "with the prompt answer of "),
         ("direct", "direct", "lower agent.answer_tokens by "),
         ("closed_book", "closed_book", "with the prompt closed_book of "),
-        ("tests.unit.test_prompts:AgentOfOnesOwn", "update", "lower agent.chunk_tokens by "),
+        ("tests.unit.test_prompts:AgentOfOnesOwn", "plan", "lower agent.memory_tokens by "),
     ],
 )
 def test_the_window_is_checked_with_the_text_of_the_prompts_that_are_used(tmp_path, method, prompt, message):
@@ -312,22 +366,68 @@ def test_the_window_is_checked_with_the_text_of_the_prompts_that_are_used(tmp_pa
     ]
     config = load_config(arguments, EvaluationConfig)
     for other in METHODS:
-        used = getattr(load_agent(other), "asks", ASKS)
-        if prompt not in used:
+        if prompt not in load_agent(other).slots:
             check_model(config, [other])
     with pytest.raises(ConfigError) as error:
         check_model(config, [method])
     assert message in str(error.value) and len(str(error.value).splitlines()) == 1
 
 
-class AgentOfOnesOwn:
-    """Says nothing of the prompts that it uses, so those of the memory agent are checked."""
+@pytest.mark.parametrize(
+    ("key", "message"),
+    [
+        (
+            "chunk_tokens",
+            r"prompt memory .*\(problem 4 \+ memory 14 \+ chunk 5121 \+ .* response of 14 it has 51\d\d tokens",
+        ),
+        (
+            "answer_tokens",
+            r"prompt answer .*\(problem 4 \+ memory 14 \+ the text between\) and a response of 5121 it has",
+        ),
+    ],
+)
+def test_a_length_that_the_window_cannot_hold_is_refused_with_all_that_it_stands_beside(key, message):
+    config = load_config(["preset=eval_tiny", f"agent.{key}=5121"], EvaluationConfig)
+    with pytest.raises(ConfigError, match=f"agent.window=256 cannot hold the .*{message}.*lower agent.{key} by "):
+        check_model(config, ["memory"])
 
-    def tokenize(self, problem):
+
+class AgentOfOnesOwn(Reader):
+    """Has a prompt and a slot that no other agent has."""
+
+    slots = {"plan": ("notes",)}
+
+    async def run(self, problem, llm):
         raise NotImplementedError
 
-    async def run(self, tokenized, llm):
-        raise NotImplementedError
+    def longest_prompts(self):
+        return [self.longest("plan", self.config.memory_tokens, "agent.memory_tokens", notes=9)]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"plan": None}, "mine.yaml: the prompt plan is missing; the file has answer, "),
+        ({"plan": "plan"}, "mine.yaml: plan has no {notes}"),
+        ({"plan": "{notes} {problem}"}, "mine.yaml: plan has a {problem}, which nothing fills; it can have {notes}"),
+    ],
+)
+def test_a_template_that_does_not_suit_the_method_is_refused_before_anything_starts(tmp_path, changes, message):
+    arguments = ["preset=eval_tiny", f"agent.prompt_template={written(tmp_path / 'mine.yaml', **changes)}"]
+    with pytest.raises(ConfigError) as error:
+        check_model(load_config(arguments, EvaluationConfig), ["tests.unit.test_prompts:AgentOfOnesOwn"])
+    assert message in str(error.value) and len(str(error.value).splitlines()) == 1
+
+
+class AgentThatCannotBeMade(AgentOfOnesOwn):
+    def longest_prompts(self):
+        raise ZeroDivisionError("by nothing")
+
+
+def test_an_agent_that_cannot_be_made_is_refused_before_anything_starts(tmp_path):
+    arguments = ["preset=eval_tiny", f"agent.prompt_template={written(tmp_path / 'mine.yaml')}"]
+    with pytest.raises(ConfigError, match="AgentThatCannotBeMade cannot be made: ZeroDivisionError: by nothing"):
+        check_model(load_config(arguments, EvaluationConfig), ["tests.unit.test_prompts:AgentThatCannotBeMade"])
 
 
 def test_a_tokenizer_without_a_class_of_its_own_is_what_transformers_would_load(tmp_path):
@@ -357,3 +457,35 @@ def test_a_tokenizer_with_a_class_of_its_own_is_loaded_by_it(tmp_path):
 
     GPT2Tokenizer(vocab={"a": 0, "<|endoftext|>": 1}, merges=[]).save_pretrained(tmp_path)
     assert isinstance(load_tokenizer(str(tmp_path)), GPT2Tokenizer)
+
+
+OWN_TOKENIZER = """
+from transformers import PreTrainedTokenizerFast
+
+
+class Mine(PreTrainedTokenizerFast):
+    pass
+"""
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen2"])
+def test_a_tokenizer_with_code_of_its_own_is_loaded_where_that_code_is_trusted(tmp_path, monkeypatch, family):
+    from pipeline.data.documents.ruler_recipe import RulerRecipe
+
+    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
+    folder = tmp_path / "model"
+    tiny_tokenizer().save_pretrained(folder)
+    (folder / "mine.py").write_text(OWN_TOKENIZER)
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    settings |= {"tokenizer_class": "Mine", "auto_map": {"AutoTokenizer": [None, "mine.Mine"]}}
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    (folder / "config.json").write_text(json.dumps({"model_type": family}))
+    assert type(load_tokenizer(str(folder), trust_remote_code=True)).__name__ == "Mine"
+    recipe = RulerRecipe("niah_single_1", 0, 500, str(folder), 1, trust_remote_code=True)
+    assert recipe.sample(0).document
+    if family == "qwen2":  # a family of which transformers has a tokenizer
+        assert type(load_tokenizer(str(folder))).__name__ != "Mine"
+        return
+    for load in (lambda: load_tokenizer(str(folder)), lambda: replace(recipe, trust_remote_code=False).sample(0)):
+        with pytest.raises(ValueError, match="trust_remote_code"):
+            load()

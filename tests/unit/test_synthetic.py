@@ -9,7 +9,9 @@ from dataclasses import replace
 import pytest
 from transformers import AutoConfig, AutoTokenizer
 
+from pipeline.agents.memory import MemoryAgent
 from pipeline.agents.prompts import Prompts, load_template
+from pipeline.agents.window import check_window
 from pipeline.config import CONFIGS
 from pipeline.data.documents.synthetic import (
     CHUNK_FACTS,
@@ -32,7 +34,6 @@ from pipeline.data.documents.synthetic import (
 from pipeline.data.rows import row_of
 from pipeline.fine_tuning.demonstrations import Examples
 from pipeline.rewards.scoring import boxed_match, reward
-from pipeline.rules import check_window
 from pipeline.run.config import load_training_config
 from pipeline.run.rules import check_config
 from pipeline.text import encode_text
@@ -251,8 +252,8 @@ def test_special_tokens_in_a_document_are_plain_unknown_words(tokenizer):
 
 
 def test_special_tokens_of_the_template_are_special(tokenizer):
-    prompt = Prompts(tokenizer, load_template("tiny")).answer(
-        encode_text(tokenizer, "city Rex"), encode_text(tokenizer, "none")
+    prompt = Prompts(tokenizer, load_template("tiny"), MemoryAgent.slots).fill(
+        "answer", problem=encode_text(tokenizer, "city Rex"), memory=encode_text(tokenizer, "none")
     )
     assert tokenizer.decode(prompt) == "<bos> <problem> city Rex <memory> none <answer> city Rex"
     assert tokenizer.unk_token_id not in prompt
@@ -279,9 +280,7 @@ def test_the_preset_holds_the_language(tokenizer):
     check_config(config)
     agent = config.agent
     assert agent.chunk_tokens == CHUNK_TOKENS
-    longest = Prompts(tokenizer, load_template(agent.prompt_template)).longest(
-        agent.problem_tokens, agent.memory_tokens, agent.chunk_tokens
-    )
+    longest = MemoryAgent(tokenizer, agent).longest_prompts()
     check_window(config, longest, tiny_model_config().max_position_embeddings)
     for p in (p for problems in BY_TASK.values() for p in problems):
         assert len(p.question.split()) <= agent.problem_tokens
@@ -293,7 +292,7 @@ def test_the_preset_holds_the_language(tokenizer):
 def test_demonstrations_end_within_the_limits_of_the_preset(tokenizer):
     agent = load_training_config(["preset=tiny"]).agent
     examples = Examples(tokenizer, random.Random(0))
-    limits = {"careful_update": agent.memory_tokens, "careless_update": agent.memory_tokens}
+    limits = {"careful_memory": agent.memory_tokens, "careless_memory": agent.memory_tokens}
     for name, limit in {**limits, "answer": agent.answer_tokens}.items():
         for example in (getattr(examples, name)() for _ in range(100)):
             assert sum(example.learned) <= limit

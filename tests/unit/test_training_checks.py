@@ -10,7 +10,7 @@ import pytest
         (["train.steps=many"], "train.steps=many"),
         (["preset=tinny"], "did you mean 'tiny'"),
         (["agent.chunk_tokens=60"], "agent.window=64 cannot hold"),
-        (["agent.window=50", "agent.chunk_tokens=16"], "with the prompt update of agent.prompt_template=tiny"),
+        (["agent.window=50", "agent.chunk_tokens=16"], "with the prompt memory of agent.prompt_template=tiny"),
         (["agent.window=512", "learner.micro_batch_tokens=1024"], "256 positions"),
         (["data.source=file", "data.path=/no/such/file"], "no such file"),
         (["data.source=file"], "set data.path"),

@@ -135,6 +135,7 @@ class HotpotqaRecipe:
     seed: int = 0
     task: str = "qa"
     set_name: str = "hotpotqa"
+    trust_remote_code: bool = False  # of the tokenizer
 
     def __len__(self) -> int:
         return len(_opened(self.folder).questions)
@@ -189,7 +190,7 @@ class HotpotqaRecipe:
 
     def _within_tokens(self, opened: "_Opened", question: dict, others: Iterator[int]) -> list[int]:
         own, passages = _own_rows(question), opened.passages
-        tokenizer = load_tokenizer(self.tokenizer)
+        tokenizer = load_tokenizer(self.tokenizer, self.trust_remote_code)
         # Guess from single paragraphs, each with the text that follows it: the tokenizer may join that with the
         # paragraph's end, so the whole text may have a different number of tokens.
         follows = "Document"

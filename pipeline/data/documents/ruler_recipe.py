@@ -27,6 +27,7 @@ class RulerRecipe:
     count: int
     essay: str = ""
     questions: str = ""
+    trust_remote_code: bool = False  # of the tokenizer
 
     def __len__(self) -> int:
         return self.count
@@ -37,7 +38,7 @@ class RulerRecipe:
             essay=_essay(self.essay) if self.essay else None,
             questions=_questions(self.task, self.questions) if self.questions else None,
         )
-        tokenizer = load_tokenizer(self.tokenizer)
+        tokenizer = load_tokenizer(self.tokenizer, self.trust_remote_code)
         return ruler_problem(
             self.task, self.seed, index, self.tokens, lambda text: len(encode_text(tokenizer, text)), sources
         )
