@@ -9,6 +9,7 @@ class DirectAgent(Reader):
     slots = {"direct": ("problem", "document")}
 
     async def run(self, problem: TokenizedProblem, llm: LanguageModel) -> str:
+        assert problem.document is not None, "the agent has not read the document"
         document = self.fit(problem.document, self.prompts.fill("direct", problem=problem.question, document=[]))
         prompt = self.prompts.fill("direct", problem=problem.question, document=list(map(int, document)))
         return self.text_of(await llm(prompt, self.config.answer_tokens, "answer"))

@@ -145,6 +145,7 @@ class RulerSettings(Settings):
 
     tokenizer: str = MISSING  # counts lengths: Hugging Face folder or name
     trust_remote_code: bool = False  # run the tokenizer's own code, if it brings any
+    # names in RULER_TASKS
     tasks: list[str] = field(default_factory=lambda: [t for t in RULER_TASKS if t not in ("cwe", "qa_2")])
     tokens: list[int] = field(default_factory=lambda: [2**k for k in range(13, 20)])  # per document: 8K … 512K
     count: int = 128  # samples per task and length
