@@ -1,9 +1,14 @@
 """The groups of a run. This is the one owner of everything that belongs to a group, from its problem to its training.
 
-    problem ─▶ admit ─▶ running ─▶ add ─▶ buffered ─▶ take ─▶ training ─▶ step_done
-       ▲                 │  ▲  │               │               │  │
-       │     fail ◀──────┤  │  └▶ discarded    └▶ dropped as   │  └▶ roll_back: buffered again
-       └─────┘ withdraw ◀┘  └──── lose ◀──────── too old ──────┘
+    admit           the next problem ─▶ running, on a generator
+    generator_lost  running ─▶ running, on none until `move` gives it another; a suspect runs alone there
+    add             running ─▶ buffered; or ended, as dynamic sampling discards it
+    fail            running ─▶ ended; its problem is run again, or withdrawn after too many attempts
+    withdraw        running ─▶ ended; its problem is never run again
+    take            buffered ─▶ training; or ended, as it is too old, and its problem is run again
+    step_done       training ─▶ ended, as it is trained
+    lose            training ─▶ running, to be made from its conversations; the others of its step ─▶ buffered
+    roll_back       training ─▶ buffered
 
 A group has an entry in the ledger (its state, its record, the reference to its episodes), an open problem in the queue,
 and conversations in the journal. Whichever way it ends, `_end` clears all three.
