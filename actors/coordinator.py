@@ -30,7 +30,6 @@ from actors.rollouts import Rollouts
 from actors.scoring.scorer_pool import ScorerPool
 from actors.step_reports import StepReports
 from actors.tracker import Tracker, Tracking
-from pipeline.data.problem_queue import ProblemQueue
 from pipeline.data.problem_stream import START
 from pipeline.data.quarantine import Quarantine, withdrawn_ids
 from pipeline.errors import RunFailed, reason_of
@@ -38,7 +37,6 @@ from pipeline.lease import Lease
 from pipeline.run.checkpoints import RunState
 from pipeline.run.config import TrainingConfig
 from pipeline.run.report import run_summary
-from pipeline.run.source import training_source
 
 LEARNERS_FIRST_S = 10  # in which learners get their room before generators take what there is
 OPENING_S = 60.0  # for the storage to say what was quarantined
@@ -185,21 +183,12 @@ class Coordinator(JobActor):
 
     async def _read(self, state: RunState | None) -> None:
         """Open the data, and begin to start groups."""
-        source = await asyncio.to_thread(training_source, self.config)
-        cursor, withdrawn = (state.cursor, set(state.withdrawn)) if state else (START, set())
-        withdrawn |= await self._withdrawn_since()
-        self.quarantine.resume(withdrawn)
-        problems = self.groups.problems = ProblemQueue(source, self.config.run.seed, self.quarantine, cursor, withdrawn)
-        # Read before the first generator is up: a file that cannot be used shows now.
-        problems.again(await asyncio.to_thread(problems.next))
-        self.spawn(self.rollouts.run())
-
-    async def _withdrawn_since(self) -> set[str]:
-        """The ids of problems that were withdrawn in this run folder, those after the last checkpoint, too."""
-        try:
-            return await self.stored(withdrawn_ids, self.quarantine.path, limit_s=OPENING_S)
+        try:  # it has those after the last checkpoint, too
+            withdrawn = await self.stored(withdrawn_ids, self.quarantine.path, limit_s=OPENING_S)
         except OSError as error:
             raise RunFailed(f"the quarantine of this run so far cannot be read: {reason_of(error)}") from error
+        await self.groups.open_data(state, withdrawn)
+        self.spawn(self.rollouts.run())
 
     async def _begin_tracking(self) -> None:
         try:

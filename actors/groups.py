@@ -1,9 +1,14 @@
 """The groups of a run. This is the one owner of everything that belongs to a group, from its problem to its training.
 
-    problem ─▶ admit ─▶ running ─▶ add ─▶ buffered ─▶ take ─▶ training ─▶ step_done
-       ▲                 │  ▲  │               │               │  │
-       │     fail ◀──────┤  │  └▶ discarded    └▶ dropped as   │  └▶ roll_back: buffered again
-       └─────┘ withdraw ◀┘  └──── lose ◀──────── too old ──────┘
+    admit           the next problem ─▶ running, on a generator
+    generator_lost  running ─▶ running, on none until `move` gives it another; a suspect runs alone there
+    add             running ─▶ buffered; or ended, as dynamic sampling discards it
+    fail            running ─▶ ended; its problem is run again, or withdrawn after too many attempts
+    withdraw        running ─▶ ended; its problem is never run again
+    take            buffered ─▶ training; or ended, as it is too old, and its problem is run again
+    step_done       training ─▶ ended, as it is trained
+    lose            training ─▶ running, to be made from its conversations; the others of its step ─▶ buffered
+    roll_back       training ─▶ buffered
 
 A group has an entry in the ledger (its state, its record, the reference to its episodes), an open problem in the queue,
 and conversations in the journal. Whichever way it ends, `_end` clears all three.
@@ -19,7 +24,7 @@ from typing import TypeVar, cast
 import ray
 
 from pipeline.data.problem_queue import ProblemQueue
-from pipeline.data.problem_stream import Cursor
+from pipeline.data.problem_stream import START, Cursor
 from pipeline.data.quarantine import Quarantine
 from pipeline.errors import BadRow, RunFailed, reason_of
 from pipeline.problems import Problem
@@ -27,6 +32,7 @@ from pipeline.rollout.episodes import GroupRecord
 from pipeline.run.checkpoints import RunState
 from pipeline.run.config import TrainingConfig
 from pipeline.run.ledger import DROPPED_STALE, SUSPECT_DEATHS, Ended, Ledger, discard_limit, too_many_failed
+from pipeline.run.source import training_source
 
 Result = TypeVar("Result")
 
@@ -55,7 +61,7 @@ class Groups:
         generators: those in service, with their weight versions, as they are at any time.
 
     Attributes:
-        problems: where groups get their problems; it is set before the first one is admitted.
+        problems: where groups get their problems, once the data is opened.
         failures: how many groups were lost to what.
     """
 
@@ -69,7 +75,7 @@ class Groups:
         quarantine: Quarantine,
         generators: Mapping[str, int],
     ):
-        t = self._train = config.train
+        self._config, t = config, config.train
         self.ledger = Ledger(t.groups_per_step, t.max_staleness, t.steps, discard_limit(t), generators=generators)
         self.failures: Counter[str] = Counter()
         self._say, self._journal, self._quarantine = say, journal, quarantine
@@ -77,8 +83,29 @@ class Groups:
         self._numbers = itertools.count()
         self._change = asyncio.Event()
 
+    # Beginning.
+
+    async def open_data(self, state: RunState | None, withdrawn: set[str]) -> None:
+        """Open the problems, from where a checkpoint stood in them.
+
+        Args:
+            state: of the checkpoint; None: from the beginning.
+            withdrawn: ids of problems that were withdrawn in this run folder before.
+
+        Raises:
+            DataError: the data cannot be used.
+        """
+        source = await asyncio.to_thread(training_source, self._config)
+        if state:
+            withdrawn = withdrawn | set(state.withdrawn)
+        self._quarantine.resume(withdrawn)
+        cursor = state.cursor if state else START
+        self.problems = ProblemQueue(source, self._config.run.seed, self._quarantine, cursor, withdrawn)
+        # Read before the first generator is up: a file that cannot be used shows now.
+        self.problems.again(await asyncio.to_thread(self.problems.next))
+
     def resume(self, state: RunState) -> None:
-        """The run goes on from a checkpoint; its open problems are those of `problems`."""
+        """The run continues from a checkpoint."""
         self.ledger.step, self.ledger.version = state.step, state.version
         self.failures.update(state.failures)
 
@@ -150,14 +177,14 @@ class Groups:
         reason, attempts = reason_of(error), self.problems.failed(self.position(group_id))
         self.failures[type(error).__name__] += 1
         ended = self.ledger.fail(group_id)
-        if attempts < self._train.max_attempts:
+        if attempts < self._config.train.max_attempts:
             self._end(ended, self.problems.again)
             self._say(f"· group {group_id} failed and will be run again: {reason}")
         else:
             self._withdraw(ended, f"given up after {attempts} attempts: {reason}")
         failed = self.failures.total() - self.failures[DROPPED_STALE]
         done = self.ledger.trained + self.ledger.discarded
-        if too_many_failed(failed, done, self._train):
+        if too_many_failed(failed, done, self._config.train):
             raise RunFailed(f"{failed} groups failed and {done} did not; the last failure: {reason}")
 
     def withdraw(self, group_id: str, reason: str) -> None:

@@ -76,9 +76,9 @@ class JobActor:
             await self.keep_lease()
             outcome = Outcome(await self.work())
         except Exception as failure:
-            outcome = Outcome("failed", reason_of(failure))
-            if not isinstance(failure, (RunFailed, DataError)):
-                outcome.error = reason_of(failure) + await self.leave_traceback(failure)
+            known = isinstance(failure, (RunFailed, DataError))
+            where = "" if known else await self.leave_traceback(failure)
+            outcome = Outcome("failed", reason_of(failure) + where)
         unwritten = await self.put_away(outcome)
         self.say_what_is_lost(unwritten)
         if self.lease_lost:

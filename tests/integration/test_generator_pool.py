@@ -105,9 +105,10 @@ def test_one_that_is_lost_fails_its_work_and_another_takes_its_place(pool, how, 
         with pytest.raises(GeneratorLost) as error:
             await generators.rollout("generator-0", how)
         assert not isinstance(error.value, GeneratorLeft) and error.value.blame
-        assert pool.gone == ["generator-0"]  # at once: the work is not given to it again
+        assert pool.gone == ["generator-0"] and not generators.versions  # at once: the work is not given to it again
         await pool.until_said("generator-0 is in service")
         group, notes = await generators.rollout("generator-0", "work")
+        assert generators.versions == {"generator-0": 0}
         assert (await group, notes) == ("work", "notes")
         assert generators.restarts == 1 and pool.gone == ["generator-0"]
 

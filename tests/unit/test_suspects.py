@@ -145,7 +145,7 @@ def test_a_problem_that_was_withdrawn_after_the_last_checkpoint_is_not_run_again
     """Whether there is a checkpoint or none. A row of data that says so itself withdraws nothing."""
     config = replace(tiny_config, wandb=replace(tiny_config.wandb, mode="disabled"))
     config = replace(config, data=replace(config.data, max_bad_share=1.0))
-    monkeypatch.setattr("actors.coordinator.training_source", lambda config: Problems(5))
+    monkeypatch.setattr("actors.groups.training_source", lambda config: Problems(5))
     state = RunState(step=1, version=1, cursor=Cursor(1, (0,)), ranks=1, withdrawn=["p3"])
 
     async def life(state):
@@ -176,7 +176,7 @@ def test_a_problem_that_was_withdrawn_after_the_last_checkpoint_is_not_run_again
 
 def test_a_quarantine_that_cannot_be_read_ends_a_run_with_a_reason(tiny_config, tmp_path, monkeypatch):
     (tmp_path / "quarantine.jsonl").mkdir()
-    monkeypatch.setattr("actors.coordinator.training_source", lambda config: Problems(5))
+    monkeypatch.setattr("actors.groups.training_source", lambda config: Problems(5))
     config = replace(tiny_config, wandb=replace(tiny_config.wandb, mode="disabled"))
 
     async def main():
