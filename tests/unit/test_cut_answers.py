@@ -32,14 +32,13 @@ RIGHT, WRONG = "\\boxed{ Paris }", "\\boxed{ Rome }"
     ],
 )
 def test_a_cut_answer_is_wrong_in_training_and_in_evaluation(conversations, says, answer, reward, tmp_path):
-    from pipeline.rollout.answer import Answer
-
     from actors.evaluator import Evaluator
     from actors.scoring.scorer import Scorer
     from pipeline.evaluation.answers import AnswerRecorder
     from pipeline.evaluation.config import EvaluationConfig
     from pipeline.evaluation.questions import Question, Trial
     from pipeline.lease import Lease
+    from pipeline.rollout.answer import Answer
     from pipeline.rollout.episodes import run_episode
     from pipeline.rollout.memory_counts import MemoryCounts
 
