@@ -14,20 +14,10 @@ the data, and the losses.
 import sys
 from pathlib import Path
 
-from jobs.support.driver import (
-    EXIT_STATUS,
-    RunFolder,
-    StopSignals,
-    check_samples,
-    follow,
-    leave_interrupted,
-    leave_summary,
-    load_model_files,
-    run_folder,
-    show_help,
-    start_ray,
-    whole_path,
-)
+from jobs.support.driver import EXIT_STATUS, on_this_node, show_help, start_ray, summary_of
+from jobs.support.inputs import check_samples, load_model_files, whole_path
+from jobs.support.run_folder import RunFolder, leave_interrupted, run_folder
+from jobs.support.stop_signals import StopSignals
 from pipeline.config import config_yaml, load_config
 from pipeline.errors import ConfigError
 from pipeline.fine_tuning.config import FineTuningConfig, check_fine_tuning
@@ -72,7 +62,6 @@ def fine_tune(config: FineTuningConfig) -> int:
         KeyboardInterrupt: interrupted before the run began.
     """
     import ray
-    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     from actors.fine_tuner import FineTuner
 
@@ -88,12 +77,9 @@ def fine_tune(config: FineTuningConfig) -> int:
             print(f"· run folder {folder}", flush=True)
             if config.fine_tuning.from_scratch:
                 config.model.path = str(place.call(random_model, config, folder / "start", limit_s=MODEL_S))
-            here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
-            actor_class = FineTuner.options(scheduling_strategy=here)  # type: ignore[attr-defined]  # mypy ignores decorators of classes
-            summary = follow(actor_class.remote(config, str(folder), place.lease), signals)
-            if isinstance(summary, str):
-                summary = {"status": "failed", "error": summary}
-                leave_summary(folder, summary)
+            actor_class = FineTuner.options(scheduling_strategy=on_this_node())  # type: ignore[attr-defined]  # mypy ignores decorators of classes
+            actor = actor_class.remote(config, str(folder), place.lease)
+            summary = summary_of(actor, signals, folder, lambda error: {"status": "failed", "error": error})
     if summary["error"]:
         print(summary["error"], file=sys.stderr)
     print(f"· {summary['status']}; summary in {folder / 'summary.json'}", flush=True)

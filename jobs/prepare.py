@@ -14,8 +14,9 @@ import traceback
 from collections.abc import Callable
 from pathlib import Path
 
-from jobs.support.driver import base_folder, show_help, start_ray
+from jobs.support.driver import show_help, start_ray
 from jobs.support.filter import FilterConfig, filter_samples
+from jobs.support.run_folder import base_folder
 from pipeline.config import load_config
 from pipeline.data.preparation import QUARANTINE, Prepared, prepare_samples
 from pipeline.data.recipes import RECIPES, Settings

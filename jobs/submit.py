@@ -21,7 +21,7 @@ from types import FrameType
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
-from jobs.support.driver import whole_path
+from jobs.support.inputs import whole_path
 from jobs.support.progress import JobProgress
 from jobs.support.ray_token import ClusterError, is_this_machine, require_token
 from pipeline.config import names_file

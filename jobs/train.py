@@ -7,48 +7,38 @@ Prints one line per step and leaves a run folder (README.md, "What a run leaves"
 """
 
 import contextlib
+import functools
 import sys
 from dataclasses import replace
 from pathlib import Path
 from statistics import median
 
-from jobs.support.driver import (
-    EXIT_STATUS,
-    RunFolder,
-    StopSignals,
+from jobs.support.driver import EXIT_STATUS, on_this_node, show_help, start_ray, summary_of
+from jobs.support.evaluation import check as check_evaluation_job
+from jobs.support.inputs import (
     check_model,
     check_samples,
-    configuration_of,
-    follow,
-    leave_interrupted,
-    leave_summary,
     model_config,
     model_settings,
-    run_folder,
-    show_help,
-    start_ray,
     whole_data_paths,
     whole_path,
     whole_template,
 )
-from jobs.support.evaluation import check as check_evaluation_job
-from jobs.support.evaluation import evaluate
-from pipeline.config import CONFIGS, config_yaml, load_config
+from jobs.support.run_evaluation import evaluate_run, evaluation_of, is_evaluated
+from jobs.support.run_folder import RunFolder, configuration_of, leave_interrupted, run_folder
+from jobs.support.stop_signals import StopSignals
+from pipeline.config import CONFIGS, config_yaml
 from pipeline.data.documents.passages import document_text
 from pipeline.data.rows import row_rules
 from pipeline.data.sample_files import SampleFiles
 from pipeline.errors import BadRow, ConfigError, DataError
-from pipeline.evaluation.comparison import compare
-from pipeline.evaluation.config import EvaluationConfig
-from pipeline.evaluation.results import read_results
-from pipeline.files import copy_folder, join
 from pipeline.learning.losses import check_loss
 from pipeline.learning.memory import Architecture, architecture_of, built_architecture
 from pipeline.lease import is_unused
 from pipeline.rewards.advantages import estimator_for
 from pipeline.rewards.scoring import check_scorers
 from pipeline.rules import check_data_given
-from pipeline.run.checkpoints import MODEL, checkpoints_of
+from pipeline.run.checkpoints import checkpoints_of
 from pipeline.run.config import TrainingConfig, load_training_config
 from pipeline.run.history import RunTotals
 from pipeline.run.plan import plan_text
@@ -181,8 +171,6 @@ def run_of(config: TrainingConfig, folder: Path, signals: StopSignals) -> dict:
     """
     if coordinator := running_coordinator(config, folder):
         return end_of(coordinator, config, folder, signals)
-    import ray
-    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     from actors.coordinator import Coordinator
 
@@ -197,9 +185,8 @@ def run_of(config: TrainingConfig, folder: Path, signals: StopSignals) -> dict:
         print(f"· run folder {folder}", flush=True)
         if signals.asked:
             raise KeyboardInterrupt
-        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
         coordinator = Coordinator.options(  # type: ignore[attr-defined]  # mypy ignores decorators of classes
-            name=str(folder), namespace=NAMESPACE, lifetime="detached", scheduling_strategy=here
+            name=str(folder), namespace=NAMESPACE, lifetime="detached", scheduling_strategy=on_this_node()
         ).remote(config, str(folder), place.lease)
         return end_of(coordinator, config, folder, signals)
 
@@ -208,17 +195,10 @@ def end_of(coordinator, config: TrainingConfig, folder: Path, signals: StopSigna
     """Follow a coordinator to its end; return the summary, which is also in summary.json."""
     import ray
 
-    summary = follow(coordinator, signals)
+    lost = functools.partial(run_summary, config, "failed", RunTotals())
+    summary = summary_of(coordinator, signals, folder, lambda error: lost(error=error))
     ray.kill(coordinator)
-    if isinstance(summary, str):
-        summary = run_summary(config, "failed", RunTotals(), error=summary)
-        leave_summary(folder, summary)
     return summary
-
-
-def is_evaluated(config: TrainingConfig) -> bool:
-    """Whether an evaluation follows the run."""
-    return config.train.evaluation.strip().lower() not in ("", "none")
 
 
 def check_unused(config: TrainingConfig, folder: Path) -> None:
@@ -247,62 +227,6 @@ def running_coordinator(config: TrainingConfig, folder: Path):
         raise ConfigError(f"{folder.name} is running with another configuration; stop it, or choose another run.name")
     print(f"· {folder.name} is running: following it", flush=True)
     return coordinator
-
-
-def evaluate_run(config: TrainingConfig, folder: Path, checkpoint: str) -> int:
-    """Evaluate a run's first and last model, and compare them.
-
-    Args:
-        config: the run's configuration; `train.evaluation` has the arguments of the evaluation.
-        folder: the run folder; its subfolder `evaluation/` gets the two evaluations, accuracy.png and accuracy.md.
-        checkpoint: the checkpoint of the last weight version.
-
-    Returns:
-        The exit status.
-    """
-    from pipeline.evaluation.plots import accuracy_figure  # imported late: it imports matplotlib
-
-    folder, trained = folder / "evaluation", join(checkpoint, MODEL)
-    if "://" in trained:  # vLLM and transformers read local folders
-        copy_folder(trained, folder / "model")
-        trained = str(folder / "model")
-    models = {"before RL": config.model.path, "after RL": trained}
-    rows = {}
-    for name, model in models.items():
-        print(f"· evaluating the model {name}", flush=True)
-        evaluation = evaluation_of(config, model)
-        evaluation.run.folder, evaluation.run.name = str(folder), name.replace(" ", "-")
-        summary, place = evaluate(evaluation)
-        if summary["status"] != "completed":
-            print(f"· the evaluation: {summary['status']}; summary in {place / 'summary.json'}", flush=True)
-            return EXIT_STATUS.get(summary["status"], 1)
-        rows[name] = read_results(place / "results.jsonl")
-    accuracy_figure(rows, folder / "accuracy.png")
-    table = compare(rows["after RL"], rows["before RL"], "after RL", "before RL")
-    (folder / "accuracy.md").write_text(table, encoding="utf-8")
-    print(table, f"· table {folder / 'accuracy.md'}", f"· figure {folder / 'accuracy.png'}", sep="\n", flush=True)
-    return 0
-
-
-def evaluation_of(config: TrainingConfig, model: str) -> EvaluationConfig:
-    """The configuration of `train.evaluation` for `model`, with the run's seed and wandb section.
-
-    It also uses the run's prompt template and scorers, unless the arguments in `train.evaluation` name others.
-
-    Raises:
-        ConfigError: `train.evaluation` is not a valid configuration.
-    """
-    arguments = config.train.evaluation.split()
-    try:
-        evaluation = load_config([*arguments, f"model.path={model}"], EvaluationConfig)
-    except ConfigError as error:
-        raise ConfigError(f"train.evaluation={config.train.evaluation!r}: {error}") from None
-    evaluation.model, evaluation.wandb = replace(config.model, path=model), config.wandb
-    evaluation.run.seed = config.run.seed
-    if not any(argument.startswith("agent.prompt_template=") for argument in arguments):
-        evaluation.agent.prompt_template = config.agent.prompt_template
-    evaluation.scorer.modules = config.scorer.modules | evaluation.scorer.modules
-    return evaluation
 
 
 if __name__ == "__main__":

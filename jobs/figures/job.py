@@ -27,8 +27,10 @@ from jobs.figures.recipe import (
     is_done,
     steps_of,
 )
-from jobs.support.driver import RunFolder, StopSignals, show_help
+from jobs.support.driver import show_help
 from jobs.support.progress import JobProgress
+from jobs.support.run_folder import RunFolder
+from jobs.support.stop_signals import StopSignals
 from pipeline.config import load_config
 from pipeline.errors import ConfigError
 from pipeline.lease import LEASE

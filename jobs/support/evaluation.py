@@ -8,22 +8,11 @@ from typing import cast
 
 from omegaconf import OmegaConf
 
-from jobs.support.driver import (
-    RunFolder,
-    StopSignals,
-    check_model,
-    check_samples,
-    configuration_of,
-    follow,
-    leave_interrupted,
-    leave_summary,
-    run_folder,
-    start_ray,
-    whole_data_paths,
-    whole_path,
-    whole_template,
-)
+from jobs.support.driver import on_this_node, start_ray, summary_of
+from jobs.support.inputs import check_model, check_samples, whole_data_paths, whole_path, whole_template
 from jobs.support.progress import JobProgress
+from jobs.support.run_folder import RunFolder, configuration_of, leave_interrupted, run_folder
+from jobs.support.stop_signals import StopSignals
 from pipeline.errors import ConfigError
 from pipeline.evaluation.config import EvaluationConfig, check_evaluation, check_same
 from pipeline.evaluation.summary import evaluation_summary
@@ -49,9 +38,6 @@ def evaluate(config: EvaluationConfig) -> tuple[dict, Path]:
         ConfigError: the run folder holds something else or cannot be used.
         KeyboardInterrupt: interrupted before the evaluation began.
     """
-    import ray
-    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
-
     from actors.evaluator import Evaluator
 
     # Actors may have another working directory.
@@ -68,13 +54,11 @@ def evaluate(config: EvaluationConfig) -> tuple[dict, Path]:
             place.call(check_folder, config, folder)
             place.save_config(config)
             progress.say(f"run folder {folder}")
-            here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
-            actor_class = Evaluator.options(scheduling_strategy=here)  # type: ignore[attr-defined]  # mypy ignores decorators of classes
+            actor_class = Evaluator.options(scheduling_strategy=on_this_node())  # type: ignore[attr-defined]  # mypy ignores decorators of classes
             evaluator = actor_class.remote(config, str(folder), place.lease)
-            summary = follow(evaluator, signals, progress.line)
-            if isinstance(summary, str):
-                summary = nothing(status="failed", error=summary)
-                leave_summary(folder, summary)
+            summary = summary_of(
+                evaluator, signals, folder, lambda error: nothing(status="failed", error=error), progress.line
+            )
     if summary["error"]:
         print(summary["error"], file=sys.stderr)
     return summary, folder

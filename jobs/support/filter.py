@@ -14,8 +14,10 @@ from pathlib import Path
 
 from omegaconf import MISSING
 
-from jobs.support.driver import EXIT_STATUS, RunFolder, base_folder, check_model, start_ray
+from jobs.support.driver import EXIT_STATUS, start_ray
 from jobs.support.evaluation import check, evaluate
+from jobs.support.inputs import check_model
+from jobs.support.run_folder import RunFolder, base_folder
 from pipeline.config import load_config
 from pipeline.data.filtered_sets import KEPT, kept_file, kept_ids
 from pipeline.data.quarantine import Quarantine

@@ -273,7 +273,7 @@ def test_a_pickle_leaves_a_trace(tmp_path):
 @pytest.mark.parametrize("content", ["[]", "5", "{", 3000 * "["])
 def test_a_summary_that_is_none_does_not_count(content, tmp_path, capsys):
     from jobs.submit import report
-    from jobs.support.driver import leave_interrupted
+    from jobs.support.run_folder import leave_interrupted
 
     (tmp_path / "summary.json").write_text(content)
     assert report(tmp_path) is None

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from jobs.support.driver import whole_path
+from jobs.support.inputs import whole_path
 from pipeline.agents import load_agent
 from pipeline.data.documents.passages import document_text, table_writer
 from pipeline.data.quarantine import Quarantine

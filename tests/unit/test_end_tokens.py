@@ -63,7 +63,7 @@ def test_a_folder_without_these_files_names_none(tmp_path):
 
 
 def test_a_model_without_any_end_token_is_refused_before_anything_starts(tmp_path):
-    from jobs.support.driver import check_model
+    from jobs.support.inputs import check_model
 
     folder = model_with(tmp_path)
     settings = json.loads((folder / "config.json").read_text())

@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from jobs.support.driver import check_model
+from jobs.support.inputs import check_model
 from pipeline.agents import load_agent
 from pipeline.agents.memory import MemoryAgent
 from pipeline.agents.memory_trace import count_memories

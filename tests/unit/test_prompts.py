@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import yaml
 
-from jobs.support.driver import check_model, whole_template
+from jobs.support.inputs import check_model, whole_template
 from pipeline.agents import METHODS, load_agent
 from pipeline.agents.closed_book import ClosedBookAgent
 from pipeline.agents.direct import DirectAgent

@@ -1,0 +1,76 @@
+"""The evaluation of a training run: the model before and after it (`train.evaluation`)."""
+
+from dataclasses import replace
+from pathlib import Path
+
+from jobs.support.driver import EXIT_STATUS
+from jobs.support.evaluation import evaluate
+from pipeline.config import load_config
+from pipeline.errors import ConfigError
+from pipeline.evaluation.comparison import compare
+from pipeline.evaluation.config import EvaluationConfig
+from pipeline.evaluation.results import read_results
+from pipeline.files import copy_folder, join
+from pipeline.run.checkpoints import MODEL
+from pipeline.run.config import TrainingConfig
+
+
+def is_evaluated(config: TrainingConfig) -> bool:
+    """Whether an evaluation follows the run."""
+    return config.train.evaluation.strip().lower() not in ("", "none")
+
+
+def evaluate_run(config: TrainingConfig, folder: Path, checkpoint: str) -> int:
+    """Evaluate a run's first and last model, and compare them.
+
+    Args:
+        config: the run's configuration; `train.evaluation` has the arguments of the evaluation.
+        folder: the run folder; its subfolder `evaluation/` gets the two evaluations, accuracy.png and accuracy.md.
+        checkpoint: the checkpoint of the last weight version.
+
+    Returns:
+        The exit status.
+    """
+    from pipeline.evaluation.plots import accuracy_figure  # imported late: it imports matplotlib
+
+    folder, trained = folder / "evaluation", join(checkpoint, MODEL)
+    if "://" in trained:  # vLLM and transformers read local folders
+        copy_folder(trained, folder / "model")
+        trained = str(folder / "model")
+    models = {"before RL": config.model.path, "after RL": trained}
+    rows = {}
+    for name, model in models.items():
+        print(f"· evaluating the model {name}", flush=True)
+        evaluation = evaluation_of(config, model)
+        evaluation.run.folder, evaluation.run.name = str(folder), name.replace(" ", "-")
+        summary, place = evaluate(evaluation)
+        if summary["status"] != "completed":
+            print(f"· the evaluation: {summary['status']}; summary in {place / 'summary.json'}", flush=True)
+            return EXIT_STATUS.get(summary["status"], 1)
+        rows[name] = read_results(place / "results.jsonl")
+    accuracy_figure(rows, folder / "accuracy.png")
+    table = compare(rows["after RL"], rows["before RL"], "after RL", "before RL")
+    (folder / "accuracy.md").write_text(table, encoding="utf-8")
+    print(table, f"· table {folder / 'accuracy.md'}", f"· figure {folder / 'accuracy.png'}", sep="\n", flush=True)
+    return 0
+
+
+def evaluation_of(config: TrainingConfig, model: str) -> EvaluationConfig:
+    """The configuration of `train.evaluation` for `model`, with the run's seed and wandb section.
+
+    It also uses the run's prompt template and scorers, unless the arguments in `train.evaluation` name others.
+
+    Raises:
+        ConfigError: `train.evaluation` is not a valid configuration.
+    """
+    arguments = config.train.evaluation.split()
+    try:
+        evaluation = load_config([*arguments, f"model.path={model}"], EvaluationConfig)
+    except ConfigError as error:
+        raise ConfigError(f"train.evaluation={config.train.evaluation!r}: {error}") from None
+    evaluation.model, evaluation.wandb = replace(config.model, path=model), config.wandb
+    evaluation.run.seed = config.run.seed
+    if not any(argument.startswith("agent.prompt_template=") for argument in arguments):
+        evaluation.agent.prompt_template = config.agent.prompt_template
+    evaluation.scorer.modules = config.scorer.modules | evaluation.scorer.modules
+    return evaluation
