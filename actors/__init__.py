@@ -1,1 +1,1 @@
-"""Who works: the Ray actors, with their state, their concurrency and what happens when they fail."""
+"""The Ray actors: their state, their concurrency, and how they recover from failures."""

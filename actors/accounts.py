@@ -1,4 +1,4 @@
-"""The accounts of a run: a row of numbers a step, what was lost and made good, and what the next step waits for."""
+"""The accounts of a run: one row of metrics per step, counts of recoveries, and reports when no step gets done."""
 
 import asyncio
 import time
@@ -17,18 +17,19 @@ from pipeline.run.history import RunTotals
 from pipeline.run.ledger import BUFFERED, RUNNING, Ledger
 from pipeline.run.metrics import UpdateResult, step_row
 
-SILENCE_S = 60  # without a step, after which is said what the run waits for
+SILENCE_S = 60  # without a step, before the state of the run is reported
 
 
 class Accounts:
     """Lives in the coordinator.
 
     Args:
-        config: of the run.
-        say: takes a progress line.
-        ledger: of the run's groups.
-        quarantine: of the run's data.
-        generators, scorers, learners: of the run.
+        config: the run's configuration.
+        say: called with each progress line.
+        ledger: the ledger of the run's groups.
+        quarantine: the quarantine of the run's data.
+        generators, scorers: the run's pools.
+        learners: the supervisor of the run's learners.
     """
 
     def __init__(
@@ -43,53 +44,53 @@ class Accounts:
     ):
         self.config, self._say, self.ledger, self.quarantine = config, say, ledger, quarantine
         self.generators, self.scorers, self.learners = generators, scorers, learners
-        self.done = RunTotals()  # of the steps that the weights stand for
+        self.done = RunTotals()  # over the steps in the weights' history
         self.moves = self.redone = self.steps_lost = self.coordinator_restarts = 0
-        self.pauses: list[float] = []  # of weight updates since the last step, in seconds
-        self.recovered_before: Counter[str] = Counter()  # in earlier lives of this run, up to the checkpoint
-        self._first = 0  # how many steps there were when this life of the run began to train
-        self._productive = 0.0  # seconds of the steps since
+        self.pauses: list[float] = []  # seconds of each weight update since the last step
+        self.recovered_before: Counter[str] = Counter()  # before this resume or restart, up to the checkpoint
+        self._first = 0  # number of steps trained when training began here
+        self._productive = 0.0  # seconds of the steps since then
         self._training_began = self._step_began = time.monotonic()
         self._generated_before = 0
 
     def training_begins(self) -> None:
-        """Time counts from now on."""
+        """Start the clock of training."""
         self._first, self._productive, self._training_began = len(self.done), 0.0, time.monotonic()
         self.step_begins()
 
     def step_begins(self) -> None:
-        """The time until now is no step's."""
+        """Start the clock of the next step. Time before now counts for no step."""
         self._step_began, self._generated_before = time.monotonic(), self.done.tokens_generated
 
     def resume(self, state: RunState) -> None:
-        """The run goes on from a checkpoint."""
+        """Continue from a checkpoint."""
         self.done.tokens_generated = state.tokens_generated
         self.recovered_before.update(state.recoveries)
 
     def begin_after(self, rows: list[dict]) -> None:
-        """This life of the run goes on from a checkpoint, up to which there are these rows (`RunTotals.needed`)."""
+        """Add the rows up to the checkpoint (with the columns of `RunTotals.needed`) to the totals."""
         for row in rows:
             self.done.add(row)
 
     def group_done(self, record: GroupRecord) -> None:
-        """A group was generated and scored."""
+        """Count a group that was generated and scored."""
         self.moves += record.moves
         self.redone += record.redone_conversations
         self.done.tokens_generated += record.response_tokens
 
     def roll_back(self, step: int) -> None:
-        """The learners went back to the checkpoint after this step."""
+        """Return to the totals after `step`, to whose checkpoint the learners went back."""
         self.done.roll_back(step)
         self._first = min(self._first, len(self.done))
         self._productive = sum(self.done.values("seconds", self._first))
 
     @property
     def seconds(self) -> float:
-        """Since the step that is under way began."""
+        """Seconds since the current step began."""
         return time.monotonic() - self._step_began
 
     def recoveries(self) -> dict[str, int]:
-        """What was lost, and made good."""
+        """Counts of losses and restarts over the whole run, by name."""
         recovered = {
             "group_moves": self.moves,
             "groups_lost": self.ledger.lost,
@@ -110,13 +111,13 @@ class Accounts:
         waited: float,
         trained: float,
     ) -> dict:
-        """The row of the step that is done now. The next one begins.
+        """Return the row of metrics of the step that is done, and start the next step's clock.
 
         Args:
-            step: its groups.
-            updates: the optimizer steps.
-            waited: seconds until its groups were there.
-            trained: seconds until it was trained.
+            step: the step's groups.
+            updates: the results of its optimizer steps.
+            waited: seconds from the step's beginning until its groups were there.
+            trained: seconds from the step's beginning until it was trained.
         """
         ledger, seconds = self.ledger, self.seconds
         records = [record for record, _ in step.groups]
@@ -153,7 +154,7 @@ class Accounts:
         return row
 
     async def watch(self) -> None:
-        """Whenever there was no step for long, say where everything is; for ever."""
+        """Report where groups and actors stand whenever no step was done for `SILENCE_S`. Runs forever."""
         c, ledger = self.config, self.ledger
         step, since = ledger.step, time.monotonic()
         while True:

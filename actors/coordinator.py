@@ -1,14 +1,14 @@
-"""The coordinator: starts the pools, trains step after step, and ends the run well.
+"""The coordinator: the job actor of a training run. It starts the pools, trains step by step and ends the run.
 
     problems ─▶ rollout (generator) ─▶ score (scorer) ─▶ buffered ─▶ take ─▶ train ─▶ publish
     ╰───────── actors/rollouts.py ──────────────────╯               ╰──── `_train` ────╯
 
-Two loops that meet only in the groups (actors/groups.py): the rollouts start groups as there is room for them, `_train`
-takes whole steps. The coordinator holds problems, records and references, never tokens.
+The two loops share only the groups (actors/groups.py): the rollouts start groups whenever there is room; `_train` takes
+whole steps. The coordinator holds problems, records and references, never tokens.
 
 Failures are repaired where they happen: a group continues on another generator from its last finished conversation, a
-scorer is replaced, the learners start again from the last checkpoint while the generators keep working. When the
-coordinator itself dies, Ray starts it again, and it resumes from the last checkpoint with pools of its own.
+scorer is replaced, and the learners restart from the last checkpoint while the generators keep working. If the
+coordinator dies, Ray restarts it, and it resumes from the last checkpoint with new pools.
 """
 
 import asyncio
@@ -38,13 +38,13 @@ from pipeline.run.checkpoints import RunState
 from pipeline.run.config import TrainingConfig
 from pipeline.run.report import run_summary
 
-LEARNERS_FIRST_S = 10  # in which learners get their room before generators take what there is
-OPENING_S = 60.0  # for the storage to say what was quarantined
-LINGER_S = 300  # after the end, for a driver to ask for the summary
+LEARNERS_FIRST_S = 10  # head start in which learners reserve resources before generators take the rest
+OPENING_S = 60.0  # limit for reading the ids that this run has withdrawn
+LINGER_S = 300  # lifetime after the end, so that drivers can fetch the summary
 
 
 class Stopped(Exception):
-    """The run was asked to end while it waited for something."""
+    """The run was asked to stop while it waited for something."""
 
 
 @ray.remote(num_cpus=0, max_concurrency=100, max_restarts=-1, max_task_retries=-1)
@@ -70,24 +70,24 @@ class Coordinator(JobActor):
         self.tracker: Tracking | None = None
         self._tracking: asyncio.Future | None = None
         self._ended: asyncio.Future | None = None  # its result is the summary
-        if self.started_again:  # the driver may be dead too
+        if self.started_again:  # perhaps no driver is left to call `run`
             ray.get_runtime_context().current_actor.run.remote()
 
-    # What the driver calls.
+    # Called by the driver.
 
     def settings(self) -> TrainingConfig:
-        """What this run was started with."""
+        """The configuration that this run was started with."""
         return self.config
 
     async def stop(self) -> None:
-        """End the run after the step that is under way, and keep what was trained."""
+        """End the run after the current step and save what was trained."""
         self.say("· stopping after this step")
         await super().stop()
 
     async def run(self) -> dict:
         """Run to the end, to `stop`, or to a failure; return the summary, which is also in summary.json.
 
-        Who calls it again gets the same summary: a run has one life, however many drivers follow it.
+        Further calls return the same summary, so several drivers can follow one run.
         """
         if self._ended is None:
             self._ended = asyncio.ensure_future(self._run())
@@ -114,7 +114,7 @@ class Coordinator(JobActor):
         except Exception as failure:
             why = f"{outcome.error or ''}\nthe last version could not be saved: {failure!r}"
             outcome.status, outcome.error = "failed", why.strip()
-        if self._tracking:  # what it has of earlier steps belongs to the summary of a run that could not start, too
+        if self._tracking:  # a run that could not start still needs the rows of earlier steps for its summary
             await asyncio.wait([self._tracking], timeout=CLOSING_S)
         unwritten = await self.tracker.flush() if self.tracker and not self.lease_lost else {}
         return unwritten | await self.finish_files(self.quarantine.kept)
@@ -139,14 +139,14 @@ class Coordinator(JobActor):
 
     @property
     def step(self) -> int:
-        """Steps that were trained."""
+        """The number of steps trained."""
         return self.groups.ledger.step
 
     # Starting and ending.
 
     async def _start(self) -> None:
         c = self.config
-        state = await self._where_to_go_on()
+        state = await self._state_to_resume()
         if state:
             self.groups.resume(state)
             self.accounts.resume(state)
@@ -158,7 +158,7 @@ class Coordinator(JobActor):
         self.say_what_is_missing(
             [(c.generator, c.generator.count), (c.learner, c.learner.ranks), (c.scorer, c.scorer.count)]
         )
-        # All that takes seconds is under way at once; the engines, which take longest, as early as they may be.
+        # All slow parts start concurrently; the slowest, the engines, as soon as the learners have their room.
         begin = time.monotonic()
         learners = self.spawn(self._start_learners())
         reading = self.spawn(self._read(state))
@@ -182,8 +182,8 @@ class Coordinator(JobActor):
         self.spawn(self.accounts.watch())
 
     async def _read(self, state: RunState | None) -> None:
-        """Open the data, and begin to start groups."""
-        try:  # it has those after the last checkpoint, too
+        """Open the data and start the rollouts."""
+        try:  # the file also has those withdrawn after the last checkpoint
             withdrawn = await self.stored(withdrawn_ids, self.quarantine.path, limit_s=OPENING_S)
         except OSError as error:
             raise RunFailed(f"the quarantine of this run so far cannot be read: {reason_of(error)}") from error
@@ -199,8 +199,8 @@ class Coordinator(JobActor):
         if "://" in self.wandb_run:
             self.say(f"· wandb run {self.wandb_run}")
 
-    async def _where_to_go_on(self) -> RunState | None:
-        """What the checkpoint to resume from says; None: the beginning."""
+    async def _state_to_resume(self) -> RunState | None:
+        """The state of the checkpoint to resume from; None: start from the beginning."""
         if self.started_again:
             self.accounts.coordinator_restarts = 1
             self.say("· the coordinator died and was started again")
@@ -240,12 +240,12 @@ class Coordinator(JobActor):
                 await self._go_back(str(error))
 
     async def _train_on(self, step: Step) -> None:
-        """Train one step, or have its lost groups made again."""
+        """Train one step. If groups of it were lost, nothing is trained and they are remade."""
         ledger, waited = self.groups.ledger, self.accounts.seconds
         try:
             updates = await self.learners.train(self.step, ledger.version, step.groups)
         except GroupsLost as error:
-            self.say(f"· {error}; they are made again from their conversations")
+            self.say(f"· {error}; they are remade from their finished conversations")
             for group_id in self.groups.lose(step, error.indices):
                 self.rollouts.make_again(group_id)
             return
@@ -264,13 +264,13 @@ class Coordinator(JobActor):
             await self._save()
             await self._grow()
 
-    # The learners' life.
+    # Starting, restarting and saving the learners.
 
     async def _start_learners(self) -> None:
         await self.generators.publish(await self.learners.start(self.groups.ledger.version))
 
     async def _go_back(self, why: str) -> None:
-        """Go back to the last checkpoint, with the ledger and all that was counted. Generators go on meanwhile."""
+        """Return to the last checkpoint, with the groups, the rows and all counters. Generators keep working."""
         self.check_lease()
         begin = time.monotonic()
         await self.learners.lost(why)
@@ -285,7 +285,7 @@ class Coordinator(JobActor):
         self.accounts.step_begins()
 
     async def _unless_stopped(self, work: Awaitable):
-        """The result of `work`. Raises `Stopped`, or the failure that ends the run, if that comes first."""
+        """The result of `work`. Raises `Stopped`, or the failure that ends the run, if either comes first."""
         work, stopping = asyncio.ensure_future(work), asyncio.ensure_future(self._stop.wait())
         try:
             await self.unless_failed(asyncio.wait([work, stopping], return_when=asyncio.FIRST_COMPLETED))
@@ -297,19 +297,19 @@ class Coordinator(JobActor):
             stopping.cancel()
 
     async def _grow(self) -> None:
-        """Right after a checkpoint: start the learners again with more ranks if there is room for more."""
+        """Restart the learners with more ranks if there is room. Call it right after a checkpoint."""
         if not self.learners.can_grow():
             return
         await self.learners.saved()
         if self.learners.saved_step != self.step:
-            return  # it could not be saved
+            return  # the save failed, so a restart would lose steps
         self.say(f"· there is room for more than {self.learners.size} learner ranks: starting them again")
         await self.learners.make_way()
         await self._unless_stopped(self._start_learners())
         self.accounts.step_begins()
 
     async def _save(self) -> None:
-        """Copy the state of this step, and write it while training goes on."""
+        """Copy the state of this step; it is written while training continues."""
         await self.learners.saved()
         self.check_lease()
         ledger = self.groups.ledger
@@ -328,7 +328,7 @@ class Coordinator(JobActor):
         await self.learners.save(state)
 
     async def _save_the_last(self) -> None:
-        """Write the checkpoint of the last step, unless it is there already. Raises `RunFailed` if that fails."""
+        """Save the last step unless it is already saved. Raises `RunFailed` if it cannot be saved."""
         await self.learners.saved()
         if self.learners.works and self.step != self.learners.saved_step:
             await self._save()

@@ -268,7 +268,7 @@ class Evaluator(JobActor):
                     return None, reason_of(error)
 
     def _scores_episodes(self, task: str) -> bool:
-        """Whether the task's scorer wants the responses. False if it cannot be loaded, which its scoring then says."""
+        """Whether the task's scorer needs the responses. False if it cannot be loaded: scoring reports that later."""
         try:
             return scores_episodes(task, self.config.scorer.modules)
         except ConfigError:

@@ -1,17 +1,17 @@
-"""The groups of a run. This is the one owner of everything that belongs to a group, from its problem to its training.
+"""The groups of a run. This module owns everything that belongs to a group, from its problem to its training.
 
     admit           the next problem ─▶ running, on a generator
-    generator_lost  running ─▶ running, on none until `move` gives it another; a suspect runs alone there
-    add             running ─▶ buffered; or ended, as dynamic sampling discards it
+    generator_lost  running ─▶ running, on no generator until `move` assigns one; a suspect then runs alone
+    add             running ─▶ buffered; or ended, if dynamic sampling discards it
     fail            running ─▶ ended; its problem is run again, or withdrawn after too many attempts
     withdraw        running ─▶ ended; its problem is never run again
-    take            buffered ─▶ training; or ended, as it is too old, and its problem is run again
-    step_done       training ─▶ ended, as it is trained
-    lose            training ─▶ running, to be made from its conversations; the others of its step ─▶ buffered
+    take            buffered ─▶ training; or ended, if it is stale, and its problem is run again
+    step_done       training ─▶ ended: the group is trained
+    lose            training ─▶ running, to be remade from its conversations; the others of its step ─▶ buffered
     roll_back       training ─▶ buffered
 
 A group has an entry in the ledger (its state, its record, the reference to its episodes), an open problem in the queue,
-and conversations in the journal. Whichever way it ends, `_end` clears all three.
+and conversations in the journal. However it ends, `_end` clears all three.
 """
 
 import asyncio
@@ -42,9 +42,9 @@ class Step:
     """The groups of one learner step, in the order in which they are trained."""
 
     groups: list[tuple[GroupRecord, ray.ObjectRef]]
-    positions: list[int]  # of their problems in the data
+    positions: list[int]  # the problems' positions in the data
     problems: list[Problem]
-    discarded: list[GroupRecord]  # by dynamic sampling, while these came together
+    discarded: list[GroupRecord]  # by dynamic sampling since the step before
 
 
 class Groups:
@@ -54,15 +54,15 @@ class Groups:
     (max_staleness + 2) × groups_per_step.
 
     Args:
-        config: of the run.
-        say: takes a progress line.
+        config: the run's configuration.
+        say: called with each progress line.
         journal: the actor that keeps finished conversations.
-        quarantine: where withdrawn problems are noted.
-        generators: those in service, with their weight versions, as they are at any time.
+        quarantine: records withdrawn problems.
+        generators: a live view of the generators in service: weight version by name.
 
     Attributes:
-        problems: where groups get their problems, once the data is opened.
-        failures: how many groups were lost to what.
+        problems: the queue from which groups get their problems; set by `open_data`.
+        failures: number of groups that failed or were dropped as stale, by reason.
     """
 
     problems: ProblemQueue
@@ -83,14 +83,14 @@ class Groups:
         self._numbers = itertools.count()
         self._change = asyncio.Event()
 
-    # Beginning.
+    # Starting.
 
     async def open_data(self, state: RunState | None, withdrawn: set[str]) -> None:
-        """Open the problems, from where a checkpoint stood in them.
+        """Open the problem queue at a checkpoint's position in the data.
 
         Args:
-            state: of the checkpoint; None: from the beginning.
-            withdrawn: ids of problems that were withdrawn in this run folder before.
+            state: the checkpoint's state; None: start from the beginning.
+            withdrawn: ids of problems withdrawn earlier in this run folder.
 
         Raises:
             DataError: the data cannot be used.
@@ -101,21 +101,21 @@ class Groups:
         self._quarantine.resume(withdrawn)
         cursor = state.cursor if state else START
         self.problems = ProblemQueue(source, self._config.run.seed, self._quarantine, cursor, withdrawn)
-        # Read before the first generator is up: a file that cannot be used shows now.
+        # Read one problem now, so that an unusable file is reported before the first generator is up.
         self.problems.again(await asyncio.to_thread(self.problems.next))
 
     def resume(self, state: RunState) -> None:
-        """The run continues from a checkpoint."""
+        """Continue from a checkpoint."""
         self.ledger.step, self.ledger.version = state.step, state.version
         self.failures.update(state.failures)
 
     # Running.
 
     async def admit(self) -> tuple[str, str]:
-        """Wait until one more group may start, and start it with the next problem.
+        """Wait until another group may start, and admit it with the next problem.
 
         Returns:
-            The group's id, and the generator that shall run it.
+            The group's id, and the name of the generator that is to run it.
 
         Raises:
             DataError: see `ProblemQueue.next`.
@@ -126,39 +126,42 @@ class Groups:
             group_id = f"{self.problems.problem(position).id}#{next(self._numbers)}"
             if generator := self.ledger.admit(group_id, position):
                 return group_id, generator
-            self.problems.again(position)  # a generator died meanwhile
+            self.problems.again(position)  # a generator died in the meantime
 
     def position(self, group_id: str) -> int:
-        """Of a group's problem in the data."""
+        """The position of a group's problem in the data."""
         return self.ledger.entries[group_id].position
 
     def problem(self, group_id: str) -> Problem:
         return self.problems.problem(self.position(group_id))
 
     def generator_lost(self, group_id: str, blame: bool) -> None:
-        """A running group has lost its generator.
+        """Record that a running group has lost its generator.
 
         Args:
             group_id: the group's id.
-            blame: nothing but what the generator ran is known to have killed it.
+            blame: no cause of the death is known but the generator's work.
 
         Raises:
-            BadRow: the group ran alone there, and killed it.
+            BadRow: the group was to blame and ran alone on the generator.
         """
         entry = self.ledger.generator_lost(group_id, blame)
         self.changed()
         if blame and entry.kept:
             raise BadRow(f"{entry.deaths} generators died under it, the last one while it ran nothing else")
         if blame and entry.deaths == SUSPECT_DEATHS:
-            self._say(f"· {entry.deaths} generators died under group {group_id}, which goes on alone on one")
+            self._say(f"· {entry.deaths} generators died under group {group_id}; it continues alone on one")
 
     async def move(self, group_id: str) -> str:
-        """Wait for a generator that a running group can go on with, and return it."""
+        """Wait for a generator on which a running group can continue, and return its name."""
         return await self._until(lambda: self.ledger.move(group_id))
 
     def add(self, group_id: str, record: GroupRecord, ref: ray.ObjectRef) -> bool:
-        """A running group is generated and scored. Returns whether it is kept; False if dynamic sampling discards it,
-        and another problem takes its place."""
+        """Buffer a running group that was generated and scored.
+
+        Returns:
+            Whether it is kept; False if dynamic sampling discards it, so that another problem replaces it.
+        """
         ended = {group_id: self.ledger.entries[group_id]}
         kept = self.ledger.add(group_id, record, ref)
         if not kept:
@@ -168,7 +171,7 @@ class Groups:
         return kept
 
     def fail(self, group_id: str, error: Exception) -> None:
-        """A running group failed: its problem is run again, as another group, or withdrawn after too many attempts.
+        """End a running group that failed. Its problem is run again as a new group, or withdrawn after max_attempts.
 
         Raises:
             RunFailed: too many groups failed.
@@ -188,14 +191,13 @@ class Groups:
             raise RunFailed(f"{failed} groups failed and {done} did not; the last failure: {reason}")
 
     def withdraw(self, group_id: str, reason: str) -> None:
-        """The problem of a running group cannot be run, and never is again. Raises `DataError` if too many cannot."""
+        """End a running group and withdraw its problem, which cannot be run. Raises `DataError` if too many cannot."""
         self._withdraw(self.ledger.withdraw(group_id), reason)
 
     # Training.
 
     async def take(self) -> Step:
-        """Wait for the groups of the next learner step. What is too old for any step is dropped, and its problem is
-        run again."""
+        """Wait for the groups of the next learner step. Stale groups are dropped, and their problems are run again."""
         return await self._until(self._take)
 
     def _take(self) -> Step | None:
@@ -216,10 +218,14 @@ class Groups:
         )
 
     def lose(self, step: Step, indices: list[int]) -> list[str]:
-        """Of a step's groups these cannot be fetched any more; the others wait to be taken again.
+        """Set the lost groups of a step running again; buffer the others.
+
+        Args:
+            step: the step, which was not trained.
+            indices: the groups that can no longer be fetched, by their index in the step.
 
         Returns:
-            The ids of the lost groups, which run again: they are to be made from their conversations.
+            The ids of the lost groups, to be remade from their conversations.
         """
         lost = [step.groups[index][0].group_id for index in indices]
         self.ledger.lose(lost)
@@ -227,17 +233,18 @@ class Groups:
         return lost
 
     def step_done(self, step: Step) -> None:
-        """The learner has made a new version of the groups last taken."""
+        """End the groups last taken: the learner has trained them into a new version."""
         self._end(self.ledger.step_done(), self.problems.done)
-        self._discarded = self._discarded[len(step.discarded) :]  # those since belong to the next step
+        self._discarded = self._discarded[len(step.discarded) :]  # the rest belong to the next step
 
     def roll_back(self, step: int, cursor: Cursor) -> None:
-        """The learner has the weights of an earlier step again. The groups last taken wait to be taken again, and the
-        problems that were done with since are handed out again.
+        """Return to an earlier step, whose weights the learner has again.
+
+        The groups last taken are buffered again, and problems done since then are handed out again.
 
         Args:
-            step: how many were trained then.
-            cursor: where the run stood in its data then.
+            step: the number of steps trained by then.
+            cursor: the run's position in its data at that step.
         """
         self.ledger.roll_back(step)
         self.problems.roll_back(cursor)
@@ -253,14 +260,14 @@ class Groups:
             self._quarantine.add(problem.id, reason, row, withdrawn=True)
 
     def _end(self, ended: Ended, then: Callable[[int], Result]) -> list[Result]:
-        """Clear up behind groups that the ledger has let go.
+        """Clear the journal and the problem queue of groups that have left the ledger.
 
         Args:
             ended: the groups.
-            then: what becomes of the problem at a position: `again`, `done` or `withdraw` of the queue.
+            then: the queue's method for the problem at a position: `again`, `done` or `withdraw`.
 
         Returns:
-            What `then` returned for each.
+            The result of `then` for each group.
         """
         self._journal.drop.remote(list(ended))
         results = [then(entry.position) for entry in ended.values()]
@@ -270,12 +277,12 @@ class Groups:
     # Waiting.
 
     def changed(self) -> None:
-        """Wake all that wait: a generator has come, gone, or has other weights; or a group has moved on."""
+        """Wake all waiters: a generator joined, left or changed its weights, or a group changed its state."""
         self._change.set()
         self._change = asyncio.Event()
 
     async def _until(self, attempt: Callable[[], Result | None]) -> Result:
-        """The first result of `attempt` that is not None; it is made again whenever something has changed."""
+        """The first result of `attempt` that is not None. It is called again after every change."""
         while (result := attempt()) is None:
             await self._change.wait()
         return result

@@ -1,4 +1,4 @@
-"""The base class of job actors: one life and one end, the lease of the run folder, progress lines, background tasks."""
+"""The base class of job actors: start and end, the lease of the run folder, progress lines, background tasks."""
 
 import asyncio
 import json
@@ -63,7 +63,7 @@ class JobActor:
         self._tasks: set[asyncio.Task] = set()
         self._failure: asyncio.Future | None = None  # its exception ends the run
 
-    # Life.
+    # Running and ending.
 
     async def stop(self) -> None:
         """End the job soon, and keep what was done."""
@@ -90,30 +90,30 @@ class JobActor:
         return summary
 
     async def work(self) -> str:
-        """Do the job. Returns the status that it ends with, completed or interrupted; raises what makes it fail."""
+        """Do the job; return its status, completed or interrupted. An error makes the job fail."""
         raise NotImplementedError
 
     async def put_away(self, outcome: Outcome) -> dict[str, int]:
-        """Write what is not written yet, however the job ended; a failure to do so goes into `outcome`.
+        """Write all pending output, however the job ended. If that fails, `outcome` becomes a failure.
 
         Returns:
-            How many lines or files are missing, by their name in the run folder.
+            The number of missing lines or files, by name in the run folder.
         """
         raise NotImplementedError
 
     def summary(self, outcome: Outcome, seconds: float, unwritten: dict[str, int]) -> dict:
-        """The content of summary.json; `seconds` is what the job took, `unwritten` is from `put_away`."""
+        """The content of summary.json, from the job's duration in seconds and the result of `put_away`."""
         raise NotImplementedError
 
     async def close(self, summary: dict) -> None:
-        """End all that the job has started."""
+        """Close everything that the job has started."""
         raise NotImplementedError
 
     async def leave_traceback(self, failure: Exception) -> str:
-        """Write the traceback of a failure that is nobody's known mistake, here into the job's log.
+        """Write the traceback of an unexpected failure, by default to the job's log.
 
         Returns:
-            Where it is, as the end of a sentence, unless that is the log.
+            Where the traceback is, as the end of a sentence; empty for the log.
         """
         traceback.print_exception(failure)
         return ""

@@ -1,4 +1,4 @@
-"""The rollouts: a group is started whenever there is room for one, generated, scored, and handed back to its owner."""
+"""The rollouts: whenever there is room, a group is started, generated, scored and handed back to its owner."""
 
 from collections.abc import Callable, Coroutine
 
@@ -15,10 +15,11 @@ class Rollouts:
     """Lives in the coordinator.
 
     Args:
-        config: of the run.
+        config: the run's configuration.
         groups: the owner of the run's groups.
-        generators, scorers, accounts: of the run.
-        spawn: runs a coroutine in the background; what it raises ends the run.
+        generators, scorers: the run's pools.
+        accounts: the run's accounts.
+        spawn: runs a coroutine in the background; an error in it ends the run.
     """
 
     def __init__(
@@ -35,22 +36,22 @@ class Rollouts:
         self._sampling = Sampling(config.train.temperature)
 
     async def run(self) -> None:
-        """Start one group after the other, for ever. Raises `DataError` if there are no more problems to run."""
+        """Start one group after another, forever. Raises `DataError` if no problems are left to run."""
         while True:
             self._spawn(self.run_group(*await self.groups.admit()))
 
     def make_again(self, group_id: str) -> None:
-        """A group that was finished is lost: it is made from its conversations, which are in the journal."""
+        """Remake a lost group, which was finished, from its conversations in the journal."""
         self._spawn(self.run_group(group_id, None))
 
     async def run_group(self, group_id: str, name: str | None) -> None:
-        """Generate and score one group; whatever goes wrong costs this group only.
+        """Generate and score one group. A failure costs this group only.
 
-        A group whose generator is lost goes on with another one from its last finished conversation.
+        If its generator is lost, the group continues on another one from its last finished conversation.
 
         Args:
             group_id: the group's id.
-            name: the generator's; None: any, as the group was begun before.
+            name: the generator's name; None: any, for a group that was begun before.
 
         Raises:
             RunFailed, DataError: see `Groups.fail`.
@@ -58,19 +59,19 @@ class Rollouts:
         t, position, problem = self.config.train, self.groups.position(group_id), self.groups.problem(group_id)
         seed = (self.config.run.seed, position) if t.seeded_sampling else None
         moves = deaths = 0
-        go_on = name is None
+        resumed = name is None
         try:
             while True:
                 name = name or await self.groups.move(group_id)
                 try:
                     group, notes = await self.generators.rollout(
-                        name, group_id, problem, t.method, t.group_size, self._sampling, seed, go_on
+                        name, group_id, problem, t.method, t.group_size, self._sampling, seed, resumed
                     )
                     break
                 except GeneratorLost as lost:
                     moves, deaths = moves + 1, deaths + (not isinstance(lost, GeneratorLeft))
                     self.groups.generator_lost(group_id, lost.blame)
-                    name, go_on = None, True
+                    name, resumed = None, True
             scored = await self.scorers.score(group, problem.without_document())
         except BadRow as error:
             self.groups.withdraw(group_id, reason_of(error))
@@ -83,9 +84,9 @@ class Rollouts:
                 generator=name,
                 generation_seconds=notes.seconds,
                 moves=moves,
-                # What the generators between the first and the last lost is known only by its bound.
+                # An upper bound: what the generators between the first and the last one lost is unknown.
                 redone_conversations=notes.went_on + (deaths - 1) * t.group_size if deaths else 0,
             )
             self.accounts.group_done(record)
-            self.generators.work_done()  # else those that die of several problems before a step is done are given up
+            self.generators.work_done()  # else a generator that several problems killed within one step is given up
             self.groups.add(group_id, record, group)

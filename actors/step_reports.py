@@ -1,4 +1,4 @@
-"""What a run tells of a step: its row, its line, some of its episodes, and the updates that were skipped."""
+"""Reports on a step: its row of metrics, its progress line, sampled episodes and skipped updates."""
 
 from collections.abc import Callable
 
@@ -15,8 +15,8 @@ class StepReports:
     """Lives in the coordinator.
 
     Args:
-        config: of the run.
-        say: takes a progress line.
+        config: the run's configuration.
+        say: called with each progress line.
     """
 
     def __init__(self, config: TrainingConfig, say: Callable[[str], None]):
@@ -24,7 +24,7 @@ class StepReports:
         self._skipped_in_a_row = 0
 
     async def report(self, tracker: Tracking, row: dict, step: Step) -> None:
-        """Write and say what a step did; now and then, write some of its episodes."""
+        """Log a step's row and report its progress line; write sampled episodes every `episodes_every` steps."""
         t, number = self.config.train, row["step"]
         await tracker.log(row)
         self._say(step_line(row, t.steps))  # the row is on disk before the line is shown
@@ -37,23 +37,23 @@ class StepReports:
             )
         if number == 1 or number % t.episodes_every == 0 or number == t.steps:
             shown = list(zip(step.problems, step.groups, strict=True))[: t.episodes_shown]
-            # The references are in lists, so that Ray hands them on unresolved.
+            # Ray passes references inside lists unresolved.
             await tracker.episodes(number, [(problem.question, record, [ref]) for problem, (record, ref) in shown])
-            tracker.draw()  # nobody waits for the figure
+            tracker.draw()  # in the background
 
     def check_updates(self, number: int, step: Step, updates: list[UpdateResult]) -> None:
-        """Name the groups of a step's skipped updates. Raises `RunFailed` when there were too many in a row."""
+        """Report the groups of a step's skipped updates. Raises `RunFailed` after too many in a row."""
         for update_number, update in enumerate(updates, 1):
             self._skipped_in_a_row = self._skipped_in_a_row + 1 if update.skipped else 0
             if update.skipped:
                 names = ", ".join(step.groups[index][0].group_id for index in update.suspects)
                 self._say(
-                    f"· step {number}: update {update_number} of {len(updates)} was skipped, its loss or gradient is "
-                    f"not finite; groups: {names}"
+                    f"· step {number}: update {update_number} of {len(updates)} was skipped: its loss or gradient "
+                    f"is not finite; groups: {names}"
                 )
             if self._skipped_in_a_row >= self.config.train.max_skipped_updates:
                 raise RunFailed(
-                    f"{self._skipped_in_a_row} updates in a row were skipped, their loss or gradient is not finite; "
+                    f"{self._skipped_in_a_row} updates in a row were skipped: their loss or gradient is not finite; "
                     "the weights are those of the last good update. Look at the groups named above, or lower "
                     "learner.learning_rate"
                 )

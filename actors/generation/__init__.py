@@ -1,1 +1,1 @@
-"""Generators: the vLLM engine, the episodes that run on it, new weights in flight, and the journal of conversations."""
+"""Generators: the vLLM engine, episodes on it, weight updates in flight, and the journal of conversations."""

@@ -1,7 +1,7 @@
-"""A generator: runs episodes of agents on a vLLM engine and takes up new weights while they run.
+"""A generator: runs agents' episodes on a vLLM engine and switches to new weights without interrupting them.
 
-Every conversation that is finished goes to the journal before the next one of its episode begins, so that a group can
-go on elsewhere when this process dies, and no episode loses more than one conversation.
+Every finished conversation goes to the journal before the next one of its episode begins. So a group can continue on
+another generator when this process dies, and an agent that reads in order loses at most one conversation per episode.
 """
 
 import asyncio
@@ -40,14 +40,18 @@ log = logging.getLogger(__name__)
 
 
 class Draining(RuntimeError):
-    """The generator begins no more conversations."""
+    """The generator is draining and starts no more conversations."""
 
 
 @ray.remote(max_concurrency=10_000)
 class Generator:
-    """All episodes of all its groups run at once; vLLM batches whatever conversations are open.
+    """Runs all episodes of all its groups concurrently; vLLM batches the open conversations.
 
-    With a `journal` it can `rollout`; without one it only answers.
+    Args:
+        name: the generator's name.
+        config: the job's configuration.
+        seed: the engine's seed.
+        journal: the journal's handle; None: only `answer` can be called, not `rollout`.
     """
 
     def __init__(self, name: str, config: GenerationConfig, seed: int, journal=None):
@@ -63,14 +67,14 @@ class Generator:
         self._draining = False
 
     async def start(self) -> tuple[str, str]:
-        """Start the engine; return vLLM's version and the id of this actor's node."""
+        """Start the engine once; return vLLM's version and the id of this actor's node."""
         if self._started is None:
             self._started = asyncio.create_task(self._start())
         await self._started
         return self.engine.version_of_vllm, ray.get_runtime_context().get_node_id()
 
     async def _start(self) -> None:
-        # Imported here: who only holds a handle to this actor need not spend seconds on importing vLLM.
+        # Imported here, so that processes that only hold a handle to this actor do not spend seconds on importing vLLM.
         from actors.generation.vllm_engine import VllmEngine
 
         self._tokenizer = load_tokenizer(self.config.model.path, self.config.model.trust_remote_code)
@@ -86,26 +90,26 @@ class Generator:
         episodes: int,
         sampling: Sampling,
         seed: tuple[int, ...] | None = None,
-        go_on: bool = False,
+        resumed: bool = False,
     ) -> tuple[EpisodeGroup, RolloutNotes]:
-        """Run the group of a problem. Returned as two objects.
+        """Run a group: G episodes of a problem. Return the group and notes on its rollout, as two objects.
 
         Args:
-            group_id: of the group.
-            problem: of the group.
-            method: of reading.
-            episodes: G.
-            sampling: of all responses.
-            seed: the same for the same group; None: responses are not seeded.
-            go_on: another generator was at it, so there may be finished conversations.
+            group_id: the group's id.
+            problem: the group's problem.
+            method: the agent's name.
+            episodes: G, the number of episodes.
+            sampling: the sampling of all responses.
+            seed: the group's seed, always the same for one group; None: responses are not seeded.
+            resumed: whether the group was run before, so that the journal may have finished conversations of it.
 
         Raises:
             BadRow: the problem cannot be run (its question is too long, its document is empty).
-            Draining: the group must go on elsewhere.
+            Draining: the group must continue on another generator.
         """
         begin = time.perf_counter()
         agent, tokenized = await self._tokenize(problem, method)
-        finished = await self._read_journal(group_id) if go_on else []
+        finished = await self._read_journal(group_id) if resumed else []
         runs = [
             _Run(self, group_id, number, sampling, seed, Replay(f for f in finished if f.episode == number))
             for number in range(episodes)
@@ -116,7 +120,7 @@ class Generator:
         memory = await self._memory_counts(problem, tokenized, [episode.memories for episode in done])
         notes = RolloutNotes(
             seconds=time.perf_counter() - begin,
-            went_on=sum(run.generated > 0 for run in runs) if go_on else 0,
+            went_on=sum(run.generated > 0 for run in runs) if resumed else 0,
         )
         return pack_group(problem.id, done, memory), notes
 
@@ -129,15 +133,20 @@ class Generator:
         transcript: bool = False,
         responses: bool = False,
     ) -> AnswerRecord:
-        """Run one episode for its answer: of its memories the text of the last `memories`, of its tokens the numbers,
-        or if `transcript`, all; if `responses`, those of the responses.
+        """Run one episode and return its answer.
 
-        Response number i is sampled with the seed `sampling.seed` + i.
+        Args:
+            problem: the problem.
+            method: the agent's name.
+            sampling: the sampling of the responses; response number i gets the seed `sampling.seed` + i.
+            memories: how many of the last memories to return as text.
+            transcript: whether to return all prompts and responses, besides the token counts.
+            responses: whether to return the responses, for a scorer of whole episodes.
 
         Raises:
-            BadRow: as `rollout`.
-            TypeError: the agent's answer is no text.
-            TimeoutError: one of its responses took longer than generator.timeout_s.
+            BadRow: as for `rollout`.
+            TypeError: the agent's answer is not a text.
+            TimeoutError: a response took longer than generator.timeout_s.
         """
         agent, tokenized = await self._tokenize(problem, method)
         recorder = AnswerRecorder(self._generate_in_time, sampling, transcript, responses)
@@ -146,7 +155,7 @@ class Generator:
         return recorder.record(answer, tokenized, self._tokenizer, memories, counts)
 
     async def tokens_done(self) -> int:
-        """How many tokens it has read and written for `answer` since it was started."""
+        """The number of tokens read and written for `answer` since the start."""
         return self._tokens_done
 
     async def _generate_in_time(self, prompt: list[int], max_tokens: int, sampling: Sampling) -> Completion:
@@ -160,20 +169,20 @@ class Generator:
         return response
 
     async def generate(self, prompt: list[int], max_tokens: int, sampling: Sampling) -> Completion:
-        """One response. Raises `Draining`."""
+        """Sample one response. Raises `Draining`."""
         if self._draining:
             raise Draining(f"{self.name} is on a node that is being drained")
         return await self.engine.generate(prompt, max_tokens, sampling)
 
     async def finish(self, conversation: Finished) -> None:
-        """Note a finished conversation where it outlives this process."""
+        """Write a finished conversation to the journal, which outlives this process."""
         await self._journal.write(conversation)
 
     async def _tokenize(self, problem: Problem, method: str) -> tuple[Agent, object]:
-        """The agent of a method, and the problem tokenized for it."""
+        """Return the agent of a method, and the problem tokenized for it."""
 
         def tokenize() -> tuple[Agent, object]:
-            # The agent is made here too: to encode its prompts is to switch the tokenizer to special tokens and back.
+            # The agent is made here too: encoding its prompts switches special tokens on and off in the tokenizer.
             if method not in self._agents:
                 self._agents[method] = load_agent(method)(self._tokenizer, self.config.agent)
             return self._agents[method], self._agents[method].tokenize(problem)
@@ -183,13 +192,13 @@ class Generator:
     async def _memory_counts(
         self, problem: Problem, tokenized: object, episodes: list[Memories]
     ) -> tuple[MemoryCounts, ...]:
-        """What the memories of each episode did."""
+        """Count the events in the memories of each episode (`count_memories`)."""
         return await self._with_tokenizer(
             count_memories, problem, tokenized, self._tokenizer, self.config.agent, episodes
         )
 
     async def _with_tokenizer(self, work, *arguments):
-        async with self._tokenizing:  # in a thread: a document of millions of tokens must not hold the others up
+        async with self._tokenizing:  # in a thread: a document of millions of tokens must not block other episodes
             return await asyncio.to_thread(work, *arguments)
 
     async def _unless_engine_dies(self, work):
@@ -204,32 +213,32 @@ class Generator:
         """Switch to new weights while episodes run; return the pause in seconds.
 
         Raises:
-            WeightsLost: they cannot be fetched any more; those in use stay.
-            Exception: the receiver's own, of its `fetch`; the weights in use stay.
+            WeightsLost: they can no longer be fetched; the weights in use stay.
+            Exception: an error of the receiver's `fetch`; the weights in use stay.
         """
         async with self._receivers[weights.transport].fetch(weights) as parts:
             try:
                 return await self.engine.load_weights(weights.version, weights.transport, parts)
             except Exception:
-                if self._closing:  # `close` ended the engine while it loaded, and nobody waits for the weights
+                if self._closing:  # `close` shut down the engine while it loaded; nobody waits for the weights
                     return 0.0
                 log.exception("generator %s could not load weights of version %d", self.name, weights.version)
-                self._die("new weights failed to load, so the engine's are in doubt")
+                self._die("new weights failed to load, so the engine's weights are in doubt")
 
     async def heartbeat(self) -> None:
-        """Returns when the engine's loop has come round once more."""
+        """Return after the engine's next loop iteration."""
         await self._unless_engine_dies(self.engine.heartbeat())
 
     async def drain(self) -> None:
-        """Begin no more conversations: what is under way ends with `Draining` after those that are open."""
+        """Start no more conversations. Running calls finish their open conversations, then raise `Draining`."""
         self._draining = True
 
     async def until_death(self) -> None:
-        """Never returns: the call fails when this actor's process ends, which tells its caller at once."""
+        """Never return: the call fails when this actor's process ends, so its caller learns of it at once."""
         await asyncio.Event().wait()
 
     async def close(self) -> None:
-        """Stop the engine, which would otherwise leave its process and shared memory behind."""
+        """Shut down the engine, which would otherwise leave its process and shared memory behind."""
         self._closing = True
         if self._started is not None:
             await self._started
@@ -237,26 +246,27 @@ class Generator:
             self.engine.shutdown()
 
     async def _watch_engine(self) -> None:
-        """Notice that the engine process died. What waits for it, such as loading weights, may never be told."""
+        """End this actor when the engine process dies. Calls that wait for it, such as loading weights, might hang."""
         while not self.engine.is_dead:
             await asyncio.sleep(1)
         self._die("the vLLM engine process is dead")
 
     def _die(self, why: str) -> NoReturn:
-        """End this actor's process: the pool starts another, and the groups go on elsewhere."""
+        """End this actor's process: the pool starts another, and its groups continue on other generators."""
         log.error("generator %s ends itself: %s", self.name, why)
         os._exit(1)
 
 
 class _Run:
-    """One episode of a group: answers from the journal as long as there are some, then from the engine.
+    """One episode of a group: responses come from the journal as long as it has some, then from the engine.
 
     Args:
-        generator: on which it runs.
-        group_id, episode: which one it is.
-        sampling: of its responses.
-        seed: of the group; None: they are not seeded.
-        replay: of the conversations that are finished already.
+        generator: the generator that runs the episode.
+        group_id: the group's id.
+        episode: the episode's number in the group.
+        sampling: the sampling of its responses.
+        seed: the group's seed; None: responses are not seeded.
+        replay: the replay of the episode's finished conversations.
     """
 
     def __init__(
@@ -273,7 +283,7 @@ class _Run:
         self.replayed = self.generated = 0
 
     async def episode(self, agent, tokenized) -> Episode | None:
-        """Run it. None if the generator is drained: each episode stops where it is, and ends what it has open."""
+        """Run the episode; None if the generator is drained before its end. Open conversations are finished first."""
         try:
             return await run_episode(agent, tokenized, self._generate)
         except Draining:
@@ -294,7 +304,7 @@ class _Run:
 
 
 async def gather_or_cancel(coroutines: list) -> list:
-    """Like asyncio.gather, but the first failure, or being cancelled, ends them all: no request goes on unseen."""
+    """Like asyncio.gather, but a failure or cancellation cancels all coroutines: no request keeps running unnoticed."""
     try:
         async with asyncio.TaskGroup() as tasks:
             running = [tasks.create_task(c) for c in coroutines]

@@ -1,5 +1,5 @@
-"""The generator pool: generators join when they are up and have the current weights, and leave when they die, hang, or
-their node is drained."""
+"""The generator pool: generators join once they have started and loaded the current weights; they leave when they die,
+hang, or their node is drained."""
 
 import asyncio
 import contextlib
@@ -19,16 +19,16 @@ from pipeline.sections import GenerationConfig
 from pipeline.weights.transport import FROM_DISK, Weights, WeightsLost
 
 HEARTBEAT_S = 2.0
-DRAINING_S = 2.0  # between two looks at which nodes are being drained
+DRAINING_S = 2.0  # between checks for draining nodes
 TOKENS_WAIT_S = 5.0
 
 
 class GeneratorLost(RuntimeError):
-    """The generator died, or left, under its work.
+    """The generator died or left while it had work.
 
     Attributes:
-        blame: nothing but the work is known to have killed it. Not so when its node is gone or is being drained, when
-            it died or failed with new weights, or when the pool ended it for anything but that it hung.
+        blame: whether the work may have killed it: no other cause is known. False if its node is gone or draining, if
+            it died or failed while loading weights, or if the pool ended it for another reason than hanging.
     """
 
     def __init__(self, message: str, blame: bool = False):
@@ -37,7 +37,7 @@ class GeneratorLost(RuntimeError):
 
 
 class GeneratorLeft(GeneratorLost):
-    """It begins no more conversations, as its node is being drained, and none was lost with it."""
+    """The generator left because its node is being drained. No conversation was lost."""
 
 
 @dataclass
@@ -47,14 +47,14 @@ class Member:
     actor: object
     node: str
     version: int  # of its weights
-    open: int = 0  # calls under way
-    tokens: int = 0  # read and written for answers
-    loading: bool = False  # new weights, or was when it was lost
-    ended: bool = False  # by the pool, and not because it hung
+    open: int = 0  # number of calls in progress
+    tokens: int = 0  # number read and written for answers
+    loading: bool = False  # whether it is loading weights, or was when it was lost
+    ended: bool = False  # whether the pool ended it for another reason than hanging
 
 
 class Versions(Mapping[str, int]):
-    """The weight versions of the generators in service, by name, as they are whenever one looks."""
+    """A live view of the weight versions of the generators in service, by name."""
 
     def __init__(self, members: Mapping[str, Member]):
         self._members = members
@@ -70,15 +70,15 @@ class Versions(Mapping[str, int]):
 
 
 class GeneratorPool(Pool):
-    """Lives in the actor of the job; the generators are actors.
+    """Lives in the job actor; the generators are actors.
 
     Args:
-        config: of the job.
-        say: takes a line for people to read.
-        journal: where generators note finished conversations; None when they do not train.
-        joined: is called with a generator's name and the pause for loading weights in seconds (None if it was not yet
-            in service), whenever it can be given work with the weights of its entry in `versions`.
-        left: is called with the name of a generator that is out of service.
+        config: the job's configuration.
+        say: called with each progress line.
+        journal: the journal for finished conversations; None if the job does not train.
+        joined: called whenever a generator can be given work with the weights of its entry in `versions`; gets its name
+            and the pause for loading them in seconds (None if it was not yet in service).
+        left: called with the name of a generator that is out of service.
     """
 
     def __init__(
@@ -133,7 +133,7 @@ class GeneratorPool(Pool):
         ]
         try:
             (first, *_), _ = await asyncio.wait(watched, return_when=asyncio.FIRST_COMPLETED)
-            first.result()  # all but the last end by raising
+            first.result()  # all but the last can only end with an error
             member.ended = True
             await self.leave(name)
             await self._drain(name, member)
@@ -152,14 +152,14 @@ class GeneratorPool(Pool):
         await super().leave(name)
 
     async def _died(self, name: str, member: Member) -> GeneratorLost:
-        """Work was lost with a generator: what was lost is not given to it again before the pool finds it dead, too."""
+        """Put a dead generator out of service at once, so that lost work is not given to it again; return the error."""
         if self._members.get(name) is member:
             await self.leave(name)
         excused = member.loading or member.ended or member.node in self._draining
         return GeneratorLost(f"{name} died", blame=not excused and await is_alive(member.node))
 
     async def publish(self, weights: Weights) -> None:
-        """Have all generators load these weights, also those that come later."""
+        """Have all generators load these weights, including those that join later."""
         async with self._published:
             self._weights = weights
             self._published.notify_all()
@@ -167,12 +167,12 @@ class GeneratorPool(Pool):
     # Work.
 
     async def rollout(self, name: str, *arguments) -> tuple[ray.ObjectRef, RolloutNotes]:
-        """`Generator.rollout`: a reference to the group, and the notes.
+        """Call `Generator.rollout`; return a reference to the group, and the notes.
 
         Raises:
-            TimeoutError: it took longer than generator.timeout_s, and was cancelled.
-            GeneratorLost: the generator died, or leaves.
-            Exception: what the generator raised.
+            TimeoutError: the rollout took longer than generator.timeout_s and was cancelled.
+            GeneratorLost: the generator died or is leaving.
+            Exception: an error that the generator raised.
         """
         limit = self.config.generator.timeout_s
         if name not in self._members:
@@ -189,7 +189,7 @@ class GeneratorPool(Pool):
             raise TimeoutError(f"no episodes within generator.timeout_s={limit}") from None
         except Exception as error:
             with contextlib.suppress(Exception):
-                await group  # has failed like the notes; of an error that nobody looks at Ray prints the traceback
+                await group  # failed like the notes; Ray prints the traceback of an error that is never read
             if isinstance(error, DIED):
                 raise await self._died(name, member) from error
             if isinstance(error, Draining):
@@ -197,11 +197,11 @@ class GeneratorPool(Pool):
             raise
 
     async def answer(self, *arguments) -> AnswerRecord:
-        """`Generator.answer` of the generator that has the fewest under way, once one has room.
+        """Wait for room, then call `Generator.answer` of the generator with the fewest open calls.
 
         Raises:
-            GeneratorLost: the generator died, or leaves.
-            Exception: what the generator raised.
+            GeneratorLost: the generator died or is leaving.
+            Exception: an error that the generator raised.
         """
         room = self.config.generator.max_sequences
         async with self._changed:
@@ -217,7 +217,7 @@ class GeneratorPool(Pool):
 
     @contextlib.asynccontextmanager
     async def _call(self, member: Member):
-        """A call to a generator lasts as long as this block."""
+        """Context manager that spans one call to a generator."""
         member.open += 1
         try:
             yield
@@ -227,7 +227,7 @@ class GeneratorPool(Pool):
                 self._changed.notify_all()
 
     async def tokens_done(self) -> int:
-        """How many tokens the generators have read and written for answers, as far as they can tell now."""
+        """The number of tokens read and written for answers, as of each generator's last reply."""
         members = list(self._members.values())
         asked = {asyncio.ensure_future(result_of(m.actor.tokens_done.remote())): m for m in members}
         if asked:
@@ -243,22 +243,22 @@ class GeneratorPool(Pool):
         await asyncio.gather(*(result_of(m.actor.close.remote()) for m in self._members.values()))
         await super().close()
 
-    # The life of one generator.
+    # One generator in service.
 
     async def _load_newer(self, name: str, member: Member) -> float | None:
-        """Load the published weights as long as there are newer ones; return the last pause in seconds."""
+        """Load published weights until none are newer; return the last pause in seconds."""
         limit, pause_s = self.config.generator.stall_s, None
         while (weights := self._weights).version > member.version:
             try:
-                member.loading = True  # and stays so if this fails
+                member.loading = True  # stays true if loading fails
                 async with asyncio.timeout(limit):
                     pause_s = await member.actor.load_weights.remote(weights)
                 member.version, member.loading = weights.version, False
             except TimeoutError:
                 raise Hung(f"took longer than generator.stall_s={limit:g} to load new weights") from None
-            except WeightsLost:  # the learners that made them are gone; others will publish
+            except WeightsLost:  # the learners that sent them are gone; the next ones will publish
                 member.loading = False
-                self._say(f"· {name} waits for weights: version {weights.version} is lost")
+                self._say(f"· {name}: the weights of version {weights.version} are lost; waiting for the next version")
                 while self._weights is weights:
                     async with self._published:
                         await self._published.wait()
@@ -269,11 +269,11 @@ class GeneratorPool(Pool):
             async with self._published:
                 await self._published.wait_for(lambda: self._weights.version > member.version)
             pause_s = await self._load_newer(name, member)
-            if name in self._members:  # else it is being drained
+            if name in self._members:  # otherwise it is being drained
                 self._joined(name, pause_s)
 
     async def _feel_pulse(self, name: str, member: Member) -> None:
-        """Raise `Hung` when the engine's loop stands still: it answers between two steps, however long those are."""
+        """Raise `Hung` if the engine, which answers between decoding steps, is silent for generator.stall_s."""
         limit = self.config.generator.stall_s
         while True:
             try:
@@ -288,21 +288,21 @@ class GeneratorPool(Pool):
             await self._changed.wait_for(lambda: member.node in self._draining)
 
     async def _drain(self, name: str, member: Member) -> None:
-        """Let the conversations that are open end, as long as that does not take too long."""
+        """Let open conversations finish, for at most generator.drain_s seconds."""
         limit = self.config.generator.drain_s
-        self._say(f"· {name} leaves a node that is being drained; its groups go on elsewhere")
+        self._say(f"· {name} leaves a node that is being drained; its groups continue on other generators")
         try:
             async with asyncio.timeout(limit):
                 await member.actor.drain.remote()
                 async with self._changed:
                     await self._changed.wait_for(lambda: not member.open)
         except TimeoutError:
-            self._say(f"· {name} had conversations open after generator.drain_s={limit:g}; they are begun again")
+            self._say(f"· {name} still had open conversations after generator.drain_s={limit:g}; they start over")
 
     async def _look_for_drained_nodes(self) -> None:
         while True:
             draining = self._draining
-            with contextlib.suppress(RayError, OSError):  # the cluster's head may be away for a while
+            with contextlib.suppress(RayError, OSError):  # the cluster's head may be unreachable for a while
                 draining = await asyncio.to_thread(draining_nodes)
             if draining != self._draining:
                 async with self._changed:

@@ -1,4 +1,4 @@
-"""The journal: the finished conversations of all groups under way, so that a group outlives its generator."""
+"""The journal: the finished conversations of running groups, so that a group outlives its generator."""
 
 import asyncio
 from collections import defaultdict
@@ -7,31 +7,34 @@ import ray
 
 from pipeline.rollout.replay import Finished
 
-# Ids of groups that were dropped; what still comes of a group comes long before so many others end.
+# Number of ids of dropped groups to remember: late messages of a group arrive long before this many others end.
 DROPPED_KEPT = 10_000
 
 
 @ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)
 class Journal:
-    """Holds responses, which are short, and digests of prompts, which an agent makes again. When its own process dies
-    it comes back empty, and costs something only if a generator dies as well before its groups are done."""
+    """Holds finished conversations: the responses, which are short, and digests of prompts, which the agent rebuilds.
+
+    If its process dies, it restarts empty. This costs something only if a generator also dies before its groups are
+    done.
+    """
 
     def __init__(self):
         self._finished: defaultdict[str, list[Finished]] = defaultdict(list)
-        self._dropped: dict[str, None] = {}  # in the order in which they were
+        self._dropped: dict[str, None] = {}  # ids, in the order of dropping
 
     def add(self, finished: list[Finished]) -> None:
-        """Keep finished conversations, but not of a group that was dropped: its generator did not know that yet."""
+        """Keep finished conversations, except those of dropped groups, whose generator does not know yet."""
         for conversation in finished:
             if conversation.group_id not in self._dropped:
                 self._finished[conversation.group_id].append(conversation)
 
     def of(self, group_id: str) -> list[Finished]:
-        """What is finished of a group, in the order in which it was."""
+        """A group's finished conversations, in the order in which they finished."""
         return self._finished.get(group_id, [])
 
     def drop(self, group_ids: list[str]) -> None:
-        """Forget groups that are trained or given up."""
+        """Forget groups that have ended."""
         for group_id in group_ids:
             self._finished.pop(group_id, None)
             self._dropped[group_id] = None
@@ -40,7 +43,7 @@ class Journal:
 
 
 class JournalWriter:
-    """A generator's way to the journal. What is finished while a message is on its way goes with the next one."""
+    """A generator's client of the journal. Conversations that finish during a call are sent in the next one."""
 
     def __init__(self, journal):
         self._journal = journal
@@ -48,7 +51,7 @@ class JournalWriter:
         self._sending: asyncio.Task | None = None
 
     async def write(self, conversation: Finished) -> None:
-        """Returns when the journal has it."""
+        """Write a conversation; return once the journal has it. Raises the error if the call fails."""
         written = asyncio.get_running_loop().create_future()
         self._waiting.append((conversation, written))
         if self._sending is None:
@@ -64,7 +67,7 @@ class JournalWriter:
             except Exception as failure:
                 error = failure
             for _, written in sent:
-                if written.done():  # who waited for it was cancelled
+                if written.done():  # its waiter was cancelled
                     continue
                 written.set_exception(error) if error else written.set_result(None)
         self._sending = None

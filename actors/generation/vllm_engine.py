@@ -1,6 +1,6 @@
-"""The one place that knows vLLM: an asynchronous engine over token ids whose weights change in flight.
+"""The adapter for vLLM: an asynchronous engine over token ids whose weights change in flight.
 
-Written against vLLM 0.32 (`AsyncLLM`); tests/integration/test_vllm_engine.py is the contract that an upgrade must keep.
+Written for vLLM 0.32 (`AsyncLLM`); tests/integration/test_vllm_engine.py is the contract that an upgrade must keep.
 """
 
 import asyncio
@@ -40,6 +40,11 @@ class VllmEngine:
     """An `AsyncLLM` that returns tokens with their log-probs and weight versions.
 
     A response ends with the first of `end_tokens` (finish reason "stop"), or at its limit ("length").
+
+    Args:
+        config: the job's configuration.
+        end_tokens: ids of the tokens that end a response.
+        seed: vLLM's seed.
     """
 
     version_of_vllm = vllm.__version__
@@ -49,28 +54,28 @@ class VllmEngine:
         self.version = 0
         on_cpu = current_platform.is_cpu()
         if on_cpu and config.generator.enforce_eager:
-            # vLLM's helpers beside the model would still be compiled, by a C++ compiler, at the first request.
+            # enforce_eager covers the model only: a C++ compiler would compile vLLM's helpers at the first request.
             torch.compiler.set_stance("force_eager")
         with _forking() if on_cpu else contextlib.nullcontext():
             self._llm = AsyncLLM.from_engine_args(_engine_args(config, seed))
         self._loading = asyncio.Lock()
-        self._open = asyncio.Event()  # new requests wait while weights change, so that their salt is the right one
+        self._open = asyncio.Event()  # new requests wait while weights change, so that they get the right salt
         self._open.set()
 
     async def start(self) -> None:
-        """Label the weights that the engine was started with as version 0."""
+        """Label the initial weights as version 0."""
         await self._llm.update_weight_version("0")
 
     async def generate(self, prompt: list[int], max_tokens: int, sampling: Sampling) -> Completion:
         """Sample one response.
 
         Raises:
-            Exception: vLLM's own; when `is_dead` is true as well, this object is of no more use.
+            Exception: an error of vLLM; if `is_dead` is true, this object is unusable.
         """
         await self._open.wait()
-        # The KV cache of one version is never found by a request of another: its blocks are hashed with the salt.
-        # A request in flight when the weights change goes on with its cache, and its log-probs are those of what
-        # it really sampled from.
+        # Cache blocks are hashed with the salt, so a request never finds the KV cache of another version. A request in
+        # flight when the weights change keeps its cache; its log-probs are those of the distribution that it really
+        # sampled from.
         cache_version = self.version
         request = TokensPrompt(prompt_token_ids=prompt, cache_salt=f"v{cache_version}")
         parameters = SamplingParams(
@@ -79,18 +84,18 @@ class VllmEngine:
             seed=sampling.seed,
             max_tokens=max_tokens,
             stop_token_ids=self.end_tokens,
-            logprobs=0,  # of the sampled token alone
+            logprobs=0,  # of the sampled token only
             detokenize=False,
             output_kind=RequestOutputKind.FINAL_ONLY,
         )
         async for output in self._llm.generate(request, parameters, request_id=uuid.uuid4().hex):
             result = output.outputs[0]
         tokens = list(result.token_ids)
-        entries = cast(list[dict[int, Logprob]], result.logprobs)  # which are asked for
+        entries = cast(list[dict[int, Logprob]], result.logprobs)  # never None, since they were requested
         logprobs = [entry[token].logprob for token, entry in zip(tokens, entries, strict=True)]
         versions = [int(s.version) for s in result.weight_versions for _ in range(s.start, s.end)]
         if len(versions) != len(tokens):
-            raise RuntimeError(f"vLLM named the weight version of {len(versions)} of {len(tokens)} tokens")
+            raise RuntimeError(f"vLLM gave the weight version of {len(versions)} of {len(tokens)} tokens")
         reason = cast(str, result.finish_reason)
         return Completion(tokens, logprobs, versions, reason, cache_version, max_tokens)
 
@@ -98,12 +103,13 @@ class VllmEngine:
         """Switch to new weights without ending the requests in flight; return the pause in seconds.
 
         Args:
-            version: of these weights.
-            transport: whose receiver reads the parts, in the engine's workers (pipeline/weights/transport.py).
-            parts: what this receiver fetched.
+            version: the number of these weights.
+            transport: name of the transport whose receiver reads the parts in the engine's workers
+                (pipeline/weights/transport.py).
+            parts: the parts that this receiver fetched.
 
         Raises:
-            Exception: vLLM's own, or of the receiver. Some weights may be loaded, so this object is of no more use.
+            Exception: an error of vLLM or of the receiver. Some weights may be loaded, so this object is unusable.
         """
         async with self._loading:
             try:
@@ -122,7 +128,7 @@ class VllmEngine:
                 self._open.set()
 
     async def heartbeat(self) -> None:
-        """Returns when the engine's loop has come round once more, whether or not it has work."""
+        """Return after the engine's next loop iteration, whether or not it has work."""
         await self._llm.is_paused()
 
     @property
@@ -136,9 +142,9 @@ class VllmEngine:
 
 class _ForkedProcess(multiprocessing.context.ForkProcess):
     def run(self) -> None:
-        gc.freeze()  # what was Ray's before the fork is not to be finalized in this process
+        gc.freeze()  # Ray's objects from before the fork must not be finalized in this process
         end_with_parent()
-        ray._raylet.setproctitle("VLLM::EngineCore")  # after a fork in a Ray worker, vLLM's own way finds no room
+        ray._raylet.setproctitle("VLLM::EngineCore")  # after a fork in a Ray worker, vLLM's own call finds no room
         super().run()
 
 
@@ -148,10 +154,10 @@ class _ForkContext(multiprocessing.context.ForkContext):
 
 @contextlib.contextmanager
 def _forking() -> Iterator[None]:
-    """Let vLLM fork its engine process, which then need not import vLLM again: on a CPU half of an engine's start.
+    """Context manager in which vLLM forks its engine process, which then does not import vLLM again.
 
-    vLLM spawns it in a Ray actor, lest CUDA or Ray be used on both sides of a fork. On a CPU there is no CUDA, and the
-    engine process does not call Ray.
+    On a CPU this halves an engine's start time. In a Ray actor vLLM would spawn the process, because CUDA and Ray must
+    not be used on both sides of a fork. On a CPU there is no CUDA, and the engine process does not call Ray.
     """
     chosen, engine_launcher.get_mp_context = engine_launcher.get_mp_context, _ForkContext
     try:
@@ -164,23 +170,22 @@ def _engine_args(config: GenerationConfig, seed: int) -> AsyncEngineArgs:
     g = config.generator
     on_cpu = current_platform.is_cpu()
     if on_cpu:
-        # Or vLLM 0.32 takes the executor of two processes instead, which spend a good part of a core on their queue.
+        # Otherwise vLLM 0.32 uses an executor with two processes, whose queue takes a good part of a core.
         os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
     device: dict[str, Any] = (
         {
-            # One process for the whole engine, and a KV cache of a size that a laptop can spare.
+            # One process for the whole engine, and a KV cache that fits on a laptop.
             "distributed_executor_backend": "uni",
             "kv_cache_memory_bytes": int(g.kv_cache_gib * 2**30),
-            # With prompts split over steps, a seeded request ends the engine: vLLM 0.32 takes back a draw of the part
-            # that samples nothing, which torch's CPU generators cannot do.
+            # With chunked prefill, a seeded request kills the engine: vLLM 0.32 reverts the draw of a chunk that
+            # samples nothing, which torch's CPU generators cannot do.
             "enable_chunked_prefill": False,
         }
         if on_cpu
         else {
             "gpu_memory_utilization": g.gpu_memory_share,
             "tensor_parallel_size": g.tensor_parallel,
-            # Logits are float32, as in the learner (pipeline/learning/policy.py). On a GPU that costs nothing; on a CPU
-            # vLLM
+            # Float32 logits, as in the learner (pipeline/learning/policy.py). On a GPU they cost nothing; on a CPU vLLM
             # would copy the whole head to float32 in every step, which doubles a small model's time.
             "hf_overrides": {"head_dtype": "float32"},
         }
@@ -195,9 +200,9 @@ def _engine_args(config: GenerationConfig, seed: int) -> AsyncEngineArgs:
         max_num_seqs=g.max_sequences,
         enforce_eager=g.enforce_eager,
         enable_prefix_caching=True,
-        # The learner compares with log-probs after the temperature; vLLM's default is before it.
+        # Log-probs after the temperature, as the learner computes them; vLLM's default is before it.
         logprobs_mode="processed_logprobs",
-        # The model's own generation_config must not change the sampling.
+        # Ignore the model's generation_config, which would change the sampling.
         generation_config="vllm",
         seed=seed,
         disable_log_stats=True,

@@ -1,1 +1,1 @@
-"""Learners: gangs of ZeRO-3 ranks, their steps and checkpoints, and the supervisor that starts them again."""
+"""Learners: gangs of ZeRO-3 ranks, their steps and checkpoints, and the supervisor that restarts them."""

@@ -1,4 +1,4 @@
-"""A learner of supervised fine-tuning: one rank of a gang that learns the responses of examples under ZeRO-3."""
+"""A learner of supervised fine-tuning: one rank of the gang that learns the responses of examples under ZeRO-3."""
 
 from dataclasses import dataclass
 
@@ -10,7 +10,7 @@ from pipeline.fine_tuning.examples import ExampleBatch, build_example_micro_batc
 
 @dataclass(frozen=True)
 class FineTuningUpdate:
-    """One rank's share of an optimizer step: its micro-batches of examples, and the learned tokens of all ranks."""
+    """One rank's share of an optimizer step: micro-batches of example indices, and the learned tokens of all ranks."""
 
     micro_batches: list[list[int]]
     tokens: int
@@ -29,8 +29,8 @@ class FineTuningLearner(LearnerRank):
             ref: a list with the object reference of the step's `ExampleBatch`.
 
         Returns:
-            `loss`, this rank's part of the mean loss in nats a token; `grad_norm`, None if the step was skipped because
-            a gradient was not finite on some rank; `learning_rate`.
+            `loss`, this rank's part of the mean loss in nats per token; `grad_norm`, None if the step was skipped
+            because a gradient was not finite on some rank; `learning_rate`.
         """
         import torch
 

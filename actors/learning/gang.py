@@ -1,4 +1,4 @@
-"""The learner gangs: all ranks started together, given their shares of a step, and asked for the new weights."""
+"""The learner gangs: they start all ranks together, give each its share of a step, and have them publish weights."""
 
 import asyncio
 import time
@@ -24,16 +24,16 @@ from pipeline.run.config import TrainingConfig
 from pipeline.run.metrics import UpdateResult
 from pipeline.weights.transport import Weights
 
-START_LIMIT_S = 3600.0  # for a model to load
-PROGRESS_S = 5.0  # between two looks at how far the ranks are
+START_LIMIT_S = 3600.0  # limit without progress while a model loads
+PROGRESS_S = 5.0  # between checks of the ranks' progress
 
 
 class GangLost(RuntimeError):
-    """A rank died, failed or stood still, so that all of them must start again. The message says what happened."""
+    """A rank died, failed or stalled, so all ranks must restart. The message says what happened."""
 
 
 class GroupsLost(RuntimeError):
-    """Groups of a step cannot be fetched any more. `indices` are theirs in the step."""
+    """Groups of a step can no longer be fetched. `indices` has their indices in the step."""
 
     def __init__(self, indices: list[int]):
         super().__init__(f"{len(indices)} groups were lost with the nodes that held them")
@@ -41,12 +41,12 @@ class GroupsLost(RuntimeError):
 
 
 class Gang:
-    """Lives in the actor that runs the job; the ranks are actors of their own, of the class `LEARNER`.
+    """Lives in the job actor; the ranks are actors of the class `LEARNER`.
 
     Args:
-        config: of the job.
-        size: how many ranks.
-        placement: with a bundle for each rank; none: Ray finds places when there are some.
+        config: the job's configuration.
+        size: the number of ranks.
+        placement: a placement group with one bundle per rank; None: make one, which waits until there is room.
     """
 
     LEARNER: type
@@ -62,15 +62,16 @@ class Gang:
         ]
 
     async def up(self) -> None:
-        """Wait until the processes of all ranks are there. Raises `GangLost`."""
+        """Wait until the processes of all ranks are up. Raises `GangLost`."""
         await self._together([rank.progress.remote() for rank in self.ranks], START_LIMIT_S)
 
     async def start(self, checkpoint: str = "", universal: str = "") -> None:
         """Form the process group and load the model on all ranks.
 
         Args:
-            checkpoint: folder or URI of a checkpoint to go on from.
-            universal: a folder for its state in a format for any number of ranks; none: it is of as many as these.
+            checkpoint: folder or URI of the checkpoint to start from; empty: start from the model.
+            universal: folder for the checkpoint's state, converted for any number of ranks; empty: this many ranks
+                wrote the checkpoint, so no conversion is needed.
 
         Raises:
             GangLost: a rank died or failed.
@@ -83,7 +84,7 @@ class Gang:
         await self._together(joining, START_LIMIT_S)
 
     async def publish(self, version: int, transport: str) -> Weights:
-        """Have all ranks send the weights as this version, by the transport of this name. Raises `GangLost`."""
+        """Have all ranks send the weights as this version by this transport. Raises `GangLost`."""
         return Weights(version, transport, tuple(await self._all("publish", version, transport)))
 
     async def save(self, folder: str) -> None:
@@ -91,15 +92,15 @@ class Gang:
         await self._all("save", folder)
 
     async def copy_checkpoint(self, folder: str) -> None:
-        """Copy the whole state into host memory, for `write_checkpoint`. Raises `GangLost`."""
+        """Copy the whole state to host memory, for `write_checkpoint`. Raises `GangLost`."""
         await self._all("copy_checkpoint", folder)
 
     async def write_checkpoint(self) -> list[FileEntry]:
-        """Write what was copied, while training goes on; return the files, when all ranks have ended.
+        """Write the copied state while training continues; return the files once all ranks are done.
 
         Raises:
-            GangLost: no rank moves any more.
-            Exception: a rank's own, when it could not write.
+            GangLost: the ranks stalled.
+            Exception: the error of a rank that could not write or died.
         """
         calls = [rank.write_checkpoint.remote() for rank in self.ranks]
         written = await self._unless_it_stands_still(_all_of(calls, return_exceptions=True))
@@ -109,14 +110,14 @@ class Gang:
         return [entry for entries in written for entry in entries]
 
     async def close(self) -> None:
-        """End all ranks in good order."""
+        """Shut down all ranks in order."""
         try:
             await self._all("close")
         finally:
             self.kill()
 
     def kill(self) -> None:
-        """End all ranks at once."""
+        """Kill all ranks."""
         for rank in self.ranks:
             ray.kill(rank)
         if self._placement:
@@ -126,14 +127,14 @@ class Gang:
         return await self._together([getattr(rank, method).remote(*arguments) for rank in self.ranks])
 
     async def _together(self, calls: list[ray.ObjectRef], limit_s: float | None = None) -> list:
-        """What all ranks return. Raises `GangLost` if one dies or fails, or if none moves for `limit_s`."""
+        """The results of all ranks. Raises `GangLost` if one dies or fails, or if none makes progress for `limit_s`."""
         try:
             return await self._unless_it_stands_still(_all_of(calls), limit_s)
         except (*DIED, RayTaskError) as error:
             raise GangLost(f"a learner rank {what_happened(error)}") from error
 
     async def _unless_it_stands_still(self, work: Coroutine, limit_s: float | None = None):
-        """The result of `work`. Raises `GangLost` if no rank moves for `limit_s`, or learner.stall_s."""
+        """The result of `work`. Raises `GangLost` if no rank makes progress for `limit_s` (default learner.stall_s)."""
         limit_s = limit_s or self.config.learner.stall_s
         working = asyncio.ensure_future(work)
         standing = asyncio.ensure_future(self._until_it_stands_still(limit_s))
@@ -147,7 +148,7 @@ class Gang:
             standing.cancel()
 
     async def _until_it_stands_still(self, limit_s: float) -> None:
-        """Returns when no rank has moved for as long as is allowed. One whose process does not answer stands still."""
+        """Return once no rank has made progress for `limit_s`. A rank that does not answer makes none."""
         seen, since = None, time.monotonic()
         while time.monotonic() - since < limit_s:
             progress = await asyncio.gather(*map(_progress_of, self.ranks))
@@ -161,7 +162,7 @@ async def _all_of(calls: list[ray.ObjectRef], return_exceptions: bool = False) -
 
 
 async def _progress_of(rank) -> int | None:
-    """None if it does not answer."""
+    """A rank's progress; None if it does not answer."""
     try:
         async with asyncio.timeout(PROGRESS_S):
             return await rank.progress.remote()
@@ -170,7 +171,7 @@ async def _progress_of(rank) -> int | None:
 
 
 class LearnerGang(Gang):
-    """Of reinforcement learning."""
+    """The gang that trains a run's policy by reinforcement learning."""
 
     LEARNER = Learner
     config: TrainingConfig
@@ -178,23 +179,23 @@ class LearnerGang(Gang):
     async def train(
         self, step: int, version: int, groups: list[tuple[GroupRecord, ray.ObjectRef]]
     ) -> list[UpdateResult]:
-        """Train one step; return what became of its updates.
+        """Train one step; return the results of its updates.
 
         Args:
-            step: how many came before.
-            version: of the weights.
-            groups: records and references.
+            step: the number of steps trained before.
+            version: the version of the weights before the step.
+            groups: the records of the step's groups, with references to their episodes.
 
         Raises:
-            GroupsLost: some cannot be fetched; nothing was trained.
-            GangLost: a rank died, failed or stood still.
+            GroupsLost: some groups cannot be fetched; nothing was trained.
+            GangLost: a rank died, failed or stalled.
         """
         le = self.config.learner
         sets = split_updates(len(groups), self.config.train.updates_per_step, (self.config.run.seed, step))
         shares: list[list[Update]] = [[] for _ in self.ranks]
         for chosen in sets:
             lengths = {index: self._lengths(groups[index][0]) for index in chosen}
-            # Also of the groups without a gradient: the mean is over all that was sampled.
+            # Groups without a gradient count too: the mean is over all sampled tokens.
             tokens = sum(groups[index][0].response_tokens for index in chosen)
             for share, micro_batches in zip(
                 shares, plan_update(lengths, self.size, le.micro_batch_tokens), strict=True
@@ -202,7 +203,7 @@ class LearnerGang(Gang):
                 share.append(Update(micro_batches, tokens))
         indices = [sorted({g for u in updates for items in u.micro_batches for g, _ in items}) for updates in shares]
         fetching = zip(self.ranks, indices, strict=True)
-        # The references are in lists, so that Ray hands them on unresolved.
+        # Ray passes references inside lists unresolved.
         lost = await self._together([rank.fetch.remote({i: [groups[i][1]] for i in mine}) for rank, mine in fetching])
         if any(lost):
             raise GroupsLost(sorted({index for of_rank in lost for index in of_rank}))
@@ -215,9 +216,9 @@ class LearnerGang(Gang):
         return [UpdateResult(*result) for result in zip(sets, map(list, zip(*by_rank, strict=True)), strict=True)]
 
     def _lengths(self, record: GroupRecord) -> np.ndarray:
-        """Tokens of each conversation to be computed, int64 [C]; 0 for one that cannot change the weights."""
+        """Tokens to compute for each conversation, int64 [C]; 0 for one that cannot change the weights."""
         o = self.config.objective
-        if o.loss not in LOSSES:  # a user's own may have any term
+        if o.loss not in LOSSES:  # a user's own loss may have any term
             return record.trained_lengths
         of_entropy = o.entropy_coefficient and (o.entropy_weight == "one" or record.rewards.any())
         has_gradient = record.advantages.any() or o.kl_coefficient or of_entropy
@@ -225,12 +226,12 @@ class LearnerGang(Gang):
 
 
 class FineTuningGang(Gang):
-    """Of supervised fine-tuning."""
+    """The gang of supervised fine-tuning."""
 
     LEARNER = FineTuningLearner
 
     async def train(self, batch: ExampleBatch) -> list[dict]:
-        """Train one optimizer step; return what each rank says of it."""
+        """Train one optimizer step; return the results of each rank (`FineTuningLearner.train`)."""
         le, tokens = self.config.learner, int(batch.learned.sum())
         plan = plan_update({0: batch.lengths}, self.size, le.micro_batch_tokens)
         shares = [[[example for _, example in items] for items in micro_batches] for micro_batches in plan]

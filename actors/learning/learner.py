@@ -19,10 +19,10 @@ class Learner(LearnerRank):
         }
 
     def fetch(self, refs: dict[int, list]) -> list[int]:
-        """Get this rank's groups of a step, before any rank begins with it; return the indices of those that are lost.
+        """Fetch this rank's groups of a step; return the indices of lost ones. All ranks fetch before any rank trains.
 
         Args:
-            refs: for each of the groups, by its index in the step, a list with its object reference.
+            refs: for each group, by its index in the step, a list with its object reference.
         """
         self._groups, lost = {}, []
         for index, (ref,) in refs.items():
@@ -40,18 +40,19 @@ class Learner(LearnerRank):
         advantages: dict[int, np.ndarray],
         rewards: dict[int, np.ndarray],
     ) -> list[dict]:
-        """Train one step on this rank's share of the groups that were fetched.
+        """Train one step on this rank's share of the fetched groups.
 
         Args:
-            version: of the weights before the step.
+            version: the version of the weights before the step.
             updates: this rank's share of each optimizer step, in order (pipeline/learning/packing.py).
-            advantages: of the conversations of each of these groups, float32 [C].
-            rewards: of the episodes of each, float32 [G].
+            advantages: the advantages of each fetched group's conversations, float32 [C], by the group's index.
+            rewards: the rewards of each fetched group's episodes, float32 [G], by the group's index.
 
         Returns:
-            For each update, this rank's part of the `loss`, the sums of its `metrics` by name
-            (pipeline/learning/token_metrics.py) and more; `grad_norm` is None if it was skipped, as its loss or
-            gradient was not finite on some rank, and `not_finite` names this rank's groups to blame.
+            For each update: `loss`, this rank's part of the loss; `metrics`, sums by name
+            (pipeline/learning/token_metrics.py); `grad_norm`, None if the update was skipped because the loss or
+            gradient was not finite on some rank; `not_finite`, the indices of this rank's groups that caused it; and
+            `learning_rate`, `micro_batches` and `proximal_seconds`.
         """
         from actors.learning.step import StepTrainer
 

@@ -1,6 +1,6 @@
-"""What every rank of a learner gang does, whatever it learns from: join the gang, publish its weights, save them.
+"""The base class of learner ranks: join the gang, publish the weights, save checkpoints.
 
-The methods of the groups `io` and `watch` run in threads of their own, beside the training.
+Methods of the concurrency groups `io` and `watch` run in separate threads, concurrently with training.
 """
 
 import contextlib
@@ -25,26 +25,32 @@ CONCURRENCY_GROUPS = {"io": 1, "watch": 1}
 
 
 class LearnerRank:
-    """Base of the learners. `config` has the sections model and learner."""
+    """Base of the learners.
+
+    Args:
+        config: the job's configuration, with the sections model and learner.
+        rank: this rank's number.
+        ranks: the number of ranks in the gang.
+    """
 
     def __init__(self, config, rank: int, ranks: int):
         self.config = config
         self.rank, self.ranks = rank, ranks
-        self.progress_made = 0  # goes up while there is work and it moves
-        # The folder, its local place, and what is copied of the state, by file, and of the model.
+        self.progress_made = 0  # increases while work makes progress
+        # The checkpoint's folder, its local folder, the copied state by file, and the copied parameters of the model.
         self._to_write: tuple[str, Path, dict[Path, dict], dict[str, torch.Tensor]] | None = None
         self._sender: WeightSender | None = None
 
     def engine_options(self) -> dict:
-        """What `ZeroEngine` takes beside the two sections."""
+        """The arguments of `ZeroEngine` other than the two sections."""
         raise NotImplementedError
 
     def moved(self) -> None:
-        """Called wherever work gets on, so that a rank that stands still shows."""
+        """Record progress. Called throughout the work, so that a stalled rank can be detected."""
         self.progress_made += 1
 
     def address(self) -> tuple[str, int]:
-        """A host and free port at which this rank can be the gang's meeting point."""
+        """A host and free port on this rank, where the gang can meet."""
         with socket.socket() as s:
             s.bind(("", 0))
             return ray.util.get_node_ip_address(), s.getsockname()[1]
@@ -53,14 +59,14 @@ class LearnerRank:
         """Form the gang with the other ranks and load the model.
 
         Args:
-            host, port: of rank 0.
-            checkpoint: a local folder or URI with the state to go on from; none: the model as it is.
-            universal: the state was converted for any number of ranks.
+            host, port: the address of rank 0.
+            checkpoint: local folder or URI with the state to start from; empty: the model as it is.
+            universal: whether the state was converted for any number of ranks.
         """
-        # Imported here: who only holds a handle to this actor need not spend seconds on importing torch and DeepSpeed.
+        # Imported here, so that processes that only hold a handle to this actor do not spend seconds on the imports.
         import torch
 
-        torch.set_num_threads(max(1, int(os.environ.get("OMP_NUM_THREADS", "1"))))  # of this thread
+        torch.set_num_threads(max(1, int(os.environ.get("OMP_NUM_THREADS", "1"))))  # in this thread
         os.environ.update(
             RANK=str(self.rank),
             WORLD_SIZE=str(self.ranks),
@@ -77,7 +83,7 @@ class LearnerRank:
                 self.engine.load_state(folder)
 
     def convert(self, checkpoint: str, universal: str) -> None:
-        """Make the state of a checkpoint loadable by any number of ranks, in the folder `universal`."""
+        """Convert the state of a checkpoint for any number of ranks, into the folder `universal`."""
         from actors.learning.zero_engine import make_universal
 
         with local_folder(checkpoint) as folder:
@@ -87,15 +93,15 @@ class LearnerRank:
         """Send this rank's part of the weights; return its entry in `Weights.pieces`.
 
         Args:
-            version: of the weights.
-            transport: the same in every call.
+            version: the version of the weights.
+            transport: the transport's name, the same in every call.
         """
         if self._sender is None:
             self._sender = load_transport(transport).sender(self.config, self.rank, self.ranks)
         return self._sender.send(version, lambda group_bytes: self._moving(self.engine.parameters(group_bytes)))
 
     def save(self, folder: str) -> None:
-        """Write the Hugging Face folder of a checkpoint; complete or not there at all."""
+        """Write a Hugging Face folder with model and tokenizer. The folder appears only when it is complete."""
         partial = Path(folder + ".partial")
         self.engine.save(partial)
         if self.rank == 0:
@@ -103,20 +109,20 @@ class LearnerRank:
             partial.rename(folder)
 
     def copy_checkpoint(self, folder: str) -> None:
-        """Copy this rank's part of a checkpoint into host memory, for `write_checkpoint`.
+        """Copy this rank's part of a checkpoint to host memory, for `write_checkpoint`.
 
         Args:
-            folder: of the checkpoint, local or a URI.
+            folder: the checkpoint's folder, local or a URI.
         """
         local = local_path(folder) if is_local(folder) else Path(tempfile.mkdtemp(prefix="checkpoint-"))
         self._to_write = (folder, local, self.engine.copy_state(local / LEARNER), self.engine.copy_model())
 
     @ray.method(concurrency_group="io")
     def write_checkpoint(self) -> list[FileEntry]:
-        """Write what was copied, beside the training; return the files that this rank wrote.
+        """Write the copied state while training continues; return the files that this rank wrote.
 
         Raises:
-            OSError: the disk is full, say. What was written is useless.
+            OSError: writing failed, for example because the disk is full. The written files are unusable.
         """
         copied, self._to_write = self._to_write, None
         assert copied is not None, "nothing was copied"
@@ -145,7 +151,7 @@ class LearnerRank:
 
     @ray.method(concurrency_group="watch")
     def progress(self) -> int:
-        """A number that changes while this rank gets on with its work."""
+        """A number that changes while this rank makes progress."""
         return self.progress_made
 
     def close(self) -> None:
@@ -156,7 +162,7 @@ class LearnerRank:
         load_tokenizer(model.path, model.trust_remote_code).save_pretrained(folder)
 
     def _moving(self, items):
-        """The same items, each of which is progress."""
+        """Yield the same items, recording progress for each."""
         for item in items:
             self.moved()
             yield item
@@ -164,7 +170,7 @@ class LearnerRank:
 
 @contextlib.contextmanager
 def local_folder(checkpoint: str):
-    """The folder of a checkpoint's learner state, as a copy on this machine if it is not there."""
+    """Context manager with the local folder of a checkpoint's learner state: a temporary copy if it is remote."""
     state = join(checkpoint, LEARNER)
     if is_local(checkpoint):
         yield local_path(state)
@@ -175,6 +181,6 @@ def local_folder(checkpoint: str):
 
 
 def _flush(path: Path) -> None:
-    """Onto the disk, or a machine that goes down may keep a file's name and lose its content."""
+    """Flush a file to the disk. Otherwise a machine that goes down may keep its name but lose its content."""
     with path.open("rb") as file:
         os.fsync(file.fileno())

@@ -63,7 +63,7 @@ def bundle_of(learner: LearnerSection) -> dict[str, float]:
 
 
 def ranks_placement(learner: LearnerSection, size: int) -> PlacementGroup:
-    """Room for so many ranks, on as few nodes as may be, once the cluster has it."""
+    """A placement group for `size` ranks on as few nodes as possible; it waits until there is room."""
     return placement_group([bundle_of(learner)] * size, strategy="PACK")
 
 

@@ -1,4 +1,4 @@
-"""One training step of a learner rank: its micro-batches through policy and loss, and what is counted on the way."""
+"""One training step on a learner rank: runs its micro-batches through policy and loss, and sums the metrics."""
 
 import time
 from collections.abc import Callable
@@ -13,7 +13,7 @@ from pipeline.learning.token_metrics import Histogram, Max, Mean, Sums, TokenMet
 from pipeline.rollout.episodes import EpisodeGroup
 from pipeline.sections import ObjectiveSection
 
-# Log-probs under the proximal policy for each micro-batch of an update; None where it is the policy itself or not used.
+# Log-probs under the proximal policy for each micro-batch of an update; None if it is unused or the policy itself.
 Proximal = list[torch.Tensor | None]
 
 
@@ -21,12 +21,12 @@ class StepTrainer:
     """Lives for one step.
 
     Args:
-        engine: of this rank.
-        objective: the loss.
-        groups: this rank's groups of the step, by their index in it.
-        advantages: of the conversations of each of these groups, float32 [C].
-        rewards: of the episodes of each, float32 [G].
-        moved: is called with every micro-batch.
+        engine: this rank's engine.
+        objective: the section that defines the loss.
+        groups: this rank's groups, by their index in the step.
+        advantages: the advantages of each group's conversations, float32 [C], by the group's index.
+        rewards: the rewards of each group's episodes, float32 [G], by the group's index.
+        moved: called at every micro-batch, to record progress.
     """
 
     def __init__(
@@ -45,7 +45,7 @@ class StepTrainer:
         """See `Learner.train`."""
         proximal: list[Proximal] = [[None] * len(update.micro_batches) for update in updates]
         proximal_seconds = 0.0
-        # In the first update the proximal policy is the policy itself: a pass of its own would find the same numbers.
+        # In the first update the proximal policy is the policy itself: a separate pass would give the same numbers.
         if self.objective.decoupled and len(updates) > 1:
             begin = time.perf_counter()
             proximal[1:] = [list(self._logprobs(update)) for update in updates[1:]]
@@ -59,17 +59,17 @@ class StepTrainer:
 
     @torch.no_grad()
     def _logprobs(self, update: Update) -> list[torch.Tensor]:
-        """Log-probs under the present weights, for each micro-batch."""
+        """Log-probs under the current weights, float [R] for each micro-batch."""
         return [self.engine.forward(*inputs_of(self._build(items)))[0] for items in update.micro_batches]
 
     def _update(self, version: int, update: Update, proximal: Proximal, at_start: bool) -> dict[str, object]:
         """Train one update.
 
         Args:
-            version: of the weights before the step.
-            update: this rank's share.
-            proximal: of this update.
-            at_start: the weights are still those that the step starts with.
+            version: the version of the weights before the step.
+            update: this rank's share of the update.
+            proximal: the update's log-probs under the proximal policy.
+            at_start: whether the weights are still those from before the step.
         """
         sums: Sums = {}
         total, not_finite, is_finite = 0.0, set(), True
@@ -96,10 +96,10 @@ class StepTrainer:
             not_finite.update(batch["groups"][~torch.isfinite(losses)].tolist())
             is_finite = is_finite and bool(torch.isfinite(loss))
             last = number == len(update.micro_batches) - 1
-            # A loss that is not finite makes the whole gradient so, for then all ranks skip the update together.
+            # A loss that is not finite makes the whole gradient non-finite, so that all ranks skip the update together.
             self.engine.backward(loss if is_finite or not last else loss * torch.nan, last)
             total += float(loss.detach())
-            # A placeholder has no tokens, and says which metrics there are.
+            # A placeholder adds no tokens, only the names of the metrics.
             of_batch = {n: m.kind.of(m.values if items else m.values[:0]) for n, m in (metrics | own).items()}
             sums = added([sums, of_batch])
         grad_norm, learning_rate = self.engine.step()
@@ -120,21 +120,21 @@ class StepTrainer:
 
 
 def inputs_of(batch: dict[str, torch.Tensor]) -> list[torch.Tensor]:
-    """What the policy takes of a micro-batch."""
+    """The tensors of a micro-batch that the policy takes as input."""
     return [batch[name] for name in ("tokens", "positions", "predict_at", "targets")]
 
 
 def check_returned(named: str, losses: object, logprobs: torch.Tensor, taken: set[str]) -> None:
-    """What an objective returned can be trained and shown.
+    """Check the result of a loss function.
 
     Args:
-        named: the objective.
-        losses: that it returned.
-        logprobs: that it was given.
-        taken: names of its metrics that the learner has, too.
+        named: the loss's name.
+        losses: the losses that it returned.
+        logprobs: the log-probs that it was given, float [R].
+        taken: names of its metrics that the learner uses itself.
 
     Raises:
-        ValueError: there is not a loss for each response token, or a name is taken.
+        ValueError: there is not one loss per response token, or a name is taken.
     """
     if not isinstance(losses, torch.Tensor) or losses.shape != logprobs.shape:
         got = tuple(losses.shape) if isinstance(losses, torch.Tensor) else type(losses).__name__
@@ -150,22 +150,22 @@ def check_returned(named: str, losses: object, logprobs: torch.Tensor, taken: se
 def own_metrics(
     version: int, batch: dict[str, torch.Tensor], entropy: torch.Tensor, start: torch.Tensor | None
 ) -> dict[str, TokenMetric]:
-    """The metrics of a micro-batch whatever the objective.
+    """The metrics of a micro-batch that do not depend on the objective.
 
     Args:
-        version: of the weights before the step.
+        version: the version of the weights before the step.
         batch: the micro-batch.
-        entropy: of the policy, float [R].
-        start: log-probs under those weights, float [R]; None if they are not known.
+        entropy: the policy's entropy, float [R].
+        start: log-probs under the weights before the step, float [R]; None if unknown.
     """
     behind = version - batch["versions"]
-    # |learner log-prob - vLLM log-prob| of the tokens written, prompt and all, by the weights before the step.
+    # |learner log-prob - vLLM log-prob| of tokens that vLLM wrote, prompt included, with the weights before the step.
     mismatch = behind.new_zeros(0, dtype=torch.float32)
     if start is not None:
         mismatch = (start - batch["behaviour"])[batch["cache_versions"] == version].abs()
     return {
         "tokens_trained": TokenMetric(Total, torch.ones_like(behind)),
-        "staleness_tokens": TokenMetric(Histogram, behind),  # tokens by how many versions behind they were written
+        "staleness_tokens": TokenMetric(Histogram, behind),  # number of tokens by staleness
         "entropy": TokenMetric(Mean, entropy),
         "logprob_mismatch_mean": TokenMetric(Mean, mismatch),
         "logprob_mismatch_max": TokenMetric(Max, mismatch),

@@ -1,9 +1,9 @@
-"""The learners of a run: a gang of the size that fits the cluster, started again when it is lost, and its checkpoints.
+"""The supervisor of a run's learners: keeps a gang of the size that fits the cluster, and saves checkpoints.
 
 Room for the ranks is held from one gang to the next (actors/learning/reservation.py).
 
-The state of a step is copied into the ranks' host memory and written while the next steps are trained. A gang starts
-from the last checkpoint that was finished, whatever the number of ranks that wrote it.
+The state of a step is copied to the ranks' host memory and written while the next steps are trained. A gang starts from
+the last finished checkpoint, whatever number of ranks wrote it.
 """
 
 import asyncio
@@ -27,58 +27,58 @@ from pipeline.run.metrics import UpdateResult
 from pipeline.storage import Storage
 from pipeline.weights.transport import FROM_DISK, Weights
 
-NODES_S = 2.0  # between two looks at which nodes are there
-STORAGE_S = 3600.0  # for checkpoints to be read, or removed
-BEGIN_S = 60.0  # for the folder of a new one to be made, while training waits
-RESTARTS_IN_A_ROW = 5  # learners that are lost more often without a step between will not get better
+NODES_S = 2.0  # between checks of the nodes
+STORAGE_S = 3600.0  # limit for reading or removing checkpoints
+BEGIN_S = 60.0  # limit for making the folder of a new checkpoint, while training waits
+RESTARTS_IN_A_ROW = 5  # more losses without a step in between end the run
 
 
 class LearnerSupervisor:
     """Lives in the coordinator.
 
     Args:
-        config: of the run.
-        folder: of the run.
-        run_id: of the run.
-        say: takes a progress line.
+        config: the run's configuration.
+        folder: the run folder.
+        run_id: the run's id.
+        say: called with each progress line.
     """
 
     def __init__(self, config: TrainingConfig, folder: Path, run_id: str, say: Callable[[str], None]):
         self.config, self.say = config, say
         self.checkpoints = checkpoints_of(config, folder, run_id)
         self._storage = Storage(self.checkpoints.base, STORAGE_S)
-        self.checkpoint: Checkpoint | None = None  # the last one that was finished; what a gang starts from
-        self.placed = asyncio.Event()  # set when the first gang has its room
+        self.checkpoint: Checkpoint | None = None  # the last finished one, from which a gang starts
+        self.placed = asyncio.Event()  # set once the first gang has its room
         self.restarts = self.saves_failed = 0
         self._universal = folder / "universal" / "learner"
         self._restarts_in_a_row = 0
         self._room = Reservation(config.learner)
-        self.works = False  # the gang has started and is not lost
+        self.works = False  # whether the gang has started and is not lost
         self._gang: LearnerGang | None = None
         self._saving: asyncio.Future | None = None
 
     @property
     def size(self) -> int:
-        """How many ranks there are."""
+        """The number of ranks."""
         return self._gang.size if self._gang else 0
 
     @property
     def saved_step(self) -> int:
         return self.checkpoint.step if self.checkpoint else 0
 
-    # Life.
+    # Starting and ending.
 
     async def start(self, version: int) -> Weights:
         """Start as many ranks as the cluster has room for, from the last checkpoint if there is one.
 
         Args:
-            version: of their weights.
+            version: the version of their weights.
 
         Returns:
-            The weights as `publish` returns them; those of version 0 are not sent.
+            The weights, as from `publish`; version 0 is not sent, since generators load it from disk.
 
         Raises:
-            RunFailed: they cannot start at all.
+            RunFailed: the learners cannot start.
         """
         le = self.config.learner
         while True:
@@ -102,15 +102,15 @@ class LearnerSupervisor:
             except GangLost as error:
                 if first and isinstance(error.__cause__, RayTaskError):
                     raise RunFailed(f"the learners cannot start: {error}") from error
-                self.say(f"· while the learners were started, {error}")
+                self.say(f"· while the learners were starting, {error}")
                 self._count_restart(str(error))
                 self._gang.kill()
 
     async def _reserve(self) -> None:
-        """Wait for room for as many ranks as the cluster can hold."""
+        """Reserve room for as many ranks as the cluster can hold; wait until there is some."""
         le, first = self.config.learner, self._gang is None
         while True:
-            # At first the full number, for which an autoscaler may be making room; later, what the nodes could hold.
+            # First try the full number, since an autoscaler may add nodes; later, as many as the nodes could hold.
             most = le.ranks if first else max(ranks_in(nodes_alive().values(), le), le.min_ranks)
             for size in range(most, le.min_ranks - 1, -1):
                 try:
@@ -121,34 +121,34 @@ class LearnerSupervisor:
             first = False
 
     async def _come_up(self) -> None:
-        """Wait until the processes of all ranks are there.
+        """Wait until the processes of all ranks are up.
 
         Raises:
             NoRoom: one of their nodes is gone.
-            GangLost: one died.
+            GangLost: a rank died.
         """
         coming = asyncio.ensure_future(self._gang.up())
         try:
             while not coming.done():
                 await asyncio.wait([coming], timeout=NODES_S)
                 if not self._room.is_whole():
-                    raise NoRoom("a node that had room for a learner rank is gone")
+                    raise NoRoom("a node that was reserved for a learner rank is gone")
             coming.result()
         finally:
             coming.cancel()
 
     def _state_for(self, ranks: int) -> tuple[str, str]:
-        """The checkpoint to load, and where its state is to be converted if it was written by other ranks."""
+        """The checkpoint to load, and the folder for its conversion if another number of ranks wrote it; else empty."""
         if not self.checkpoint:
             return "", ""
         same = self.checkpoint.state.ranks == ranks
         return self.checkpoint.folder, "" if same else str(self._universal)
 
     async def lost(self, why: str) -> None:
-        """End what is left of a gang that was lost; `checkpoint` is then what it starts from.
+        """Kill what is left of a lost gang, and set `checkpoint` to the newest good one.
 
         Raises:
-            RunFailed: it was lost too often without a step between.
+            RunFailed: learners were lost too often without a step in between, or no checkpoint is good.
         """
         self.works = False
         self._count_restart(why)
@@ -162,28 +162,28 @@ class LearnerSupervisor:
         self._restarts_in_a_row += 1
         if self._restarts_in_a_row > RESTARTS_IN_A_ROW:
             raise RunFailed(
-                f"the learners were lost {self._restarts_in_a_row} times before a step got done, the last time: "
+                f"the learners were lost {self._restarts_in_a_row} times without completing a step; the last time, "
                 f"{why}; see their logs in Ray's dashboard"
             )
 
     def work_done(self) -> None:
-        """A step was trained: a later loss is no reason to give up."""
+        """Report that a step was trained: earlier losses no longer count as losses in a row."""
         self._restarts_in_a_row = 0
 
     def can_grow(self) -> bool:
-        """Whether ranks are missing, and there is room for one more beside everything that runs."""
+        """Whether ranks are missing and there is room for another one now."""
         return self.size < self.config.learner.ranks and self.size < self._room.reachable()
 
     async def make_way(self) -> None:
-        """End all ranks, to be started again with more of them."""
+        """Shut down all ranks and reserve room for more; `start` then starts them."""
         wanted, self.works = self._room.reachable(), False
         await self._gang.close()
         if wanted > self._room.size:
-            with contextlib.suppress(NoRoom):  # then `start` looks for what there is
+            with contextlib.suppress(NoRoom):  # then `start` reserves what there is
                 await self._room.make(wanted, self.config.learner.wait_s)
 
     async def close(self) -> None:
-        """End all ranks, in good order if they work."""
+        """Shut down all ranks, in order if they work."""
         try:
             if self.works:
                 await self._gang.close()
@@ -193,13 +193,13 @@ class LearnerSupervisor:
             self._room.release()
 
     def abandon(self, why: str) -> None:
-        """End all ranks, and write and remove nothing more: the checkpoints are another run's."""
+        """Kill all ranks, and write and remove nothing more: the checkpoints belong to another run."""
         self._storage.close(why)
         self.works = False
         if self._gang:
             self._gang.kill()
 
-    # Work.
+    # Training.
 
     async def train(
         self, step: int, version: int, groups: list[tuple[GroupRecord, ray.ObjectRef]]
@@ -214,18 +214,18 @@ class LearnerSupervisor:
     # Checkpoints.
 
     async def find_checkpoint(self) -> None:
-        """Take the newest one that is good for `checkpoint`. Raises `RunFailed` if there are some and none is good."""
-        news: list[str] = []  # the storage's thread cannot say them
+        """Set `checkpoint` to the newest good one, None if there are none. Raises `RunFailed` if none is good."""
+        news: list[str] = []  # reported here, not in the storage's thread
         try:
             self.checkpoint = await self._storage.call_async(self.checkpoints.newest_good, news.append)
         except (CheckpointError, OSError) as error:
-            raise RunFailed(f"no checkpoint to go on from: {error}") from error
+            raise RunFailed(f"no checkpoint to resume from: {error}") from error
         finally:
             for line in news:
                 self.say(line)
 
     async def save(self, state: RunState) -> None:
-        """Copy the state of this step, and begin to write it. Raises `GangLost`."""
+        """Copy the state of this step and start writing it. Raises `GangLost`."""
         await self.saved()
         try:
             await self._storage.call_async(self.checkpoints.begin, state.step, limit_s=BEGIN_S)
@@ -237,13 +237,13 @@ class LearnerSupervisor:
         self._saving = asyncio.ensure_future(self._write(gang, state))
 
     async def saved(self) -> None:
-        """Wait for the checkpoint that is being written. Raises `GangLost`."""
+        """Wait for the checkpoint that is being written, if any. Raises `GangLost`."""
         saving, self._saving = self._saving, None
         if saving:
             await saving
 
     async def _write(self, gang: LearnerGang, state: RunState) -> None:
-        """Write what was copied. If that fails, the checkpoint before is still there, and the run goes on."""
+        """Write the copied state. If that fails, the previous checkpoint is kept and the run continues."""
         t, begin = self.config.train, time.monotonic()
         try:
             files = await gang.write_checkpoint()
@@ -253,11 +253,11 @@ class LearnerSupervisor:
             raise
         except Exception as error:
             self._not_saved(state.step, reason_of(error))
-            with contextlib.suppress(OSError):  # without a manifest it counts for nothing anyway
+            with contextlib.suppress(OSError):  # without a manifest it does not count anyway
                 await self._storage.call_async(self.checkpoints.clear, state.step)
             return
         self.checkpoint = checkpoint
-        self.say(f"· saved checkpoints/{state.step} in {time.monotonic() - begin:.0f} s, beside the training")
+        self.say(f"· saved checkpoints/{state.step} in {time.monotonic() - begin:.0f} s, in the background")
         try:
             await self._storage.call_async(self.checkpoints.prune, state.step, t.keep_last, t.keep_best)
         except OSError as error:

@@ -1,1 +1,1 @@
-"""What pools of actors have in common: starting, replacing and closing them, and telling why one failed."""
+"""The life cycle of pooled actors: starting, replacing and closing them, and why one failed."""

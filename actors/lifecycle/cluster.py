@@ -1,4 +1,4 @@
-"""What Ray knows of its cluster. The one file that calls Ray's private state API."""
+"""The state of Ray's cluster. The only module that calls Ray's private state API."""
 
 import asyncio
 import warnings
@@ -12,23 +12,23 @@ def draining_nodes() -> set[str]:
     """The ids of the nodes that are being drained.
 
     Raises:
-        RayError, OSError: the cluster's head is away.
+        RayError, OSError: the cluster's head is unreachable.
     """
     return set(state.get_draining_nodes())
 
 
 def free_resources() -> list[dict[str, float]]:
-    """What nobody has of each node's resources, by their kind."""
+    """The free resources of each node, by kind."""
     return list(state.available_resources_per_node().values())
 
 
 def nodes_alive() -> dict[str, dict[str, float]]:
-    """All resources of each node that is alive, by its id."""
+    """All resources of each living node, free or not, by node id."""
     return {node["NodeID"]: node["Resources"] for node in ray.nodes() if node["Alive"]}
 
 
 async def is_alive(node: str) -> bool:
-    """Whether Ray knows a node to be there; if Ray cannot say, it is taken to be."""
+    """Whether a node is alive. True if Ray cannot be asked."""
     try:
         return node in await asyncio.to_thread(nodes_alive)
     except (RayError, OSError):
@@ -36,7 +36,7 @@ async def is_alive(node: str) -> bool:
 
 
 def was_started_again() -> bool:
-    """Whether the actor that this is called in died before, and Ray started it again."""
+    """Whether the calling actor has died before and was restarted by Ray."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Ray 2.60's property uses another one that is deprecated
+        warnings.simplefilter("ignore")  # Ray 2.60's property itself uses a deprecated one
         return ray.get_runtime_context().was_current_actor_reconstructed

@@ -4,17 +4,17 @@ from ray.exceptions import OutOfMemoryError, RayActorError, RayTaskError
 
 from pipeline.errors import last_line
 
-DIED = (RayActorError, OutOfMemoryError)  # what a call raises whose actor died, or was killed by Ray's memory monitor
+DIED = (RayActorError, OutOfMemoryError)  # raised if the called actor died or Ray's memory monitor killed it
 
 
 class Hung(RuntimeError):
-    """An actor gave no sign of life for too long. The message says which."""
+    """An actor did not respond within a limit, which the message names."""
 
 
 def what_happened(error: Exception) -> str:
-    """What happened to an actor, as the end of a sentence that begins with its name."""
+    """Describe an actor's failure, as the end of a sentence that begins with its name."""
     if isinstance(error, Hung):
         return str(error)
-    if isinstance(error, RayTaskError):  # before `DIED`: Ray makes one of both when its work met another that died
+    if isinstance(error, RayTaskError):  # if its work called another actor that died, Ray raises an error of both types
         return f"failed: {last_line(error)}"
     return "died"

@@ -1,1 +1,1 @@
-"""Scorers: rewards and advantages of whole groups, and the scores of single answers."""
+"""Scorers: rewards and advantages of groups, and scores of single answers."""

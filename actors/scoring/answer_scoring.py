@@ -1,4 +1,4 @@
-"""Scores an evaluation's answers beside its event loop. Whatever goes wrong is that answer's error."""
+"""Scores an evaluation's answers outside its event loop. A failure is recorded as that answer's error."""
 
 import asyncio
 from collections.abc import Mapping
@@ -10,7 +10,7 @@ from pipeline.evaluation.answer_scores import answer_scores
 from pipeline.rewards.episode_scoring import ScoredEpisode, episode_reward, scores_episodes
 from pipeline.rewards.scoring import NO_MODULES, SCORERS, BadReward, reward
 
-SCORER_LIMIT_S = 60.0
+SCORER_LIMIT_S = 60.0  # limit for scoring one answer
 
 
 async def scores_of(
@@ -20,11 +20,20 @@ async def scores_of(
     modules: Mapping[str, str] = NO_MODULES,
     episode: ScoredEpisode | None = None,
 ) -> tuple[dict[str, float], str | None]:
-    """The metrics of an answer and its score by the task's scorer, as far as there are any, and why not all.
+    """Compute the metrics of an answer, and its `score` by the task's scorer.
 
-    The metrics and the built-in scorers are worked out in a thread; their time grows with the texts' length. Of a
-    user's own scorer nobody knows: it has a process of its own, which is ended when it hangs. One of whole episodes
-    gets the `episode`; its rewards of conversations are checked and not kept.
+    The metrics and the built-in scorers run in a thread, since their time grows with the length of the texts. A user's
+    own scorer may hang, so it runs in a separate process, which is then killed.
+
+    Args:
+        task: the scorer's name.
+        answer: the answer.
+        answers: the gold answers.
+        modules: scorer.modules of the configuration.
+        episode: the whole episode, for a scorer of whole episodes. Its rewards of conversations are checked, not kept.
+
+    Returns:
+        The scores that could be computed, by name; and the error, or None if nothing failed.
     """
     scores: dict[str, float] = {}
     own = None
@@ -52,5 +61,5 @@ def score_apart(
     if not scores_episodes(task, modules):
         return reward(task, answer, answers, modules)
     if episode is None:
-        raise BadReward(f"the scorer of task {task!r} scores whole episodes, and was given an answer alone")
+        raise BadReward(f"the scorer of task {task!r} scores whole episodes, but was given only an answer")
     return episode_reward(task, episode, modules).reward

@@ -1,4 +1,4 @@
-"""A scorer: rewards and advantages of whole groups, by the scorer that the problem's task names."""
+"""A scorer: an actor that computes the rewards and advantages of groups, by the scorer named by the problem's task."""
 
 from collections.abc import Mapping
 
@@ -13,10 +13,12 @@ from pipeline.sections import ModelSection, ObjectiveSection
 
 @ray.remote
 class Scorer:
-    """Args:
-    objective: how rewards become advantages.
-    modules: scorer.modules of the configuration.
-    model: has the tokenizer, which is loaded once a scorer reads a response.
+    """Scores whole groups.
+
+    Args:
+        objective: the section that says how rewards become advantages.
+        modules: scorer.modules of the configuration.
+        model: the section of the model, whose tokenizer is loaded when a scorer first reads a response.
     """
 
     def __init__(
@@ -28,8 +30,8 @@ class Scorer:
         self.objective, self.modules, self.model = objective, modules, model or ModelSection()
 
     def ready(self) -> None:
-        """Returns once this process is up."""
+        """Return once this process is up."""
 
     def score(self, group: EpisodeGroup, problem: Problem) -> ScoredGroup:
-        """Score every episode of a group; see `score_group`."""
+        """Score a group (`score_group`)."""
         return scored_group(group, **vars(score_group(group, problem, self.objective, self.modules, self.model)))

@@ -1,4 +1,4 @@
-"""The scorer pool: one group at a time to each scorer, so that one that hangs costs that group alone."""
+"""The scorer pool. Each scorer gets one group at a time, so that a hanging scorer delays that group only."""
 
 import asyncio
 from collections.abc import Callable
@@ -9,15 +9,20 @@ from actors.scoring.scorer import Scorer
 from pipeline.rollout.episodes import ScoredGroup
 from pipeline.run.config import TrainingConfig
 
-ATTEMPTS = 3  # to score a group under which scorers die or hang; then it has failed
+ATTEMPTS = 3  # to score a group whose scorers die or hang; then the group fails
 
 
 class ScorerHung(TimeoutError):
-    """A scorer did not answer within its limit; its process was ended and another started."""
+    """A scorer did not answer within its limit. Its process was killed and another one started."""
 
 
 class ScorerPool(Pool):
-    """Lives in the coordinator; the scorers are actors."""
+    """Lives in the coordinator; the scorers are actors.
+
+    Args:
+        config: the run's configuration.
+        say: called with each progress line.
+    """
 
     def __init__(self, config: TrainingConfig, say: Callable[[str], None]):
         super().__init__("scorer", config.scorer.count, config.scorer.min_count, say)
@@ -46,21 +51,21 @@ class ScorerPool(Pool):
             except DIED as error:
                 _fail(scored, error)
                 raise
-            except Exception as error:  # the task's scorer raised, which is nothing that this process did
+            except Exception as error:  # raised by the task's scorer; this process is fine
                 _fail(scored, error)
 
     @property
     def waiting(self) -> int:
-        """Groups that wait for a scorer."""
+        """The number of groups that wait for a scorer."""
         return self._waiting.qsize()
 
     async def score(self, *arguments) -> ScoredGroup:
-        """Score a group (see `Scorer.score`); when a scorer dies or hangs under it, another one tries.
+        """Score a group (see `Scorer.score`). If a scorer dies or hangs, another one tries, up to `ATTEMPTS` times.
 
         Raises:
-            ScorerHung: no answer within scorer.timeout_s, again and again.
-            DIED: the scorers' processes died, again and again.
-            Exception: what the scorer raised.
+            ScorerHung: the last scorer did not answer within scorer.timeout_s.
+            DIED: the last scorer's process died.
+            Exception: an error that the task's scorer raised.
         """
         for attempt in range(ATTEMPTS):
             scored = asyncio.get_running_loop().create_future()

@@ -121,7 +121,7 @@ def test_a_group_goes_on_from_the_journal_and_generates_only_what_is_missing(for
         return journal if group_id == "g" else []
 
     forgetful._read_journal = read
-    group, notes = asyncio.run(forgetful.rollout("g", chain(), "memory", 2, Sampling(1.0), go_on=True))
+    group, notes = asyncio.run(forgetful.rollout("g", chain(), "memory", 2, Sampling(1.0), resumed=True))
     assert notes.went_on == 2
     assert [f.episode for f in forgetful._journal].count(0) == 1 and len(forgetful._journal) == 1 + 4
     assert group.episode_answers == whole.episode_answers and group.memory == whole.memory
