@@ -93,7 +93,7 @@ def load_agent(method: str) -> type[Agent[Any]]:
         agent = load_named(METHODS.get(method, method))
     except ConfigError as error:
         raise ConfigError(
-            f"the method {method!r} is none of {', '.join(METHODS)}, and cannot be loaded as module:class: {error}"
+            f"the method {method!r} is none of {', '.join(METHODS)}, nor a module:class that can be loaded: {error}"
         ) from None
     runs = getattr(agent, "run", None)
     is_async = callable(runs) and inspect.iscoroutinefunction(inspect.unwrap(runs))  # look inside decorators
