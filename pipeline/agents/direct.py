@@ -1,5 +1,8 @@
-"""The baseline that reads the whole document in one context, its middle cut out where the window is too small for it
-(as MemAgent's baselines do, arXiv 2507.02259, section 4)."""
+"""The baseline that reads the whole document in one context.
+
+If the document does not fit the window, its middle is cut out, as in MemAgent's baselines (arXiv 2507.02259,
+section 4).
+"""
 
 from pipeline.agents import LanguageModel, LongestPrompt
 from pipeline.agents.reader import Reader, TokenizedProblem
@@ -15,6 +18,6 @@ class DirectAgent(Reader):
         return self.text_of(await llm(prompt, self.config.answer_tokens, "answer"))
 
     def longest_prompts(self) -> list[LongestPrompt]:
-        """With one token of the document: it is cut to what the window leaves it, one token at least."""
+        """The prompt with one token of the document: `run` cuts the document to fit, but needs at least one token."""
         c = self.config
         return [self.longest("direct", c.answer_tokens, "agent.answer_tokens", problem=c.problem_tokens, document=1)]

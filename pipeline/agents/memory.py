@@ -1,4 +1,4 @@
-"""The memory agent of MemAgent (arXiv 2507.02259): read chunk by chunk, overwrite a short memory, answer from it."""
+"""MemAgent's memory agent (arXiv 2507.02259): read chunk by chunk, rewrite a short memory, answer from the memory."""
 
 import numpy as np
 
@@ -11,12 +11,12 @@ class MemoryAgent(Reader):
     slots = {"memory": ("problem", "memory", "chunk"), "answer": ("problem", "memory")}
 
     async def run(self, problem: TokenizedProblem, llm: LanguageModel) -> Answer:
-        """K memory conversations, each with a fresh context, then the answer from the last memory alone."""
+        """Run K memory conversations, each with a fresh context, then answer from the last memory alone."""
         memory, memories = self.prompts.empty_memory, []
         for chunk in problem.chunks(self.config.chunk_tokens):
             prompt = self.prompts.fill("memory", problem=problem.question, memory=memory, chunk=chunk)
             memory = self.tokens_of(await llm(prompt, self.config.memory_tokens, "memory"))
-            memories.append(np.array(memory, np.int32))  # far smaller than a list, and there may be hundreds
+            memories.append(np.array(memory, np.int32))  # hundreds are possible; far smaller than lists
         prompt = self.prompts.fill("answer", problem=problem.question, memory=memory)
         response = await llm(prompt, self.config.answer_tokens, "answer")
         return Answer(self.text_of(response), Memories(memories, chained=True))

@@ -1,8 +1,8 @@
-"""What a memory does with the facts that a problem needs, where they are known: are they written, kept and used?
+"""Follows a problem's needed facts through the memories of an episode: are they written, kept and used?
 
-A problem tells its needed facts by its metadata: `needed`, their texts, and `needed_at`, the place of each in the
-document, in tokens from 0. Each builds on those before it, so that in a chain of two hops the bridge comes first; where
-`hops` is 1, each is asked for by itself.
+A problem's metadata may list its needed facts: `needed` has their texts, `needed_at` the position of each in the
+document, in tokens from 0. Each fact builds on those before it: in a chain of two hops, the bridge comes first. If
+`hops` is 1, the facts are independent of each other.
 """
 
 from collections.abc import Iterable
@@ -24,25 +24,28 @@ class NeededFact:
     """A fact without which the question cannot be answered."""
 
     text: str
-    start: int | None  # its first token in the document; None: its tokens are not where the metadata say
+    start: int | None  # position of its first token in the document; None: not found where the metadata say
     length: int  # tokens
-    builds_on: int  # so many facts before it, without which nothing says that it is needed
+    builds_on: int  # number of preceding facts that must be known before this one is recognizable as needed
 
     def chunk(self, size: int) -> int | None:
-        """The chunk of `size` tokens that holds all of it; None if a boundary cuts it, or its place is unknown."""
+        """The index of the chunk of `size` tokens that holds the whole fact.
+
+        None if a chunk boundary cuts the fact, or its position is unknown.
+        """
         if self.start is None or self.start // size != (self.start + self.length - 1) // size:
             return None
         return self.start // size
 
 
 def needed_facts(problem: Problem, document: np.ndarray, tokenizer) -> tuple[NeededFact, ...]:
-    """The needed facts in order; none if the metadata do not tell them.
+    """The needed facts of a problem in order; empty if the metadata do not list them.
 
     Args:
-        problem: whose metadata may have `needed`, `needed_at` and `hops`.
-        document: its tokens as the agent reads them, int32 [N]. A fact that is not found at its place (`needed_at`
-            may count the tokens of another tokenizer) has no place.
-        tokenizer: that encoded the document.
+        problem: the problem; its metadata may have `needed`, `needed_at` and `hops`.
+        document: the document's tokens as the agent reads them, int32 [N]. A fact that is not found at its position
+            (`needed_at` may count the tokens of another tokenizer) gets `start` None.
+        tokenizer: the tokenizer that encoded the document.
     """
     texts, places = problem.metadata.get("needed"), problem.metadata.get("needed_at")
     if not isinstance(texts, list) or not isinstance(places, list) or len(texts) != len(places):
@@ -61,14 +64,14 @@ def needed_facts(problem: Problem, document: np.ndarray, tokenizer) -> tuple[Nee
 def count_memories(
     problem: Problem, tokenized: object, tokenizer, config: AgentSection, episodes: Iterable[Memories]
 ) -> tuple[MemoryCounts, ...]:
-    """What the memories of each episode of a problem did, not yet scored. Facts are followed where they are chained.
+    """Count the memories of each episode of a problem, before scoring. Facts are followed only in chained memories.
 
     Args:
-        problem: whose metadata may tell its needed facts.
-        tokenized: what the agent's `tokenize` returned for it.
-        tokenizer: of the model.
-        config: the agent's.
-        episodes: the memories of each.
+        problem: the problem; its metadata may list its needed facts.
+        tokenized: the result of the agent's `tokenize` for this problem.
+        tokenizer: the model's tokenizer.
+        config: the agent's section.
+        episodes: the memories of each episode.
     """
     episodes, document = list(episodes), getattr(tokenized, "document", None)
     facts: tuple[NeededFact, ...] = ()
@@ -84,12 +87,12 @@ def count_memories(
 
 
 class MemoryTrace:
-    """Counts what the memories of one episode do. It holds counts and the needed facts of the last memory, no more.
+    """Counts over the memories of one episode. Keeps only the counts and which facts the last memory holds.
 
     Args:
-        tokenizer: of the memories; not used where no facts are given.
-        config: the agent's, for the size of a chunk and the words for an empty memory.
-        facts: that the problem needs; with none, only the lengths of the memories are counted.
+        tokenizer: the tokenizer of the memories.
+        config: the agent's section, for the chunk size and the initial memory text.
+        facts: the facts that the problem needs; if empty, only the lengths of the memories are counted.
     """
 
     def __init__(self, tokenizer, config: AgentSection, facts: tuple[NeededFact, ...]):
@@ -98,12 +101,12 @@ class MemoryTrace:
         empty = load_template(config.prompt_template).empty_memory
         self._empty = None if empty is None else encode_text(tokenizer, empty)
         self._chunks = [fact.chunk(config.chunk_tokens) for fact in facts]
-        self._known: set[int] = set()  # the facts of the last memory, by their number in the chain
+        self._known: set[int] = set()  # the facts in the last memory, by index
         self._counts = MemoryCounts()
 
     @property
     def counts(self) -> MemoryCounts:
-        """Of the episode so far, as if it ended here; `MemoryCounts.scored` adds whether the answer was right."""
+        """The counts so far, as if the episode ended here. `MemoryCounts.scored` adds whether the answer was right."""
         return replace(self._counts, answered=Ratio(0, int(self.complete)))
 
     @property
@@ -112,7 +115,7 @@ class MemoryTrace:
         return bool(self.facts) and len(self._known) == len(self.facts)
 
     def add(self, tokens: list[int]) -> None:
-        """Count the next memory, with the end token or without (its chunk is the next one of the document)."""
+        """Count the memory written for the document's next chunk. `tokens` may include the end token."""
         tokens = without_end(tokens, self._end_tokens)
         length = 0 if tokens == self._empty else len(tokens)
         if self.facts:

@@ -1,10 +1,10 @@
-"""Prompt templates: files of texts with slots, and the prompts that they make as tokens.
+"""Prompt templates: files of texts with slots, and the token prompts made from them.
 
-The templates are files, those in configs/prompts and a user's own. A file holds prompts by name, for one agent or
-several; an agent tells which of them it uses and which slots it fills. A text is split at its slots. The text between
-them is ours, so special tokens in it count as such; what goes into a slot is data, so special tokens in it are spelled
-out as ordinary text (`encode_text`).
-A memory goes into its slot as the tokens that the model wrote, never decoded and encoded again.
+Templates are files in configs/prompts, or a user's own. A file holds named prompts for one or more agents; an agent
+declares which of them it uses and which slots it fills. A text is split at its slots. The text between slots is
+trusted, so special tokens in it count as such. The content of a slot is data, so special tokens in it are encoded as
+ordinary text (`encode_text`). A memory fills its slot with the tokens that the model wrote; it is never decoded and
+encoded again.
 """
 
 import functools
@@ -26,15 +26,18 @@ NAME_IN_BRACES = re.compile(
     r"\\[A-Za-z]+\*?(?:\[[^][{}]*\]|\{[^{}]*\})+|\{\{[^{}]*\}\}|\{(?P<name>[A-Za-z_]\w*)\}", re.ASCII
 )
 PROMPT_NAME = re.compile(r"[A-Za-z_]\w*", re.ASCII)
-SETTINGS = {"chat": bool, "empty_memory": str}  # the keys of a template that are no prompts
+SETTINGS = {"chat": bool, "empty_memory": str}  # the keys of a template that are not prompts
 
 
 @dataclass(frozen=True)
 class PromptTemplate:
     """The content of a prompt template's file.
 
-    `chat`: each prompt is a user's message in the tokenizer's chat template. `empty_memory` is the initial memory text,
-    None if the file has none. `prompts` has the texts, with slots in braces, by their names.
+    Attributes:
+        file: the file's path.
+        chat: whether each prompt is a user message in the tokenizer's chat template.
+        prompts: the texts by name, with slots in braces.
+        empty_memory: the initial memory text; None if the file has none.
     """
 
     file: str
@@ -44,16 +47,16 @@ class PromptTemplate:
 
 
 def template_file(named: str) -> str:
-    """The file of a prompt template: what has a slash or ends in .yaml is its path, else it is a name in TEMPLATES."""
+    """The file of a prompt template: a path if it has a slash or ends in .yaml, else a name in `TEMPLATES`."""
     return named if names_file(named) else str(TEMPLATES / f"{named}.yaml")
 
 
 @functools.cache
 def load_template(named: str) -> PromptTemplate:
-    """The prompt template of this name or path (`agent.prompt_template`), read once in a process.
+    """Load the prompt template with this name or path (`agent.prompt_template`); read once per process.
 
     Raises:
-        ConfigError: there is no such file, or it is no prompt template; the message names the file and all its faults.
+        ConfigError: the file does not exist or is not a prompt template; the message names the file and all its faults.
     """
     file = template_file(named)
     try:
@@ -66,7 +69,7 @@ def load_template(named: str) -> PromptTemplate:
         ) from None
     except (DataError, OSError) as error:
         raise ConfigError(f"agent.prompt_template={named}: {error}") from None
-    except (yaml.YAMLError, ValueError, RecursionError) as error:  # a ValueError: no UTF-8, or !!int abc
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: not UTF-8, or e.g. !!int abc
         raise ConfigError(f"{file} is not YAML: {' '.join(str(error).split())}") from None
     _raise_faults(file, _template_faults(content))
     settings = {name: content.pop(name) for name in SETTINGS if name in content}
@@ -74,13 +77,13 @@ def load_template(named: str) -> PromptTemplate:
 
 
 def _raise_faults(file: str, faults: Iterator[str]) -> None:
-    """Raises a `ConfigError` that names the file and all faults, if there are any."""
+    """Raise a `ConfigError` that names the file and all faults, if there are any."""
     if lines := [f"{file}: {fault}" for fault in faults]:
         raise ConfigError("\n".join(lines))
 
 
 def _template_faults(content: object) -> Iterator[str]:
-    """What is wrong with the content of a template's file, whichever agent uses it."""
+    """The faults of a template file's content that do not depend on the agent."""
     if not isinstance(content, dict):
         found = "empty" if content is None else f"a {type(content).__name__}"
         yield f"a prompt template has the key chat, and a key with a text for each prompt; the file is {found}"
@@ -103,7 +106,7 @@ def _names_in_braces(text: str) -> Iterator[re.Match]:
 
 
 def _prompt_faults(template: PromptTemplate, wanted: Mapping[str, tuple[str, ...]]) -> Iterator[str]:
-    """What an agent lacks in a template, or does not fill."""
+    """The prompts and slots that an agent needs and the template lacks, and the slots that the agent does not fill."""
     for name, slots in wanted.items():
         if name not in template.prompts:
             yield f"the prompt {name} is missing; the file has {', '.join(template.prompts) or 'none'}"
@@ -118,16 +121,16 @@ def _prompt_faults(template: PromptTemplate, wanted: Mapping[str, tuple[str, ...
 
 
 class Prompts:
-    """The prompts of a template that an agent uses, bound to a tokenizer: builds them as token lists.
+    """Builds the prompts that an agent uses as token lists.
 
     Args:
-        tokenizer: the model's.
-        template: the texts; other prompts in it are left alone.
+        tokenizer: the model's tokenizer.
+        template: the texts; prompts that are not in `slots` are ignored.
         slots: the names of the prompts, and the slots of each.
 
     Raises:
-        ConfigError: a prompt or a slot is missing, or a slot is none of `slots`; the message names the file and all
-            faults.
+        ConfigError: a prompt or slot is missing, or the template has a slot that is not in `slots`; the message names
+            the file and all faults.
     """
 
     def __init__(self, tokenizer, template: PromptTemplate, slots: Mapping[str, tuple[str, ...]]):
@@ -144,10 +147,10 @@ class Prompts:
         return self._empty_memory
 
     def fill(self, name: str, **slots: list[int]) -> list[int]:
-        """A prompt, with tokens in each of its slots.
+        """Return a prompt as tokens, with its slots filled.
 
         Raises:
-            TypeError: other slots are given than the prompt was declared with.
+            TypeError: the slots given are not the declared ones.
         """
         if slots.keys() != self._slots[name]:
             raise TypeError(f"the prompt {name} has the slots {sorted(self._slots[name])}, not {sorted(slots)}")
@@ -155,7 +158,7 @@ class Prompts:
 
 
 def _split(tokenizer, template: PromptTemplate, name: str, slots: frozenset[str]) -> list[list[int] | str]:
-    """Turn a prompt's text into token lists (between slots) and slot names."""
+    """Split a prompt's text into token lists (between slots) and slot names."""
     text = template.prompts[name]
     if template.chat:
         messages = [{"role": "user", "content": text}]

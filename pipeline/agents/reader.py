@@ -1,4 +1,4 @@
-"""What the agents have in common: tokens of a problem, prompts, and text of a response."""
+"""The agents' common base: tokenizes problems, fills prompts and decodes responses."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,33 +16,33 @@ from pipeline.rollout.episodes import Completion
 from pipeline.sections import AgentSection
 from pipeline.text import encode_document, encode_text
 
-SHOWN = 500  # characters of an error
+SHOWN = 500  # characters of an error message that are kept
 
 
 @dataclass(frozen=True)
 class TokenizedProblem:
     question: list[int]
-    document: np.ndarray | None  # int32 [N]; None: it is not read
+    document: np.ndarray | None  # int32 [N]; None: not read
 
     def chunks(self, size: int) -> Iterator[list[int]]:
-        """The document cut at multiples of `size`."""
+        """Yield the document in chunks of `size` tokens; the last may be shorter."""
         assert self.document is not None, "the agent has not read the document"
         for start in range(0, len(self.document), size):
             yield self.document[start : start + size].tolist()
 
 
 class Reader:
-    """Base of the agents: a subclass gives `slots`, `run` and `longest_prompts`.
+    """Base class of agents. A subclass defines `slots`, `run` and `longest_prompts`.
 
     Args:
-        tokenizer: the model's.
-        config: the lengths, and the prompt template.
+        tokenizer: the model's tokenizer.
+        config: the agent's section: lengths and prompt template.
 
     Raises:
         ConfigError: the template lacks a prompt or a slot, or has a slot that the agent does not fill.
     """
 
-    # The prompts of the template that the agent uses, and the slots that it fills in each.
+    # The template's prompts that the agent uses, and the slots that it fills in each.
     slots: ClassVar[Mapping[str, tuple[str, ...]]] = {}
 
     def __init__(self, tokenizer, config: AgentSection):
@@ -51,11 +51,11 @@ class Reader:
         self.prompts = Prompts(tokenizer, load_template(config.prompt_template), self.slots)
 
     def tokenize(self, problem: Problem) -> TokenizedProblem:
-        """Encode the question, and the document by itself.
+        """Encode the question and the document separately.
 
         Raises:
-            QuestionTooLong: the question is over `problem_tokens`.
-            BadRow: the document encodes to nothing, is too long, or its passage file cannot be used.
+            QuestionTooLong: the question is longer than `agent.problem_tokens`.
+            BadRow: the document has no tokens or too many, or its passage file cannot be used.
         """
         question, most = self.encode_question(problem), self.config.document_tokens
         try:
@@ -71,7 +71,7 @@ class Reader:
         return TokenizedProblem(question, document)
 
     def encode_question(self, problem: Problem) -> list[int]:
-        """Raises `QuestionTooLong`."""
+        """The question's tokens. Raises `QuestionTooLong` if it is longer than `agent.problem_tokens`."""
         question = encode_text(self.tokenizer, problem.question)
         if len(question) > self.config.problem_tokens:
             raise QuestionTooLong(
@@ -83,30 +83,30 @@ class Reader:
         """The longest conversation with a prompt.
 
         Args:
-            prompt: its name.
+            prompt: the prompt's name.
             response: limit of the response, in tokens.
-            lower: the key that makes the conversation shorter.
-            slots: the most tokens that each slot is filled with.
+            lower: the key to lower for a shorter conversation.
+            slots: the largest number of tokens in each slot.
         """
         full = self.prompts.fill(prompt, **{slot: [0] * tokens for slot, tokens in slots.items()})
         return LongestPrompt(prompt, len(full), response, lower, tuple(slots.items()))
 
     def tokens_of(self, response: Completion) -> list[int]:
-        """The response's tokens without the end token, if one ended it."""
+        """The response's tokens without the end token, if it has one."""
         return without_end(response.tokens, self.end_tokens) if response.finish_reason == "stop" else response.tokens
 
     def text_of(self, response: Completion) -> str:
         return self.tokenizer.decode(self.tokens_of(response))
 
     def fit(self, tokens: Sequence[int] | np.ndarray, empty_prompt: list[int]) -> Sequence[int] | np.ndarray:
-        """Cut the middle out of `tokens` so that the prompt around them and the answer fit the window.
+        """Cut the middle out of `tokens` so that they fit the window together with their prompt and the answer.
 
         Args:
-            tokens: that go into the prompt.
-            empty_prompt: the prompt without them.
+            tokens: the content of a slot.
+            empty_prompt: the prompt with this slot empty.
 
         Raises:
-            ConfigError: not one of them fits.
+            ConfigError: not even one token fits.
         """
         room = self.config.window - self.config.answer_tokens - len(empty_prompt)
         if room < 1:

@@ -1,4 +1,4 @@
-"""The check that every conversation of an agent fits the window, made before anything starts."""
+"""Checks, before anything starts, that every conversation of an agent fits the window."""
 
 from collections.abc import Sequence
 
@@ -8,15 +8,15 @@ from pipeline.sections import GenerationConfig
 
 
 def check_window(config: GenerationConfig, longest: Sequence[LongestPrompt], positions: int | None) -> None:
-    """Check the window budget with the template counted in.
+    """Check that prompts, with the template's text, and responses fit the window, and the window fits the model.
 
     Args:
         config: the configuration.
-        longest: of all agents that the job uses, what their `longest_prompts` says.
-        positions: what the model's own config allows, if it says.
+        longest: the `longest_prompts` of all agents that the job uses.
+        positions: the model's maximum number of positions; None if its config has none.
 
     Raises:
-        ConfigError: a conversation would not fit.
+        ConfigError: a conversation would not fit, or the window is larger than the model allows.
     """
     a, wrong = config.agent, []
     for prompt, tokens, response, lower, slots in longest:

@@ -1,7 +1,7 @@
-"""What an evaluation keeps of an episode: the answer, a few memories to read, and counts.
+"""Records the parts of an episode that an evaluation keeps: the answer, a few memories to read, and counts.
 
-Log-probs are not kept, and prompts only on request, so a document of millions of tokens needs no more memory than its
-own tokens.
+Log-probs are not kept, and prompts only on request, so a document of millions of tokens needs little more memory than
+its own tokens.
 """
 
 from dataclasses import dataclass, replace
@@ -16,14 +16,14 @@ from pipeline.rollout.memory_counts import MemoryCounts
 @dataclass(frozen=True)
 class AnswerRecord:
     text: str
-    memories: tuple[str, ...]  # the last few, in order
+    memories: tuple[str, ...]  # the last few memories, in order
     document_tokens: int | None  # None: the agent did not read the document, or does not report its length
     conversations: int
     prompt_tokens: int
     response_tokens: int
     cut: bool  # a length limit cut the answer off
-    cut_memories: int  # responses that reached their limit, without the last conversation's
-    memory_trace: MemoryCounts | None  # counts over its memories, before scoring; None: it wrote no memory
+    cut_memories: int  # responses that reached their limit, other than the last conversation's
+    memory_trace: MemoryCounts | None  # counts over the memories, before scoring; None: no memory was written
     transcript: tuple[tuple[list[int], list[int]], ...]  # prompt and response of each conversation; empty unless kept
     # role, response and finish reason of each conversation; None unless kept
     responses: tuple[tuple[str, np.ndarray, str], ...] | None = None
@@ -34,7 +34,7 @@ class AnswerRecorder:
 
     Args:
         generate: async (prompt tokens, max_tokens, sampling) -> Completion.
-        sampling: sampling parameters of all responses; response number i gets the seed `sampling.seed` + i.
+        sampling: sampling parameters of all responses; response i gets the seed `sampling.seed` + i.
         transcript: whether to keep all prompts and responses.
         responses: whether to keep all responses, for a scorer of whole episodes.
     """
@@ -44,7 +44,7 @@ class AnswerRecorder:
         self._transcript: dict[int, tuple[list[int], list[int]]] | None = {} if transcript else None
         self._responses: dict[int, tuple[str, np.ndarray, str]] | None = {} if responses else None
         self._conversations = self._prompt_tokens = self._response_tokens = self._cut = 0
-        self._last, self._last_is_cut = -1, False  # number of the conversation begun last of those that ended
+        self._last, self._last_is_cut = -1, False  # of the finished conversations, the one that began last
 
     async def __call__(self, prompt: list[int], max_tokens: int, role: str) -> Completion:
         number, seed = self._conversations, self._sampling.seed
@@ -65,7 +65,7 @@ class AnswerRecorder:
         return response
 
     def answer(self, returned: object) -> Answer:
-        """The answer that the agent returned.
+        """Turn the return value of the agent's `run` into an `Answer`.
 
         Raises:
             TypeError: the agent's answer is not text.
@@ -73,14 +73,14 @@ class AnswerRecorder:
         return answer_of(returned, self._last_is_cut)
 
     def record(self, answer: Answer, tokenized: object, tokenizer, memories: int, counts: MemoryCounts) -> AnswerRecord:
-        """All that was recorded, with the answer.
+        """Return the record of the finished episode.
 
         Args:
-            answer: of the agent.
-            tokenized: problem, whose `document` is counted if it has one.
-            tokenizer: to read the memories.
-            memories: how many of the last ones are kept.
-            counts: of all memories.
+            answer: the agent's answer.
+            tokenized: the result of the agent's `tokenize`; its `document` is counted if it has one.
+            tokenizer: the tokenizer that decodes the memories.
+            memories: how many of the last memories to keep.
+            counts: counts over all memories.
         """
         document, written = getattr(tokenized, "document", None), answer.memories.tokens
         return AnswerRecord(
@@ -102,5 +102,5 @@ class AnswerRecorder:
 
 
 def _in_order(conversations: dict[int, tuple]) -> tuple[tuple, ...]:
-    """By the numbers in which they were begun."""
+    """The conversations in the order in which they began."""
     return tuple(conversation for _, conversation in sorted(conversations.items(), key=lambda item: item[0]))

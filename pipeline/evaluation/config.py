@@ -12,28 +12,28 @@ from pipeline.sections import GenerationConfig, RowLimits, ScoringSection
 
 @dataclass
 class EvaluationData:
-    source: str = "file"  # file, or synthetic (problems of pipeline/data/documents/synthetic.py, made on demand)
-    path: str = ""  # file: samples (pipeline/problems.py) as JSON lines or parquet, or a folder of such files
+    source: str = "file"  # file (samples), or synthetic (problems made on demand)
+    path: str = ""  # file: samples as JSON lines or parquet, or a folder of such files, as made by jobs.prepare
     synthetic_chunks: list[int] = field(default_factory=lambda: [8])  # synthetic: document lengths in chunks
     synthetic_count: int = 256  # synthetic: questions per task and length
     synthetic_tasks: list[str] = field(default_factory=lambda: ["chains"])  # synthetic: names in SYNTHETIC_TASKS
     synthetic_seed: int = EVALUATION_SEED  # synthetic: seed of the problems; a training run uses its run.seed
     sets: list[str] = field(default_factory=list)  # only these sets, as named in the samples' metadata; empty: all
-    lengths: list[str] = field(default_factory=list)  # only these lengths; empty: all
-    limit: int = 0  # the first questions of each set and length, at most this many; 0: all
+    lengths: list[str] = field(default_factory=list)  # only these lengths, as named there; empty: all
+    limit: int = 0  # only the first questions of each set and length, at most this many; 0: all
     max_bad_share: float = 0.05  # stop the evaluation if more than this share of the rows is quarantined
     limits: RowLimits = field(default_factory=RowLimits)
-    passage_folders: list[str] = field(default_factory=list)  # may hold passage files, beside the samples' folder
+    passage_folders: list[str] = field(default_factory=list)  # folders of passage files besides the samples' folder
 
 
 @dataclass
 class EvaluateSection:
     methods: list[str] = field(default_factory=lambda: ["memory"])  # memory, direct, concat, closed_book, module:class
-    temperature: float = 0.7  # of sampling; 0: the likeliest token
-    top_p: float = 0.95  # sample among the likeliest tokens whose probabilities sum to this
-    samples: int = 1  # answers per question and method; run.seed seeds them all
-    memories: int = 8  # how many of an episode's last memories results.jsonl keeps
-    successes: bool = False  # write the conversations of answers that score 1 into successes.jsonl, for fine-tuning
+    temperature: float = 0.7  # sampling temperature; 0: the likeliest token
+    top_p: float = 0.95  # sample from the likeliest tokens whose probabilities sum to this
+    samples: int = 1  # answers per question and method, all seeded by run.seed
+    memories: int = 8  # number of last memories of an episode to keep in results.jsonl
+    successes: bool = False  # write the conversations of answers that score 1 to successes.jsonl, for fine-tuning
     max_attempts: int = 3  # a trial that failed this often is an error and counts as wrong
 
 
@@ -67,7 +67,7 @@ def _rules(c: EvaluationConfig):
 
 
 def synthetic_settings(data: EvaluationData) -> SyntheticSettings:
-    """The recipe settings with which jobs.prepare would make the same questions."""
+    """The settings with which jobs.prepare would make the same questions."""
     return SyntheticSettings(
         seed=data.synthetic_seed,
         chunks=data.synthetic_chunks,
@@ -84,14 +84,14 @@ FREE_TO_CHANGE = (
 
 
 def check_same(before: dict, now: dict) -> None:
-    """Check that a resumed evaluation has the configuration with which it began.
+    """Check that an evaluation is resumed with the configuration that it began with.
 
     Args:
         before: the configuration in the run folder, as nested dicts; missing keys had their defaults.
-        now: the configuration of the command line.
+        now: the new configuration, as nested dicts.
 
     Raises:
-        ConfigError: a key differs that changes the questions or the answers.
+        ConfigError: a key that affects the questions or the answers differs.
     """
     before, now = _flat(asdict(EvaluationConfig())) | _flat(before), _flat(now)
     different = [

@@ -13,20 +13,20 @@ SOURCES = ("file", "demonstrations")
 
 @dataclass
 class FineTuningData:
-    source: str = "file"  # file, or demonstrations (in the tiny language, pipeline/fine_tuning/demonstrations.py)
+    source: str = "file"  # file (conversations), or demonstrations (made in the tiny language)
     path: str = ""  # file: conversations as JSON lines or parquet, or a folder of such files
     max_bad_share: float = 0.05  # stop the run if more than this share of the rows is quarantined
-    curriculum: str = "reading"  # demonstrations: a name in CURRICULA
+    curriculum: str = "reading"  # demonstrations: a name in CURRICULA of pipeline/fine_tuning/demonstrations.py
 
 
 @dataclass
 class FineTuneSection:
-    steps: int = 1000  # optimizer steps; the learning rate schedule and the curriculum span them all
-    stop_after: int = 0  # end early after this many steps, leaving an unfinished model; 0: do all
-    tokens_per_step: int = 65536  # of prompts and responses, approximately
-    max_tokens: int = 8192  # longer conversations are quarantined
-    from_scratch: bool = False  # random weights (run.seed) in the architecture of model.path
-    checkpoint_every: int = 500  # steps; the last step is always kept
+    steps: int = 1000  # optimizer steps; the learning-rate schedule and the curriculum span all of them
+    stop_after: int = 0  # stop early after this many steps, with the model unfinished; 0: run all steps
+    tokens_per_step: int = 65536  # approximate tokens of prompts and responses per step
+    max_tokens: int = 8192  # most tokens of a conversation; longer ones are quarantined
+    from_scratch: bool = False  # start from random weights (run.seed) with the architecture of model.path
+    checkpoint_every: int = 500  # steps between checkpoints; the last step always has one
     record_every: int = 25  # steps between progress lines and entries of fine_tuning.json
 
 
@@ -45,7 +45,7 @@ def check_fine_tuning(config: FineTuningConfig) -> None:
     """
     check_rules(job_rules(config), learner_rules(config), _rules(config))
     if config.data.source == "file" and not config.data.path:
-        raise ConfigError("set data.path: data.source=file reads conversations")
+        raise ConfigError("set data.path to a file of conversations: data.source=file reads them from there")
 
 
 def _rules(c: FineTuningConfig):

@@ -1,1 +1,1 @@
-"""From advantages to gradients: micro-batches, the policy and its log-probs, the objective, the learning rate."""
+"""From advantages to gradients: micro-batches, the policy's log-probs, the objective, the learning rate."""

@@ -1,8 +1,8 @@
 """Block-diagonal attention over a packed row, on any device, without a [T, T] mask.
 
-Registered with transformers as "packed_sdpa". The row's conversations are laid side by side as a padded batch for
-the attention alone, so the cost grows with the square of a conversation, not of the row. On GPUs with flash-attention
-installed, "flash_attention_2" reads the same positions and needs no padding.
+Registered with transformers as "packed_sdpa". For the attention only, the row's conversations become a padded batch, so
+the cost is quadratic in the longest conversation, not in the row. On GPUs with flash-attention installed,
+"flash_attention_2" reads the same positions and needs no padding.
 """
 
 import torch
@@ -16,22 +16,27 @@ def packed_sdpa(module, query, key, value, attention_mask, *, position_ids, scal
     """Causal attention within each conversation of one packed row.
 
     Args:
-        module: the attention layer that calls; not used.
-        query: [1, heads, T, D]; key and value may have fewer heads (grouped queries).
-        attention_mask: None.
-        position_ids: int64 [1, T], from 0 in every conversation.
-        scaling: of the scores; 1/√D when None.
+        module: the calling attention layer; not used.
+        query: [1, heads, T, D].
+        key: [1, heads, T, D]; may have fewer heads than the query (grouped-query attention).
+        value: like `key`.
+        attention_mask: not used.
+        position_ids: int64 [1, T], starting at 0 in every conversation.
+        scaling: factor of the scores; None: 1/√D.
         sliding_window: must be None.
 
     Returns:
-        [1, T, heads, D], and None for the attention weights.
+        The output, [1, T, heads, D], and None in place of the attention weights.
+
+    Raises:
+        ValueError: the model has a sliding window.
     """
     if sliding_window is not None:
-        raise ValueError("packed_sdpa does not know sliding windows; set model.attention=flash_attention_2")
+        raise ValueError("packed_sdpa does not support sliding windows; set model.attention=flash_attention_2")
     positions = position_ids[0]
     begins = positions == 0
     longest = int(positions.max()) + 1
-    # Where each token of the row stands in the padded batch, flattened.
+    # Index of each token of the row in the flattened padded batch.
     place = (begins.cumsum(0) - 1) * longest + positions
     rows = int(begins.sum())
 
@@ -39,7 +44,7 @@ def packed_sdpa(module, query, key, value, attention_mask, *, position_ids, scal
         flat = x.new_zeros(rows * longest, *x.shape[1::2]).index_copy(0, place, x[0].transpose(0, 1))
         return flat.view(rows, longest, *x.shape[1::2]).transpose(1, 2)
 
-    # Padding follows the tokens, so causal attention never looks at it.
+    # Padding follows the tokens, so causal attention never reads it.
     out = scaled_dot_product_attention(
         padded(query),
         padded(key),

@@ -1,20 +1,20 @@
-"""The objectives by name, without importing torch for who only wants to know whether there is one."""
+"""The objectives by name. Checking a built-in name does not import torch."""
 
 from collections.abc import Callable
 
 from pipeline.errors import ConfigError
 from pipeline.named_code import load_named
 
-# The loss of each is constant for a group without advantages, unless the KL or the entropy term is on. Such a group is
-# not computed.
+# For a group whose advantages are 0, these losses are constant unless the KL or the entropy term is on; such a group is
+# skipped.
 LOSSES = {"dapo": "pipeline.learning.objective:token_losses"}
 
 
 def loss_for(named: str) -> Callable:
-    """The function of an objective, with the signature of `pipeline.learning.objective.token_losses`.
+    """Return the function of an objective; its signature is that of `pipeline.learning.objective.token_losses`.
 
     Args:
-        named: a name in `LOSSES`, or module:function for a user's own.
+        named: a name in `LOSSES`, or module:function for your own.
 
     Raises:
         ConfigError: there is no such objective.
@@ -32,6 +32,6 @@ def loss_for(named: str) -> Callable:
 
 
 def check_loss(named: str) -> None:
-    """Load an objective of the user's own. Raises `ConfigError` if there is none of this name."""
+    """Check that there is an objective with this name; else raises `ConfigError`."""
     if named not in LOSSES:
         loss_for(named)

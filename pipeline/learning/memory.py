@@ -1,19 +1,19 @@
-"""The memory of a learner rank, estimated from the sizes of its model."""
+"""Estimates a learner rank's memory from the sizes of its model."""
 
 from dataclasses import dataclass
 
-# What actors/learning/zero_engine.py lets DeepSpeed hold on a device, in numbers.
+# DeepSpeed's limits on a device, set by actors/learning/zero_engine.py, in numbers.
 GATHERED_PARAMETERS = 10**9
 
 
 REDUCE_BUCKET = 10**8
 
 
-# What pipeline/learning/policy.py lets the logits of a chunk take, in float32 numbers: 256 MiB.
+# Size limit of a chunk's logits in pipeline/learning/policy.py, in float32 numbers: 256 MiB.
 LOGITS_IN_MEMORY = 2**26
 
 
-FAMILIES = ("llama", "mistral", "qwen2", "qwen3")  # decoders whose parameters are counted here
+FAMILIES = ("llama", "mistral", "qwen2", "qwen3")  # model types whose parameters `architecture_of` can count
 
 
 SIZES = (
@@ -34,15 +34,15 @@ class Architecture:
     layers: int
     hidden: int
     intermediate: int
-    key_value: int  # width of the keys, and of the values
+    key_value: int  # width of the keys; the values have the same
     vocabulary: int
 
 
 def architecture_of(model_config: dict) -> Architecture | None:
-    """Read the sizes off the content of a Hugging Face config.json.
+    """Read the sizes from the content of a Hugging Face config.json.
 
     Returns:
-        None if the model is of a family whose parameters are not counted here, or a size is left to its defaults.
+        The sizes, or None if the model type is not in `FAMILIES` or a size is missing.
     """
     c = {"tie_word_embeddings": False, "attention_bias": False, "mlp_bias": False, **model_config}
     family = c.get("model_type")
@@ -73,7 +73,7 @@ def architecture_of(model_config: dict) -> Architecture | None:
 
 
 def built_architecture(model_config) -> Architecture:
-    """The same of any family, from a transformers config: its parameters are counted on a model without memory.
+    """The sizes of any model type, from a transformers config. Parameters are counted on the meta device.
 
     Raises:
         AttributeError: the config does not have these sizes under their usual names.
@@ -98,13 +98,13 @@ def built_architecture(model_config) -> Architecture:
 def layer_activations(architecture: Architecture, tokens: int, width: int) -> int:
     """Bytes that one layer keeps for its backward pass.
 
-    The inputs of the two norms and their float32 copies, the normed states, queries, keys and values before and
-    after rotation, the attention's output, and four of the feed-forward width.
+    These are the inputs of the two norms and their float32 copies, the normed states, queries, keys and values before
+    and after rotation, the attention's output, and four tensors of the feed-forward width.
 
     Args:
-        architecture: of the model.
-        tokens: in the micro-batch.
-        width: bytes of a number.
+        architecture: the model's sizes.
+        tokens: tokens in the micro-batch.
+        width: bytes per number.
     """
     a = architecture
     numbers = 8 * a.hidden + 4 * a.key_value + 4 * a.intermediate

@@ -1,21 +1,22 @@
-"""The objective of Multi-Conv DAPO (arXiv 2507.02259, section 2.3). docs/objective.md explains it at length.
+"""The objective of Multi-Conv DAPO (arXiv 2507.02259, section 2.3). docs/objective.md explains it in full.
 
     J = 1/N · Σ over response tokens of  w · min(ρ·A, clip(ρ, 1-ε_low, 1+ε_high)·A)  -  β·KL  +  η·v·H
 
-A is the advantage of the token's conversation; N the number of response tokens of all conversations of all episodes in
-the whole global batch of the optimizer step, however it is split (DAPO's token mean, arXiv 2503.14476).
+A is the advantage of the token's conversation. N is the number of response tokens in the optimizer step's global batch,
+over all conversations, episodes and ranks, however it is split (DAPO's token mean, arXiv 2503.14476).
 
-Three policies take part (decoupled PPO, arXiv 2110.00641; AReaL, arXiv 2505.24298):
+There are three policies (decoupled PPO, arXiv 2110.00641; AReaL, arXiv 2505.24298):
     behaviour  sampled the token: vLLM, with weights that may be some versions old
-    proximal   the learner's weights at the start of the step, around which is clipped: ρ = π / π_proximal
-    π          the learner's weights now; the same as the proximal policy in the first update of a step
+    proximal   the learner's weights at the start of the step, the center of clipping: ρ = π / π_proximal
+    π          the learner's current weights; equal to the proximal policy in the first update of a step
 w = min(π_proximal / π_behaviour, cap) corrects for staleness and for the numerical difference between vLLM and the
-learner (truncated importance weights, arXiv 1802.01561). Not decoupled, the behaviour policy is the proximal one: PPO.
+learner (truncated importance weights, arXiv 1802.01561). If not decoupled, the behaviour policy is the proximal one:
+plain PPO.
 
 H is the policy's entropy; its weight v is 1 or the reward of the token's episode.
 
-Where A < 0 the objective is bounded below by c·A (dual clip, arXiv 1912.09729), so that one far-off token cannot
-rule the gradient.
+Where A < 0, the objective is bounded below by c·A (dual clip, arXiv 1912.09729), so that one outlier token cannot
+dominate the gradient.
 """
 
 from typing import NamedTuple
@@ -25,15 +26,15 @@ import torch
 from pipeline.learning.token_metrics import Max, Mean, TokenMetric
 from pipeline.sections import ObjectiveSection
 
-LARGEST_KL = 10.0  # of a token
-LARGEST_LOG_RATIO = 20.0  # keeps the exponential, and so the gradient, finite; beyond it there is none, as in verl
+LARGEST_KL = 10.0  # per token
+LARGEST_LOG_RATIO = 20.0  # keeps the exponential and its gradient finite; beyond it the gradient is 0, as in verl
 
 
 class TokenLosses(NamedTuple):
-    """What an objective returns of the response tokens of a micro-batch.
+    """The result of an objective for the response tokens of a micro-batch.
 
-    losses   float [R]  with gradient, to be summed and divided by N
-    metrics  by name; they are averaged by kind (pipeline/learning/token_metrics.py) into the row of the step
+    losses   float [R]  with gradient; the learner sums them and divides by N
+    metrics  by name; aggregated by kind (pipeline/learning/token_metrics.py) into the step's row of metrics
     """
 
     losses: torch.Tensor
@@ -43,9 +44,9 @@ class TokenLosses(NamedTuple):
 def k3(logprobs: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
     """The low-variance estimate of KL(π ‖ reference) on tokens drawn from π: r - log r - 1, r = reference / π.
 
-    Never negative (Schulman, "Approximating KL Divergence", 2020; GRPO, arXiv 2402.03300). It grows with r, so a token
-    that π has all but given up would rule the gradient: the estimate ends at `LARGEST_KL`, beyond which a token has
-    no gradient, as in verl, on which the authors build.
+    It is never negative (Schulman, "Approximating KL Divergence", 2020; GRPO, arXiv 2402.03300). It grows with r, so a
+    token that has become very unlikely under π would dominate the gradient. The estimate is therefore clamped at
+    `LARGEST_KL`, beyond which a token has no gradient, as in verl, which MemAgent's authors build on.
     """
     log_r = (reference - logprobs).clamp(-LARGEST_LOG_RATIO, LARGEST_LOG_RATIO)
     return (torch.exp(log_r) - log_r - 1).clamp(max=LARGEST_KL)
@@ -65,15 +66,14 @@ def token_losses(
     """The loss of each response token. `objective.loss` may name another function of this signature.
 
     Args:
-        logprobs: log-probs under the policy that is trained, float [R], with gradient.
-        entropy: of the policy at each token, float [R]; with gradient if `entropy_coefficient` is not 0.
-        advantages: of the token's conversation, float [R].
-        rewards: of the token's episode, float [R].
-        behaviour: log-probs under the policy that sampled, float [R].
-        proximal: log-probs under the learner's policy at the start of the step, float [R]; None while that is the
-            policy itself.
+        logprobs: log-probs under the policy being trained, float [R], with gradient.
+        entropy: the policy's entropy in nats at each token, float [R]; with gradient if `entropy_coefficient` is not 0.
+        advantages: the advantage of each token's conversation, float [R].
+        rewards: the reward of each token's episode, float [R].
+        behaviour: log-probs under the behaviour policy, float [R].
+        proximal: log-probs under the proximal policy, float [R]; None while that is the policy being trained.
         reference: log-probs under the reference model, float [R]; None if `kl_coefficient` is 0.
-        objective: the coefficients above.
+        objective: the section with the coefficients.
     """
     if not objective.decoupled:
         proximal = behaviour
@@ -95,7 +95,7 @@ def token_losses(
         losses = losses - objective.entropy_coefficient * weight * entropy
     metrics = {
         "kl": TokenMetric(Mean, kl.detach()),
-        "clip_fraction": TokenMetric(Mean, (bounded < free) | (gain < floor)),  # clipping took the gradient away
+        "clip_fraction": TokenMetric(Mean, (bounded < free) | (gain < floor)),  # clipping removed the gradient
         "ratio_mean": TokenMetric(Mean, ratios.detach()),
         "importance_mean": TokenMetric(Mean, importance),
         "importance_max": TokenMetric(Max, importance),

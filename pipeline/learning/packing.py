@@ -1,7 +1,7 @@
-"""Which rank trains which conversations, and in which micro-batches.
+"""Packing: assigns conversations to ranks and packs them into micro-batches.
 
-A micro-batch is a row of conversations laid end to end, described by tokens, positions and segments, without
-padding; attention is block-diagonal. All ranks run the same number of them: ZeRO-3's collectives pair up.
+A micro-batch is a row of conversations laid end to end without padding; attention is block-diagonal. All ranks run the
+same number of micro-batches, because the collectives of ZeRO-3 must match.
 """
 
 from collections.abc import Mapping, Sequence
@@ -12,9 +12,9 @@ import numpy as np
 
 from pipeline.rollout.episodes import EpisodeGroup
 
-UNEVEN = 1.1  # groups are cut finer until no rank has more than this, times its fair share
+UNEVEN = 1.1  # groups are split further until no rank has more than this factor of its fair share
 
-Item = tuple[int, int]  # (group, conversation) by their indices in the step
+Item = tuple[int, int]  # (index of the group in the step, index of the conversation in the group)
 
 
 @dataclass(frozen=True)
@@ -22,20 +22,20 @@ class Update:
     """One rank's share of one optimizer step."""
 
     micro_batches: list[list[Item]]
-    tokens: int  # response tokens of the optimizer step on all ranks: the denominator of the loss
+    tokens: int  # response tokens of the optimizer step over all ranks: the denominator of the loss
 
 
 def split_updates(groups: int, updates: int, seed: tuple[int, ...]) -> list[list[int]]:
-    """Deal the groups of a step out to its optimizer steps at random: disjoint sets of whole groups.
+    """Divide the groups of a step at random among its optimizer steps, as disjoint sets of whole groups.
 
-    At random, because groups come in the order in which they were finished, the short documents first.
+    The division is random because groups arrive in the order in which they finished, with short documents first.
     """
     order = np.random.default_rng(seed).permutation(groups)
     return [sorted(part.tolist()) for part in np.array_split(order, updates)]
 
 
 def balanced(sizes: Sequence[int], bins: int) -> list[list[int]]:
-    """Deal indices out to bins, largest first, each to the bin with the least so far."""
+    """Distribute indices over bins, largest first, each to the bin with the smallest total so far."""
     dealt: list[list[int]] = [[] for _ in range(bins)]
     load = [(0, b) for b in range(bins)]
     for index in sorted(range(len(sizes)), key=lambda i: (-sizes[i], i)):
@@ -46,8 +46,9 @@ def balanced(sizes: Sequence[int], bins: int) -> list[list[int]]:
 
 
 def assign_items(lengths: Mapping[int, np.ndarray], ranks: int) -> list[list[Item]]:
-    """Give whole groups to ranks; where there are fewer groups than ranks, parts of groups, equal in tokens.
+    """Assign the conversations of an update to ranks, balanced in tokens.
 
+    Groups stay whole unless there are fewer groups than ranks; then they are split into parts of about equal tokens.
     Conversations of length 0 are left out.
     """
     fewest = ceil(ranks / len(lengths))
@@ -70,7 +71,7 @@ def _tokens(items: list[Item], lengths: Mapping[int, np.ndarray]) -> int:
 
 
 def pack_items(items: list[Item], lengths: dict[Item, int], budget: int) -> list[list[Item]]:
-    """First-fit decreasing: bins of at most `budget` tokens; an item over the budget gets a bin of its own."""
+    """Pack items into bins of at most `budget` tokens, first-fit decreasing; a larger item gets a bin of its own."""
     bins: list[list[Item]] = []
     room: list[int] = []
     for item in sorted(items, key=lambda i: (-lengths[i], i)):
@@ -85,14 +86,14 @@ def pack_items(items: list[Item], lengths: dict[Item, int], budget: int) -> list
 
 
 def plan_update(lengths: Mapping[int, np.ndarray], ranks: int, budget: int) -> list[list[list[Item]]]:
-    """Plan one optimizer step: for each rank, its micro-batches as lists of (group, conversation).
+    """Plan one optimizer step: each rank's micro-batches as lists of (group, conversation).
 
-    All ranks get the same number of micro-batches, at least one. A rank that would have fewer splits its fullest ones,
-    and runs empty ones only when it has no more conversations to split.
+    All ranks get the same number of micro-batches, at least one. A rank with fewer splits its fullest ones. It gets
+    empty ones only if no micro-batch is left to split.
 
     Args:
-        lengths: for each group of the update, by its index in the step, tokens of each conversation, int [C]; 0 for
-            one that is not to be trained.
+        lengths: tokens of each conversation, int [C], for each group of the update by its index in the step; 0 for a
+            conversation that is not trained.
         ranks: number of learner ranks.
         budget: tokens of a micro-batch.
     """
@@ -114,16 +115,16 @@ class MicroBatch:
     """A row of T tokens with R response tokens.
 
     tokens      int64 [T]
-    positions   int64 [T]    from 0 in every conversation; a new 0 begins a new segment of attention
-    predict_at  int64 [R]    the position in the row whose hidden state predicts response token r
+    positions   int64 [T]    from 0 in every conversation; each 0 begins a new segment of attention
+    predict_at  int64 [R]    index in the row of the hidden state that predicts response token r
     targets     int64 [R]    response token r
-    behaviour   float32 [R]  log-prob under the policy that sampled it
-    advantages  float32 [R]  of its conversation
-    rewards     float32 [R]  of its episode
+    behaviour   float32 [R]  log-prob under the behaviour policy
+    advantages  float32 [R]  advantage of its conversation
+    rewards     float32 [R]  reward of its episode
     is_response bool [R]     true; false in the placeholder of an empty micro-batch
     versions        int64 [R]  weight version that sampled it
     cache_versions  int64 [R]  weight version when its prompt was submitted
-    groups          int64 [R]  index in the step of the group it belongs to; -1 in a placeholder
+    groups          int64 [R]  index of its group in the step; -1 in a placeholder
     """
 
     tokens: np.ndarray
@@ -145,13 +146,13 @@ def build_micro_batch(
     advantages: dict[int, np.ndarray],
     rewards: dict[int, np.ndarray],
 ) -> MicroBatch:
-    """Lay the conversations `items` end to end.
+    """Lay conversations end to end in a row.
 
     Args:
-        items: (group, conversation) pairs; none gives a placeholder whose loss is zero.
-        groups: the groups by index.
-        advantages: of each conversation of each group, float32 [C].
-        rewards: of each episode of each group, float32 [G].
+        items: (group, conversation) pairs; if empty, the result is a placeholder whose loss is zero.
+        groups: the groups by their index in the step.
+        advantages: the advantage of each conversation, float32 [C], by group.
+        rewards: the reward of each episode, float32 [G], by group.
     """
     if not items:
         one = np.zeros(1)

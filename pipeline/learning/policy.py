@@ -1,7 +1,7 @@
-"""The policy as the learner computes it: log-probs of response tokens in packed rows, and the entropy beside them.
+"""The policy as the learner computes it: log-probs of response tokens in packed rows, and their entropies.
 
-Only response positions go through the vocabulary projection, in chunks that are computed again in the backward
-pass: the [tokens, vocabulary] matrix is never whole in memory.
+Only response positions go through the vocabulary projection, in chunks that are recomputed in the backward pass. The
+whole [tokens, vocabulary] matrix is never in memory.
 """
 
 import torch
@@ -12,7 +12,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 import pipeline.learning.attention  # noqa: F401  registers packed_sdpa with transformers
 from pipeline.learning.memory import LOGITS_IN_MEMORY
 
-PRODUCT_IN_MEMORY = 2**22  # float32 numbers of a product on its way into a sum: 16 MiB
+PRODUCT_IN_MEMORY = 2**22  # float32 numbers of a product before it is added to a sum: 16 MiB
 
 
 def token_logprobs(
@@ -20,22 +20,22 @@ def token_logprobs(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Log-probs of `targets` under softmax(hidden · weightᵀ / temperature), and its entropy in nats, float32 [R] each.
 
-    The softmax is float32, and on GPUs the logits are too, as in vLLM there (actors/generation/vllm_engine.py): a logit
-    of 20 that
-    is rounded to bfloat16 is off by up to 0.06. On a CPU logits have the model's dtype in both, which takes half the
-    time. The weight's gradient is added up over the chunks in float32.
+    The softmax is computed in float32. On GPUs the logits are float32 too, as in vLLM there
+    (actors/generation/vllm_engine.py): a logit of 20 rounded to bfloat16 is off by up to 0.06. On CPUs the logits have
+    the model's dtype in both, which takes half the time. The weight's gradient is summed over the chunks in float32.
 
     Args:
-        hidden: [R, D].
-        weight: [V, D], same dtype.
-        targets: int64 [R].
-        train_entropy: give the entropy a gradient.
+        hidden: hidden states, [R, D].
+        weight: the projection, [V, D], of the same dtype.
+        targets: tokens, int64 [R].
+        temperature: the sampling temperature.
+        train_entropy: whether the entropy has a gradient.
     """
     return _TokenLogprobs.apply(hidden, weight, targets, temperature, train_entropy)
 
 
 class _TokenLogprobs(torch.autograd.Function):
-    """Goes through the rows in chunks, forward and, computing the logits again, backward."""
+    """Computes the rows in chunks. The backward pass recomputes the logits."""
 
     @staticmethod
     def forward(ctx, hidden, weight, targets, temperature, train_entropy):
@@ -80,17 +80,17 @@ def _logits(hidden: torch.Tensor, weight: torch.Tensor, temperature: float) -> t
 
 
 def _product(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-    """a · b as float32. On a GPU no number of it is rounded to their dtype before, which CPUs cannot do."""
+    """a · b as float32. On GPUs the product is not rounded to the inputs' dtype first; CPUs cannot avoid that."""
     if a.is_cuda and a.dtype != torch.float32:
         return torch.mm(a, b, out_dtype=torch.float32)
     return (a @ b).float()
 
 
 def _add_product(total: torch.Tensor, a: torch.Tensor, b: torch.Tensor) -> None:
-    """Add aᵀ · b to `total`, float32 [V, D].
+    """Add aᵀ · b to `total` in place.
 
     Args:
-        total: is changed.
+        total: float32 [V, D].
         a: [R, V].
         b: [R, D].
     """
@@ -104,14 +104,14 @@ def _add_product(total: torch.Tensor, a: torch.Tensor, b: torch.Tensor) -> None:
 
 
 def _dot(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-    """Row by row, without their product in memory."""
+    """Row-wise dot products, without the elementwise product in memory."""
     return torch.bmm(a[:, None], b[:, :, None])[:, 0, 0]
 
 
 class ResponseHead(nn.Module):
-    """Stands in for a causal model's lm_head: hidden states [R, D] and target tokens [R] to log-probs and entropy [R].
+    """Replaces a causal model's lm_head: maps hidden states [R, D] and targets [R] to log-probs and entropies [R].
 
-    It is a module that owns the weight, so that ZeRO-3 gathers it for the forward and backward pass like any other.
+    It is a module that owns the weight, so that ZeRO-3 gathers it in the forward and backward pass like any other.
     """
 
     def __init__(self, lm_head: nn.Linear, temperature: float, train_entropy: bool):
@@ -126,17 +126,17 @@ class ResponseHead(nn.Module):
 
 
 class Policy(nn.Module):
-    """A causal language model of transformers, as a function from packed rows to response log-probs and entropies."""
+    """A transformers causal language model as a function from packed rows to response log-probs and entropies."""
 
     def __init__(self, model: PreTrainedModel, temperature: float, train_entropy: bool = False):
         """
         Args:
             model: a causal language model; its lm_head is replaced.
-            temperature: of the sampling, so that learner and generator mean the same distribution.
-            train_entropy: give the entropies a gradient.
+            temperature: the sampling temperature, so that learner and generator use the same distribution.
+            train_entropy: whether the entropies have a gradient.
 
         Raises:
-            ValueError: the model's logits are more than a projection of its hidden states.
+            ValueError: the model's logits are not a plain projection of its hidden states.
         """
         super().__init__()
         for field in ("final_logit_softcapping", "logit_scale", "logits_scaling"):
@@ -146,18 +146,17 @@ class Policy(nn.Module):
         self.model = model
 
     def checkpoint_activations(self) -> None:
-        """From now on keep only the inputs of the layers for the backward pass, and compute the rest again."""
+        """Keep only the layers' inputs for the backward pass from now on, and recompute the rest."""
         self.model.gradient_checkpointing_enable({"use_reentrant": False})
         for layer in self.model.modules():
-            # It is active in training mode only; the modules within stay in evaluation mode, without dropout.
+            # Checkpointing is active in training mode only; the inner modules stay in evaluation mode, without dropout.
             if isinstance(layer, GradientCheckpointingLayer):
                 layer.training = True
 
     def forward(self, tokens, positions, predict_at, targets) -> tuple[torch.Tensor, torch.Tensor]:
-        """Log-probs of the response tokens of one micro-batch (pipeline/learning/packing.py) and entropies, float32 [R]
-        each.
+        """Log-probs and entropies of the response tokens of a micro-batch (pipeline/learning/packing.py), float32 [R].
 
-        Attention is block-diagonal: it reads the segments off the positions, which start again from 0 in every
+        Attention is block-diagonal: it derives the segments from the positions, which restart at 0 in every
         conversation (pipeline/learning/attention.py).
         """
         hidden = self.model.base_model(

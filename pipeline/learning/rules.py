@@ -1,4 +1,4 @@
-"""The rules of every job with learners."""
+"""Configuration rules of jobs with learners."""
 
 from typing import Any
 
@@ -7,7 +7,7 @@ from pipeline.rules import Rules, at_most, one_of, positive
 
 
 def learner_rules(c: Any) -> Rules:
-    """The rules of every job with learners; `c` has the sections model and learner."""
+    """The rules of every job with learners. `c` has the sections `model` and `learner`."""
     yield from positive(
         c, "learner", "ranks", "micro_batch_tokens", "learning_rate", "muon_learning_rate", "bucket_mib", "stall_s"
     )
@@ -21,6 +21,6 @@ def learner_rules(c: Any) -> Rules:
     )
     yield (
         c.learner.optimizer != "muon" or c.learner.max_grad_norm == 0,
-        "learner.optimizer=muon needs learner.max_grad_norm=0: its steps have a length of their own, which DeepSpeed "
-        "would cut",
+        "learner.optimizer=muon needs learner.max_grad_norm=0: Muon sets the length of its steps, and DeepSpeed would "
+        "clip it",
     )

@@ -1,4 +1,4 @@
-"""The learning rate of every optimizer step."""
+"""The learning-rate schedule."""
 
 import math
 
@@ -8,10 +8,10 @@ SCHEDULES = ("constant", "cosine")
 
 
 def learning_rate_factor(update: int, learner: LearnerSection, total: int) -> float:
-    """What the learning rate is multiplied with in the optimizer step number `update`, from 0, of `total`.
+    """The learning-rate multiplier at optimizer step `update` (from 0) of `total`.
 
-    A line up to 1 over `warmup_steps`, the first of which is not at 0; then 1 ("constant"), or 1 and, in the last
-    `decay_share` of all steps, a half cosine that would reach 0 at the optimizer step after the last ("cosine").
+    It rises linearly to 1 over `warmup_steps`, starting above 0. Then it stays at 1 ("constant"), or stays at 1 until
+    the last `decay_share` of all steps and follows a half cosine that would reach 0 one step after the end ("cosine").
     """
     if update < learner.warmup_steps:
         return (update + 1) / learner.warmup_steps
@@ -23,5 +23,5 @@ def learning_rate_factor(update: int, learner: LearnerSection, total: int) -> fl
 
 
 def learning_rate(learner: LearnerSection, update: int, total: int) -> float:
-    """The learning rate of the optimizer step number `update`, from 0, of a run of `total`."""
+    """The learning rate at optimizer step `update` (from 0) of `total`."""
     return learner.learning_rate * learning_rate_factor(update, learner, total)

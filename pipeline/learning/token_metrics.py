@@ -1,8 +1,8 @@
-"""Metrics of tokens by kind: how a metric's values are summed up in a micro-batch, in a rank and over the ranks.
+"""Kinds of token metrics: how values are aggregated over the tokens of a micro-batch, micro-batches and ranks.
 
-An objective returns its metrics as `{name: TokenMetric(kind, values)}`, a value for each response token. The learner
-sums the values up (`kind.of`), `+` adds sums of any micro-batches, ranks and updates, and `value` is what the row of a
-step shows under the metric's name.
+An objective returns its metrics as `{name: TokenMetric(kind, values)}`, with a value for each response token.
+`kind.of` aggregates the values of a micro-batch into a sum, `+` combines the sums of micro-batches, ranks and updates,
+and `value` is shown under the metric's name in the step's row.
 """
 
 from collections.abc import Iterable
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class MetricSum(Protocol):
-    """A kind of metric, and the sum of some of its values."""
+    """A kind of metric; an instance is the aggregate ("sum") of some values."""
 
     @classmethod
     def none(cls) -> Self:
@@ -23,19 +23,19 @@ class MetricSum(Protocol):
 
     @classmethod
     def of(cls, values: "torch.Tensor") -> Self:
-        """The sum of these values, [n] of any dtype; n may be 0."""
+        """The sum of these values, [n], any dtype; n may be 0."""
 
     def __add__(self, other: Self) -> Self:
-        """The sum of the values of both."""
+        """The sum over the values of both."""
 
     @property
     def value(self) -> object:
-        """What the row shows, as JSON has it; None: there is none."""
+        """The JSON value shown in the step's row; None: no value."""
 
 
 @dataclass(frozen=True)
 class Mean:
-    """The mean over tokens; of true and false a fraction."""
+    """The mean over tokens; for booleans, a fraction."""
 
     total: float
     count: int
@@ -58,9 +58,9 @@ class Mean:
 
 @dataclass(frozen=True)
 class Max:
-    """The largest value of a token."""
+    """The maximum over tokens."""
 
-    largest: float | None  # None: of no token
+    largest: float | None  # None: no tokens
 
     @classmethod
     def none(cls) -> Self:
@@ -80,7 +80,7 @@ class Max:
 
 @dataclass(frozen=True)
 class Total:
-    """The sum over tokens; of true and false a count."""
+    """The sum over tokens; for booleans, a count."""
 
     total: float
 
@@ -102,7 +102,7 @@ class Total:
 
 @dataclass(frozen=True)
 class Histogram:
-    """How many tokens have the value 0, 1, 2, …"""
+    """The number of tokens with the value 0, 1, 2, …"""
 
     counts: tuple[int, ...]
 
@@ -123,7 +123,7 @@ class Histogram:
 
 
 class TokenMetric(NamedTuple):
-    """Values of response tokens, [R] without gradient, and their kind."""
+    """A metric's kind and its values at the response tokens, [R], without gradient."""
 
     kind: type[MetricSum]
     values: "torch.Tensor"
@@ -133,7 +133,7 @@ Sums = dict[str, MetricSum]
 
 
 def added(parts: Iterable[Sums]) -> Sums:
-    """The sums of all parts by name, in the order of the parts."""
+    """Add the sums of all parts by name. Names keep the order in which they first appear."""
     sums: Sums = {}
     for part in parts:
         for name, more in part.items():

@@ -1,7 +1,7 @@
-"""Advantages of a group's conversations (Multi-Conv DAPO, arXiv 2507.02259, section 2.3, and what it is compared with).
+"""Advantages of a group's conversations: Multi-Conv DAPO's (arXiv 2507.02259, section 2.3) and its alternatives.
 
-The advantage of a conversation holds for every token of its response. Most estimators give all conversations of an
-episode that of the episode. An estimator is a function of `GroupRewards`, of this file or of a user's own.
+Every token of a response gets the advantage of its conversation. Most estimators give all conversations of an episode
+the episode's advantage. An estimator is a function of `GroupRewards`, from this file or a user's own.
 """
 
 from collections.abc import Callable
@@ -13,22 +13,22 @@ from pipeline.errors import ConfigError
 from pipeline.named_code import load_named
 from pipeline.rollout.episodes import EpisodeGroup
 
-# Where all rewards are equal, and the advantages 0.
+# Added to the standard deviation: if all rewards are equal, the advantages are 0, not NaN.
 SMALLEST_STD = 1e-6
-# GRU-Mem's weights of an episode's own advantage and of a turn's.
+# GRU-Mem's weights of the episode's advantage and the turn's.
 TRAJECTORY_WEIGHT, TURN_WEIGHT = 0.9, 0.1
 
 
 @dataclass(frozen=True)
 class GroupRewards:
-    """What an estimator sees of the G episodes of one problem and their C conversations.
+    """The input of an estimator: the G episodes of one problem and their C conversations.
 
-    rewards               float64 [G]  of each episode, with its over-long penalty
-    conversation_rewards  float64 [C]  of each conversation; None where the scorer gives none
-    episodes              int32 [C]    which episode (0 … G-1) a conversation belongs to
-    turns                 int64 [C]    which conversation of its episode it is, from 0, in the order of their beginning
-    response_lengths      int64 [C]    tokens of its response
-    roles                 C names      what it was for, as the agent calls it
+    rewards               float64 [G]  reward of each episode, with its over-long penalty
+    conversation_rewards  float64 [C]  reward of each conversation; None if the scorer gives none
+    episodes              int32 [C]    episode (0 … G-1) of each conversation
+    turns                 int64 [C]    place of each conversation in its episode, from 0, in order of beginning
+    response_lengths      int64 [C]    tokens of each response
+    roles                 C names      role of each conversation, chosen by the agent
     """
 
     rewards: np.ndarray
@@ -39,27 +39,27 @@ class GroupRewards:
     roles: tuple[str, ...]
 
     def of_episodes(self, values: np.ndarray) -> np.ndarray:
-        """A number for each episode [G], given to all its conversations [C]."""
+        """Spread a value per episode [G] to all conversations of the episode [C]."""
         return values[self.episodes]
 
     def at(self, turn: int) -> np.ndarray:
-        """The conversations that are number `turn` of their episode, one for each episode still running: int64 [n]."""
+        """Indices of the conversations at this turn, one for each episode still running, int64 [n]."""
         return np.flatnonzero(self.turns == turn)
 
     def running(self, turn: int) -> np.ndarray:
-        """The episodes still running at a turn, that is those that have a conversation of this number: int32 [n]."""
+        """Indices of the episodes still running at a turn, that is, with a conversation at this turn, int32 [n]."""
         return self.episodes[self.at(turn)]
 
 
 def group_rewards(
     group: EpisodeGroup, rewards: np.ndarray, conversation_rewards: np.ndarray | None = None
 ) -> GroupRewards:
-    """The rewards of a group beside what an estimator needs to know of its conversations.
+    """Make the input of an estimator from a group and its rewards.
 
     Args:
         group: the episodes.
-        rewards: of each, float [G].
-        conversation_rewards: of each conversation, float [C]; None where the scorer gives none.
+        rewards: the reward of each episode, float [G].
+        conversation_rewards: the reward of each conversation, float [C]; None if the scorer gives none.
     """
     of_conversations = None if conversation_rewards is None else np.asarray(conversation_rewards, np.float64)
     return GroupRewards(
@@ -81,7 +81,7 @@ def less_mean(group: GroupRewards) -> np.ndarray:
 
 
 def standardized(group: GroupRewards) -> np.ndarray:
-    """A_i = (R_i - mean_j R_j) / std_j R_j, the sample's standard deviation (GRPO, arXiv 2402.03300)."""
+    """A_i = (R_i - mean_j R_j) / std_j R_j, with the sample standard deviation (GRPO, arXiv 2402.03300)."""
     rewards = group.rewards
     return group.of_episodes((rewards - rewards.mean()) / (rewards.std(ddof=1) + SMALLEST_STD))
 
@@ -94,7 +94,7 @@ def less_others(group: GroupRewards) -> np.ndarray:
 
 def rewards_alone(group: GroupRewards) -> np.ndarray:
     """A_i = R_i, without a baseline. With rewards of 0 and 1: fine-tuning on the model's own successful episodes
-    (rejection sampling; expert iteration, as in STaR, arXiv 2203.14465), sampled afresh at every step."""
+    (rejection sampling; expert iteration, as in STaR, arXiv 2203.14465), sampled again at every step."""
     return group.of_episodes(group.rewards)
 
 
@@ -107,11 +107,11 @@ def episode_and_turn(group: GroupRewards) -> np.ndarray:
     """A_it = 0.9 (R_i - mean_j R_j) + 0.1 (r_it - mean_j r_jt), j over the episodes still running at turn t (GRU-Mem,
     arXiv 2602.10560).
 
-    r_it is the reward of conversation t of episode i. A conversation is compared with those of its own role, so that
-    an episode's answer has no part in the baseline of the others' memory turns at the same number.
+    r_it is the reward of conversation t of episode i. A conversation is compared only with those of its own role, so
+    that one episode's answer does not enter the baseline of the others' memory turns.
 
     Raises:
-        ValueError: the scorer gives conversations no rewards.
+        ValueError: the scorer does not reward conversations.
     """
     if group.conversation_rewards is None:
         raise ValueError("it needs a reward for each conversation, and the task's scorer gives none")
@@ -135,11 +135,11 @@ ADVANTAGES: dict[str, Estimator] = {
 
 
 class BadAdvantage(ValueError):
-    """An estimator could not work, or returned something other than a finite number for each conversation."""
+    """An estimator raised an error, or did not return a finite number for each conversation or episode."""
 
 
 def estimator_for(named: str) -> Estimator:
-    """The estimator of a name: one of `ADVANTAGES`, or module:function for a user's own.
+    """Return the estimator with this name: one of `ADVANTAGES`, or module:function for your own.
 
     Raises:
         ConfigError: there is no such estimator.
@@ -162,12 +162,12 @@ def group_advantages(group: GroupRewards, named: str) -> np.ndarray:
     """The advantage of each conversation of the G ≥ 2 episodes of one problem, float32 [C].
 
     Args:
-        group: is complete: one whose episode failed is run again as a whole.
-        named: the estimator. It may return an array [C], or [G] for the episodes, which their conversations get; of
-            as many conversations as episodes it is taken for [C].
+        group: the rewards of all G episodes; a group with a failed episode is run again as a whole.
+        named: the estimator's name. It may return an array [C], or [G] with a value for all conversations of each
+            episode. If C = G, the array is read as [C].
 
     Raises:
-        BadAdvantage: it raised, or returned another shape, or numbers that are not finite in float32.
+        BadAdvantage: the estimator raised an error, or returned another shape or values not finite in float32.
         ConfigError: there is no such estimator.
     """
     estimator = estimator_for(named)

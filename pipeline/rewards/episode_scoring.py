@@ -1,9 +1,9 @@
-"""Scorers that see a whole episode and may reward each of its conversations beside the episode.
+"""Scorers of whole episodes, which may also reward each conversation.
 
     @episode_scorer
     def score(episode: ScoredEpisode) -> EpisodeReward: ...
 
-`scorer.modules` names them as it names the scorers of an answer alone (pipeline/rewards/scoring.py).
+`scorer.modules` names them in the same way as scorers of answers (pipeline/rewards/scoring.py).
 """
 
 import functools
@@ -23,60 +23,61 @@ from pipeline.text import load_tokenizer
 class ScoredConversation:
     """A conversation as a scorer sees it: the response, without the prompt."""
 
-    role: str  # what it was for, as the agent calls it
-    turn: int  # which conversation of the episode it is, from 0, in the order of their beginning
-    response_tokens: int  # how many, with the end token
+    role: str  # chosen by the agent
+    turn: int  # its place in the episode, from 0, in the order in which conversations began
+    response_tokens: int  # number of tokens, including the end token
     finish_reason: str  # stop, or length if the limit cut it off
     decode: Callable[[], str] = field(repr=False)
 
     @functools.cached_property
     def text(self) -> str:
-        """The response without its special tokens. It is decoded when it is first asked for."""
+        """The response without special tokens, decoded on first use."""
         return self.decode()
 
 
 @dataclass(frozen=True)
 class ScoredEpisode:
-    """An episode as a scorer sees it, with the problem but for its document."""
+    """An episode as a scorer sees it, with its problem but without the document."""
 
     problem_id: str
     question: str
-    answers: tuple[str, ...]  # of the problem
-    metadata: dict  # of the problem
+    answers: tuple[str, ...]  # gold answers
+    metadata: dict  # the problem's metadata
     conversations: tuple[ScoredConversation, ...]
-    answer: str  # of the agent
-    cut: bool  # the answer reached its length limit, so the episode's reward is 0 whatever the scorer gives
+    answer: str  # the agent's answer
+    cut: bool  # a length limit cut the answer off; the episode's reward is then 0 whatever the scorer returns
 
 
 @dataclass(frozen=True)
 class EpisodeReward:
-    """What an episode scorer returns: the episode's reward, and one for each conversation in their order, or None."""
+    """The result of an episode scorer: the episode's reward and, unless None, one for each conversation in order."""
 
     reward: float
     conversations: Sequence[float] | None = None
 
 
 def episode_scorer(function: Callable[[ScoredEpisode], EpisodeReward]) -> Callable[[ScoredEpisode], EpisodeReward]:
-    """Mark a scorer of whole episodes."""
+    """Mark a function as a scorer of whole episodes."""
     function.scores_episodes = True  # type: ignore[attr-defined]
     return function
 
 
 def scores_episodes(task: str, modules: Mapping[str, str] = NO_MODULES) -> bool:
-    """Whether the scorer of a task sees whole episodes. Raises `ConfigError` if there is no such scorer."""
+    """Whether the scorer of a task scores whole episodes. Raises `ConfigError` if there is no such scorer."""
     return task not in SCORERS and getattr(scorer_for(task, modules), "scores_episodes", False)
 
 
 def scored_episode(
     problem: Problem, conversations: Sequence[tuple[str, np.ndarray, str]], answer: str, cut: bool, model: ModelSection
 ) -> ScoredEpisode:
-    """An episode for its scorer; it may travel to another process.
+    """Make the scorer's view of an episode. It can be sent to another process.
 
     Args:
-        problem: with or without its document.
-        conversations: role, tokens of the response and finish reason of each, in order.
-        answer, cut: of the agent.
-        model: has the tokenizer that the responses are decoded by, once a scorer asks for a text.
+        problem: the problem, with or without its document.
+        conversations: role, response tokens and finish reason of each conversation, in order.
+        answer: the agent's answer.
+        cut: whether a length limit cut the answer off.
+        model: the section whose tokenizer decodes responses when a scorer reads their text.
     """
     return ScoredEpisode(
         problem_id=problem.id,
@@ -93,7 +94,7 @@ def scored_episode(
 
 
 def scored_episodes(group: EpisodeGroup, problem: Problem, model: ModelSection) -> list[ScoredEpisode]:
-    """The episodes of a group for their scorer."""
+    """The scorer's views of a group's episodes."""
     of_episode: list[list] = [[] for _ in group.episode_answers]
     for c, episode in enumerate(group.episodes):
         of_episode[episode].append((group.roles[c], group.response(c), group.finish_reasons[c]))
@@ -102,17 +103,18 @@ def scored_episodes(group: EpisodeGroup, problem: Problem, model: ModelSection) 
 
 
 def decoded(tokens: np.ndarray, model: ModelSection) -> str:
-    """The text of a response without special tokens."""
+    """Decode a response without special tokens."""
     return load_tokenizer(model.path, model.trust_remote_code).decode(tokens, skip_special_tokens=True)
 
 
 def episode_reward(task: str, episode: ScoredEpisode, modules: Mapping[str, str] = NO_MODULES) -> EpisodeReward:
-    """What the scorer of a task gives an episode, be it a scorer of episodes or of answers.
+    """Score an episode with the scorer of a task, which may score episodes or answers.
 
     Raises:
-        ConfigError: no such scorer.
-        BadReward: it returned something else than an `EpisodeReward` of finite numbers, one for each conversation.
-        Exception: whatever a user's own scorer raises.
+        ConfigError: there is no such scorer.
+        BadReward: the scorer did not return an `EpisodeReward` of finite numbers, with one for each conversation if it
+            rewards conversations; or, for a scorer of answers, a finite number.
+        Exception: any error of a user's own scorer.
     """
     if not scores_episodes(task, modules):
         return EpisodeReward(reward(task, episode.answer, episode.answers, modules))

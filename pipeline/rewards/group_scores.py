@@ -1,4 +1,4 @@
-"""What the scoring of a group comes to: rewards, penalties, and the advantages of its conversations."""
+"""Scores a group: rewards, penalties, and the advantages of its conversations."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,12 +16,12 @@ from pipeline.sections import ModelSection, ObjectiveSection
 
 @dataclass(frozen=True)
 class GroupScores:
-    """Of the G episodes of a group and their C conversations."""
+    """The scores of a group's G episodes and their C conversations."""
 
-    rewards: np.ndarray  # of the task, float32 [G]; 0 where the answer was cut
+    rewards: np.ndarray  # the scorer's reward of each episode, float32 [G]; 0 where the answer was cut
     penalties: np.ndarray  # for over-long responses, from -1 to 0, float32 [G]
-    conversation_rewards: np.ndarray | None  # float32 [C]; None where the task's scorer gives none
-    advantages: np.ndarray  # of all together, float32 [C]
+    conversation_rewards: np.ndarray | None  # float32 [C]; None if the task's scorer gives none
+    advantages: np.ndarray  # from all of the above, float32 [C]
 
 
 def score_group(
@@ -35,15 +35,15 @@ def score_group(
 
     Args:
         group: the episodes.
-        problem: whose they are; its document is not needed.
-        objective: how rewards become advantages.
+        problem: their problem; its document is not needed.
+        objective: the section that says how rewards become advantages.
         modules: scorer.modules of the configuration.
-        model: has the tokenizer for scorers that read the responses.
+        model: the section whose tokenizer decodes responses for scorers that read them.
 
     Raises:
-        BadReward: the scorer returned something else than finite numbers.
-        BadAdvantage: the estimator did.
-        Exception: whatever the task's scorer raises.
+        BadReward: the scorer returned something other than finite numbers.
+        BadAdvantage: the estimator failed, or returned something other than finite numbers.
+        Exception: any error of the task's scorer.
     """
     if scores_episodes(problem.task, modules):
         rewards, of_conversations = _of_episodes(group, problem, modules, model)
@@ -55,7 +55,7 @@ def score_group(
 
 
 def _of_answers(group: EpisodeGroup, problem: Problem, modules: Mapping[str, str]) -> np.ndarray:
-    """Rewards of the answers alone, float32 [G]."""
+    """Rewards of the episodes' answers, float32 [G]."""
     return np.array(
         [
             0.0 if cut else reward(problem.task, answer, problem.answers, modules)

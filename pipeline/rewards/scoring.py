@@ -1,7 +1,7 @@
-"""Rewards: one function a task, from the answer's text and the problem's answers to a number in [0, 1].
+"""Rewards: one function per task maps the answer's text and the gold answers to a number in [0, 1].
 
-Formulas of MemAgent (arXiv 2507.02259, section 3): exact match of the last box for questions with one answer,
-the share of the wanted values found for tasks that ask for several.
+The formulas are MemAgent's (arXiv 2507.02259, section 3): exact match of the last box for questions with one answer,
+the share of gold answers found for tasks that ask for several values.
 """
 
 import re
@@ -17,15 +17,17 @@ from pipeline.named_code import load_named
 Scorer = Callable[[str, tuple[str, ...]], float]
 
 NO_MODULES: Mapping[str, str] = {}
-LONGEST_RUN = 30  # combining marks
-BOX_WINDOW = 300  # characters at the end of the answer in which the box is looked for
+LONGEST_RUN = 30  # combining marks in a row
+BOX_WINDOW = 300  # characters at the end of the answer that are searched for the box
 BRACE = re.compile("[{}]")
 LATEX_SPACING = re.compile(r"\\[,;:! ]|\\quad|\\qquad|~")
 
 
 def last_box(text: str) -> str | None:
-    """The content of the last \\boxed{…} of a text; braces may nest. None if there is none, or the last is not closed:
-    then an earlier one is not what the answer ends with."""
+    """The content of the last \\boxed{…} of a text; braces may nest.
+
+    None if there is none or the last is not closed; an earlier box is not the final answer.
+    """
     start = text.rfind("\\boxed{")
     if start == -1:
         return None
@@ -38,36 +40,36 @@ def last_box(text: str) -> str | None:
 
 
 def normalized(text: str) -> str:
-    """Lower case, without LaTeX spacing and blanks; an é is the same in one character and in two."""
+    """Normalize a text for comparison: NFC (é is one character), lower case, no LaTeX spacing, no whitespace."""
     return "".join(LATEX_SPACING.sub("", unicode_form("NFC", text)).lower().split())
 
 
 def boxed_match(answer: str, answers: tuple[str, ...]) -> float:
-    """1 if the last box equals any of the answers after normalisation, else 0. An empty box is never right.
+    """1 if the last box equals any gold answer after normalization, else 0. An empty box is never right.
 
-    The box has to stand within the answer's last 300 characters, as in MemAgent's reward.
+    The box must lie within the answer's last 300 characters, as in MemAgent's reward.
     """
     box = normalized(last_box(answer[-BOX_WINDOW:]) or "")
     return float(box != "" and box in {normalized(gold) for gold in answers})
 
 
 def values_found(answer: str, answers: tuple[str, ...]) -> float:
-    """The share of the wanted values that occur in the answer, in any case (RULER, arXiv 2404.06654)."""
+    """The share of gold answers that occur in the answer, ignoring case (RULER, arXiv 2404.06654)."""
     text = spaced(answer)
     return sum(spaced(gold) in text for gold in answers) / len(answers)
 
 
 def spaced(text: str) -> str:
-    """Lower case, with one blank wherever there are some."""
+    """Normalize a text for search: NFC, lower case, each run of whitespace one space."""
     return " ".join(unicode_form("NFC", text).lower().split())
 
 
 def unicode_form(form: Literal["NFC", "NFD", "NFKC", "NFKD"], text: str) -> str:
-    """`unicodedata.normalize`, in linear time.
+    """`unicodedata.normalize` in linear time.
 
-    That function sorts each run of combining marks in the square of its length: seconds for one of 40,000. So a run is
-    broken after every 30 marks by a joiner (U+034F), as in Unicode's Stream-Safe Text Format (UAX #15, section 13).
-    No writing system needs more, so all other text comes out the same.
+    `unicodedata.normalize` sorts each run of combining marks in quadratic time: seconds for 40,000 marks. So a joiner
+    (U+034F) is inserted after every 30 marks of a run, as in Unicode's Stream-Safe Text Format (UAX #15, section 13).
+    No writing system needs longer runs, so other text is not affected.
     """
     marks = "".join(re.escape(c) for c in set(text) if not c.isascii() and _is_mark(c))
     if marks and len(text) > LONGEST_RUN:
@@ -84,24 +86,24 @@ class BadReward(ValueError):
 
 
 def reward(task: str, answer: str, answers: tuple[str, ...], modules: Mapping[str, str] = NO_MODULES) -> float:
-    """What the scorer of a task gives an answer.
+    """Score an answer with the scorer of a task.
 
     Args:
-        task: name of the scorer, as `scorer_for` takes it.
-        answer: of the agent.
-        answers: of the problem.
+        task: the scorer's name, as in `scorer_for`.
+        answer: the agent's answer.
+        answers: the gold answers.
         modules: scorer.modules of the configuration.
 
     Raises:
-        ConfigError: no such scorer.
-        BadReward: it returned NaN, infinity or no number.
-        Exception: whatever a user's own scorer raises.
+        ConfigError: there is no such scorer.
+        BadReward: the scorer returned NaN, infinity, or something other than a number.
+        Exception: any error of a user's own scorer.
     """
     return finite(scorer_for(task, modules)(answer, answers), f"the scorer of task {task!r}")
 
 
 def finite(value: object, who: str) -> float:
-    """A reward as a number. Raises `BadReward`, which names `who` returned it, if it is none or not finite."""
+    """Return a reward as a float. Raises `BadReward`, naming `who` returned it, if it is not a finite number."""
     if isinstance(value, (int, float, np.number)) and np.isfinite(value):
         return float(value)
     raise BadReward(f"{who} returned {value!r}, not a finite number")
@@ -111,13 +113,13 @@ SCORERS: dict[str, Scorer] = {"qa": boxed_match, "values": values_found}
 
 
 def scorer_for(task: str, modules: Mapping[str, str] = NO_MODULES) -> Callable:
-    """The scorer of a task: one of `SCORERS`, or the function that `modules` has under this name; of answers, or
-    of whole episodes (pipeline/rewards/episode_scoring.py).
+    """Return the scorer of a task: one of `SCORERS`, or the function that `modules` has under this name.
 
-    A task comes from a row of data, so it is looked up and never imported.
+    It scores answers, or whole episodes (pipeline/rewards/episode_scoring.py). A task's name comes from a row of data,
+    so it is only looked up, never imported.
 
     Raises:
-        ConfigError: no such scorer, or `modules` names no function.
+        ConfigError: there is no such scorer, or its entry in `modules` is not a function.
     """
     if task in SCORERS:
         return SCORERS[task]
@@ -133,7 +135,7 @@ def scorer_for(task: str, modules: Mapping[str, str] = NO_MODULES) -> Callable:
 
 
 def check_scorers(modules: Mapping[str, str]) -> None:
-    """Load every scorer that the configuration names.
+    """Check that every scorer named in the configuration can be loaded.
 
     Raises:
         ConfigError: one line for each name that cannot be used.

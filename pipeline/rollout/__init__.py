@@ -1,1 +1,1 @@
-"""Episodes: what one reading of a document leaves behind, packed into groups, and resumed from what was generated."""
+"""Episodes: their conversations and answers, groups of episodes as flat arrays, and replay after a generator died."""

@@ -1,4 +1,4 @@
-"""What an agent returns at the end of an episode: the answer that is scored, and the memories that led to it."""
+"""The result of an agent's episode: the answer, which is scored, and the memories behind it."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -8,11 +8,14 @@ import numpy as np
 
 @dataclass(frozen=True, eq=False)
 class Memories:
-    """The memories of one episode in the order of the document, each as token ids without the end token.
+    """The memories of one episode. They are counted and shown, not trained on.
 
-    They are counted and shown, not trained on. `chained`: memory i was written from memory i - 1 and chunk i of the
-    document (`agent.chunk_tokens` tokens each; `tokenize` returns the document as `document`). The facts that a problem
-    needs are followed through such memories only. A turn that leaves the memory as it was repeats it here.
+    Attributes:
+        tokens: the token ids of each memory without the end token, in document order. A turn that leaves the memory
+            unchanged repeats it here.
+        chained: memory i was written from memory i - 1 and chunk i of the document. A chunk has `agent.chunk_tokens`
+            tokens, and `tokenize` returns the document as `document`. Needed facts are followed only through chained
+            memories.
     """
 
     tokens: Sequence[Sequence[int] | np.ndarray] = ()
@@ -26,9 +29,12 @@ NO_MEMORIES = Memories()
 class Answer:
     """The answer of an episode.
 
-    `cut`: a length limit cut the answer off, so its reward is 0 whatever it holds, in training as in evaluation. None:
-    it did if the conversation begun last reached its limit, which is right wherever an agent's last response is its
-    answer.
+    Attributes:
+        text: the text that is scored.
+        memories: the memories behind it.
+        cut: whether a length limit cut the answer off. A cut answer has reward 0 whatever its text, in training and in
+            evaluation. None: cut if the conversation that began last reached its limit, which is right for agents
+            whose last response is the answer.
     """
 
     text: str
@@ -37,14 +43,14 @@ class Answer:
 
 
 def answer_of(returned: object, last_is_cut: bool) -> Answer:
-    """The answer of an agent's `run`, with `cut` decided.
+    """Turn the return value of an agent's `run` into an `Answer` whose `cut` is set.
 
     Args:
-        returned: by `run`: an `Answer`, or its text alone.
-        last_is_cut: whether the conversation begun last reached its length limit.
+        returned: the return value: an `Answer`, or the answer's text.
+        last_is_cut: whether the conversation that began last reached its length limit.
 
     Raises:
-        TypeError: the answer is no text.
+        TypeError: the answer is not text.
     """
     text = returned.text if isinstance(returned, Answer) else returned
     if not isinstance(text, str):

@@ -1,4 +1,4 @@
-"""Episodes as the agent makes them, and groups of episodes as flat arrays for the object store."""
+"""Episodes as an agent produces them, and groups of episodes as flat arrays for the object store."""
 
 from dataclasses import dataclass, field
 
@@ -10,22 +10,27 @@ from pipeline.rollout.memory_counts import MemoryCounts
 
 @dataclass(frozen=True)
 class Sampling:
-    """How responses are sampled. `temperature` 0 takes the likeliest token; `top_p` 1 samples from all."""
+    """Sampling parameters. `temperature` 0 takes the likeliest token; `top_p` 1 samples from all tokens."""
 
     temperature: float
     top_p: float = 1.0
-    seed: int | None = None  # of this response alone; None: the engine's own series
+    seed: int | None = None  # for this response only; None: the engine's random state
 
 
 @dataclass(frozen=True)
 class Completion:
-    """What the language model returned for one prompt.
+    """A language model's response to one prompt.
 
-    `tokens`, `logprobs` (of the sampled tokens, as processed by the temperature) and `versions` (the weight
-    version that wrote each token) have equal lengths; the end-of-sequence token is included when it was sampled.
-    `finish_reason` is "stop", or "length" when the limit cut the response off. `cache_version` is the weight version
-    when the prompt was submitted: newer tokens than that may attend to a KV cache of older weights. `max_tokens` is
-    the limit that the response was given; 0 if it had none.
+    `tokens`, `logprobs` and `versions` have equal lengths.
+
+    Attributes:
+        tokens: the sampled tokens, including the end-of-sequence token if it was sampled.
+        logprobs: log-probs of the sampled tokens, after the temperature.
+        versions: the weight version that wrote each token.
+        finish_reason: "stop", or "length" if the limit cut the response off.
+        cache_version: the weight version when the prompt was submitted. Tokens of newer versions may attend to a KV
+            cache of older weights.
+        max_tokens: generation limit of the response; 0: none.
     """
 
     tokens: list[int]
@@ -38,7 +43,7 @@ class Completion:
 
 @dataclass(frozen=True)
 class Conversation:
-    """One independent context: a prompt and the model's response. `role` is the agent's own name for what it is for."""
+    """One independent context: a prompt and the model's response. `role` is the agent's name for its purpose."""
 
     role: str
     prompt: list[int]
@@ -47,7 +52,7 @@ class Conversation:
 
 @dataclass
 class Episode:
-    """One run of an agent on a problem: its conversations, and what its `Answer` says."""
+    """One run of an agent on a problem: its conversations, and the fields of its `Answer`."""
 
     conversations: list[Conversation] = field(default_factory=list)
     answer: str = ""  # the text that is scored
@@ -60,12 +65,11 @@ async def run_episode(agent, tokenized, generate) -> Episode:
 
     Args:
         agent: the agent (`pipeline.agents.Agent`).
-        tokenized: what its `tokenize` returned.
+        tokenized: the result of its `tokenize`.
         generate: async (prompt tokens, max_tokens) -> Completion.
 
     Returns:
-        The episode, with its conversations in the order in which they were begun. One that the agent cancelled is not
-        among them.
+        The episode, with its conversations in the order in which they began, without those that the agent cancelled.
     """
     conversations: list[Conversation | None] = []
 
@@ -84,14 +88,14 @@ async def run_episode(agent, tokenized, generate) -> Episode:
 
 @dataclass(frozen=True)
 class RolloutNotes:
-    """How a generator came by a group."""
+    """How a generator produced a group."""
 
     seconds: float
-    went_on: int = 0  # episodes that went on here after another generator, by a conversation that it may have begun
+    went_on: int = 0  # episodes resumed here, each with a conversation that the last generator may have begun
 
 
 def response_seed(*numbers: int) -> int:
-    """A seed for one response, out of the numbers that say which one it is."""
+    """Derive the seed of one response from the numbers that identify it."""
     return int(np.random.SeedSequence(numbers).generate_state(1)[0])
 
 
@@ -99,16 +103,16 @@ def response_seed(*numbers: int) -> int:
 class EpisodeGroup:
     """The G episodes of one problem as flat arrays, read from the object store without copying.
 
-    With C conversations in all, T tokens (prompts and responses) and R response tokens:
+    C is the number of conversations, T of tokens (prompts and responses) and R of response tokens.
 
-    tokens          int32 [T]    prompt then response, conversation after conversation
-    offsets         int64 [C+1]  where each conversation begins in `tokens`
-    prompt_lengths  int32 [C]
-    episodes        int32 [C]    which episode (0 … G-1) a conversation belongs to
-    logprobs        float32 [R]  behaviour log-probs, in the order of the response tokens
-    versions        int32 [R]    the weight version that wrote each response token
-    cache_versions  int32 [C]    the weight version when a conversation's prompt was submitted
-    limits          int32 [C]    the limit that each response was given, in tokens; 0: none
+    tokens          int32 [T]    prompt, then response, of one conversation after another
+    offsets         int64 [C+1]  start of each conversation in `tokens`
+    prompt_lengths  int32 [C]    tokens of each prompt
+    episodes        int32 [C]    episode (0 … G-1) of each conversation
+    logprobs        float32 [R]  behaviour log-probs of the response tokens
+    versions        int32 [R]    weight version that wrote each response token
+    cache_versions  int32 [C]    weight version when each conversation's prompt was submitted
+    limits          int32 [C]    generation limit of each response, in tokens; 0: none
     cut_answers     bool [G]     whether a length limit cut off each episode's answer
     """
 
@@ -123,9 +127,9 @@ class EpisodeGroup:
     limits: np.ndarray
     roles: tuple[str, ...]
     finish_reasons: tuple[str, ...]
-    episode_answers: tuple[str, ...]  # what each episode ended with
+    episode_answers: tuple[str, ...]  # each episode's answer
     cut_answers: np.ndarray
-    memory: tuple[MemoryCounts, ...] | None = None  # of each episode, not yet scored; None: not counted
+    memory: tuple[MemoryCounts, ...] | None = None  # counts of each episode, before scoring; None: not counted
 
     @property
     def lengths(self) -> np.ndarray:
@@ -134,12 +138,12 @@ class EpisodeGroup:
 
     @property
     def response_offsets(self) -> np.ndarray:
-        """Where each conversation's response begins in `logprobs` and `versions`, int64 [C+1]."""
+        """Start of each conversation's response in `logprobs` and `versions`, int64 [C+1]."""
         return np.concatenate([[0], np.cumsum(self.lengths - self.prompt_lengths)])
 
     @property
     def turns(self) -> np.ndarray:
-        """Which conversation of its episode each one is, from 0, in the order of their beginning, int64 [C]."""
+        """Each conversation's place in its episode, from 0, in the order in which they began, int64 [C]."""
         begun = np.zeros(len(self.episode_answers), np.int64)
         turns = np.zeros(len(self.episodes), np.int64)
         for c, episode in enumerate(self.episodes):
@@ -159,10 +163,15 @@ class EpisodeGroup:
 def pack_group(
     problem_id: str, episodes: list[Episode], memory: tuple[MemoryCounts, ...] | None = None
 ) -> EpisodeGroup:
-    """Lay the episodes of one problem out as flat arrays, with what their memories did if that was counted.
+    """Pack the episodes of one problem into flat arrays.
+
+    Args:
+        problem_id: the problem's id.
+        episodes: the G episodes.
+        memory: the memory counts of each episode; None: not counted.
 
     Raises:
-        ValueError: a prompt is empty, so that nothing predicts the response; a log-prob is not a number.
+        ValueError: a prompt is empty, so that nothing predicts the response; or a log-prob is not finite.
     """
     conversations = [(i, c) for i, episode in enumerate(episodes) for c in episode.conversations]
     for _, c in conversations:
@@ -191,7 +200,7 @@ def pack_group(
 
 @dataclass(frozen=True)
 class ScoredGroup:
-    """What a scorer makes of a group: numbers, no tokens."""
+    """A scored group as numbers, without tokens. G episodes, C conversations."""
 
     problem_id: str
     lengths: np.ndarray  # tokens of each conversation, int64 [C]
@@ -200,13 +209,13 @@ class ScoredGroup:
     newest_version: int
     mixed_version_episodes: int  # episodes whose tokens were written by more than one version
     cut_conversations: int  # responses that the length limit cut off
-    rewards: np.ndarray  # of the task, float32 [G]
+    rewards: np.ndarray  # the scorer's reward of each episode, float32 [G]
     penalties: np.ndarray  # for over-long responses, from -1 to 0, float32 [G]
     advantages: np.ndarray  # of each conversation, float32 [C]
-    memory: MemoryCounts  # of all its episodes; empty where they were not counted
-    roles: tuple[str, ...]  # of each conversation
-    conversation_rewards: np.ndarray | None = None  # float32 [C]; None where the task's scorer gives none
-    cut_answers: int = 0  # episodes whose answer the length limit cut off, which scores 0
+    memory: MemoryCounts  # sum over all episodes; empty if memories were not counted
+    roles: tuple[str, ...]  # role of each conversation
+    conversation_rewards: np.ndarray | None = None  # float32 [C]; None if the task's scorer gives none
+    cut_answers: int = 0  # episodes whose answer the length limit cut off; their reward is 0
 
     @property
     def response_tokens(self) -> int:
@@ -214,28 +223,28 @@ class ScoredGroup:
 
     @property
     def trained_lengths(self) -> np.ndarray:
-        """The lengths, 0 where the response is empty and there is nothing to train, int64 [C]."""
+        """Tokens of each conversation, int64 [C]; 0 if the response is empty, as it has nothing to train."""
         return np.where(self.response_lengths > 0, self.lengths, 0)
 
     @property
     def is_informative(self) -> bool:
-        """Whether the task's rewards differ, which is what dynamic sampling asks for."""
+        """Whether the scorer's rewards differ, as dynamic sampling requires."""
         return bool(np.ptp(self.rewards) > 0)
 
 
 @dataclass(frozen=True, kw_only=True)
 class GroupRecord(ScoredGroup):
-    """What the ledger, the coordinator and the metrics know of a group: its scores, and how it came about."""
+    """A scored group as the ledger, the coordinator and the metrics see it: its scores and how it was generated."""
 
     group_id: str
     generator: str
     generation_seconds: float
-    moves: int = 0  # to another generator, because the one before died or left
-    redone_conversations: int = 0  # that were lost with a generator and begun again: at most one an episode and move
+    moves: int = 0  # moves to another generator, after one died or left
+    redone_conversations: int = 0  # conversations lost with a generator and restarted; at most one per episode and move
 
     @classmethod
     def of(cls, scored: ScoredGroup, **known) -> "GroupRecord":
-        """The record of a scored group; `known` are the fields that `ScoredGroup` lacks."""
+        """Make the record of a scored group. `known` holds the fields that `ScoredGroup` lacks."""
         return cls(**vars(scored), **known)
 
 
@@ -246,7 +255,7 @@ def scored_group(
     advantages: np.ndarray,
     conversation_rewards: np.ndarray | None = None,
 ) -> ScoredGroup:
-    """Summarise a scored group."""
+    """Summarize a group and its scores; the arrays are those of `ScoredGroup`."""
     starts = group.response_offsets
     of_episode: dict[int, set[int]] = {}
     for c, episode in enumerate(group.episodes):

@@ -1,9 +1,8 @@
-"""Going on where a generator stopped: the finished conversations of an episode stand for its whole state.
+"""Replay: resuming an episode after its generator died. Its finished conversations are its whole state.
 
-An agent is a function of its problem and of the responses that it got. So an episode goes on anywhere: the agent runs
-again from the start, what it asks for is answered from the journal (actors/generation/journal.py) as long as that has
-answers,
-and only then by an engine.
+An agent is a function of its problem and the responses that it got. So an episode can resume on any generator: the
+agent runs again from the start. Its prompts are answered from the journal (actors/generation/journal.py) where that has
+the response, and by the engine otherwise.
 """
 
 from collections import defaultdict, deque
@@ -18,11 +17,11 @@ from pipeline.rollout.episodes import Completion
 
 @dataclass(frozen=True)
 class Finished:
-    """A finished conversation of a group that is under way."""
+    """A finished conversation of a running group."""
 
     group_id: str
     episode: int
-    prompt: bytes  # digest of its tokens
+    prompt: bytes  # digest of the prompt's tokens
     response: Completion
 
 
@@ -31,7 +30,7 @@ def digest(prompt: list[int]) -> bytes:
 
 
 class Replay:
-    """The finished conversations of one episode. Each is given out once, to the prompt that it answered."""
+    """The finished conversations of one episode. Each response is returned once, for the prompt that it answered."""
 
     def __init__(self, finished: Iterable[Finished]):
         self._responses: defaultdict[bytes, deque[Completion]] = defaultdict(deque)
@@ -39,6 +38,6 @@ class Replay:
             self._responses[conversation.prompt].append(conversation.response)
 
     def take(self, prompt: list[int]) -> Completion | None:
-        """The response to this prompt; None if it has to be generated."""
+        """Remove and return the response to this prompt; None if it must be generated."""
         responses = self._responses.get(digest(prompt))
         return responses.popleft() if responses else None

@@ -1,4 +1,4 @@
-"""The history of a run: of every row of metrics.jsonl the few numbers that the summary and the figure need."""
+"""The history of a run: the few numbers of each row of metrics.jsonl that the summary and the figure need."""
 
 import bisect
 import math
@@ -21,17 +21,17 @@ COUNTED = ("reward", "seconds", *SUMMED, "staleness_max", "logprob_mismatch_toke
 
 
 class History:
-    """Columns of numbers, by step. A metric that no row knows takes no room.
+    """Columns of metrics by step. A metric that is in no row takes no memory.
 
     Args:
-        names: of the metrics that are kept.
-        rows: in the order of their steps, as for `add`.
+        names: the metrics to keep.
+        rows: rows to add, in the order of their steps.
     """
 
     def __init__(self, names: Sequence[str], rows: Iterable[dict] = ()):
         self._names = names
         self.steps = array("q")
-        self._columns: dict[str, array] = {}  # float64, as long as `steps`; NaN where a row does not know the metric
+        self._columns: dict[str, array] = {}  # float64, as long as `steps`; NaN if a row lacks the metric
         for row in rows:
             self.add(row)
 
@@ -39,7 +39,7 @@ class History:
         return len(self.steps)
 
     def add(self, row: dict) -> None:
-        """Keep the row of the next step."""
+        """Add the row of the next step."""
         for name in self._names:
             value = row.get(name)
             if value is not None and name not in self._columns:
@@ -49,13 +49,13 @@ class History:
         self.steps.append(row["step"])
 
     def roll_back(self, step: int) -> None:
-        """Forget the rows of later steps."""
+        """Remove the rows of later steps."""
         kept = self.up_to(step)
         for column in (self.steps, *self._columns.values()):
             del column[kept:]
 
     def up_to(self, step: int) -> int:
-        """How many rows there are up to a step. Rows of a full disk's time may be missing: a step is no index."""
+        """The number of rows up to a step. A step is not an index: rows are missing if the disk was full."""
         return bisect.bisect_right(self.steps, step)
 
     @property
@@ -63,24 +63,25 @@ class History:
         return self.steps[-1] if self.steps else 0
 
     def values(self, name: str, after: int = 0) -> list[float]:
-        """Of a metric, without the rows that do not know it.
+        """The values of a metric, without the rows that lack it.
 
         Args:
-            after: how many rows are left out, from the first.
+            name: the metric.
+            after: the number of rows to skip at the beginning.
         """
         return [value for value in self._columns.get(name, ())[after:] if not math.isnan(value)]
 
     def points(self, name: str) -> tuple[array, array]:
-        """The steps at which a metric is known, and its values there."""
+        """The steps whose rows have a metric, and its values there."""
         known = [(s, v) for s, v in zip(self.steps, self._columns.get(name, ()), strict=False) if not math.isnan(v)]
         return array("q", (step for step, _ in known)), array("d", (value for _, value in known))
 
 
 class RunTotals(History):
-    """A run's history, and what it adds up to: the numbers of summary.json.
+    """A run's history and its totals, the numbers of summary.json.
 
     Args:
-        tokens_generated: also those that were not trained.
+        tokens_generated: number of tokens generated, including those that were not trained.
     """
 
     def __init__(self, tokens_generated: int = 0):
@@ -89,11 +90,11 @@ class RunTotals(History):
 
     @staticmethod
     def needed(row: dict) -> dict:
-        """The part of a row that has to be kept to add it."""
+        """The part of a row that `add` needs."""
         return {name: row[name] for name in ("step", *COUNTED) if name in row}
 
     def reward_after(self, step: int) -> float:
-        """Mean reward of the later steps; 0 if there is none."""
+        """Mean reward of the steps after `step`; 0 if there are none."""
         rewards = self.values("reward", self.up_to(step))
         return sum(rewards) / len(rewards) if rewards else 0.0
 
@@ -118,7 +119,7 @@ class RunTotals(History):
         return int(sum(self.values(name)))
 
     def _mismatch(self) -> float:
-        """The sum over all tokens of which it is known."""
+        """The sum of the log-prob mismatch over all tokens for which it is known."""
         means, tokens = self._columns.get("logprob_mismatch_mean", ()), self._columns.get("logprob_mismatch_tokens", ())
         # A row without such tokens has no mean.
         return sum(mean * count for mean, count in zip(means, tokens, strict=False) if not math.isnan(mean))

@@ -1,17 +1,16 @@
-"""The ledger: where every group is, and by which transitions it gets there. It makes "no group lost, none trained
-twice" a fact that can be checked.
+"""The ledger: the state of every group and its transitions. It makes "no group lost, none trained twice" checkable.
 
-A group is admitted (running on a generator, then with a scorer), buffered (scored, waiting), training, and then
-trained; or it fails or is dropped as stale, and its problem is run again as a new group; or, under dynamic sampling
-(DAPO, arXiv 2503.14476), it is discarded because its rewards are all equal, and another problem takes its place. It
-stays the same group when it moves to another generator, as its own died, and when it was finished, is lost, and is made
+A group is running (admitted: on a generator, then with a scorer), buffered (scored, waiting), training, and finally
+trained. A group that fails or is dropped as stale ends, and its problem is run again as a new group. Under dynamic
+sampling (DAPO, arXiv 2503.14476), a group whose rewards are all equal is discarded and replaced by another problem's. A
+group remains the same when its generator dies and it moves to another, and when it is lost after scoring and generated
 again.
 
-A group under which `SUSPECT_DEATHS` generators died is a suspect: a generator is kept for it, runs nothing else, and
-shows whether it was this group.
+A group under which `SUSPECT_DEATHS` generators died is a suspect. It gets a generator of its own that runs nothing
+else, which shows whether the group is the cause.
 
-Steps count what was trained, versions count what generators were given. Both go up by one with every step; after a
-rollback to a checkpoint the steps go back, and the weights of the checkpoint get a version that was never used.
+Steps count what was trained; versions count what generators were given. Both grow by one with every step. A rollback to
+a checkpoint lowers the step and gives the checkpoint's weights a new version that was never used.
 """
 
 from collections.abc import Mapping
@@ -24,69 +23,69 @@ from pipeline.run.staleness import choose, feasible
 
 RUNNING, BUFFERED, TRAINING = "running", "buffered", "training"
 SUSPECT_DEATHS = 2
-DROPPED_STALE = "dropped_stale"  # among the failures of a run: dropped untrained; not a failure
+DROPPED_STALE = "dropped_stale"  # listed with a run's failures: dropped untrained; not a failure
 
 
 def discard_limit(train: TrainSection) -> int:
-    """How many groups of equal rewards one step may discard."""
+    """The most groups of equal rewards that one step may discard; 0 without dynamic sampling."""
     return ceil(train.max_discarded * train.groups_per_step) if train.dynamic_sampling else 0
 
 
 def too_many_failed(failed: int, done: int, train: TrainSection) -> bool:
-    """Whether so many groups failed that the run should end, of those that failed or are done.
+    """Whether the share of failed groups, among those that failed or are done, should end the run.
 
-    Two steps' worth of failures at least, so that a bad start does not end it.
+    At least two steps' worth of groups must have failed, so that a bad start does not end the run.
     """
     return failed >= 2 * train.groups_per_step and failed > train.max_failed_share * (failed + done)
 
 
 @dataclass
 class Entry:
-    """All that there is of one group but its conversations, which lie in the journal."""
+    """The state of one group. Its conversations are in the journal."""
 
-    position: int  # of its problem in the data
-    generator: str  # empty while it waits for another one
-    first_version: int  # of the generator at admission; no token can be older
+    position: int  # position of its problem in the data
+    generator: str  # empty while it waits for another generator
+    first_version: int  # the generator's version at admission; no token can be older
     state: str = RUNNING
-    record: GroupRecord | None = None  # once it is buffered
-    ref: object = None  # to its episodes, as long as there is a record
-    deaths: int = 0  # of generators that ran it, since it was last finished
-    kept: str = ""  # the generator that is kept for it alone
+    record: GroupRecord | None = None  # set once the group is buffered
+    ref: object = None  # reference to its episodes, while there is a record
+    deaths: int = 0  # generators that died under it since it was last scored
+    kept: str = ""  # the generator reserved for it alone
 
 
-Ended = dict[str, Entry]  # groups that are in the ledger no more, by id
+Ended = dict[str, Entry]  # groups that left the ledger, by id
 
 
 @dataclass
 class Ledger:
-    """Pure state; actors/groups.py waits for it to change, and clears up behind the groups that it lets go."""
+    """Pure state. actors/groups.py waits for its changes and cleans up after groups that leave."""
 
     groups_per_step: int
     max_staleness: int
     steps: int
-    max_discarded: int = 0  # groups of equal rewards that one step may discard; 0: no dynamic sampling
+    max_discarded: int = 0  # most groups of equal rewards that one step may discard; 0: no dynamic sampling
     step: int = 0  # steps trained
-    version: int = 0  # of the learner's weights
+    version: int = 0  # version of the learner's weights
     entries: dict[str, Entry] = field(default_factory=dict)
-    generators: Mapping[str, int] = field(default_factory=dict)  # in service, with their weight versions; only read
+    generators: Mapping[str, int] = field(default_factory=dict)  # generators in service: weight version; only read
     admitted: int = 0
     failed: int = 0
-    lost: int = 0  # with the node that held them, and made again
+    lost: int = 0  # lost with the node that held them, and generated again
     dropped_stale: int = 0
     discarded: int = 0
     discarded_since_take: int = 0
 
     @property
     def trained(self) -> int:
-        """Groups in the history that the weights stand for."""
+        """Number of groups that the current weights were trained on."""
         return self.step * self.groups_per_step
 
     def next_generator(self) -> str | None:
-        """The generator that would run a group that is admitted now; None if none may start."""
+        """The generator that would run a group admitted now; None if no group may start."""
         if len(self.entries) >= (self.steps - self.step) * self.groups_per_step:
-            return None  # the steps that remain have their groups
+            return None  # the remaining steps have all their groups
         learner = self._next_version()
-        # Those that are too late since learners went back hold nobody up: they are dropped when they come.
+        # Groups that missed their deadline after a rollback do not block others; they are dropped once buffered.
         waiting = (entry for entry in self.entries.values() if entry.state != TRAINING)
         deadlines = [max(self._deadline(entry), learner) for entry in waiting]
         for name in self._by_load():
@@ -96,7 +95,7 @@ class Ledger:
         return None
 
     def admit(self, group_id: str, position: int) -> str | None:
-        """Admit a group and return the generator that shall run it, or None if none may start now."""
+        """Admit a group and return its generator, or None if no group may start now."""
         name = self.next_generator()
         if name is not None:
             self.entries[group_id] = Entry(position, name, self.generators[name])
@@ -104,18 +103,21 @@ class Ledger:
         return name
 
     def generator_lost(self, group_id: str, blame: bool) -> Entry:
-        """A running group has lost its generator; return its entry, which may now be a suspect.
+        """Record that a running group lost its generator; return its entry, which may now be a suspect.
 
         Args:
-            blame: it died, and nothing but what it ran is known to have killed it.
+            group_id: the group's id.
+            blame: whether the generator died without a known cause other than the groups that it ran.
         """
         entry = self._expect(group_id, RUNNING)
         entry.generator, entry.deaths = "", entry.deaths + blame
         return entry
 
     def move(self, group_id: str) -> str | None:
-        """Give a running group to the generator with the fewest, a suspect to an empty one that is then kept for it;
-        return that generator, or None if there is none now."""
+        """Give a running group to the generator with the fewest groups, and return it; None if there is none now.
+
+        A suspect gets the generator reserved for it, once that has no other running group.
+        """
         entry = self._expect(group_id, RUNNING)
         if entry.deaths < SUSPECT_DEATHS:
             entry.generator = next(iter(self._by_load()), "")
@@ -127,10 +129,10 @@ class Ledger:
         return entry.generator or None
 
     def add(self, group_id: str, record: GroupRecord, ref: object = None) -> bool:
-        """A group has been generated and scored. Returns False if dynamic sampling discards it.
+        """Buffer a group that has been generated and scored. Returns False if dynamic sampling discards it.
 
-        Once the step that is being filled has discarded `max_discarded` groups, the others are kept whatever their
-        rewards: a model that has nothing more to learn must not generate for ever.
+        Once `max_discarded` groups have been discarded for the coming step, further groups are kept whatever their
+        rewards. Otherwise a model that has nothing left to learn would generate forever.
         """
         entry = self._expect(group_id, RUNNING)
         if not record.is_informative and self.discarded_since_take < self.max_discarded:
@@ -143,19 +145,19 @@ class Ledger:
         return True
 
     def fail(self, group_id: str) -> Ended:
-        """A group was lost on a generator or a scorer."""
+        """End a running group that failed on a generator or a scorer."""
         self._expect(group_id, RUNNING)
         self.failed += 1
         return self._end([group_id])
 
     def withdraw(self, group_id: str) -> Ended:
-        """A running group is taken back because its problem cannot be run at all; no failure of ours."""
+        """Remove a running group whose problem cannot be run at all. It does not count as admitted or failed."""
         self._expect(group_id, RUNNING)
         self.admitted -= 1
         return self._end([group_id])
 
     def drop_stale(self) -> Ended:
-        """Drop the groups that are too old by the versions that really wrote their tokens: the bound once more."""
+        """Drop the buffered groups that are too old by the versions that actually wrote their tokens."""
         dropped = [
             group_id
             for group_id, entry in self.entries.items()
@@ -167,7 +169,7 @@ class Ledger:
         return self._end(dropped)
 
     def take(self) -> list[str] | None:
-        """The groups of the next learner step, or None if it must wait. `drop_stale` comes first."""
+        """Choose the groups of the next learner step, or return None if it must wait. Call `drop_stale` first."""
         ready = [(self._deadline(e), e.position, i) for i, e in self.entries.items() if e.state == BUFFERED]
         running = [self._deadline(e) for e in self.entries.values() if e.state == RUNNING]
         chosen = choose(ready, running, self.version, self.groups_per_step)
@@ -178,27 +180,29 @@ class Ledger:
         return chosen
 
     def step_done(self) -> Ended:
-        """The groups in training have made a new version."""
+        """End the groups in training: they have been trained and made a new version."""
         self.step += 1
         self.version += 1
         return self._end(self._in_training())
 
     def lose(self, group_ids: list[str]) -> None:
-        """Groups that were to be trained were lost with the node that held them: they run again, and the others of
-        their step were not trained."""
+        """Run groups in training again, because they were lost with the node that held them.
+
+        The other groups of their step were not trained and return to the buffer.
+        """
         for group_id in group_ids:
             entry = self._expect(group_id, TRAINING)
-            entry.state, entry.record, entry.ref = RUNNING, None, None  # on no generator yet
+            entry.state, entry.record, entry.ref = RUNNING, None, None  # not on a generator yet
         self.lost += len(group_ids)
         self.put_back()
 
     def put_back(self) -> None:
-        """The groups in training were not trained after all."""
+        """Return the groups in training to the buffer: they were not trained."""
         for group_id in self._in_training():
             self.entries[group_id].state = BUFFERED
 
     def roll_back(self, step: int) -> None:
-        """The weights are those of step `step` again."""
+        """Return to the weights of step `step`."""
         self.put_back()
         self.step = step
         self.version += 1
@@ -210,7 +214,7 @@ class Ledger:
         return {group_id: self.entries.pop(group_id) for group_id in group_ids}
 
     def _by_load(self) -> list[str]:
-        """The generators that are not kept for a suspect, those with the fewest running groups first."""
+        """The generators that are not reserved for a suspect, fewest running groups first."""
         kept = {entry.kept for entry in self.entries.values()}
         load = {name: 0 for name in self.generators if name not in kept}
         for entry in self.entries.values():
@@ -222,7 +226,7 @@ class Ledger:
         return [group_id for group_id, entry in self.entries.items() if entry.state == TRAINING]
 
     def _next_version(self) -> int:
-        """The learner's version once the step that runs now, if any, is done."""
+        """The learner's version once the running step, if any, is done."""
         return self.version + (self.count(TRAINING) > 0)
 
     def _deadline(self, entry: Entry) -> int:

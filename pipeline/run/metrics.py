@@ -1,4 +1,4 @@
-"""The row of metrics.jsonl that a step leaves."""
+"""The row of metrics.jsonl for one learner step."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -12,26 +12,26 @@ from pipeline.rollout.memory_counts import MemoryCounts, memory_shares
 
 @dataclass(frozen=True)
 class UpdateResult:
-    """What became of one optimizer step."""
+    """The result of one optimizer step."""
 
-    groups: list[int]  # that it was to train, by their index in the step
+    groups: list[int]  # the update's groups by their index in the step
     ranks: list[dict]  # each rank's sums over its share (actors/learning/step.py)
 
     @property
     def grad_norm(self) -> float | None:
-        """Before clipping, over all ranks; None if the update was skipped."""
+        """Gradient norm before clipping, over all ranks; None if the update was skipped."""
         return self.ranks[0]["grad_norm"]
 
     @property
     def skipped(self) -> bool:
-        """Whether its loss or gradient was not finite on some rank, and no rank changed its weights."""
+        """Whether the loss or gradient was not finite on some rank, so that no rank changed its weights."""
         return self.grad_norm is None
 
     @property
     def suspects(self) -> list[int]:
-        """The groups to blame for a skipped update, by their index in the step: those whose loss was not finite.
+        """The groups that may have caused a skipped update, by their index in the step.
 
-        All, when only the gradient was not.
+        These are the groups whose loss was not finite, or all groups if only the gradient was not finite.
         """
         return sorted({index for rank in self.ranks for index in rank["not_finite"]}) or self.groups
 
@@ -39,29 +39,32 @@ class UpdateResult:
 def step_row(
     step: int, version: int, records: list[GroupRecord], updates: list[UpdateResult], discarded: list[GroupRecord]
 ) -> dict:
-    """The metrics of one learner step, averaged over all that its updates trained on all ranks.
+    """The metrics of one learner step, averaged over its updates and all ranks.
 
     Args:
-        step: its number, from 1.
-        version: of the weights after it.
-        records: of the groups trained.
-        updates: the step's optimizer steps.
-        discarded: records of the groups that dynamic sampling threw away since the step before.
+        step: the step's number, from 1.
+        version: the weight version after the step.
+        records: records of the trained groups.
+        updates: results of the step's optimizer steps.
+        discarded: records of the groups that dynamic sampling discarded since the previous step.
+
+    Raises:
+        ValueError: a metric of the objective has the name of one of the step's own.
     """
-    done = [update for update in updates if not update.skipped]  # the others trained nothing
+    done = [update for update in updates if not update.skipped]
     ranks = [rank for update in done for rank in update.ranks]
     norms = [update.grad_norm for update in done if update.grad_norm is not None]
 
     rewards = np.concatenate([record.rewards for record in records])
     sampled = np.concatenate([record.rewards for record in records + discarded])
-    # Of a skipped update only the names count: a step without any other has the same metrics as the rest.
+    # Skipped updates contribute only metric names, so that a step whose updates were all skipped has the same columns.
     nothing = [{n: type(m).none() for n, m in rank["metrics"].items()} for update in updates for rank in update.ranks]
     metrics: dict[str, Any] = {n: m.value for n, m in added([*nothing, *(rank["metrics"] for rank in ranks)]).items()}
     tokens, staleness = metrics["tokens_trained"], metrics["staleness_tokens"]
     row = {
         "step": step,
         "version": version,
-        "reward": float(sampled.mean()),  # of everything generated, so that dynamic sampling does not embellish it
+        "reward": float(sampled.mean()),  # over all groups generated, so that dynamic sampling does not inflate it
         "reward_std": float(sampled.std()),
         "reward_trained": float(rewards.mean()),
         **conversation_rewards(records + discarded),
@@ -95,9 +98,9 @@ def step_row(
 
 
 def conversation_rewards(records: list[GroupRecord]) -> dict[str, float]:
-    """The mean reward of the conversations, and of those of each role; of everything generated, as the reward.
+    """The mean reward of all conversations (turn_reward) and of those of each role (turn_reward_<role>).
 
-    Only of the groups whose scorer gives conversations rewards; empty if there is none.
+    Only groups whose scorer rewards conversations count; empty if there are none.
     """
     given = [record for record in records if record.conversation_rewards is not None]
     if not given:

@@ -1,21 +1,21 @@
 """The staleness rule: which groups may start, and which must be trained now, so that no token gets too old.
 
-The learner at version v trains `groups_per_step` groups and makes version v + 1. A group whose oldest token was
-written by version w must be trained by the learner at version w + max_staleness or earlier: its deadline.
-All deadlines can be met exactly if group number k (from 0), in order of deadline, has a deadline of at least
-v + k // groups_per_step. A group is admitted only if this still holds with it. The learner takes groups with the
-earliest deadline first and waits for a slow group rather than letting it expire, so a problem with a long document is
-never dropped for being slow. max_staleness = 0 is synchronous, on-policy training.
+The learner at version v trains `groups_per_step` groups and makes version v + 1. A group whose oldest token was written
+by version w must be trained at version w + max_staleness or earlier: this is its deadline. All deadlines can be met if
+and only if group number k (from 0), in order of deadline, has a deadline of at least v + k // groups_per_step. A group
+is admitted only if this condition still holds with it. The learner trains groups with the earliest deadline first. It
+waits for a slow group rather than letting it expire, so a problem with a long document is never dropped for being slow.
+max_staleness = 0 is synchronous, on-policy training.
 
-Deadlines become infeasible only when the learners return to a checkpoint, which makes a new version. Then the learner
-waits for no group, and groups that come too late are dropped.
+Deadlines become infeasible only when the learners return to a checkpoint, which makes a new version. The learner then
+waits for no group, and groups that miss their deadline are dropped.
 """
 
 from collections.abc import Iterable, Sequence
 
 
 def feasible(deadlines: Iterable[int], version: int, groups_per_step: int) -> bool:
-    """Whether a learner at `version` can train groups with these deadlines all in time."""
+    """Whether a learner at `version` can train groups with these deadlines in time."""
     return all(version + k // groups_per_step <= deadline for k, deadline in enumerate(sorted(deadlines)))
 
 
@@ -25,10 +25,10 @@ def choose(
     """The ids of the groups that the learner at `version` trains now, or None if it must wait.
 
     Args:
-        ready: (deadline, position in the data, group id) of each group that waits to be trained.
+        ready: (deadline, position in the data, group id) of each buffered group.
         running: deadlines of the groups still being generated or scored.
         version: the learner's version.
-        groups_per_step: groups per step.
+        groups_per_step: number of groups that a step trains.
     """
     if len(ready) < groups_per_step:
         return None

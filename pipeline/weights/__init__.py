@@ -1,1 +1,1 @@
-"""Weights on their way from learners to generators: buckets of bytes, and the shared memory that carries them."""
+"""Weight transports from learners to generators, and the built-in one: byte buckets through shared memory."""

@@ -1,4 +1,4 @@
-"""The transport "buckets": byte buckets through Ray's object store into shared memory, which engine workers map."""
+"""The transport "buckets": byte buckets go through Ray's object store to shared memory, mapped by engine workers."""
 
 import asyncio
 import contextlib
@@ -14,16 +14,16 @@ from pipeline.weights.transport import Parameters, Weights, WeightsLost, WeightT
 
 
 class BucketSender:
-    """Rank 0 puts all buckets into the object store; the other ranks help to gather the parameters."""
+    """Rank 0 puts all buckets into the object store; the other ranks only take part in gathering."""
 
     def __init__(self, config, rank: int, ranks: int):
         self._rank, self._bucket_bytes = rank, config.learner.bucket_mib * 2**20
 
     def send(self, version: int, parameters: Parameters) -> list[ray.ObjectRef]:
-        """The references of this rank's `WeightBucket`s."""
+        """Publish this rank's buckets and return the references of its `WeightBucket`s."""
         gathered = parameters(self._bucket_bytes)
         if self._rank == 0:
-            # A gathered tensor is freed when the next ones are gathered; buckets may span these groups.
+            # Copied, because gathering the next tensors frees these, and a bucket may span several gathers.
             copied = ((name, tensor.detach().cpu().clone()) for name, tensor in gathered)
             return [ray.put(bucket) for bucket in pack_buckets(copied, self._bucket_bytes)]
         for _ in gathered:
@@ -32,12 +32,17 @@ class BucketSender:
 
 
 class BucketReceiver:
-    """Stages a version in shared memory and verifies it. A part is a bucket's file."""
+    """Stages and verifies a version in shared memory. Each part is one bucket file."""
 
     @contextlib.asynccontextmanager
     async def fetch(self, weights: Weights) -> AsyncIterator[list[dict]]:
-        """Raises `BucketError` if a bucket cannot be staged, or is not what was packed."""
-        remove_orphans()  # they take the room that this version needs
+        """Stage all buckets.
+
+        Raises:
+            WeightsLost: a bucket is no longer in the object store.
+            BucketError: a bucket cannot be staged or has a wrong checksum.
+        """
+        remove_orphans()  # they occupy the room that this version needs
         staged: list[BucketFile] = []
         try:
             for ref in itertools.chain(*weights.pieces):
@@ -52,7 +57,7 @@ class BucketReceiver:
                 file.remove()
 
     def read(self, part: dict) -> list[tuple[str, torch.Tensor]]:
-        """Views of the mapped file. Raises `BucketError`."""
+        """The tensors of a part as views of the mapped file. Raises `BucketError` if the file cannot be read."""
         return unpack_bucket(part["entries"], read_bucket_file(part["path"], part["size"]))
 
 

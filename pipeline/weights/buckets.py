@@ -1,4 +1,4 @@
-"""Weights on their way from learners to generators: named tensors laid end to end in byte buckets."""
+"""Weight buckets: named tensors packed end to end into checksummed blocks of bytes."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -15,8 +15,13 @@ Entries = tuple[tuple[str, str, tuple[int, ...], int], ...]  # name, dtype, shap
 
 @dataclass(frozen=True)
 class WeightBucket:
-    """Some of a model's parameters. `data` is uint8 [bytes]; `entries` says what lies where in it; `checksum`
-    (`new_checksum`) is of both, made when they were packed."""
+    """Some of a model's parameters.
+
+    Attributes:
+        entries: name, dtype, shape and offset of each tensor in `data`.
+        data: the tensors' bytes, uint8 [bytes].
+        checksum: checksum of both (`new_checksum`), computed when they were packed.
+    """
 
     entries: Entries
     data: np.ndarray
@@ -24,12 +29,12 @@ class WeightBucket:
 
 
 def new_checksum(entries: Entries) -> xxhash.xxh3_64:
-    """The checksum of a bucket, to be updated with its data. XXH3 reads bytes faster than they can be copied."""
+    """Start the checksum of a bucket; update it with the data. XXH3 reads bytes faster than they can be copied."""
     return xxhash.xxh3_64(repr(entries).encode())
 
 
 def pack_buckets(parameters: Iterable[tuple[str, torch.Tensor]], bucket_bytes: int) -> Iterator[WeightBucket]:
-    """Yield buckets of at most `bucket_bytes`, in order; a larger tensor gets a bucket of its own."""
+    """Yield buckets of at most `bucket_bytes` bytes, in order; a larger tensor gets a bucket of its own."""
     waiting: list[tuple[str, torch.Tensor]] = []
     size = 0
     for name, tensor in parameters:
@@ -44,11 +49,11 @@ def pack_buckets(parameters: Iterable[tuple[str, torch.Tensor]], bucket_bytes: i
 
 
 def unpack_bucket(entries, data: torch.Tensor) -> list[tuple[str, torch.Tensor]]:
-    """The named tensors of a bucket, as views of its bytes.
+    """Return the named tensors of a bucket as views of its bytes.
 
     Args:
-        entries: as in `WeightBucket`.
-        data: uint8 [bytes].
+        entries: the bucket's `WeightBucket.entries`.
+        data: the bucket's bytes, uint8 [bytes].
     """
     tensors = []
     for name, dtype, shape, offset in entries:

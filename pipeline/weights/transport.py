@@ -1,6 +1,6 @@
-"""How new weights travel from the learners to the generators: a sender on every rank, a receiver at every engine.
+"""Weight transports bring new weights from the learners to the generators: a sender per rank, a receiver per engine.
 
-Whoever stands between them (gang, coordinator, generator pool) passes `Weights` on and looks at the version alone.
+The parts between them (gang, coordinator, generator pool) pass `Weights` along and read only its version.
 """
 
 from __future__ import annotations
@@ -13,21 +13,21 @@ from typing import TYPE_CHECKING, Any, Protocol
 from pipeline.errors import ConfigError
 from pipeline.named_code import load_named
 
-if TYPE_CHECKING:  # who only passes weights on need not spend seconds on importing torch
+if TYPE_CHECKING:  # importing torch takes seconds, and passing weights along does not need it
     import torch
 
-# Takes the bytes to gather at a time; yields every parameter whole, by its name in the Hugging Face checkpoint.
+# Takes the number of bytes to gather at a time; yields (name in the Hugging Face checkpoint, whole parameter).
 Parameters = Callable[[int], "Iterator[tuple[str, torch.Tensor]]"]
 
 
 @dataclass(frozen=True)
 class Weights:
-    """A version of the weights, published.
+    """A published version of the weights.
 
     Attributes:
-        version: counts up from 0, which is what generators load from disk.
-        transport: the name that senders and receivers were found by (`load_transport`).
-        pieces: what each rank's sender returned, by rank. Ray carries them, so they may hold object references.
+        version: the version number; 0 is the version that generators load from disk.
+        transport: the transport's name (`load_transport`).
+        pieces: the return value of each rank's sender, by rank. Ray carries them, so they may hold object references.
     """
 
     version: int
@@ -39,22 +39,21 @@ FROM_DISK = Weights(0)
 
 
 class WeightsLost(RuntimeError):
-    """Published weights cannot be fetched any more. A generator keeps those in use and waits for the next version."""
+    """Published weights can no longer be fetched. The generator keeps its weights and waits for the next version."""
 
 
 class WeightSender(Protocol):
-    """Lives in a learner rank. It is made before the first version is sent, and again when the gang starts again."""
+    """The end in a learner rank. It is created before the first version is sent, and again when the gang restarts."""
 
     def send(self, version: int, parameters: Parameters) -> Any:
-        """Send this rank's part of a version, or make it ready to be fetched; training waits until this returns.
+        """Send this rank's part of a version, or make it ready to be fetched. Training waits until this returns.
 
-        When a rank dies meanwhile, nobody gets the pieces, and the next gang may send other weights as this version.
+        If a rank dies meanwhile, the pieces are dropped, and the next gang may send other weights as this version.
 
         Args:
-            version: of the weights.
-            parameters: gathers the model from all ranks. So every rank must iterate over all of it, with the same
-                number of bytes at a time, also one that sends nothing. A tensor is valid until the next one is asked
-                for.
+            version: the version of the weights.
+            parameters: gathers the model from all ranks. Every rank must iterate over all of it with the same number
+                of bytes at a time, even if it sends nothing. A tensor is valid until the next one is requested.
 
         Returns:
             This rank's entry in `Weights.pieces`.
@@ -63,35 +62,40 @@ class WeightSender(Protocol):
 
 
 class WeightReceiver(Protocol):
-    """Lives in a generator, which calls `fetch`, and once more in each worker process of its engine, where vLLM calls
-    `read`. Both are made when the first version arrives."""
+    """The end in a generator, which calls `fetch`, and in each worker process of its engine, where vLLM calls `read`.
+
+    Each process has its own instance, created when the first version arrives.
+    """
 
     def fetch(self, weights: Weights) -> AbstractAsyncContextManager[list[dict]]:
-        """Bring a version to this node while generation runs on; what was brought may go when the context ends.
+        """Bring a version to this node while generation continues. Its data may be removed when the context ends.
 
         Returns:
-            A context with the parts, which are loaded in this order. A part is a dict of plain values (numbers, strings
-            and lists of them) with all that `read` needs to find the tensors.
+            A context manager that yields the parts in the order in which they are loaded. A part is a dict of plain
+            values (numbers, strings and lists of them) with all that `read` needs to find the tensors.
 
         Raises:
-            WeightsLost: the version is not there any more; another will be published.
-            Exception: anything else; the generator is started again.
+            WeightsLost: the version is gone; another will be published.
+            Exception: any other error restarts the generator.
         """
         ...
 
     def read(self, part: dict) -> Iterable[tuple[str, torch.Tensor]]:
-        """The named tensors of a part, on any device; generation pauses meanwhile. A tensor of the model is whole, and
-        in one of the parts. Its memory may be read until all parts are loaded."""
+        """Return the named tensors of a part, on any device. Generation pauses meanwhile.
+
+        Each parameter of the model is whole and in exactly one part. Its memory must stay valid until all parts are
+        loaded.
+        """
         ...
 
 
 @dataclass(frozen=True)
 class WeightTransport:
-    """Both ends of a way for weights.
+    """The two ends of a transport.
 
     Attributes:
-        sender: is called with the job's configuration, the rank, and the number of ranks.
-        receiver: is called without arguments; what it has to know travels in the pieces.
+        sender: makes a sender from the job's configuration, the rank, and the number of ranks.
+        receiver: makes a receiver without arguments; all that it needs must travel in `Weights.pieces`.
     """
 
     sender: Callable[[Any, int, int], WeightSender]
@@ -103,7 +107,7 @@ TRANSPORTS = {BUCKETS: "pipeline.weights.bucket_transport:TRANSPORT"}
 
 
 def load_transport(name: str) -> WeightTransport:
-    """The transport of this name: one of `TRANSPORTS`, or module:name for a user's own.
+    """Return the transport with this name: one of `TRANSPORTS`, or module:name for your own.
 
     Raises:
         ConfigError: there is no such transport.
@@ -121,13 +125,13 @@ def load_transport(name: str) -> WeightTransport:
 
 
 def check_transport(name: str) -> None:
-    """Raise a `ConfigError` if there is no such transport. Our own are not loaded: they import torch and Ray."""
+    """Raise `ConfigError` if there is no such transport. Built-in ones are not loaded: they import torch and Ray."""
     if name not in TRANSPORTS:
         load_transport(name)
 
 
 class Receivers(dict[str, WeightReceiver]):
-    """The receivers in a process, by the name of their transport; each is made when it is first asked for."""
+    """The receivers of a process by transport name, each created on first use."""
 
     def __missing__(self, transport: str) -> WeightReceiver:
         self[transport] = receiver = load_transport(transport).receiver()
