@@ -89,7 +89,7 @@ export DS_BUILD_OPS=0
 install --only-binary :all: -r "$(part_of_lock setuptools)"
 install --no-binary deepspeed --no-build-isolation -r "$(part_of_lock deepspeed)"
 if [ "$kind" = cpu ]; then
-    # PyPI's torch is the CUDA build. The CPU build comes from the configured package sources, else from PyTorch's index.
+    # PyPI's torch is the CUDA build. The CPU build comes from the configured package sources, else PyTorch's index.
     torch=$(part_of_lock torch)
     install --only-binary :all: -r "$torch" 2>/dev/null ||
         (

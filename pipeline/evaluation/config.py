@@ -12,7 +12,8 @@ from pipeline.sections import GenerationConfig, RowLimits, ScoringSection
 
 @dataclass
 class EvaluationData:
-    source: str = "file"  # file (samples), or synthetic (problems made on demand)
+    # file (samples, pipeline/problems.py), or synthetic (problems made on demand, pipeline/data/documents/synthetic.py)
+    source: str = "file"
     path: str = ""  # file: samples as JSON lines or parquet, or a folder of such files, as made by jobs.prepare
     synthetic_chunks: list[int] = field(default_factory=lambda: [8])  # synthetic: document lengths in chunks
     synthetic_count: int = 256  # synthetic: questions per task and length

@@ -211,7 +211,7 @@ class ScoredGroup:
     cut_conversations: int  # responses that the length limit cut off
     rewards: np.ndarray  # the scorer's reward of each episode, float32 [G]
     penalties: np.ndarray  # for over-long responses, from -1 to 0, float32 [G]
-    advantages: np.ndarray  # of each conversation, float32 [C]
+    advantages: np.ndarray  # advantage of each conversation, float32 [C]
     memory: MemoryCounts  # sum over all episodes; empty if memories were not counted
     roles: tuple[str, ...]  # role of each conversation
     conversation_rewards: np.ndarray | None = None  # float32 [C]; None if the task's scorer gives none
