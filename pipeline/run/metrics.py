@@ -28,7 +28,7 @@ class UpdateResult:
         return self.grad_norm is None
 
     @property
-    def suspects(self) -> list[int]:
+    def culprits(self) -> list[int]:
         """The groups to blame for a skipped update, by their index in the step: those whose loss was not finite.
 
         All, when only the gradient was not.
