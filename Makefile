@@ -18,7 +18,7 @@ export RAY_AUTH_MODE = token
 .DEFAULT_GOAL := train
 
 train: setup
-	@.venv/bin/python -m jobs.submit $(if $(findstring preset=,$(ARGS)),,preset=tiny) $(ARGS)
+	@.venv/bin/python -m jobs.submit $(if $(filter preset=%,$(ARGS)),,preset=tiny) $(ARGS)
 
 test: setup
 	@OMP_NUM_THREADS=1 .venv/bin/python -m pytest $(ARGS)

@@ -46,7 +46,7 @@ class StepReports:
         for update_number, update in enumerate(updates, 1):
             self._skipped_in_a_row = self._skipped_in_a_row + 1 if update.skipped else 0
             if update.skipped:
-                names = ", ".join(step.groups[index][0].group_id for index in update.suspects)
+                names = ", ".join(step.groups[index][0].group_id for index in update.culprits)
                 self._say(
                     f"· step {number}: update {update_number} of {len(updates)} was skipped: its loss or gradient "
                     f"is not finite; groups: {names}"

@@ -1,13 +1,15 @@
-"""Write docs/configuration.md, every key of every job, from the source: `python -m jobs.docs`.
+"""Write docs/configuration.md, every key of every job, from the source: `python -m jobs.docs` (`make docs`).
 
-`make docs` runs it, and a test compares the page with the source (tests/unit/test_configuration_page.py).
+A test compares the page with the source (tests/unit/test_configuration_page.py).
 """
 
+import sys
 import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 
 from jobs.figures.recipe import FiguresConfig
+from jobs.support.driver import asks_for_help
 from jobs.support.filter import FilterConfig
 from jobs.support.keys import REQUIRED, WIDTH, Key, sections_of
 from pipeline.config import preset_names
@@ -109,6 +111,18 @@ def anchor(title: str) -> str:
     return kept.replace(" ", "-")
 
 
-if __name__ == "__main__":
+def main(arguments: list[str]) -> int:
+    """Write the page; return the exit status: 0, or 2 if there are arguments."""
+    if asks_for_help(arguments):
+        print((__doc__ or "").strip())
+        return 0
+    if arguments:
+        print(f"jobs.docs has no arguments; got {' '.join(arguments)}", file=sys.stderr)
+        return 2
     PAGE.write_text(page(), encoding="utf-8")
     print(f"· {PAGE}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -10,10 +10,7 @@ The same command with the same run.name resumes an interrupted evaluation. docs/
 import sys
 from pathlib import Path
 
-from jobs.support.driver import (
-    EXIT_STATUS,
-    show_help,
-)
+from jobs.support.driver import EXIT_STATUS, asks_for_help, show_help
 from jobs.support.evaluation import check, evaluate
 from pipeline.config import config_yaml, load_config
 from pipeline.errors import ConfigError
@@ -24,7 +21,7 @@ from pipeline.evaluation.results import read_results
 
 def main(arguments: list[str]) -> int:
     """Run the job; return the exit status: 0 completed, 1 failed, 2 wrong configuration, 130 interrupted."""
-    if "--help" in arguments:
+    if asks_for_help(arguments):
         return show_help(__doc__, EvaluationConfig)
     if arguments[:1] == ["--compare"]:
         return compare_runs(arguments[1:])

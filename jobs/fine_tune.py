@@ -14,7 +14,7 @@ the data, and the losses.
 import sys
 from pathlib import Path
 
-from jobs.support.driver import EXIT_STATUS, on_this_node, show_help, start_ray, summary_of
+from jobs.support.driver import EXIT_STATUS, asks_for_help, on_this_node, show_help, start_ray, summary_of
 from jobs.support.inputs import check_samples, load_model_files, whole_path
 from jobs.support.run_folder import RunFolder, leave_interrupted, run_folder
 from jobs.support.stop_signals import StopSignals
@@ -30,7 +30,7 @@ MODEL_S = 3600.0  # limit for making and writing a model with random weights
 
 def main(arguments: list[str]) -> int:
     """Run the job; return the exit status: 0 completed, 1 failed, 2 wrong configuration, 130 interrupted."""
-    if "--help" in arguments:
+    if asks_for_help(arguments):
         return show_help(__doc__, FineTuningConfig)
     dry_run = "--dry-run" in arguments
     arguments = [a for a in arguments if a != "--dry-run"]

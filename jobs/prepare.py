@@ -1,9 +1,10 @@
-"""Make samples: `python -m jobs.prepare <kind> key=value …`.
+"""Make samples: `python -m jobs.prepare <kind> key=value … [--dry-run]`.
 
 Runs on the cluster that RAY_ADDRESS names (inside a Ray job: the job's cluster). Without RAY_ADDRESS it joins your
 cluster on this machine, or starts Ray.
+`--dry-run` starts nothing: it prints the resolved settings and reports what is wrong.
 `output` must be a folder that all nodes share, or an object store. The same command resumes a stopped job.
-docs/data.md describes the kinds.
+docs/data.md describes the kinds. `python -m jobs.prepare <kind> --help` lists the keys of one.
 """
 
 import functools
@@ -14,10 +15,10 @@ import traceback
 from collections.abc import Callable
 from pathlib import Path
 
-from jobs.support.driver import show_help, start_ray
+from jobs.support.driver import asks_for_help, show_help, start_ray
 from jobs.support.filter import FilterConfig, filter_samples
 from jobs.support.run_folder import base_folder
-from pipeline.config import load_config
+from pipeline.config import config_yaml, load_config
 from pipeline.data.preparation import QUARANTINE, Prepared, prepare_samples
 from pipeline.data.recipes import RECIPES, Settings
 from pipeline.errors import ConfigError, DataError
@@ -27,15 +28,15 @@ from pipeline.files import exists
 def main(arguments: list[str]) -> int:
     """Run the job; return the exit status: 0 completed, 1 failed, 2 wrong configuration, 130 interrupted."""
     kind, *settings = arguments or [""]
-    if "--help" in arguments and kind in KINDS:
-        schema = RECIPES.get(kind, FilterConfig)
-        return show_help(f"python -m jobs.prepare {kind} key=value …\n\n{inspect.getdoc(schema)}", schema)
+    if asks_for_help(arguments):
+        if kind in KINDS:
+            return show_help(f"python -m jobs.prepare {kind} key=value …\n\n{_description(kind)}", schema_of(kind))
+        kinds = [f"  {name:<{max(map(len, KINDS)) + 2}}{_description(name).splitlines()[0]}" for name in KINDS]
+        print((__doc__ or "").strip(), "", "Kinds:", *kinds, sep="\n")
+        return 0
     if kind not in KINDS:
-        usage = f"usage: python -m jobs.prepare <kind> key=value …\nkinds: {', '.join(KINDS)}"
-        if kind == "--help":
-            usage += "\n`python -m jobs.prepare <kind> --help` lists the keys of a kind with their defaults."
-        print(usage, file=sys.stdout if kind == "--help" else sys.stderr)
-        return 0 if kind == "--help" else 2
+        print(f"usage: python -m jobs.prepare <kind> key=value …\nkinds: {', '.join(KINDS)}", file=sys.stderr)
+        return 2
     try:
         return KINDS[kind](settings)
     except ConfigError as error:
@@ -47,8 +48,13 @@ def main(arguments: list[str]) -> int:
 
 def make_samples(kind: str, arguments: list[str]) -> int:
     """Make the samples of a recipe; return the exit status. Raises `ConfigError` if the settings are wrong."""
-    settings = load_config(arguments, RECIPES[kind])
+    dry_run = "--dry-run" in arguments
+    settings = load_config([a for a in arguments if a != "--dry-run"], RECIPES[kind])
+    if dry_run:
+        print(config_yaml(settings))
     check_settings(settings)
+    if dry_run:
+        return 0
     in_job = start_ray()
     import ray
 
@@ -78,6 +84,15 @@ KINDS: dict[str, Callable[[list[str]], int]] = {
     **{kind: functools.partial(make_samples, kind) for kind in RECIPES},
     "filter": filter_samples,
 }
+
+
+def schema_of(kind: str) -> type:
+    """The dataclass of a kind's keys. Its docstring describes the kind."""
+    return RECIPES.get(kind, FilterConfig)
+
+
+def _description(kind: str) -> str:
+    return inspect.getdoc(schema_of(kind)) or ""
 
 
 def check_settings(settings: Settings) -> None:

@@ -1,8 +1,10 @@
-"""Submit a training job to Ray, follow it, and report the result.
+"""Submit a training job to Ray, follow it, and report the result: `python -m jobs.submit preset=<name> key=value …`.
 
-    python -m jobs.submit preset=tiny key=value …
-
-The job runs jobs/train.py. If no cluster is running, this starts a local one and stops it at the end.
+The job is `python -m jobs.train` with the same arguments, from a copy of the working directory.
+It runs on the cluster that RAY_API_SERVER_ADDRESS names (http://head:8265), else on your cluster on this machine. If
+there is none, this starts one and stops it at the end.
+`--dry-run` submits nothing: it prints the resolved configuration and the plan, and reports what is wrong.
+Ctrl-C stops the job, which then has two minutes to save what it trained; a second Ctrl-C stops waiting for it.
 Exit status: 0 completed, 130 interrupted, 2 wrong configuration, 1 anything else.
 """
 
@@ -21,6 +23,7 @@ from types import FrameType
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
+from jobs.support.driver import asks_for_help, show_help
 from jobs.support.inputs import whole_path
 from jobs.support.progress import JobProgress
 from jobs.support.ray_token import ClusterError, is_this_machine, require_token
@@ -46,7 +49,9 @@ class SubmissionError(RuntimeError):
 
 
 def main(arguments: list[str]) -> int:
-    if {"--help", "--dry-run"}.intersection(arguments):
+    if asks_for_help(arguments):
+        return show_help(__doc__, TrainingConfig)
+    if "--dry-run" in arguments:
         from jobs.train import main as train
 
         return train(arguments)
@@ -56,7 +61,7 @@ def main(arguments: list[str]) -> int:
         check_config(config)
         check_data_given(config)
     except ConfigError as error:
-        print(error, file=sys.stderr)
+        print(f"configuration error:\n{error}", file=sys.stderr)
         return 2
     try:
         require_token()

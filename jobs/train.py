@@ -13,7 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from statistics import median
 
-from jobs.support.driver import EXIT_STATUS, on_this_node, show_help, start_ray, summary_of
+from jobs.support.driver import EXIT_STATUS, asks_for_help, on_this_node, show_help, start_ray, summary_of
 from jobs.support.evaluation import check as check_evaluation_job
 from jobs.support.inputs import (
     check_model,
@@ -53,7 +53,7 @@ DOCUMENTS_LOOKED_AT = 16
 
 def main(arguments: list[str]) -> int:
     """Run the job; return the exit status: 0 completed, 1 failed, 2 wrong configuration, 130 interrupted."""
-    if "--help" in arguments:
+    if asks_for_help(arguments):
         return show_help(__doc__, TrainingConfig)
     dry_run = "--dry-run" in arguments
     try:

@@ -57,6 +57,7 @@ def load_config(arguments: list[str], schema: type[Schema]) -> Schema:
     overrides = [a for a in arguments if a.partition("=")[0] not in given]
     for preset in presets:
         *bases, (name, layer) = _layers(preset)
+        _check_preset(schema, name, layer)
         for base_name, base in bases:  # of another job's preset only this schema's keys count: model, lengths
             where = _shown_preset(base_name)
             _check_interpolation(base, where, resolve)
@@ -103,6 +104,17 @@ def save_config(config: object, path: Path) -> None:
 
 def config_yaml(config: object) -> str:
     return OmegaConf.to_yaml(OmegaConf.structured(config))
+
+
+def _check_preset(schema: type, name: str, layer: DictConfig) -> None:
+    """Raise a `ConfigError` if a preset in configs/ has keys that the schema lacks."""
+    valid = list(_keys(schema))
+    unknown = [key for key in _paths(layer) if not _is_known(key, valid)]
+    if unknown and not names_file(name):  # of a preset outside configs/, _merge names the key
+        raise ConfigError(
+            f"{_shown_preset(name)}: unknown key {_shown(unknown[0])!r}{_nearest(unknown[0], valid)}\n"
+            f"{_shown(name)} is no preset of this job; its presets are: {', '.join(preset_names(schema)) or 'none'}"
+        )
 
 
 def _layers(preset: str, above: tuple[str, ...] = ()) -> list[tuple[str, DictConfig]]:

@@ -1,6 +1,8 @@
-"""The checks of a configuration before anything starts. All faults are reported at once.
+"""The checks of a configuration before anything starts.
 
-`load_config` has already checked that numbers are in range: no count is below 0, no share above 1.
+`check_rules` reports all broken rules at once. Other checks come in turn, each with all faults of its kind: before the
+rules, `load_config` checks that numbers are in range (no count is below 0, no share above 1); after them, a job checks
+its files, its model and the code that the configuration names.
 """
 
 import itertools

@@ -2,9 +2,11 @@
 
 import time
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from omegaconf import MISSING
 
+from pipeline.config import CONFIGS
 from pipeline.dtype import chosen_dtype
 
 
@@ -153,9 +155,16 @@ class JobConfig:
     wandb: WandbSection = field(default_factory=WandbSection)
 
     def complete(self, presets: list[str]) -> None:
-        """Name the run after its presets and start time unless it has a name, and resolve the dtype auto."""
+        """Name the run after its presets and start time unless it has a name; resolve the model's path and dtype."""
+        self.model.path = from_repository(self.model.path)
         self.run.name = self.run.name or "-".join([*presets, time.strftime("%Y%m%d-%H%M%S")])
         self.model.dtype = chosen_dtype(self)
+
+
+def from_repository(path: str) -> str:
+    """The path; in absolute form if only the repository has it. So presets work in any working directory."""
+    there = CONFIGS.parent / path
+    return str(there) if there.exists() and not Path(path).exists() else path
 
 
 @dataclass

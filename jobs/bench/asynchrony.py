@@ -14,7 +14,7 @@ import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from jobs.support.driver import show_help
+from jobs.support.driver import asks_for_help, show_help
 from pipeline.config import load_config
 from pipeline.errors import ConfigError
 
@@ -31,7 +31,7 @@ class Settings:
 
 
 def main(arguments: list[str]) -> int:
-    if "--help" in arguments:
+    if asks_for_help(arguments):
         return show_help(__doc__, Settings)
     try:
         settings = load_config(arguments, Settings)

@@ -17,7 +17,7 @@ from statistics import fmean
 import psutil
 
 from actors.generation.generator_pool import GeneratorPool
-from jobs.support.driver import show_help
+from jobs.support.driver import asks_for_help, show_help
 from jobs.support.ray_token import private_folder, require_token
 from pipeline.config import load_config
 from pipeline.data.documents.synthetic import CHUNK_TOKENS, synthetic_problem
@@ -37,13 +37,13 @@ class Settings:
 
 
 def main(arguments: list[str]) -> int:
-    if "--help" in arguments:
+    if asks_for_help(arguments):
         return show_help(__doc__, Settings)
     try:
         settings = load_config(arguments, Settings)
         check(settings)
     except ConfigError as error:
-        print(error, file=sys.stderr)
+        print(f"configuration error:\n{error}", file=sys.stderr)
         return 2
     import ray
 

@@ -21,7 +21,7 @@ import psutil
 import torch
 from torch.nn.functional import linear_cross_entropy
 
-from jobs.support.driver import show_help
+from jobs.support.driver import asks_for_help, show_help
 from pipeline.config import load_config
 from pipeline.errors import ConfigError
 from pipeline.learning.objective import token_losses
@@ -197,13 +197,12 @@ def main(arguments: list[str]) -> int:
     if arguments and arguments[0] == "--measure":  # the process of one variant
         print(json.dumps(measure(arguments[1], Settings(**json.loads(arguments[2])))))
         return 0
-    if "--help" in arguments:
+    if asks_for_help(arguments):
         return show_help(__doc__, Settings)
     try:
         settings = load_config(arguments, Settings)
     except ConfigError as error:
-        keys = ", ".join(f"{key}={value}" for key, value in asdict(Settings()).items())
-        print(f"{error}\nkeys and their defaults: {keys}", file=sys.stderr)
+        print(f"configuration error:\n{error}", file=sys.stderr)
         return 2
     results: dict[str, list[dict]] = {name: [] for name in VARIANTS}
     for number in range(settings.rounds):

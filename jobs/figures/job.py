@@ -27,7 +27,7 @@ from jobs.figures.recipe import (
     is_done,
     steps_of,
 )
-from jobs.support.driver import show_help
+from jobs.support.driver import asks_for_help, show_help
 from jobs.support.progress import JobProgress
 from jobs.support.run_folder import RunFolder
 from jobs.support.stop_signals import StopSignals
@@ -39,7 +39,7 @@ from pipeline.summary import duration
 
 def main(arguments: list[str]) -> int:
     """Run the job; return the exit status: 0 completed, 1 a step failed, 2 wrong configuration, 130 interrupted."""
-    if "--help" in arguments:
+    if asks_for_help(arguments):
         return show_help(__doc__, FiguresConfig)
     dry_run = "--dry-run" in arguments
     try:

@@ -33,7 +33,8 @@ class FiguresConfig:
     chunks: list[int] = field(default_factory=lambda: [8, 32, 128, 512, 2048])  # document lengths of figure 1
     ablation_chunks: list[int] = field(default_factory=lambda: [8, 32, 128, 512])  # document lengths of figure 2
     transfer_chunks: list[int] = field(default_factory=lambda: [8, 32, 128])  # document lengths of figure 3
-    samplings: list[str] = field(default_factory=lambda: list(SAMPLINGS))  # how answers are sampled: names in SAMPLINGS
+    # how answers are sampled: some of sampled (temperature 1), paper (0.7, top-p 0.95), greedy
+    samplings: list[str] = field(default_factory=lambda: list(SAMPLINGS))
     at_once: int = 1  # steps that run at the same time
 
 

@@ -18,6 +18,10 @@ PRINT = functools.partial(print, flush=True)
 EXIT_STATUS = {"completed": 0, "interrupted": 130}
 
 
+def asks_for_help(arguments: list[str]) -> bool:
+    return "--help" in arguments or "-h" in arguments
+
+
 def show_help(what: str, schema: type) -> int:
     """Print a job's description and its keys with their defaults and comments; return the exit status."""
     print(what.strip(), "", f"Keys and defaults ({REQUIRED} must be set):", "", help_text(schema), sep="\n")

@@ -18,7 +18,7 @@ from jobs.support.driver import EXIT_STATUS, start_ray
 from jobs.support.evaluation import check, evaluate
 from jobs.support.inputs import check_model
 from jobs.support.run_folder import RunFolder, base_folder
-from pipeline.config import load_config
+from pipeline.config import config_yaml, load_config
 from pipeline.data.filtered_sets import KEPT, kept_file, kept_ids
 from pipeline.data.quarantine import Quarantine
 from pipeline.errors import ConfigError, DataError
@@ -36,7 +36,10 @@ QUARANTINE = "quarantine/questions.jsonl"
 
 @dataclass
 class FilterConfig(EvaluationConfig):
-    """`data.path` is HotpotQA's JSON (a name ending in .json), or samples as in an evaluation."""
+    """The samples whose questions a model does not answer without the document.
+
+    `data.path` is HotpotQA's JSON (a name ending in .json), or samples as in an evaluation.
+    """
 
     output: str = MISSING  # folder for kept.jsonl, dropped/dropped.jsonl, filter.json, and the answers in evaluation/
     only: list[str] = field(default_factory=list)  # HotpotQA's JSON: only questions that these filters kept
@@ -51,8 +54,14 @@ def filter_samples(arguments: list[str]) -> int:
     """
     if fixed := [a for a in arguments if a.startswith(("run.name=", "run.folder="))]:
         raise ConfigError(f"{fixed[0]}: a filter writes all its files to output=…")
+    dry_run = "--dry-run" in arguments
+    arguments = [a for a in arguments if a != "--dry-run"]
     config = load_config([*arguments, "preset=filter"], FilterConfig)  # after presets in the arguments
+    if dry_run:
+        print(config_yaml(config))
     check_filter(config)
+    if dry_run:
+        return 0
     folder = base_folder(in_job=start_ray()) / config.output
     with RunFolder(folder):
         return filter_into(folder, config)

@@ -66,6 +66,7 @@ def load_model_files(model: ModelSection) -> tuple[Any, dict]:
 
 def model_settings(model: ModelSection) -> dict:
     """The content of a model's config.json. Raises OSError or ValueError if there is none or it is malformed."""
+    check_model_there(model.path)
     file = Path(model.path) / "config.json"
     settings = json.loads(file.read_bytes()) if file.exists() else {}
     if not isinstance(settings, dict):
@@ -74,6 +75,14 @@ def model_settings(model: ModelSection) -> dict:
         return settings
     read = model_config(model)  # transformers knows all key names and defaults, but takes seconds to import
     return read.to_dict() | {"max_position_embeddings": getattr(read, "max_position_embeddings", None)}
+
+
+def check_model_there(path: str) -> None:
+    """Raise FileNotFoundError if there is no such model folder and no model on Hugging Face can have this name."""
+    names_folder = path.startswith(("/", ".", "~", "models/")) or path.count("/") > 1
+    if names_folder and not Path(path).exists():
+        made = "; run `make smollm2`" if path == "models/smollm2" else ""
+        raise FileNotFoundError(f"no such folder (from {Path.cwd()}){made}")
 
 
 def model_config(model: ModelSection):

@@ -22,6 +22,7 @@ from pipeline.data.quarantine import Quarantine
 from pipeline.data.samples import SampleSource
 from pipeline.errors import BadRow, DataError
 from pipeline.files import atomic_output, exists, is_file, join, list_files
+from pipeline.named_code import SPELLING
 from pipeline.problems import Problem
 
 QUARANTINE = "quarantine"  # folder in the output
@@ -145,7 +146,8 @@ class RulerSettings(Settings):
 
     tokenizer: str = MISSING  # counts lengths: Hugging Face folder or name
     trust_remote_code: bool = False  # run the tokenizer's own code, if it brings any
-    # names in RULER_TASKS
+    # some of niah_single_1, niah_single_2, niah_single_3, niah_multikey_1, niah_multikey_2, niah_multikey_3,
+    # niah_multivalue, niah_multiquery, vt, cwe, fwe, qa_1, qa_2
     tasks: list[str] = field(default_factory=lambda: [t for t in RULER_TASKS if t not in ("cwe", "qa_2")])
     tokens: list[int] = field(default_factory=lambda: [2**k for k in range(13, 20)])  # per document: 8K … 512K
     count: int = 128  # samples per task and length
@@ -188,15 +190,20 @@ class SyntheticSettings(Settings):
 
     chunks: list[int] = field(default_factory=lambda: [8])  # per document, 18 tokens each
     count: int = 1000  # samples per task and length
-    tasks: list[str] = field(default_factory=lambda: ["chains"])  # names in SYNTHETIC_TASKS
+    tasks: list[str] = field(default_factory=lambda: ["chains"])  # some of chains, needles, values, long_chains
+    # scorer that the rows name: qa, values, or a name in scorer.modules of the run that reads them; empty: values for
+    # the task values, else qa
+    task: str = ""
 
     def faults(self) -> list[str]:
         needed = [SYNTHETIC_TASKS[task].most_needed for task in self.tasks if task in SYNTHETIC_TASKS]
         found = _at_least(self, 1, "count") + _lengths(self, "chunks", max(needed, default=1))
+        if SPELLING.fullmatch(self.task):
+            found.append(f"task={self.task!r} names code, which rows may not; name it in scorer.modules of the run")
         return super().faults() + found + _tasks(self.tasks, SYNTHETIC_TASKS)
 
     def sets(self, folder: str, anew: bool) -> list[SampleSet]:
-        made = [SyntheticRecipe(self.seed, n, self.count, task) for task in self.tasks for n in self.chunks]
+        made = [SyntheticRecipe(self.seed, n, self.count, task, self.task) for task in self.tasks for n in self.chunks]
         return [SampleSet(recipe.set_name, recipe.length, "tokens", recipe, self.count) for recipe in made]
 
 

@@ -17,7 +17,8 @@ class EvaluationData:
     path: str = ""  # file: samples as JSON lines or parquet, or a folder of such files, as made by jobs.prepare
     synthetic_chunks: list[int] = field(default_factory=lambda: [8])  # synthetic: document lengths in chunks
     synthetic_count: int = 256  # synthetic: questions per task and length
-    synthetic_tasks: list[str] = field(default_factory=lambda: ["chains"])  # synthetic: names in SYNTHETIC_TASKS
+    # synthetic: some of chains, needles, values, long_chains
+    synthetic_tasks: list[str] = field(default_factory=lambda: ["chains"])
     synthetic_seed: int = EVALUATION_SEED  # synthetic: seed of the problems; a training run uses its run.seed
     sets: list[str] = field(default_factory=list)  # only these sets, as named in the samples' metadata; empty: all
     lengths: list[str] = field(default_factory=list)  # only these lengths, as named there; empty: all

@@ -16,7 +16,7 @@ class FineTuningData:
     source: str = "file"  # file (conversations), or demonstrations (made in the tiny language)
     path: str = ""  # file: conversations as JSON lines or parquet, or a folder of such files
     max_bad_share: float = 0.05  # stop the run if more than this share of the rows is quarantined
-    curriculum: str = "reading"  # demonstrations: a name in CURRICULA of pipeline/fine_tuning/demonstrations.py
+    curriculum: str = "reading"  # demonstrations: reading, careful or direct
 
 
 @dataclass

@@ -28,7 +28,7 @@ class UpdateResult:
         return self.grad_norm is None
 
     @property
-    def suspects(self) -> list[int]:
+    def culprits(self) -> list[int]:
         """The groups that may have caused a skipped update, by their index in the step.
 
         These are the groups whose loss was not finite, or all groups if only the gradient was not finite.

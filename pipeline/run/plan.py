@@ -114,7 +114,8 @@ def plan_text(config: TrainingConfig, architecture: Architecture | None, documen
 def _token_lines(config: TrainingConfig, chunks: int | None) -> list[str]:
     a, t = config.agent, config.train
     if chunks is None:
-        return ["without data.path the documents' lengths, and so the tokens per step, are unknown"]
+        why = f"data.path={config.data.path} cannot be read" if config.data.path else "data.path is not set"
+        return [f"{why}: the documents' lengths, and so the tokens per step, are unknown"]
     episodes = t.groups_per_step * t.group_size
     slots = a.problem_tokens + a.memory_tokens
     written = episodes * (chunks * a.memory_tokens + a.answer_tokens)

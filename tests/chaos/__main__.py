@@ -16,6 +16,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import textwrap
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -24,9 +25,11 @@ from statistics import mean
 
 import psutil
 
+from jobs.support.driver import asks_for_help
 from jobs.support.ray_token import require_token
 from tests.support.faults import ROOT, busy_engine, check_history, check_rows, inject, rows_of, training
 
+WIDTH = 100  # columns of the report's prose
 REPORT = ROOT / "docs" / "reliability.md"
 STEPS_BETWEEN = 2  # steps after a fault, when the run is in its steady state again
 FIRST_STEP = 3  # before which nothing is broken
@@ -278,13 +281,14 @@ def of_random_kills(folder: Path) -> list[str]:
         print(name, f"{time.time() - begin:.0f} s", killed, {n: summary[n] for n in COUNTED}, flush=True)
     (usual, _, calm, _), (took, summary, rows, killed) = results["undisturbed"], results["disturbed"]
     rewards = [mean(row["reward"] for row in of[-20:]) for of in (calm, rows)]
-    return [
+    said = (
         f"{len(killed)} kills in {RANDOM_STEPS} steps ({', '.join(killed)}): {took / usual:.2f} times the time of the "
         f"same run undisturbed, effective training time ratio {rows[-1]['effective_time_ratio']:.2f}; mean reward of "
         f"the last 20 steps {rewards[1]:.3f}, undisturbed {rewards[0]:.3f}; "
         + ", ".join(f"{n.replace('_', ' ')} {summary[n]}" for n in COUNTED)
         + f"; every one of the {RANDOM_STEPS * GROUPS} groups trained once."
-    ]
+    )
+    return textwrap.wrap(said, WIDTH, break_long_words=False, break_on_hyphens=False)
 
 
 def table(outcomes: list[Outcome]) -> list[str]:
@@ -300,6 +304,9 @@ PARTS = {"processes": of_processes, "nodes": of_nodes, "random": of_random_kills
 
 
 def main(arguments: list[str]) -> int:
+    if asks_for_help(arguments):
+        print((__doc__ or "").strip())
+        return 0
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     require_token()
     write = "--write" in arguments

@@ -242,7 +242,7 @@ def test_an_update_that_is_not_finite_is_skipped_on_all_ranks_and_its_group_is_n
     config, before, steps, (spoiled, after, next_step), _ = trained
     assert sorted(update.skipped for update in spoiled) == [False] * (len(spoiled) - 1) + [True]
     (skipped,) = [update for update in spoiled if update.skipped]
-    assert GROUPS - 1 in skipped.groups and skipped.suspects == [GROUPS - 1]
+    assert GROUPS - 1 in skipped.groups and skipped.culprits == [GROUPS - 1]
     assert all(rank["grad_norm"] is None for rank in skipped.ranks)
     assert all(torch.isfinite(weight).all() for weight in after.values())
     changed = [name for name in before if not torch.equal(before[name], after[name])]

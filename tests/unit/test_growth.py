@@ -1,4 +1,4 @@
-"""What a run holds does not grow with its steps: 10,000 of them, in seconds, of a run whose engines only pretend."""
+"""The parts that keep something of every step bound what they hold: lines, the journal, the figure's curves."""
 
 import asyncio
 from dataclasses import replace

@@ -98,8 +98,8 @@ def test_a_skipped_update_is_counted_and_left_out_of_the_averages():
     row = step_row(1, 1, records([1, 0]), [update(rank(tokens=10, loss=0.2)), bad], [])
     assert row["updates"] == 1 and row["updates_skipped"] == 1
     assert row["tokens_trained"] == 10 and row["loss"] == pytest.approx(0.2)
-    assert bad.suspects == [1]
-    assert update(rank(grad_norm=None), rank(grad_norm=None), groups=[0, 3]).suspects == [0, 3]
+    assert bad.culprits == [1]
+    assert update(rank(grad_norm=None), rank(grad_norm=None), groups=[0, 3]).culprits == [0, 3]
 
 
 def test_a_step_whose_updates_were_all_skipped_has_a_row_and_a_line():

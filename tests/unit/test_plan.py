@@ -12,7 +12,7 @@ from pipeline.data.rows import write_problem_file
 from pipeline.learning.memory import architecture_of, built_architecture, layer_activations
 from pipeline.problems import Problem
 from pipeline.run.config import load_training_config
-from pipeline.run.plan import GIB, document_chunks, learner_memory
+from pipeline.run.plan import GIB, document_chunks, learner_memory, plan_text
 
 
 def known(name: str):
@@ -137,6 +137,13 @@ def test_a_dry_run_of_a_paper_preset_prints_its_plan_without_a_network(
     assert "on its device" in printed and "reference model" in printed
     assert ("dynamic sampling: a step discards at most 1280" in printed) == (preset == "memagent_7b_dapo")
     assert "   400             6400          1e-06" in printed
+
+
+def test_the_plan_says_why_the_documents_lengths_are_unknown():
+    for arguments, why in (([], "data.path is not set: "), (["data.path=none"], "data.path=none cannot be read: ")):
+        assert f"\n{why}the documents' lengths" in plan_text(
+            load_training_config(["preset=memagent_7b", *arguments]), None
+        )
 
 
 def test_a_dry_run_prints_the_plan_and_starts_nothing(random_model, capsys):

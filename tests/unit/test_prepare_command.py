@@ -6,7 +6,7 @@ import pytest
 
 from jobs import prepare
 from pipeline.config import load_config
-from pipeline.data.recipes import RECIPES, RulerSettings
+from pipeline.data.recipes import RECIPES, RulerSettings, SyntheticSettings
 from pipeline.errors import DataError
 from pipeline.summary import duration
 from tests.support.ruler_sources import squad, written
@@ -39,12 +39,33 @@ def test_a_source_that_is_too_small_for_the_longest_documents_is_said_before_any
         (["synthetic", "output=o", "chunks=[2]", "tasks=[chains,values]"], "chunks=2 must be at least 3"),
         (["synthetic", "output=o", "tasks=[needle]"], "there is no 'needle'; there are: chains, needles, "),
         (["synthetic", "output=o", "tasks=[chains,chains]"], "tasks: chains comes twice"),
+        (["synthetic", "output=o", "task=my_rewards:gate"], "task='my_rewards:gate' names code, which rows may not"),
+        (["synthetic", "output=o", "chunks=[1]", "--dry-run"], "chunks=1 must be at least 2"),
+        (
+            ["filter", "output=o", "model.path=m", "evaluate.methods=[memory]", "--dry-run"],
+            "a filter asks with closed_book only",
+        ),
         (["synthetic", "output=o", "count=0", "rows_per_file=0"], "rows_per_file must be at least 1\ncount must be"),
     ],
 )
 def test_a_wrong_command_says_what_is_wrong(arguments, message, capsys):
     assert prepare.main(arguments) == 2
     assert message in capsys.readouterr().err
+
+
+def test_a_dry_run_prints_the_settings_and_writes_nothing(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert prepare.main(["synthetic", "output=o", "chunks=[2]", "--dry-run"]) == 0
+    assert "output: o\n" in capsys.readouterr().out and not list(tmp_path.iterdir())
+
+
+def test_synthetic_rows_name_the_scorer_that_is_asked_for():
+    given = {"output": "o", "count": 3, "chunks": [4], "tasks": ["chains", "values"]}
+
+    def scorers(**more) -> list[str]:
+        return [each.sample(0).task for each in SyntheticSettings(**given, **more).sets("o", anew=True)]
+
+    assert scorers() == ["qa", "values"] and scorers(task="gate") == ["gate", "gate"]
 
 
 def test_a_relative_output_of_a_job_is_under_the_home_directory(monkeypatch, tmp_path):

@@ -146,4 +146,4 @@ def test_a_wrong_setting_ends_before_anything_starts():
         text=True,
     )
     assert done.returncode == 2
-    assert "did you mean 'train.steps'" in done.stderr
+    assert done.stderr.startswith("configuration error:\n") and "did you mean 'train.steps'" in done.stderr

@@ -15,7 +15,9 @@ import pytest
         (["data.source=file", "data.path=/no/such/file"], "no such file"),
         (["data.source=file"], "set data.path"),
         (["train.method=pipeline.agents.memory:MemoryAgnet"], "the method 'pipeline.agents.memory:MemoryAgnet'"),
-        (["model.path=/no/such/model"], "model.path=/no/such/model"),
+        (["model.path=/no/such/model"], "model.path=/no/such/model: no such folder (from /"),
+        (["model.path=models/none"], "model.path=models/none: no such folder (from /"),
+        (["model.path=runs/mine/checkpoints/8/hf"], "no such folder (from /"),
         (["learner.ranks=0", "train.max_staleness=-1"], "train.max_staleness=-1"),
     ],
 )

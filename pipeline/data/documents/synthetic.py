@@ -93,13 +93,15 @@ def synthetic_problem(seed: int, index: int, chunks: int, task: str = "chains") 
 class SyntheticRecipe:
     """The first `count` problems of the series `seed`, as a `SampleSource` (pipeline/data/samples.py).
 
-    `metadata` also holds the `set` and the document's `length` in tokens of the language's own tokenizer.
+    `metadata` also holds the `set` and the document's `length` in tokens of the language's own tokenizer. The problems
+    name the scorer `scorer`; empty: the task's own.
     """
 
     seed: int
     chunks: int
     count: int
     task: str = "chains"
+    scorer: str = ""
 
     @property
     def set_name(self) -> str:
@@ -119,7 +121,8 @@ class SyntheticRecipe:
 
     def sample(self, index: int) -> Problem:
         problem = synthetic_problem(self.seed, index, self.chunks, self.task)
-        return replace(problem, metadata=problem.metadata | {"set": self.set_name, "length": self.length})
+        metadata = problem.metadata | {"set": self.set_name, "length": self.length}
+        return replace(problem, task=self.scorer or problem.task, metadata=metadata)
 
     def row(self, index: int) -> tuple[str, object]:
         raise LookupError("no problem of the language is bad")
