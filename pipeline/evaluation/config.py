@@ -13,7 +13,7 @@ from pipeline.sections import GenerationConfig, RowLimits, ScoringSection
 @dataclass
 class EvaluationData:
     source: str = "file"  # file, or synthetic (problems of pipeline/data/documents/synthetic.py, made on demand)
-    path: str = ""  # file: samples (pipeline/problems.py) as JSON lines or parquet, or a folder of such files
+    path: str = ""  # file: samples (pipeline/data/rows.py) as JSON lines or parquet, or a folder of such files
     synthetic_chunks: list[int] = field(default_factory=lambda: [8])  # synthetic: document lengths in chunks
     synthetic_count: int = 256  # synthetic: questions per task and length
     synthetic_tasks: list[str] = field(default_factory=lambda: ["chains"])  # synthetic: names in SYNTHETIC_TASKS
