@@ -1,5 +1,6 @@
 """The sections of the jobs' configurations: every key with its default, and its unit in the comment."""
 
+import re
 import time
 from dataclasses import dataclass, field
 
@@ -152,9 +153,14 @@ class JobConfig:
     model: ModelSection = field(default_factory=ModelSection)
     wandb: WandbSection = field(default_factory=WandbSection)
 
-    def complete(self, presets: list[str]) -> None:
-        """Name the run after its presets and the time unless it has a name, and resolve the model's dtype auto."""
-        self.run.name = self.run.name or "-".join([*presets, time.strftime("%Y%m%d-%H%M%S")])
+    @staticmethod
+    def defaults(presets: list[str]) -> dict[str, str]:
+        """The name of a run without one: its presets and the time, without characters that no name may hold."""
+        names = [re.sub(r"[^\w.-]", "_", preset).lstrip(".-") for preset in presets]
+        return {"run.name": "-".join([*filter(None, names), time.strftime("%Y%m%d-%H%M%S")])}
+
+    def complete(self) -> None:
+        """Resolve the model's dtype auto."""
         self.model.dtype = chosen_dtype(self)
 
 
