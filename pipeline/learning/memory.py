@@ -4,17 +4,10 @@ from dataclasses import dataclass
 
 # What actors/learning/zero_engine.py lets DeepSpeed hold on a device, in numbers.
 GATHERED_PARAMETERS = 10**9
-
-
 REDUCE_BUCKET = 10**8
-
-
 # What pipeline/learning/policy.py lets the logits of a chunk take, in float32 numbers: 256 MiB.
 LOGITS_IN_MEMORY = 2**26
-
-
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3")  # decoders whose parameters are counted here
-
 
 SIZES = (
     "hidden_size",
