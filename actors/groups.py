@@ -147,7 +147,7 @@ class Groups:
         """
         entry = self.ledger.generator_lost(group_id, blame)
         self.changed()
-        if blame and entry.kept:
+        if blame and entry.reserved:
             raise BadRow(f"{entry.deaths} generators died under it, the last one while it ran nothing else")
         if blame and entry.deaths == SUSPECT_DEATHS:
             self._say(f"· {entry.deaths} generators died under group {group_id}, which goes on alone on one")
@@ -156,16 +156,13 @@ class Groups:
         """Wait for a generator that a running group can go on with, and return it."""
         return await self._until(lambda: self.ledger.move(group_id))
 
-    def add(self, group_id: str, record: GroupRecord, ref: ray.ObjectRef) -> bool:
-        """A running group is generated and scored. Returns whether it is kept; False if dynamic sampling discards it,
-        and another problem takes its place."""
-        ended = {group_id: self.ledger.entries[group_id]}
-        kept = self.ledger.add(group_id, record, ref)
-        if not kept:
+    def add(self, group_id: str, record: GroupRecord, ref: ray.ObjectRef) -> None:
+        """A running group is generated and scored. Dynamic sampling may discard it: another problem takes its place."""
+        if discarded := self.ledger.add(group_id, record, ref):
             self._discarded.append(record)
-            self._end(ended, self.problems.done)
-        self.changed()
-        return kept
+            self._end(discarded, self.problems.done)
+        else:
+            self.changed()
 
     def fail(self, group_id: str, error: Exception) -> None:
         """A running group failed: its problem is run again, as another group, or withdrawn after too many attempts.

@@ -7,8 +7,8 @@ trained; or it fails or is dropped as stale, and its problem is run again as a n
 stays the same group when it moves to another generator, as its own died, and when it was finished, is lost, and is made
 again.
 
-A group under which `SUSPECT_DEATHS` generators died is a suspect: a generator is kept for it, runs nothing else, and
-shows whether it was this group.
+A group under which `SUSPECT_DEATHS` generators died is a suspect: a generator is reserved for it, runs nothing else,
+and shows whether it was this group.
 
 Steps count what was trained, versions count what generators were given. Both go up by one with every step; after a
 rollback to a checkpoint the steps go back, and the weights of the checkpoint get a version that was never used.
@@ -51,7 +51,7 @@ class Entry:
     record: GroupRecord | None = None  # once it is buffered
     ref: object = None  # to its episodes, as long as there is a record
     deaths: int = 0  # of generators that ran it, since it was last finished
-    kept: str = ""  # the generator that is kept for it alone
+    reserved: str = ""  # the generator that is reserved for it alone
 
 
 Ended = dict[str, Entry]  # groups that are in the ledger no more, by id
@@ -114,33 +114,32 @@ class Ledger:
         return entry
 
     def move(self, group_id: str) -> str | None:
-        """Give a running group to the generator with the fewest, a suspect to an empty one that is then kept for it;
+        """Give a running group to the generator with the fewest, a suspect to an empty one that is reserved for it;
         return that generator, or None if there is none now."""
         entry = self._expect(group_id, RUNNING)
         if entry.deaths < SUSPECT_DEATHS:
             entry.generator = next(iter(self._by_load()), "")
         else:
-            if entry.kept not in self.generators:
-                entry.kept = next(iter(self._by_load()), "")
-            runs = any(other.state == RUNNING and other.generator == entry.kept for other in self.entries.values())
-            entry.generator = "" if runs else entry.kept
+            if entry.reserved not in self.generators:
+                entry.reserved = next(iter(self._by_load()), "")
+            runs = any(other.state == RUNNING and other.generator == entry.reserved for other in self.entries.values())
+            entry.generator = "" if runs else entry.reserved
         return entry.generator or None
 
-    def add(self, group_id: str, record: GroupRecord, ref: object = None) -> bool:
-        """A group has been generated and scored. Returns False if dynamic sampling discards it.
+    def add(self, group_id: str, record: GroupRecord, ref: object = None) -> Ended:
+        """A group has been generated and scored. Returns it if dynamic sampling discards it, else nothing.
 
         Once the step that is being filled has discarded `max_discarded` groups, the others are kept whatever their
         rewards: a model that has nothing more to learn must not generate for ever.
         """
         entry = self._expect(group_id, RUNNING)
         if not record.is_informative and self.discarded_since_take < self.max_discarded:
-            self._end([group_id])
             self.discarded += 1
             self.discarded_since_take += 1
-            return False
+            return self._end([group_id])
         entry.state, entry.record, entry.ref = BUFFERED, record, ref
-        entry.generator, entry.deaths, entry.kept = "", 0, ""
-        return True
+        entry.generator, entry.deaths, entry.reserved = "", 0, ""
+        return {}
 
     def fail(self, group_id: str) -> Ended:
         """A group was lost on a generator or a scorer."""
@@ -210,9 +209,9 @@ class Ledger:
         return {group_id: self.entries.pop(group_id) for group_id in group_ids}
 
     def _by_load(self) -> list[str]:
-        """The generators that are not kept for a suspect, those with the fewest running groups first."""
-        kept = {entry.kept for entry in self.entries.values()}
-        load = {name: 0 for name in self.generators if name not in kept}
+        """The generators that are not reserved for a suspect, those with the fewest running groups first."""
+        reserved = {entry.reserved for entry in self.entries.values()}
+        load = {name: 0 for name in self.generators if name not in reserved}
         for entry in self.entries.values():
             if entry.state == RUNNING and entry.generator in load:
                 load[entry.generator] += 1
