@@ -52,9 +52,7 @@ class Coordinator(JobActor):
     def __init__(self, config: TrainingConfig, folder: str, lease: Lease):
         super().__init__(folder, lease)
         self.config = config
-        self.quarantine = Quarantine.outliving(
-            self.folder / "quarantine.jsonl", config.data.max_bad_share, self.storage
-        )
+        self.quarantine = Quarantine.outliving(self.quarantine_file, config.data.max_bad_share)
         self.started_again = was_started_again()
         journal = Journal.remote()
         self.generators = GeneratorPool(config, self.say, journal, self._generator_joined, self._generator_left)
@@ -117,7 +115,7 @@ class Coordinator(JobActor):
         if self._tracking:  # a run that could not start still needs the rows of earlier steps for its summary
             await asyncio.wait([self._tracking], timeout=CLOSING_S)
         unwritten = await self.tracker.flush() if self.tracker and not self.lease_lost else {}
-        return unwritten | await self.finish_files(self.quarantine.kept)
+        return unwritten | await self.finish_files(self.quarantine_file)
 
     def summary(self, outcome: Outcome, seconds: float, unwritten: dict[str, int]) -> dict:
         return run_summary(
@@ -258,7 +256,7 @@ class Coordinator(JobActor):
         self.check_lease()
         row = self.accounts.step_done(step, updates, waited, trained)
         await self.reports.report(cast(Tracking, self.tracker), row, step)
-        self.say_of(self.quarantine.kept)
+        self.say_of(self.quarantine_file)
         self.reports.check_updates(self.step, step, updates)
         if self.step % self.config.train.checkpoint_every == 0:
             await self._save()

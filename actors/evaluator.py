@@ -48,9 +48,7 @@ class Evaluator(JobActor):
     def __init__(self, config: EvaluationConfig, folder: str, lease: Lease):
         super().__init__(folder, lease)
         self.config = config
-        self.quarantine = Quarantine.outliving(
-            self.folder / "quarantine.jsonl", config.data.max_bad_share, self.storage
-        )
+        self.quarantine = Quarantine.outliving(self.quarantine_file, config.data.max_bad_share)
         self.tables = Storage(self.folder, TABLES_S)  # separate: tables take long, other writes must not wait
         self.results: LineFile | None = None
         self.successes: LineFile | None = None
@@ -117,7 +115,7 @@ class Evaluator(JobActor):
 
     def _files(self) -> list[LineFile]:
         """The files to which lines are appended."""
-        return [file for file in (self.quarantine.file, self.successes, self.results) if file]
+        return [file for file in (self.quarantine_file, self.successes, self.results) if file]
 
     async def _evaluate(self) -> None:
         try:

@@ -35,9 +35,7 @@ class FineTuner(JobActor):
     def __init__(self, config: FineTuningConfig, folder: str, lease: Lease):
         super().__init__(folder, lease)
         self.config = config
-        self.quarantine = Quarantine.outliving(
-            self.folder / "quarantine.jsonl", config.data.max_bad_share, self.storage
-        )
+        self.quarantine = Quarantine.outliving(self.quarantine_file, config.data.max_bad_share)
         self.digest = hashlib.sha256()
         self.curve: list[dict] = []  # losses and data hashes for the record
         self.step = self.tokens = 0
@@ -62,7 +60,7 @@ class FineTuner(JobActor):
 
     async def put_away(self, outcome: Outcome) -> dict[str, int]:
         unwritten = await self.tracker.flush() if self.tracker and not self.lease_lost else {}
-        return unwritten | await self.finish_files(self.quarantine.kept)
+        return unwritten | await self.finish_files(self.quarantine_file)
 
     def summary(self, outcome: Outcome, seconds: float, unwritten: dict[str, int]) -> dict:
         return {
@@ -122,7 +120,7 @@ class FineTuner(JobActor):
                 "seconds": time.monotonic() - begin,
             }
             await self.tracker.log(row)
-            self.say_of(self.quarantine.kept)
+            self.say_of(self.quarantine_file)
             skipped = skipped + 1 if row["grad_norm"] is None else 0
             if skipped == MAX_SKIPPED:
                 raise RunFailed(f"{skipped} steps in a row were skipped: their gradient is not finite")

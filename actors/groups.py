@@ -147,7 +147,7 @@ class Groups:
         """
         entry = self.ledger.generator_lost(group_id, blame)
         self.changed()
-        if blame and entry.kept:
+        if blame and entry.reserved:
             raise BadRow(f"{entry.deaths} generators died under it, the last one while it ran nothing else")
         if blame and entry.deaths == SUSPECT_DEATHS:
             self._say(f"· {entry.deaths} generators died under group {group_id}; it continues alone on one")
@@ -156,19 +156,14 @@ class Groups:
         """Wait for a generator on which a running group can continue, and return its name."""
         return await self._until(lambda: self.ledger.move(group_id))
 
-    def add(self, group_id: str, record: GroupRecord, ref: ray.ObjectRef) -> bool:
-        """Buffer a running group that was generated and scored.
-
-        Returns:
-            Whether it is kept; False if dynamic sampling discards it, so that another problem replaces it.
-        """
-        ended = {group_id: self.ledger.entries[group_id]}
-        kept = self.ledger.add(group_id, record, ref)
-        if not kept:
+    def add(self, group_id: str, record: GroupRecord, ref: ray.ObjectRef) -> None:
+        """Buffer a running group that was generated and scored. Dynamic sampling may discard it instead, so that another
+        problem replaces it."""
+        if discarded := self.ledger.add(group_id, record, ref):
             self._discarded.append(record)
-            self._end(ended, self.problems.done)
-        self.changed()
-        return kept
+            self._end(discarded, self.problems.done)
+        else:
+            self.changed()
 
     def fail(self, group_id: str, error: Exception) -> None:
         """End a running group that failed. Its problem is run again as a new group, or withdrawn after max_attempts.

@@ -53,6 +53,7 @@ class JobActor:
         self.folder, self.lease = Path(folder), lease
         self.lease_lost = ""  # why the folder now belongs to another run
         self.storage = Storage(folder)
+        self.quarantine_file = LineFile(self.folder / "quarantine.jsonl", self.storage)
         self._beating: asyncio.Future | None = None
         self._lease_failed = False
         self._unwritable: set[str] = set()  # names of files that were reported

@@ -225,7 +225,18 @@ async def follow(client: "JobSubmissionClient", job: str, on_line: Callable[[str
 def whole_preset(argument: str, working_dir: Path) -> str:
     """The argument, with an absolute path if it names a preset by its file."""
     key, _, value = argument.partition("=")
-    return f"preset={(working_dir / value).resolve()}" if key == "preset" and names_file(value) else argument
+    return f"preset={whole_path(str(working_dir / value))}" if key == "preset" and names_file(value) else argument
+
+
+def whole_evaluation(evaluation: str, working_dir: Path) -> str:
+    """`train.evaluation` with absolute paths for preset files. Raises `SubmissionError` if one holds a blank."""
+    arguments = [whole_preset(argument, working_dir) for argument in evaluation.split()]
+    if blank := [argument for argument in arguments if len(argument.split()) > 1]:
+        raise SubmissionError(
+            f"train.evaluation: its arguments are separated by blanks, and {blank[0]!r} holds one; "
+            "move the preset's file to a folder without blanks in its path"
+        )
+    return " ".join(arguments)
 
 
 def whole_paths(config: TrainingConfig, working_dir: Path) -> list[str]:
@@ -234,6 +245,8 @@ def whole_paths(config: TrainingConfig, working_dir: Path) -> list[str]:
     if names_file(config.agent.prompt_template):
         paths["agent.prompt_template"] = working_dir / config.agent.prompt_template
     given = [f"{key}={whole_path(str(path))}" for key, path in paths.items() if path.exists()]
+    evaluation = whole_evaluation(config.train.evaluation, working_dir)
+    given += [f"train.evaluation={json.dumps(evaluation)}"] * (evaluation.split() != config.train.evaluation.split())
     folders = [f if "://" in f else str((working_dir / f).resolve()) for f in config.data.passage_folders]
     return given + [f"data.passage_folders={json.dumps(folders)}"] * bool(folders)
 

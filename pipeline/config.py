@@ -9,6 +9,7 @@ import contextlib
 import dataclasses
 import difflib
 import itertools
+import os
 import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -29,14 +30,14 @@ UNREADABLE = (OmegaConfBaseException, yaml.YAMLError, ValueError, OverflowError,
 SHOWN = 200  # characters of a value in a message
 INTERPOLATION = "interpolation"  # a command-line key beside those of the schema
 
-
 Schema = TypeVar("Schema")
 
 
 def load_config(arguments: list[str], schema: type[Schema]) -> Schema:
     """Resolve `preset=<name or file> key=value …` into a typed configuration.
 
-    A schema may have a method `complete(presets)`, which fills in values that depend on others.
+    A schema may have a static method `defaults(presets)`: values by dotted name for keys that are empty, set before
+    `${…}` is resolved. It may have a method `complete()`, which fills in values that depend on others.
     `interpolation=yes` resolves `${…}` in values.
 
     Raises:
@@ -71,21 +72,30 @@ def load_config(arguments: list[str], schema: type[Schema]) -> Schema:
         key, _, value = override.partition("=")
         if _type_of(schema, key) is str and isinstance(_leaf(_as_written(layer)), bool | int | float):
             layer = OmegaConf.create({})
-            OmegaConf.update(layer, key, value)  # YAML reads no as false, and 007 as 7
+            # YAML reads no as false, and 007 as 7. A comment is no part of the value.
+            OmegaConf.update(layer, key, re.split(r"\s#", value, maxsplit=1)[0].strip())
         config = _merge(schema, config, layer, _shown(override), resolve)
-    if missing := OmegaConf.missing_keys(config):
-        presets = preset_names(schema)
-        or_preset = f" (or choose a preset: {', '.join(presets)})" if presets else ""
-        raise ConfigError(f"set {', '.join(sorted(missing))}{or_preset}")
     try:
+        _set_defaults(config, schema, presets)
+        if missing := OmegaConf.missing_keys(config):
+            others = preset_names(schema)
+            or_preset = f" (or choose a preset: {', '.join(others)})" if others else ""
+            raise ConfigError(f"set {', '.join(sorted(missing))}{or_preset}")
         made = cast(Schema, OmegaConf.to_object(config))
     except OmegaConfBaseException as error:  # an interpolation without a target
         raise ConfigError(_first_line(error)) from None
     if faults := [*number_faults(made), *_text_faults(made)]:
         raise ConfigError("\n".join(faults))
     if hasattr(made, "complete"):
-        made.complete([Path(preset).stem for preset in presets])
+        made.complete()
     return made
+
+
+def _set_defaults(config: DictConfig, schema: type, presets: list[str]) -> None:
+    if hasattr(schema, "defaults"):
+        for key, value in schema.defaults([_stem(preset) for preset in presets]).items():
+            if not OmegaConf.select(config, key):
+                OmegaConf.update(config, key, value)
 
 
 def preset_names(schema: type) -> list[str]:
@@ -118,13 +128,18 @@ def _check_preset(schema: type, name: str, layer: DictConfig) -> None:
 
 
 def _layers(preset: str, above: tuple[str, ...] = ()) -> list[tuple[str, DictConfig]]:
-    """The preset, preceded by the presets it builds on (`preset: <name>` in its file)."""
+    """The preset, preceded by the presets it builds on (`preset: <name or file>` in its file).
+
+    The path of such a file is relative to the folder of the file that names it.
+    """
     if preset in above:
         raise ConfigError(f"{_shown_preset(preset)} builds on itself: {' → '.join([*above, preset])}")
     layer = _read_layer(preset)
     base = _as_written(layer).get("preset")
     if base is not None and not isinstance(base, str):
         raise ConfigError(f"{_shown_preset(preset)}: preset must be the name of one preset")
+    if base and names_file(base):
+        base = os.path.abspath(_preset_path(preset).parent / base)
     layer = OmegaConf.masked_copy(layer, [str(key) for key in layer if key != "preset"])
     return [*(_layers(base, (*above, preset)) if base else []), (preset, layer)]
 
@@ -149,6 +164,10 @@ def names_file(named: str) -> bool:
 
 def _shown_preset(preset: str) -> str:
     return _shown(preset) if names_file(preset) else f"configs/{_shown(preset)}.yaml"
+
+
+def _stem(preset: str) -> str:
+    return Path(preset).stem if names_file(preset) else preset
 
 
 def _preset_path(name: str) -> Path:

@@ -1,5 +1,6 @@
 """The configuration sections that jobs share: every key with its default, and its meaning and unit in the comment."""
 
+import re
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -154,10 +155,15 @@ class JobConfig:
     model: ModelSection = field(default_factory=ModelSection)
     wandb: WandbSection = field(default_factory=WandbSection)
 
-    def complete(self, presets: list[str]) -> None:
-        """Name the run after its presets and start time unless it has a name; resolve the model's path and dtype."""
+    @staticmethod
+    def defaults(presets: list[str]) -> dict[str, str]:
+        """The name of a run without one: its presets and start time, without characters that no name may hold."""
+        names = [re.sub(r"[^\w.-]", "_", preset).lstrip(".-") for preset in presets]
+        return {"run.name": "-".join([*filter(None, names), time.strftime("%Y%m%d-%H%M%S")])}
+
+    def complete(self) -> None:
+        """Resolve the model's path and dtype."""
         self.model.path = from_repository(self.model.path)
-        self.run.name = self.run.name or "-".join([*presets, time.strftime("%Y%m%d-%H%M%S")])
         self.model.dtype = chosen_dtype(self)
 
 

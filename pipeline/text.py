@@ -11,14 +11,8 @@ import numpy as np
 from pipeline.end_tokens import named_end_tokens
 
 BLOCK = 1 << 18  # characters of a document encoded at a time
-
-
 WORD_END = re.compile(r"\S(?=\s)")
-
-
 CONTEXT = 64  # characters on each side that decide whether a document can be cut at a place
-
-
 PLACES = 100  # places tried for one cut
 
 

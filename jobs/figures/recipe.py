@@ -222,7 +222,6 @@ TITLES = {
     "transfer": "Accuracy on untrained tasks, before and after RL",
 }
 
-
 POOLED = (
     "Intervals are over questions. A line over several training runs pools the questions of all runs; its intervals "
     "do not include the spread between training seeds, which has its own table in the file."

@@ -23,7 +23,6 @@ METHODS = {
     "closed_book": "pipeline.agents.closed_book:ClosedBookAgent",
 }
 
-
 Tokenized = TypeVar("Tokenized")  # what an agent's `tokenize` returns
 
 

@@ -100,11 +100,6 @@ class ProblemQueue:
         return problem
 
     @property
-    def failures(self) -> dict[int, int]:
-        """How many attempts at a problem have failed, by its position; where none has, it is not here."""
-        return {position: one.failures for position, one in self._open.items() if one.failures}
-
-    @property
     def withdrawn(self) -> list[str]:
         """The ids of the withdrawn problems, sorted."""
         return sorted(self._withdrawn)

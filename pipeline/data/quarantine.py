@@ -10,11 +10,9 @@ from typing import Any, TypeVar
 
 from pipeline.credentials import without_credentials
 from pipeline.errors import BadRow, DataError
-from pipeline.storage import LineFile, Storage, append
+from pipeline.storage import LineFile, append
 
 KEPT = 10_000  # the most that the quarantine keeps of a row: characters of a text, values of a list
-
-
 FIELDS = ("id", "question", "answers", "task", "document", "passages", "passage_file", "metadata")
 
 
@@ -56,18 +54,12 @@ class Quarantine:
     rows: int = 0
     bad: int = 0
     _ids: set[str] = field(default_factory=set)
-    file: LineFile | None = None
+    line_file: LineFile | None = None
 
     @classmethod
-    def outliving(cls, path: Path, max_share: float, storage: Storage) -> "Quarantine":
+    def outliving(cls, file: LineFile, max_share: float) -> "Quarantine":
         """A quarantine that a full disk does not stop: `file` keeps what cannot be written, and `add` never waits."""
-        return cls(path, max_share, file=LineFile(path, storage))
-
-    @property
-    def kept(self) -> LineFile:
-        """The file of one that is `outliving`."""
-        assert self.file is not None, "a full disk stops this quarantine"
-        return self.file
+        return cls(file.path, max_share, line_file=file)
 
     def add(self, row_id: str, reason: str, row: object, withdrawn: bool = False) -> None:
         """Turn a row away. A row that comes again when the data is read again is not counted twice.
@@ -89,8 +81,8 @@ class Quarantine:
             {"id": row_id, "reason": reason} | ({"withdrawn": True} if withdrawn else {}) | {"row": row_to_show(row)}
         )
         line = without_credentials(json.dumps(entry, ensure_ascii=False))
-        if self.file:
-            self.file.put(line)
+        if self.line_file:
+            self.line_file.put(line)
         else:
             append(f"{line}\n", self.path)
         if self.total is not None:

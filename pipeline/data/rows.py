@@ -29,11 +29,7 @@ from pipeline.rewards.scoring import SCORERS
 from pipeline.sections import AgentSection, RowLimits
 
 SHOWN = 100  # characters of a row's value that a reason repeats; of a path, so many at each end
-
-
 PATH_CHARACTERS = 4096  # the longest path on Linux
-
-
 PASSAGE_CHARACTERS = len("Document 1:\n\n\n")  # the least that a passage adds to the document
 
 

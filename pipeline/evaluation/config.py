@@ -12,9 +12,9 @@ from pipeline.sections import GenerationConfig, RowLimits, ScoringSection
 
 @dataclass
 class EvaluationData:
-    # file (samples, pipeline/problems.py), or synthetic (problems made on demand, pipeline/data/documents/synthetic.py)
-    source: str = "file"
-    path: str = ""  # file: samples as JSON lines or parquet, or a folder of such files, as made by jobs.prepare
+    source: str = "file"  # file, or synthetic (problems made on demand, pipeline/data/documents/synthetic.py)
+    # file: samples (pipeline/data/rows.py) as JSON lines or parquet, or a folder of such files, as made by jobs.prepare
+    path: str = ""
     synthetic_chunks: list[int] = field(default_factory=lambda: [8])  # synthetic: document lengths in chunks
     synthetic_count: int = 256  # synthetic: questions per task and length
     # synthetic: some of chains, needles, values, long_chains

@@ -4,17 +4,10 @@ from dataclasses import dataclass
 
 # DeepSpeed's limits on a device, set by actors/learning/zero_engine.py, in numbers.
 GATHERED_PARAMETERS = 10**9
-
-
 REDUCE_BUCKET = 10**8
-
-
 # Size limit of a chunk's logits in pipeline/learning/policy.py, in float32 numbers: 256 MiB.
 LOGITS_IN_MEMORY = 2**26
-
-
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3")  # model types whose parameters `architecture_of` can count
-
 
 SIZES = (
     "hidden_size",

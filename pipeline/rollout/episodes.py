@@ -206,7 +206,6 @@ class ScoredGroup:
     lengths: np.ndarray  # tokens of each conversation, int64 [C]
     response_lengths: np.ndarray  # tokens of each conversation's response, int64 [C]
     oldest_version: int
-    newest_version: int
     mixed_version_episodes: int  # episodes whose tokens were written by more than one version
     cut_conversations: int  # responses that the length limit cut off
     rewards: np.ndarray  # the scorer's reward of each episode, float32 [G]
@@ -265,7 +264,6 @@ def scored_group(
         lengths=group.lengths,
         response_lengths=np.diff(starts),
         oldest_version=int(group.versions.min()),
-        newest_version=int(group.versions.max()),
         mixed_version_episodes=sum(len(versions) > 1 for versions in of_episode.values()),
         cut_conversations=sum(reason == "length" for reason in group.finish_reasons),
         rewards=rewards,

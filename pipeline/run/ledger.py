@@ -50,7 +50,7 @@ class Entry:
     record: GroupRecord | None = None  # set once the group is buffered
     ref: object = None  # reference to its episodes, while there is a record
     deaths: int = 0  # generators that died under it since it was last scored
-    kept: str = ""  # the generator reserved for it alone
+    reserved: str = ""  # the generator reserved for it alone
 
 
 Ended = dict[str, Entry]  # groups that left the ledger, by id
@@ -122,27 +122,26 @@ class Ledger:
         if entry.deaths < SUSPECT_DEATHS:
             entry.generator = next(iter(self._by_load()), "")
         else:
-            if entry.kept not in self.generators:
-                entry.kept = next(iter(self._by_load()), "")
-            runs = any(other.state == RUNNING and other.generator == entry.kept for other in self.entries.values())
-            entry.generator = "" if runs else entry.kept
+            if entry.reserved not in self.generators:
+                entry.reserved = next(iter(self._by_load()), "")
+            runs = any(other.state == RUNNING and other.generator == entry.reserved for other in self.entries.values())
+            entry.generator = "" if runs else entry.reserved
         return entry.generator or None
 
-    def add(self, group_id: str, record: GroupRecord, ref: object = None) -> bool:
-        """Buffer a group that has been generated and scored. Returns False if dynamic sampling discards it.
+    def add(self, group_id: str, record: GroupRecord, ref: object = None) -> Ended:
+        """Buffer a group that has been generated and scored. Returns it if dynamic sampling discards it, else nothing.
 
         Once `max_discarded` groups have been discarded for the coming step, further groups are kept whatever their
         rewards. Otherwise a model that has nothing left to learn would generate forever.
         """
         entry = self._expect(group_id, RUNNING)
         if not record.is_informative and self.discarded_since_take < self.max_discarded:
-            self._end([group_id])
             self.discarded += 1
             self.discarded_since_take += 1
-            return False
+            return self._end([group_id])
         entry.state, entry.record, entry.ref = BUFFERED, record, ref
-        entry.generator, entry.deaths, entry.kept = "", 0, ""
-        return True
+        entry.generator, entry.deaths, entry.reserved = "", 0, ""
+        return {}
 
     def fail(self, group_id: str) -> Ended:
         """End a running group that failed on a generator or a scorer."""
@@ -215,8 +214,8 @@ class Ledger:
 
     def _by_load(self) -> list[str]:
         """The generators that are not reserved for a suspect, fewest running groups first."""
-        kept = {entry.kept for entry in self.entries.values()}
-        load = {name: 0 for name in self.generators if name not in kept}
+        reserved = {entry.reserved for entry in self.entries.values()}
+        load = {name: 0 for name in self.generators if name not in reserved}
         for entry in self.entries.values():
             if entry.state == RUNNING and entry.generator in load:
                 load[entry.generator] += 1

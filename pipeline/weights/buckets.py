@@ -9,7 +9,6 @@ import xxhash
 
 ALIGNMENT = 64  # bytes; every tensor begins at a multiple of this
 
-
 Entries = tuple[tuple[str, str, tuple[int, ...], int], ...]  # name, dtype, shape, offset in bytes
 
 

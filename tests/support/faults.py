@@ -24,7 +24,6 @@ SMALL = (
     "train.evaluation='' wandb.mode=disabled generator.timeout_s=600"
 ).split()
 
-
 LIMIT_S = 900  # for what takes seconds on a quiet machine: tests wait for events, and time only ends what is broken
 
 

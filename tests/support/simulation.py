@@ -147,7 +147,7 @@ class Scorers(Pretended):
         self._group = group
 
     async def score(self, version: int, *_) -> ScoredGroup:
-        return replace(self._group, oldest_version=version, newest_version=version)
+        return replace(self._group, oldest_version=version)
 
 
 class Learners(Pretended):

@@ -23,8 +23,6 @@ from tests.support.malformed_files import SECRET, lying_offsets
 pytestmark = pytest.mark.usefixtures("soon")
 
 HUGE = "x" * 200
-
-
 GOOD = {"id": "good", "question": "Who?", "answers": ["Ann"], "document": "Ann did."}
 LONG = {"document": None, "passages": [0], "passage_file": "passages.arrow"}  # a document by reference
 

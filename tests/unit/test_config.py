@@ -234,3 +234,18 @@ def test_the_window_is_within_the_models_positions():
 @pytest.mark.parametrize("text", ["no", "007", "1e3", "on"])
 def test_a_text_on_the_command_line_is_kept_as_it_is_written(text):
     assert load_training_config(["preset=tiny", f"run.name={text}"]).run.name == text
+
+
+@pytest.mark.parametrize("value", ["007 # x", " 007", "007 ", "007\t# x", "007   #"])
+def test_a_comment_and_outer_blanks_are_no_part_of_a_text(value):
+    assert load_training_config(["preset=tiny", f"run.name={value}"]).run.name == "007"
+
+
+def test_other_values_may_name_the_run_whose_name_was_made():
+    named = "train.checkpoint_folder=/data/${run.name}"
+    config = load_training_config(["preset=tiny", "interpolation=yes", named])
+    assert config.run.name.startswith("tiny-") and config.train.checkpoint_folder == f"/data/{config.run.name}"
+    config = load_training_config(["preset=tiny", "interpolation=yes", named, "run.name=mine"])
+    assert config.train.checkpoint_folder == "/data/mine"
+    with pytest.raises(ConfigError, match="Interpolation key 'run.nam' not found"):
+        load_training_config(["preset=tiny", "interpolation=yes", "run.name=${run.nam}"])

@@ -114,8 +114,9 @@ class GroupLives(RuleBasedStateMachine):
         entry, reference = self.ledger.entries[group_id], Reference()
         self.references.append(weakref.ref(reference))
         version = entry.first_version
-        record = replace(RECORDS[not informative], group_id=group_id, oldest_version=version, newest_version=version)
-        if not self.groups.add(group_id, record, reference):
+        record = replace(RECORDS[not informative], group_id=group_id, oldest_version=version)
+        self.groups.add(group_id, record, reference)
+        if group_id not in self.ledger.entries:
             assert not informative and self.train.dynamic_sampling
             self.discarded.append(entry.position)
             self.discarded_since += 1
@@ -173,7 +174,7 @@ class GroupLives(RuleBasedStateMachine):
         for group_id, entry in self.running().items():
             if entry.generator != name:
                 continue
-            alone, deaths = entry.kept, entry.deaths
+            alone, deaths = entry.reserved, entry.deaths
             try:
                 self.groups.generator_lost(group_id, blame)
             except BadRow as error:
@@ -296,7 +297,8 @@ class GroupLives(RuleBasedStateMachine):
         assert sorted({*positions}) == sorted(positions) and sorted({*again}) == sorted(again)
         assert not {*positions} & {*again} and self.queue._open.keys() <= {*positions, *again}
         assert {*positions} <= self.queue._open.keys()
-        assert self.queue.failures == {p: n for p, n in self.attempts.items() if n and p in self.queue._open}
+        failures = {position: problem.failures for position, problem in self.queue._open.items() if problem.failures}
+        assert failures == {p: n for p, n in self.attempts.items() if n and p in self.queue._open}
         held = {id(entry.ref) for entry in entries.values() if entry.state in (BUFFERED, TRAINING)}
         assert all(
             (entry.ref is None) == (entry.record is None) == (entry.state == RUNNING) for entry in entries.values()

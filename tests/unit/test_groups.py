@@ -11,6 +11,7 @@ from actors.groups import Groups
 from pipeline.data.problem_queue import ProblemQueue
 from pipeline.data.problem_stream import START
 from pipeline.data.quarantine import Quarantine
+from pipeline.run.ledger import BUFFERED
 from tests.support.groups import random_group, record_of
 from tests.support.simulation import Handle, Problems
 
@@ -36,7 +37,8 @@ async def admit(groups, number: int) -> list[str]:
 
 def add(groups, *group_ids: str) -> None:
     for group_id in group_ids:
-        assert groups.add(group_id, record_of(GROUP, group_id, [0, 1, 0]), f"reference to {group_id}")
+        groups.add(group_id, record_of(GROUP, group_id, [0, 1, 0]), f"reference to {group_id}")
+        assert groups.ledger.entries[group_id].state == BUFFERED
 
 
 def has(groups, version: int | None, name: str = "g") -> None:

@@ -52,7 +52,7 @@ def test_training_ends_before_it_reports_or_saves(tiny_config, tmp_path, monkeyp
         with pytest.raises(RunFailed, match="another run has the folder"):
             await asyncio.wait_for(run._train(), 30)
         run.cancel_all()
-        assert await run.finish_files(run.quarantine.file) == {}
+        assert await run.finish_files(run.quarantine_file) == {}
         await run.leave_summary({"status": "failed"})
         await run.release_lease()
         assert learners.saved_step == (2 if during == "train" else 1)

@@ -1,11 +1,14 @@
 """Presets outside configs/: a preset may be named by its file's path."""
 
+import re
+
 import pytest
 
 from jobs.support.inputs import check_model_there
 from pipeline.config import CONFIGS
 from pipeline.errors import ConfigError
 from pipeline.run.config import load_training_config
+from pipeline.run.rules import check_config
 
 
 def test_a_file_is_a_preset_and_may_build_on_another(tmp_path):
@@ -14,6 +17,33 @@ def test_a_file_is_a_preset_and_may_build_on_another(tmp_path):
     config, tiny = load_training_config([f"preset={path}"]), load_training_config(["preset=tiny"])
     assert config.train.steps == 7 and config.train.group_size == tiny.train.group_size
     assert config.run.name.startswith("my_preset-")  # a name is no path
+
+
+def test_a_file_that_a_preset_builds_on_is_beside_it(tmp_path, monkeypatch):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "base.yaml").write_text("preset: tiny\ntrain:\n  steps: 7\n")
+    (tmp_path / "mine" / "large.yaml").write_text("preset: base.yaml\ntrain:\n  group_size: 3\n")
+    (tmp_path / "mine" / "other.yaml").write_text("preset: ../mine/../mine/large.yaml\n")
+    monkeypatch.chdir(tmp_path)
+    for named in ("mine/large.yaml", "mine/other.yaml", tmp_path / "mine" / "large.yaml"):
+        train = load_training_config([f"preset={named}"]).train
+        assert (train.steps, train.group_size) == (7, 3)
+    (tmp_path / "mine" / "base.yaml").write_text("preset: ../mine/large.yaml\n")
+    with pytest.raises(ConfigError, match="builds on itself"):
+        load_training_config(["preset=mine/large.yaml"])
+    (tmp_path / "mine" / "base.yaml").unlink()
+    with pytest.raises(ConfigError, match=f"{tmp_path}/mine/base.yaml: no such file"):
+        load_training_config(["preset=mine/large.yaml"])
+
+
+@pytest.mark.parametrize(
+    ("file", "name"), [("gru mem.yaml", "gru_mem-"), ("-x@ü.yml", "x_ü-"), ("--.yaml", ""), ("v1.5.yaml", "v1.5-")]
+)
+def test_a_run_has_a_legal_name_whatever_its_preset_file_is_called(tmp_path, file, name):
+    (tmp_path / file).write_text("preset: tiny\n")
+    config = load_training_config([f"preset={tmp_path / file}"])
+    check_config(config)
+    assert re.fullmatch(re.escape(name) + r"\d{8}-\d{6}", config.run.name)
 
 
 def test_a_file_that_is_missing_or_wrong_is_named(tmp_path, monkeypatch):

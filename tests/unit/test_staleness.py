@@ -61,8 +61,8 @@ def test_any_schedule_keeps_the_bound_and_loses_nothing(data):
         elif move == "finish" and running:
             group_id = data.draw(st.sampled_from(running))
             finished = record(group_id, ledger.entries[group_id].first_version, data.draw(rewards))
-            kept = ledger.add(group_id, finished)
-            assert kept or not finished.is_informative
+            discarded = ledger.add(group_id, finished)
+            assert not discarded or not finished.is_informative
             assert ledger.discarded_since_take <= most
         elif move == "update":
             name = data.draw(st.sampled_from(sorted(ledger.generators)))
@@ -123,7 +123,7 @@ def test_any_faults_leave_a_history_that_has_every_problem_once(data):
                     position += 1
         elif move == "finish" and running:
             group_id = running[0]
-            assert ledger.add(group_id, record(group_id, ledger.entries[group_id].first_version))
+            assert not ledger.add(group_id, record(group_id, ledger.entries[group_id].first_version))
         elif move == "update":
             ledger.generators = dict.fromkeys(ledger.generators, ledger.version)
         elif move == "kill":
@@ -233,16 +233,16 @@ def test_a_group_cannot_be_added_twice():
 def test_dynamic_sampling_discards_groups_of_equal_rewards_up_to_its_cap_for_each_step():
     ledger = Ledger(groups_per_step=2, max_staleness=0, steps=2, max_discarded=2, generators={"g": 0})
     equal = (1.0, 1.0)
-    kept = []
+    discarded = []
     for group_id, rewards in [("a", equal), ("b", (0.0, 1.0)), ("c", equal), ("d", equal)]:
         ledger.admit(group_id, 0)
-        kept.append(ledger.add(group_id, record(group_id, 0, rewards)))
-    assert kept == [False, True, False, True]  # the cap is reached: "d" is trained though it teaches nothing
+        discarded.append([*ledger.add(group_id, record(group_id, 0, rewards))])
+    assert discarded == [["a"], [], ["c"], []]  # the cap is reached: "d" is trained though it teaches nothing
     assert sorted(take(ledger)[0]) == ["b", "d"] and ledger.discarded == 2
     ledger.step_done()
     ledger.generators["g"] = 1
     ledger.admit("e", 0)
-    assert not ledger.add("e", record("e", 1, equal))
+    assert [*ledger.add("e", record("e", 1, equal))] == ["e"]
 
 
 @pytest.mark.parametrize(
@@ -256,4 +256,4 @@ def test_a_run_ends_when_more_than_its_share_of_groups_failed(failed, done, ends
 def test_without_dynamic_sampling_every_group_is_trained():
     ledger = Ledger(groups_per_step=1, max_staleness=0, steps=1, generators={"g": 0})
     ledger.admit("a", 0)
-    assert ledger.add("a", record("a", 0, (1.0, 1.0))) and take(ledger) == (["a"], [])
+    assert not ledger.add("a", record("a", 0, (1.0, 1.0))) and take(ledger) == (["a"], [])

@@ -130,15 +130,15 @@ def test_a_line_that_was_cut_off_stays_a_line_of_its_own(tmp_path):
 
 def test_a_quarantine_outlives_a_full_disk_where_it_is_to_and_raises_elsewhere(tmp_path, full):
     file = tmp_path / "quarantine.jsonl"
-    strict, lasting = Quarantine(file, 1.0), Quarantine.outliving(file, 1.0, Storage(tmp_path))
+    strict, lasting = Quarantine(file, 1.0), Quarantine.outliving(LineFile(file, Storage(tmp_path)), 1.0)
     full(0)
     with pytest.raises(OSError, match="No space left"):
         strict.add("a", "bad", {})
     lasting.add("a", "bad", {})
     lasting.add("b", "worse \ud800", {})
-    assert lasting.bad == 2 and "No space left" in lasting.file.write() and lasting.file.unwritten == 2
+    assert lasting.bad == 2 and "No space left" in lasting.line_file.write() and lasting.line_file.unwritten == 2
     full(None)
-    lasting.file.write()
+    lasting.line_file.write()
     assert [json.loads(line)["id"] for line in file.read_text().splitlines()] == ["a", "b"]
 
 

@@ -13,7 +13,7 @@ import pytest
 from rich.console import Console
 
 import jobs.support.local_head
-from jobs.submit import Interrupts, whole_paths
+from jobs.submit import Interrupts, SubmissionError, whole_paths, whole_preset
 from jobs.support.local_head import find_cluster, free_port, local_head
 from jobs.support.progress import JobProgress
 from jobs.support.ray_token import ClusterError, is_this_machine, require_token
@@ -130,6 +130,25 @@ def test_files_are_given_by_their_whole_path(tmp_path):
         f"{tmp_path}/shared",
         "s3://bucket/x",
     ]
+
+
+def test_preset_files_are_given_by_their_whole_path(tmp_path):
+    (tmp_path / "mine.yaml").touch()
+    (tmp_path / "link.yaml").symlink_to("elsewhere/mine.yaml")  # it names its base beside itself
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "mine.yaml").touch()
+    assert whole_preset("preset=mine.yaml", tmp_path) == f"preset={tmp_path / 'mine.yaml'}"
+    assert whole_preset("preset=link.yaml", tmp_path) == f"preset={tmp_path / 'link.yaml'}"
+    assert whole_preset("preset=tiny", tmp_path) == "preset=tiny"
+    evaluation = "train.evaluation=preset=eval_tiny preset=./mine.yaml evaluate.methods=[memory]"
+    arguments = ["preset=tiny", "model.path=some/name", evaluation]
+    given = whole_paths(load_training_config(arguments), tmp_path)
+    train = load_training_config([*arguments, *given]).train
+    assert train.evaluation == f"preset=eval_tiny preset={tmp_path / 'mine.yaml'} evaluate.methods=[memory]"
+    (tmp_path / "with blank").mkdir()
+    (tmp_path / "with blank" / "mine.yaml").touch()
+    with pytest.raises(SubmissionError, match=r"train\.evaluation: .* holds one; move the preset's file"):
+        whole_paths(load_training_config(arguments), tmp_path / "with blank")
 
 
 def test_which_clusters_are_on_this_machine():

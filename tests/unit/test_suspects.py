@@ -47,7 +47,8 @@ def test_who_kills_generators_is_quarantined_by_name_and_nobody_else_is_charged(
         assert len(ran) == SUSPECT_DEATHS + 1
     lost = {group_id.partition("#")[0] for _, group_ids in run.generators.together for group_id in group_ids}
     assert lost - deadly or generators == 4  # innocent ones, too
-    assert run.coordinator.groups.failures == {} and run.coordinator.groups.problems.failures == {}
+    assert run.coordinator.groups.failures == {}
+    assert not any(problem.failures for problem in run.coordinator.groups.problems._open.values())
     trained = [position for row in rows_of(tmp_path) for position in row["positions"]]
     assert len(trained) == len(set(trained)) == 48 and not {f"p{p % 25}" for p in trained} & deadly
     assert not run.coordinator.groups.ledger.generators.keys() - set(run.generators.names)
@@ -64,7 +65,7 @@ def test_a_suspect_waits_for_an_empty_generator_which_is_given_nothing_else():
     for _ in range(SUSPECT_DEATHS):
         ledger.generator_lost("q", blame=True)
         ledger.move("q")
-    assert ledger.entries["q"].kept == "a" and ledger.entries["q"].generator == ""  # s runs there
+    assert ledger.entries["q"].reserved == "a" and ledger.entries["q"].generator == ""  # s runs there
     assert ledger.next_generator() == "b" and ledger.admit("u", 4) == "b"
     ledger.fail("s")
     assert ledger.move("q") == "a"
@@ -104,7 +105,7 @@ def test_generators_that_leave_make_no_suspect():
     ledger.admit("q", 0), ledger.admit("r", 1)
     for _ in range(10):
         assert ledger.generator_lost("q", blame=False).deaths == 0
-        assert ledger.move("q") == "a" and ledger.entries["q"].kept == ""
+        assert ledger.move("q") == "a" and ledger.entries["q"].reserved == ""
 
 
 def queue_of(problems: int, tmp_path, cursor=START, withdrawn=()) -> ProblemQueue:
@@ -162,7 +163,7 @@ def test_a_problem_that_was_withdrawn_after_the_last_checkpoint_is_not_run_again
         first.groups.ledger.generators = {"g": 0}
         assert first.groups.ledger.admit("p1#0", handed_out[1]) == "g"
         first.groups.withdraw("p1#0", "generators died under it")
-        await first.finish_files(first.quarantine.file)
+        await first.finish_files(first.quarantine_file)
         with first.quarantine.path.open("a") as file:
             file.write('{"id": "p0", "withdrawn": tr')  # torn
         for state_of_checkpoint, expected in ((None, [0, 2, 3, 4]), (state, [0, 2, 4, 5])):
