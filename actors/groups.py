@@ -157,7 +157,7 @@ class Groups:
         return await self._until(lambda: self.ledger.move(group_id))
 
     def add(self, group_id: str, record: GroupRecord, ref: ray.ObjectRef) -> None:
-        """Buffer a running group that was generated and scored. Dynamic sampling may discard it instead, so that another
+        """Buffer a running group that was generated and scored. Dynamic sampling may discard it instead; then another
         problem replaces it."""
         if discarded := self.ledger.add(group_id, record, ref):
             self._discarded.append(record)
