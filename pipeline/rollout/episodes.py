@@ -1,6 +1,6 @@
 """Episodes as the agent makes them, and groups of episodes as flat arrays for the object store."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -55,6 +55,32 @@ class Episode:
     memories: Memories = field(default=NO_MEMORIES, compare=False)
 
 
+async def run_agent(agent, tokenized, llm) -> object:
+    """What an agent's `run` returns. `llm` gets copies of its prompts: an agent may change its lists.
+
+    Raises:
+        Exception: the first error of `llm`, also where the agent caught it, since the episode lacks a response; else
+            what the agent raised.
+    """
+    failures: list[Exception] = []
+
+    async def checked(prompt: list[int], max_tokens: int, role: str) -> Completion:
+        try:
+            return await llm(list(prompt), max_tokens, role)
+        except Exception as error:  # not a CancelledError: an agent may cancel a conversation
+            failures.append(error)
+            raise
+
+    try:
+        returned = await agent.run(tokenized, checked)
+    except Exception:
+        if not failures:
+            raise
+    if failures:
+        raise failures[0]
+    return returned
+
+
 async def run_episode(agent, tokenized, generate) -> Episode:
     """Run an agent (pipeline/agents) once on a tokenized problem.
 
@@ -73,10 +99,10 @@ async def run_episode(agent, tokenized, generate) -> Episode:
         place = len(conversations)
         conversations.append(None)
         response = await generate(prompt, max_tokens)
-        conversations[place] = Conversation(role, prompt, response)
+        conversations[place] = Conversation(role, prompt, replace(response, tokens=list(response.tokens)))
         return response
 
-    returned = await agent.run(tokenized, llm)
+    returned = await run_agent(agent, tokenized, llm)
     finished = [conversation for conversation in conversations if conversation is not None]
     answer = answer_of(returned, bool(finished) and finished[-1].response.finish_reason == "length")
     return Episode(finished, answer.text, bool(answer.cut), answer.memories)
@@ -162,9 +188,12 @@ def pack_group(
     """Lay the episodes of one problem out as flat arrays, with what their memories did if that was counted.
 
     Raises:
-        ValueError: a prompt is empty, so that nothing predicts the response; a log-prob is not a number.
+        ValueError: there is no conversation; a prompt is empty, so that nothing predicts the response; a log-prob is
+            not a number.
     """
     conversations = [(i, c) for i, episode in enumerate(episodes) for c in episode.conversations]
+    if not conversations:
+        raise ValueError("the agent asked the model nothing: no episode of the group has a conversation")
     for _, c in conversations:
         if not c.prompt:
             raise ValueError(f"the prompt of a {c.role} conversation is empty")
@@ -173,7 +202,7 @@ def pack_group(
     tokens = [np.asarray(c.prompt + c.response.tokens, dtype=np.int32) for _, c in conversations]
     return EpisodeGroup(
         problem_id=problem_id,
-        tokens=np.concatenate(tokens) if tokens else np.zeros(0, np.int32),
+        tokens=np.concatenate(tokens),
         offsets=np.cumsum([0] + [len(t) for t in tokens], dtype=np.int64),
         prompt_lengths=np.array([len(c.prompt) for _, c in conversations], dtype=np.int32),
         episodes=np.array([i for i, _ in conversations], dtype=np.int32),
