@@ -4,6 +4,7 @@ Formulas of MemAgent (arXiv 2507.02259, section 3): exact match of the last box 
 the share of the wanted values found for tasks that ask for several.
 """
 
+import contextlib
 import re
 import unicodedata
 from collections.abc import Callable, Mapping
@@ -18,6 +19,7 @@ Scorer = Callable[[str, tuple[str, ...]], float]
 
 NO_MODULES: Mapping[str, str] = {}
 LONGEST_RUN = 30  # combining marks
+LARGEST = float(np.finfo(np.float32).max)
 BOX_WINDOW = 300  # characters at the end of the answer in which the box is looked for
 BRACE = re.compile("[{}]")
 LATEX_SPACING = re.compile(r"\\[,;:! ]|\\quad|\\qquad|~")
@@ -101,9 +103,12 @@ def reward(task: str, answer: str, answers: tuple[str, ...], modules: Mapping[st
 
 
 def finite(value: object, who: str) -> float:
-    """A reward as a number. Raises `BadReward`, which names `who` returned it, if it is none or not finite."""
-    if isinstance(value, (int, float, np.number)) and np.isfinite(value):
-        return float(value)
+    """A reward as a number. Raises `BadReward`, which names `who` returned it, if it is none or not finite in float32,
+    in which rewards travel."""
+    if isinstance(value, (int, float, np.bool_, np.integer, np.floating)):
+        with contextlib.suppress(OverflowError):  # of an int
+            if abs(number := float(value)) <= LARGEST:  # NaN is not
+                return number
     raise BadReward(f"{who} returned {value!r}, not a finite number")
 
 

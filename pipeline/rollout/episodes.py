@@ -236,6 +236,7 @@ class ScoredGroup:
     roles: tuple[str, ...]  # of each conversation
     conversation_rewards: np.ndarray | None = None  # float32 [C]; None where the task's scorer gives none
     cut_answers: int = 0  # episodes whose answer the length limit cut off, which scores 0
+    conversations_differ: bool = False  # rewards of conversations of the same turn and role
 
     @property
     def response_tokens(self) -> int:
@@ -248,8 +249,9 @@ class ScoredGroup:
 
     @property
     def is_informative(self) -> bool:
-        """Whether the task's rewards differ, which is what dynamic sampling asks for."""
-        return bool(np.ptp(self.rewards) > 0)
+        """Whether the group compares anything, which is what dynamic sampling asks for: the task's rewards differ, or
+        those of conversations that are compared do and there are advantages."""
+        return bool(np.ptp(self.rewards) > 0) or (self.conversations_differ and bool(self.advantages.any()))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -295,4 +297,12 @@ def scored_group(
         roles=group.roles,
         conversation_rewards=conversation_rewards,
         cut_answers=int(group.cut_answers.sum()),
+        conversations_differ=conversation_rewards is not None and _differ_within_turns(group, conversation_rewards),
     )
+
+
+def _differ_within_turns(group: EpisodeGroup, rewards: np.ndarray) -> bool:
+    """Whether conversations of the same turn and role have different rewards [C]."""
+    first: dict[tuple[int, str], float] = {}
+    compared = zip(group.turns.tolist(), group.roles, rewards.tolist(), strict=True)
+    return any(first.setdefault((turn, role), reward) != reward for turn, role, reward in compared)

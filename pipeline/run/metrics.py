@@ -1,5 +1,6 @@
 """The row of metrics.jsonl that a step leaves."""
 
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,6 +9,8 @@ import numpy as np
 from pipeline.learning.token_metrics import added
 from pipeline.rollout.episodes import GroupRecord
 from pipeline.rollout.memory_counts import MemoryCounts, memory_shares
+
+NOT_IN_NAMES = re.compile(r"[^A-Za-z0-9_]")
 
 
 @dataclass(frozen=True)
@@ -97,12 +100,13 @@ def step_row(
 def conversation_rewards(records: list[GroupRecord]) -> dict[str, float]:
     """The mean reward of the conversations, and of those of each role; of everything generated, as the reward.
 
-    Only of the groups whose scorer gives conversations rewards; empty if there is none.
+    Only of the groups whose scorer gives conversations rewards; empty if there is none. What a metric's name cannot
+    have is _ in a role's.
     """
     given = [record for record in records if record.conversation_rewards is not None]
     if not given:
         return {}
     rewards = np.concatenate([record.conversation_rewards for record in given])
-    roles = np.array([role for record in given for role in record.roles])
+    roles = np.array([NOT_IN_NAMES.sub("_", role) for record in given for role in record.roles])
     of_roles = {f"turn_reward_{role}": float(rewards[roles == role].mean()) for role in np.unique(roles).tolist()}
     return {"turn_reward": float(rewards.mean()), **of_roles}
