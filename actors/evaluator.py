@@ -16,10 +16,10 @@ import ray
 
 from actors.generation.generator_pool import GeneratorLost, GeneratorPool
 from actors.job_actor import CLOSING_S, JobActor, Outcome
-from actors.scoring.answer_scoring import scores_of
+from actors.scoring.answer_scoring import EpisodeTasks, scores_of
 from actors.wandb_run import WandbRun
 from pipeline.data.quarantine import Quarantine
-from pipeline.errors import BadRow, ConfigError, DataError, RunFailed, reason_of
+from pipeline.errors import BadRow, DataError, RunFailed, reason_of
 from pipeline.evaluation.answers import AnswerRecord
 from pipeline.evaluation.config import EvaluationConfig
 from pipeline.evaluation.questions import Trial, input_states, open_source, read_questions, trials
@@ -28,7 +28,7 @@ from pipeline.evaluation.successes import open_successes, success_lines
 from pipeline.evaluation.summary import Progress, evaluation_summary, write_tables
 from pipeline.lease import Lease
 from pipeline.problems import Problem
-from pipeline.rewards.episode_scoring import scored_episode, scores_episodes
+from pipeline.rewards.episode_scoring import scored_episode
 from pipeline.rollout.episodes import Sampling
 from pipeline.run.ledger import SUSPECT_DEATHS
 from pipeline.storage import LineFile, Storage
@@ -62,6 +62,7 @@ class Evaluator(JobActor):
         self._waiting: asyncio.Queue[Trial] = asyncio.Queue()
         self._deaths: Counter[tuple] = Counter()  # generators that a trial may have killed, by its key
         self._room = Room(DOCUMENTS_UNDER_WAY)
+        self._episode_tasks = EpisodeTasks(config.scorer.modules)
         self._all_answered = asyncio.Event()
         self._tracking: asyncio.Future | None = None
 
@@ -248,7 +249,7 @@ class Evaluator(JobActor):
         attempt = 0
         while True:
             try:
-                whole = await asyncio.to_thread(self._scores_episodes, problem.task)
+                whole = await self._episode_tasks.has(problem.task)
                 return await self.pool.answer(problem, trial.method, sampling, e.memories, e.successes, whole), None
             except GeneratorLost as error:
                 self.failures["GeneratorLost"] += 1
@@ -264,13 +265,6 @@ class Evaluator(JobActor):
                 self.failures[type(error).__name__] += 1
                 if attempt == e.max_attempts:
                     return None, reason_of(error)
-
-    def _scores_episodes(self, task: str) -> bool:
-        """Whether the task's scorer needs the responses. False if it cannot be loaded: scoring reports that later."""
-        try:
-            return scores_episodes(task, self.config.scorer.modules)
-        except ConfigError:
-            return False
 
     def _is_suspect(self, trial: Trial) -> bool:
         return self._deaths[trial.key] >= SUSPECT_DEATHS

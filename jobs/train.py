@@ -41,6 +41,7 @@ from pipeline.rules import check_data_given
 from pipeline.run.checkpoints import checkpoints_of
 from pipeline.run.config import TrainingConfig, load_training_config
 from pipeline.run.history import RunTotals
+from pipeline.run.metrics import is_taken
 from pipeline.run.plan import plan_text
 from pipeline.run.report import run_summary
 from pipeline.run.rules import check_config
@@ -65,7 +66,7 @@ def main(arguments: list[str]) -> int:
         check_scorers(config.scorer.modules)
         check_transport(config.train.weight_transport)
         estimator_for(config.objective.advantage)
-        check_loss(config.objective.loss)
+        check_loss(config.objective, is_taken)
         check_model(config, [config.train.method])
         if is_evaluated(config):
             check_evaluation_job(evaluation_of(config, config.model.path))

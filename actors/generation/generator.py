@@ -28,6 +28,7 @@ from pipeline.rollout.episodes import (
     Sampling,
     pack_group,
     response_seed,
+    run_agent,
     run_episode,
 )
 from pipeline.rollout.memory_counts import MemoryCounts
@@ -76,7 +77,9 @@ class Generator:
     async def _start(self) -> None:
         # Imported here, so that processes that only hold a handle to this actor do not spend seconds on importing vLLM.
         from actors.generation.vllm_engine import VllmEngine
+        from pipeline.weights.bucket_files import remove_orphans
 
+        await asyncio.to_thread(remove_orphans)  # of a generator that was killed: they take memory until removed
         self._tokenizer = load_tokenizer(self.config.model.path, self.config.model.trust_remote_code)
         self.engine = VllmEngine(self.config, end_tokens(self._tokenizer), self.seed)
         await self.engine.start()
@@ -150,7 +153,7 @@ class Generator:
         """
         agent, tokenized = await self._tokenize(problem, method)
         recorder = AnswerRecorder(self._generate_in_time, sampling, transcript, responses)
-        answer = recorder.answer(await self._unless_engine_dies(agent.run(tokenized, recorder)))
+        answer = recorder.answer(await self._unless_engine_dies(run_agent(agent, tokenized, recorder)))
         (counts,) = await self._memory_counts(problem, tokenized, [answer.memories])
         return recorder.record(answer, tokenized, self._tokenizer, memories, counts)
 

@@ -9,8 +9,10 @@ import torch
 from actors.learning.zero_engine import ZeroEngine
 from pipeline.learning.losses import loss_for
 from pipeline.learning.packing import Item, Update, build_micro_batch
+from pipeline.learning.returned import check_returned
 from pipeline.learning.token_metrics import Histogram, Max, Mean, Sums, TokenMetric, Total, added
 from pipeline.rollout.episodes import EpisodeGroup
+from pipeline.run.metrics import is_taken
 from pipeline.sections import ObjectiveSection
 
 # Log-probs under the proximal policy for each micro-batch of an update; None if it is unused or the policy itself.
@@ -79,29 +81,36 @@ class StepTrainer:
             inputs = inputs_of(batch)
             reference = self.engine.reference(*inputs)
             logprobs, entropy = self.engine.forward(*inputs)
-            token_losses, metrics = self._token_losses(
-                logprobs,
-                entropy,
-                batch["advantages"],
-                batch["rewards"],
-                behaviour=batch["behaviour"],
-                proximal=proximal[number],
-                reference=reference,
-                objective=self.objective,
-            )
+            # Before the objective is called, which may change what it is given.
             own = own_metrics(version, batch, entropy.detach(), logprobs.detach() if at_start else proximal[number])
-            check_returned(self.objective.loss, token_losses, logprobs, metrics.keys() & own.keys())
-            losses = torch.where(batch["is_response"], token_losses, 0.0)
-            loss = losses.sum() / update.tokens
-            not_finite.update(batch["groups"][~torch.isfinite(losses)].tolist())
+            own_sums = {n: m.kind.of(m.values if items else m.values[:0]) for n, m in own.items()}
+            with torch.set_grad_enabled(bool(items)):  # of a placeholder only the names of the metrics are wanted
+                returned = self._token_losses(
+                    logprobs,
+                    entropy,
+                    batch["advantages"],
+                    batch["rewards"],
+                    behaviour=batch["behaviour"],
+                    proximal=proximal[number],
+                    reference=reference,
+                    objective=self.objective,
+                )
+            given = logprobs if items else logprobs.detach()
+            token_losses, metrics = check_returned(self.objective.loss, returned, given, is_taken)
+            if items:
+                losses = torch.where(batch["is_response"], token_losses, 0.0)
+                loss = losses.sum() / update.tokens
+                not_finite.update(batch["groups"][~torch.isfinite(losses)].tolist())
+            else:  # all ranks go through the backward pass together; 0 times a loss that is not finite would be NaN
+                loss = 0.0 * (logprobs.sum() + entropy.sum()) / update.tokens
             is_finite = is_finite and bool(torch.isfinite(loss))
             last = number == len(update.micro_batches) - 1
             # A loss that is not finite makes the whole gradient non-finite, so that all ranks skip the update together.
             self.engine.backward(loss if is_finite or not last else loss * torch.nan, last)
             total += float(loss.detach())
             # A placeholder adds no tokens, only the names of the metrics.
-            of_batch = {n: m.kind.of(m.values if items else m.values[:0]) for n, m in (metrics | own).items()}
-            sums = added([sums, of_batch])
+            of_batch = {n: m.kind.of(m.values if items else m.values[:0]) for n, m in metrics.items()}
+            sums = added([sums, of_batch | own_sums])
         grad_norm, learning_rate = self.engine.step()
         return {
             "loss": total,
@@ -122,29 +131,6 @@ class StepTrainer:
 def inputs_of(batch: dict[str, torch.Tensor]) -> list[torch.Tensor]:
     """The tensors of a micro-batch that the policy takes as input."""
     return [batch[name] for name in ("tokens", "positions", "predict_at", "targets")]
-
-
-def check_returned(named: str, losses: object, logprobs: torch.Tensor, taken: set[str]) -> None:
-    """Check the result of a loss function.
-
-    Args:
-        named: the loss's name.
-        losses: the losses that it returned.
-        logprobs: the log-probs that it was given, float [R].
-        taken: names of its metrics that the learner uses itself.
-
-    Raises:
-        ValueError: there is not one loss per response token, or a name is taken.
-    """
-    if not isinstance(losses, torch.Tensor) or losses.shape != logprobs.shape:
-        got = tuple(losses.shape) if isinstance(losses, torch.Tensor) else type(losses).__name__
-        raise ValueError(
-            f"objective.loss={named} must return a loss for each token, {tuple(logprobs.shape)}, not {got}"
-        )
-    if taken:
-        raise ValueError(
-            f"objective.loss={named} has a metric {min(taken)!r}, which is one of the learner's; rename it"
-        )
 
 
 def own_metrics(

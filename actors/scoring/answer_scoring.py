@@ -54,6 +54,42 @@ async def scores_of(
     return scores, None
 
 
+class EpisodeTasks:
+    """Which tasks have scorers of whole episodes. Each is asked once, in a process of its own: a user's module may hang
+    or end the process when it is imported.
+
+    Args:
+        modules: scorer.modules of the configuration.
+    """
+
+    def __init__(self, modules: Mapping[str, str]):
+        self._modules = modules
+        self._asked: dict[str, asyncio.Task[bool]] = {}
+
+    async def has(self, task: str) -> bool:
+        """Whether the task's scorer wants the responses. False if it cannot be loaded, which its scoring then says."""
+        if task in SCORERS or task not in self._modules:
+            return False
+        if task not in self._asked:
+            self._asked[task] = asyncio.create_task(self._ask(task))
+        return await asyncio.shield(self._asked[task])
+
+    async def _ask(self, task: str) -> bool:
+        asking = scores_episodes_apart.remote(task, self._modules)
+        try:
+            async with asyncio.timeout(SCORER_LIMIT_S) as limit:
+                return await asking
+        except Exception:
+            if limit.expired():
+                ray.cancel(asking, force=True)
+            return False
+
+
+@ray.remote(num_cpus=0)
+def scores_episodes_apart(task: str, modules: Mapping[str, str]) -> bool:
+    return scores_episodes(task, modules)
+
+
 @ray.remote(num_cpus=0, max_retries=0)
 def score_apart(
     task: str, answer: str, answers: tuple[str, ...], modules: Mapping[str, str], episode: ScoredEpisode | None

@@ -1,6 +1,7 @@
 """The inputs of a job, checked before anything starts: its model, its agents' windows, its samples, its paths."""
 
 import json
+import reprlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -124,10 +125,25 @@ def whole_template(named: str) -> str:
 
 
 def _longest(method: str, agent: type[Agent], tokenizer, config: GenerationConfig) -> Sequence[LongestPrompt]:
-    """The longest prompts of an agent. Raises `ConfigError` if it cannot be made."""
+    """The longest prompts of an agent. Raises `ConfigError` if it cannot be made, or they are none."""
     try:
-        return agent(tokenizer, config.agent).longest_prompts()
+        longest = agent(tokenizer, config.agent).longest_prompts()
     except ConfigError:
         raise
     except Exception as error:  # a user's own agent may raise anything
         raise ConfigError(f"the agent {method} cannot be made: {type(error).__name__}: {error}") from error
+    if isinstance(longest, Sequence) and longest and all(_is_longest(prompt) for prompt in longest):
+        return longest
+    raise ConfigError(
+        f"the agent {method}: longest_prompts must return a LongestPrompt for each of its prompts (Reader.longest "
+        f"makes one), not {reprlib.repr(longest)}"
+    )
+
+
+def _is_longest(prompt: object) -> bool:
+    return (
+        isinstance(prompt, LongestPrompt)
+        and isinstance(prompt.prompt, str)
+        and isinstance(prompt.lower, str)
+        and all(isinstance(tokens, int) for tokens in (prompt.tokens, prompt.response))
+    )

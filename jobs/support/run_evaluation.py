@@ -14,6 +14,9 @@ from pipeline.files import copy_folder, join
 from pipeline.run.checkpoints import MODEL
 from pipeline.run.config import TrainingConfig
 
+# Keys of `agent` that an evaluation has from its run.
+FOLLOWING = ("prompt_template", "problem_tokens", "chunk_tokens", "memory_tokens", "answer_tokens")
+
 
 def is_evaluated(config: TrainingConfig) -> bool:
     """Whether an evaluation follows the run."""
@@ -58,7 +61,8 @@ def evaluate_run(config: TrainingConfig, folder: Path, checkpoint: str) -> int:
 def evaluation_of(config: TrainingConfig, model: str) -> EvaluationConfig:
     """The configuration of `train.evaluation` for `model`, with the run's seed and wandb section.
 
-    It also uses the run's prompt template and scorers, unless the arguments in `train.evaluation` name others.
+    It also uses the run's method, prompt template, lengths (the agent reads as it was trained) and scorers, whatever
+    the presets say, unless the arguments in `train.evaluation` name others. Its window holds the run's conversations.
 
     Raises:
         ConfigError: `train.evaluation` is not a valid configuration.
@@ -70,7 +74,13 @@ def evaluation_of(config: TrainingConfig, model: str) -> EvaluationConfig:
         raise ConfigError(f"train.evaluation={config.train.evaluation!r}: {error}") from None
     evaluation.model, evaluation.wandb = replace(config.model, path=model), config.wandb
     evaluation.run.seed = config.run.seed
-    if not any(argument.startswith("agent.prompt_template=") for argument in arguments):
-        evaluation.agent.prompt_template = config.agent.prompt_template
+    named = {argument.partition("=")[0] for argument in arguments}
+    if "evaluate.methods" not in named:
+        evaluation.evaluate.methods = [config.train.method]
+    for name in FOLLOWING:
+        if f"agent.{name}" not in named:
+            setattr(evaluation.agent, name, getattr(config.agent, name))
+    if "agent.window" not in named:
+        evaluation.agent.window = max(evaluation.agent.window, config.agent.window)
     evaluation.scorer.modules = config.scorer.modules | evaluation.scorer.modules
     return evaluation

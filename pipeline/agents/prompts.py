@@ -144,14 +144,16 @@ class Prompts:
         """The initial memory text as tokens. Raises `ConfigError` if the file has none."""
         if self._empty_memory is None:
             raise ConfigError(f"{self._template.file}: the key empty_memory is missing")
-        return self._empty_memory
+        return list(self._empty_memory)  # the agent's own, which it may change
 
     def fill(self, name: str, **slots: list[int]) -> list[int]:
         """Return a prompt as tokens, with its slots filled.
 
         Raises:
-            TypeError: the slots given are not the declared ones.
+            TypeError: the prompt was not declared, or the slots given are not the declared ones.
         """
+        if name not in self._slots:
+            raise TypeError(f"the prompt {name} is none that the agent declares in slots: {', '.join(self._slots)}")
         if slots.keys() != self._slots[name]:
             raise TypeError(f"the prompt {name} has the slots {sorted(self._slots[name])}, not {sorted(slots)}")
         return [token for part in self._parts[name] for token in (slots[part] if isinstance(part, str) else part)]

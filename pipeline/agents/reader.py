@@ -93,7 +93,8 @@ class Reader:
 
     def tokens_of(self, response: Completion) -> list[int]:
         """The response's tokens without the end token, if it has one."""
-        return without_end(response.tokens, self.end_tokens) if response.finish_reason == "stop" else response.tokens
+        tokens = list(response.tokens)  # the agent's own, which it may change
+        return without_end(tokens, self.end_tokens) if response.finish_reason == "stop" else tokens
 
     def text_of(self, response: Completion) -> str:
         return self.tokenizer.decode(self.tokens_of(response))

@@ -55,7 +55,7 @@ class AnswerRecorder:
         self._prompt_tokens += len(prompt)
         self._response_tokens += len(response.tokens)
         if self._transcript is not None:
-            self._transcript[number] = (prompt, response.tokens)
+            self._transcript[number] = (prompt, list(response.tokens))
         if self._responses is not None:
             self._responses[number] = (role, np.array(response.tokens, np.int32), response.finish_reason)
         is_cut = response.finish_reason == "length"

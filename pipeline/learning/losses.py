@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 from pipeline.errors import ConfigError
 from pipeline.named_code import load_named
+from pipeline.sections import ObjectiveSection
 
 # For a group whose advantages are 0, these losses are constant unless the KL or the entropy term is on; such a group is
 # skipped.
@@ -31,7 +32,24 @@ def loss_for(named: str) -> Callable:
     return loss
 
 
-def check_loss(named: str) -> None:
-    """Check that there is an objective with this name; else raises `ConfigError`."""
-    if named not in LOSSES:
-        loss_for(named)
+def check_loss(objective: ObjectiveSection, is_taken: Callable[[str], bool]) -> None:
+    """Load a user's own objective and call it once on a few tokens on the CPU.
+
+    Args:
+        objective: the section that names it.
+        is_taken: tells whether another metric has a name.
+
+    Raises:
+        ConfigError: there is no objective with this name, or it cannot be trained.
+    """
+    if objective.loss in LOSSES:
+        return
+    loss = loss_for(objective.loss)
+    from pipeline.learning.returned import try_loss  # imported late: it imports torch
+
+    try:
+        try_loss(loss, objective, is_taken)
+    except Exception as error:  # a user's function may raise anything
+        raise ConfigError(
+            f"objective.loss={objective.loss} failed on a few tokens: {type(error).__name__}: {error}"
+        ) from error

@@ -172,10 +172,12 @@ def group_advantages(group: GroupRewards, named: str) -> np.ndarray:
     """
     estimator = estimator_for(named)
     try:
-        values = np.asarray(estimator(group), dtype=np.float64)
+        values = np.asarray(estimator(group))
     except Exception as error:
         raise BadAdvantage(f"objective.advantage={named}: {type(error).__name__}: {error}") from error
     conversations, episodes = len(group.episodes), len(group.rewards)
+    if values.dtype.kind not in "biuf":
+        raise BadAdvantage(f"objective.advantage={named} returned an array of {values.dtype}, not of numbers")
     if values.shape not in ((conversations,), (episodes,)):
         raise BadAdvantage(
             f"objective.advantage={named} returned an array of shape {values.shape} for {conversations} conversations "
@@ -184,7 +186,7 @@ def group_advantages(group: GroupRewards, named: str) -> np.ndarray:
     if values.shape != (conversations,):
         values = group.of_episodes(values)
     with np.errstate(over="ignore"):
-        advantages = values.astype(np.float32)
+        advantages = values.astype(np.float64).astype(np.float32)
     if not np.isfinite(advantages).all():
         first = int(np.flatnonzero(~np.isfinite(advantages))[0])
         raise BadAdvantage(

@@ -6,8 +6,9 @@
 `scorer.modules` names them in the same way as scorers of answers (pipeline/rewards/scoring.py).
 """
 
+import copy
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -83,7 +84,7 @@ def scored_episode(
         problem_id=problem.id,
         question=problem.question,
         answers=problem.answers,
-        metadata=problem.metadata,
+        metadata=copy.deepcopy(problem.metadata),  # its own, which a scorer may change
         conversations=tuple(
             ScoredConversation(role, turn, len(tokens), reason, functools.partial(decoded, tokens, model))
             for turn, (role, tokens, reason) in enumerate(conversations)
@@ -125,6 +126,8 @@ def episode_reward(task: str, episode: ScoredEpisode, modules: Mapping[str, str]
     whole = finite(given.reward, who)
     if given.conversations is None:
         return EpisodeReward(whole)
+    if not isinstance(given.conversations, Iterable):
+        raise BadReward(f"{who} returned {given.conversations!r} as rewards of conversations, not one for each")
     each = list(given.conversations)
     if len(each) != len(episode.conversations):
         raise BadReward(

@@ -4,6 +4,7 @@ The formulas are MemAgent's (arXiv 2507.02259, section 3): exact match of the la
 the share of gold answers found for tasks that ask for several values.
 """
 
+import contextlib
 import re
 import unicodedata
 from collections.abc import Callable, Mapping
@@ -18,6 +19,7 @@ Scorer = Callable[[str, tuple[str, ...]], float]
 
 NO_MODULES: Mapping[str, str] = {}
 LONGEST_RUN = 30  # combining marks in a row
+LARGEST = float(np.finfo(np.float32).max)
 BOX_WINDOW = 300  # characters at the end of the answer that are searched for the box
 BRACE = re.compile("[{}]")
 LATEX_SPACING = re.compile(r"\\[,;:! ]|\\quad|\\qquad|~")
@@ -103,9 +105,11 @@ def reward(task: str, answer: str, answers: tuple[str, ...], modules: Mapping[st
 
 
 def finite(value: object, who: str) -> float:
-    """Return a reward as a float. Raises `BadReward`, naming `who` returned it, if it is not a finite number."""
-    if isinstance(value, (int, float, np.number)) and np.isfinite(value):
-        return float(value)
+    """Return a reward as a float. Raises `BadReward`, naming `who` returned it, if it is not a finite float32."""
+    if isinstance(value, (int, float, np.bool_, np.integer, np.floating)):
+        with contextlib.suppress(OverflowError):  # of an int
+            if abs(number := float(value)) <= LARGEST:  # NaN is not
+                return number
     raise BadReward(f"{who} returned {value!r}, not a finite number")
 
 

@@ -1,6 +1,6 @@
 """Episodes as an agent produces them, and groups of episodes as flat arrays for the object store."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -60,6 +60,32 @@ class Episode:
     memories: Memories = field(default=NO_MEMORIES, compare=False)
 
 
+async def run_agent(agent, tokenized, llm) -> object:
+    """What an agent's `run` returns. `llm` gets copies of its prompts: an agent may change its lists.
+
+    Raises:
+        Exception: the first error of `llm`, also where the agent caught it, since the episode lacks a response; else
+            what the agent raised.
+    """
+    failures: list[Exception] = []
+
+    async def checked(prompt: list[int], max_tokens: int, role: str) -> Completion:
+        try:
+            return await llm(list(prompt), max_tokens, role)
+        except Exception as error:  # not a CancelledError: an agent may cancel a conversation
+            failures.append(error)
+            raise
+
+    try:
+        returned = await agent.run(tokenized, checked)
+    except Exception:
+        if not failures:
+            raise
+    if failures:
+        raise failures[0]
+    return returned
+
+
 async def run_episode(agent, tokenized, generate) -> Episode:
     """Run an agent (pipeline/agents) once on a tokenized problem.
 
@@ -77,10 +103,10 @@ async def run_episode(agent, tokenized, generate) -> Episode:
         place = len(conversations)
         conversations.append(None)
         response = await generate(prompt, max_tokens)
-        conversations[place] = Conversation(role, prompt, response)
+        conversations[place] = Conversation(role, prompt, replace(response, tokens=list(response.tokens)))
         return response
 
-    returned = await agent.run(tokenized, llm)
+    returned = await run_agent(agent, tokenized, llm)
     finished = [conversation for conversation in conversations if conversation is not None]
     answer = answer_of(returned, bool(finished) and finished[-1].response.finish_reason == "length")
     return Episode(finished, answer.text, bool(answer.cut), answer.memories)
@@ -171,9 +197,12 @@ def pack_group(
         memory: the memory counts of each episode; None: not counted.
 
     Raises:
-        ValueError: a prompt is empty, so that nothing predicts the response; or a log-prob is not finite.
+        ValueError: there is no conversation; a prompt is empty, so that nothing predicts the response; or a log-prob is
+            not finite.
     """
     conversations = [(i, c) for i, episode in enumerate(episodes) for c in episode.conversations]
+    if not conversations:
+        raise ValueError("the agent asked the model nothing: no episode of the group has a conversation")
     for _, c in conversations:
         if not c.prompt:
             raise ValueError(f"the prompt of a {c.role} conversation is empty")
@@ -182,7 +211,7 @@ def pack_group(
     tokens = [np.asarray(c.prompt + c.response.tokens, dtype=np.int32) for _, c in conversations]
     return EpisodeGroup(
         problem_id=problem_id,
-        tokens=np.concatenate(tokens) if tokens else np.zeros(0, np.int32),
+        tokens=np.concatenate(tokens),
         offsets=np.cumsum([0] + [len(t) for t in tokens], dtype=np.int64),
         prompt_lengths=np.array([len(c.prompt) for _, c in conversations], dtype=np.int32),
         episodes=np.array([i for i, _ in conversations], dtype=np.int32),
@@ -215,6 +244,7 @@ class ScoredGroup:
     roles: tuple[str, ...]  # role of each conversation
     conversation_rewards: np.ndarray | None = None  # float32 [C]; None if the task's scorer gives none
     cut_answers: int = 0  # episodes whose answer the length limit cut off; their reward is 0
+    conversations_differ: bool = False  # whether rewards of conversations of the same turn and role differ
 
     @property
     def response_tokens(self) -> int:
@@ -227,8 +257,9 @@ class ScoredGroup:
 
     @property
     def is_informative(self) -> bool:
-        """Whether the scorer's rewards differ, as dynamic sampling requires."""
-        return bool(np.ptp(self.rewards) > 0)
+        """Whether the group compares anything, as dynamic sampling requires: its rewards differ, or the rewards of
+        comparable conversations do and there are advantages."""
+        return bool(np.ptp(self.rewards) > 0) or (self.conversations_differ and bool(self.advantages.any()))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -273,4 +304,12 @@ def scored_group(
         roles=group.roles,
         conversation_rewards=conversation_rewards,
         cut_answers=int(group.cut_answers.sum()),
+        conversations_differ=conversation_rewards is not None and _differ_within_turns(group, conversation_rewards),
     )
+
+
+def _differ_within_turns(group: EpisodeGroup, rewards: np.ndarray) -> bool:
+    """Whether conversations of the same turn and role have different rewards [C]."""
+    first: dict[tuple[int, str], float] = {}
+    compared = zip(group.turns.tolist(), group.roles, rewards.tolist(), strict=True)
+    return any(first.setdefault((turn, role), reward) != reward for turn, role, reward in compared)

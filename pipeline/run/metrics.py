@@ -1,5 +1,7 @@
 """The row of metrics.jsonl for one learner step."""
 
+import math
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,6 +10,26 @@ import numpy as np
 from pipeline.learning.token_metrics import added
 from pipeline.rollout.episodes import GroupRecord
 from pipeline.rollout.memory_counts import MemoryCounts, memory_shares
+
+# The keys of a step's row that are no metrics of the objective.
+KEYS = frozenset(
+    """
+    step version reward reward_std reward_trained overlong_penalty groups groups_of_equal_reward groups_discarded
+    kept_fraction episodes conversations cut_conversations cut_answer_fraction
+    memory_written memory_kept memory_answered memory_junk memory_tokens
+    staleness_mean staleness_max mixed_version_episodes updates updates_skipped learning_rate grad_norm grad_norm_max
+    loss micro_batches proximal_seconds group_seconds_mean group_seconds_max
+    tokens_trained staleness_tokens entropy logprob_mismatch_mean logprob_mismatch_max logprob_mismatch_tokens
+    positions updates_total seconds wait_seconds train_seconds publish_seconds update_pause_max
+    tokens_generated_total tokens_per_second groups_running groups_buffered groups_unscored groups_failed
+    groups_dropped_stale groups_discarded_total rows_quarantined generators scorers learner_ranks
+    generators_waited scorers_waited learners_waited effective_time_ratio
+    group_moves groups_lost conversations_redone generator_restarts scorer_restarts learner_restarts steps_lost
+    checkpoints_failed coordinator_restarts
+    """.split()
+)
+TURN_REWARD = "turn_reward"  # begins the keys of `conversation_rewards`
+NOT_IN_NAMES = re.compile(r"[^A-Za-z0-9_]")
 
 
 @dataclass(frozen=True)
@@ -59,7 +81,8 @@ def step_row(
     sampled = np.concatenate([record.rewards for record in records + discarded])
     # Skipped updates contribute only metric names, so that a step whose updates were all skipped has the same columns.
     nothing = [{n: type(m).none() for n, m in rank["metrics"].items()} for update in updates for rank in update.ranks]
-    metrics: dict[str, Any] = {n: m.value for n, m in added([*nothing, *(rank["metrics"] for rank in ranks)]).items()}
+    sums = added([*nothing, *(rank["metrics"] for rank in ranks)])
+    metrics: dict[str, Any] = {name: _finite(metric.value) for name, metric in sums.items()}
     tokens, staleness = metrics["tokens_trained"], metrics["staleness_tokens"]
     row = {
         "step": step,
@@ -97,15 +120,30 @@ def step_row(
     return row | metrics
 
 
+def is_taken(name: str) -> bool:
+    """Whether a metric of the objective would hide a key of the row."""
+    return name in KEYS or name.startswith(TURN_REWARD)
+
+
+def _finite(value: object) -> object:
+    """A metric as JSON has it: None in the place of a number that is not finite."""
+    if isinstance(value, (list, tuple)):
+        return [_finite(each) for each in value]
+    if isinstance(value, dict):
+        return {name: _finite(each) for name, each in value.items()}
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
 def conversation_rewards(records: list[GroupRecord]) -> dict[str, float]:
     """The mean reward of all conversations (turn_reward) and of those of each role (turn_reward_<role>).
 
-    Only groups whose scorer rewards conversations count; empty if there are none.
+    Only groups whose scorer rewards conversations count; empty if there are none. In a role's name, characters that a
+    metric's name cannot have become _.
     """
     given = [record for record in records if record.conversation_rewards is not None]
     if not given:
         return {}
     rewards = np.concatenate([record.conversation_rewards for record in given])
-    roles = np.array([role for record in given for role in record.roles])
-    of_roles = {f"turn_reward_{role}": float(rewards[roles == role].mean()) for role in np.unique(roles).tolist()}
-    return {"turn_reward": float(rewards.mean()), **of_roles}
+    roles = np.array([NOT_IN_NAMES.sub("_", role) for record in given for role in record.roles])
+    of_roles = {f"{TURN_REWARD}_{role}": float(rewards[roles == role].mean()) for role in np.unique(roles).tolist()}
+    return {TURN_REWARD: float(rewards.mean()), **of_roles}

@@ -44,7 +44,7 @@ def training_rules(c: TrainingConfig) -> Rules:
         "so that the longest conversation fits one forward pass",
     )
     yield (
-        o.advantage != "none" or bool(o.kl_coefficient or o.entropy_coefficient),
+        o.advantage != "none" or bool(o.kl_coefficient or o.entropy_coefficient) or o.loss not in LOSSES,
         "objective.advantage=none trains nothing without objective.entropy_coefficient or objective.kl_coefficient",
     )
     yield (

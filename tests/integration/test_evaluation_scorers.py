@@ -47,3 +47,15 @@ def test_a_scorer_that_fails_on_a_cut_answer_costs_that_answer(ray_session, tmp_
     assert "took longer than 5 s" in hung["error"]
     assert all(row["score_if_not_cut"] is None and row["score"] == 0.0 for row in (raised, nan, hung))
     assert fine["error"] is None and fine["score_if_not_cut"] == 1.0 and fine["score"] == 0.0
+
+
+def test_whether_a_scorer_wants_whole_episodes_is_known_without_importing_it_here(ray_session):
+    from actors.scoring.answer_scoring import EpisodeTasks
+
+    modules = MODULES | {"longer_gates": "tests.unit.test_credit_mistakes:longer_gates", "gone": "no_such_module:score"}
+
+    async def answers(*tasks):
+        known = EpisodeTasks(modules)
+        return [await known.has(task) for task in tasks]
+
+    assert asyncio.run(answers("longer_gates", "half_are_right", "gone", "qa", "unknown")) == [True, *[False] * 4]

@@ -10,6 +10,7 @@ from actors.accounts import Accounts
 from actors.groups import Step
 from pipeline.run.config import load_training_config
 from pipeline.run.ledger import Ledger
+from pipeline.run.metrics import KEYS, is_taken
 from tests.support.groups import random_group, record_of
 from tests.support.updates import rank, update
 
@@ -82,3 +83,9 @@ def test_a_life_that_goes_on_counts_from_what_was_there(run, clock):
     clock.now += 2
     run.step_begins()
     assert step(run, clock, 4.0, 0)["effective_time_ratio"] == pytest.approx(4 / 8)
+
+
+def test_the_keys_that_no_metric_of_an_objective_may_have_are_those_of_the_row(run, clock):
+    of_the_objective = {"kl", "clip_fraction", "ratio_mean", "importance_mean", "importance_max", "importance_capped"}
+    assert step(run, clock, 1.0, 1).keys() - of_the_objective == KEYS
+    assert is_taken("turn_reward") and is_taken("turn_reward_gate") and not is_taken("clip_fraction")

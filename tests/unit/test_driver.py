@@ -145,3 +145,14 @@ def test_a_lines_file_of_a_job_is_not_in_its_way(tmp_path, monkeypatch):
     for number in range(3):
         log.put(f"line {number}")
     assert "No space left" in log.write() and log.unwritten == 3
+
+
+def test_a_run_is_evaluated_with_its_own_method_and_lengths():
+    arguments = ["preset=tiny", "train.method=my:Agent", "agent.chunk_tokens=30", "agent.window=300"]
+    evaluation = evaluation_of(load_training_config(arguments), "model")
+    assert evaluation.evaluate.methods == ["my:Agent"]
+    assert (evaluation.agent.chunk_tokens, evaluation.agent.window) == (30, 300)
+    named = "preset=eval_tiny evaluate.methods=[memory,direct] agent.chunk_tokens=18 agent.window=64"
+    evaluation = evaluation_of(load_training_config([*arguments, f"train.evaluation={named}"]), "model")
+    assert evaluation.evaluate.methods == ["memory", "direct"]
+    assert (evaluation.agent.chunk_tokens, evaluation.agent.window) == (18, 64)

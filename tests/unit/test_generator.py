@@ -1,7 +1,9 @@
 """What a generator does beside its engine."""
 
 import asyncio
+import sys
 import threading
+from types import SimpleNamespace
 
 import pytest
 
@@ -142,3 +144,21 @@ def test_a_generator_that_is_drained_ends_what_is_open_and_begins_nothing(forget
     asyncio.run(run())
     assert len(forgetful._journal) == forgetful.engine.begun  # whatever was open came to its end
     assert {f.episode for f in forgetful._journal} == {0, 1}
+
+
+def test_what_a_killed_generator_left_is_removed_when_one_starts(tiny_config, monkeypatch):
+    done = []
+
+    class Engine:
+        is_dead = False
+
+        def __init__(self, *arguments):
+            done.append("engine")
+
+        async def start(self): ...
+
+    generator = generator_with(tiny_config, monkeypatch, lambda prompt: [])
+    monkeypatch.setitem(sys.modules, "actors.generation.vllm_engine", SimpleNamespace(VllmEngine=Engine))
+    monkeypatch.setattr("pipeline.weights.bucket_files.remove_orphans", lambda: done.append("orphans"))
+    asyncio.run(generator._start())
+    assert done == ["orphans", "engine"]

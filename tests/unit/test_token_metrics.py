@@ -1,12 +1,15 @@
 """Metrics by kind: the same however the tokens are divided among micro-batches, ranks and updates."""
 
+import json
+import math
+
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.learning.token_metrics import Histogram, Max, Mean, Total, added
-from pipeline.run.metrics import step_row
+from pipeline.run.metrics import is_taken, step_row
 from tests.support.updates import rank, update
 from tests.unit.test_metrics import records
 
@@ -54,12 +57,19 @@ def test_a_metric_of_an_objective_may_not_hide_one_of_the_step():
     [
         (torch.zeros(()), {}, r"a loss for each token, \(3,\), not \(\)"),
         (0.0, {}, "not float"),
-        (torch.zeros(3), {"entropy"}, "'entropy', which is one of the learner's"),
+        (torch.zeros(3), {"entropy": torch.zeros(3)}, "'entropy', which is one of the learner's"),
     ],
 )
 def test_what_an_objective_returns_is_checked(losses, metrics, message):
     from actors.learning.step import check_returned
 
     with pytest.raises(ValueError, match=message):
-        check_returned("mine:loss", losses, torch.zeros(3), metrics)
-    check_returned("mine:loss", torch.zeros(3), torch.zeros(3), set())
+        check_returned("mine:loss", (losses, metrics), torch.zeros(3), is_taken)
+    check_returned("mine:loss", (torch.zeros(3), {}), torch.zeros(3), is_taken)
+
+
+def test_what_is_not_finite_is_null_in_the_row():
+    odd = with_metrics(rank(tokens=4), shaped=Mean(math.nan, 4), far=Max(math.inf), all_of_them=Total(-math.inf))
+    row = step_row(1, 1, records([1, 0]), [update(odd)], [])
+    assert row["shaped"] is row["far"] is row["all_of_them"] is None
+    json.dumps(row, allow_nan=False)
