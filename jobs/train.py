@@ -32,8 +32,8 @@ from pipeline.data.documents.passages import document_text
 from pipeline.data.rows import row_rules
 from pipeline.data.sample_files import SampleFiles
 from pipeline.errors import BadRow, ConfigError, DataError
-from pipeline.learning.losses import check_loss
-from pipeline.learning.memory import Architecture, architecture_of, built_architecture
+from pipeline.learning.device_memory import Architecture, architecture_of, built_architecture
+from pipeline.learning.objectives import check_loss
 from pipeline.lease import is_unused
 from pipeline.rewards.advantages import estimator_for
 from pipeline.rewards.scoring import check_scorers

@@ -2,6 +2,7 @@
 
 import importlib
 import re
+from collections.abc import Mapping
 
 from pipeline.errors import ConfigError
 
@@ -21,3 +22,25 @@ def load_named(named: str) -> object:
         return getattr(importlib.import_module(module), name)
     except (Exception, SystemExit) as error:  # a module may raise anything while it is imported
         raise ConfigError(f"{named!r} cannot be loaded: {type(error).__name__}: {error}") from None
+
+
+def load_choice(what: str, named: str, choices: Mapping[str, object], spelled: str = "module:name") -> object:
+    """Load a built-in choice by its name, or a user's own as `module:name`.
+
+    Args:
+        what: what is chosen, for the message: "the method", "the weight transport".
+        named: the value in the configuration.
+        choices: the built-in ones by name, each as `module:name` or as what it is.
+        spelled: how a user's own is spelled, for the message.
+
+    Raises:
+        ConfigError: it is no built-in choice and cannot be loaded.
+    """
+    found = choices.get(named, named)
+    if not isinstance(found, str):
+        return found
+    try:
+        return load_named(found)
+    except ConfigError as error:
+        names = ", ".join(choices)
+        raise ConfigError(f"{what} {named!r} is none of {names}, nor a {spelled} that can be loaded: {error}") from None

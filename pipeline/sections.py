@@ -120,7 +120,10 @@ class LearnerSection:
 
 @dataclass
 class ObjectiveSection:
-    """The training objective; docs/objective.md has the formulas and their papers."""
+    """The training objective; docs/objective.md has the formulas and their papers.
+
+    A term beside that of the advantages has a key that ends in `_coefficient`, and is off at 0.
+    """
 
     # mean: reward minus the group's mean; std: also divided by the group's std; leave_one_out: reward minus the mean
     # of the others; reward: the reward, which is fine-tuning on successful episodes; gru_mem: 0.9 of mean, plus 0.1 of
@@ -138,6 +141,10 @@ class ObjectiveSection:
     importance_cap: float = 2.0  # decoupled: cap of the ratio (policy at the start of the step) / (sampling policy)
     overlong_penalty: float = 0.0  # subtracted from an episode's reward if all responses reach their limit; 0: off
     overlong_share: float = 0.2  # the penalty grows from 0 to full over this last share of a response's limit
+
+    def terms(self) -> set[str]:
+        """The keys of the terms that are on, beside that of the advantages."""
+        return {key for key, value in vars(self).items() if key.endswith("_coefficient") and value}
 
 
 @dataclass

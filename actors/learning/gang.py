@@ -16,7 +16,7 @@ from actors.learning.learner import Learner
 from actors.learning.reservation import ranks_placement
 from actors.lifecycle.failures import DIED, what_happened
 from pipeline.fine_tuning.examples import ExampleBatch
-from pipeline.learning.losses import LOSSES
+from pipeline.learning.objectives import LOSSES
 from pipeline.learning.packing import Update, plan_update, split_updates
 from pipeline.rollout.episodes import GroupRecord
 from pipeline.run.checkpoints import FileEntry
@@ -220,8 +220,10 @@ class LearnerGang(Gang):
         o = self.config.objective
         if o.loss not in LOSSES:  # a user's own loss may have any term
             return record.trained_lengths
-        of_entropy = o.entropy_coefficient and (o.entropy_weight == "one" or record.rewards.any())
-        has_gradient = record.advantages.any() or o.kl_coefficient or of_entropy
+        terms = o.terms()
+        if o.entropy_weight == "reward" and not record.rewards.any():
+            terms.discard("entropy_coefficient")
+        has_gradient = record.advantages.any() or bool(terms)
         return record.trained_lengths if has_gradient else np.zeros_like(record.trained_lengths)
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from actors.learning.zero_engine import ZeroEngine
-from pipeline.learning.losses import loss_for
+from pipeline.learning.objectives import loss_for
 from pipeline.learning.packing import Item, Update, build_micro_batch
 from pipeline.learning.returned import check_returned
 from pipeline.learning.token_metrics import Histogram, Max, Mean, Sums, TokenMetric, Total, added

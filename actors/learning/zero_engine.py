@@ -28,7 +28,7 @@ from transformers.initialization import no_init_weights  # noqa: E402
 from transformers.integrations import HfDeepSpeedConfig  # noqa: E402
 from transformers.utils import logging as transformers_logging  # noqa: E402
 
-from pipeline.learning.memory import GATHERED_PARAMETERS, REDUCE_BUCKET  # noqa: E402
+from pipeline.learning.device_memory import GATHERED_PARAMETERS, REDUCE_BUCKET  # noqa: E402
 from pipeline.learning.policy import Policy  # noqa: E402
 from pipeline.learning.schedule import learning_rate_factor  # noqa: E402
 from pipeline.sections import LearnerSection, ModelSection  # noqa: E402

@@ -41,7 +41,7 @@ async def scores_of(
         async with asyncio.timeout(SCORER_LIMIT_S) as limit:
             scores |= await asyncio.to_thread(answer_scores, answer, answers, task)
             if task in SCORERS:
-                scores["score"] = await asyncio.to_thread(reward, task, answer, answers)
+                scores["score"] = await asyncio.to_thread(score, task, answer, answers, modules, episode)
             else:
                 own = score_apart.remote(task, answer, answers, modules, episode)
                 scores["score"] = await own
@@ -68,7 +68,9 @@ class EpisodeTasks:
 
     async def has(self, task: str) -> bool:
         """Whether the task's scorer wants the responses. False if it cannot be loaded, which its scoring then says."""
-        if task in SCORERS or task not in self._modules:
+        if task in SCORERS:
+            return scores_episodes(task)
+        if task not in self._modules:
             return False
         if task not in self._asked:
             self._asked[task] = asyncio.create_task(self._ask(task))
@@ -90,12 +92,15 @@ def scores_episodes_apart(task: str, modules: Mapping[str, str]) -> bool:
     return scores_episodes(task, modules)
 
 
-@ray.remote(num_cpus=0, max_retries=0)
-def score_apart(
+def score(
     task: str, answer: str, answers: tuple[str, ...], modules: Mapping[str, str], episode: ScoredEpisode | None
 ) -> float:
+    """The score of an answer, or of a whole episode if the task's scorer wants one."""
     if not scores_episodes(task, modules):
         return reward(task, answer, answers, modules)
     if episode is None:
         raise BadReward(f"the scorer of task {task!r} scores whole episodes, but was given only an answer")
     return episode_reward(task, episode, modules).reward
+
+
+score_apart = ray.remote(num_cpus=0, max_retries=0)(score)

@@ -14,7 +14,7 @@ from pipeline.end_tokens import end_tokens
 from pipeline.errors import ConfigError, DataError
 from pipeline.evaluation.config import EvaluationData
 from pipeline.files import exists
-from pipeline.learning.memory import FAMILIES
+from pipeline.learning.device_memory import FAMILIES
 from pipeline.sections import DataSection, GenerationConfig, ModelSection
 
 

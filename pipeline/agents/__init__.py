@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple, Protocol, TypeVar
 
 from pipeline.errors import ConfigError
-from pipeline.named_code import load_named
+from pipeline.named_code import load_choice
 from pipeline.problems import Problem
 from pipeline.rollout.answer import Answer
 from pipeline.rollout.episodes import Completion
@@ -88,12 +88,7 @@ def load_agent(method: str) -> type[Agent[Any]]:
     Raises:
         ConfigError: the method cannot be found, or is not an agent.
     """
-    try:
-        agent = load_named(METHODS.get(method, method))
-    except ConfigError as error:
-        raise ConfigError(
-            f"the method {method!r} is none of {', '.join(METHODS)}, nor a module:class that can be loaded: {error}"
-        ) from None
+    agent = load_choice("the method", method, METHODS, "module:class")
     runs = getattr(agent, "run", None)
     is_async = callable(runs) and inspect.iscoroutinefunction(inspect.unwrap(runs))  # look inside decorators
     others = all(callable(getattr(agent, name, None)) for name in ("tokenize", "longest_prompts"))

@@ -16,9 +16,8 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from pipeline.evaluation.answer_scores import METRICS, sub_em
+from pipeline.evaluation.answer_scores import METRICS, answer_scores
 from pipeline.evaluation.intervals import Interval, mean_interval, stratified_mean
-from pipeline.rewards.scoring import last_box
 from pipeline.rollout.memory_counts import MemoryCounts, Ratio
 from pipeline.storage import LineFile, Storage
 
@@ -26,7 +25,6 @@ KEY = ("set", "length", "id", "method", "sample")
 SCORES = ("score", *METRICS)
 REQUIRED = (*KEY, *SCORES, "task", "question", "answers", "error", "cut", "document_tokens")
 SURROGATE = re.compile("[\ud800-\udfff]")
-ADDED = ("sub_em",)  # columns that rows of older runs lack
 NUMBER, TEXT_OR_NUMBER = (int, float), (str, int, float)
 # The types of a row's columns, and their names in error messages.
 TYPES: dict[str, tuple[Any, str]] = {
@@ -105,11 +103,12 @@ def as_length(length: Length) -> Length:
 
 
 def bring_up_to_date(row: dict) -> None:
-    """Bring a row of an older run to today's form, in place: numeric lengths as numbers, and the metric sub_em."""
+    """Bring a row of an older run to today's form, in place: numeric lengths as numbers, and the metrics it lacks."""
     row["length"] = as_length(row["length"])
-    if "sub_em" not in row:
-        wrong = row.get("answer") is None or row["cut"] or row["error"]
-        row["sub_em"] = 0.0 if wrong else sub_em(last_box(row["answer"]), tuple(row["answers"]), row["task"])
+    if missing := [name for name in METRICS if name not in row]:
+        wrong = row.get("answer") is None or row["cut"] or row["error"] or not row["answers"]
+        scores = {} if wrong else answer_scores(row["answer"], tuple(row["answers"]), row["task"])
+        row.update({name: scores.get(name, 0.0) for name in missing})
 
 
 def result_rows(path: str | Path) -> Iterator[dict]:
@@ -132,7 +131,7 @@ def check_row(row: object, where: str) -> None:
     """Raise a ValueError with place and reason if this is not a valid row of results.jsonl."""
     if not isinstance(row, dict):
         raise ValueError(f"{where} is not a row of results but {type(row).__name__}")
-    missing = [name for name in REQUIRED if name not in row and name not in ADDED]
+    missing = [name for name in REQUIRED if name not in row and name not in METRICS]
     if missing:
         raise ValueError(f"{where} lacks {', '.join(missing)}")
     for name, (types, wanted) in TYPES.items():

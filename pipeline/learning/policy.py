@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 import pipeline.learning.attention  # noqa: F401  registers packed_sdpa with transformers
-from pipeline.learning.memory import LOGITS_IN_MEMORY
+from pipeline.learning.device_memory import LOGITS_IN_MEMORY
 
 PRODUCT_IN_MEMORY = 2**22  # float32 numbers of a product before it is added to a sum: 16 MiB
 

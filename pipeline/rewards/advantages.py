@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from pipeline.errors import ConfigError
-from pipeline.named_code import load_named
+from pipeline.named_code import load_choice
 from pipeline.rollout.episodes import EpisodeGroup
 
 # Added to the standard deviation: if all rewards are equal, the advantages are 0, not NaN.
@@ -144,15 +144,7 @@ def estimator_for(named: str) -> Estimator:
     Raises:
         ConfigError: there is no such estimator.
     """
-    if named in ADVANTAGES:
-        return ADVANTAGES[named]
-    try:
-        estimator = load_named(named)
-    except ConfigError as error:
-        raise ConfigError(
-            f"objective.advantage={named!r} must be one of {', '.join(ADVANTAGES)}, or a module:function that can be "
-            f"loaded: {error}"
-        ) from None
+    estimator = load_choice("objective.advantage", named, ADVANTAGES, "module:function")
     if not callable(estimator):
         raise ConfigError(f"objective.advantage={named} is no function")
     return estimator

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from pipeline.problems import Problem
-from pipeline.rewards.scoring import NO_MODULES, SCORERS, BadReward, finite, reward, scorer_for
+from pipeline.rewards.scoring import NO_MODULES, BadReward, finite, reward, scorer_for
 from pipeline.rollout.episodes import EpisodeGroup
 from pipeline.sections import ModelSection
 from pipeline.text import load_tokenizer
@@ -65,7 +65,7 @@ def episode_scorer(function: Callable[[ScoredEpisode], EpisodeReward]) -> Callab
 
 def scores_episodes(task: str, modules: Mapping[str, str] = NO_MODULES) -> bool:
     """Whether the scorer of a task scores whole episodes. Raises `ConfigError` if there is no such scorer."""
-    return task not in SCORERS and getattr(scorer_for(task, modules), "scores_episodes", False)
+    return getattr(scorer_for(task, modules), "scores_episodes", False)
 
 
 def scored_episode(

@@ -113,7 +113,8 @@ def finite(value: object, who: str) -> float:
     raise BadReward(f"{who} returned {value!r}, not a finite number")
 
 
-SCORERS: dict[str, Scorer] = {"qa": boxed_match, "values": values_found}
+# The built-in scorers. One of whole episodes, or in another module, is named as `module:function`.
+SCORERS: dict[str, Scorer | str] = {"qa": boxed_match, "values": values_found}
 
 
 def scorer_for(task: str, modules: Mapping[str, str] = NO_MODULES) -> Callable:
@@ -125,16 +126,17 @@ def scorer_for(task: str, modules: Mapping[str, str] = NO_MODULES) -> Callable:
     Raises:
         ConfigError: there is no such scorer, or its entry in `modules` is not a function.
     """
-    if task in SCORERS:
-        return SCORERS[task]
-    if task not in modules:
+    named = SCORERS.get(task) or modules.get(task)
+    if named is None:
         raise ConfigError(f"no scorer for the task {task!r}; there are {', '.join([*SCORERS, *modules])}")
+    if not isinstance(named, str):
+        return named
     try:
-        scorer = load_named(modules[task])
+        scorer = load_named(named)
     except ConfigError as error:
         raise ConfigError(f"scorer.modules.{task}: {error}") from None
     if not callable(scorer):
-        raise ConfigError(f"scorer.modules.{task}={modules[task]} is no function")
+        raise ConfigError(f"scorer.modules.{task}={named} is no function")
     return scorer
 
 

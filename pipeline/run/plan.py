@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from pipeline.learning.memory import (
+from pipeline.learning.device_memory import (
     GATHERED_PARAMETERS,
     LOGITS_IN_MEMORY,
     REDUCE_BUCKET,

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from pipeline.learning.losses import LOSSES
+from pipeline.learning.objectives import LOSSES
 from pipeline.learning.rules import learner_rules
 from pipeline.rewards.advantages import ADVANTAGES
 from pipeline.rules import Rules, at_most, check_rules, generation_rules, named_function, one_of, positive
@@ -44,7 +44,7 @@ def training_rules(c: TrainingConfig) -> Rules:
         "so that the longest conversation fits one forward pass",
     )
     yield (
-        o.advantage != "none" or bool(o.kl_coefficient or o.entropy_coefficient) or o.loss not in LOSSES,
+        o.advantage != "none" or bool(o.terms()) or o.loss not in LOSSES,
         "objective.advantage=none trains nothing without objective.entropy_coefficient or objective.kl_coefficient",
     )
     yield (

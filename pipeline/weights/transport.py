@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 from pipeline.errors import ConfigError
-from pipeline.named_code import load_named
+from pipeline.named_code import load_choice
 
 if TYPE_CHECKING:  # importing torch takes seconds, and passing weights along does not need it
     import torch
@@ -112,13 +112,7 @@ def load_transport(name: str) -> WeightTransport:
     Raises:
         ConfigError: there is no such transport.
     """
-    try:
-        transport = load_named(TRANSPORTS.get(name, name))
-    except ConfigError as error:
-        raise ConfigError(
-            f"the weight transport {name!r} is none of {', '.join(TRANSPORTS)}, nor a module:name that can be loaded: "
-            f"{error}"
-        ) from None
+    transport = load_choice("the weight transport", name, TRANSPORTS)
     if not isinstance(transport, WeightTransport):
         raise ConfigError(f"the weight transport {name!r} is no WeightTransport (pipeline/weights/transport.py)")
     return transport

@@ -180,5 +180,5 @@ def test_an_agent_whose_run_is_decorated_is_one(monkeypatch):
     class Logged(load_agent("memory")):
         run = logged(load_agent("memory").run)
 
-    monkeypatch.setattr("pipeline.agents.load_named", lambda named: Logged)
+    monkeypatch.setattr("pipeline.agents.load_choice", lambda *_: Logged)
     assert load_agent("mine:Logged") is Logged

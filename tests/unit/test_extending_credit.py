@@ -62,5 +62,5 @@ def test_the_estimator_compares_each_turn_with_the_episodes_still_running():
 
 
 def test_a_name_that_leads_nowhere_is_refused():
-    with pytest.raises(ConfigError, match=r"objective.advantage='my_advantages:none' must be one of mean, .*gru_mem"):
+    with pytest.raises(ConfigError, match=r"objective.advantage 'my_advantages:none' is none of mean, .*gru_mem"):
         estimator_for("my_advantages:none")

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from pipeline.errors import ConfigError
-from pipeline.learning.losses import loss_for
+from pipeline.learning.objectives import loss_for
 from pipeline.learning.token_metrics import Max, Mean
 from pipeline.sections import ObjectiveSection
 from tests.support.examples import write_examples
@@ -36,7 +36,7 @@ def test_the_objective_keeps_the_gradient_of_a_clipped_token_and_counts_it():
     assert sums == {"clip_fraction": Mean(1.0, 3), "weight_max": Max(pytest.approx(2.0))}
 
 
-@pytest.mark.parametrize(("named", "message"), [("ppo", "must be one of dapo"), ("math:pi", "is no function")])
+@pytest.mark.parametrize(("named", "message"), [("ppo", "is none of dapo"), ("math:pi", "is no function")])
 def test_a_name_that_leads_nowhere_is_refused(named, message):
     with pytest.raises(ConfigError, match=message):
         loss_for(named)

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from pipeline.errors import ConfigError
-from pipeline.learning.losses import check_loss
 from pipeline.learning.objective import TokenLosses
+from pipeline.learning.objectives import check_loss
 from pipeline.learning.packing import Update
 from pipeline.learning.token_metrics import Max, Mean, TokenMetric
 from pipeline.rollout.episodes import Completion, Conversation, Episode, pack_group

@@ -9,7 +9,7 @@ from transformers import AutoConfig, LlamaConfig, LlamaForCausalLM, MistralConfi
 
 from pipeline.config import CONFIGS
 from pipeline.data.rows import write_problem_file
-from pipeline.learning.memory import architecture_of, built_architecture, layer_activations
+from pipeline.learning.device_memory import architecture_of, built_architecture, layer_activations
 from pipeline.problems import Problem
 from pipeline.run.config import load_training_config
 from pipeline.run.plan import GIB, document_chunks, learner_memory, plan_text

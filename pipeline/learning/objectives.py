@@ -3,7 +3,7 @@
 from collections.abc import Callable
 
 from pipeline.errors import ConfigError
-from pipeline.named_code import load_named
+from pipeline.named_code import load_choice
 from pipeline.sections import ObjectiveSection
 
 # For a group whose advantages are 0, these losses are constant unless the KL or the entropy term is on; such a group is
@@ -20,13 +20,7 @@ def loss_for(named: str) -> Callable:
     Raises:
         ConfigError: there is no such objective.
     """
-    try:
-        loss = load_named(LOSSES.get(named, named))
-    except ConfigError as error:
-        raise ConfigError(
-            f"objective.loss={named!r} must be one of {', '.join(LOSSES)}, or a module:function that can be loaded: "
-            f"{error}"
-        ) from None
+    loss = load_choice("objective.loss", named, LOSSES, "module:function")
     if not callable(loss):
         raise ConfigError(f"objective.loss={named} is no function")
     return loss
