@@ -202,6 +202,7 @@ class Groups:
         chosen = self.ledger.take()
         if chosen is None:
             return None
+        self.changed()  # groups in training do not hold up admission
         entries = [self.ledger.entries[group_id] for group_id in chosen]
         positions = [entry.position for entry in entries]
         problems = [self.problems.problem(position) for position in positions]

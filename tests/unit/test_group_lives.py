@@ -82,6 +82,7 @@ class GroupLives(RuleBasedStateMachine):
         self.attempts: Counter[int] = Counter()  # that failed, by position
         self.step: Step | None = None  # in training
         self.moving: dict[str, asyncio.Task] = {}
+        self.admission = self.wait_for_room()
         self.references: list[weakref.ref] = []
         self.ended: list[str] = []
         self.trained_ever, self.generators_ever = 0, 2
@@ -263,6 +264,10 @@ class GroupLives(RuleBasedStateMachine):
         del self.history[saved_step:], self.discarded[discarded:]
         self.discarded_since = 0
 
+    def wait_for_room(self) -> asyncio.Task:
+        """What an admission does until it may read its problem."""
+        return self.runner.get_loop().create_task(self.groups._until(self.ledger.next_generator))
+
     # What is true at any time.
 
     def running(self) -> dict[str, Entry]:
@@ -324,6 +329,16 @@ class GroupLives(RuleBasedStateMachine):
         assert le.trained == len(trained) and le.step == len(self.history)
 
     @invariant()
+    def no_admission_sleeps_while_there_is_room(self) -> None:
+        self.settle()
+        if self.ledger.next_generator():
+            assert self.admission.done()
+        elif self.admission.done():
+            self.admission = self.wait_for_room()
+            self.settle()
+            assert not self.admission.done()
+
+    @invariant()
     def the_bound_is_kept(self) -> None:
         assert len(self.ledger.entries) <= (self.train.max_staleness + 2) * self.train.groups_per_step
         assert self.ledger.count(TRAINING) == (len(self.step.groups) if self.step else 0)
@@ -350,6 +365,7 @@ class GroupLives(RuleBasedStateMachine):
                 self.finish_the_step()
             self.nothing_is_left_behind()
             self.no_group_is_lost_and_no_problem_is_trained_twice()
+            self.no_admission_sleeps_while_there_is_room()
         assert self.ledger.step == self.train.steps and not self.ledger.entries and not self.moving
         assert not self.journal._finished and not self.references
         self.runner.close()

@@ -1,6 +1,7 @@
 """The groups of a run: their bound, their back-pressure, and that references are handed through."""
 
 import asyncio
+import json
 from dataclasses import replace
 
 import numpy as np
@@ -9,23 +10,31 @@ import pytest
 from actors.generation.journal import Journal
 from actors.groups import Groups
 from pipeline.data.problem_queue import ProblemQueue
-from pipeline.data.problem_stream import START
+from pipeline.data.problem_stream import START, Cursor
 from pipeline.data.quarantine import Quarantine
-from pipeline.run.ledger import BUFFERED
+from pipeline.errors import DataError, RunFailed
+from pipeline.run.checkpoints import RunState
+from pipeline.run.ledger import BUFFERED, DROPPED_STALE
+from pipeline.run.source import training_source
 from tests.support.groups import random_group, record_of
 from tests.support.simulation import Handle, Problems
 
 GROUP = random_group(np.random.default_rng(0))
 
 
+def make_groups(config, folder, problems: int = 50, max_bad_share: float = 1.0, **train) -> Groups:
+    """With one generator; two groups a step, staleness up to 1, unless `train` says otherwise."""
+    sizes = {"groups_per_step": 2, "max_staleness": 1, "steps": 10} | train
+    config = replace(config, train=replace(config.train, **sizes))
+    quarantine = Quarantine(folder / "quarantine.jsonl", max_bad_share)
+    groups = Groups(config, lambda line: None, Handle(Journal.__ray_metadata__.modified_class()), quarantine, {"g": 0})
+    groups.problems = ProblemQueue(Problems(problems), 0, quarantine)
+    return groups
+
+
 @pytest.fixture
 def groups(tiny_config, tmp_path):
-    """With one generator; two groups a step, staleness up to 1."""
-    config = replace(tiny_config, train=replace(tiny_config.train, groups_per_step=2, max_staleness=1, steps=10))
-    journal, quarantine = Journal.__ray_metadata__.modified_class(), Quarantine(tmp_path / "quarantine.jsonl", 1.0)
-    groups = Groups(config, lambda line: None, Handle(journal), quarantine, {"g": 0})
-    groups.problems = ProblemQueue(Problems(50), 0, quarantine)
-    return groups
+    return make_groups(tiny_config, tmp_path)
 
 
 async def admit(groups, number: int) -> list[str]:
@@ -39,6 +48,11 @@ def add(groups, *group_ids: str) -> None:
     for group_id in group_ids:
         groups.add(group_id, record_of(GROUP, group_id, [0, 1, 0]), f"reference to {group_id}")
         assert groups.ledger.entries[group_id].state == BUFFERED
+
+
+def discard(groups, group_id: str) -> None:
+    groups.add(group_id, record_of(GROUP, group_id, [1, 1, 1]), "reference")
+    assert group_id not in groups.ledger.entries
 
 
 def has(groups, version: int | None, name: str = "g") -> None:
@@ -180,3 +194,127 @@ def test_a_rollback_goes_back_in_steps_and_on_in_versions(groups):
         assert [groups.position(group_id) for group_id in await admit(groups, 4)] == [0, 1, 2, 3]
 
     asyncio.run(run())
+
+
+def test_a_rollback_wakes_an_admission(tiny_config, tmp_path):
+    groups = make_groups(tiny_config, tmp_path, max_staleness=2, steps=2)
+
+    async def run():
+        a, b, *_ = await admit(groups, 4)
+        add(groups, a, b)
+        groups.step_done(await groups.take())
+        has(groups, 1)
+        admitting = asyncio.create_task(groups.admit())
+        assert await waits(admitting)  # the last step has its groups
+        groups.roll_back(0, START)
+        again, _ = await asyncio.wait_for(admitting, 1)
+        assert groups.position(again) == 0
+
+    asyncio.run(run())
+
+
+def test_a_suspect_runs_as_soon_as_its_generator_is_empty(groups):
+    async def run():
+        suspect, other = await admit(groups, 2)
+        groups.generator_lost(suspect, blame=True)
+        assert await asyncio.wait_for(groups.move(suspect), 1) == "g"
+        groups.generator_lost(suspect, blame=True)
+        moving = asyncio.create_task(groups.move(suspect))
+        assert await waits(moving)
+        groups.generator_lost(other, blame=False)  # the generator was back, under its name, before this was known
+        assert await asyncio.wait_for(moving, 1) == "g"
+        moving = asyncio.create_task(groups.move(other))
+        assert await waits(moving)
+        add(groups, suspect)
+        assert await asyncio.wait_for(moving, 1) == "g"
+
+    asyncio.run(run())
+
+
+def test_a_step_that_is_taken_wakes_an_admission(tiny_config, tmp_path):
+    groups = make_groups(tiny_config, tmp_path, groups_per_step=1, max_staleness=2)
+
+    async def run():
+        add(groups, *await admit(groups, 1))
+        groups.step_done(await groups.take())
+        late, _ = await admit(groups, 2)
+        groups.roll_back(0, START)  # the deadline of both is now, and only one can meet it
+        add(groups, late)
+        has(groups, 2)
+        admitting = asyncio.create_task(groups.admit())
+        assert await waits(admitting)
+        await groups.take()
+        await asyncio.wait_for(admitting, 1)
+
+    asyncio.run(run())
+
+
+def test_groups_discarded_while_a_step_trains_belong_to_the_next_step(tiny_config, tmp_path):
+    groups = make_groups(tiny_config, tmp_path, dynamic_sampling=True)
+
+    async def run():
+        a, b, c, d = await admit(groups, 4)
+        discard(groups, c)
+        add(groups, a, b)
+        first = await groups.take()
+        discard(groups, d)
+        groups.step_done(first)
+        has(groups, 1)
+        add(groups, *await admit(groups, 2))
+        second = await groups.take()
+        assert [[record.group_id for record in step.discarded] for step in (first, second)] == [[c], [d]]
+
+    asyncio.run(run())
+
+
+def test_a_run_resumes_with_its_problems_steps_and_failures(tiny_config, tmp_path):
+    path = tmp_path / "samples.jsonl"
+    rows = [{"id": f"p{n}", "question": "who?", "answers": ["Ann"], "document": "Ann did."} for n in range(9)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    config = replace(tiny_config, data=replace(tiny_config.data, source="file", path=str(path)))
+    order = [f"p{row}" for row in training_source(config).order(config.run.seed, 0)]
+    state = RunState(3, 5, Cursor(4, (1,)), 2, failures={"RuntimeError": 2, DROPPED_STALE: 1}, withdrawn=[order[4]])
+    groups = make_groups(config, tmp_path)
+
+    async def run():
+        await groups.open_data(state, {order[6]})
+        groups.resume(state)
+        assert groups.problems.cursor() == state.cursor
+        has(groups, 5)
+        return [(groups.position(group_id), groups.problem(group_id).id) for group_id in await admit(groups, 4)]
+
+    assert asyncio.run(run()) == [(position, order[position]) for position in (1, 5, 7, 8)]
+    assert (groups.ledger.step, groups.ledger.version, groups.failures) == (3, 5, state.failures)
+    assert groups.problems.withdrawn == sorted([order[4], order[6]]) and groups._quarantine.bad == 2
+
+
+def test_a_run_fails_when_too_many_groups_fail(groups):
+    groups.failures[DROPPED_STALE] = 9  # no failures
+
+    async def run():
+        *first, last = await admit(groups, 4)
+        for group_id in first:
+            groups.fail(group_id, RuntimeError("it failed"))
+        with pytest.raises(RunFailed, match="4 groups failed and 0 did not; the last failure: RuntimeError: it failed"):
+            groups.fail(last, RuntimeError("it failed"))
+
+    asyncio.run(run())
+    assert not groups.ledger.entries
+
+
+@pytest.mark.parametrize("how", ["withdraw", "fail"])
+def test_a_run_ends_when_too_many_problems_cannot_be_run(tiny_config, tmp_path, how):
+    groups = make_groups(tiny_config, tmp_path, problems=10, max_bad_share=0.1, max_attempts=1, max_failed_share=1.0)
+    end = groups.withdraw if how == "withdraw" else lambda group_id, why: groups.fail(group_id, RuntimeError(why))
+
+    async def run():
+        a, b = await admit(groups, 2)
+        end(a, "too long")
+        with pytest.raises(DataError, match="2 of 10 rows are bad, more than max_bad_share=0.1"):
+            end(b, "too long")
+
+    asyncio.run(run())
+    assert not groups.ledger.entries and groups.problems.withdrawn == ["p0", "p1"]
+    quarantined = [json.loads(line) for line in (tmp_path / "quarantine.jsonl").read_text().splitlines()]
+    assert [(row["id"], row["withdrawn"]) for row in quarantined] == [("p0", True), ("p1", True)]
+    assert all(row["reason"].endswith("too long") for row in quarantined)
