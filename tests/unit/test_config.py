@@ -247,5 +247,5 @@ def test_other_values_may_name_the_run_whose_name_was_made():
     assert config.run.name.startswith("tiny-") and config.train.checkpoint_folder == f"/data/{config.run.name}"
     config = load_training_config(["preset=tiny", "interpolation=yes", named, "run.name=mine"])
     assert config.train.checkpoint_folder == "/data/mine"
-    with pytest.raises(ConfigError, match="Interpolation key 'run.nam' not found"):
-        load_training_config(["preset=tiny", "interpolation=yes", "run.name=${run.nam}"])
+    with pytest.raises(ConfigError, match="Interpolation key 'run.title' not found"):
+        load_training_config(["preset=tiny", "interpolation=yes", "run.name=${run.title}"])

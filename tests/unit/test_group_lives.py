@@ -61,9 +61,10 @@ class GroupLives(RuleBasedStateMachine):
         staleness=st.integers(0, 2),
         attempts=st.integers(1, 3),
         discards=st.booleans(),
+        steps=st.integers(2, 5),
     )
-    def begin(self, per_step: int, staleness: int, attempts: int, discards: bool) -> None:
-        train = replace(TrainingConfig().train, groups_per_step=per_step, max_staleness=staleness, steps=5)
+    def begin(self, per_step: int, staleness: int, attempts: int, discards: bool, steps: int) -> None:
+        train = replace(TrainingConfig().train, groups_per_step=per_step, max_staleness=staleness, steps=steps)
         train = replace(
             train, max_attempts=attempts, max_failed_share=1.0, dynamic_sampling=discards, max_discarded=2.0
         )
@@ -96,6 +97,12 @@ class GroupLives(RuleBasedStateMachine):
         assert generator in self.versions and self.running()[group_id].generator == generator
         assert not any(group_id == ended for ended in self.ended)
 
+    @precondition(lambda self: self.ledger.next_generator())
+    @rule()
+    def admit_all(self) -> None:
+        while self.ledger.next_generator():
+            self.admit()
+
     @precondition(lambda self: self.running())
     @rule(data=st.data())
     def note_a_conversation(self, data) -> None:
@@ -110,6 +117,12 @@ class GroupLives(RuleBasedStateMachine):
     @rule(data=st.data(), informative=st.sampled_from([True, True, False]))
     def finish(self, data, informative: bool) -> None:
         self.add(data.draw(st.sampled_from(sorted(self.running()))), informative)
+
+    @precondition(lambda self: self.running())
+    @rule(informative=st.booleans())
+    def finish_all(self, informative: bool) -> None:
+        for group_id in sorted(self.running()):
+            self.add(group_id, informative)
 
     def add(self, group_id: str, informative: bool) -> None:
         entry, reference = self.ledger.entries[group_id], Reference()
@@ -227,8 +240,8 @@ class GroupLives(RuleBasedStateMachine):
             self.ended.append(group_id)
 
     @precondition(lambda self: self.step)
-    @rule()
-    def finish_the_step(self) -> None:
+    @rule(published=st.booleans())
+    def finish_the_step(self, published: bool = False) -> None:
         step, self.step = self.step, None
         assert all(self.ledger.version - r.oldest_version <= self.train.max_staleness for r, _ in step.groups)
         entries = [self.ledger.entries[record.group_id] for record, _ in step.groups]
@@ -238,6 +251,9 @@ class GroupLives(RuleBasedStateMachine):
         self.trained_ever += len(step.groups)
         for (record, _), entry in zip(step.groups, entries, strict=True):
             self.done_with(record.group_id, entry)
+        if published:
+            self.versions.update(dict.fromkeys(self.versions, self.ledger.version))
+            self.groups.changed()
 
     @precondition(lambda self: self.step)
     @rule(data=st.data())
