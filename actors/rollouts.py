@@ -85,7 +85,7 @@ class Rollouts:
                 generation_seconds=notes.seconds,
                 moves=moves,
                 # An upper bound: what the generators between the first and the last one lost is unknown.
-                redone_conversations=notes.went_on + (deaths - 1) * t.group_size if deaths else 0,
+                redone_conversations=notes.resumed_episodes + (deaths - 1) * t.group_size if deaths else 0,
             )
             self.accounts.group_done(record)
             self.generators.work_done()  # else a generator that several problems killed within one step is given up

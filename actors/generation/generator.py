@@ -123,7 +123,7 @@ class Generator:
         memory = await self._memory_counts(problem, tokenized, [episode.memories for episode in done])
         notes = RolloutNotes(
             seconds=time.perf_counter() - begin,
-            went_on=sum(run.generated > 0 for run in runs) if resumed else 0,
+            resumed_episodes=sum(run.generated > 0 for run in runs) if resumed else 0,
         )
         return pack_group(problem.id, done, memory), notes
 

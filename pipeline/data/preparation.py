@@ -61,7 +61,7 @@ def prepare_samples(kind: str, settings: Settings, folder: str, workers: int, sh
     }
     begun = open_folder(folder, record)
     show(f"· writing to {folder}")
-    sets = settings.sets(folder, anew=not begun)
+    sets = settings.sets(folder, rebuild=not begun)
     files = planned_files(sets, settings.rows_per_file)
     counts = write_files(folder, JoinedSamples(tuple(sets)), files, workers, settings.max_bad_share, show)
     quarantined = counts.bad + _quarantined(folder, BAD_PASSAGES)

@@ -68,10 +68,10 @@ class Settings:
         """The files that are read."""
         return []
 
-    def sets(self, folder: str, anew: bool) -> list[SampleSet]:
+    def sets(self, folder: str, rebuild: bool) -> list[SampleSet]:
         """The sets of samples. Files that they share are written into `folder`.
 
-        Existing files are kept, unless everything is made `anew`.
+        Existing files are kept, unless `rebuild` is set.
 
         Raises:
             FileNotFoundError, DataError: an input is missing, has another format or is too small.
@@ -104,7 +104,7 @@ class HotpotqaSettings(Settings):
     def inputs(self) -> list[str]:
         return [path for path in (self.path, self.distractors, *map(kept_file, self.only)) if path]
 
-    def sets(self, folder: str, anew: bool) -> list[SampleSet]:
+    def sets(self, folder: str, rebuild: bool) -> list[SampleSet]:
         documents = 0 if self.tokens else self.documents
         tokenizer = _from_anywhere(self.tokenizer)
         recipe = HotpotqaRecipe(
@@ -116,7 +116,7 @@ class HotpotqaSettings(Settings):
             self.task,
             trust_remote_code=self.trust_remote_code,
         )
-        return _hotpotqa_sets(self, folder, anew, [recipe])
+        return _hotpotqa_sets(self, folder, rebuild, [recipe])
 
 
 @dataclass
@@ -135,9 +135,9 @@ class RulerHqaSettings(Settings):
     def inputs(self) -> list[str]:
         return [path for path in (self.path, self.distractors, *map(kept_file, self.only)) if path]
 
-    def sets(self, folder: str, anew: bool) -> list[SampleSet]:
+    def sets(self, folder: str, rebuild: bool) -> list[SampleSet]:
         recipes = [HotpotqaRecipe(folder, n, seed=self.seed, set_name="ruler_hqa") for n in self.documents]
-        return _hotpotqa_sets(self, folder, anew, recipes)
+        return _hotpotqa_sets(self, folder, rebuild, recipes)
 
 
 @dataclass
@@ -165,7 +165,7 @@ class RulerSettings(Settings):
     def inputs(self) -> list[str]:
         return [path for path in (self.essay, self.questions, self.hotpotqa) if path]
 
-    def sets(self, folder: str, anew: bool) -> list[SampleSet]:
+    def sets(self, folder: str, rebuild: bool) -> list[SampleSet]:
         files = {"qa_1": self.questions, "qa_2": self.hotpotqa}
         for task in self.tasks:
             if task in files:
@@ -202,7 +202,7 @@ class SyntheticSettings(Settings):
             found.append(f"task={self.task!r} names code, which rows may not; name it in scorer.modules of the run")
         return super().faults() + found + _tasks(self.tasks, SYNTHETIC_TASKS)
 
-    def sets(self, folder: str, anew: bool) -> list[SampleSet]:
+    def sets(self, folder: str, rebuild: bool) -> list[SampleSet]:
         made = [SyntheticRecipe(self.seed, n, self.count, task, self.task) for task in self.tasks for n in self.chunks]
         return [SampleSet(recipe.set_name, recipe.length, "tokens", recipe, self.count) for recipe in made]
 
@@ -229,9 +229,9 @@ def input_files(settings: Settings) -> list[str]:
 
 
 def _hotpotqa_sets(
-    settings: HotpotqaSettings | RulerHqaSettings, folder: str, anew: bool, recipes: list[HotpotqaRecipe]
+    settings: HotpotqaSettings | RulerHqaSettings, folder: str, rebuild: bool, recipes: list[HotpotqaRecipe]
 ) -> list[SampleSet]:
-    if anew or not is_built(folder):
+    if rebuild or not is_built(folder):
         with _quarantine(folder, BAD_PASSAGES, settings.max_bad_share) as quarantine:
             only = kept_ids(settings.only) if settings.only else None
             build_passages(settings.path, settings.distractors, folder, quarantine, only)

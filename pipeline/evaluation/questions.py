@@ -90,7 +90,7 @@ def open_source(config: EvaluationConfig) -> SampleSource:
     """
     data = config.data
     if data.source == "synthetic":
-        return JoinedSamples(tuple(synthetic_settings(data).sets("", anew=True)))
+        return JoinedSamples(tuple(synthetic_settings(data).sets("", rebuild=True)))
     return SampleFiles.open(data.path, row_rules(config))
 
 

@@ -102,7 +102,7 @@ def evaluation_summary(
         config: the evaluation's configuration.
         status: completed, interrupted or failed.
         rows: the rows of results.jsonl.
-        failures: failed attempts by cause, including those that a later attempt made good.
+        failures: failed attempts by cause, including those that a later attempt repaired.
         error: why the evaluation failed; None if it did not.
         seconds: duration of this run; an earlier run that it resumed is not counted.
         engine_version: vLLM's version.

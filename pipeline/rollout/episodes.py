@@ -117,7 +117,7 @@ class RolloutNotes:
     """How a generator produced a group."""
 
     seconds: float
-    went_on: int = 0  # episodes resumed here, each with a conversation that the last generator may have begun
+    resumed_episodes: int = 0  # episodes resumed here, each with a conversation that the last generator may have begun
 
 
 def response_seed(*numbers: int) -> int:

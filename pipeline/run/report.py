@@ -48,7 +48,7 @@ def run_summary(
         steps: number of finished steps.
         seconds: the run's duration.
         failures: numbers of lost groups, by cause.
-        recoveries: numbers of other losses that were made good, by kind.
+        recoveries: numbers of other losses that were repaired, by kind.
         engine_version: vLLM's version.
         weight_version: the last weight version.
         rows_quarantined: how many rows of the data were quarantined.

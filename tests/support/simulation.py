@@ -131,7 +131,7 @@ class Generators(Pretended):
             raise lost.exception()
         del self.running[name][group_id]
         self._strike(problem)
-        return version, RolloutNotes(seconds=1.0, went_on=0)
+        return version, RolloutNotes(seconds=1.0, resumed_episodes=0)
 
     def _die(self, name: str) -> None:
         self.together.append((name, sorted(self.running[name])))

@@ -87,7 +87,9 @@ def filtered(hotpotqa: str, output: Path, *arguments: str) -> int:
 
 def prepared(settings, folder: Path) -> dict[int, list[Problem]]:
     """The samples of each length."""
-    return {each.length: [each.sample(i) for i in range(len(each))] for each in settings.sets(str(folder), anew=True)}
+    return {
+        each.length: [each.sample(i) for i in range(len(each))] for each in settings.sets(str(folder), rebuild=True)
+    }
 
 
 def boxed(*right: int):
@@ -249,7 +251,7 @@ def test_of_questions_of_one_id_the_first_alone_is_asked_kept_and_prepared(tmp_p
     (bad,) = lines(tmp_path / "kept/quarantine/questions.jsonl")
     assert bad["reason"] == "the id 'q1' occurs twice" and bad["id"] == "hotpot.json:2"
     settings = RulerHqaSettings(path=str(hotpotqa), only=[str(tmp_path / "kept")], documents=[10])
-    (problems,) = settings.sets(str(tmp_path / "out"), anew=True)
+    (problems,) = settings.sets(str(tmp_path / "out"), rebuild=True)
     made = []
     for i in range(len(problems)):
         with contextlib.suppress(BadRow):
@@ -330,7 +332,7 @@ def test_a_filtered_set_that_does_not_fit_is_an_error(hotpotqa, tmp_path, conten
     (tmp_path / "kept.jsonl").write_text(content)
     settings = RulerHqaSettings(path=hotpotqa, only=[str(tmp_path)], documents=[10])
     with pytest.raises(DataError) as error:
-        settings.sets(str(tmp_path / "out"), anew=True)
+        settings.sets(str(tmp_path / "out"), rebuild=True)
     assert message.format(hotpotqa=hotpotqa) in str(error.value)
     with pytest.raises(DataError) as error:  # the filter says the same
         list(hotpotqa_problems(hotpotqa, kept_ids([str(tmp_path)]), 0, Quarantine(tmp_path / "q")))

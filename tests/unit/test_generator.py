@@ -115,7 +115,7 @@ def test_an_answer_tells_what_its_memories_did(forgetful):
 def test_a_group_goes_on_from_the_journal_and_generates_only_what_is_missing(forgetful):
     """Of two episodes, one was finished but for its answer, the other had not begun."""
     whole, notes = asyncio.run(forgetful.rollout("g", chain(), "memory", 2, Sampling(1.0)))
-    assert notes.went_on == 0
+    assert notes.resumed_episodes == 0
     journal = [f for f in forgetful._journal if f.episode == 0][:3]
     forgetful._journal.clear()
 
@@ -124,7 +124,7 @@ def test_a_group_goes_on_from_the_journal_and_generates_only_what_is_missing(for
 
     forgetful._read_journal = read
     group, notes = asyncio.run(forgetful.rollout("g", chain(), "memory", 2, Sampling(1.0), resumed=True))
-    assert notes.went_on == 2
+    assert notes.resumed_episodes == 2
     assert [f.episode for f in forgetful._journal].count(0) == 1 and len(forgetful._journal) == 1 + 4
     assert group.episode_answers == whole.episode_answers and group.memory == whole.memory
     assert all((getattr(group, name) == getattr(whole, name)).all() for name in ("tokens", "offsets", "logprobs"))

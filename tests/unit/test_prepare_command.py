@@ -16,7 +16,7 @@ def test_a_source_that_is_too_small_for_the_longest_documents_is_said_before_any
     given = {"tokenizer": str(random_model), "output": "o", "tasks": ["qa_1"]}
     settings = RulerSettings(**given, questions=str(written(tmp_path / "squad.json", squad())), tokens=[300, 10**6])
     with pytest.raises(DataError, match="fewer than the wanted 1000000; .* give a larger file, or ask for fewer"):
-        settings.sets(str(tmp_path / "out"), anew=True)
+        settings.sets(str(tmp_path / "out"), rebuild=True)
 
 
 @pytest.mark.parametrize(
@@ -63,7 +63,7 @@ def test_synthetic_rows_name_the_scorer_that_is_asked_for():
     given = {"output": "o", "count": 3, "chunks": [4], "tasks": ["chains", "values"]}
 
     def scorers(**more) -> list[str]:
-        return [each.sample(0).task for each in SyntheticSettings(**given, **more).sets("o", anew=True)]
+        return [each.sample(0).task for each in SyntheticSettings(**given, **more).sets("o", rebuild=True)]
 
     assert scorers() == ["qa", "values"] and scorers(task="gate") == ["gate", "gate"]
 
