@@ -14,9 +14,10 @@ def ray_session():
     pytest.fail(NO_RAY)
 
 
-@pytest.fixture(scope="session", autouse=True)
+@pytest.fixture(scope="module", autouse=True)
 def no_ray():
-    """Whatever starts Ray calls this, a first `ray.put` or `.remote()` too."""
+    """Refuses `ray.init`, which a first `ray.put` or `.remote()` calls too. It ends with each module: the tests that follow
+    in tests/integration start Ray."""
     import ray
 
     def refuse(*arguments: object, **options: object) -> None:
