@@ -16,8 +16,10 @@ def ray_session():
 
 @pytest.fixture(scope="module", autouse=True)
 def no_ray():
-    """Refuses `ray.init`, which a first `ray.put` or `.remote()` calls too. It ends with each module: the tests that follow
-    in tests/integration start Ray."""
+    """Refuses `ray.init`, which a first `ray.put` or `.remote()` calls too.
+
+    It ends with each module: the tests that follow in tests/integration start Ray.
+    """
     import ray
 
     def refuse(*arguments: object, **options: object) -> None:
