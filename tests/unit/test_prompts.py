@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-from dataclasses import replace
 
 import pytest
 import yaml
@@ -19,7 +18,7 @@ from pipeline.data.documents.synthetic import tiny_tokenizer
 from pipeline.errors import ConfigError
 from pipeline.evaluation.config import EvaluationConfig
 from pipeline.sections import AgentSection
-from pipeline.text import encode_text, load_tokenizer
+from pipeline.text import encode_text
 from tests.support.byte_tokenizer import byte_tokenizer
 
 CHAT = load_template("memagent")
@@ -428,64 +427,3 @@ def test_an_agent_that_cannot_be_made_is_refused_before_anything_starts(tmp_path
     arguments = ["preset=eval_tiny", f"agent.prompt_template={written(tmp_path / 'mine.yaml')}"]
     with pytest.raises(ConfigError, match="AgentThatCannotBeMade cannot be made: ZeroDivisionError: by nothing"):
         check_model(load_config(arguments, EvaluationConfig), ["tests.unit.test_prompts:AgentThatCannotBeMade"])
-
-
-def test_a_tokenizer_without_a_class_of_its_own_is_what_transformers_would_load(tmp_path):
-    """And is loaded without torch, for which a user who only checks a configuration would wait."""
-    import subprocess
-    import sys
-
-    from transformers import AutoTokenizer
-
-    from pipeline.data.documents.synthetic import tiny_model_config
-
-    tiny_tokenizer().save_pretrained(tmp_path)
-    tiny_model_config().save_pretrained(tmp_path)
-    ours, theirs = load_tokenizer(str(tmp_path)), AutoTokenizer.from_pretrained(tmp_path)
-    assert type(ours) is type(theirs) and ours.get_vocab() == theirs.get_vocab()
-    assert ours.special_tokens_map == theirs.special_tokens_map and ours.eos_token_id == theirs.eos_token_id
-    text = "<problem> city Rex <section> Rex Paris . unheard-of"
-    assert ours(text).input_ids == theirs(text).input_ids
-    assert encode_text(ours, text) == encode_text(theirs, text)
-    program = f"from pipeline.text import load_tokenizer; load_tokenizer({str(tmp_path)!r}); import sys; "
-    program += "sys.exit('torch' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", program]).returncode == 0
-
-
-def test_a_tokenizer_with_a_class_of_its_own_is_loaded_by_it(tmp_path):
-    from transformers import GPT2Tokenizer
-
-    GPT2Tokenizer(vocab={"a": 0, "<|endoftext|>": 1}, merges=[]).save_pretrained(tmp_path)
-    assert isinstance(load_tokenizer(str(tmp_path)), GPT2Tokenizer)
-
-
-OWN_TOKENIZER = """
-from transformers import PreTrainedTokenizerFast
-
-
-class Mine(PreTrainedTokenizerFast):
-    pass
-"""
-
-
-@pytest.mark.parametrize("family", ["llama", "qwen2"])
-def test_a_tokenizer_with_code_of_its_own_is_loaded_where_that_code_is_trusted(tmp_path, monkeypatch, family):
-    from pipeline.data.documents.ruler_recipe import RulerRecipe
-
-    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
-    folder = tmp_path / "model"
-    tiny_tokenizer().save_pretrained(folder)
-    (folder / "mine.py").write_text(OWN_TOKENIZER)
-    settings = json.loads((folder / "tokenizer_config.json").read_text())
-    settings |= {"tokenizer_class": "Mine", "auto_map": {"AutoTokenizer": [None, "mine.Mine"]}}
-    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
-    (folder / "config.json").write_text(json.dumps({"model_type": family}))
-    assert type(load_tokenizer(str(folder), trust_remote_code=True)).__name__ == "Mine"
-    recipe = RulerRecipe("niah_single_1", 0, 500, str(folder), 1, trust_remote_code=True)
-    assert recipe.sample(0).document
-    if family == "qwen2":  # a family of which transformers has a tokenizer
-        assert type(load_tokenizer(str(folder))).__name__ != "Mine"
-        return
-    for load in (lambda: load_tokenizer(str(folder)), lambda: replace(recipe, trust_remote_code=False).sample(0)):
-        with pytest.raises(ValueError, match="trust_remote_code"):
-            load()
