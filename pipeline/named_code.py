@@ -2,7 +2,7 @@
 
 import importlib
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from pipeline.errors import ConfigError
 
@@ -44,3 +44,11 @@ def load_choice(what: str, named: str, choices: Mapping[str, object], spelled: s
     except ConfigError as error:
         names = ", ".join(choices)
         raise ConfigError(f"{what} {named!r} is none of {names}, nor a {spelled} that can be loaded: {error}") from None
+
+
+def load_function(key: str, named: str, choices: Mapping[str, object]) -> Callable:
+    """`load_choice` of a function that a key names. Raises `ConfigError`, too, if it is no function."""
+    function = load_choice(key, named, choices, "module:function")
+    if not callable(function):
+        raise ConfigError(f"{key}={named} is no function")
+    return function

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 
 from pipeline.errors import ConfigError
-from pipeline.named_code import load_choice
+from pipeline.named_code import load_function
 from pipeline.sections import ObjectiveSection
 
 # For a group whose advantages are 0, these losses are constant unless the KL or the entropy term is on; such a group is
@@ -20,10 +20,7 @@ def loss_for(named: str) -> Callable:
     Raises:
         ConfigError: there is no such objective.
     """
-    loss = load_choice("objective.loss", named, LOSSES, "module:function")
-    if not callable(loss):
-        raise ConfigError(f"objective.loss={named} is no function")
-    return loss
+    return load_function("objective.loss", named, LOSSES)
 
 
 def check_loss(objective: ObjectiveSection, is_taken: Callable[[str], bool]) -> None:

@@ -9,8 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pipeline.errors import ConfigError
-from pipeline.named_code import load_choice
+from pipeline.named_code import load_function
 from pipeline.rollout.episodes import EpisodeGroup
 
 # Added to the standard deviation: if all rewards are equal, the advantages are 0, not NaN.
@@ -144,10 +143,7 @@ def estimator_for(named: str) -> Estimator:
     Raises:
         ConfigError: there is no such estimator.
     """
-    estimator = load_choice("objective.advantage", named, ADVANTAGES, "module:function")
-    if not callable(estimator):
-        raise ConfigError(f"objective.advantage={named} is no function")
-    return estimator
+    return load_function("objective.advantage", named, ADVANTAGES)
 
 
 def group_advantages(group: GroupRewards, named: str) -> np.ndarray:
