@@ -14,7 +14,7 @@ the data, and the losses.
 import sys
 from pathlib import Path
 
-from jobs.support.driver import EXIT_STATUS, asks_for_help, on_this_node, show_help, start_ray, summary_of
+from jobs.support.driver import EXIT_STATUS, asks_for_help, show_help, start_actor, start_ray, summary_of
 from jobs.support.inputs import check_samples, load_model_files, whole_path
 from jobs.support.run_folder import RunFolder, leave_interrupted, run_folder
 from jobs.support.stop_signals import StopSignals
@@ -77,8 +77,7 @@ def fine_tune(config: FineTuningConfig) -> int:
             print(f"· run folder {folder}", flush=True)
             if config.fine_tuning.from_scratch:
                 config.model.path = str(place.call(random_model, config, folder / "start", limit_s=MODEL_S))
-            actor_class = FineTuner.options(scheduling_strategy=on_this_node())  # type: ignore[attr-defined]  # mypy ignores decorators of classes
-            actor = actor_class.remote(config, str(folder), place.lease)
+            actor = start_actor(FineTuner, config, str(folder), place.lease)
             summary = summary_of(actor, signals, folder, lambda error: {"status": "failed", "error": error})
     if summary["error"]:
         print(summary["error"], file=sys.stderr)

@@ -13,7 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from statistics import median
 
-from jobs.support.driver import EXIT_STATUS, asks_for_help, on_this_node, show_help, start_ray, summary_of
+from jobs.support.driver import EXIT_STATUS, asks_for_help, show_help, start_actor, start_ray, summary_of
 from jobs.support.evaluation import check as check_evaluation_job
 from jobs.support.inputs import (
     check_model,
@@ -186,9 +186,8 @@ def run_of(config: TrainingConfig, folder: Path, signals: StopSignals) -> dict:
         print(f"· run folder {folder}", flush=True)
         if signals.asked:
             raise KeyboardInterrupt
-        coordinator = Coordinator.options(  # type: ignore[attr-defined]  # mypy ignores decorators of classes
-            name=str(folder), namespace=NAMESPACE, lifetime="detached", scheduling_strategy=on_this_node()
-        ).remote(config, str(folder), place.lease)
+        named = {"name": str(folder), "namespace": NAMESPACE, "lifetime": "detached"}
+        coordinator = start_actor(Coordinator, config, str(folder), place.lease, **named)
         return end_of(coordinator, config, folder, signals)
 
 

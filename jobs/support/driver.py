@@ -5,6 +5,7 @@ import os
 import traceback
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from jobs.support.keys import REQUIRED, help_text
 from jobs.support.noise import hush_workers
@@ -76,12 +77,19 @@ def cluster_to_join() -> str:
     return address
 
 
-def on_this_node():
-    """The scheduling strategy that prefers this node, for the job actor: it outlives no node that its driver is on."""
+def start_actor(actor_class: Any, *arguments: object, **options: object) -> Any:
+    """Start a job actor, on this node if it can be; return its handle.
+
+    Args:
+        actor_class: a class under `@ray.remote`.
+        arguments: the actor's.
+        options: Ray's, beside the place.
+    """
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-    return NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
+    return actor_class.options(scheduling_strategy=here, **options).remote(*arguments)
 
 
 def follow(actor, signals: StopSignals, show: Callable[[str], None]) -> dict | str:

@@ -8,7 +8,7 @@ from typing import cast
 
 from omegaconf import OmegaConf
 
-from jobs.support.driver import on_this_node, start_ray, summary_of
+from jobs.support.driver import start_actor, start_ray, summary_of
 from jobs.support.inputs import check_model, check_samples, whole_data_paths, whole_path, whole_template
 from jobs.support.progress import JobProgress
 from jobs.support.run_folder import RunFolder, configuration_of, leave_interrupted, run_folder
@@ -54,8 +54,7 @@ def evaluate(config: EvaluationConfig) -> tuple[dict, Path]:
             place.call(check_folder, config, folder)
             place.save_config(config)
             progress.say(f"run folder {folder}")
-            actor_class = Evaluator.options(scheduling_strategy=on_this_node())  # type: ignore[attr-defined]  # mypy ignores decorators of classes
-            evaluator = actor_class.remote(config, str(folder), place.lease)
+            evaluator = start_actor(Evaluator, config, str(folder), place.lease)
             summary = summary_of(
                 evaluator, signals, folder, lambda error: nothing(status="failed", error=error), progress.line
             )
