@@ -47,7 +47,7 @@ def load_choice(what: str, named: str, choices: Mapping[str, object], spelled: s
 
 
 def load_function(key: str, named: str, choices: Mapping[str, object]) -> Callable:
-    """`load_choice` of a function that a key names. Raises `ConfigError`, too, if it is no function."""
+    """Load the function that a key names, as `load_choice` does. Raises `ConfigError` also if it is no function."""
     function = load_choice(key, named, choices, "module:function")
     if not callable(function):
         raise ConfigError(f"{key}={named} is no function")

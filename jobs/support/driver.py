@@ -82,8 +82,8 @@ def start_actor(actor_class: Any, *arguments: object, **options: object) -> Any:
 
     Args:
         actor_class: a class under `@ray.remote`.
-        arguments: the actor's.
-        options: Ray's, beside the place.
+        arguments: the arguments of its constructor.
+        options: more options of Ray, such as a name.
     """
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
