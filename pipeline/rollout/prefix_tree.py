@@ -5,7 +5,7 @@ conversations in depth-first order, each with the number of its first tokens tha
 conversations then share the minimum of the numbers between them, and a subsequence is again a tree.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -81,18 +81,13 @@ class PrefixTree:
             inner = self.shared[start + 1 : stop]
             edges = [start, *(start + 1 + np.flatnonzero(inner == inner.min())).tolist(), stop]
             todo += reversed(list(zip(edges, edges[1:], strict=False)))
-        return list(self._joined(fitting, budget))
-
-    def _joined(self, runs: Iterable[tuple[int, int]], budget: int) -> Iterator[tuple[int, int]]:
-        """The runs, neighbours put together while they fit the budget."""
-        start = stop = 0
-        for _, next_stop in runs:
-            if stop > start and self.tokens(start, next_stop) > budget:
-                yield start, stop
-                start = stop
-            stop = next_stop
-        if stop > start:
-            yield start, stop
+        joined = fitting[:1]
+        for start, stop in fitting[1:]:
+            if self.tokens(joined[-1][0], stop) <= budget:
+                joined[-1] = joined[-1][0], stop
+            else:
+                joined.append((start, stop))
+        return joined
 
     def parts(self, count: int) -> list[tuple[int, int]]:
         """Cut the sequence into at most `count` runs whose largest is as small as `cut` can make it."""
