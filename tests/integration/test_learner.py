@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from actors.learning.step import inputs_of, tensors
 from pipeline.learning.objective import token_losses
 from pipeline.learning.packing import Item, build_micro_batch, split_updates
 from pipeline.learning.policy import Policy
