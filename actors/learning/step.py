@@ -10,6 +10,7 @@ import torch
 from actors.learning.zero_engine import ZeroEngine
 from pipeline.learning.objectives import loss_for
 from pipeline.learning.packing import Item, Update, build_micro_batch
+from pipeline.learning.policy import inputs_of, tensors
 from pipeline.learning.returned import check_returned
 from pipeline.learning.token_metrics import Max, Mean, Sums, TokenMetric, Total, added
 from pipeline.rollout.episodes import EpisodeGroup
@@ -127,19 +128,6 @@ class StepTrainer:
         """A micro-batch with its arrays as tensors on the device."""
         batch = build_micro_batch(items, self._groups, self._advantages, self._rewards)
         return tensors(batch, self.engine.device)
-
-
-def tensors(batch: Any, device: torch.device | str = "cpu") -> dict[str, Any]:
-    """The fields of a micro-batch by name, arrays as tensors on a device."""
-    return {
-        name: torch.tensor(value, device=device) if isinstance(value, np.ndarray) else value
-        for name, value in vars(batch).items()
-    }
-
-
-def inputs_of(batch: dict[str, Any]) -> list:
-    """The part of a micro-batch that the policy takes as input."""
-    return [batch[name] for name in ("tokens", "positions", "predict_at", "targets", "forest")]
 
 
 def own_metrics(

@@ -11,14 +11,15 @@ All lengths are known on the host, so no layer waits for the device. There are t
     varlen  flash attention of sequences of any lengths, without padding. On CUDA, for bfloat16 and float16.
 """
 
-from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
 from transformers import AttentionInterface, AttentionMaskInterface
 
-from pipeline.learning.forest import Forest
+from pipeline.learning.forest import Block, Forest
 
 NAME = "forest"
 LIKE_LENGTH = 0.9  # the shortest branch of a padded batch has at least this share of the longest one's tokens
@@ -55,47 +56,81 @@ AttentionInterface.register(NAME, forest_attention)
 AttentionMaskInterface.register(NAME, lambda *_, **__: None)
 
 
-def parts_of(forest: Forest, device: torch.device, dtype: torch.dtype) -> "Parts":
-    """The parts of a row's attention for the kernels of a device and dtype."""
-    if device.type == "cuda" and dtype in (torch.bfloat16, torch.float16):
-        return VarlenParts(forest, device)
-    return PaddedParts(forest, device)
+class Rows(Protocol):
+    """Some tokens of a row, in the form in which a kernel takes them."""
+
+    @property
+    def places(self) -> slice | torch.Tensor:
+        """The tokens' places in the row; none twice."""
+
+    def take(self, x: torch.Tensor) -> torch.Tensor:
+        """Take them from a row [T, heads, …]."""
+
+    def untake(self, x: torch.Tensor) -> torch.Tensor:
+        """Undo the form: [tokens, heads, …] in the order of `places`."""
+
+    def add(self, total: torch.Tensor, x: torch.Tensor) -> None:
+        """Add values [tokens, heads, …] to those of the tokens in a row."""
 
 
-class Parts(ABC):
-    """The calls of kernels that compute a row's attention: first the branches, which are disjoint, then the blocks.
+class Part(NamedTuple):
+    """One call of a kernel."""
 
-    A row of T tokens has queries [T, heads, D], keys and values [T, key heads, D], and log-sum-exps float32 [T, heads].
-    Places are indices of the first dimension.
+    queries: Rows
+    keys: Rows
+
+
+class Kernel(Protocol):
+    """Attention of a part. A log-sum-exp is float32 [tokens, heads]; all else is [tokens, heads, D]."""
+
+    def forward(self, part: Part, query, key, value, is_causal: bool, scale: float) -> tuple[torch.Tensor, ...]:
+        """The output for the part's queries, and their log-sum-exp."""
+
+    def backward(
+        self, part: Part, grad, query, key, value, out, lse, is_causal: bool, scale: float
+    ) -> tuple[torch.Tensor, ...]:
+        """The gradients of the part's queries, keys and values."""
+
+
+@dataclass(frozen=True)
+class Parts:
+    """A row's attention as calls of a kernel.
+
+    branches  causal; queries and keys are the same; together, every token of the row once
+    blocks    not causal; what they add
     """
 
-    @abstractmethod
-    def branches(self, query, key, value, scale: float) -> Iterator[tuple]:
-        """Yield places of queries, their output and their log-sum-exp."""
+    kernel: Kernel
+    branches: list[Part]
+    blocks: list[Part]
 
-    @abstractmethod
-    def blocks(self, query, key, value, scale: float) -> Iterator[tuple]:
-        """Yield the same as `branches`."""
 
-    @abstractmethod
-    def gradients(self, grad, query, key, value, out, lse, scale: float) -> Iterator[tuple]:
-        """Yield places of queries and of keys, and the gradients of these queries, keys and values."""
+def parts_of(forest: Forest, device: torch.device, dtype: torch.dtype) -> Parts:
+    """The parts of a row's attention, for the kernel of a device and dtype."""
+    if device.type == "cuda" and dtype in (torch.bfloat16, torch.float16):
+        whole = _Sequences([slice(0, forest.tokens)], forest.branches, device)
+        return Parts(_Varlen(), [Part(whole, whole)], [_level(level, device) for level in forest.levels])
+    batches = [_Batch(branches, device) for branches in _of_like_length(forest.branches)]
+    blocks = [Part(_Slice(queries), _Slice(keys)) for level in forest.levels for queries, keys in level]
+    kernel = _Efficient() if device.type == "cuda" else _FlashOfCpu()
+    return Parts(kernel, [Part(batch, batch) for batch in batches], blocks)
 
 
 class _ForestAttention(torch.autograd.Function):
     @staticmethod
     def forward(ctx, query, key, value, parts: Parts, scale: float):
-        out, lse = torch.empty_like(query), query.new_empty(query.shape[:2], dtype=torch.float32)
-        for queries, more, more_lse in parts.branches(query, key, value, scale):
-            out[queries], lse[queries] = more, more_lse
-        merged = None
-        for queries, more, more_lse in parts.blocks(query, key, value, scale):
-            merged = out.float() if merged is None else merged
-            total = torch.logaddexp(lse[queries], more_lse)
-            merged[queries] *= (lse[queries] - total).exp_()[..., None]
-            merged[queries] += more * (more_lse - total).exp_()[..., None]
-            lse[queries] = total
-        out = out if merged is None else merged.to(out.dtype)
+        out = torch.empty_like(query, dtype=torch.float32 if parts.blocks else query.dtype)
+        lse = query.new_empty(query.shape[:2], dtype=torch.float32)
+        for part in parts.branches:
+            own, own_lse = parts.kernel.forward(part, query, key, value, True, scale)
+            out[part.queries.places], lse[part.queries.places] = own.to(out.dtype), own_lse
+        for part in parts.blocks:
+            more, more_lse = parts.kernel.forward(part, query, key, value, False, scale)
+            at = part.queries.places
+            total = torch.logaddexp(lse[at], more_lse)
+            out[at] = out[at] * (lse[at] - total).exp_()[..., None] + more * (more_lse - total).exp_()[..., None]
+            lse[at] = total
+        out = out.to(query.dtype)
         ctx.save_for_backward(query, key, value, out, lse)
         ctx.parts, ctx.scale = parts, scale
         return out
@@ -103,92 +138,61 @@ class _ForestAttention(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad):
         query, key, value, out, lse = ctx.saved_tensors
-        sums = [torch.zeros(x.shape, dtype=torch.float32, device=x.device) for x in (query, key, value)]
-        of_parts = ctx.parts.gradients(grad.contiguous(), query, key, value, out, lse, ctx.scale)
-        for queries, keys, *gradients in of_parts:
-            for total, places, gradient in zip(sums, (queries, keys, keys), gradients, strict=True):
-                total[places] += gradient
+        parts, known = ctx.parts, (grad.contiguous(), query, key, value, out, lse)
+        dtype = torch.float32 if parts.blocks else query.dtype
+        sums = [torch.empty_like(x, dtype=dtype) for x in (query, key, value)]
+        for part in parts.branches:
+            gradients = parts.kernel.backward(part, *known, True, ctx.scale)
+            for total, gradient in zip(sums, gradients, strict=True):
+                total[part.queries.places] = gradient.to(dtype)
+        for part in parts.blocks:
+            gradients = parts.kernel.backward(part, *known, False, ctx.scale)
+            for total, rows, gradient in zip(sums, (part.queries, part.keys, part.keys), gradients, strict=True):
+                rows.add(total, gradient)
         return *(total.to(query.dtype) for total in sums), None, None
 
 
-class PaddedParts(Parts):
-    def __init__(self, forest: Forest, device: torch.device):
-        self._branches = [_Padded(branches, device) for branches in _of_like_length(forest.branches)]
-        self._blocks = [(_Slice(b.queries), _Slice(b.keys)) for level in forest.levels for b in level]
-        on_cuda = device.type == "cuda"
-        self._forward, self._backward = (
-            (_efficient, _efficient_backward) if on_cuda else (_flash_of_cpu, _flash_of_cpu_backward)
-        )
-
-    def branches(self, query, key, value, scale):
-        for rows in self._branches:
-            yield self._attend(rows, rows, query, key, value, True, scale)
-
-    def blocks(self, query, key, value, scale):
-        for queries, keys in self._blocks:
-            yield self._attend(queries, keys, query, key, value, False, scale)
-
-    def _attend(self, queries, keys, query, key, value, is_causal, scale):
-        out, lse = self._forward(queries.take(query), keys.take(key), keys.take(value), is_causal, scale)
-        return queries.places, queries.untake(out), queries.untake(lse)
-
-    def gradients(self, grad, query, key, value, out, lse, scale):
-        causal = [(rows, rows, True) for rows in self._branches]
-        for queries, keys, is_causal in [*causal, *((q, k, False) for q, k in self._blocks)]:
-            of_query, of_key, of_value = self._backward(
-                queries.without_padding(queries.take(grad)),
-                queries.take(query),
-                keys.take(key),
-                keys.take(value),
-                queries.take(out),
-                queries.take(lse),
-                is_causal,
-                scale,
-            )
-            yield queries.places, keys.places, queries.untake(of_query), keys.untake(of_key), keys.untake(of_value)
-
-
 class _Slice:
-    """Some consecutive tokens of a row as a batch of one."""
+    """Consecutive tokens as a batch of one, [1, heads, L, …]."""
 
     def __init__(self, places: slice):
         self.places = places
 
-    def take(self, x: torch.Tensor) -> torch.Tensor:
-        """[T, heads, …] → [1, heads, L, …]"""
+    def take(self, x):
         return x[self.places].transpose(0, 1)[None]
 
-    def untake(self, x: torch.Tensor) -> torch.Tensor:
-        """[1, heads, L, …] → [L, heads, …]"""
+    def untake(self, x):
         return x[0].transpose(0, 1)
 
-    def without_padding(self, x: torch.Tensor) -> torch.Tensor:
-        return x
+    def add(self, total, x):
+        total[self.places] += x
 
 
-class _Padded:
-    """Some branches of a row as a padded batch [B, heads, L, …]. Padding follows a branch, so no query sees it."""
+class _Batch:
+    """Branches as a padded batch [B, heads, L, …]. The padding follows each branch, so no token sees it."""
 
     def __init__(self, branches: Sequence[tuple[int, int]], device: torch.device):
         starts, ends = np.array(branches).T
         steps = np.arange((ends - starts).max())
         is_token = steps < (ends - starts)[:, None]
-        self._index = torch.as_tensor(np.where(is_token, starts[:, None] + steps, starts[:, None]), device=device)
-        self._is_token = torch.as_tensor(is_token, device=device)
-        self.places = torch.as_tensor((starts[:, None] + steps)[is_token], device=device)
+        padded = np.where(is_token, starts[:, None] + steps, starts[:, None])
+        self._padded = torch.as_tensor(padded, device=device)
         self._in_batch = torch.as_tensor(np.flatnonzero(is_token), device=device)
+        self._padding = torch.as_tensor(~is_token, device=device)
+        self.places = torch.as_tensor(padded[is_token], device=device)
 
-    def take(self, x: torch.Tensor) -> torch.Tensor:
-        """[T, heads, …] → [B, heads, L, …]"""
-        return x[self._index].transpose(1, 2)
+    def take(self, x):
+        return x[self._padded].transpose(1, 2)
 
-    def untake(self, x: torch.Tensor) -> torch.Tensor:
-        """[B, heads, L, …] → [tokens, heads, …]"""
+    def untake(self, x):
         return x.transpose(1, 2).flatten(0, 1)[self._in_batch]
 
-    def without_padding(self, x: torch.Tensor) -> torch.Tensor:
-        """Zero where the batch is padded, so that the padding has no gradient."""
-        return x * self._is_token[:, None, :, None]
+    def add(self, total, x):
+        total[self.places] += x
+
+    def take_gradient(self, grad):
+        """Like `take`, with zeros as padding."""
+        return self.take(grad).masked_fill(self._padding[:, None, :, None], 0.0)
 
 
 def _of_like_length(branches: Sequence[int]) -> list[list[tuple[int, int]]]:
@@ -204,55 +208,103 @@ def _of_like_length(branches: Sequence[int]) -> list[list[tuple[int, int]]]:
     return batches
 
 
-def _flash_of_cpu(query, key, value, is_causal, scale):
-    return aten._scaled_dot_product_flash_attention_for_cpu(query, key, value, 0.0, is_causal, scale=scale)
+class _Padded:
+    """Scaled dot-product attention of batches."""
+
+    def forward(self, part, query, key, value, is_causal, scale):
+        q, k, v = part.queries.take(query), part.keys.take(key), part.keys.take(value)
+        return tuple(part.queries.untake(x) for x in self._forward(q, k, v, is_causal, scale))
+
+    def backward(self, part, grad, query, key, value, out, lse, is_causal, scale):
+        rows = part.queries
+        of_query, of_key, of_value = self._backward(
+            rows.take_gradient(grad) if isinstance(rows, _Batch) else rows.take(grad),
+            rows.take(query),
+            part.keys.take(key),
+            part.keys.take(value),
+            rows.take(out),
+            rows.take(lse),
+            is_causal,
+            scale,
+        )
+        return rows.untake(of_query), part.keys.untake(of_key), part.keys.untake(of_value)
 
 
-def _flash_of_cpu_backward(grad, query, key, value, out, lse, is_causal, scale):
-    return aten._scaled_dot_product_flash_attention_for_cpu_backward(
-        grad, query, key, value, out, lse, 0.0, is_causal, scale=scale
-    )
+class _FlashOfCpu(_Padded):
+    def _forward(self, query, key, value, is_causal, scale):
+        return aten._scaled_dot_product_flash_attention_for_cpu(query, key, value, 0.0, is_causal, scale=scale)
+
+    def _backward(self, grad, query, key, value, out, lse, is_causal, scale):
+        return aten._scaled_dot_product_flash_attention_for_cpu_backward(
+            grad, query, key, value, out, lse, 0.0, is_causal, scale=scale
+        )
 
 
-def _efficient(query, key, value, is_causal, scale):
-    groups = query.shape[1] // key.shape[1]
-    key, value = (x.repeat_interleave(groups, 1) for x in (key, value))
-    out, lse, *_ = aten._scaled_dot_product_efficient_attention(
-        query, key, value, None, True, 0.0, is_causal, scale=scale
-    )
-    return out, lse[..., : query.shape[2]]
+class _Efficient(_Padded):
+    """The memory-efficient kernel of CUDA, which knows float32 but no grouped queries."""
+
+    def _forward(self, query, key, value, is_causal, scale):
+        groups = query.shape[1] // key.shape[1]
+        key, value = (x.repeat_interleave(groups, 1) for x in (key, value))
+        out, lse, *_ = aten._scaled_dot_product_efficient_attention(
+            query, key, value, None, True, 0.0, is_causal, scale=scale
+        )
+        return out, lse[..., : query.shape[2]]  # the kernel rounds its rows up to a multiple of 32
+
+    def _backward(self, grad, query, key, value, out, lse, is_causal, scale):
+        groups = query.shape[1] // key.shape[1]
+        whole = [x.repeat_interleave(groups, 1) for x in (key, value)]
+        lse = torch.nn.functional.pad(lse, (0, -lse.shape[2] % 32))
+        none = torch.zeros((), dtype=torch.int64)  # the random state, which only dropout needs
+        of_query, *of_whole, _ = aten._scaled_dot_product_efficient_attention_backward(
+            grad, query, *whole, None, out, lse, none, none, 0.0, [True, True, True, False], is_causal, scale=scale
+        )
+        return of_query, *(x.unflatten(1, (-1, groups)).sum(2) for x in of_whole)
 
 
-def _efficient_backward(grad, query, key, value, out, lse, is_causal, scale):
-    groups = query.shape[1] // key.shape[1]
-    whole = [x.repeat_interleave(groups, 1) for x in (key, value)]
-    lse = torch.nn.functional.pad(lse, (0, -lse.shape[2] % 32))  # the kernel reads rows of a multiple of 32
-    none = torch.zeros((), dtype=torch.int64, device="cpu")  # of the random state, without dropout
-    of_query, *of_whole, _ = aten._scaled_dot_product_efficient_attention_backward(
-        grad, query, *whole, None, out, lse, none, none, 0.0, [True, True, True, False], is_causal, scale=scale
-    )
-    return of_query, *(x.unflatten(1, (-1, groups)).sum(2) for x in of_whole)
+class _Sequences:
+    """Tokens as sequences end to end, [tokens, heads, …].
+
+    Args:
+        ranges: places of the tokens. They may overlap if the tokens are keys.
+        offsets: start of each sequence among the tokens, and the end of the last.
+        device: where the attention is computed.
+    """
+
+    def __init__(self, ranges: Sequence[slice], offsets: Sequence[int], device: torch.device):
+        self._ranges, self._sizes = ranges, [r.stop - r.start for r in ranges]
+        self.longest = int(np.diff(offsets).max())
+        self.offsets = torch.tensor(offsets, dtype=torch.int32, device=device)
+        self.places = ranges[0]
+        if len(ranges) > 1:
+            self.places = torch.as_tensor(np.concatenate([np.arange(r.start, r.stop) for r in ranges]), device=device)
+
+    def take(self, x):
+        return x[self.places]
+
+    def untake(self, x):
+        return x
+
+    def add(self, total, x):
+        for places, part in zip(self._ranges, x.split(self._sizes), strict=True):
+            total[places] += part
 
 
-class VarlenParts(Parts):
-    def __init__(self, forest: Forest, device: torch.device):
-        self._branches = _Sequences([slice(0, forest.tokens)], forest.branches, device)
-        self._levels = [
-            (
-                _Sequences([b.queries for b in level], _ends(b.queries for b in level), device),
-                _Sequences([b.keys for b in level], _ends(b.keys for b in level), device),
-            )
-            for level in forest.levels
-        ]
+def _level(blocks: Sequence[Block], device: torch.device) -> Part:
+    """The blocks of a level as one call."""
+    queries, keys = zip(*blocks, strict=True)
+    return Part(*(_Sequences(ranges, _ends(ranges), device) for ranges in (queries, keys)))
 
-    def branches(self, query, key, value, scale):
-        yield from self._attend(self._branches, self._branches, query, key, value, True, scale)
 
-    def blocks(self, query, key, value, scale):
-        for queries, keys in self._levels:
-            yield from self._attend(queries, keys, query, key, value, False, scale)
+def _ends(ranges: Sequence[slice]) -> list[int]:
+    return np.cumsum([0, *(r.stop - r.start for r in ranges)]).tolist()
 
-    def _attend(self, queries, keys, query, key, value, is_causal, scale):
+
+class _Varlen:
+    """Flash attention of sequences of any lengths."""
+
+    def forward(self, part, query, key, value, is_causal, scale):
+        queries, keys = part
         out, lse, *_ = aten._flash_attention_forward(
             queries.take(query),
             keys.take(key),
@@ -266,55 +318,25 @@ class VarlenParts(Parts):
             False,
             scale=scale,
         )
-        yield from zip(queries.places, queries.untake(out), queries.untake(lse.T), strict=True)
+        return out, lse.T
 
-    def gradients(self, grad, query, key, value, out, lse, scale):
-        none = torch.zeros(2, dtype=torch.uint64, device=query.device)  # the random state, without dropout
-        causal = (self._branches, self._branches, True)
-        for queries, keys, is_causal in [causal, *((q, k, False) for q, k in self._levels)]:
-            of_query, of_key, of_value = aten._flash_attention_backward(
-                queries.take(grad),
-                queries.take(query),
-                keys.take(key),
-                keys.take(value),
-                queries.take(out),
-                queries.take(lse).T.contiguous(),
-                queries.offsets,
-                keys.offsets,
-                queries.longest,
-                keys.longest,
-                0.0,
-                is_causal,
-                none,
-                none,
-                scale=scale,
-            )
-            parts = (queries.untake(of_query), keys.untake(of_key), keys.untake(of_value))
-            yield from zip(queries.places, keys.places, *parts, strict=True)
-
-
-class _Sequences:
-    """Some tokens of a row as sequences end to end.
-
-    Attributes:
-        places: slices of the row.
-        offsets: start of each sequence and the end of the last, int32 [n+1], on the device.
-        longest: tokens of the longest sequence.
-    """
-
-    def __init__(self, places: Sequence[slice], offsets: Sequence[int], device: torch.device):
-        self.places = places
-        self.longest = int(np.diff(offsets).max())
-        self.offsets = torch.tensor(offsets, dtype=torch.int32, device=device)
-
-    def take(self, x: torch.Tensor) -> torch.Tensor:
-        """[T, heads, …] → [tokens, heads, …]"""
-        return torch.cat([x[places] for places in self.places]) if len(self.places) > 1 else x[self.places[0]]
-
-    def untake(self, x: torch.Tensor) -> Sequence[torch.Tensor]:
-        """[tokens, heads, …] → for each slice, [L, heads, …]"""
-        return x.split([places.stop - places.start for places in self.places])
-
-
-def _ends(places: Iterator[slice]) -> list[int]:
-    return np.cumsum([0, *(p.stop - p.start for p in places)]).tolist()
+    def backward(self, part, grad, query, key, value, out, lse, is_causal, scale):
+        queries, keys = part
+        none = torch.zeros(2, dtype=torch.uint64, device=query.device)  # the random state, which only dropout needs
+        return aten._flash_attention_backward(
+            queries.take(grad),
+            queries.take(query),
+            keys.take(key),
+            keys.take(value),
+            queries.take(out),
+            queries.take(lse).T.contiguous(),
+            queries.offsets,
+            keys.offsets,
+            queries.longest,
+            keys.longest,
+            0.0,
+            is_causal,
+            none,
+            none,
+            scale=scale,
+        )

@@ -4,6 +4,9 @@ Only response positions go through the vocabulary projection, in chunks that are
 whole [tokens, vocabulary] matrix is never in memory.
 """
 
+from typing import Any
+
+import numpy as np
 import torch
 from torch import nn
 from transformers import PreTrainedModel
@@ -165,3 +168,16 @@ class Policy(nn.Module):
             input_ids=tokens[None], position_ids=positions[None], use_cache=False, forest=parts
         ).last_hidden_state[0]
         return self.model.get_output_embeddings()(hidden[predict_at], targets)
+
+
+def tensors(batch: Any, device: torch.device | str = "cpu") -> dict[str, Any]:
+    """The fields of a micro-batch by name, arrays as tensors on a device."""
+    return {
+        name: torch.tensor(value, device=device) if isinstance(value, np.ndarray) else value
+        for name, value in vars(batch).items()
+    }
+
+
+def inputs_of(batch: dict[str, Any]) -> list:
+    """The part of a micro-batch that the policy takes as input."""
+    return [batch[name] for name in ("tokens", "positions", "predict_at", "targets", "forest")]
