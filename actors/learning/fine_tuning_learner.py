@@ -34,7 +34,7 @@ class FineTuningLearner(LearnerRank):
         """
         import torch
 
-        from actors.learning.step import inputs_of, tensors
+        from pipeline.learning.policy import inputs_of, tensors
 
         batch: ExampleBatch = ray.get(ref[0])
         total = 0.0

@@ -24,9 +24,10 @@ from torch.nn.functional import linear_cross_entropy
 from jobs.support.driver import asks_for_help, show_help
 from pipeline.config import load_config
 from pipeline.errors import ConfigError
+from pipeline.learning.attention import parts_of
 from pipeline.learning.objective import token_losses
-from pipeline.learning.packing import build_micro_batch
-from pipeline.learning.policy import Policy
+from pipeline.learning.packing import Item, build_micro_batch
+from pipeline.learning.policy import Policy, inputs_of, tensors
 from pipeline.rollout.episodes import Completion, Conversation, Episode, pack_group
 from pipeline.sections import ObjectiveSection
 
@@ -65,7 +66,7 @@ def torch_chunks(policy: Policy, batch: dict) -> torch.Tensor:
 
 def chunks(policy: Policy, batch: dict) -> torch.Tensor:
     """This project's loss: response positions in chunks (pipeline/learning/policy.py), with the entropy metric."""
-    return policy(*(batch[name] for name in ("tokens", "positions", "predict_at", "targets")))[0]
+    return policy(*inputs_of(batch))[0]
 
 
 def checkpointed(policy: Policy, batch: dict) -> torch.Tensor:
@@ -88,8 +89,9 @@ def head(policy: Policy) -> torch.Tensor:
 
 
 def hidden_states(policy: Policy, batch: dict) -> torch.Tensor:
+    parts = parts_of(batch["forest"], batch["tokens"].device, policy.model.dtype)
     states = policy.model.base_model(
-        input_ids=batch["tokens"][None], position_ids=batch["positions"][None], use_cache=False
+        input_ids=batch["tokens"][None], position_ids=batch["positions"][None], use_cache=False, forest=parts
     )
     return states.last_hidden_state[0]
 
@@ -111,7 +113,7 @@ def make_policy(settings: Settings, device: str) -> Policy:
     return Policy(model, temperature=1.0)
 
 
-def make_batch(settings: Settings, device: str) -> dict[str, torch.Tensor]:
+def make_batch(settings: Settings, device: str) -> dict:
     """One micro-batch of random conversations."""
     rng, n = np.random.default_rng(0), settings.response_tokens
 
@@ -124,10 +126,10 @@ def make_batch(settings: Settings, device: str) -> dict[str, torch.Tensor]:
         )
         for _ in range(settings.conversations)
     ]
-    items = [(0, c) for c in range(settings.conversations)]
+    items = [Item(0, c) for c in range(settings.conversations)]
     rewards = rng.choice([0.0, 1.0], settings.conversations).astype(np.float32)
     row = build_micro_batch(items, {0: pack_group("p", episodes)}, {0: rewards - 0.5}, {0: rewards})
-    return {name: torch.tensor(value, device=device) for name, value in vars(row).items()}
+    return tensors(row, device)
 
 
 def measure(variant: str, settings: Settings) -> dict[str, float]:

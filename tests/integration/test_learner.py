@@ -8,10 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from actors.learning.step import inputs_of, tensors
 from pipeline.learning.objective import token_losses
 from pipeline.learning.packing import Item, build_micro_batch, split_updates
-from pipeline.learning.policy import Policy
+from pipeline.learning.policy import Policy, inputs_of, tensors
 from pipeline.learning.schedule import learning_rate
 from pipeline.weights.buckets import unpack_bucket
 from pipeline.weights.transport import BUCKETS

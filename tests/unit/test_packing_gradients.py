@@ -9,10 +9,9 @@ import torch
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
-from actors.learning.step import inputs_of, tensors
 from pipeline.learning.objective import token_losses
 from pipeline.learning.packing import Item, build_micro_batch, plan_update, work_of
-from pipeline.learning.policy import Policy
+from pipeline.learning.policy import Policy, inputs_of, tensors
 from pipeline.rollout.episodes import Episode, EpisodeGroup
 from pipeline.rollout.prefix_tree import PrefixTree
 from pipeline.sections import ObjectiveSection
