@@ -158,11 +158,8 @@ class Policy(nn.Module):
             if isinstance(layer, GradientCheckpointingLayer):
                 layer.training = True
 
-    def forward(
-        self, tokens, positions, predict_at, targets, forest: Forest
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Log-probs and entropies of the response tokens of a micro-batch (pipeline/learning/packing.py), float32 [R].
-        """
+    def forward(self, tokens, positions, predict_at, targets, forest: Forest) -> tuple[torch.Tensor, torch.Tensor]:
+        """Log-probs and entropies of the response tokens of a micro-batch (pipeline/learning/packing.py), float32 [R]."""
         parts = attention.parts_of(forest, tokens.device, self.model.dtype)
         hidden = self.model.base_model(
             input_ids=tokens[None], position_ids=positions[None], use_cache=False, forest=parts
