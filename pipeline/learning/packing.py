@@ -121,9 +121,7 @@ def plan_update(trees: Mapping[int, PrefixTree], ranks: int, budget: int) -> lis
     count = max(len(micro_batches) for micro_batches in plan)
     for micro_batches in plan:
         while len(micro_batches) < count:
-            fullest = max(
-                micro_batches, key=lambda m: (len(m) > 1, sum(_tokens(run, trees) for run in m)), default=[]
-            )
+            fullest = max(micro_batches, key=lambda m: (len(m) > 1, sum(_tokens(run, trees) for run in m)), default=[])
             if len(fullest) > 1:
                 micro_batches.append([fullest.pop() for _ in range(len(fullest) // 2)])
             else:
@@ -160,9 +158,7 @@ class Work:
     recomputed: int
 
 
-def work_of(
-    records: list[GroupRecord], trees: list[PrefixTree], plan: list[list[list[Item]]], version: int
-) -> Work:
+def work_of(records: list[GroupRecord], trees: list[PrefixTree], plan: list[list[list[Item]]], version: int) -> Work:
     """The work of an optimizer step.
 
     Args:

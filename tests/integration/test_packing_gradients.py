@@ -222,5 +222,7 @@ def test_an_empty_micro_batch_runs_and_adds_no_gradient(policy, reference):
 def test_a_micro_batch_of_empty_responses_runs_and_adds_no_gradient(policy, reference):
     group = pack_group("p", [Episode([Conversation("memory", [5, 6], Completion([], [], [], "stop"))])] * 2)
     filled, advantages = ragged(0)
-    _, zero = gradient(policy, reference, {**filled, 9: group}, advantages | {9: np.ones(2)}, [[Item(9, 0), Item(9, 1)]])
+    _, zero = gradient(
+        policy, reference, {**filled, 9: group}, advantages | {9: np.ones(2)}, [[Item(9, 0), Item(9, 1)]]
+    )
     assert zero.abs().max() == 0
