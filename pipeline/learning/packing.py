@@ -66,17 +66,22 @@ def balanced(sizes: Sequence[int], bins: int) -> list[list[int]]:
 def assign_runs(trees: Mapping[int, PrefixTree], ranks: int) -> list[list[Run]]:
     """Assign the conversations of an update to ranks, balanced in tokens to compute.
 
-    Groups stay whole unless there are fewer groups than ranks; then they are cut into runs of about equal tokens.
+    Groups stay whole unless there are fewer groups than ranks; then they are cut into runs of about equal tokens. More
+    and shorter runs are tried until the ranks have about equal shares; prefixes set limits to that.
     """
     fewest = ceil(ranks / len(trees))
-    for parts in range(fewest, ranks + 1):
+    best: tuple[int, list[list[Run]]] | None = None
+    for parts in range(fewest, 2 * ranks + 1):
         runs = [Run(g, *part) for g, tree in trees.items() for part in tree.parts(parts)]
         dealt = balanced([_tokens(run, trees) for run in runs], ranks)
         shares = [[runs[i] for i in share] for share in dealt]
         loads = [sum(_tokens(run, trees) for run in share) for share in shares]
+        if best is None or max(loads) < best[0]:
+            best = max(loads), shares
         if fewest == 1 or max(loads) * ranks <= UNEVEN * sum(loads):
             break
-    return shares
+    assert best is not None
+    return best[1]
 
 
 def _tokens(run: Run, trees: Mapping[int, PrefixTree]) -> int:
