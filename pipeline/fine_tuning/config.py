@@ -17,6 +17,7 @@ class FineTuningData:
     path: str = ""  # file: conversations as JSON lines or parquet, or a folder of such files
     max_bad_share: float = 0.05  # stop the run if more than this share of the rows is quarantined
     curriculum: str = "reading"  # demonstrations: reading, careful or direct
+    prompt_template: str = "tiny"  # demonstrations: a name in configs/prompts, or the path of a .yaml file
 
 
 @dataclass
