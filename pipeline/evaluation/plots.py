@@ -11,7 +11,15 @@ from matplotlib.container import ErrorbarContainer
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
-from pipeline.evaluation.results import Cell, average_cells, cells, length_label, method_order
+from pipeline.evaluation.results import (
+    Cell,
+    IntervalOf,
+    average_cells,
+    cells,
+    length_label,
+    method_order,
+    question_interval,
+)
 from pipeline.evaluation.tables import printable
 from pipeline.plot_style import COLOURS, DPI
 
@@ -34,6 +42,7 @@ def accuracy_figure(
     title: str = "Score by document length, with 95% intervals",
     with_average: bool = True,
     columns: int = COLUMNS,
+    interval: IntervalOf = question_interval,
 ) -> Figure:
     """Draw the score against the median document length, one panel per set, and save the figure as PNG.
 
@@ -47,6 +56,7 @@ def accuracy_figure(
         title: the figure's title.
         with_average: whether to draw the panel of averages.
         columns: the largest number of panels in a row.
+        interval: computes a point and its interval from a cell's rows; averages have intervals over questions.
 
     Returns:
         The figure.
@@ -54,7 +64,7 @@ def accuracy_figure(
     Raises:
         ValueError: there are no rows, or more than `MOST_PANELS` sets.
     """
-    of_runs = {name: cells(rows) for name, rows in runs.items()}
+    of_runs = {name: cells(rows, interval=interval) for name, rows in runs.items()}
     panels: dict[str, dict[Line, list[Cell]]] = {}
     for name in sorted({cell.set for of_run in of_runs.values() for cell in of_run}):
         panels[name] = by_line({run: [c for c in of_run if c.set == name] for run, of_run in of_runs.items()})

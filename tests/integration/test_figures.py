@@ -13,7 +13,7 @@ from jobs.figures.recipe import (
     all_steps,
     check_figures,
     checkpoint_of,
-    draw,
+
     figures,
     is_done,
     training_steps,
