@@ -25,6 +25,7 @@ OVER_SEEDS = (
     "Intervals are Student's t over the training runs, each with questions of its own. Runs of equal means give an "
     "interval of zero width."
 )
+SPREAD = ("Runs", "Mean of the runs", "Standard deviation")  # columns
 LAST = 10  # steps of training whose mean reward is the last one
 
 
@@ -114,9 +115,6 @@ def seed_spread(rows: list[dict]) -> str:
     return f"{OVER_SEEDS}\n\n{markdown_lines(['Set', 'Length', 'Line', *SPREAD], lines)}"
 
 
-SPREAD = ("Runs", "Mean of the runs", "Standard deviation")
-
-
 def spread(means: list[float]) -> list[str]:
     """The table cells of some runs' means, in percent."""
     each = ", ".join(f"{100 * mean:.1f}" for mean in means)
@@ -138,8 +136,9 @@ def seed_differences(rows: list[dict], first: str, second: str) -> str:
         if line == second:
             differences = paired(run_means(of_cells[name, length, first]), run_means(group))
             lines.append([escaped(name), length_label(length), *spread(differences)])
-    caption = f"{second} − {first}, by training seed: same seed, same questions."
-    return f"{caption}\n\n{markdown_lines(['Set', 'Length', *SPREAD], lines)}"
+    caption = f"{second} − {first}: each difference is between two runs of one training seed, on the same questions."
+    header = ["Set", "Length", "Differences", "Mean of the differences", SPREAD[-1]]
+    return f"{caption}\n\n{markdown_lines(header, lines)}"
 
 
 def paired(first: Iterable[float], second: Iterable[float]) -> list[float]:

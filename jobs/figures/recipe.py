@@ -27,7 +27,9 @@ PROMPT_AND_RESPONSE = 33  # tokens per conversation of the embedded model, measu
 @dataclass
 class FiguresConfig:
     folder: str = "runs/figures"  # an interrupted job resumes in the same folder
-    only: list[str] = field(default_factory=lambda: list(FIGURES))  # some of length, ablation, transfer, layout
+    only: list[str] = field(
+        default_factory=lambda: list(FIGURES)
+    )  # figures to make: some of length, ablation, transfer, layout
     preset: str = "tiny"  # preset of the training runs, or its file
     seeds: list[int] = field(default_factory=lambda: [0, 1, 2])  # one training run per seed; all are in the figures
     questions: int = 256  # per point, different ones for each seed

@@ -5,6 +5,7 @@ from itertools import count
 from math import ceil, floor, log2
 from pathlib import Path
 from statistics import median
+from textwrap import fill
 
 from matplotlib.axes import Axes
 from matplotlib.container import ErrorbarContainer
@@ -25,7 +26,8 @@ from pipeline.plot_style import COLOURS, DPI
 
 COLUMNS = 4
 PANEL = (3.6, 3.0)  # inches
-NARROWEST = 5.0  # inches, so that the title and long names fit
+NARROWEST = 5.0  # inches, so that long names fit
+TITLE_CHARACTERS = 10  # in an inch
 MOST_TICKS = 6
 MOST_PANELS = 64
 SPREAD = 0.06  # octaves between the points of a set with one length, which would otherwise overlap
@@ -53,7 +55,7 @@ def accuracy_figure(
     Args:
         runs: the rows of each run, by run name. With a single run, lines are labelled by method alone.
         path: the PNG to write.
-        title: the figure's title.
+        title: the figure's title; a long one has several lines.
         with_average: whether to draw the panel of averages.
         columns: the largest number of panels in a row.
         interval: computes a point and its interval from a cell's rows; averages have intervals over questions.
@@ -95,7 +97,7 @@ def accuracy_figure(
             axes.set_ylabel("score")
         if place > len(titles) - columns:
             axes.set_xlabel("document length (tokens)")
-    figure.suptitle(title)
+    figure.suptitle(fill(title, int(TITLE_CHARACTERS * size[0])))
     figure.legend(  # type: ignore[call-overload]  # which does not know ErrorbarContainer
         [handles[line] for line in lines],
         [plain(labels[line]) for line in lines],

@@ -80,6 +80,7 @@ def reward_figure(of_lines: Mapping[str, Sequence[History]], path: str | Path) -
         low, high = [i.low for i in intervals], [i.high for i in intervals]
         axes.fill_between(steps, low, high, color=colour, alpha=0.2, linewidth=0)
     axes.set_title("Reward: mean over runs, with the 95% t interval over runs", loc="left", fontsize="medium")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
     axes.set_xlabel(f"step; each run counts with its mean of the last {WINDOW} steps")
     axes.set_ylim(0.0, 1.0)
     axes.grid(alpha=0.3)

@@ -50,6 +50,8 @@ VALUES = {
     "filter at nan": ("prepare filter preset=eval_tiny output=o data.max_bad_share=nan", "not a finite number"),
     "fine-tuning at inf": ("fine_tune learner.learning_rate=inf", "learner.learning_rate=inf is not a finite number"),
     "figures of no seed": ("figures seeds=[]", "seeds is empty"),
+    "figures that are none": ("figures only=[lenght]", "only=.*lenght.* must be some of length, ablation"),
+    "figures of one seed": ("figures seeds=[0]", "layout need two seeds; leave it out: only=.length,ablation,transfer"),
     "figures of a seed below 0": ("figures seeds=[-1]", "must lie between 0 and"),
     "submitted nan": ("submit preset=tiny data.max_bad_share=nan", "data.max_bad_share=nan is not a finite number"),
     "bench without end": ("bench.asynchrony steps=99999999999", "steps=99999999999 must lie between"),

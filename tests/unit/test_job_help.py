@@ -5,7 +5,7 @@ import importlib
 import pytest
 
 from jobs import docs, prepare
-from jobs.figures.recipe import SAMPLINGS, FiguresConfig
+from jobs.figures.recipe import FIGURES, SAMPLINGS, FiguresConfig
 from jobs.support.keys import sections_of
 from pipeline.agents import METHODS
 from pipeline.data.documents.ruler import RULER_TASKS
@@ -66,6 +66,7 @@ def comment(schema: type, name: str) -> str:
             "data.curriculum",
             f"demonstrations: {', '.join(CURRICULA)}".replace(", direct", " or direct"),
         ),
+        (FiguresConfig, "only", f"figures to make: some of {', '.join(FIGURES)}"),
     ],
 )
 def test_a_comment_names_all_values(schema, name, shown):
