@@ -24,6 +24,7 @@ from pipeline.data.documents.synthetic import (
 )
 from pipeline.fine_tuning.examples import Example, respond
 
+TEMPLATES = ("tiny", "tiny_chunk_first")  # prompt templates in the tiny language
 MEMORY_FACTS = 4
 DRILL_FACTS = 8
 LONGEST_DOCUMENT = 8  # chunks, for documents that are read in one prompt
@@ -45,7 +46,7 @@ CURRICULA: dict[str, list[tuple[float, dict[str, float]]]] = {
 
 
 def demonstrations(
-    tokenizer, curriculum: str, seed: int, progress: Callable[[], float], prompt_template: str = "tiny"
+    tokenizer, curriculum: str, seed: int, progress: Callable[[], float], prompt_template: str
 ) -> Iterator[Example]:
     """Yield examples of a curriculum forever.
 
@@ -54,7 +55,7 @@ def demonstrations(
         curriculum: a name in `CURRICULA`.
         seed: seed of all random draws.
         progress: returns the finished share of the run, from 0 to 1.
-        prompt_template: the template of the prompts.
+        prompt_template: a name in `TEMPLATES`.
     """
     examples = Examples(tokenizer, random.Random(f"warmstart-{seed}"), prompt_template)
     while True:
@@ -66,7 +67,7 @@ def demonstrations(
 class Examples:
     """Draws random examples; each method without arguments draws one kind."""
 
-    def __init__(self, tokenizer, rng: random.Random, prompt_template: str = "tiny"):
+    def __init__(self, tokenizer, rng: random.Random, prompt_template: str):
         self.rng = rng
         self.template = load_template(prompt_template)
         self.prompts = Prompts(tokenizer, self.template, {**MemoryAgent.slots, **DirectAgent.slots})

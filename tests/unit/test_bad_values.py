@@ -49,6 +49,7 @@ VALUES = {
     "share above 1": ("prepare synthetic output=o max_bad_share=7", "max_bad_share=7.0 must lie between 0 and 1"),
     "filter at nan": ("prepare filter preset=eval_tiny output=o data.max_bad_share=nan", "not a finite number"),
     "fine-tuning at inf": ("fine_tune learner.learning_rate=inf", "learner.learning_rate=inf is not a finite number"),
+    "demonstrations in a chat": ("fine_tune data.prompt_template=memagent", "data.prompt_template=.?memagent"),
     "figures of no seed": ("figures seeds=[]", "seeds is empty"),
     "figures that are none": ("figures only=[lenght]", "only=.*lenght.* must be some of length, ablation"),
     "figures of one seed": ("figures seeds=[0]", "layout need two seeds; leave it out: only=.length,ablation,transfer"),

@@ -14,7 +14,7 @@ from pipeline.data.recipes import RulerSettings, SyntheticSettings
 from pipeline.dtype import MISMATCH_WARNING
 from pipeline.evaluation.config import EvaluationConfig
 from pipeline.fine_tuning.config import FineTuningConfig
-from pipeline.fine_tuning.demonstrations import CURRICULA
+from pipeline.fine_tuning.demonstrations import CURRICULA, TEMPLATES
 from pipeline.run.config import TrainingConfig
 
 BENCHES = ["bench.asynchrony", "bench.length", "bench.loss"]
@@ -66,6 +66,7 @@ def comment(schema: type, name: str) -> str:
             "data.curriculum",
             f"demonstrations: {', '.join(CURRICULA)}".replace(", direct", " or direct"),
         ),
+        (FineTuningConfig, "data.prompt_template", f"demonstrations: {' or '.join(TEMPLATES)}"),
         (FiguresConfig, "only", f"figures to make: some of {', '.join(FIGURES)}"),
     ],
 )

@@ -207,9 +207,19 @@ def test_slots_may_stand_in_other_braces_and_beside_one_another(tokenizer):
             "cbc8ceb24c9068ea1fd656eee1344637924582a6ab2b9b7abc407c2340a7f915",
         ),
         (
+            "memagent_chunk_first",
+            "9e98122bb2ea09a7094e9095d43ebe3bc69892d62cf2f478b28ccd6de7f9c00b",
+            "df0a73b706c868bce9c2529ec02dcd639f5fd530b2991ab8d6ac6350048e3f0a",
+        ),
+        (
             "tiny",
             "3c683f204e99a30cb7c498c914010c40238cec5cc613db105768cc59bd3951dd",
             "cb34fec2bf918d2fadb572b1296378e66b229642bbf361632a03bdf511e37423",
+        ),
+        (
+            "tiny_chunk_first",
+            "323e55f724d0e59c7c4d45539f215a2df2d15c860ad264fb236db6293860a111",
+            "191a4340e01b946ee0d7e855cd17bc86d704f4acbb21de3280aa63e1e3a6d5bf",
         ),
     ],
 )
