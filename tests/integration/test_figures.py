@@ -22,7 +22,9 @@ from jobs.figures.recipe import (
 from jobs.support.progress import JobProgress
 from pipeline.config import load_config
 from pipeline.errors import ConfigError
+from pipeline.evaluation import plots
 from pipeline.evaluation.config import EvaluationConfig
+from pipeline.evaluation.plots import accuracy_figure
 from pipeline.fine_tuning.config import FineTuningConfig
 from pipeline.lease import LEASE, Heartbeat, take_lease
 from pipeline.run.config import load_training_config
@@ -134,7 +136,11 @@ def test_the_layouts_have_starts_by_one_recipe_and_differ_in_nothing_but_the_tem
         assert a.data.synthetic_chunks == [8, 32, 128, 512] and a.data.synthetic_count == 128
 
 
-def test_the_layouts_are_compared_by_training_seed(tmp_path):
+def test_the_layouts_are_compared_by_training_seed(tmp_path, monkeypatch):
+    pictures = []
+    monkeypatch.setattr(
+        plots, "accuracy_figure", lambda *about, **how: pictures.append(how) or accuracy_figure(*about, **how)
+    )
     lines = [line for line in figures(CONFIG)["layout"] if line.sampling == "paper"]
     right = {"rl-0": 1, "rl-1": 2, "rl-tiny_chunk_first-0": 2, "rl-tiny_chunk_first-1": 4}  # of four questions
     for line in lines:
@@ -150,6 +156,7 @@ def test_the_layouts_are_compared_by_training_seed(tmp_path):
     _, drawn = draw("layout", lines, tmp_path)
     assert [path.name for path in drawn] == ["layout.png", "layout-reward.png"]
     assert all(path.stat().st_size > 0 for path in drawn)
+    assert pictures[0]["interval"] is run_interval and pictures[0]["title"].endswith("intervals over training seeds")
     text = (tmp_path / "layout.md").read_text()
     parts = dict(part.split("\n", 1) for part in text.split("\n# ")[1:])
     assert list(parts) == [
