@@ -24,7 +24,6 @@ class ModelSection:
     # dtype of the weights in generators and learners: float32, bfloat16, or auto. auto is bfloat16 on GPUs and on CPUs
     # with bfloat16 instructions (avx512_bf16, AMX), else float32; the job writes its choice to config.yaml
     dtype: str = "auto"
-    attention: str = "packed_sdpa"  # in the learner: packed_sdpa (any device) or flash_attention_2 (GPU, if installed)
     trust_remote_code: bool = False  # run Python code that comes with the model
 
 

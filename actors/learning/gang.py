@@ -17,8 +17,9 @@ from actors.learning.reservation import ranks_placement
 from actors.lifecycle.failures import DIED, what_happened
 from pipeline.fine_tuning.examples import ExampleBatch
 from pipeline.learning.objectives import LOSSES
-from pipeline.learning.packing import Update, plan_update, split_updates
+from pipeline.learning.packing import Update, plan_update, split_updates, work_of
 from pipeline.rollout.episodes import GroupRecord
+from pipeline.rollout.prefix_tree import PrefixTree
 from pipeline.run.checkpoints import FileEntry
 from pipeline.run.config import TrainingConfig
 from pipeline.run.metrics import UpdateResult
@@ -193,15 +194,17 @@ class LearnerGang(Gang):
         le = self.config.learner
         sets = split_updates(len(groups), self.config.train.updates_per_step, (self.config.run.seed, step))
         shares: list[list[Update]] = [[] for _ in self.ranks]
+        work = []
         for chosen in sets:
-            lengths = {index: self._lengths(groups[index][0]) for index in chosen}
-            # Groups without a gradient count too: the mean is over all sampled tokens.
-            tokens = sum(groups[index][0].response_tokens for index in chosen)
-            for share, micro_batches in zip(
-                shares, plan_update(lengths, self.size, le.micro_batch_tokens), strict=True
-            ):
-                share.append(Update(micro_batches, tokens))
-        indices = [sorted({g for u in updates for items in u.micro_batches for g, _ in items}) for updates in shares]
+            records = [groups[index][0] for index in chosen]
+            trees = {index: self._to_compute(record) for index, record in zip(chosen, records, strict=True)}
+            plan = plan_update(trees, self.size, le.micro_batch_tokens)
+            work.append(work_of(records, list(trees.values()), plan, version))
+            for share, micro_batches in zip(shares, plan, strict=True):
+                share.append(Update(micro_batches, work[-1].tokens))
+        indices = [
+            sorted({item.group for u in updates for items in u.micro_batches for item in items}) for updates in shares
+        ]
         fetching = zip(self.ranks, indices, strict=True)
         # Ray passes references inside lists unresolved.
         lost = await self._together([rank.fetch.remote({i: [groups[i][1]] for i in mine}) for rank, mine in fetching])
@@ -213,18 +216,19 @@ class LearnerGang(Gang):
             rewards: dict[int, np.ndarray] = {index: groups[index][0].rewards for index in mine}
             calls.append(rank.train.remote(version, updates, advantages, rewards))
         by_rank = await self._together(calls)
-        return [UpdateResult(*result) for result in zip(sets, map(list, zip(*by_rank, strict=True)), strict=True)]
+        of_updates = map(list, zip(*by_rank, strict=True))
+        return [UpdateResult(*result) for result in zip(sets, of_updates, work, strict=True)]
 
-    def _lengths(self, record: GroupRecord) -> np.ndarray:
-        """Tokens to compute for each conversation, int64 [C]; 0 for one that cannot change the weights."""
+    def _to_compute(self, record: GroupRecord) -> PrefixTree:
+        """The conversations that can change the weights."""
         o = self.config.objective
-        if o.loss not in LOSSES:  # a user's own loss may have any term
-            return record.trained_lengths
         terms = o.terms()
         if o.entropy_weight == "reward" and not record.rewards.any():
             terms.discard("entropy_coefficient")
-        has_gradient = record.advantages.any() or bool(terms)
-        return record.trained_lengths if has_gradient else np.zeros_like(record.trained_lengths)
+        has_response = record.response_lengths > 0
+        if terms or o.loss not in LOSSES:  # a user's own loss may have any term
+            return record.prefixes.where(has_response)
+        return record.prefixes.where(has_response & (record.advantages != 0))
 
 
 class FineTuningGang(Gang):
@@ -235,8 +239,8 @@ class FineTuningGang(Gang):
     async def train(self, batch: ExampleBatch) -> list[dict]:
         """Train one optimizer step; return the results of each rank (`FineTuningLearner.train`)."""
         le, tokens = self.config.learner, int(batch.learned.sum())
-        plan = plan_update({0: batch.lengths}, self.size, le.micro_batch_tokens)
-        shares = [[[example for _, example in items] for items in micro_batches] for micro_batches in plan]
+        plan = plan_update({0: PrefixTree.without_sharing(batch.lengths)}, self.size, le.micro_batch_tokens)
+        shares = [[[item.conversation for item in items] for items in micro_batches] for micro_batches in plan]
         ref = [ray.put(batch)]
         calls = [
             rank.train.remote(FineTuningUpdate(share, tokens), ref)

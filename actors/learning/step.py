@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
@@ -9,8 +10,9 @@ import torch
 from actors.learning.zero_engine import ZeroEngine
 from pipeline.learning.objectives import loss_for
 from pipeline.learning.packing import Item, Update, build_micro_batch
+from pipeline.learning.policy import inputs_of, tensors
 from pipeline.learning.returned import check_returned
-from pipeline.learning.token_metrics import Histogram, Max, Mean, Sums, TokenMetric, Total, added
+from pipeline.learning.token_metrics import Max, Mean, Sums, TokenMetric, Total, added
 from pipeline.rollout.episodes import EpisodeGroup
 from pipeline.run.metrics import is_taken
 from pipeline.sections import ObjectiveSection
@@ -122,19 +124,14 @@ class StepTrainer:
             "proximal_seconds": 0.0,
         }
 
-    def _build(self, items: list[Item]) -> dict[str, torch.Tensor]:
-        """A micro-batch as tensors on the device."""
+    def _build(self, items: list[Item]) -> dict[str, Any]:
+        """A micro-batch with its arrays as tensors on the device."""
         batch = build_micro_batch(items, self._groups, self._advantages, self._rewards)
-        return {name: torch.tensor(value, device=self.engine.device) for name, value in vars(batch).items()}
-
-
-def inputs_of(batch: dict[str, torch.Tensor]) -> list[torch.Tensor]:
-    """The tensors of a micro-batch that the policy takes as input."""
-    return [batch[name] for name in ("tokens", "positions", "predict_at", "targets")]
+        return tensors(batch, self.engine.device)
 
 
 def own_metrics(
-    version: int, batch: dict[str, torch.Tensor], entropy: torch.Tensor, start: torch.Tensor | None
+    version: int, batch: dict[str, Any], entropy: torch.Tensor, start: torch.Tensor | None
 ) -> dict[str, TokenMetric]:
     """The metrics of a micro-batch that do not depend on the objective.
 
@@ -144,14 +141,11 @@ def own_metrics(
         entropy: the policy's entropy, float [R].
         start: log-probs under the weights before the step, float [R]; None if unknown.
     """
-    behind = version - batch["versions"]
     # |learner log-prob - vLLM log-prob| of tokens that vLLM wrote, prompt included, with the weights before the step.
-    mismatch = behind.new_zeros(0, dtype=torch.float32)
+    mismatch = entropy.new_zeros(0)
     if start is not None:
         mismatch = (start - batch["behaviour"])[batch["cache_versions"] == version].abs()
     return {
-        "tokens_trained": TokenMetric(Total, torch.ones_like(behind)),
-        "staleness_tokens": TokenMetric(Histogram, behind),  # number of tokens by staleness
         "entropy": TokenMetric(Mean, entropy),
         "logprob_mismatch_mean": TokenMetric(Mean, mismatch),
         "logprob_mismatch_max": TokenMetric(Max, mismatch),

@@ -91,12 +91,12 @@ class ZeroEngine:
             self._reference, *_ = deepspeed.initialize(model=reference, config=settings, dist_init_required=False)
             _check_buffers(self._reference, model)
 
-    def forward(self, *inputs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def forward(self, *inputs) -> tuple[torch.Tensor, torch.Tensor]:
         """Response log-probs and entropies of a micro-batch (`Policy.forward`), with gradients if enabled."""
         return self._engine(*inputs)
 
     @torch.no_grad()
-    def reference(self, *inputs: torch.Tensor) -> torch.Tensor | None:
+    def reference(self, *inputs) -> torch.Tensor | None:
         """Response log-probs under the reference model; None if it is not loaded."""
         return None if self._reference is None else self._reference(*inputs)[0]
 
@@ -243,7 +243,6 @@ def _load_policy(model: ModelSection, settings: dict, temperature: float, train_
     loaded = AutoModelForCausalLM.from_pretrained(
         model.path,
         dtype=getattr(torch, model.dtype),
-        attn_implementation=model.attention,
         trust_remote_code=model.trust_remote_code,
         use_safetensors=True,
     )

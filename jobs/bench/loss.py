@@ -104,7 +104,6 @@ def make_policy(settings: Settings, device: str) -> Policy:
         num_hidden_layers=settings.layers,
         num_attention_heads=settings.hidden // 64,
         max_position_embeddings=settings.prompt_tokens + settings.response_tokens,
-        attn_implementation="packed_sdpa",  # type: ignore[call-arg]  # of every configuration
     )
     torch.manual_seed(0)
     model = LlamaForCausalLM(config)

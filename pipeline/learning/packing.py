@@ -1,20 +1,38 @@
 """Packing: assigns conversations to ranks and packs them into micro-batches.
 
-A micro-batch is a row of conversations laid end to end without padding; attention is block-diagonal. All ranks run the
-same number of micro-batches, because the collectives of ZeRO-3 must match.
+A micro-batch is a forest (pipeline/learning/forest.py): a row of conversations without padding, in which each prefix
+that conversations of a group share is computed once. All ranks run the same number of micro-batches, because the
+collectives of ZeRO-3 must match.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import ceil
+from typing import NamedTuple
 
 import numpy as np
 
-from pipeline.rollout.episodes import EpisodeGroup
+from pipeline.learning.forest import Forest, build_forest
+from pipeline.rollout.episodes import EpisodeGroup, GroupRecord
+from pipeline.rollout.prefix_tree import PrefixTree
 
 UNEVEN = 1.1  # groups are split further until no rank has more than this factor of its fair share
 
-Item = tuple[int, int]  # (index of the group in the step, index of the conversation in the group)
+
+class Item(NamedTuple):
+    """A conversation of a micro-batch."""
+
+    group: int  # its index in the step
+    conversation: int  # its index in the group
+    shared: int = 0  # the first tokens that it shares with the item before
+
+
+class Run(NamedTuple):
+    """Some consecutive conversations of a group's tree."""
+
+    group: int  # its index in the step
+    start: int
+    stop: int
 
 
 @dataclass(frozen=True)
@@ -45,78 +63,137 @@ def balanced(sizes: Sequence[int], bins: int) -> list[list[int]]:
     return dealt
 
 
-def assign_items(lengths: Mapping[int, np.ndarray], ranks: int) -> list[list[Item]]:
-    """Assign the conversations of an update to ranks, balanced in tokens.
+def assign_runs(trees: Mapping[int, PrefixTree], ranks: int) -> list[list[Run]]:
+    """Assign the conversations of an update to ranks, balanced in tokens to compute.
 
-    Groups stay whole unless there are fewer groups than ranks; then they are split into parts of about equal tokens.
-    Conversations of length 0 are left out.
+    Groups stay whole unless there are fewer groups than ranks; then they are cut into runs of about equal tokens.
     """
-    fewest = ceil(ranks / len(lengths))
+    fewest = ceil(ranks / len(trees))
     for parts in range(fewest, ranks + 1):
-        units = [
-            [(g, c) for c in sorted(part) if group[c]]
-            for g, group in lengths.items()
-            for part in balanced(group.tolist(), parts)
-        ]
-        dealt = balanced([_tokens(unit, lengths) for unit in units], ranks)
-        shares = [[item for unit in share for item in units[unit]] for share in dealt]
-        loads = [_tokens(share, lengths) for share in shares]
+        runs = [Run(g, *part) for g, tree in trees.items() for part in tree.parts(parts)]
+        dealt = balanced([_tokens(run, trees) for run in runs], ranks)
+        shares = [[runs[i] for i in share] for share in dealt]
+        loads = [sum(_tokens(run, trees) for run in share) for share in shares]
         if fewest == 1 or max(loads) * ranks <= UNEVEN * sum(loads):
             break
     return shares
 
 
-def _tokens(items: list[Item], lengths: Mapping[int, np.ndarray]) -> int:
-    return sum(int(lengths[g][c]) for g, c in items)
+def _tokens(run: Run, trees: Mapping[int, PrefixTree]) -> int:
+    return trees[run.group].tokens(run.start, run.stop)
 
 
-def pack_items(items: list[Item], lengths: dict[Item, int], budget: int) -> list[list[Item]]:
-    """Pack items into bins of at most `budget` tokens, first-fit decreasing; a larger item gets a bin of its own."""
-    bins: list[list[Item]] = []
+def pack_runs(runs: list[Run], trees: Mapping[int, PrefixTree], budget: int) -> list[list[Run]]:
+    """Pack runs into bins of at most `budget` tokens, first-fit decreasing.
+
+    A larger run is cut. A conversation over the budget gets a bin of its own.
+    """
+    fitting = [Run(g, *part) for g, start, stop in runs for part in trees[g].cut(budget, start, stop)]
+    sizes = {run: _tokens(run, trees) for run in fitting}
+    bins: list[list[Run]] = []
     room: list[int] = []
-    for item in sorted(items, key=lambda i: (-lengths[i], i)):
-        fit = next((b for b, free in enumerate(room) if lengths[item] <= free), None)
+    for run in sorted(fitting, key=lambda run: (-sizes[run], run)):
+        fit = next((b for b, free in enumerate(room) if sizes[run] <= free), None)
         if fit is None:
-            bins.append([item])
-            room.append(budget - lengths[item])
+            bins.append([run])
+            room.append(budget - sizes[run])
         else:
-            bins[fit].append(item)
-            room[fit] -= lengths[item]
+            bins[fit].append(run)
+            room[fit] -= sizes[run]
     return bins
 
 
-def plan_update(lengths: Mapping[int, np.ndarray], ranks: int, budget: int) -> list[list[list[Item]]]:
-    """Plan one optimizer step: each rank's micro-batches as lists of (group, conversation).
+def plan_update(trees: Mapping[int, PrefixTree], ranks: int, budget: int) -> list[list[list[Item]]]:
+    """Plan one optimizer step: the items of each micro-batch of each rank.
 
-    All ranks get the same number of micro-batches, at least one. A rank with fewer splits its fullest ones. It gets
-    empty ones only if no micro-batch is left to split.
+    All ranks get the same number of micro-batches, at least one. A rank with fewer divides its fullest ones between
+    their runs. It gets empty ones only if no micro-batch is left to divide.
 
     Args:
-        lengths: tokens of each conversation, int [C], for each group of the update by its index in the step; 0 for a
-            conversation that is not trained.
+        trees: the conversations to compute, by their group's index in the step.
         ranks: number of learner ranks.
         budget: tokens of a micro-batch.
     """
-    tokens = {(g, c): int(n) for g, group in lengths.items() for c, n in enumerate(group)}
-    plan = [pack_items(items, tokens, budget) for items in assign_items(lengths, ranks)]
-    count = max(1, *(len(micro_batches) for micro_batches in plan))
+    trees = {g: tree for g, tree in trees.items() if len(tree)}
+    if not trees:
+        return [[[]] for _ in range(ranks)]
+    plan = [pack_runs(runs, trees, budget) for runs in assign_runs(trees, ranks)]
+    count = max(len(micro_batches) for micro_batches in plan)
     for micro_batches in plan:
         while len(micro_batches) < count:
-            fullest = max(micro_batches, key=lambda m: (len(m) > 1, sum(tokens[i] for i in m)), default=[])
+            fullest = max(
+                micro_batches, key=lambda m: (len(m) > 1, sum(_tokens(run, trees) for run in m)), default=[]
+            )
             if len(fullest) > 1:
                 micro_batches.append([fullest.pop() for _ in range(len(fullest) // 2)])
             else:
                 micro_batches.append([])
-    return plan
+    return [[_items(runs, trees) for runs in micro_batches] for micro_batches in plan]
+
+
+def _items(runs: list[Run], trees: Mapping[int, PrefixTree]) -> list[Item]:
+    """The conversations of a micro-batch's runs in depth-first order. Runs of one group share what they can."""
+    items = []
+    for g in sorted({run.group for run in runs}):
+        tree = trees[g]
+        places = [place for run in sorted(runs) if run.group == g for place in range(run.start, run.stop)]
+        part = tree.at(np.array(places))
+        items += [Item(g, c, n) for c, n in zip(part.order.tolist(), part.shared.tolist(), strict=True)]
+    return items
+
+
+@dataclass(frozen=True)
+class Work:
+    """What one optimizer step asks of all ranks together, in tokens.
+
+    tokens      response tokens of all its groups, also of those that are not computed: the denominator of the loss
+    staleness   these tokens by how many versions behind the learner the weights were that wrote them
+    computed    tokens that go through the model
+    shared      tokens that need not, because they are in a prefix that goes through the model anyway
+    recomputed  tokens of prefixes that go through it again, because their group is divided
+    """
+
+    tokens: int
+    staleness: tuple[int, ...]
+    computed: int
+    shared: int
+    recomputed: int
+
+
+def work_of(
+    records: list[GroupRecord], trees: list[PrefixTree], plan: list[list[list[Item]]], version: int
+) -> Work:
+    """The work of an optimizer step.
+
+    Args:
+        records: the step's groups.
+        trees: the conversations of each that are computed.
+        plan: the result of `plan_update`.
+        version: the learner's version before the step.
+    """
+    by_version = [entry for record in records for entry in record.tokens_by_version.items()]
+    written_by, tokens = np.array(by_version, np.int64).reshape(-1, 2).T
+    shared = sum(item.shared for micro_batches in plan for items in micro_batches for item in items)
+    in_all = sum(int(tree.lengths.sum()) for tree in trees)
+    return Work(
+        tokens=sum(record.response_tokens for record in records),
+        staleness=tuple(np.bincount(version - written_by, tokens).astype(int).tolist()),
+        computed=in_all - shared,
+        shared=shared,
+        recomputed=in_all - shared - sum(tree.tokens() for tree in trees),
+    )
 
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """A row of T tokens with R response tokens.
+    """A row of T tokens, with R predictions of response tokens.
+
+    The last token of a conversation predicts nothing, so it is not in the row. Several conversations may predict from
+    the same place of the row.
 
     tokens      int64 [T]
-    positions   int64 [T]    from 0 in every conversation; each 0 begins a new segment of attention
-    predict_at  int64 [R]    index in the row of the hidden state that predicts response token r
+    positions   int64 [T]    each token's position in its conversation
+    predict_at  int64 [R]    place in the row of the hidden state that predicts response token r
     targets     int64 [R]    response token r
     behaviour   float32 [R]  log-prob under the behaviour policy
     advantages  float32 [R]  advantage of its conversation
@@ -125,6 +202,7 @@ class MicroBatch:
     versions        int64 [R]  weight version that sampled it
     cache_versions  int64 [R]  weight version when its prompt was submitted
     groups          int64 [R]  index of its group in the step; -1 in a placeholder
+    forest      which tokens attend to which
     """
 
     tokens: np.ndarray
@@ -138,6 +216,7 @@ class MicroBatch:
     versions: np.ndarray
     cache_versions: np.ndarray
     groups: np.ndarray
+    forest: Forest
 
 
 def build_micro_batch(
@@ -146,52 +225,40 @@ def build_micro_batch(
     advantages: dict[int, np.ndarray],
     rewards: dict[int, np.ndarray],
 ) -> MicroBatch:
-    """Lay conversations end to end in a row.
+    """Lay conversations out in a row.
 
     Args:
-        items: (group, conversation) pairs; if empty, the result is a placeholder whose loss is zero.
+        items: the conversations in depth-first order; if empty, the result is a placeholder whose loss is zero.
         groups: the groups by their index in the step.
         advantages: the advantage of each conversation, float32 [C], by group.
         rewards: the reward of each episode, float32 [G], by group.
     """
     if not items:
-        one = np.zeros(1)
-        return MicroBatch(
-            tokens=np.zeros(2, np.int64),
-            positions=np.arange(2),
-            predict_at=np.zeros(1, np.int64),
-            targets=np.zeros(1, np.int64),
-            behaviour=one.astype(np.float32),
-            advantages=one.astype(np.float32),
-            rewards=one.astype(np.float32),
-            is_response=np.zeros(1, bool),
-            versions=np.zeros(1, np.int64),
-            cache_versions=np.zeros(1, np.int64),
-            groups=np.full(1, -1),
-        )
+        no, zero = np.zeros(1, np.int64), np.zeros(1, np.float32)
+        return MicroBatch(no, no, no, no, zero, zero, zero, no.astype(bool), no, no, no - 1, Forest((0, 1)))
+    inputs = [groups[item.group].inputs(item.conversation) for item in items]
+    forest, places = build_forest([len(tokens) for tokens in inputs], [item.shared for item in items])
     columns: list[tuple] = []
-    start = 0
-    for g, c in items:
+    for (g, c, shared), tokens, at in zip(items, inputs, places, strict=True):
         group = groups[g]
-        tokens = group.tokens[group.offsets[c] : group.offsets[c + 1]]
-        prompt, length = int(group.prompt_lengths[c]), len(tokens)
+        response = group.response(c)
         responses = slice(group.response_offsets[c], group.response_offsets[c + 1])
+        n = len(response)
         columns.append(
             (
-                tokens,
-                np.arange(length),
-                start + np.arange(prompt - 1, length - 1),
-                tokens[prompt:],
+                tokens[shared:],
+                np.arange(shared, len(tokens)),
+                at[len(at) - n :],
+                response,
                 group.logprobs[responses],
-                np.full(length - prompt, advantages[g][c], np.float32),
-                np.full(length - prompt, rewards[g][group.episodes[c]], np.float32),
-                np.ones(length - prompt, bool),
+                np.full(n, advantages[g][c], np.float32),
+                np.full(n, rewards[g][group.episodes[c]], np.float32),
+                np.ones(n, bool),
                 group.versions[responses],
-                np.full(length - prompt, group.cache_versions[c]),
-                np.full(length - prompt, g),
+                np.full(n, group.cache_versions[c]),
+                np.full(n, g),
             )
         )
-        start += length
     merged = [np.concatenate(parts) for parts in zip(*columns, strict=True)]
     dtypes = [np.int64] * 4 + [np.float32] * 3 + [np.bool_] + [np.int64] * 3
-    return MicroBatch(*(column.astype(dtype) for column, dtype in zip(merged, dtypes, strict=True)))
+    return MicroBatch(*(column.astype(dtype) for column, dtype in zip(merged, dtypes, strict=True)), forest)

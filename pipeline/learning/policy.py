@@ -4,13 +4,17 @@ Only response positions go through the vocabulary projection, in chunks that are
 whole [tokens, vocabulary] matrix is never in memory.
 """
 
+from typing import Any
+
+import numpy as np
 import torch
 from torch import nn
 from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-import pipeline.learning.attention  # noqa: F401  registers packed_sdpa with transformers
+from pipeline.learning import attention
 from pipeline.learning.device_memory import LOGITS_IN_MEMORY
+from pipeline.learning.forest import Forest
 
 PRODUCT_IN_MEMORY = 2**22  # float32 numbers of a product before it is added to a sum: 16 MiB
 
@@ -142,6 +146,7 @@ class Policy(nn.Module):
         for field in ("final_logit_softcapping", "logit_scale", "logits_scaling"):
             if getattr(model.config, field, None) is not None:
                 raise ValueError(f"models with {field} are not supported: their log-probs would be wrong")
+        model.set_attn_implementation(attention.NAME)
         model.set_output_embeddings(ResponseHead(model.get_output_embeddings(), temperature, train_entropy))
         self.model = model
 
@@ -153,13 +158,26 @@ class Policy(nn.Module):
             if isinstance(layer, GradientCheckpointingLayer):
                 layer.training = True
 
-    def forward(self, tokens, positions, predict_at, targets) -> tuple[torch.Tensor, torch.Tensor]:
+    def forward(
+        self, tokens, positions, predict_at, targets, forest: Forest
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """Log-probs and entropies of the response tokens of a micro-batch (pipeline/learning/packing.py), float32 [R].
-
-        Attention is block-diagonal: it derives the segments from the positions, which restart at 0 in every
-        conversation (pipeline/learning/attention.py).
         """
+        parts = attention.parts_of(forest, tokens.device, self.model.dtype)
         hidden = self.model.base_model(
-            input_ids=tokens[None], position_ids=positions[None], use_cache=False
+            input_ids=tokens[None], position_ids=positions[None], use_cache=False, forest=parts
         ).last_hidden_state[0]
         return self.model.get_output_embeddings()(hidden[predict_at], targets)
+
+
+def tensors(batch: Any, device: torch.device | str = "cpu") -> dict[str, Any]:
+    """The fields of a micro-batch by name, arrays as tensors on a device."""
+    return {
+        name: torch.tensor(value, device=device) if isinstance(value, np.ndarray) else value
+        for name, value in vars(batch).items()
+    }
+
+
+def inputs_of(batch: dict[str, Any]) -> list:
+    """The part of a micro-batch that the policy takes as input."""
+    return [batch[name] for name in ("tokens", "positions", "predict_at", "targets", "forest")]

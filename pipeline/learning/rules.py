@@ -13,7 +13,6 @@ def learner_rules(c: Any) -> Rules:
     )
     yield from at_most(c, "learner", "min_ranks", "ranks")
     yield from one_of(c, "learner", "optimizer", ("adamw", "muon"))
-    yield from one_of(c, "model", "attention", ("packed_sdpa", "flash_attention_2"))
     yield from one_of(c, "learner", "schedule", SCHEDULES)
     yield (
         0 < c.learner.decay_share <= 1,

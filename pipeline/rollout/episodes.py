@@ -6,6 +6,7 @@ import numpy as np
 
 from pipeline.rollout.answer import NO_MEMORIES, Memories, answer_of
 from pipeline.rollout.memory_counts import MemoryCounts
+from pipeline.rollout.prefix_tree import PrefixTree
 
 
 @dataclass(frozen=True)
@@ -177,6 +178,10 @@ class EpisodeGroup:
             begun[episode] += 1
         return turns
 
+    def inputs(self, conversation: int) -> np.ndarray:
+        """The tokens that predict something: prompt and response without the last token."""
+        return self.tokens[self.offsets[conversation] : self.offsets[conversation + 1] - 1]
+
     def prompt(self, conversation: int) -> np.ndarray:
         start = self.offsets[conversation]
         return self.tokens[start : start + self.prompt_lengths[conversation]]
@@ -242,6 +247,8 @@ class ScoredGroup:
     advantages: np.ndarray  # advantage of each conversation, float32 [C]
     memory: MemoryCounts  # sum over all episodes; empty if memories were not counted
     roles: tuple[str, ...]  # role of each conversation
+    prefixes: PrefixTree  # of the tokens that predict something (`EpisodeGroup.inputs`)
+    tokens_by_version: dict[int, int]  # number of response tokens by the weight version that wrote them
     conversation_rewards: np.ndarray | None = None  # float32 [C]; None if the task's scorer gives none
     cut_answers: int = 0  # episodes whose answer the length limit cut off; their reward is 0
     conversations_differ: bool = False  # whether rewards of conversations of the same turn and role differ
@@ -249,11 +256,6 @@ class ScoredGroup:
     @property
     def response_tokens(self) -> int:
         return int(self.response_lengths.sum())
-
-    @property
-    def trained_lengths(self) -> np.ndarray:
-        """Tokens of each conversation, int64 [C]; 0 if the response is empty, as it has nothing to train."""
-        return np.where(self.response_lengths > 0, self.lengths, 0)
 
     @property
     def is_informative(self) -> bool:
@@ -302,6 +304,8 @@ def scored_group(
         advantages=advantages,
         memory=sum(map(MemoryCounts.scored, group.memory or (), rewards), MemoryCounts()),
         roles=group.roles,
+        prefixes=PrefixTree.of([group.inputs(c) for c in range(len(group.episodes))]),
+        tokens_by_version=dict(zip(*(x.tolist() for x in np.unique(group.versions, return_counts=True)), strict=True)),
         conversation_rewards=conversation_rewards,
         cut_answers=int(group.cut_answers.sum()),
         conversations_differ=conversation_rewards is not None and _differ_within_turns(group, conversation_rewards),

@@ -3,10 +3,12 @@
 import math
 import re
 from dataclasses import dataclass
+from itertools import zip_longest
 from typing import Any
 
 import numpy as np
 
+from pipeline.learning.packing import Work
 from pipeline.learning.token_metrics import added
 from pipeline.rollout.episodes import GroupRecord
 from pipeline.rollout.memory_counts import MemoryCounts, memory_shares
@@ -19,7 +21,7 @@ KEYS = frozenset(
     memory_written memory_kept memory_answered memory_junk memory_tokens
     staleness_mean staleness_max mixed_version_episodes updates updates_skipped learning_rate grad_norm grad_norm_max
     loss micro_batches proximal_seconds group_seconds_mean group_seconds_max
-    tokens_trained staleness_tokens entropy logprob_mismatch_mean logprob_mismatch_max logprob_mismatch_tokens
+    tokens_trained staleness_tokens tokens_computed tokens_shared_share tokens_recomputed entropy logprob_mismatch_mean logprob_mismatch_max logprob_mismatch_tokens
     positions updates_total seconds wait_seconds train_seconds publish_seconds update_pause_max
     tokens_generated_total tokens_per_second groups_running groups_buffered groups_unscored groups_failed
     groups_dropped_stale groups_discarded_total rows_quarantined generators scorers learner_ranks
@@ -38,6 +40,7 @@ class UpdateResult:
 
     groups: list[int]  # the update's groups by their index in the step
     ranks: list[dict]  # each rank's sums over its share (actors/learning/step.py)
+    work: Work
 
     @property
     def grad_norm(self) -> float | None:
@@ -83,7 +86,9 @@ def step_row(
     nothing = [{n: type(m).none() for n, m in rank["metrics"].items()} for update in updates for rank in update.ranks]
     sums = added([*nothing, *(rank["metrics"] for rank in ranks)])
     metrics: dict[str, Any] = {name: _finite(metric.value) for name, metric in sums.items()}
-    tokens, staleness = metrics["tokens_trained"], metrics["staleness_tokens"]
+    tokens = sum(update.work.tokens for update in done)
+    staleness = [sum(ages) for ages in zip_longest(*(update.work.staleness for update in done), fillvalue=0)]
+    computed, shared = (sum(getattr(update.work, kind) for update in updates) for kind in ("computed", "shared"))
     row = {
         "step": step,
         "version": version,
@@ -103,6 +108,11 @@ def step_row(
         **memory_shares(sum((record.memory for record in records), MemoryCounts())),
         "staleness_mean": sum(age * count for age, count in enumerate(staleness)) / tokens if tokens else None,
         "staleness_max": len(staleness) - 1 if staleness else None,
+        "tokens_trained": tokens,
+        "staleness_tokens": staleness,  # number of tokens by staleness
+        "tokens_computed": computed,
+        "tokens_shared_share": shared / (computed + shared) if computed else None,
+        "tokens_recomputed": sum(update.work.recomputed for update in updates),
         "mixed_version_episodes": sum(record.mixed_version_episodes for record in records),
         "updates": len(done),
         "updates_skipped": len(updates) - len(done),

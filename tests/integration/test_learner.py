@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from pipeline.learning.objective import token_losses
-from pipeline.learning.packing import build_micro_batch, split_updates
+from pipeline.learning.packing import Item, build_micro_batch, split_updates
 from pipeline.learning.policy import Policy
 from pipeline.learning.schedule import learning_rate
 from pipeline.weights.buckets import unpack_bucket
@@ -106,9 +106,9 @@ def rows_of(group, advantages):
     """Each conversation of a group by itself: inputs of the policy, and what the loss wants to know."""
     rewards = np.array(REWARDS, np.float32)
     for c in range(len(group.lengths)):
-        row = build_micro_batch([(0, c)], {0: group}, {0: advantages[group.episodes]}, {0: rewards})
-        batch = {name: torch.tensor(value) for name, value in vars(row).items()}
-        yield [batch[name] for name in ("tokens", "positions", "predict_at", "targets")], batch
+        row = build_micro_batch([Item(0, c)], {0: group}, {0: advantages[group.episodes]}, {0: rewards})
+        batch = tensors(row)
+        yield inputs_of(batch), batch
 
 
 def reference_weights(config, batches) -> tuple[dict, list[float]]:
@@ -117,7 +117,9 @@ def reference_weights(config, batches) -> tuple[dict, list[float]]:
 
     def load():
         model = AutoModelForCausalLM.from_pretrained(config.model.path, attn_implementation="sdpa")
-        return Policy(model, config.train.temperature, train_entropy=True)
+        policy = Policy(model, config.train.temperature, train_entropy=True)
+        policy.model.set_attn_implementation("sdpa")  # not the learner's
+        return policy
 
     policy, initial, o = load(), load(), config.objective
     le = config.learner
@@ -172,7 +174,7 @@ def total(rank: dict, name: str) -> float:
 
 
 def tokens_of(rank: dict) -> int:
-    return rank["metrics"]["tokens_trained"].value
+    return rank["metrics"]["entropy"].count
 
 
 def same_version_tokens(rank: dict) -> int:
@@ -193,9 +195,9 @@ def test_the_ranks_share_the_tokens_and_run_as_many_micro_batches(trained, batch
 def test_staleness_and_mismatch_are_measured_token_by_token(trained):
     """All tokens are of version 0; only at the first step did the learner have that version too."""
     config, _, steps, _, _ = trained
+    for age, step in enumerate(steps):
+        assert all(update.work.staleness == (*[0] * age, update.work.tokens) for update in step)
     ranks = [[rank for update in step for rank in update.ranks] for step in steps]
-    for age, step in enumerate(ranks):
-        assert all(rank["metrics"]["staleness_tokens"].value == [0] * age + [tokens_of(rank)] for rank in step)
     assert [sum(same_version_tokens(rank) for rank in step) > 0 for step in ranks] == [True, False, False]
     first, *others = steps[0]
     assert all(same_version_tokens(rank) == tokens_of(rank) for rank in first.ranks)

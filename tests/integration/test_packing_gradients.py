@@ -6,10 +6,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from actors.learning.step import inputs_of, tensors
 from pipeline.learning.objective import token_losses
-from pipeline.learning.packing import build_micro_batch, plan_update
+from pipeline.learning.packing import Item, build_micro_batch, plan_update
 from pipeline.learning.policy import Policy
 from pipeline.rollout.episodes import Completion, Conversation, Episode, pack_group
+from pipeline.rollout.prefix_tree import PrefixTree
 from pipeline.sections import ObjectiveSection
 from tests.support.groups import random_group
 
@@ -22,14 +24,14 @@ OBJECTIVE = ObjectiveSection(
 def load(model, attention: str) -> Policy:
     from transformers import AutoModelForCausalLM
 
-    return Policy(
-        AutoModelForCausalLM.from_pretrained(model, attn_implementation=attention), TEMPERATURE, train_entropy=True
-    )
+    policy = Policy(AutoModelForCausalLM.from_pretrained(model), TEMPERATURE, train_entropy=True)
+    policy.model.set_attn_implementation(attention)
+    return policy
 
 
 @pytest.fixture(scope="module")
 def policy(random_model):
-    return load(random_model, "packed_sdpa")
+    return load(random_model, "forest")
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +42,12 @@ def plain(random_model):
 
 @pytest.fixture(scope="module")
 def reference(other_model):
-    return load(other_model, "packed_sdpa").requires_grad_(False)
+    return load(other_model, "forest").requires_grad_(False)
+
+
+@pytest.fixture(scope="module")
+def plain_reference(other_model):
+    return load(other_model, "sdpa").requires_grad_(False)
 
 
 def rewards_of(advantages):
@@ -59,8 +66,8 @@ def gradient(policy, reference, groups, advantages, plan) -> tuple[float, torch.
     policy.zero_grad()
     total, tokens = 0.0, sum(len(group.logprobs) for group in groups.values())
     for items in plan:
-        batch = {k: torch.tensor(v) for k, v in vars(micro_batch(items, groups, advantages)).items()}
-        inputs = [batch[k] for k in ("tokens", "positions", "predict_at", "targets")]
+        batch = tensors(micro_batch(items, groups, advantages))
+        inputs = inputs_of(batch)
         logprobs, entropy = policy(*inputs)
         losses = token_losses(
             logprobs,
@@ -108,6 +115,11 @@ def naive_gradient(policy, reference, groups, advantages) -> tuple[float, torch.
     return loss.item(), torch.cat([p.grad.flatten() for p in policy.parameters()])
 
 
+def tree_of(group) -> PrefixTree:
+    tree = PrefixTree.of([group.inputs(c) for c in range(len(group.lengths))], least_shared=1)
+    return tree.where(np.diff(group.response_offsets) > 0)
+
+
 def ragged(seed: int) -> tuple[dict, dict]:
     """Three groups of three episodes with 1 to 9 conversations, empty responses and cut ones; their advantages."""
     rng = np.random.default_rng(seed)
@@ -122,14 +134,14 @@ def distance(a: torch.Tensor, b: torch.Tensor) -> float:
 @settings(max_examples=6, deadline=None)
 @given(seed=st.integers(0, 1000))
 def test_the_gradient_is_that_of_a_naive_loop_whatever_the_ranks_the_budget_and_the_packing(
-    policy, plain, reference, seed
+    policy, plain, reference, plain_reference, seed
 ):
     groups, advantages = ragged(seed)
-    lengths = {g: group.lengths for g, group in groups.items()}
-    naive_loss, naive = naive_gradient(plain, reference, groups, advantages)
-    longest = max(int(group.max()) for group in lengths.values())
-    plans = {(ranks, x): plan_update(lengths, ranks, x * longest) for ranks in (1, 2, 5) for x in (1, 2, 7)}
-    plans["unpacked"] = [[[(g, c)] for g, group in lengths.items() for c in range(len(group))]]
+    trees = {g: tree_of(group) for g, group in groups.items()}
+    naive_loss, naive = naive_gradient(plain, plain_reference, groups, advantages)
+    longest = max(int(tree.lengths.max()) for tree in trees.values())
+    plans = {(ranks, x): plan_update(trees, ranks, x * longest) for ranks in (1, 2, 5) for x in (1, 2, 7)}
+    plans["unpacked"] = [[[Item(g, c)] for g, group in groups.items() for c in range(len(group.lengths))]]
     for name, plan in plans.items():
         loss, packed = gradient(policy, reference, groups, advantages, [m for share in plan for m in share])
         assert loss == pytest.approx(naive_loss, rel=1e-5, abs=1e-6), name
@@ -157,7 +169,7 @@ def shuffled(group, advantages, rng):
 @given(seed=st.integers(0, 1000))
 def test_the_gradient_does_not_depend_on_the_order_of_groups_episodes_and_conversations(policy, reference, seed):
     def result(groups, advantages):
-        plan = plan_update({g: group.lengths for g, group in groups.items()}, 2, 100)
+        plan = plan_update({g: tree_of(group) for g, group in groups.items()}, 2, 100)
         return gradient(policy, reference, groups, advantages, [m for share in plan for m in share])
 
     groups, advantages = ragged(seed)
@@ -174,7 +186,7 @@ def test_the_gradient_does_not_depend_on_the_order_of_groups_episodes_and_conver
 def test_prompt_tokens_have_no_weight_and_every_response_token_has_that_of_its_episode(seed):
     """The weight that a token of the row has in the loss is the derivative by its log-prob."""
     groups, advantages = ragged(seed)
-    items = [(g, c) for g, group in groups.items() for c in range(len(group.lengths))]
+    items = [Item(g, c) for g, group in groups.items() for c in range(len(group.lengths))]
     row = micro_batch(items, groups, advantages)
     logprobs = torch.tensor(row.behaviour).requires_grad_()  # on-policy, so nothing is clipped
     losses = token_losses(
@@ -188,16 +200,16 @@ def test_prompt_tokens_have_no_weight_and_every_response_token_has_that_of_its_e
         objective=ObjectiveSection(),
     ).losses
     losses[torch.tensor(row.is_response)].sum().backward()
-    weight = np.zeros(len(row.tokens))  # of the token at each place: the one after the position that predicts it
-    weight[row.predict_at + 1] = logprobs.grad
+    weight = np.zeros(len(row.tokens))  # of the token that each place predicts
+    weight[row.predict_at] = logprobs.grad
     start = 0
-    for g, c in items:
+    for g, c, _ in items:
         group, prompt = groups[g], int(groups[g].prompt_lengths[c])
-        length = int(group.lengths[c])
-        assert row.tokens[start : start + length].tolist() == [*group.prompt(c), *group.response(c)]
-        assert not weight[start : start + prompt].any()
-        assert weight[start + prompt : start + length] == pytest.approx(-advantages[g][group.episodes[c]])
-        start += length
+        inputs = [*group.prompt(c), *group.response(c)][:-1]
+        assert row.tokens[start : start + len(inputs)].tolist() == inputs
+        assert not weight[start : start + prompt - 1].any()
+        assert weight[start + prompt - 1 : start + len(inputs)] == pytest.approx(-advantages[g][group.episodes[c]])
+        start += len(inputs)
     assert start == len(row.tokens)
 
 
@@ -210,5 +222,5 @@ def test_an_empty_micro_batch_runs_and_adds_no_gradient(policy, reference):
 def test_a_micro_batch_of_empty_responses_runs_and_adds_no_gradient(policy, reference):
     group = pack_group("p", [Episode([Conversation("memory", [5, 6], Completion([], [], [], "stop"))])] * 2)
     filled, advantages = ragged(0)
-    _, zero = gradient(policy, reference, {**filled, 9: group}, advantages | {9: np.ones(2)}, [[(9, 0), (9, 1)]])
+    _, zero = gradient(policy, reference, {**filled, 9: group}, advantages | {9: np.ones(2)}, [[Item(9, 0), Item(9, 1)]])
     assert zero.abs().max() == 0

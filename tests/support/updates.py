@@ -1,6 +1,7 @@
 """Results of optimizer steps, made up."""
 
-from pipeline.learning.token_metrics import Histogram, Max, Mean, Total
+from pipeline.learning.packing import Work
+from pipeline.learning.token_metrics import Max, Mean, Total
 from pipeline.run.metrics import UpdateResult
 
 MEANS = {  # over the tokens, by the names of their sums
@@ -16,7 +17,6 @@ MEANS = {  # over the tokens, by the names of their sums
 def rank(
     tokens: int = 0,
     *,
-    staleness: tuple[int, ...] | list[int] = (),
     importance_max: float | None = None,
     same_version_tokens: int = 0,
     mismatch: float = 0.0,
@@ -25,8 +25,6 @@ def rank(
 ) -> dict:
     """What a rank says of an update: `sums` over its tokens, and whatever else `Learner.train` returns."""
     metrics = {name: Mean(sums.pop(total, 0.0), tokens) for total, name in MEANS.items()} | {
-        "tokens_trained": Total(tokens),
-        "staleness_tokens": Histogram(tuple(staleness)),
         "importance_max": Max(importance_max),
         "logprob_mismatch_mean": Mean(mismatch, same_version_tokens),
         "logprob_mismatch_max": Max(mismatch_max),
@@ -36,5 +34,5 @@ def rank(
     return {"loss": 0.0, "metrics": metrics} | known | sums
 
 
-def update(*ranks, groups=(0, 1)) -> UpdateResult:
-    return UpdateResult(list(groups), list(ranks))
+def update(*ranks, groups=(0, 1), tokens: int = 0, staleness=(), computed=0, shared=0, recomputed=0) -> UpdateResult:
+    return UpdateResult(list(groups), list(ranks), Work(tokens, tuple(staleness), computed, shared, recomputed))

@@ -1,30 +1,91 @@
-"""packed_sdpa against attention of each conversation by itself, with grouped queries."""
+"""Attention of a forest against plain attention with a mask of all that each token may see."""
 
+import random
+
+import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.nn.functional import scaled_dot_product_attention
 
-from pipeline.learning.attention import packed_sdpa
+from pipeline.learning.attention import forest_attention, parts_of
+from pipeline.learning.forest import build_forest
+from pipeline.rollout.prefix_tree import PrefixTree
+
+DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
+HEADS = [(4, 4), (6, 2), (4, 1)]  # of queries, and of keys
+SCALE = 0.3
 
 
-@pytest.mark.parametrize("lengths", [[1], [5], [3, 1, 7], [4, 4]])
-def test_each_conversation_attends_to_its_own_past_only(lengths):
+def laid_out(sequences, least_shared=1):
+    """The forest of some sequences, and which tokens of the row each one sees, bool [T, T]."""
+    tree = PrefixTree.of(sequences, least_shared)
+    forest, places = build_forest(tree.lengths.tolist(), tree.shared.tolist())
+    seen = torch.zeros(forest.tokens, forest.tokens, dtype=torch.bool)
+    for at in places:
+        for t, place in enumerate(at):
+            seen[place, at[: t + 1]] = True
+    return forest, seen
+
+
+def inputs(forest, heads, head_size, device, dtype):
     torch.manual_seed(0)
-    total = sum(lengths)
-    query, key, value = torch.randn(1, 4, total, 8), torch.randn(1, 2, total, 8), torch.randn(1, 2, total, 8)
-    positions = torch.cat([torch.arange(n) for n in lengths])[None]
-    out, _ = packed_sdpa(None, query, key, value, None, position_ids=positions, scaling=0.3)
-    start = 0
-    for n in lengths:
-        for t in range(n):
-            for head in range(4):
-                keys = key[0, head // 2, start : start + t + 1]
-                weights = torch.softmax(0.3 * keys @ query[0, head, start + t], 0)
-                expected = weights @ value[0, head // 2, start : start + t + 1]
-                assert torch.allclose(out[0, start + t, head], expected, atol=1e-5)
-        start += n
+    query, key, value = (torch.randn(1, n, forest.tokens, head_size) for n in (heads[0], heads[1], heads[1]))
+    upstream = torch.randn(1, forest.tokens, heads[0], head_size)
+    return *(x.to(device, dtype).requires_grad_() for x in (query, key, value)), upstream.to(device, dtype)
+
+
+def with_gradients(out, upstream, *leaves):
+    return out.detach(), *torch.autograd.grad(out, leaves, upstream)
+
+
+def ours(forest, query, key, value, upstream):
+    parts = parts_of(forest, query.device, query.dtype)
+    out, _ = forest_attention(None, query, key, value, None, forest=parts, scaling=SCALE)
+    return with_gradients(out, upstream, query, key, value)
+
+
+def plain(seen, query, key, value, upstream, dtype):
+    leaves = [x.detach().to(dtype).requires_grad_() for x in (query, key, value)]
+    out = scaled_dot_product_attention(*leaves, attn_mask=seen.to(query.device), scale=SCALE, enable_gqa=True)
+    return with_gradients(out.transpose(1, 2), upstream.to(dtype), *leaves)
+
+
+def distance(a, b) -> float:
+    return ((a.double() - b.double()).norm() / b.double().norm()).item()
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@settings(max_examples=60, deadline=None)
+@given(seed=st.integers(0, 10**6))
+def test_in_float32_it_is_that_of_a_mask_for_trees_of_any_shape(device, seed):
+    rng = random.Random(seed)
+    words = rng.choice([1, 2, 3])
+    sequences = [np.array([rng.randrange(words) for _ in range(rng.randint(1, 14))]) for _ in range(rng.randint(1, 8))]
+    forest, seen = laid_out(sequences, rng.choice([1, 2, 4]))
+    given_ = inputs(forest, rng.choice(HEADS), 8, device, torch.float32)
+    for got, expected in zip(ours(forest, *given_), plain(seen, *given_, torch.float64), strict=True):
+        assert (got - expected).abs().max() < 1e-4 * max(1, expected.abs().max())
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("heads", HEADS)
+def test_in_bfloat16_it_rounds_no_worse_than_plain_attention(device, heads):
+    """At the proportions of a group: 900 tokens of instruction, problem and section; then memory, request, response."""
+    rng = np.random.default_rng(0)
+    root = rng.integers(0, 99, 40)
+    sections = [np.concatenate([root, rng.integers(0, 99, 900)]) for _ in range(2)]
+    sequences = [np.concatenate([s, rng.integers(0, 99, rng.integers(90, 200))]) for s in sections for _ in range(4)]
+    forest, seen = laid_out(sequences)
+    assert [len(level) for level in forest.levels] == [2, 1]
+    given_ = inputs(forest, heads, 64, device, torch.bfloat16)
+    exact, rounded = plain(seen, *given_, torch.float64), plain(seen, *given_, torch.bfloat16)
+    for got, expected, usual in zip(ours(forest, *given_), exact, rounded, strict=True):
+        assert distance(got, expected) < 1.5 * distance(usual, expected)
 
 
 def test_a_sliding_window_is_refused_rather_than_ignored():
     x = torch.zeros(1, 1, 2, 4)
-    with pytest.raises(ValueError, match="sliding windows"):
-        packed_sdpa(None, x, x, x, None, position_ids=torch.arange(2)[None], sliding_window=4)
+    with pytest.raises(ValueError, match="sliding window"):
+        forest_attention(None, x, x, x, None, forest=None, sliding_window=4)

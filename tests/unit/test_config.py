@@ -151,7 +151,6 @@ def test_all_broken_rules_are_reported_at_once():
         ("learner", {"ranks": 2, "min_ranks": 3}, "learner.min_ranks=3"),
         ("generator", {"count": 2, "min_count": 0}, "generator.min_count=0"),
         ("generator", {"tensor_parallel": 2, "num_gpus": 1.0}, "generator.num_gpus=1.0 must equal"),
-        ("model", {"attention": "eager"}, "model.attention='eager'"),
         ("wandb", {"mode": "on"}, "wandb.mode='on'"),
         ("data", {"source": "synthetic", "synthetic_chunks": 1}, "data.synthetic_chunks=1"),
         ("run", {"name": "../elsewhere"}, "run.name='../elsewhere'"),

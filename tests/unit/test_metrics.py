@@ -26,28 +26,35 @@ def test_a_row_averages_over_the_tokens_of_all_updates_and_ranks():
         records([1, 0], [0, 0]),
         [
             update(
-                rank(tokens=20, clipped=3, ratio=30.0, staleness=[2, 18], loss=0.1, entropy=10.0),
+                rank(tokens=20, clipped=3, ratio=30.0, loss=0.1, entropy=10.0),
                 rank(
                     tokens=10,
-                    staleness=[10],
                     clipped=1,
                     ratio=10.0,
                     same_version_tokens=5,
                     mismatch=0.01,
                     mismatch_max=0.004,
                 ),
+                tokens=30,
+                staleness=[12, 18],
+                computed=50,
+                shared=60,
+                recomputed=7,
             ),
             update(
                 rank(
                     tokens=10,
-                    staleness=[4, 0, 6],
                     loss=0.2,
                     ratio=4.0,
                     kl=2.0,
                     importance=8.0,
                     importance_max=1.5,
                     grad_norm=1.5,
-                )
+                ),
+                tokens=10,
+                staleness=[4, 0, 6],
+                computed=30,
+                shared=20,
             ),
         ],
         [],
@@ -59,6 +66,7 @@ def test_a_row_averages_over_the_tokens_of_all_updates_and_ranks():
     assert row["importance_mean"] == pytest.approx(0.2) and row["importance_max"] == 1.5
     assert row["grad_norm"] == 1.0 and row["grad_norm_max"] == 1.5
     assert row["staleness_mean"] == 0.75 and row["staleness_max"] == 2 and row["staleness_tokens"] == [16, 18, 6]
+    assert (row["tokens_computed"], row["tokens_shared_share"], row["tokens_recomputed"]) == (80, 0.5, 7)
     assert row["loss"] == pytest.approx(0.15)  # an update's loss is the sum of its ranks'
     assert row["logprob_mismatch_mean"] == pytest.approx(0.002) and row["logprob_mismatch_max"] == 0.004
 
@@ -94,8 +102,8 @@ def test_without_counts_of_the_memories_their_numbers_are_unknown():
 
 
 def test_a_skipped_update_is_counted_and_left_out_of_the_averages():
-    bad = update(rank(grad_norm=None, tokens=9, loss=float("nan"), not_finite=[1]), groups=[0, 1])
-    row = step_row(1, 1, records([1, 0]), [update(rank(tokens=10, loss=0.2)), bad], [])
+    bad = update(rank(grad_norm=None, tokens=9, loss=float("nan"), not_finite=[1]), groups=[0, 1], tokens=9)
+    row = step_row(1, 1, records([1, 0]), [update(rank(tokens=10, loss=0.2), tokens=10), bad], [])
     assert row["updates"] == 1 and row["updates_skipped"] == 1
     assert row["tokens_trained"] == 10 and row["loss"] == pytest.approx(0.2)
     assert bad.culprits == [1]
@@ -117,7 +125,7 @@ def test_the_summary_compares_the_first_and_the_last_tenth():
     totals = RunTotals()
     for reward in np.linspace(0, 1, 21):
         ranks = [rank(tokens=7, same_version_tokens=7, mismatch=0.7)]
-        totals.add(step_row(1, 1, records([reward, reward]), [update(*ranks)], []))
+        totals.add(step_row(1, 1, records([reward, reward]), [update(*ranks, tokens=7)], []))
     summary = totals.summary()
     assert summary["updates"] == 21
     assert summary["tokens_trained"] == 21 * 7 and summary["episodes"] == 42
