@@ -136,7 +136,8 @@ def seed_differences(rows: list[dict], first: str, second: str) -> str:
         if line == second:
             differences = paired(run_means(of_cells[name, length, first]), run_means(group))
             lines.append([escaped(name), length_label(length), *spread(differences)])
-    caption = f"{second} − {first}: each difference is between two runs of one training seed, on the same questions."
+    caption = f"{second} − {first}: each difference is between two runs of one training seed, on the same questions. "
+    caption += "Intervals are Student's t over the seeds; equal differences give an interval of zero width."
     header = ["Set", "Length", "Differences", "Mean of the differences", SPREAD[-1]]
     return f"{caption}\n\n{markdown_lines(header, lines)}"
 
