@@ -57,7 +57,7 @@ class VllmEngine:
             # enforce_eager covers the model only: a C++ compiler would compile vLLM's helpers at the first request.
             torch.compiler.set_stance("force_eager")
         with _forking() if on_cpu else contextlib.nullcontext():
-            self._llm = AsyncLLM.from_engine_args(_engine_args(config, seed))
+            self._llm = AsyncLLM.from_engine_args(engine_args(config, seed))
         self._loading = asyncio.Lock()
         self._open = asyncio.Event()  # new requests wait while weights change, so that they get the right salt
         self._open.set()
@@ -166,7 +166,7 @@ def _forking() -> Iterator[None]:
         engine_launcher.get_mp_context = chosen
 
 
-def _engine_args(config: GenerationConfig, seed: int) -> AsyncEngineArgs:
+def engine_args(config: GenerationConfig, seed: int) -> AsyncEngineArgs:
     g = config.generator
     on_cpu = current_platform.is_cpu()
     if on_cpu:

@@ -34,16 +34,15 @@ class FineTuningLearner(LearnerRank):
         """
         import torch
 
+        from pipeline.learning.policy import inputs_of, tensors
+
         batch: ExampleBatch = ray.get(ref[0])
         total = 0.0
         for number, items in enumerate(update.micro_batches):
             self.moved()
-            row = build_example_micro_batch(items, batch)
-            tokens, positions, predict_at, targets, is_learned = (
-                torch.tensor(value, device=self.engine.device) for value in vars(row).values()
-            )
-            logprobs, _ = self.engine.forward(tokens, positions, predict_at, targets)
-            loss = -torch.where(is_learned, logprobs, 0.0).sum() / update.tokens
+            row = tensors(build_example_micro_batch(items, batch), self.engine.device)
+            logprobs, _ = self.engine.forward(*inputs_of(row))
+            loss = -torch.where(row["is_learned"], logprobs, 0.0).sum() / update.tokens
             self.engine.backward(loss, last=number == len(update.micro_batches) - 1)
             total += float(loss.detach())
         grad_norm, learning_rate = self.engine.step()

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from pipeline.learning.forest import Forest
+
 
 @dataclass(frozen=True)
 class Example:
@@ -63,10 +65,11 @@ class ExampleMicroBatch:
     """A row of T tokens, R of them learned.
 
     tokens      int64 [T]
-    positions   int64 [T]  from 0 in every example; each 0 begins a new attention segment
+    positions   int64 [T]  each token's position in its example
     predict_at  int64 [R]  index in the row whose hidden state predicts learned token r
     targets     int64 [R]  learned token r
     is_learned  bool [R]   true; false in the placeholder of an empty micro-batch
+    forest      one branch for each example; nothing is shared
     """
 
     tokens: np.ndarray
@@ -74,15 +77,18 @@ class ExampleMicroBatch:
     predict_at: np.ndarray
     targets: np.ndarray
     is_learned: np.ndarray
+    forest: Forest
 
 
 def build_example_micro_batch(items: list[int], batch: ExampleBatch) -> ExampleMicroBatch:
     """Concatenate the batch's examples with indices `items`; no items give a placeholder whose loss is zero."""
     if not items:
         zero = np.zeros(1, np.int64)
-        return ExampleMicroBatch(np.zeros(2, np.int64), np.arange(2), zero, zero, np.zeros(1, bool))
+        return ExampleMicroBatch(np.zeros(2, np.int64), np.arange(2), zero, zero, np.zeros(1, bool), Forest((0, 2)))
     spans = [slice(batch.offsets[i], batch.offsets[i + 1]) for i in items]
     tokens = np.concatenate([batch.tokens[span] for span in spans]).astype(np.int64)
     learned = np.flatnonzero(np.concatenate([batch.learned[span] for span in spans]))
-    positions = np.concatenate([np.arange(span.stop - span.start) for span in spans])
-    return ExampleMicroBatch(tokens, positions, learned - 1, tokens[learned], np.ones(len(learned), bool))
+    lengths = batch.lengths[items]
+    positions = np.concatenate([np.arange(length) for length in lengths])
+    forest = Forest((0, *np.cumsum(lengths).tolist()))
+    return ExampleMicroBatch(tokens, positions, learned - 1, tokens[learned], np.ones(len(learned), bool), forest)

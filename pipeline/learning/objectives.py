@@ -6,8 +6,8 @@ from pipeline.errors import ConfigError
 from pipeline.named_code import load_function
 from pipeline.sections import ObjectiveSection
 
-# For a group whose advantages are 0, these losses are constant unless the KL or the entropy term is on; such a group is
-# skipped.
+# For a conversation whose advantage is 0, these losses are constant unless the KL or the entropy term is on; such a
+# conversation is not computed.
 LOSSES = {"dapo": "pipeline.learning.objective:token_losses"}
 
 

@@ -66,17 +66,22 @@ def balanced(sizes: Sequence[int], bins: int) -> list[list[int]]:
 def assign_runs(trees: Mapping[int, PrefixTree], ranks: int) -> list[list[Run]]:
     """Assign the conversations of an update to ranks, balanced in tokens to compute.
 
-    Groups stay whole unless there are fewer groups than ranks; then they are cut into runs of about equal tokens.
+    Groups stay whole unless there are fewer groups than ranks; then they are cut into runs of about equal tokens. More
+    and shorter runs are tried until the ranks have about equal shares; prefixes set limits to that.
     """
     fewest = ceil(ranks / len(trees))
-    for parts in range(fewest, ranks + 1):
+    best: tuple[int, list[list[Run]]] | None = None
+    for parts in range(fewest, 2 * ranks + 1):
         runs = [Run(g, *part) for g, tree in trees.items() for part in tree.parts(parts)]
         dealt = balanced([_tokens(run, trees) for run in runs], ranks)
         shares = [[runs[i] for i in share] for share in dealt]
         loads = [sum(_tokens(run, trees) for run in share) for share in shares]
+        if best is None or max(loads) < best[0]:
+            best = max(loads), shares
         if fewest == 1 or max(loads) * ranks <= UNEVEN * sum(loads):
             break
-    return shares
+    assert best is not None
+    return best[1]
 
 
 def _tokens(run: Run, trees: Mapping[int, PrefixTree]) -> int:
@@ -121,9 +126,7 @@ def plan_update(trees: Mapping[int, PrefixTree], ranks: int, budget: int) -> lis
     count = max(len(micro_batches) for micro_batches in plan)
     for micro_batches in plan:
         while len(micro_batches) < count:
-            fullest = max(
-                micro_batches, key=lambda m: (len(m) > 1, sum(_tokens(run, trees) for run in m)), default=[]
-            )
+            fullest = max(micro_batches, key=lambda m: (len(m) > 1, sum(_tokens(run, trees) for run in m)), default=[])
             if len(fullest) > 1:
                 micro_batches.append([fullest.pop() for _ in range(len(fullest) // 2)])
             else:
@@ -160,9 +163,7 @@ class Work:
     recomputed: int
 
 
-def work_of(
-    records: list[GroupRecord], trees: list[PrefixTree], plan: list[list[list[Item]]], version: int
-) -> Work:
+def work_of(records: list[GroupRecord], trees: list[PrefixTree], plan: list[list[list[Item]]], version: int) -> Work:
     """The work of an optimizer step.
 
     Args:

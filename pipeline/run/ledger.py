@@ -88,11 +88,14 @@ class Ledger:
         # Groups that missed their deadline after a rollback do not block others; they are dropped once buffered.
         waiting = (entry for entry in self.entries.values() if entry.state != TRAINING)
         deadlines = [max(self._deadline(entry), learner) for entry in waiting]
-        for name in self._by_load():
-            deadline = self.generators[name] + self.max_staleness
-            if feasible([*deadlines, deadline], learner, self.groups_per_step):
-                return name
-        return None
+        versions = {  # hundreds of generators have a few of them
+            version
+            for version in set(self.generators.values())
+            if feasible([*deadlines, version + self.max_staleness], learner, self.groups_per_step)
+        }
+        if not versions:
+            return None
+        return next((name for name in self._by_load() if self.generators[name] in versions), None)
 
     def admit(self, group_id: str, position: int) -> str | None:
         """Admit a group and return its generator, or None if no group may start now."""

@@ -21,7 +21,8 @@ KEYS = frozenset(
     memory_written memory_kept memory_answered memory_junk memory_tokens
     staleness_mean staleness_max mixed_version_episodes updates updates_skipped learning_rate grad_norm grad_norm_max
     loss micro_batches proximal_seconds group_seconds_mean group_seconds_max
-    tokens_trained staleness_tokens tokens_computed tokens_shared_share tokens_recomputed entropy logprob_mismatch_mean logprob_mismatch_max logprob_mismatch_tokens
+    tokens_trained staleness_tokens tokens_computed tokens_shared_share tokens_recomputed
+    entropy logprob_mismatch_mean logprob_mismatch_max logprob_mismatch_tokens
     positions updates_total seconds wait_seconds train_seconds publish_seconds update_pause_max
     tokens_generated_total tokens_per_second groups_running groups_buffered groups_unscored groups_failed
     groups_dropped_stale groups_discarded_total rows_quarantined generators scorers learner_ranks

@@ -7,6 +7,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
+from pipeline.learning.forest import Forest
 from pipeline.learning.policy import Policy
 from pipeline.rollout.episodes import Sampling
 from tests.support.probe_learner import ProbeGang
@@ -104,11 +105,12 @@ def test_all_buffers_are_those_of_a_plain_load(config, learned):
 
 def test_policy_and_reference_agree_with_a_plain_load_at_every_position(config, sampled, learned):
     policy = Policy(plain(config), temperature=1.0)
+    policy.model.set_attn_implementation("sdpa")  # transformers' own
     for (prompt, response, _), results in zip(sampled[::4], learned[1][::4], strict=True):
         row = torch.tensor(prompt + response)
         at = torch.arange(len(prompt) - 1, len(row) - 1)
         with torch.no_grad():
-            expected, _ = policy(row, torch.arange(len(row)), at, torch.tensor(response))
+            expected, _ = policy(row, torch.arange(len(row)), at, torch.tensor(response), Forest((0, len(row))))
         for logprobs in results:
             assert (logprobs - expected).abs().mean() < 2e-3, len(prompt)
 

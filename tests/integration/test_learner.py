@@ -10,17 +10,20 @@ import torch
 
 from pipeline.learning.objective import token_losses
 from pipeline.learning.packing import Item, build_micro_batch, split_updates
-from pipeline.learning.policy import Policy
+from pipeline.learning.policy import Policy, inputs_of, tensors
 from pipeline.learning.schedule import learning_rate
 from pipeline.weights.buckets import unpack_bucket
 from pipeline.weights.transport import BUCKETS
 from tests.support.groups import random_group, record_of
+from tests.support.reading import LAYOUTS, reading_group
 
 STEPS, GROUPS = 3, 6
-REWARDS = [1.0, 0.0, 0.0, 0.5]
+# Of each group's episodes: all different from the mean, two equal to it, all equal.
+DIFFERENT, SOME_AT_THE_MEAN, EQUAL = [1.0, 0.0, 0.0, 0.5], [1.0, 0.0, 0.5, 0.5], [0.5, 0.5, 0.5, 0.5]
+REWARDS = [DIFFERENT, DIFFERENT, SOME_AT_THE_MEAN, DIFFERENT, EQUAL, DIFFERENT]
 
 CASES = {
-    "paper": {},
+    "paper": {"objective": {"entropy_coefficient": 0.0}},  # so conversations without an advantage are not computed
     # Everything that has a path of its own through the learner.
     "everything": {
         "learner": {"schedule": "cosine", "activation_checkpointing": True},
@@ -54,11 +57,18 @@ def case_config(tiny_config, case: dict):
 @pytest.fixture(scope="module")
 def batches():
     rng = np.random.default_rng(0)
-    return [[random_group(rng, f"p{step}-{i}", episodes=4, empty=True) for i in range(GROUPS)] for step in range(STEPS)]
+    return [[group(rng, f"p{step}-{i}", i) for i in range(GROUPS)] for step in range(STEPS)]
+
+
+def group(rng, name: str, i: int):
+    """Of random prompts; or of sections, which share prefixes that are worth a split in both layouts."""
+    if i < 2:
+        return random_group(rng, name, episodes=4, empty=True)
+    return reading_group(rng, LAYOUTS[i % 2], name=name, section=20, part=8, missing=i % 3)
 
 
 def records(ray, groups):
-    return [(record_of(g, f"g{i}", REWARDS), ray.put(g)) for i, g in enumerate(groups)]
+    return [(record_of(g, f"g{i}", REWARDS[i]), ray.put(g)) for i, g in enumerate(groups)]
 
 
 def rate_of(config, update: int) -> float:
@@ -102,11 +112,14 @@ def trained(request, ray_session, tiny_config, wide_model, batches, tmp_path_fac
     return config, weights, steps, spoiled, folder
 
 
-def rows_of(group, advantages):
+def rows_of(group, rewards):
     """Each conversation of a group by itself: inputs of the policy, and what the loss wants to know."""
-    rewards = np.array(REWARDS, np.float32)
+    rewards = np.array(rewards, np.float32)
+    advantages = (rewards - rewards.mean())[group.episodes]
     for c in range(len(group.lengths)):
-        row = build_micro_batch([Item(0, c)], {0: group}, {0: advantages[group.episodes]}, {0: rewards})
+        if not len(group.response(c)):
+            continue
+        row = build_micro_batch([Item(0, c)], {0: group}, {0: advantages}, {0: rewards})
         batch = tensors(row)
         yield inputs_of(batch), batch
 
@@ -124,18 +137,20 @@ def reference_weights(config, batches) -> tuple[dict, list[float]]:
     policy, initial, o = load(), load(), config.objective
     le = config.learner
     optimizer = torch.optim.AdamW(policy.parameters(), lr=le.learning_rate, weight_decay=le.weight_decay)
-    advantages = np.array(REWARDS, np.float32) - np.mean(REWARDS, dtype=np.float32)
     norms = []
     for version, groups in enumerate(batches):
         with torch.no_grad():
-            proximal = [[policy(*inputs)[0] for inputs, _ in rows_of(group, advantages)] for group in groups]
+            proximal = [
+                [policy(*inputs)[0] for inputs, _ in rows_of(group, rewards)]
+                for group, rewards in zip(groups, REWARDS, strict=True)
+            ]
         for chosen in split_updates(len(groups), config.train.updates_per_step, (config.run.seed, version)):
             tokens = sum(len(groups[g].logprobs) for g in chosen)
             for parameters in optimizer.param_groups:
                 parameters["lr"] = rate_of(config, len(norms))
             optimizer.zero_grad()
             for g in chosen:
-                for (inputs, batch), old in zip(rows_of(groups[g], advantages), proximal[g], strict=True):
+                for (inputs, batch), old in zip(rows_of(groups[g], REWARDS[g]), proximal[g], strict=True):
                     with torch.no_grad():
                         reference = initial(*inputs)[0] if o.kl_coefficient else None
                     losses = token_losses(
@@ -188,8 +203,20 @@ def test_the_ranks_share_the_tokens_and_run_as_many_micro_batches(trained, batch
         for update in step:
             assert len(update.ranks) == config.learner.ranks
             assert all(tokens_of(rank) > 0 for rank in update.ranks)
-            assert sum(tokens_of(rank) for rank in update.ranks) == sum(len(groups[g].logprobs) for g in update.groups)
+            assert update.work.tokens == sum(len(groups[g].logprobs) for g in update.groups)
+            assert sum(tokens_of(rank) for rank in update.ranks) == sum(
+                tokens_to_compute(config, groups[g], REWARDS[g]) for g in update.groups
+            )
             assert len({rank["micro_batches"] for rank in update.ranks}) == 1
+        assert sum(update.work.shared for update in step) > 0
+
+
+def tokens_to_compute(config, group, rewards) -> int:
+    """Response tokens of the conversations that have a gradient."""
+    if config.objective.terms():
+        return len(group.logprobs)
+    has_gradient = (np.array(rewards) != np.mean(rewards))[group.episodes]
+    return int(np.diff(group.response_offsets)[has_gradient].sum())
 
 
 def test_staleness_and_mismatch_are_measured_token_by_token(trained):

@@ -116,7 +116,7 @@ def test_on_policy_the_importance_weight_is_one_and_nothing_is_clipped(whole, ca
     for row in rows:
         assert row["staleness_max"] == 0 and row["clip_fraction"] == 0 and row["kl"] == 0
         assert row["ratio_mean"] == pytest.approx(1, abs=1e-6)
-        assert row["logprob_mismatch_tokens"] == row["tokens_trained"]
+        assert 0 < row["logprob_mismatch_tokens"] <= row["tokens_trained"]  # not of groups that need not be computed
         assert abs(row["importance_mean"] - 1) <= row["logprob_mismatch_mean"] * 1.1 + 1e-7
         assert row["importance_max"] <= 1 + 1.1 * row["logprob_mismatch_max"] + 1e-7
         assert row["proximal_seconds"] == 0  # the pass would add nothing

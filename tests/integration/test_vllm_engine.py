@@ -11,6 +11,7 @@ import torch
 from ray.exceptions import ObjectLostError
 from safetensors.torch import load_file
 
+from pipeline.learning.forest import Forest
 from pipeline.learning.policy import Policy
 from pipeline.rollout.episodes import Sampling
 from pipeline.weights.bucket_files import BUCKET_FILE, SHARED_MEMORY, BucketError
@@ -71,7 +72,7 @@ def learner_logprobs(model, temperature: float, tokens: list[int]) -> torch.Tens
     row = torch.tensor(PROMPT + tokens)
     at = torch.arange(len(PROMPT) - 1, len(row) - 1)
     with torch.no_grad():
-        return policy(row, torch.arange(len(row)), at, torch.tensor(tokens))[0]
+        return policy(row, torch.arange(len(row)), at, torch.tensor(tokens), Forest((0, len(row))))[0]
 
 
 class Ref:

@@ -5,6 +5,7 @@ import torch
 
 from actors.learning.gang import Gang
 from actors.learning.rank import CONCURRENCY_GROUPS, LearnerRank
+from pipeline.learning.forest import Forest
 
 
 @ray.remote(concurrency_groups=CONCURRENCY_GROUPS)
@@ -23,7 +24,7 @@ class ProbeLearner(LearnerRank):
         for prompt, response in rows:
             row = torch.tensor(prompt + response)
             at = torch.arange(len(prompt) - 1, len(row) - 1)
-            inputs = [row, torch.arange(len(row)), at, torch.tensor(response)]
+            inputs = [row, torch.arange(len(row)), at, torch.tensor(response), Forest((0, len(row)))]
             results.append((self.engine.forward(*inputs)[0], self.engine.reference(*inputs)))
         return results
 

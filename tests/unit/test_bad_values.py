@@ -55,7 +55,7 @@ VALUES = {
     "figures of one seed": ("figures seeds=[0]", "layout need two seeds; leave it out: only=.length,ablation,transfer"),
     "figures of a seed below 0": ("figures seeds=[-1]", "must lie between 0 and"),
     "submitted nan": ("submit preset=tiny data.max_bad_share=nan", "data.max_bad_share=nan is not a finite number"),
-    "bench without end": ("bench.asynchrony steps=99999999999", "steps=99999999999 must lie between"),
+    "bench without end": ("bench.__main__ asynchrony steps=99999999999", "steps=99999999999 must lie between"),
     "endless training, of 400 digits": (TRAIN + "train.steps=" + 400 * "9", "a number of 1329 bits must lie between"),
     "seed of 5000 digits": (TRAIN + "run.seed=" + 5000 * "9", "run.seed=9+…: Exceeds the limit"),
     "seed of 5000 hexadecimal digits": (TRAIN + "run.seed=0x" + 5000 * "f", "run.seed=a number of 20000 bits must lie"),

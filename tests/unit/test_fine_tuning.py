@@ -22,6 +22,7 @@ from pipeline.fine_tuning.demonstrations import (
     demonstrations,
 )
 from pipeline.fine_tuning.examples import Example, build_example_micro_batch, pack_examples, respond
+from pipeline.learning.forest import Forest
 from pipeline.run.config import load_training_config
 from tests.support.byte_tokenizer import byte_tokenizer
 
@@ -40,7 +41,7 @@ def test_a_micro_batch_predicts_each_learned_token_from_the_one_before():
     assert row.positions.tolist() == [0, 1, 2, 0, 1, 2]
     assert row.targets.tolist() == [2, 3, 6]
     assert row.tokens[row.predict_at].tolist() == [1, 2, 5]
-    assert row.is_learned.all()
+    assert row.is_learned.all() and row.forest == Forest((0, 3, 6))
     assert not build_example_micro_batch([], batch).is_learned.any()
 
 

@@ -17,8 +17,8 @@ from pipeline.fine_tuning.config import FineTuningConfig
 from pipeline.fine_tuning.demonstrations import CURRICULA, TEMPLATES
 from pipeline.run.config import TrainingConfig
 
-BENCHES = ["bench.asynchrony", "bench.length", "bench.loss"]
-JOBS = [f"jobs.{name}" for name in ("train", "submit", "evaluate", "fine_tune", "prepare", "figures", "docs", *BENCHES)]
+NAMES = ("train", "submit", "evaluate", "fine_tune", "prepare", "figures", "docs", "bench.__main__")
+JOBS = [f"jobs.{name}" for name in NAMES]
 
 
 @pytest.mark.parametrize("flag", ["--help", "-h"])

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 import pipeline.learning.policy
+from pipeline.learning.forest import Forest
 from pipeline.learning.policy import Policy, token_logprobs
 
 
@@ -57,13 +58,13 @@ def test_the_weights_gradient_of_a_bfloat16_model_is_added_up_in_float32(monkeyp
 def test_checkpointed_activations_change_no_gradient_and_keep_less(random_model):
     from transformers import AutoModelForCausalLM
 
-    model = AutoModelForCausalLM.from_pretrained(random_model, attn_implementation="packed_sdpa")
+    model = AutoModelForCausalLM.from_pretrained(random_model)
     policy, tokens = Policy(model, temperature=1.0), torch.arange(60)
     results = []
     for _ in range(2):
         kept = []
         with torch.autograd.graph.saved_tensors_hooks(lambda t, kept=kept: (kept.append(t.nbytes), t)[1], lambda t: t):
-            logprobs, _ = policy(tokens, tokens, tokens[:-1], tokens[1:])
+            logprobs, _ = policy(tokens, tokens, tokens[:-1], tokens[1:], Forest((0, 60)))
         policy.zero_grad()
         logprobs.sum().backward()
         results.append((sum(kept), [parameter.grad.clone() for parameter in policy.parameters()]))
