@@ -51,7 +51,7 @@ VALUES = {
     "fine-tuning at inf": ("fine_tune learner.learning_rate=inf", "learner.learning_rate=inf is not a finite number"),
     "demonstrations in a chat": ("fine_tune data.prompt_template=memagent", "data.prompt_template=.?memagent"),
     "figures of no seed": ("figures seeds=[]", "seeds is empty"),
-    "figures that are none": ("figures only=[lenght]", "only=.*lenght.* must be some of length, ablation"),
+    "figures that are none": ("figures only=[one]", "only=.*one.* must be some of length, ablation"),
     "figures of one seed": ("figures seeds=[0]", "layout need two seeds; leave it out: only=.length,ablation,transfer"),
     "figures of a seed below 0": ("figures seeds=[-1]", "must lie between 0 and"),
     "submitted nan": ("submit preset=tiny data.max_bad_share=nan", "data.max_bad_share=nan is not a finite number"),
