@@ -7,6 +7,7 @@
 # make fine_tune ARGS="preset=fine_tune model.path=… data.path=…": supervised fine-tuning; without ARGS, the embedded
 #   default's starting model (docs/tiny-model.md).
 # make figures: the figures of docs/tiny-model.md; hours on two cores, resumes where it stopped.
+# make bench ARGS="<claim> key=value …": measure a claim of docs/performance.md; ARGS=all: every claim, and the page.
 # make chaos: break real runs in every way and check that nothing was lost; writes its tables to docs/reliability.md.
 # make smollm2: the model of preset=smollm2.
 # make setup: only set up .venv. Every target does this first; it takes minutes once.
@@ -14,7 +15,7 @@
 
 export RAY_AUTH_MODE = token
 
-.PHONY: train test test-unit lint tools docs prepare evaluate figures fine_tune chaos setup smollm2
+.PHONY: train test test-unit lint tools docs prepare evaluate figures fine_tune bench chaos setup smollm2
 .DEFAULT_GOAL := train
 
 train: setup
@@ -45,7 +46,7 @@ tools: setup
 docs: setup
 	@.venv/bin/python -m jobs.docs
 
-prepare evaluate figures fine_tune: setup
+prepare evaluate figures fine_tune bench: setup
 	@.venv/bin/python -m jobs.$@ $(ARGS)
 
 chaos: setup

@@ -250,7 +250,8 @@ class Evaluator(JobActor):
         while True:
             try:
                 whole = await self._episode_tasks.has(problem.task)
-                return await self.pool.answer(problem, trial.method, sampling, e.memories, e.successes, whole), None
+                arguments = (problem, trial.method, sampling, e.memories, e.successes, whole, trial.number)
+                return await self.pool.answer(*arguments), None
             except GeneratorLost as error:
                 self.failures["GeneratorLost"] += 1
                 alone = self._is_suspect(trial)
@@ -305,6 +306,7 @@ class Evaluator(JobActor):
             "document_tokens": answer.document_tokens if answer else None,
             "conversations": answer.conversations if answer else 0,
             "prompt_tokens": answer.prompt_tokens if answer else 0,
+            "prompt_tokens_computed": answer.prompt_tokens - answer.cached_tokens if answer else 0,
             "response_tokens": answer.response_tokens if answer else 0,
             "seconds": round(seconds, 3),
             "memories": list(answer.memories) if answer else [],

@@ -83,7 +83,13 @@ class FineTuner(JobActor):
         c = self.config
         tokenizer = load_tokenizer(c.model.path, c.model.trust_remote_code)
         if c.data.source == "demonstrations":
-            return demonstrations(tokenizer, c.data.curriculum, c.run.seed, lambda: self.step / c.fine_tuning.steps)
+            return demonstrations(
+                tokenizer,
+                c.data.curriculum,
+                c.run.seed,
+                lambda: self.step / c.fine_tuning.steps,
+                c.data.prompt_template,
+            )
         source = SampleFiles.open(c.data.path)
         return conversation_examples(source, tokenizer, c.fine_tuning.max_tokens, c.run.seed, self.quarantine)
 

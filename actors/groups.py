@@ -132,6 +132,10 @@ class Groups:
         """The position of a group's problem in the data."""
         return self.ledger.entries[group_id].position
 
+    def number(self, group_id: str) -> int:
+        """A group's place in the order of admission: its age. Moves and losses do not change it."""
+        return self.ledger.entries[group_id].number
+
     def problem(self, group_id: str) -> Problem:
         return self.problems.problem(self.position(group_id))
 

@@ -9,6 +9,7 @@ import logging
 import os
 import time
 from dataclasses import replace
+from functools import partial
 from typing import NoReturn
 
 import ray
@@ -94,6 +95,7 @@ class Generator:
         sampling: Sampling,
         seed: tuple[int, ...] | None = None,
         resumed: bool = False,
+        priority: int = 0,
     ) -> tuple[EpisodeGroup, RolloutNotes]:
         """Run a group: G episodes of a problem. Return the group and notes on its rollout, as two objects.
 
@@ -105,6 +107,7 @@ class Generator:
             sampling: the sampling of all responses.
             seed: the group's seed, always the same for one group; None: responses are not seeded.
             resumed: whether the group was run before, so that the journal may have finished conversations of it.
+            priority: of all groups on this generator, those with the lowest number go first.
 
         Raises:
             BadRow: the problem cannot be run (its question is too long, its document is empty).
@@ -114,7 +117,7 @@ class Generator:
         agent, tokenized = await self._tokenize(problem, method)
         finished = await self._read_journal(group_id) if resumed else []
         runs = [
-            _Run(self, group_id, number, sampling, seed, Replay(f for f in finished if f.episode == number))
+            _Run(self, group_id, number, sampling, seed, Replay(f for f in finished if f.episode == number), priority)
             for number in range(episodes)
         ]
         done = await self._unless_engine_dies(gather_or_cancel([run.episode(agent, tokenized) for run in runs]))
@@ -135,6 +138,7 @@ class Generator:
         memories: int,
         transcript: bool = False,
         responses: bool = False,
+        priority: int = 0,
     ) -> AnswerRecord:
         """Run one episode and return its answer.
 
@@ -145,6 +149,7 @@ class Generator:
             memories: how many of the last memories to return as text.
             transcript: whether to return all prompts and responses, besides the token counts.
             responses: whether to return the responses, for a scorer of whole episodes.
+            priority: of all episodes on this generator, those with the lowest number go first.
 
         Raises:
             BadRow: as for `rollout`.
@@ -152,7 +157,8 @@ class Generator:
             TimeoutError: a response took longer than generator.timeout_s.
         """
         agent, tokenized = await self._tokenize(problem, method)
-        recorder = AnswerRecorder(self._generate_in_time, sampling, transcript, responses)
+        generate = partial(self._generate_in_time, priority=priority)
+        recorder = AnswerRecorder(generate, sampling, transcript, responses)
         answer = recorder.answer(await self._unless_engine_dies(run_agent(agent, tokenized, recorder)))
         (counts,) = await self._memory_counts(problem, tokenized, [answer.memories])
         return recorder.record(answer, tokenized, self._tokenizer, memories, counts)
@@ -161,21 +167,23 @@ class Generator:
         """The number of tokens read and written for `answer` since the start."""
         return self._tokens_done
 
-    async def _generate_in_time(self, prompt: list[int], max_tokens: int, sampling: Sampling) -> Completion:
+    async def _generate_in_time(
+        self, prompt: list[int], max_tokens: int, sampling: Sampling, priority: int
+    ) -> Completion:
         limit = self.config.generator.timeout_s
         try:
             async with asyncio.timeout(limit):
-                response = await self.generate(prompt, max_tokens, sampling)
+                response = await self.generate(prompt, max_tokens, sampling, priority)
         except TimeoutError:
             raise TimeoutError(f"no response within generator.timeout_s={limit}") from None
         self._tokens_done += len(prompt) + len(response.tokens)
         return response
 
-    async def generate(self, prompt: list[int], max_tokens: int, sampling: Sampling) -> Completion:
+    async def generate(self, prompt: list[int], max_tokens: int, sampling: Sampling, priority: int) -> Completion:
         """Sample one response. Raises `Draining`."""
         if self._draining:
             raise Draining(f"{self.name} is on a node that is being drained")
-        return await self.engine.generate(prompt, max_tokens, sampling)
+        return await self.engine.generate(prompt, max_tokens, sampling, priority)
 
     async def finish(self, conversation: Finished) -> None:
         """Write a finished conversation to the journal, which outlives this process."""
@@ -270,6 +278,7 @@ class _Run:
         sampling: the sampling of its responses.
         seed: the group's seed; None: responses are not seeded.
         replay: the replay of the episode's finished conversations.
+        priority: the group's.
     """
 
     def __init__(
@@ -280,9 +289,10 @@ class _Run:
         sampling: Sampling,
         seed: tuple[int, ...] | None,
         replay: Replay,
+        priority: int,
     ):
         self._generator, self._group_id, self._episode = generator, group_id, episode
-        self._sampling, self._seed, self._replay = sampling, seed, replay
+        self._sampling, self._seed, self._replay, self._priority = sampling, seed, replay, priority
         self.replayed = self.generated = 0
 
     async def episode(self, agent, tokenized) -> Episode | None:
@@ -301,7 +311,7 @@ class _Run:
         sampling = self._sampling
         if self._seed:
             sampling = replace(sampling, seed=response_seed(*self._seed, self._episode, number))
-        response = await self._generator.generate(prompt, max_tokens, sampling)
+        response = await self._generator.generate(prompt, max_tokens, sampling, self._priority)
         await self._generator.finish(Finished(self._group_id, self._episode, digest(prompt), response))
         return response
 

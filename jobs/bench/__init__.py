@@ -1,1 +1,4 @@
-"""Benchmarks: `python -m jobs.bench.<name> key=value …`. Each compares its variants in one run."""
+"""Benchmarks: one claim each, `python -m jobs.bench <claim> key=value …`.
+
+A claim is a module of this package that `CLAIMS` (jobs/bench/claims.py) names. CONTRIBUTING.md says what it must have.
+"""

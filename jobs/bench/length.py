@@ -1,32 +1,28 @@
 """Cost against document length: a generator of the embedded model reads documents one after the other.
 
-    python -m jobs.bench.length tokens=[8192,65536,1048576] chunk_tokens=180
-
-Prints for each length the time per token, its ratio to that at 64K, and the peak memory of the generator's processes.
-MemAgent promises that neither grows with the length. The lengths are read once in ascending and once in descending
-order, so that a machine that slows down over time favours none; times are means of both.
+The table has for each length the time per token, its ratio to that of the length nearest to 64K, and the peak memory
+of the generator's processes. MemAgent promises that neither grows with the length. The lengths are read in ascending
+and in descending order, so that a machine that slows down over time favours none.
 """
 
 import asyncio
 import contextlib
-import sys
 import time
 from dataclasses import dataclass, field, replace
-from statistics import fmean
 
 import psutil
+import ray
 
 from actors.generation.generator_pool import GeneratorPool
-from jobs.support.driver import asks_for_help, show_help
+from jobs.bench.measuring import spread, table
 from jobs.support.ray_token import private_folder, require_token
-from pipeline.config import load_config
 from pipeline.data.documents.synthetic import CHUNK_TOKENS, synthetic_problem
 from pipeline.errors import ConfigError
 from pipeline.rollout.episodes import Sampling
 from pipeline.run.config import load_training_config
 
 SAMPLE_S = 0.2
-BASE = 65536  # tokens: the length to which the times are compared
+BASE = 65536  # tokens: the length to which others are compared
 MOST_CHUNK_TOKENS = 210  # fits the model's 256 positions beside question, memory and new memory
 
 
@@ -36,29 +32,33 @@ class Settings:
     chunk_tokens: int = 180  # ten times the embedded model's training chunks: only time is measured, not answers
 
 
-def main(arguments: list[str]) -> int:
-    if asks_for_help(arguments):
-        return show_help(__doc__, Settings)
-    try:
-        settings = load_config(arguments, Settings)
-        check(settings)
-    except ConfigError as error:
-        print(f"configuration error:\n{error}", file=sys.stderr)
-        return 2
-    import ray
-
+def run(settings: Settings) -> str:
+    """Read documents of all lengths; return the table. Raises `ConfigError` if a length is out of range."""
+    check(settings)
     require_token()
     ray.init(address="local", _temp_dir=str(private_folder() / "ray"), log_to_driver=False, logging_level="ERROR")
-    print(f"{'tokens':>10} {'conversations':>13} {'seconds':>8} {'µs/token':>9} {'ratio':>6} {'peak MiB':>9}")
-    measured = asyncio.run(measure(settings))
-    base = min(measured, key=lambda tokens: abs(tokens - BASE))
-    for tokens, runs in measured.items():
-        seconds = fmean(seconds for seconds, _, _ in runs)
-        ratio = seconds / tokens / fmean(s / base for s, _, _ in measured[base])
-        peak = max(peak for _, _, peak in runs) / 2**20
-        print(f"{tokens:10,} {runs[0][1]:13,} {seconds:8.1f} {seconds / tokens * 1e6:9.1f} {ratio:6.2f} {peak:9.0f}")
-    ray.shutdown()
-    return 0
+    try:
+        return tables(asyncio.run(measured(settings)))
+    finally:
+        ray.shutdown()
+
+
+def tables(reads: dict[int, list[tuple[float, int, int]]]) -> str:
+    """The table of all lengths (`measured`)."""
+    rates = {tokens: [1e6 * seconds / tokens for seconds, _, _ in of] for tokens, of in reads.items()}
+    base = rates[min(reads, key=lambda tokens: abs(tokens - BASE))]
+    rows = [
+        (
+            f"{tokens:,}",
+            f"{of[0][1]:,}",
+            spread([seconds for seconds, _, _ in of], ".1f"),
+            spread(rates[tokens], ".1f"),
+            spread([x / y for x, y in zip(rates[tokens], base, strict=True)]),
+            f"{max(peak for _, _, peak in of) / 2**20:.0f}",
+        )
+        for tokens, of in reads.items()
+    ]
+    return table(("tokens", "conversations", "seconds", "µs per token", "ratio", "peak MiB"), rows)
 
 
 def check(settings: Settings) -> None:
@@ -69,7 +69,7 @@ def check(settings: Settings) -> None:
         raise ConfigError(f"chunk_tokens={settings.chunk_tokens} must lie between 1 and {MOST_CHUNK_TOKENS}")
 
 
-async def measure(settings: Settings) -> dict[int, list[tuple[float, int, int]]]:
+async def measured(settings: Settings) -> dict[int, list[tuple[float, int, int]]]:
     """Measure all lengths twice.
 
     Returns:
@@ -80,17 +80,17 @@ async def measure(settings: Settings) -> dict[int, list[tuple[float, int, int]]]
     pool = GeneratorPool(config, print)
     running = asyncio.ensure_future(pool.run())
     await pool.ready()
-    await run(pool, BASE // 8)  # warm-up, not counted
-    measured: dict[int, list[tuple[float, int, int]]] = {}
+    await read(pool, BASE // 8)  # warm-up, not counted
+    reads: dict[int, list[tuple[float, int, int]]] = {}
     for length in [*settings.tokens, *reversed(settings.tokens)]:
-        tokens, seconds, conversations, peak = await run(pool, length)
-        measured.setdefault(tokens, []).append((seconds, conversations, peak))
+        tokens, seconds, conversations, peak = await read(pool, length)
+        reads.setdefault(tokens, []).append((seconds, conversations, peak))
     running.cancel()
     await pool.close()
-    return measured
+    return reads
 
 
-async def run(pool: GeneratorPool, length: int) -> tuple[int, float, int, int]:
+async def read(pool: GeneratorPool, length: int) -> tuple[int, float, int, int]:
     """Read one document; return its tokens, the seconds, the conversations and the peak memory in bytes."""
     problem = synthetic_problem(0, length, chunks=length // CHUNK_TOKENS)
     peak, begin = 0, time.perf_counter()
@@ -111,7 +111,3 @@ def generator_memory() -> int:
             if process.name().startswith("ray::Generator"):
                 total += sum(p.memory_info().rss for p in [process, *process.children(recursive=True)])
     return total
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))

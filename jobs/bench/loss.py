@@ -1,30 +1,22 @@
-"""Peak memory and speed of the learner's loss, compared with the plain loss over all logits on the same batch:
+"""Peak memory and speed of the learner's loss beside those of the plain loss over all logits, on the same batch.
 
-    python -m jobs.bench.loss vocabulary=151936 hidden=896 layers=24 dtype=bfloat16
-
-Each variant runs in its own processes, so that their memory does not mix, and the variants take turns, so that all run
-under the same machine load. Memory is torch's allocation on a GPU and the growth of the process on a CPU. Ratios are to
-the first row. The model has random weights: only its sizes matter.
+Each variant runs in its own processes, so that their memory does not mix. Memory is torch's allocation on a GPU and
+the growth of the process on a CPU. Ratios are to the first row of the same round. The model has random weights: only
+its sizes matter. All variants compute the same loss, which the last column shows.
 
 Left out on purpose: ZeRO-3 and the optimizer, which are the same for all variants.
 """
 
-import json
 import statistics
-import subprocess
-import sys
 import time
 from dataclasses import asdict, dataclass
 
 import numpy as np
-import psutil
 import torch
 from torch.nn.functional import linear_cross_entropy
 
-from jobs.support.driver import asks_for_help, show_help
-from pipeline.config import load_config
+from jobs.bench.measuring import column, in_own_process, memory_in_use, peak_memory, spread, table, take_turns, to_first
 from pipeline.errors import ConfigError
-from pipeline.learning.attention import parts_of
 from pipeline.learning.objective import token_losses
 from pipeline.learning.packing import Item, build_micro_batch
 from pipeline.learning.policy import Policy, inputs_of, tensors
@@ -89,11 +81,7 @@ def head(policy: Policy) -> torch.Tensor:
 
 
 def hidden_states(policy: Policy, batch: dict) -> torch.Tensor:
-    parts = parts_of(batch["forest"], batch["tokens"].device, policy.model.dtype)
-    states = policy.model.base_model(
-        input_ids=batch["tokens"][None], position_ids=batch["positions"][None], use_cache=False, forest=parts
-    )
-    return states.last_hidden_state[0]
+    return policy.hidden_states(batch["tokens"], batch["positions"], batch["forest"])
 
 
 def make_policy(settings: Settings, device: str) -> Policy:
@@ -113,7 +101,7 @@ def make_policy(settings: Settings, device: str) -> Policy:
     return Policy(model, temperature=1.0)
 
 
-def make_batch(settings: Settings, device: str) -> dict:
+def make_batch(settings: Settings, device: str) -> dict[str, torch.Tensor]:
     """One micro-batch of random conversations."""
     rng, n = np.random.default_rng(0), settings.response_tokens
 
@@ -132,18 +120,48 @@ def make_batch(settings: Settings, device: str) -> dict:
     return tensors(row, device)
 
 
-def measure(variant: str, settings: Settings) -> dict[str, float]:
+def run(settings: Settings) -> str:
+    """Measure all variants; return the table. Raises `ConfigError` if nothing would be measured."""
+    if min(settings.rounds, settings.repeats) < 1:
+        raise ConfigError("rounds and repeats must be at least 1")
+    turns = take_turns(list(VARIANTS), settings.rounds, lambda name: in_own_process("loss", name, asdict(settings)))
+    return tables(settings, turns)
+
+
+def tables(settings: Settings, turns: dict[str, list[dict[str, float]]]) -> str:
+    """The table of each variant's results (`measure`)."""
+    tokens = settings.conversations * (settings.prompt_tokens + settings.response_tokens)
+    memory, seconds = column(turns, "bytes"), column(turns, "seconds")
+    rates = {name: [tokens / s for s in of] for name, of in seconds.items()}
+    less, faster = to_first(memory), to_first(rates)
+    rows = [
+        (
+            name,
+            spread([b / 2**20 for b in memory[name]], ".0f"),
+            spread(less[name]),
+            spread(rates[name], ".0f"),
+            spread(faster[name]),
+            format(statistics.median(row["loss"] for row in of), ".6f"),
+        )
+        for name, of in turns.items()
+    ]
+    return table(("loss", "peak MiB", "ratio", "tokens/s", "ratio", "value"), rows)
+
+
+def measure(variant: str, given: dict) -> dict[str, float]:
     """Time forward and backward passes of one variant in this process.
+
+    Args:
+        variant: one of `VARIANTS`.
+        given: the fields of `Settings`.
 
     Returns:
         Peak memory in `bytes`, median `seconds` per step, and the `loss`.
     """
+    settings = Settings(**given)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     policy, batch = make_policy(settings, device), make_batch(settings, device)
-    before = psutil.Process().memory_info().rss
-    if device == "cuda":
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
+    before = memory_in_use()
 
     def step() -> float:
         policy.zero_grad()
@@ -167,54 +185,4 @@ def measure(variant: str, settings: Settings) -> dict[str, float]:
         begin = time.perf_counter()
         step()
         seconds.append(time.perf_counter() - begin)
-    peak = torch.cuda.max_memory_allocated() if device == "cuda" else _peak_rss()
-    return {"bytes": peak - before, "seconds": statistics.median(seconds), "loss": loss}
-
-
-def _peak_rss() -> int:
-    """The process's peak resident memory in bytes."""
-    import resource
-
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-
-
-def table(settings: Settings, results: dict[str, list[dict]]) -> list[str]:
-    """The table's lines: medians over the rounds, and ratios to the first variant."""
-    tokens = settings.conversations * (settings.prompt_tokens + settings.response_tokens)
-    medians = {
-        name: {key: statistics.median(row[key] for row in rows) for key in rows[0]} for name, rows in results.items()
-    }
-    first = next(iter(medians.values()))
-    lines = [f"{'':32}{'peak MiB':>10}{'ratio':>8}{'tokens/s':>10}{'ratio':>8}{'loss':>12}"]
-    for name, row in medians.items():
-        lines.append(
-            f"{name:32}{row['bytes'] / 2**20:10.0f}{row['bytes'] / first['bytes']:8.2f}"
-            f"{tokens / row['seconds']:10.0f}{first['seconds'] / row['seconds']:8.2f}{row['loss']:12.6f}"
-        )
-    return lines
-
-
-def main(arguments: list[str]) -> int:
-    if arguments and arguments[0] == "--measure":  # the process of one variant
-        print(json.dumps(measure(arguments[1], Settings(**json.loads(arguments[2])))))
-        return 0
-    if asks_for_help(arguments):
-        return show_help(__doc__, Settings)
-    try:
-        settings = load_config(arguments, Settings)
-    except ConfigError as error:
-        print(f"configuration error:\n{error}", file=sys.stderr)
-        return 2
-    results: dict[str, list[dict]] = {name: [] for name in VARIANTS}
-    for number in range(settings.rounds):
-        for name in VARIANTS:
-            print(f"· round {number + 1} of {settings.rounds}: {name}", file=sys.stderr, flush=True)
-            command = [sys.executable, "-m", "jobs.bench.loss", "--measure", name, json.dumps(asdict(settings))]
-            output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
-            results[name].append(json.loads(output.splitlines()[-1]))
-    print(*table(settings, results), sep="\n")
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    return {"bytes": peak_memory() - before, "seconds": statistics.median(seconds), "loss": loss}

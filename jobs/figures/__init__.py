@@ -1,4 +1,5 @@
-"""The figures of the embedded model: the job (jobs/figures/job.py) and its steps (jobs/figures/recipe.py)."""
+"""The figures of the embedded model: the job (jobs/figures/job.py), its steps (jobs/figures/recipe.py), and
+what is drawn (jobs/figures/drawing.py)."""
 
 from jobs.figures.job import main
 

@@ -1,8 +1,9 @@
 """The figures of the embedded model: `python -m jobs.figures [key=value …] [--dry-run]` (`make figures`).
 
 Trains the model in several ways with several seeds, evaluates all models, and draws accuracy against length, the
-ablation, and the transfer to other tasks, each as a PNG and a table with intervals. It takes hours on two cores; after
-an interruption, the same command resumes. `at_once=4` runs four steps at the same time. `--dry-run` lists the steps.
+ablation, the transfer to other tasks, and the comparison of prompt layouts, each as a PNG and a table with intervals.
+It takes hours on two cores; after an interruption, the same command resumes. `only=[layout]` makes one of them.
+`at_once=4` runs four steps at the same time. `--dry-run` lists the steps.
 The configuration is `FiguresConfig` (jobs/figures/recipe.py).
 """
 
@@ -16,13 +17,13 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import IO, cast
 
+from jobs.figures.drawing import draw
 from jobs.figures.recipe import (
     FiguresConfig,
     Step,
     all_steps,
     check_figures,
     checkpoint_of,
-    draw,
     figures,
     is_done,
     steps_of,
@@ -58,7 +59,7 @@ def list_steps(config: FiguresConfig) -> int:
     folder = Path(config.folder).resolve()
     for step in all_steps(config):
         done = "done" if is_done(step, folder) else "    "
-        print(f"{done}  {step.name:<34} python -m {step.job} {' '.join(step.arguments)}")
+        print(f"{done}  {step.name:<36} python -m {step.job} {' '.join(step.arguments)}")
     return 0
 
 
@@ -79,8 +80,11 @@ def make_figures(config: FiguresConfig) -> int:
                 status = run_steps(missing, folder, config.at_once, progress)
             if status != 0:
                 return status
-            print(draw(name, lines, folder))
-            print(f"· figure {folder / name}.png\n· table {folder / name}.md", flush=True)
+            table, drawn = draw(name, lines, folder)
+            print(table)
+            for path in drawn:
+                print(f"· figure {path}")
+            print(f"· table {folder / name}.md", flush=True)
     return 0
 
 

@@ -1,4 +1,4 @@
-"""The steps of `make figures`: training runs of the embedded model, their evaluations, and the figures.
+"""The steps of `make figures`: training runs of the embedded model and their evaluations.
 
 A step is a command of another job. A step whose summary.json says completed is done and not repeated.
 """
@@ -6,13 +6,10 @@ A step is a command of another job. A step whose summary.json says completed is 
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
-from statistics import fmean, stdev
 
 from pipeline.config import load_config
 from pipeline.data.documents.synthetic import EVALUATION_SEED
 from pipeline.errors import ConfigError
-from pipeline.evaluation.results import cells, length_label, read_results
-from pipeline.evaluation.tables import escaped, markdown_lines, markdown_table
 from pipeline.fine_tuning.config import FineTuningConfig
 from pipeline.rules import check_rules
 from pipeline.run.config import load_training_config
@@ -21,18 +18,25 @@ from pipeline.run.config import load_training_config
 SAMPLINGS = {"sampled": (1.0, 1.0), "paper": (0.7, 0.95), "greedy": (0.0, 1.0)}
 SAMPLING_NAMES = {"sampled": "T = 1", "paper": "T = 0.7, top-p 0.95", "greedy": "greedy"}
 TRANSFER_TASKS = ("needles", "values", "long_chains")
+FIGURES = ("length", "ablation", "transfer", "layout")
+# The lines of figure `layout`, each with the prompt template that its model is made, trained and evaluated with.
+LAYOUTS = {"paper's order": "tiny", "section first": "tiny_chunk_first"}
 PROMPT_AND_RESPONSE = 33  # tokens per conversation of the embedded model, measured in an evaluation at 8 chunks
 
 
 @dataclass
 class FiguresConfig:
     folder: str = "runs/figures"  # an interrupted job resumes in the same folder
-    preset: str = "tiny"  # preset of the training runs
+    only: list[str] = field(
+        default_factory=lambda: list(FIGURES)
+    )  # figures to make: some of length, ablation, transfer, layout
+    preset: str = "tiny"  # preset of the training runs, or its file
     seeds: list[int] = field(default_factory=lambda: [0, 1, 2])  # one training run per seed; all are in the figures
     questions: int = 256  # per point, different ones for each seed
-    chunks: list[int] = field(default_factory=lambda: [8, 32, 128, 512, 2048])  # document lengths of figure 1
-    ablation_chunks: list[int] = field(default_factory=lambda: [8, 32, 128, 512])  # document lengths of figure 2
-    transfer_chunks: list[int] = field(default_factory=lambda: [8, 32, 128])  # document lengths of figure 3
+    chunks: list[int] = field(default_factory=lambda: [8, 32, 128, 512, 2048])  # document lengths of `length`
+    ablation_chunks: list[int] = field(default_factory=lambda: [8, 32, 128, 512])  # document lengths of `ablation`
+    transfer_chunks: list[int] = field(default_factory=lambda: [8, 32, 128])  # document lengths of `transfer`
+    layout_chunks: list[int] = field(default_factory=lambda: [8, 32, 128, 512])  # document lengths of `layout`
     # how answers are sampled: some of sampled (temperature 1), paper (0.7, top-p 0.95), greedy
     samplings: list[str] = field(default_factory=lambda: list(SAMPLINGS))
     at_once: int = 1  # steps that run at the same time
@@ -60,15 +64,22 @@ class Line:
 
 def check_figures(config: FiguresConfig) -> None:
     """Raise `ConfigError` with one line for each broken rule."""
-    lengths = ("chunks", "ablation_chunks", "transfer_chunks")
+    lengths = ("chunks", "ablation_chunks", "transfer_chunks", "layout_chunks")
     wrong = [name for name in config.samplings if name not in SAMPLINGS]
+    unknown = [name for name in config.only if name not in FIGURES]
     rules = [
-        *((bool(getattr(config, name)), f"{name} is empty") for name in ("seeds", "samplings", *lengths)),
+        *((bool(getattr(config, name)), f"{name} is empty") for name in ("seeds", "samplings", "only", *lengths)),
         *((min(getattr(config, name), default=2) >= 2, f"{name} must be at least 2 each") for name in lengths),
         (len(set(config.seeds)) == len(config.seeds), f"seeds={config.seeds} names one twice"),
         (config.questions > 0, f"questions={config.questions} must be greater than 0"),
         (config.at_once > 0, f"at_once={config.at_once} must be greater than 0"),
         (not wrong, f"samplings={config.samplings} must be some of {', '.join(SAMPLINGS)}"),
+        (not unknown, f"only={config.only} must be some of {', '.join(FIGURES)}"),
+        (
+            len(config.seeds) != 1 or "layout" not in config.only,
+            f"seeds={config.seeds}: the intervals of figure layout need two seeds; leave it out: "
+            f"only=[{','.join(name for name in config.only if name != 'layout')}]",
+        ),
     ]
     check_rules(iter(rules))
 
@@ -104,14 +115,30 @@ def training_steps(config: FiguresConfig) -> dict[str, list[Step]]:
         "data.synthetic_seed={seed}",
     )
 
-    def each_seed(name: str, job: str, arguments: tuple[str, ...], data: str = "") -> list[Step]:
+    def each_seed(name: str, job: str, arguments: tuple[str, ...], model: str = "", data: str = "") -> list[Step]:
         arguments = (*arguments, "run.seed={seed}")
         return [
-            Step(f"{name}-{seed}", job, tuple(a.format(seed=seed) for a in arguments), data=data and f"{data}-{seed}")
+            Step(
+                f"{name}-{seed}",
+                job,
+                tuple(a.format(seed=seed) for a in arguments),
+                model=model,
+                data=data and f"{data}-{seed}",
+            )
             for seed in config.seeds
         ]
 
+    # A start by the same recipe in each layout, but the preset's, which has one.
+    other_layouts = {}
+    for template in LAYOUTS.values():
+        if template != c.agent.prompt_template:
+            start, rl = f"start-{template}", f"rl-{template}"
+            recipe = ("preset=fine_tune_tiny", f"data.prompt_template={template}")
+            other_layouts[start] = [Step(start, "jobs.fine_tune", recipe)]
+            arguments = (*train, f"agent.prompt_template={template}")
+            other_layouts[rl] = each_seed(rl, "jobs.train", arguments, model=start)
     return {
+        **other_layouts,
         "rl": each_seed("rl", "jobs.train", train),
         "demonstrator": each_seed("demonstrator", "jobs.fine_tune", (*after, "data.curriculum=careful")),
         "sampled": each_seed("sampled", "jobs.evaluate", sampled),
@@ -134,6 +161,8 @@ def evaluation_step(
     method: str = "memory",
     tasks: tuple[str, ...] = (),
     part: tuple[int, int] = (0, 1),
+    figure: str = "length",
+    template: str = "",
 ) -> Step:
     """The evaluation of a step's checkpoint, or of the model before training.
 
@@ -145,11 +174,13 @@ def evaluation_step(
         method: the reading method.
         tasks: the synthetic tasks of the questions; empty: the trained one.
         part: (i, n): ask part i (from 0) of n parts of each point's questions.
+        figure: the figure whose evaluations have these lengths and tasks.
+        template: the prompt template; empty: the preset's.
     """
     temperature, top_p = SAMPLINGS[sampling]
     start = load_training_config([f"preset={config.preset}"]).model.path
     return Step(
-        f"{'transfer' if tasks else 'length'}-{model or 'start'}-{sampling}",
+        f"{figure}-{model or 'start'}-{sampling}",
         "jobs.evaluate",
         (
             "preset=eval_tiny",
@@ -161,14 +192,16 @@ def evaluation_step(
             f"data.synthetic_seed={EVALUATION_SEED + part[0]}",
             f"evaluate.methods=[{method}]",
             *([f"data.synthetic_tasks=[{','.join(tasks)}]"] if tasks else []),
+            *([f"agent.prompt_template={template}"] if template else []),
         ),
         model,
     )
 
 
 def figures(config: FiguresConfig) -> dict[str, list[Line]]:
-    """The lines of each figure, by figure name."""
+    """The lines of each chosen figure, by figure name."""
     runs = training_steps(config)
+    transfer: dict = {"tasks": TRANSFER_TASKS, "figure": "transfer"}
 
     def line(name: str, steps: list[Step] | None, sampling: str, chunks: list[int], **how) -> Line:
         models = [""] if steps is None else [step.name for step in steps]
@@ -179,7 +212,7 @@ def figures(config: FiguresConfig) -> dict[str, list[Line]]:
         ]
         return Line(name, tuple(evaluations), sampling)
 
-    made: dict[str, list[Line]] = {"length": [], "ablation": [], "transfer": []}
+    made: dict[str, list[Line]] = {name: [] for name in FIGURES}
     for sampling in config.samplings:
         after, before = (
             line(name, steps, sampling, config.chunks)
@@ -193,10 +226,21 @@ def figures(config: FiguresConfig) -> dict[str, list[Line]]:
             before,
         ]
         made["transfer"] += [
-            line("after RL", runs["rl"], sampling, config.transfer_chunks, tasks=TRANSFER_TASKS),
-            line("before RL", None, sampling, config.transfer_chunks, tasks=TRANSFER_TASKS),
+            line("after RL", runs["rl"], sampling, config.transfer_chunks, **transfer),
+            line("before RL", None, sampling, config.transfer_chunks, **transfer),
         ]
-    return made
+        made["layout"] += [
+            line(
+                name,
+                runs.get(f"rl-{template}", runs["rl"]),
+                sampling,
+                config.layout_chunks,
+                figure="layout",
+                template=template,
+            )
+            for name, template in LAYOUTS.items()
+        ]
+    return {name: made[name] for name in FIGURES if name in config.only}
 
 
 def steps_of(lines: list[Line], config: FiguresConfig) -> list[Step]:
@@ -212,82 +256,8 @@ def steps_of(lines: list[Line], config: FiguresConfig) -> list[Step]:
 
 
 def all_steps(config: FiguresConfig) -> list[Step]:
-    """The steps of all figures, each once."""
+    """The steps of the chosen figures, each once."""
     return list(dict.fromkeys(step for lines in figures(config).values() for step in steps_of(lines, config)))
-
-
-TITLES = {
-    "length": "Accuracy by document length: memory agent before and after RL, and a direct reader",
-    "ablation": "Accuracy by document length after training on equally many tokens from the same model",
-    "transfer": "Accuracy on untrained tasks, before and after RL",
-}
-
-POOLED = (
-    "Intervals are over questions. A line over several training runs pools the questions of all runs; its intervals "
-    "do not include the spread between training seeds, which has its own table in the file."
-)
-
-
-def draw(name: str, lines: list[Line], folder: Path) -> str:
-    """Draw a figure from the results of its evaluations; write it and its tables; return the first table.
-
-    Intervals are over questions. For a line over several training runs they pool the questions of all runs and do not
-    include the spread between seeds. The second table has that spread; the third has each run separately.
-
-    Args:
-        name: the figure's name.
-        lines: the figure's lines.
-        folder: the folder with the steps' run folders; receives the figure and the tables.
-    """
-    rows, by_seed = [], []
-    for line in lines:
-        for step in line.evaluations:
-            for row in read_results(folder / step.name / "results.jsonl"):
-                task = f"{row['set']}, " if name == "transfer" else ""
-                row["set"] = f"{task}{SAMPLING_NAMES[line.sampling]}"
-                rows.append(row | {"method": line.name})
-                if len(line.evaluations) > 1:
-                    by_seed.append(row | {"method": step.model})
-    from pipeline.evaluation.plots import accuracy_figure  # imported late: it imports matplotlib
-
-    accuracy_figure(
-        {name: rows},
-        folder / f"{name}.png",
-        title=f"{TITLES[name]}, with 95% intervals over questions{', not over training seeds' if by_seed else ''}",
-        with_average=False,
-        columns=len(SAMPLINGS),  # one row of panels per task
-    )
-    table, seeds = f"# {TITLES[name]}\n\n{markdown_table(rows)}", ""
-    if by_seed:
-        table = table.replace("\n\n", f"\n\n{POOLED}\n\n", 1)
-        runs = {line.name: [step.model for step in line.evaluations] for line in lines if len(line.evaluations) > 1}
-        seeds = f"\n# Spread between training seeds\n\n{seed_spread(by_seed, runs)}\n"
-        seeds += f"\n# Each training seed\n\n{markdown_table(by_seed)}"
-    (folder / f"{name}.md").write_text(table + seeds, encoding="utf-8")
-    return table
-
-
-def seed_spread(rows: list[dict], runs: dict[str, list[str]]) -> str:
-    """A Markdown table of the spread between the training runs of each line, in percent.
-
-    Args:
-        rows: rows of results.jsonl, with the run's name as method.
-        runs: the runs of each line, by the line's name.
-
-    Returns:
-        One table row per set, length and line of the figure: the mean of each run, the mean of these means, and their
-        sample standard deviation (n - 1).
-    """
-    of_run = {(cell.method, cell.set, cell.length): 100 * cell.interval.mean for cell in cells(rows)}
-    lines = []
-    for name, models in runs.items():
-        for place in dict.fromkeys(key[1:] for key in of_run if key[0] in models):
-            means = [of_run[model, *place] for model in models]
-            each = ", ".join(f"{mean:.1f}" for mean in means)
-            lines.append([escaped(place[0]), length_label(place[1]), escaped(name), each])
-            lines[-1] += [f"{fmean(means):.1f}", f"{stdev(means):.1f}"]
-    header = ["Set", "Length", "Line", "Runs", "Mean of the runs", "Standard deviation"]
-    return markdown_lines(header, lines)
 
 
 def is_done(step: Step, folder: Path) -> bool:

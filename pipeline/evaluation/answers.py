@@ -27,6 +27,7 @@ class AnswerRecord:
     transcript: tuple[tuple[list[int], list[int]], ...]  # prompt and response of each conversation; empty unless kept
     # role, response and finish reason of each conversation; None unless kept
     responses: tuple[tuple[str, np.ndarray, str], ...] | None = None
+    cached_tokens: int = 0  # tokens of the prompts that the engine had in its prefix cache
 
 
 class AnswerRecorder:
@@ -43,7 +44,7 @@ class AnswerRecorder:
         self._generate, self._sampling = generate, sampling
         self._transcript: dict[int, tuple[list[int], list[int]]] | None = {} if transcript else None
         self._responses: dict[int, tuple[str, np.ndarray, str]] | None = {} if responses else None
-        self._conversations = self._prompt_tokens = self._response_tokens = self._cut = 0
+        self._conversations = self._prompt_tokens = self._cached_tokens = self._response_tokens = self._cut = 0
         self._last, self._last_is_cut = -1, False  # of the finished conversations, the one that began last
 
     async def __call__(self, prompt: list[int], max_tokens: int, role: str) -> Completion:
@@ -53,6 +54,7 @@ class AnswerRecorder:
             prompt, max_tokens, replace(self._sampling, seed=None if seed is None else seed + number)
         )
         self._prompt_tokens += len(prompt)
+        self._cached_tokens += response.cached_tokens
         self._response_tokens += len(response.tokens)
         if self._transcript is not None:
             self._transcript[number] = (prompt, list(response.tokens))
@@ -98,6 +100,7 @@ class AnswerRecorder:
             memory_trace=counts if counts.tokens.whole else None,
             transcript=_in_order(self._transcript or {}),
             responses=None if self._responses is None else _in_order(self._responses),
+            cached_tokens=self._cached_tokens,
         )
 
 

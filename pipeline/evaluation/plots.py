@@ -5,19 +5,29 @@ from itertools import count
 from math import ceil, floor, log2
 from pathlib import Path
 from statistics import median
+from textwrap import fill
 
 from matplotlib.axes import Axes
 from matplotlib.container import ErrorbarContainer
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
-from pipeline.evaluation.results import Cell, average_cells, cells, length_label, method_order
+from pipeline.evaluation.results import (
+    Cell,
+    IntervalOf,
+    average_cells,
+    cells,
+    length_label,
+    method_order,
+    question_interval,
+)
 from pipeline.evaluation.tables import printable
 from pipeline.plot_style import COLOURS, DPI
 
 COLUMNS = 4
 PANEL = (3.6, 3.0)  # inches
-NARROWEST = 5.0  # inches, so that the title and long names fit
+NARROWEST = 5.0  # inches, so that long names fit
+TITLE_CHARACTERS = 10  # in an inch
 MOST_TICKS = 6
 MOST_PANELS = 64
 SPREAD = 0.06  # octaves between the points of a set with one length, which would otherwise overlap
@@ -34,6 +44,7 @@ def accuracy_figure(
     title: str = "Score by document length, with 95% intervals",
     with_average: bool = True,
     columns: int = COLUMNS,
+    interval: IntervalOf = question_interval,
 ) -> Figure:
     """Draw the score against the median document length, one panel per set, and save the figure as PNG.
 
@@ -44,9 +55,10 @@ def accuracy_figure(
     Args:
         runs: the rows of each run, by run name. With a single run, lines are labelled by method alone.
         path: the PNG to write.
-        title: the figure's title.
+        title: the figure's title; a long one has several lines.
         with_average: whether to draw the panel of averages.
         columns: the largest number of panels in a row.
+        interval: computes a point and its interval from a cell's rows; averages have intervals over questions.
 
     Returns:
         The figure.
@@ -54,7 +66,7 @@ def accuracy_figure(
     Raises:
         ValueError: there are no rows, or more than `MOST_PANELS` sets.
     """
-    of_runs = {name: cells(rows) for name, rows in runs.items()}
+    of_runs = {name: cells(rows, interval=interval) for name, rows in runs.items()}
     panels: dict[str, dict[Line, list[Cell]]] = {}
     for name in sorted({cell.set for of_run in of_runs.values() for cell in of_run}):
         panels[name] = by_line({run: [c for c in of_run if c.set == name] for run, of_run in of_runs.items()})
@@ -85,7 +97,7 @@ def accuracy_figure(
             axes.set_ylabel("score")
         if place > len(titles) - columns:
             axes.set_xlabel("document length (tokens)")
-    figure.suptitle(title)
+    figure.suptitle(fill(title, int(TITLE_CHARACTERS * size[0])))
     figure.legend(  # type: ignore[call-overload]  # which does not know ErrorbarContainer
         [handles[line] for line in lines],
         [plain(labels[line]) for line in lines],

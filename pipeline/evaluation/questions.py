@@ -2,6 +2,7 @@
 
 import contextlib
 import hashlib
+import itertools
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -41,6 +42,7 @@ class Trial:
     question: Question
     method: str
     sample: int
+    number: int = 0  # place in the order of all trials
 
     @property
     def key(self) -> tuple:
@@ -151,7 +153,7 @@ def input_states(data: EvaluationData, questions: list[Question], model: str, te
 
 def trials(questions: list[Question], config: EvaluationConfig) -> Iterator[Trial]:
     """Yield all trials. The methods of a question come together, so that they can be compared early."""
-    for question in questions:
-        for sample in range(config.evaluate.samples):
-            for method in config.evaluate.methods:
-                yield Trial(question, method, sample)
+    e = config.evaluate
+    each = itertools.product(questions, range(e.samples), e.methods)
+    for number, (question, sample, method) in enumerate(each):
+        yield Trial(question, method, sample, number)

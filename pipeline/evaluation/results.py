@@ -10,7 +10,7 @@ import re
 import reprlib
 import sys
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
 from pathlib import Path
 from statistics import median
@@ -50,6 +50,7 @@ NUMERAL = re.compile(r"\s*\d{1,200}(\.\d{1,200})?\s*", re.ASCII)
 SURROGATES = "backslashreplace"
 
 Length = int | float | str | None
+IntervalOf = Callable[[list[dict], str], Interval]  # of a cell's rows and a metric
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,7 @@ class Cell:
     set: str
     length: Length
     method: str
-    interval: Interval  # over questions
+    interval: Interval  # over questions, unless `cells` was given another
     questions: int
     errors: int  # counted in rows: a question has one row per sample
     cut: int  # counted in rows
@@ -201,18 +202,22 @@ def question_scores(rows: list[dict], metric: str = "score") -> dict[str, float]
     return {question: math.fsum(scores) / len(scores) for question, scores in samples.items()}
 
 
-def cells(rows: list[dict], metric: str = "score") -> list[Cell]:
+def question_interval(rows: list[dict], metric: str = "score") -> Interval:
+    """The mean over questions with its interval. The rows must belong to one cell."""
+    return mean_interval(list(question_scores(rows, metric).values()))
+
+
+def cells(rows: list[dict], metric: str = "score", interval: IntervalOf = question_interval) -> list[Cell]:
     """One cell for each (set, length, method), in the order of `by_cell`."""
-    return [cell_of(key, group, metric) for key, group in by_cell(rows).items()]
+    return [cell_of(key, group, metric, interval) for key, group in by_cell(rows).items()]
 
 
-def cell_of(key: tuple[str, Length, str], rows: list[dict], metric: str) -> Cell:
+def cell_of(key: tuple[str, Length, str], rows: list[dict], metric: str, interval: IntervalOf) -> Cell:
     """The cell of the given rows, which all have this (set, length, method)."""
-    interval = mean_interval(list(question_scores(rows, metric).values()))
     return Cell(
         *key,
-        interval,
-        interval.n,
+        interval(rows, metric),
+        len({row["id"] for row in rows}),
         *counts(rows),
         document_tokens=median_tokens(rows),
         rows=len(rows),

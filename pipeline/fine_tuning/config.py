@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 
 from pipeline.errors import ConfigError
-from pipeline.fine_tuning.demonstrations import CURRICULA
+from pipeline.fine_tuning.demonstrations import CURRICULA, TEMPLATES
 from pipeline.learning.rules import learner_rules
 from pipeline.rules import check_rules, job_rules, one_of, positive
 from pipeline.sections import JobConfig, LearnerSection
@@ -17,6 +17,7 @@ class FineTuningData:
     path: str = ""  # file: conversations as JSON lines or parquet, or a folder of such files
     max_bad_share: float = 0.05  # stop the run if more than this share of the rows is quarantined
     curriculum: str = "reading"  # demonstrations: reading, careful or direct
+    prompt_template: str = "tiny"  # demonstrations: tiny or tiny_chunk_first
 
 
 @dataclass
@@ -52,6 +53,7 @@ def _rules(c: FineTuningConfig):
     yield from positive(c, "fine_tuning", "steps", "tokens_per_step", "max_tokens", "checkpoint_every", "record_every")
     yield from one_of(c, "data", "source", SOURCES)
     yield from one_of(c, "data", "curriculum", CURRICULA)
+    yield from one_of(c, "data", "prompt_template", TEMPLATES)
     s, budget = c.fine_tuning, c.learner.micro_batch_tokens
     yield s.stop_after <= s.steps, f"fine_tuning.stop_after={s.stop_after} is over fine_tuning.steps={s.steps}"
     yield (

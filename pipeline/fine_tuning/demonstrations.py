@@ -24,6 +24,7 @@ from pipeline.data.documents.synthetic import (
 )
 from pipeline.fine_tuning.examples import Example, respond
 
+TEMPLATES = ("tiny", "tiny_chunk_first")  # prompt templates in the tiny language
 MEMORY_FACTS = 4
 DRILL_FACTS = 8
 LONGEST_DOCUMENT = 8  # chunks, for documents that are read in one prompt
@@ -44,7 +45,9 @@ CURRICULA: dict[str, list[tuple[float, dict[str, float]]]] = {
 }
 
 
-def demonstrations(tokenizer, curriculum: str, seed: int, progress: Callable[[], float]) -> Iterator[Example]:
+def demonstrations(
+    tokenizer, curriculum: str, seed: int, progress: Callable[[], float], prompt_template: str
+) -> Iterator[Example]:
     """Yield examples of a curriculum forever.
 
     Args:
@@ -52,8 +55,9 @@ def demonstrations(tokenizer, curriculum: str, seed: int, progress: Callable[[],
         curriculum: a name in `CURRICULA`.
         seed: seed of all random draws.
         progress: returns the finished share of the run, from 0 to 1.
+        prompt_template: a name in `TEMPLATES`.
     """
-    examples = Examples(tokenizer, random.Random(f"warmstart-{seed}"))
+    examples = Examples(tokenizer, random.Random(f"warmstart-{seed}"), prompt_template)
     while True:
         share = progress()
         mixture = next(mixture for until, mixture in CURRICULA[curriculum] if share < until)
@@ -63,9 +67,9 @@ def demonstrations(tokenizer, curriculum: str, seed: int, progress: Callable[[],
 class Examples:
     """Draws random examples; each method without arguments draws one kind."""
 
-    def __init__(self, tokenizer, rng: random.Random):
+    def __init__(self, tokenizer, rng: random.Random, prompt_template: str):
         self.rng = rng
-        self.template = load_template("tiny")
+        self.template = load_template(prompt_template)
         self.prompts = Prompts(tokenizer, self.template, {**MemoryAgent.slots, **DirectAgent.slots})
         self.vocabulary = tokenizer.get_vocab()
         self.eos = tokenizer.eos_token_id

@@ -159,12 +159,17 @@ class Policy(nn.Module):
                 layer.training = True
 
     def forward(self, tokens, positions, predict_at, targets, forest: Forest) -> tuple[torch.Tensor, torch.Tensor]:
-        """Log-probs and entropies of the response tokens of a micro-batch (pipeline/learning/packing.py), float32 [R]."""
-        parts = attention.parts_of(forest, tokens.device, self.model.dtype)
-        hidden = self.model.base_model(
-            input_ids=tokens[None], position_ids=positions[None], use_cache=False, forest=parts
-        ).last_hidden_state[0]
+        """Log-probs and entropies of a micro-batch's response tokens (pipeline/learning/packing.py), float32 [R]."""
+        hidden = self.hidden_states(tokens, positions, forest)
         return self.model.get_output_embeddings()(hidden[predict_at], targets)
+
+    def hidden_states(self, tokens, positions, forest: Forest) -> torch.Tensor:
+        """The hidden states of a row, [T, D]."""
+        parts = attention.parts_of(forest, tokens.device, self.model.dtype)
+        states = self.model.base_model(
+            input_ids=tokens[None], position_ids=positions[None], use_cache=False, forest=parts
+        )
+        return states.last_hidden_state[0]
 
 
 def tensors(batch: Any, device: torch.device | str = "cpu") -> dict[str, Any]:

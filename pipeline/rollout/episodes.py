@@ -1,5 +1,6 @@
 """Episodes as an agent produces them, and groups of episodes as flat arrays for the object store."""
 
+from collections import Counter
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -32,6 +33,8 @@ class Completion:
         cache_version: the weight version when the prompt was submitted. Tokens of newer versions may attend to a KV
             cache of older weights.
         max_tokens: generation limit of the response; 0: none.
+        cached_tokens: tokens of the prompt that the engine did not compute, because its prefix cache had them. Counted
+            when the engine first computes the prompt; what it computes again after a preemption is not counted.
     """
 
     tokens: list[int]
@@ -40,6 +43,7 @@ class Completion:
     finish_reason: str
     cache_version: int = 0
     max_tokens: int = 0
+    cached_tokens: int = 0
 
 
 @dataclass(frozen=True)
@@ -140,6 +144,7 @@ class EpisodeGroup:
     versions        int32 [R]    weight version that wrote each response token
     cache_versions  int32 [C]    weight version when each conversation's prompt was submitted
     limits          int32 [C]    generation limit of each response, in tokens; 0: none
+    cached_tokens   int32 [C]    tokens of each prompt that the engine had in its prefix cache
     cut_answers     bool [G]     whether a length limit cut off each episode's answer
     """
 
@@ -152,6 +157,7 @@ class EpisodeGroup:
     versions: np.ndarray
     cache_versions: np.ndarray
     limits: np.ndarray
+    cached_tokens: np.ndarray
     roles: tuple[str, ...]
     finish_reasons: tuple[str, ...]
     episode_answers: tuple[str, ...]  # each episode's answer
@@ -224,6 +230,7 @@ def pack_group(
         versions=np.array([x for _, c in conversations for x in c.response.versions], dtype=np.int32),
         cache_versions=np.array([c.response.cache_version for _, c in conversations], dtype=np.int32),
         limits=np.array([c.response.max_tokens for _, c in conversations], dtype=np.int32),
+        cached_tokens=np.array([c.response.cached_tokens for _, c in conversations], dtype=np.int32),
         roles=tuple(c.role for _, c in conversations),
         finish_reasons=tuple(c.response.finish_reason for _, c in conversations),
         episode_answers=tuple(episode.answer for episode in episodes),
@@ -242,6 +249,8 @@ class ScoredGroup:
     oldest_version: int
     mixed_version_episodes: int  # episodes whose tokens were written by more than one version
     cut_conversations: int  # responses that the length limit cut off
+    prompt_tokens: Counter[int]  # tokens of the prompts, by the weight version when they were submitted
+    cached_tokens: Counter[int]  # of these, tokens that the engine had in its prefix cache
     rewards: np.ndarray  # the scorer's reward of each episode, float32 [G]
     penalties: np.ndarray  # for over-long responses, from -1 to 0, float32 [G]
     advantages: np.ndarray  # advantage of each conversation, float32 [C]
@@ -299,6 +308,8 @@ def scored_group(
         oldest_version=int(group.versions.min()),
         mixed_version_episodes=sum(len(versions) > 1 for versions in of_episode.values()),
         cut_conversations=sum(reason == "length" for reason in group.finish_reasons),
+        prompt_tokens=_by_version(group, group.prompt_lengths),
+        cached_tokens=_by_version(group, group.cached_tokens),
         rewards=rewards,
         penalties=penalties,
         advantages=advantages,
@@ -310,6 +321,14 @@ def scored_group(
         cut_answers=int(group.cut_answers.sum()),
         conversations_differ=conversation_rewards is not None and _differ_within_turns(group, conversation_rewards),
     )
+
+
+def _by_version(group: EpisodeGroup, tokens: np.ndarray) -> Counter[int]:
+    """Sum a number per conversation, [C], by the weight version when its prompt was submitted."""
+    sums: Counter[int] = Counter()
+    for version, number in zip(group.cache_versions.tolist(), tokens.tolist(), strict=True):
+        sums[version] += number
+    return sums
 
 
 def _differ_within_turns(group: EpisodeGroup, rewards: np.ndarray) -> bool:

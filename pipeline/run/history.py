@@ -12,6 +12,8 @@ SUMMED = (
     "episodes",
     "conversations",
     "tokens_trained",
+    "prompt_tokens",
+    "prompt_tokens_computed",
     "mixed_version_episodes",
     "updates",
     "updates_skipped",

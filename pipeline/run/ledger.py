@@ -46,6 +46,7 @@ class Entry:
     position: int  # position of its problem in the data
     generator: str  # empty while it waits for another generator
     first_version: int  # the generator's version at admission; no token can be older
+    number: int = 0  # place in the order of admission, from 1
     state: str = RUNNING
     record: GroupRecord | None = None  # set once the group is buffered
     ref: object = None  # reference to its episodes, while there is a record
@@ -69,6 +70,7 @@ class Ledger:
     entries: dict[str, Entry] = field(default_factory=dict)
     generators: Mapping[str, int] = field(default_factory=dict)  # generators in service: weight version; only read
     admitted: int = 0
+    numbered: int = 0  # the last group's number; other than `admitted`, it never falls
     failed: int = 0
     lost: int = 0  # lost with the node that held them, and generated again
     dropped_stale: int = 0
@@ -88,18 +90,22 @@ class Ledger:
         # Groups that missed their deadline after a rollback do not block others; they are dropped once buffered.
         waiting = (entry for entry in self.entries.values() if entry.state != TRAINING)
         deadlines = [max(self._deadline(entry), learner) for entry in waiting]
-        for name in self._by_load():
-            deadline = self.generators[name] + self.max_staleness
-            if feasible([*deadlines, deadline], learner, self.groups_per_step):
-                return name
-        return None
+        versions = {  # hundreds of generators have a few of them
+            version
+            for version in set(self.generators.values())
+            if feasible([*deadlines, version + self.max_staleness], learner, self.groups_per_step)
+        }
+        if not versions:
+            return None
+        return next((name for name in self._by_load() if self.generators[name] in versions), None)
 
     def admit(self, group_id: str, position: int) -> str | None:
         """Admit a group and return its generator, or None if no group may start now."""
         name = self.next_generator()
         if name is not None:
-            self.entries[group_id] = Entry(position, name, self.generators[name])
             self.admitted += 1
+            self.numbered += 1
+            self.entries[group_id] = Entry(position, name, self.generators[name], self.numbered)
         return name
 
     def generator_lost(self, group_id: str, blame: bool) -> Entry:

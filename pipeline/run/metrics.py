@@ -2,6 +2,7 @@
 
 import math
 import re
+from collections import Counter
 from dataclasses import dataclass
 from itertools import zip_longest
 from typing import Any
@@ -21,6 +22,7 @@ KEYS = frozenset(
     memory_written memory_kept memory_answered memory_junk memory_tokens
     staleness_mean staleness_max mixed_version_episodes updates updates_skipped learning_rate grad_norm grad_norm_max
     loss micro_batches proximal_seconds group_seconds_mean group_seconds_max
+    prompt_tokens prompt_tokens_computed prefix_hit_share prefix_hit_share_min prefix_hit_shares
     tokens_trained staleness_tokens tokens_computed tokens_shared_share tokens_recomputed
     entropy logprob_mismatch_mean logprob_mismatch_max logprob_mismatch_tokens
     positions updates_total seconds wait_seconds train_seconds publish_seconds update_pause_max
@@ -125,10 +127,35 @@ def step_row(
         "proximal_seconds": sum(max(rank["proximal_seconds"] for rank in update.ranks) for update in updates),
         "group_seconds_mean": float(np.mean([record.generation_seconds for record in records])),
         "group_seconds_max": float(max(record.generation_seconds for record in records)),
+        **prefix_hits(records + discarded),
     }
     if clash := metrics.keys() & row.keys():
         raise ValueError(f"the objective has a metric {clash.pop()!r}, which is one of the step's own; rename it")
     return row | metrics
+
+
+def prefix_hits(records: list[GroupRecord]) -> dict[str, Any]:
+    """What the engines computed of the groups' prompts, by vLLM's own counts.
+
+    prompt_tokens           tokens of all prompts
+    prompt_tokens_computed  of these, tokens that the engine did not have in its prefix cache
+    prefix_hit_share        share of the tokens that the engine had
+    prefix_hit_share_min    the same, of the group with the lowest share
+    prefix_hit_shares       the same, of the prompts submitted under each weight version: {"7": 0.8, "8": 0.6}
+
+    Each conversation counts once, as computed by the engine that wrote its response, also if its group has moved. What
+    engines computed for lost conversations (`conversations_redone`) or again after a preemption is not counted.
+    """
+    prompt = sum((record.prompt_tokens for record in records), Counter[int]())
+    cached = sum((record.cached_tokens for record in records), Counter[int]())
+    shares = [record.cached_tokens.total() / record.prompt_tokens.total() for record in records]
+    return {
+        "prompt_tokens": prompt.total(),
+        "prompt_tokens_computed": prompt.total() - cached.total(),
+        "prefix_hit_share": cached.total() / prompt.total(),
+        "prefix_hit_share_min": min(shares),
+        "prefix_hit_shares": {str(version): cached[version] / prompt[version] for version in sorted(prompt)},
+    }
 
 
 def is_taken(name: str) -> bool:

@@ -1,12 +1,14 @@
-"""The figure of a training run: reward and memory statistics over the steps, or the loss of fine-tuning."""
+"""The figure of a training run: reward and memory statistics over the steps, or the loss of fine-tuning. And the
+reward of several runs."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from pipeline.evaluation.intervals import t_interval
 from pipeline.plot_style import COLOURS, DPI
 from pipeline.run.history import History
 
@@ -51,6 +53,38 @@ def training_figure(history: History, path: str | Path) -> Figure:
     all_axes[-1].set_xlim(0, 1.02 * history.last_step)
     all_axes[-1].set_xlabel(f"step (dots); mean of the last {WINDOW} steps (lines)")
     all_axes[-1].xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
+    figure.savefig(path, dpi=DPI, format="png")
+    return figure
+
+
+def reward_figure(of_lines: Mapping[str, Sequence[History]], path: str | Path) -> Figure:
+    """Draw the reward of several lines, each the mean over training runs with the band of its t interval.
+
+    A run counts with its running mean over the last `WINDOW` steps. Steps that one run of the line lacks are left out.
+
+    Args:
+        of_lines: the histories of at least two runs for each line.
+        path: the PNG to write.
+
+    Returns:
+        The figure.
+    """
+    figure = Figure(figsize=(PANEL[0], PANEL[1] + 1.2), layout="constrained")
+    axes = figure.add_subplot()
+    for colour, (name, runs) in zip(COLOURS, of_lines.items(), strict=False):
+        points = [run.points("reward") for run in runs]
+        curves = [dict(zip(steps, running_means(rewards), strict=True)) for steps, rewards in points]
+        steps = [step for step in curves[0] if all(step in curve for curve in curves)]
+        intervals = [t_interval([curve[step] for curve in curves]) for step in steps]
+        axes.plot(steps, [i.mean for i in intervals], color=colour, linewidth=1.6, label=name)
+        low, high = [i.low for i in intervals], [i.high for i in intervals]
+        axes.fill_between(steps, low, high, color=colour, alpha=0.2, linewidth=0)
+    axes.set_title("Reward: mean over runs, with the 95% t interval over runs", loc="left", fontsize="medium")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
+    axes.set_xlabel(f"step; each run counts with its mean of the last {WINDOW} steps")
+    axes.set_ylim(0.0, 1.0)
+    axes.grid(alpha=0.3)
+    axes.legend(loc="lower right", frameon=False)
     figure.savefig(path, dpi=DPI, format="png")
     return figure
 

@@ -1,5 +1,5 @@
 """The contract with vLLM (actors/generation/vllm_engine.py), on real engines: log-probs, versions, weights changed in
-flight."""
+flight, what the prefix cache spares, and the order of requests."""
 
 import asyncio
 import os
@@ -18,7 +18,8 @@ from pipeline.weights.bucket_files import BUCKET_FILE, SHARED_MEMORY, BucketErro
 from pipeline.weights.buckets import pack_buckets
 from pipeline.weights.transport import BUCKETS, Weights, WeightsLost
 
-PROMPT = [0, *range(9, 109), *range(9, 49)]  # longer than a block of 128, so that prefix caching has something to keep
+PROMPT = [0, *range(9, 109), *range(9, 49)]  # several blocks of the prefix cache
+BLOCK = 32  # tokens of a block of the prefix cache on a CPU
 ENDS = {1, 30}  # a model may name several end tokens
 WARM = Sampling(temperature=0.7)
 
@@ -59,18 +60,20 @@ def engine(runner, tiny_config, random_model):
 
 @pytest.fixture(scope="module")
 def fresh_engine(runner, tiny_config, other_model):
-    engine = start_engine(runner, tiny_config, other_model)
+    """It decodes two conversations at a time."""
+    config = replace(tiny_config, generator=replace(tiny_config.generator, max_sequences=2))
+    engine = start_engine(runner, config, other_model)
     yield engine
     end_engine(engine)
 
 
-def learner_logprobs(model, temperature: float, tokens: list[int]) -> torch.Tensor:
-    """Log-probs of `tokens` after PROMPT by the learner's own code."""
+def learner_logprobs(model, temperature: float, tokens: list[int], prompt: list[int] = PROMPT) -> torch.Tensor:
+    """Log-probs of `tokens` after a prompt by the learner's own code."""
     from transformers import AutoModelForCausalLM
 
     policy = Policy(AutoModelForCausalLM.from_pretrained(model), temperature)
-    row = torch.tensor(PROMPT + tokens)
-    at = torch.arange(len(PROMPT) - 1, len(row) - 1)
+    row = torch.tensor(prompt + tokens)
+    at = torch.arange(len(prompt) - 1, len(row) - 1)
     with torch.no_grad():
         return policy(row, torch.arange(len(row)), at, torch.tensor(tokens), Forest((0, len(row))))[0]
 
@@ -123,10 +126,65 @@ def test_a_response_ends_with_any_of_the_end_tokens_or_at_its_limit(runner, engi
         assert r.finish_reason == "stop" or len(r.tokens) == 100
 
 
+def cached_tokens(runner, engine, *prompts: list[int]) -> list[int]:
+    """What of each prompt was in the prefix cache. The prompts are asked together."""
+
+    async def asked():
+        return await asyncio.gather(*(engine.generate(prompt, 5, WARM) for prompt in prompts))
+
+    return [response.cached_tokens for response in runner.run(asked())]
+
+
+def test_a_prompt_is_computed_once_and_what_it_shares_with_others_too(runner, engine):
+    prompt = PROMPT[::-1]
+    longest = len(prompt) // BLOCK * BLOCK
+    assert cached_tokens(runner, engine, prompt) == [0]
+    assert cached_tokens(runner, engine, prompt, [*prompt[:70], *prompt], [9, *prompt]) == [longest, 64, 0]
+    assert cached_tokens(runner, engine, prompt[:96]) == [64]  # the last token is always computed, and so is its block
+
+
+def test_equal_prompts_that_are_asked_together_are_computed_once(runner, engine, random_model):
+    """A request uses the blocks that another of the same step is about to compute."""
+    prompt = [*PROMPT[:60], *PROMPT[:-60][::-1]]
+
+    async def asked():
+        return await asyncio.gather(*(engine.generate(prompt, 30, WARM) for _ in range(16)))
+
+    responses = runner.run(asked())
+    assert sorted(response.cached_tokens for response in responses) == [0, *[len(prompt) // BLOCK * BLOCK] * 15]
+    for response in responses:
+        difference = learner_logprobs(random_model, 0.7, response.tokens, prompt) - torch.tensor(response.logprobs)
+        assert difference.abs().mean() <= 1e-4
+
+
+@pytest.mark.parametrize("order", [(1, 9), (9, 1)])
+def test_of_the_requests_that_wait_the_lowest_priority_begins_first_then_the_first_to_come(runner, fresh_engine, order):
+    begun = []
+
+    async def ask(priority, number):
+        await fresh_engine.generate([0, 9 + number], 1, WARM, priority)
+        begun.append((priority, number))
+
+    async def asked():
+        await fresh_engine._llm.pause_generation(mode="keep", clear_cache=False)
+        asking = [asyncio.create_task(ask(priority, number)) for priority in order for number in range(4)]
+        while fresh_engine._llm.output_processor.get_num_unfinished_requests() < len(asking):
+            await asyncio.sleep(0.01)
+        await fresh_engine.heartbeat()
+        await fresh_engine._llm.resume_generation()
+        await asyncio.gather(*asking)
+
+    runner.run(asked())
+    assert begun == [(priority, number) for priority in (1, 9) for number in range(4)]
+
+
 def test_weights_change_in_flight_and_new_requests_see_only_the_new_ones(
     runner, engine, fresh_engine, other_model, tiny_config
 ):
-    """The prompt's KV cache under the old weights is there to be reused by mistake: the tests above left it."""
+    """The prompts' KV caches under the old weights are there to be reused by mistake: the tests above left that of
+    PROMPT."""
+    kept = [9, *PROMPT]
+    assert cached_tokens(runner, engine, kept, kept)[1] == len(kept) // BLOCK * BLOCK
 
     async def scenario():
         updated = asyncio.Event()
@@ -154,6 +212,7 @@ def test_weights_change_in_flight_and_new_requests_see_only_the_new_ones(
 
     difference = learner_logprobs(other_model, 0.7, new.tokens) - torch.tensor(new.logprobs)
     assert difference.abs().mean() <= 1e-4
+    assert cached_tokens(runner, engine, kept, kept) == [0, len(kept) // BLOCK * BLOCK]
 
     updated, fresh = (runner.run(e.generate(PROMPT, 60, Sampling(0.0))) for e in (engine, fresh_engine))
     assert updated.tokens == fresh.tokens

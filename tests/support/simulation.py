@@ -104,6 +104,7 @@ class Generators(Pretended):
         self._earlier: deque[str] = deque(maxlen=100)  # groups, most of which were dropped since
         self.running: defaultdict[str, dict[str, asyncio.Future]] = defaultdict(dict)  # by generator and group
         self.together: list[tuple[str, list[str]]] = []  # of each death: the generator, and what it ran
+        self.priorities: defaultdict[str, list[int]] = defaultdict(list)  # by group
         self.version = 0
         self.versions: dict[str, int] = {}  # of those in service
 
@@ -116,7 +117,9 @@ class Generators(Pretended):
         for name in list(self.versions):
             self.join(name)
 
-    async def rollout(self, name: str, group_id: str, problem: Problem, *_) -> tuple[int, RolloutNotes]:
+    async def rollout(self, name: str, group_id: str, problem: Problem, *others) -> tuple[int, RolloutNotes]:
+        *_, priority = others
+        self.priorities[group_id].append(priority)
         if name not in self.versions:
             raise GeneratorLeft(f"{name} is gone")
         self.running[name][group_id] = lost = asyncio.get_running_loop().create_future()

@@ -239,6 +239,22 @@ def test_a_deadly_question_is_an_error_and_those_beside_it_are_answered(tmp_path
         assert [names for names in together if name in names][-1] == [name]
 
 
+class Prioritised(Readers):
+    async def answer(self, problem, *arguments):
+        *_, priority = arguments
+        priorities.append((priority, problem.id))
+        return await super().answer(problem, *arguments)
+
+
+priorities: list[tuple[int, str]] = []
+
+
+def test_earlier_questions_go_first(tmp_path, monkeypatch):
+    priorities.clear()
+    evaluate(tmp_path, monkeypatch, pool=Prioritised)
+    assert sorted(priorities) == [(number, f"good-{number}") for number in range(GOOD)]
+
+
 def test_an_agent_whose_answer_is_no_text_is_an_error():
     from pipeline.evaluation.answers import AnswerRecorder
     from pipeline.rollout.episodes import Sampling

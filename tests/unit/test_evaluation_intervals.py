@@ -16,6 +16,8 @@ from pipeline.evaluation.intervals import (
     paired_difference,
     sign_test,
     stratified_mean,
+    t_interval,
+    t_quantile,
     wilson,
 )
 
@@ -171,3 +173,31 @@ def test_means_that_differ_by_rounding_are_a_tie():
 def test_runs_of_different_length_cannot_be_paired():
     with pytest.raises(ValueError, match="2 and 1 values cannot be paired"):
         paired_difference([1, 0], [1])
+
+
+# Tables of Student's distribution: the two-sided 5% points.
+STUDENT = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 9: 2.262, 10: 2.228, 30: 2.042, 120: 1.980, 1000: 1.962}
+
+
+@pytest.mark.parametrize(("freedom", "quantile"), STUDENT.items())
+def test_the_quantiles_of_student_are_those_of_the_tables(freedom, quantile):
+    assert t_quantile(freedom) == pytest.approx(quantile, abs=5e-4)
+
+
+def test_the_interval_over_three_runs():
+    """1, 2, 3: a mean of 2, a standard deviation of 1, and 4.303 / √3 of it to each side."""
+    assert t_interval([1, 2, 3]) == pytest.approx((2.0, 2 - 2.4841, 2 + 2.4841, 3), abs=1e-4)
+    assert t_interval([0.5, 0.5]) == (0.5, 0.5, 0.5, 2)
+
+
+@pytest.mark.parametrize("runs", [2, 3, 5])
+def test_the_t_interval_holds_the_truth_in_95_of_100_cases(runs):
+    draws = np.random.default_rng(0).normal(0.7, 0.1, (4000, runs))
+    held = sum(interval.low <= 0.7 <= interval.high for interval in map(t_interval, draws))
+    assert held / len(draws) == pytest.approx(0.95, abs=0.012)
+
+
+@pytest.mark.parametrize("means", [[], [0.5], [0.5, math.nan]])
+def test_one_run_has_no_interval_over_runs(means):
+    with pytest.raises(ValueError, match="at least one value|at least two runs|not finite"):
+        t_interval(means)

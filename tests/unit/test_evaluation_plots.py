@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from pipeline.evaluation.intervals import wilson
+from pipeline.evaluation.intervals import Interval, wilson
 from pipeline.evaluation.plots import accuracy_figure
 from tests.support.result_rows import rows_of
 
@@ -123,3 +123,18 @@ def test_title_and_legend_fit_into_the_narrowest_figure(tmp_path):
     for part in (figure._suptitle, *figure.legends, *figure.axes):
         box = part.get_window_extent()
         assert 0 <= box.x0 < box.x1 <= figure.bbox.x1 and 0 <= box.y0 < box.y1 <= figure.bbox.y1
+
+
+def test_a_long_title_is_broken_into_lines(tmp_path):
+    figure = accuracy_figure({"run": graded([1, 0])}, tmp_path / "a.png", title="Accuracy by document length " * 6)
+    figure.draw_without_rendering()
+    box = figure._suptitle.get_window_extent()
+    assert 0 <= box.x0 < box.x1 <= figure.bbox.x1 and box.y0 > figure.axes[0].get_window_extent().y1
+
+
+def test_an_interval_of_ones_own_is_drawn(tmp_path):
+    rows = rows_of([1, 0, 0, 1])
+    figure = accuracy_figure({"run": rows}, tmp_path / "a.png", interval=lambda *_: Interval(0.4, 0.3, 0.8, 2))
+    assert drawn(figure.axes[0])[0][0, 1] == 0.4
+    (bars,) = figure.axes[0].containers[0].lines[2]
+    assert bars.get_segments()[0][:, 1].tolist() == pytest.approx([0.3, 0.8])

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from pipeline.evaluation.intervals import stratified_mean, wilson
+from pipeline.evaluation.intervals import Interval, stratified_mean, wilson
 from pipeline.evaluation.results import average_cells, cells, length_label, open_results, read_results, row_key
 from tests.support.result_rows import row, rows_of
 
@@ -142,6 +142,13 @@ def test_the_median_document_length_is_over_questions_that_know_theirs():
     rows = [row(id=id, document_tokens=n, sample=s) for id, n in tokens.items() for s in range(3 if id == "q2" else 1)]
     assert cells(rows)[0].document_tokens == 300
     assert cells([row(document_tokens=None)])[0].document_tokens is None
+
+
+def test_an_interval_of_ones_own_sees_the_rows_of_its_cell():
+    rows = [row(1.0), row(0.0, id="q1"), row(0.0, id="q1", sample=1), row(method="direct")]
+    own = cells(rows, "f1", lambda of_cell, metric: Interval(len(of_cell), 0.0, len(metric), 7))
+    assert [cell.interval for cell in own] == [(3, 0.0, 2, 7), (1, 0.0, 2, 7)]
+    assert [cell.questions for cell in own] == [2, 1]
 
 
 def test_any_metric_can_be_asked_for():

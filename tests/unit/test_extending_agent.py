@@ -69,14 +69,15 @@ def test_its_window_and_its_template_are_checked_before_anything_starts(config, 
         check_model(config, ["memory"])
 
 
-def test_a_template_decides_the_order(examples):
+def test_a_template_decides_the_wording_and_the_order(examples):
     tokenizer = byte_tokenizer()
-    agent = MemoryAgent(tokenizer, AgentSection(prompt_template=str(examples / "chunk_first.yaml")))
+    agent = MemoryAgent(tokenizer, AgentSection(prompt_template=str(examples / "notes.yaml")))
     question, chunk = tokenizer.encode("Who?"), tokenizer.encode("Ann went home.")
     first, second = (
         tokenizer.decode(agent.prompts.fill("memory", problem=question, memory=memory, chunk=chunk))
         for memory in (agent.prompts.empty_memory, tokenizer.encode("It was Ann."))
     )
-    assert first.index("Who?") < first.index("Ann went home.") < first.index("nothing yet") < first.index("new memory")
+    assert first.index("Who?") < first.index("Ann went home.") < first.index("- nothing yet") < first.rindex("Who?")
+    assert "one fact a line" in first
     shared = second[: second.index("It was Ann.")]
     assert "Ann went home." in shared and first.startswith(shared)

@@ -17,6 +17,7 @@ from pipeline.fine_tuning.demonstrations import (
     CURRICULA,
     DISTRACTED,
     KEEPS_USELESS,
+    TEMPLATES,
     Examples,
     demonstrations,
 )
@@ -158,7 +159,7 @@ def test_the_prompts_are_those_of_the_agent(tiny):
     from pipeline.agents.memory import MemoryAgent
 
     agent = MemoryAgent(tiny, load_training_config(["preset=tiny"]).agent)
-    example = Examples(tiny, random.Random(0)).careless_memory()
+    example = Examples(tiny, random.Random(0), "tiny").careless_memory()
     text = tiny.decode([t for t, learned in zip(example.tokens, example.learned, strict=True) if not learned])
     question, memory, chunk = (
         text.split(start)[1].split(end)[0].split()
@@ -172,7 +173,7 @@ def test_the_prompts_are_those_of_the_agent(tiny):
 
 def test_the_careless_reader_forgets_what_it_needs_when_it_is_distracted_and_the_rest_often(tiny):
     """The subject of a question of one hop is the needed one; the memory is not full, for a full one loses more."""
-    examples = Examples(tiny, random.Random(1))
+    examples = Examples(tiny, random.Random(1), "tiny")
     kept, total = Counter(), Counter()
     for _ in range(8000):
         example = examples.careless_memory()
@@ -190,14 +191,14 @@ def test_the_careless_reader_forgets_what_it_needs_when_it_is_distracted_and_the
 
 
 def test_the_careful_reader_forgets_nothing_and_hoards_nothing(tiny):
-    examples = Examples(tiny, random.Random(2))
+    examples = Examples(tiny, random.Random(2), "tiny")
     for _ in range(500):
         old, chunk, new = read_update(tiny, examples.careful_memory())
         assert len(new) <= 2 and set(new) <= {*old, *chunk}
 
 
 def test_a_reader_of_a_few_facts_tells_the_chain_as_far_as_they_give_it(tiny):
-    examples, complete = Examples(tiny, random.Random(3)), 0
+    examples, complete = Examples(tiny, random.Random(3), "tiny"), 0
     for _ in range(500):
         words = tiny.decode(examples.reading().tokens).split()
         question = words[words.index("<problem>") + 1 : words.index("<section>")]
@@ -216,10 +217,27 @@ def test_a_reader_of_a_few_facts_tells_the_chain_as_far_as_they_give_it(tiny):
 
 def test_a_curriculum_goes_from_stage_to_stage(tiny):
     share = 0.0
-    drawn = demonstrations(tiny, "reading", 0, lambda: share)
+    drawn = demonstrations(tiny, "reading", 0, lambda: share, "tiny")
     section, update = tiny.convert_tokens_to_ids(["<section>", "<memory>"])
     assert all(update not in next(drawn).tokens for _ in range(50))
     share = 0.5
     assert any(update in next(drawn).tokens for _ in range(50))
     assert all(sum(mixture.values()) == pytest.approx(1) for stages in CURRICULA.values() for _, mixture in stages)
     assert all(stages[-1][0] == 1.0 for stages in CURRICULA.values())
+
+
+@pytest.mark.parametrize("curriculum", CURRICULA)
+def test_demonstrations_in_both_layouts_are_the_same_but_for_the_order(tiny, curriculum):
+    drawn = [demonstrations(tiny, curriculum, 0, lambda: 0.5, template) for template in TEMPLATES]
+    section, memory, update = tiny.convert_tokens_to_ids(["<section>", "<memory>", "<update>"])
+    different = 0
+    for _ in range(200):
+        papers, ours = (next(examples) for examples in drawn)
+        assert sorted(papers.tokens) == sorted(ours.tokens)
+        end = papers.tokens.index(update) if update in papers.tokens else 0
+        assert papers.tokens[end:] == ours.tokens[end:] and papers.learned == ours.learned
+        if papers.tokens != ours.tokens:
+            different += 1
+            assert papers.tokens.index(memory) < papers.tokens.index(section)
+            assert ours.tokens.index(section) < ours.tokens.index(memory)
+    assert (different > 50) == (curriculum != "direct")

@@ -50,11 +50,16 @@ def generator_with(config, monkeypatch, respond):
         is_dead = False
         begun = 0
 
-        async def generate(self, prompt, max_tokens, sampling):
+        def __init__(self):
+            self.priorities = set()
+
+        async def generate(self, prompt, max_tokens, sampling, priority):
             self.begun += 1
+            self.priorities.add(priority)
+            cached = self.begun  # no two are equal
             await asyncio.sleep(0.001 * self.begun)  # no two responses take as long
             tokens = respond(prompt)
-            return Completion(tokens, [-0.1] * len(tokens), [0] * len(tokens), "stop")
+            return Completion(tokens, [-0.1] * len(tokens), [0] * len(tokens), "stop", cached_tokens=cached)
 
     class Journal(list):
         async def write(self, finished):
@@ -128,6 +133,31 @@ def test_a_group_goes_on_from_the_journal_and_generates_only_what_is_missing(for
     assert [f.episode for f in forgetful._journal].count(0) == 1 and len(forgetful._journal) == 1 + 4
     assert group.episode_answers == whole.episode_answers and group.memory == whole.memory
     assert all((getattr(group, name) == getattr(whole, name)).all() for name in ("tokens", "offsets", "logprobs"))
+
+
+def test_a_conversation_from_the_journal_counts_what_was_computed_when_it_was_generated(forgetful):
+    whole, _ = asyncio.run(forgetful.rollout("g", chain(), "memory", 2, Sampling(1.0)))
+    journal = [f for f in forgetful._journal if f.episode == 0][:3]
+
+    async def read(group_id):
+        return journal
+
+    forgetful._read_journal, forgetful.engine.begun = read, 100
+    group, _ = asyncio.run(forgetful.rollout("g", chain(), "memory", 2, Sampling(1.0), resumed=True))
+    assert group.cached_tokens[:3].tolist() == whole.cached_tokens[:3].tolist()
+    assert sorted(group.cached_tokens[3:].tolist()) == [101, 102, 103, 104, 105]
+
+
+def test_the_requests_of_a_group_or_an_answer_have_its_priority(forgetful):
+    asyncio.run(forgetful.rollout("g", chain(), "memory", 2, Sampling(1.0), priority=7))
+    assert forgetful.engine.priorities == {7}
+    asyncio.run(forgetful.answer(chain(), "memory", Sampling(0.0), 2, priority=5))
+    assert forgetful.engine.priorities == {7, 5}
+
+
+def test_an_answer_tells_what_of_its_prompts_was_cached(forgetful):
+    answer = asyncio.run(forgetful.answer(chain(), "memory", Sampling(0.0), 2))
+    assert answer.cached_tokens == 1 + 2 + 3 + 4
 
 
 def test_a_generator_that_is_drained_ends_what_is_open_and_begins_nothing(forgetful):

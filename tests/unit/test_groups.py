@@ -164,6 +164,22 @@ def test_a_running_group_moves_to_another_generator_as_soon_as_there_is_one(grou
     asyncio.run(run())
 
 
+def test_a_groups_number_is_its_place_in_the_order_of_admission_whatever_becomes_of_it(groups):
+    async def run():
+        a, b, c = await admit(groups, 3)
+        assert [groups.number(group) for group in (a, b, c)] == [1, 2, 3]
+        groups.generator_lost(a, blame=True)
+        await groups.move(a)
+        groups.withdraw(b, "cannot be run")
+        add(groups, a, c)
+        assert groups.lose(await groups.take(), [0]) == [a]
+        assert groups.number(a) == 1 and groups.number(c) == 3
+        (d,) = await admit(groups, 1)
+        assert groups.number(d) == 4
+
+    asyncio.run(run())
+
+
 def test_lost_groups_are_made_again_and_the_others_of_their_step_are_taken_again(groups):
     async def run():
         a, b = await admit(groups, 2)

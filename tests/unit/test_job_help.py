@@ -5,7 +5,7 @@ import importlib
 import pytest
 
 from jobs import docs, prepare
-from jobs.figures.recipe import SAMPLINGS, FiguresConfig
+from jobs.figures.recipe import FIGURES, SAMPLINGS, FiguresConfig
 from jobs.support.keys import sections_of
 from pipeline.agents import METHODS
 from pipeline.data.documents.ruler import RULER_TASKS
@@ -14,11 +14,11 @@ from pipeline.data.recipes import RulerSettings, SyntheticSettings
 from pipeline.dtype import MISMATCH_WARNING
 from pipeline.evaluation.config import EvaluationConfig
 from pipeline.fine_tuning.config import FineTuningConfig
-from pipeline.fine_tuning.demonstrations import CURRICULA
+from pipeline.fine_tuning.demonstrations import CURRICULA, TEMPLATES
 from pipeline.run.config import TrainingConfig
 
-BENCHES = ["bench.asynchrony", "bench.length", "bench.loss"]
-JOBS = [f"jobs.{name}" for name in ("train", "submit", "evaluate", "fine_tune", "prepare", "figures", "docs", *BENCHES)]
+NAMES = ("train", "submit", "evaluate", "fine_tune", "prepare", "figures", "docs", "bench.__main__")
+JOBS = [f"jobs.{name}" for name in NAMES]
 
 
 @pytest.mark.parametrize("flag", ["--help", "-h"])
@@ -66,6 +66,8 @@ def comment(schema: type, name: str) -> str:
             "data.curriculum",
             f"demonstrations: {', '.join(CURRICULA)}".replace(", direct", " or direct"),
         ),
+        (FineTuningConfig, "data.prompt_template", f"demonstrations: {' or '.join(TEMPLATES)}"),
+        (FiguresConfig, "only", f"figures to make: some of {', '.join(FIGURES)}"),
     ],
 )
 def test_a_comment_names_all_values(schema, name, shown):

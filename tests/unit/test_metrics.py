@@ -2,10 +2,12 @@
 
 import dataclasses
 import json
+from collections import Counter
 
 import numpy as np
 import pytest
 
+from pipeline.rollout.episodes import Completion, Conversation, Episode, pack_group
 from pipeline.rollout.memory_counts import MemoryCounts, Ratio
 from pipeline.run.history import RunTotals
 from pipeline.run.metrics import step_row
@@ -93,6 +95,32 @@ def test_a_row_tells_what_the_memories_of_the_trained_groups_did():
     assert row["memory_answered"] == pytest.approx(1 / 3)  # only of the complete ones, and only a reward of 1
     assert row["memory_junk"] == 18 / 108 and row["memory_tokens"] == 6.0
     json.dumps(row, allow_nan=False)
+
+
+def test_a_row_tells_what_the_engines_had_of_the_prompts_over_all_groups_and_by_version():
+    def group(name, prompt, cached):
+        record = record_of(random_group(np.random.default_rng(0), episodes=2), name, [1, 0])
+        return dataclasses.replace(record, prompt_tokens=Counter(prompt), cached_tokens=Counter(cached))
+
+    trained = [group("a", {9: 100, 10: 300}, {9: 80, 10: 120}), group("b", {10: 100}, {})]
+    row = step_row(1, 1, trained, [update(rank(tokens=3))], [group("c", {11: 500}, {11: 300})])
+    assert row["prompt_tokens"] == 1000 and row["prompt_tokens_computed"] == 500  # of all that was generated
+    assert row["prefix_hit_share"] == 0.5 and row["prefix_hit_share_min"] == 0
+    assert row["prefix_hit_shares"] == {"9": 0.8, "10": 0.3, "11": 0.6}
+    json.dumps(row, allow_nan=False)
+
+
+def test_a_record_counts_prompts_by_the_version_under_which_they_were_submitted():
+    def conversation(prompt, version, cached):
+        # Its tokens are of a newer version: the weights changed in flight.
+        return Conversation("memory", [5] * prompt, Completion([6], [-1.0], [version + 1], "stop", version, 9, cached))
+
+    episodes = [
+        Episode([conversation(30, 3, 0), conversation(40, 4, 32)]),
+        Episode([conversation(30, 3, 29), conversation(50, 3, 16)]),
+    ]
+    record = record_of(pack_group("p", episodes), "g", [1, 0])
+    assert record.prompt_tokens == {3: 110, 4: 40} and record.cached_tokens == {3: 45, 4: 32}
 
 
 def test_without_counts_of_the_memories_their_numbers_are_unknown():

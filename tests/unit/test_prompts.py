@@ -2,6 +2,8 @@
 
 import hashlib
 import json
+import os
+import re
 
 import pytest
 import yaml
@@ -11,12 +13,13 @@ from pipeline.agents import METHODS, load_agent
 from pipeline.agents.closed_book import ClosedBookAgent
 from pipeline.agents.direct import DirectAgent
 from pipeline.agents.memory import MemoryAgent
-from pipeline.agents.prompts import Prompts, PromptTemplate, load_template
+from pipeline.agents.prompts import TEMPLATES, Prompts, PromptTemplate, load_template
 from pipeline.agents.reader import Reader
 from pipeline.config import load_config
 from pipeline.data.documents.synthetic import tiny_tokenizer
 from pipeline.errors import ConfigError
 from pipeline.evaluation.config import EvaluationConfig
+from pipeline.run.config import load_training_config
 from pipeline.sections import AgentSection
 from pipeline.text import encode_text
 from tests.support.byte_tokenizer import byte_tokenizer
@@ -204,9 +207,19 @@ def test_slots_may_stand_in_other_braces_and_beside_one_another(tokenizer):
             "cbc8ceb24c9068ea1fd656eee1344637924582a6ab2b9b7abc407c2340a7f915",
         ),
         (
+            "memagent_chunk_first",
+            "9e98122bb2ea09a7094e9095d43ebe3bc69892d62cf2f478b28ccd6de7f9c00b",
+            "df0a73b706c868bce9c2529ec02dcd639f5fd530b2991ab8d6ac6350048e3f0a",
+        ),
+        (
             "tiny",
             "3c683f204e99a30cb7c498c914010c40238cec5cc613db105768cc59bd3951dd",
             "cb34fec2bf918d2fadb572b1296378e66b229642bbf361632a03bdf511e37423",
+        ),
+        (
+            "tiny_chunk_first",
+            "323e55f724d0e59c7c4d45539f215a2df2d15c860ad264fb236db6293860a111",
+            "191a4340e01b946ee0d7e855cd17bc86d704f4acbb21de3280aa63e1e3a6d5bf",
         ),
     ],
 )
@@ -227,6 +240,70 @@ def test_our_prompts_are_those_that_the_published_numbers_were_measured_with(tok
     written |= {"empty_memory": template.empty_memory, "chat": template.chat}
     found = [hashlib.sha256(json.dumps(each).encode()).hexdigest() for each in (written, filled)]
     assert found == [texts, tokens]
+
+
+# The slots of each prompt in their order. The tiny prompts end with the problem again.
+CHAT_ORDER = {
+    "answer": ["problem", "memory"],
+    "direct": ["problem", "document"],
+    "closed_book": ["problem"],
+}
+TINY_ORDER = {name: [*slots, "problem"] for name, slots in CHAT_ORDER.items()}
+ORDERS = {
+    "memagent": CHAT_ORDER | {"memory": ["problem", "memory", "chunk"]},
+    "memagent_chunk_first": CHAT_ORDER | {"memory": ["problem", "chunk", "memory"]},
+    "tiny": TINY_ORDER | {"memory": ["problem", "memory", "chunk", "problem"]},
+    "tiny_chunk_first": TINY_ORDER | {"memory": ["problem", "chunk", "memory", "problem"]},
+}
+
+
+def test_every_built_in_template_has_its_slots_in_the_order_that_its_name_says():
+    found = {
+        path.stem: {name: re.findall(r"\{(\w+)\}", text) for name, text in load_template(path.stem).prompts.items()}
+        for path in TEMPLATES.iterdir()
+    }
+    assert found == ORDERS
+
+
+@pytest.mark.parametrize("papers", ["memagent", "tiny"])
+def test_the_chunk_first_layout_has_the_words_of_the_papers_order(papers):
+    one, other = load_template(papers), load_template(f"{papers}_chunk_first")
+    assert (one.chat, one.empty_memory) == (other.chat, other.empty_memory)
+    for name in one.prompts:
+        if name == "memory":
+            assert sorted(one.prompts[name].split()) == sorted(other.prompts[name].split())
+        else:
+            assert one.prompts[name] == other.prompts[name]
+
+
+@pytest.mark.parametrize(("model", "make"), [("memagent", byte_tokenizer), ("tiny", tiny_tokenizer)])
+def test_with_the_chunk_first_prompts_of_a_group_differ_from_the_memory_on(model, make):
+    tokenizer = make()
+    problem, chunk, first, second = [1001, 1002], [1003, 1004, 1005], [2001, 2002], [2003]
+
+    def shared(template: str) -> tuple[list[int], list[int]]:
+        """What two memory prompts have in common from the start, and the first of them as a whole."""
+        prompts = Prompts(tokenizer, load_template(template), SLOTS)
+        one, other = (fill(prompts, "memory", problem, memory, chunk) for memory in (first, second))
+        return os.path.commonprefix([one, other]), one
+
+    common, prompt = shared(f"{model}_chunk_first")
+    assert common == prompt[: prompt.index(2001)]
+    assert [token for token in common if token > 1000] == problem + chunk
+    common, prompt = shared(model)
+    assert common == prompt[: prompt.index(2001)]
+    assert [token for token in common if token > 1000] == problem
+
+
+def test_the_presets_of_the_paper_and_ours_differ_in_the_layout():
+    training = {"memagent_7b": "", "memagent_7b_dapo": "", "memagent_14b": "", "smollm2": "_chunk_first"}
+    for preset, layout in training.items():
+        assert load_training_config([f"preset={preset}"]).agent.prompt_template == f"memagent{layout}"
+    for preset, layout in {"eval_ruler": "", "eval_ruler_hqa": "", "eval_smollm2": "_chunk_first"}.items():
+        assert (
+            load_config([f"preset={preset}", "model.path=x"], EvaluationConfig).agent.prompt_template
+            == f"memagent{layout}"
+        )
 
 
 OWN = {
@@ -324,7 +401,7 @@ def test_a_file_that_is_no_template_is_refused(tmp_path, content, message):
 @pytest.mark.parametrize(
     ("named", "message"),
     [
-        ("memagnet", "configs/prompts/memagnet.yaml; take one of memagent, tiny, or the path of a .yaml file"),
+        ("memagnet", "configs/prompts/memagnet.yaml; take one of memagent, memagent_chunk_first, tiny, tiny_"),
         ("/no/such/mine.yaml", "there is no file /no/such/mine.yaml"),
         ("web://x/mine.yaml", "agent.prompt_template=web://x/mine.yaml: "),
         ("/", "there is no file /"),

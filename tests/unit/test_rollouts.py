@@ -32,3 +32,7 @@ def test_a_record_says_who_made_the_group_and_what_was_lost_on_the_way(tiny_conf
     assert moved and all(r.redone_conversations == (r.moves - 1) * train.group_size for r in moved)
     assert all(record.redone_conversations == 0 for record in records if not record.moves)
     assert run.coordinator.accounts.moves == sum(record.moves for record in records)
+    # A group has one priority wherever it runs; those admitted earlier go first.
+    assert all(len(set(run.generators.priorities[r.group_id])) == 1 for r in moved)
+    given = [priorities[0] for priorities in run.generators.priorities.values()]
+    assert given == sorted(set(given))

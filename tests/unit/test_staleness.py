@@ -217,6 +217,26 @@ def test_new_groups_go_to_the_generator_with_the_fewest():
     assert [ledger.admit(i, 0) for i in "abcd"] == ["g0", "g1", "g0", "g1"]
 
 
+def test_admission_looks_once_at_each_version_however_many_generators_have_it(monkeypatch):
+    ledger, looked = Ledger(groups_per_step=2, max_staleness=1, steps=9), []
+    ledger.generators = {f"g{number}": number % 2 for number in range(100)}
+
+    def look(deadlines, *_) -> bool:
+        looked.append(deadlines[-1])
+        return False
+
+    monkeypatch.setattr("pipeline.run.ledger.feasible", look)
+    assert ledger.next_generator() is None and sorted(looked) == [1, 2]
+
+
+def test_a_group_that_an_old_generator_would_make_too_late_goes_to_a_newer_one():
+    ledger = Ledger(groups_per_step=1, max_staleness=1, steps=9, version=1, generators={"a old": 0, "b new": 1})
+    assert ledger.admit("p", 0) == "a old"
+    ledger.add("p", record("p", 0))
+    assert ledger.next_generator() == "b new"  # although the other one has no group either
+    assert ledger.admit("q", 1) == "b new" and ledger.next_generator() is None
+
+
 def test_the_last_steps_are_not_given_more_groups_than_they_need():
     ledger = Ledger(groups_per_step=2, max_staleness=5, steps=1, generators={"g": 0})
     assert [ledger.admit(i, 0) for i in "abc"] == ["g", "g", None]

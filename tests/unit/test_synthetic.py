@@ -291,7 +291,7 @@ def test_the_preset_holds_the_language(tokenizer):
 
 def test_demonstrations_end_within_the_limits_of_the_preset(tokenizer):
     agent = load_training_config(["preset=tiny"]).agent
-    examples = Examples(tokenizer, random.Random(0))
+    examples = Examples(tokenizer, random.Random(0), "tiny")
     limits = {"careful_memory": agent.memory_tokens, "careless_memory": agent.memory_tokens}
     for name, limit in {**limits, "answer": agent.answer_tokens}.items():
         for example in (getattr(examples, name)() for _ in range(100)):

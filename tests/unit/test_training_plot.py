@@ -3,7 +3,7 @@
 import pytest
 
 from pipeline.run.history import DRAWN, History
-from pipeline.run.training_plot import FINE_TUNING_PANELS, PANELS, WINDOW, training_figure
+from pipeline.run.training_plot import FINE_TUNING_PANELS, PANELS, WINDOW, reward_figure, training_figure
 
 MEMORY = {"memory_written": 0.8, "memory_kept": 0.9, "memory_answered": None, "memory_junk": 0.1, "memory_tokens": 6.0}
 
@@ -58,3 +58,19 @@ def test_nothing_to_draw_is_an_error(tmp_path):
 
 def test_what_is_kept_for_the_figure_is_what_it_draws():
     assert sorted(DRAWN) == sorted(sum((*PANELS.values(), *FINE_TUNING_PANELS.values()), ()))
+
+
+def test_rewards_of_several_runs_are_a_mean_with_a_band(tmp_path):
+    def run(*rewards: float) -> History:
+        return History(("reward",), rows_of(list(rewards)))
+
+    short = History(("reward",), [{"step": 1, "reward": 0.0}, {"step": 3, "reward": 1.0}])  # step 2 was not written
+    figure = reward_figure({"a": [run(0.0, 1.0), run(0.2, 0.2)], "b": [run(0.5, 0.5, 0.5), short]}, tmp_path / "r.png")
+    assert (tmp_path / "r.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
+    (axes,) = figure.axes
+    first, second = axes.lines
+    assert first.get_xydata().tolist() == [[1, pytest.approx(0.1)], [2, pytest.approx((0.5 + 0.2) / 2)]]
+    assert second.get_xdata().tolist() == [1, 3]
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["a", "b"]
+    band = axes.collections[0].get_paths()[0].vertices[:, 1]
+    assert max(band) == pytest.approx(0.35 + 12.706 * 0.15, abs=1e-3)  # at step 2: 0.5 and 0.2
