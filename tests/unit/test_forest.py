@@ -65,6 +65,11 @@ def test_a_conversation_that_begins_with_another_goes_on_from_it():
     assert [at.tolist() for at in places] == [[0, 1, 2], [0, 1, 2, 3, 4]]
 
 
+def test_branches_that_share_a_prefix_are_in_one_block():
+    forest, _ = build_forest([6, 6, 7], [0, 5, 5])
+    assert forest == Forest((0, 6, 7, 9), ((block(6, 9, 0, 5),),))
+
+
 def test_branches_that_share_two_prefixes_have_two_levels():
     """Problem of 2 tokens, two sections of 3, two memories of 1 and 2 tokens below each. The first section follows the
     problem in the row, so one block has both."""

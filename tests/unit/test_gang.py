@@ -78,9 +78,7 @@ class Gang(LearnerGang):
         return []
 
     async def _train(self, version, updates, advantages, rewards):
-        trainer = StepTrainer(
-            self.engine, self.config.objective, self._groups, advantages, rewards, moved=lambda: None
-        )
+        trainer = StepTrainer(self.engine, self.config.objective, self._groups, advantages, rewards, moved=lambda: None)
         return trainer.train(version, updates)
 
     async def _together(self, calls, limit_s=None):

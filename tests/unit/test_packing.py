@@ -14,6 +14,7 @@ from tests.support.forests import seen_by
 from tests.support.groups import record_of
 from tests.support.reading import LAYOUTS, group_of, reading_group
 
+
 def tree_of(sequences, least_shared: int = 1) -> PrefixTree:
     return PrefixTree.of([np.array(tokens, np.int32) for tokens in sequences], least_shared)
 
@@ -40,9 +41,7 @@ def computed(groups, items: list[Item]) -> int:
 
 def prefixes(groups, items) -> set:
     """All different prefixes of a micro-batch, each with its group. With `least_shared` 1 each is computed once."""
-    return {
-        (g, tuple(groups[g][c][: n + 1])) for g, c, *_ in items for n in range(len(groups[g][c]))
-    }
+    return {(g, tuple(groups[g][c][: n + 1])) for g, c, *_ in items for n in range(len(groups[g][c]))}
 
 
 @given(groups_of, ranks_of, budgets, st.sampled_from([1, 3]))

@@ -24,7 +24,7 @@ ALL_TERMS = ObjectiveSection(
     clip_high=0.28, importance_cap=2.0, kl_coefficient=0.1, entropy_coefficient=0.05, entropy_weight="reward"
 )
 # An example is a seed, which cannot be made simpler.
-of_seeds = settings(max_examples=8, deadline=None, phases=[Phase.explicit, Phase.reuse, Phase.generate])
+of_seeds = settings(max_examples=15, deadline=None, phases=[Phase.explicit, Phase.reuse, Phase.generate])
 
 
 class Models(NamedTuple):

@@ -9,7 +9,6 @@ from pipeline.rollout.episodes import scored_group
 from pipeline.rollout.prefix_tree import LEAST_SHARED, PrefixTree, common_prefix
 from tests.support.reading import PAPER, SECTION_FIRST, reading_group
 
-# Tokens whose bytes sort like them only with the greatest first.
 tokens = st.sampled_from([0, 1, 256, 70_000])
 few = st.sampled_from([0, 1])
 sequences_of = st.one_of(
@@ -126,6 +125,7 @@ def test_a_tree_is_cut_where_least_is_computed_again():
 def test_conversations_without_sharing():
     tree = PrefixTree.without_sharing(np.array([5, 3, 8]))
     assert tree.order.tolist() == [0, 1, 2] and tree.lengths.tolist() == [5, 3, 8] and tree.tokens() == 16
+    assert tree.cut(8) == [(0, 2), (2, 3)]
 
 
 @pytest.mark.parametrize(("a", "b", "n"), [([], [1], 0), ([1], [2], 0), ([1, 2], [1, 2, 3], 2), ([1, 2], [1, 2], 2)])
