@@ -262,4 +262,5 @@ def build_micro_batch(
         )
     merged = [np.concatenate(parts) for parts in zip(*columns, strict=True)]
     dtypes = [np.int64] * 4 + [np.float32] * 3 + [np.bool_] + [np.int64] * 3
-    return MicroBatch(*(column.astype(dtype) for column, dtype in zip(merged, dtypes, strict=True)), forest)
+    arrays = [column.astype(dtype) for column, dtype in zip(merged, dtypes, strict=True)]
+    return MicroBatch(*arrays, forest=forest)

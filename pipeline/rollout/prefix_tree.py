@@ -117,8 +117,8 @@ def _worthwhile(common: np.ndarray, least_shared: int) -> np.ndarray:
     while todo:
         start, stop, depth = todo.pop()
         inner = common[start + 1 : stop]
-        edges = start + 1 + np.flatnonzero(inner < depth + least_shared)
-        shared[edges] = depth
-        edges = [start, *edges.tolist(), stop]
+        ends = start + 1 + np.flatnonzero(inner < depth + least_shared)
+        shared[ends] = depth
+        edges = [start, *ends.tolist(), stop]
         todo += [(a, b, int(common[a + 1 : b].min())) for a, b in zip(edges, edges[1:], strict=False) if b - a > 1]
     return shared

@@ -229,7 +229,7 @@ def test_every_response_token_has_the_numbers_of_its_conversation_episode_and_gr
         for items in plan:
             row = build_micro_batch(items, groups, advantages, rewards)
 
-            def of_tokens(values, items=items):
+            def of_tokens(values, items=items, groups=groups):
                 return [v for (g, c, _), v in zip(items, values, strict=True) for _ in groups[g].response(c)]
 
             assert row.advantages.tolist() == of_tokens([advantages[g][c] for g, c, _ in items])
