@@ -13,7 +13,7 @@ coordinator dies, Ray restarts it, and it resumes from the last checkpoint with 
 
 import asyncio
 import time
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Callable
 from typing import cast
 
 import ray
@@ -49,15 +49,18 @@ class Stopped(Exception):
 
 @ray.remote(num_cpus=0, max_concurrency=100, max_restarts=-1, max_task_retries=-1)
 class Coordinator(JobActor):
+    GENERATORS: Callable[..., GeneratorPool] = GeneratorPool
+    LEARNERS: Callable[..., LearnerSupervisor] = LearnerSupervisor
+
     def __init__(self, config: TrainingConfig, folder: str, lease: Lease):
         super().__init__(folder, lease)
         self.config = config
         self.quarantine = Quarantine.outliving(self.quarantine_file, config.data.max_bad_share)
         self.started_again = was_started_again()
         journal = Journal.remote()
-        self.generators = GeneratorPool(config, self.say, journal, self._generator_joined, self._generator_left)
+        self.generators = self.GENERATORS(config, self.say, journal, self._generator_joined, self._generator_left)
         self.scorers = ScorerPool(config, self.say)
-        self.learners = LearnerSupervisor(config, self.folder, lease.run, self.say)
+        self.learners = self.LEARNERS(config, self.folder, lease.run, self.say)
         self.groups = Groups(config, self.say, journal, self.quarantine, self.generators.versions)
         self.accounts = Accounts(
             config, self.say, self.groups.ledger, self.quarantine, self.generators, self.scorers, self.learners

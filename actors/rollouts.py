@@ -58,8 +58,8 @@ class Rollouts:
         """
         t, position, problem = self.config.train, self.groups.position(group_id), self.groups.problem(group_id)
         seed = (self.config.run.seed, position) if t.seeded_sampling else None
-        # The oldest group goes first on its generator: it ends early, and what its episodes share is used while it is in
-        # the KV cache. Groups admitted later never delay it, so none starves.
+        # The oldest group goes first on its generator: it ends early, and what its episodes share is used while it is
+        # in the KV cache. Groups admitted later never delay it, so none starves.
         priority = self.groups.number(group_id)
         moves = deaths = 0
         resumed = name is None

@@ -97,7 +97,7 @@ class VllmEngine:
             output_kind=RequestOutputKind.FINAL_ONLY,
         )
         async for output in self._llm.generate(request, parameters, uuid.uuid4().hex, priority=priority):
-            result, cached_tokens = output.outputs[0], output.num_cached_tokens
+            result, cached_tokens = output.outputs[0], cast(int, output.num_cached_tokens)
         tokens = list(result.token_ids)
         entries = cast(list[dict[int, Logprob]], result.logprobs)  # never None, since they were requested
         logprobs = [entry[token].logprob for token, entry in zip(tokens, entries, strict=True)]
@@ -185,8 +185,8 @@ def engine_args(config: GenerationConfig, seed: int) -> AsyncEngineArgs:
             # One process for the whole engine, and a KV cache that fits on a laptop.
             "distributed_executor_backend": "uni",
             "kv_cache_memory_bytes": int(g.kv_cache_gib * 2**30),
-            # Only full blocks of a prompt are found in the prefix cache. vLLM's block on a CPU has 128 tokens, as many as
-            # a third of a prompt of preset=smollm2; this is the smallest one, and no slower. On a GPU it has 16.
+            # The prefix cache has full blocks only. vLLM's default on a CPU is 128 tokens, a quarter of a prompt of
+            # preset=smollm2. 32 is the smallest block of its attention there, and no slower. On a GPU it has 16.
             "block_size": 32,
             # With chunked prefill, a seeded request kills the engine: vLLM 0.32 reverts the draw of a chunk that
             # samples nothing, which torch's CPU generators cannot do.

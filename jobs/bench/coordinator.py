@@ -27,6 +27,7 @@ means over the run.
 """
 
 import asyncio
+import functools
 import itertools
 import json
 import random
@@ -37,13 +38,11 @@ from collections import Counter
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import NamedTuple
-from unittest import mock
 
 import numpy as np
 import psutil
 import ray
 
-from actors import coordinator as coordinator_module
 from actors import job_actor
 from actors.coordinator import Coordinator
 from actors.generation import generator_pool
@@ -202,6 +201,7 @@ def config_of(load: Load, folder: Path) -> TrainingConfig:
             f"data.path={folder / 'samples.jsonl'}",
             f"generator.count={load.generators}",
             f"learner.ranks={RANKS * load.generators}",
+            *(f"{section}.num_{kind}=0" for section in ("generator", "learner") for kind in ("cpus", "gpus")),
             f"train.groups_per_step={GROUPS_PER_STEP * load.generators}",
             f"train.steps={load.steps}",
             "wandb.mode=disabled",
@@ -262,19 +262,16 @@ class Usage(NamedTuple):
 
 
 @ray.remote(num_cpus=0, max_concurrency=100)
-class SimulatedCoordinator(Coordinator.__ray_metadata__.modified_class):  # type: ignore[misc]  # a class of Ray's
+class SimulatedCoordinator(Coordinator.__ray_metadata__.modified_class.__ray_actor_class__):  # type: ignore[misc]
     """The coordinator, between pools that start no engines and no learners. It notes its usage after each step."""
 
     def __init__(self, config: TrainingConfig, folder: str, lease: Lease, load: Load):
         for module, name in ((generator_pool, "HEARTBEAT_S"), (generator_pool, "DRAINING_S"), (gang, "PROGRESS_S")):
             setattr(module, name, load.seconds(getattr(module, name)))
         job_actor.BEAT_S = load.seconds(job_actor.BEAT_S)
-        pools = {
-            "GeneratorPool": lambda *arguments: SimulatedGenerators(load, *arguments),
-            "LearnerSupervisor": lambda *arguments: SimulatedLearners(load, *arguments),
-        }
-        with mock.patch.multiple(coordinator_module, **pools):
-            super().__init__(config, folder, lease)
+        self.GENERATORS = functools.partial(SimulatedGenerators, load)
+        self.LEARNERS = functools.partial(SimulatedLearners, load)
+        super().__init__(config, folder, lease)
         self._usage: list[Usage] = []
 
     async def _train_on(self, step: Step) -> None:
@@ -443,7 +440,7 @@ def result_of(update: Update) -> dict:
     """What a rank says of an update (`Learner.train`)."""
     tokens = update.tokens
     means = ("clip_fraction", "ratio_mean", "importance_mean", "importance_capped", "entropy", "kl")
-    metrics = {name: Mean(0.5 * tokens, tokens) for name in (*means, "logprob_mismatch_mean")}
+    metrics = {name: Mean(0.01 * tokens, tokens) for name in (*means, "logprob_mismatch_mean")}
     return {
         "loss": 0.0,
         "metrics": metrics

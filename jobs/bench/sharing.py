@@ -48,7 +48,7 @@ class Settings:
     groups: list[int] = field(default_factory=lambda: [4, 8, 16])  # sizes of the group
     sections: int = 2  # of the document, for the learner
     engine_sections: int = 6  # of the document, for the engine
-    section_tokens: int = 312
+    section_tokens: int = 312  # of each section
     response_tokens: int = 32  # of a memory or an answer, on average
     layers: int = 2  # of the model
     hidden: int = 576  # size of a hidden state

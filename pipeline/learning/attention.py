@@ -11,6 +11,7 @@ All lengths are known on the host, so no layer waits for the device. There are t
     varlen  flash attention of sequences of any lengths, without padding. On CUDA, for bfloat16 and float16.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
@@ -208,8 +209,18 @@ def _of_like_length(branches: Sequence[int]) -> list[list[tuple[int, int]]]:
     return batches
 
 
-class _Padded:
+class _Padded(ABC):
     """Scaled dot-product attention of batches."""
+
+    @abstractmethod
+    def _forward(self, query, key, value, is_causal: bool, scale: float) -> tuple[torch.Tensor, torch.Tensor]:
+        """The output and log-sum-exp of batches [B, heads, L, D]."""
+
+    @abstractmethod
+    def _backward(
+        self, grad, query, key, value, out, lse, is_causal: bool, scale: float
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """The gradients of queries, keys and values."""
 
     def forward(self, part, query, key, value, is_causal, scale):
         q, k, v = part.queries.take(query), part.keys.take(key), part.keys.take(value)
@@ -275,7 +286,7 @@ class _Sequences:
         self._ranges, self._sizes = ranges, [r.stop - r.start for r in ranges]
         self.longest = int(np.diff(offsets).max())
         self.offsets = torch.tensor(offsets, dtype=torch.int32, device=device)
-        self.places = ranges[0]
+        self.places: slice | torch.Tensor = ranges[0]
         if len(ranges) > 1:
             self.places = torch.as_tensor(np.concatenate([np.arange(r.start, r.stop) for r in ranges]), device=device)
 

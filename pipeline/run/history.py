@@ -107,11 +107,12 @@ class RunTotals(History):
 
     def summary(self) -> dict:
         rewards, mismatch_tokens = self.values("reward"), self._sum("logprob_mismatch_tokens")
-        tenth = max(1, len(rewards) // 10)
+        prompt_tokens, tenth = self._sum("prompt_tokens"), max(1, len(rewards) // 10)
         return {
             "reward_first": float(np.mean(rewards[:tenth])) if rewards else None,
             "reward_last": float(np.mean(rewards[-tenth:])) if rewards else None,
             **{name: self._sum(name) for name in SUMMED},
+            "prefix_hit_share": 1 - self._sum("prompt_tokens_computed") / prompt_tokens if prompt_tokens else None,
             "tokens_generated": self.tokens_generated,
             "staleness_max": int(max(self.values("staleness_max"), default=0)),
             "logprob_mismatch_mean": self._mismatch() / mismatch_tokens if mismatch_tokens else None,

@@ -126,6 +126,17 @@ def test_a_response_ends_with_any_of_the_end_tokens_or_at_its_limit(runner, engi
         assert r.finish_reason == "stop" or len(r.tokens) == 100
 
 
+async def scheduled_together(engine, requests: list) -> list:
+    """The results of requests that arrive, in this order, while the engine is paused."""
+    await engine._llm.pause_generation(mode="keep", clear_cache=False)
+    running = [asyncio.create_task(request) for request in requests]
+    while engine._llm.output_processor.get_num_unfinished_requests() < len(running):
+        await asyncio.sleep(0.01)
+    await engine.heartbeat()  # answered after the requests have arrived
+    await engine._llm.resume_generation()
+    return await asyncio.gather(*running)
+
+
 def cached_tokens(runner, engine, *prompts: list[int]) -> list[int]:
     """What of each prompt was in the prefix cache. The prompts are asked together."""
 
@@ -145,12 +156,8 @@ def test_a_prompt_is_computed_once_and_what_it_shares_with_others_too(runner, en
 
 def test_equal_prompts_that_are_asked_together_are_computed_once(runner, engine, random_model):
     """A request uses the blocks that another of the same step is about to compute."""
-    prompt = [*PROMPT[:60], *PROMPT[:-60][::-1]]
-
-    async def asked():
-        return await asyncio.gather(*(engine.generate(prompt, 30, WARM) for _ in range(16)))
-
-    responses = runner.run(asked())
+    prompt = [0, *PROMPT[:0:-1]]
+    responses = runner.run(scheduled_together(engine, [engine.generate(prompt, 30, WARM) for _ in range(16)]))
     assert sorted(response.cached_tokens for response in responses) == [0, *[len(prompt) // BLOCK * BLOCK] * 15]
     for response in responses:
         difference = learner_logprobs(random_model, 0.7, response.tokens, prompt) - torch.tensor(response.logprobs)
@@ -165,16 +172,8 @@ def test_of_the_requests_that_wait_the_lowest_priority_begins_first_then_the_fir
         await fresh_engine.generate([0, 9 + number], 1, WARM, priority)
         begun.append((priority, number))
 
-    async def asked():
-        await fresh_engine._llm.pause_generation(mode="keep", clear_cache=False)
-        asking = [asyncio.create_task(ask(priority, number)) for priority in order for number in range(4)]
-        while fresh_engine._llm.output_processor.get_num_unfinished_requests() < len(asking):
-            await asyncio.sleep(0.01)
-        await fresh_engine.heartbeat()
-        await fresh_engine._llm.resume_generation()
-        await asyncio.gather(*asking)
-
-    runner.run(asked())
+    asked = [ask(priority, number) for priority in order for number in range(4)]
+    runner.run(scheduled_together(fresh_engine, asked))
     assert begun == [(priority, number) for priority in (1, 9) for number in range(4)]
 
 

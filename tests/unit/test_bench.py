@@ -307,6 +307,33 @@ def test_a_run_whose_groups_were_repeated_is_no_measurement():
         pipeline.check(config, EPISODES[:1])
 
 
+class Engine:
+    """Stands for vLLM's: each step ends the oldest request."""
+
+    def __init__(self):
+        self.open, self.order = [], []
+
+    def add_request(self, request_id: str, prompt: list[int], tokens: int) -> None:
+        self.open.append((request_id, tokens))
+
+    def has_unfinished_requests(self) -> bool:
+        return bool(self.open)
+
+    def step(self) -> list[SimpleNamespace]:
+        request_id, tokens = self.open.pop(0)
+        self.order.append((request_id, len(self.open)))
+        output = SimpleNamespace(token_ids=[0] * tokens)
+        return [SimpleNamespace(finished=True, request_id=request_id, outputs=[output])]
+
+
+def test_offline_a_turn_begins_when_the_one_before_it_is_complete(monkeypatch):
+    monkeypatch.setattr(pipeline, "request_of", lambda config, turn: (turn.prompt, turn.tokens))
+    engine = Engine()
+    assert pipeline.by_turn(SimpleNamespace(llm_engine=engine), None, [*EPISODES, EPISODES[0]]) == 16
+    # Both episodes' first turns, then a second turn as soon as its first one has ended.
+    assert engine.order == [("0 0", 2), ("1 0", 2), ("2 0", 1), ("0 1", 1), ("2 1", 0)]
+
+
 def test_the_run_is_compared_with_the_engine_that_knows_no_more():
     rates = {pipeline.RUN: [90.0, 80.0], pipeline.BY_TURN: [100.0, 100.0], pipeline.AT_ONCE: [120.0, 110.0]}
     lines = [cells(line) for line in pipeline.speeds(rates).splitlines()[2:]]

@@ -295,15 +295,12 @@ def test_with_the_chunk_first_prompts_of_a_group_differ_from_the_memory_on(model
     assert [token for token in common if token > 1000] == problem
 
 
-def test_the_presets_of_the_paper_and_ours_differ_in_the_layout():
-    training = {"memagent_7b": "", "memagent_7b_dapo": "", "memagent_14b": "", "smollm2": "_chunk_first"}
-    for preset, layout in training.items():
-        assert load_training_config([f"preset={preset}"]).agent.prompt_template == f"memagent{layout}"
-    for preset, layout in {"eval_ruler": "", "eval_ruler_hqa": "", "eval_smollm2": "_chunk_first"}.items():
-        assert (
-            load_config([f"preset={preset}", "model.path=x"], EvaluationConfig).agent.prompt_template
-            == f"memagent{layout}"
-        )
+def test_all_presets_for_chat_models_have_the_papers_order():
+    for preset in ("memagent_7b", "memagent_7b_dapo", "memagent_14b", "smollm2"):
+        assert load_training_config([f"preset={preset}"]).agent.prompt_template == "memagent"
+    for preset in ("eval_ruler", "eval_ruler_hqa", "eval_smollm2"):
+        config = load_config([f"preset={preset}", "model.path=x"], EvaluationConfig)
+        assert config.agent.prompt_template == "memagent"
 
 
 OWN = {
