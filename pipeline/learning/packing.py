@@ -220,6 +220,22 @@ class MicroBatch:
     forest: Forest
 
 
+# The arrays of a `MicroBatch`, in the order in which `build_micro_batch` fills them.
+COLUMNS: dict[str, type] = {
+    "tokens": np.int64,
+    "positions": np.int64,
+    "predict_at": np.int64,
+    "targets": np.int64,
+    "behaviour": np.float32,
+    "advantages": np.float32,
+    "rewards": np.float32,
+    "is_response": np.bool_,
+    "versions": np.int64,
+    "cache_versions": np.int64,
+    "groups": np.int64,
+}
+
+
 def build_micro_batch(
     items: list[Item],
     groups: dict[int, EpisodeGroup],
@@ -260,7 +276,8 @@ def build_micro_batch(
                 np.full(n, g),
             )
         )
-    merged = [np.concatenate(parts) for parts in zip(*columns, strict=True)]
-    dtypes = [np.int64] * 4 + [np.float32] * 3 + [np.bool_] + [np.int64] * 3
-    arrays = [column.astype(dtype) for column, dtype in zip(merged, dtypes, strict=True)]
-    return MicroBatch(*arrays, forest=forest)
+    arrays = {
+        name: np.concatenate(parts).astype(dtype)
+        for (name, dtype), parts in zip(COLUMNS.items(), zip(*columns, strict=True), strict=True)
+    }
+    return MicroBatch(**arrays, forest=forest)
