@@ -262,7 +262,7 @@ class Usage(NamedTuple):
 
 
 @ray.remote(num_cpus=0, max_concurrency=100)
-class SimulatedCoordinator(Coordinator.__ray_metadata__.modified_class.__ray_actor_class__):  # type: ignore
+class SimulatedCoordinator(Coordinator.__ray_metadata__.modified_class.__ray_actor_class__):  # type: ignore[misc, name-defined, unused-ignore]
     """The coordinator, between pools that start no engines and no learners. It notes its usage after each step."""
 
     def __init__(self, config: TrainingConfig, folder: str, lease: Lease, load: Load):
