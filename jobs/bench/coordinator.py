@@ -261,8 +261,11 @@ class Usage(NamedTuple):
     memory: int  # bytes that no other process shares
 
 
+WithoutRay: Any = Coordinator.__ray_metadata__.modified_class.__ray_actor_class__  # type: ignore[attr-defined]
+
+
 @ray.remote(num_cpus=0, max_concurrency=100)
-class SimulatedCoordinator(Coordinator.__ray_metadata__.modified_class.__ray_actor_class__):  # type: ignore[misc, name-defined, unused-ignore]
+class SimulatedCoordinator(WithoutRay):
     """The coordinator, between pools that start no engines and no learners. It notes its usage after each step."""
 
     def __init__(self, config: TrainingConfig, folder: str, lease: Lease, load: Load):
