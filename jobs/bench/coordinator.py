@@ -37,7 +37,7 @@ import time
 from collections import Counter
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import psutil
@@ -244,7 +244,7 @@ class OtherProcesses:
         for process in psutil.Process().children(recursive=True):
             kind = next((k for k in self.KINDS if process.name().startswith(f"ray::{k.capitalize()}")), None)
             if kind:
-                used[kind] += process.cpu_times().user + process.cpu_times().system
+                used[kind] += sum(process.cpu_times()[:2])  # type: ignore[assignment]  # seconds
         self._used.append(used)
 
     def shares(self, seconds: float) -> dict[str, float]:
@@ -261,8 +261,11 @@ class Usage(NamedTuple):
     memory: int  # bytes that no other process shares
 
 
+WithoutRay: Any = Coordinator.__ray_metadata__.modified_class.__ray_actor_class__  # type: ignore[attr-defined]
+
+
 @ray.remote(num_cpus=0, max_concurrency=100)
-class SimulatedCoordinator(Coordinator.__ray_metadata__.modified_class.__ray_actor_class__):  # type: ignore[misc]
+class SimulatedCoordinator(WithoutRay):
     """The coordinator, between pools that start no engines and no learners. It notes its usage after each step."""
 
     def __init__(self, config: TrainingConfig, folder: str, lease: Lease, load: Load):
@@ -289,13 +292,14 @@ class SimulatedGenerators(GeneratorPool):
 
     def __init__(self, load: Load, *arguments):
         super().__init__(*arguments)
-        self._load, self._engines = load, {}
+        self._load = load
+        self._engines: dict[int, Any] = {}
 
     def make(self, number: int):
         number //= ENGINES_PER_ACTOR
         if number not in self._engines:
             engines = min(ENGINES_PER_ACTOR, self._load.generators - number * ENGINES_PER_ACTOR)
-            self._engines[number] = SimulatedEngines.remote(self._load, engines, self._journal)
+            self._engines[number] = cast(Any, SimulatedEngines).remote(self._load, engines, self._journal)
         return self._engines[number]
 
 
@@ -399,7 +403,7 @@ class SimulatedGang(LearnerGang):
 
     def __init__(self, config: TrainingConfig, load: Load):
         self.config, self.size, self._placement = config, config.learner.ranks, None
-        self.ranks = [SimulatedRanks.remote(load)] * self.size
+        self.ranks = [cast(Any, SimulatedRanks).remote(load)] * self.size
 
 
 @ray.remote(num_cpus=0, max_concurrency=10_000)

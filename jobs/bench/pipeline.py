@@ -206,7 +206,7 @@ def sample(root: psutil.Process) -> Sample:
         with contextlib.suppress(psutil.NoSuchProcess):  # the process has ended
             title = " ".join(process.cmdline())
             kind = next((kind for begin, kind in PROCESSES.items() if title.startswith(begin)), OTHERS)
-            used[kind] += process.cpu_times().user + process.cpu_times().system
+            used[kind] += sum(process.cpu_times()[:2])  # type: ignore[assignment]  # seconds
     return Sample(now, used)
 
 
@@ -268,7 +268,7 @@ def by_turn(llm: "LLM", config: TrainingConfig, episodes: Episodes) -> int:
     while engine.has_unfinished_requests():
         for output in engine.step():
             if output.finished:
-                made += len(output.outputs[0].token_ids)
+                made += len(output.outputs[0].token_ids)  # type: ignore[index]  # it generates
                 episode, number = map(int, output.request_id.split())
                 if number + 1 < len(episodes[episode]):
                     begin(episode, number + 1)
