@@ -191,9 +191,13 @@ class _Batch:
     def add(self, total, x):
         total[self.places] += x
 
-    def take_gradient(self, grad):
-        """Like `take`, with zeros as padding."""
-        return self.take(grad).masked_fill(self._padding[:, None, :, None], 0.0)
+    def without_padding(self, grad, lse):
+        """A gradient and a log-sum-exp from `take`, changed so that the padding adds nothing in the backward pass.
+
+        A log-sum-exp of infinity makes its probabilities 0. Otherwise they may overflow, and 0 · inf is not a number.
+        """
+        padding = self._padding[:, None]
+        return grad.masked_fill(padding[..., None], 0.0), lse.masked_fill(padding, torch.inf)
 
 
 def _of_like_length(branches: Sequence[int]) -> list[list[tuple[int, int]]]:
@@ -228,13 +232,16 @@ class _Padded(ABC):
 
     def backward(self, part, grad, query, key, value, out, lse, is_causal, scale):
         rows = part.queries
+        grad, lse = rows.take(grad), rows.take(lse)
+        if isinstance(rows, _Batch):
+            grad, lse = rows.without_padding(grad, lse)
         of_query, of_key, of_value = self._backward(
-            rows.take_gradient(grad) if isinstance(rows, _Batch) else rows.take(grad),
+            grad,
             rows.take(query),
             part.keys.take(key),
             part.keys.take(value),
             rows.take(out),
-            rows.take(lse),
+            lse,
             is_causal,
             scale,
         )

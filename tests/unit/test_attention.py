@@ -70,6 +70,19 @@ def test_in_float32_it_is_that_of_a_mask_for_trees_of_any_shape(device, seed):
 
 
 @pytest.mark.parametrize("device", DEVICES)
+def test_padding_adds_nothing_where_attention_is_sharp(device):
+    """Branches of 20 and 19 tokens share a padded batch. A query's scores differ by hundreds, so that the exponential
+    of a score of the padding overflows unless it is kept out."""
+    sequences = [np.arange(20), np.arange(100, 119), np.concatenate([np.arange(20), np.arange(200, 219)])]
+    forest, seen = laid_out(sequences)
+    query, key, value, upstream = inputs(forest, (4, 2), 8, device, torch.float32)
+    query, key = ((15 * x).detach().requires_grad_() for x in (query, key))
+    given_ = query, key, value, upstream
+    for got, expected in zip(ours(forest, *given_), plain(seen, *given_, torch.float64), strict=True):
+        assert (got - expected).abs().max() < 1e-3 * max(1, expected.abs().max())
+
+
+@pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("heads", HEADS)
 def test_in_bfloat16_it_rounds_no_worse_than_plain_attention(device, heads):
     """At the proportions of a group: 900 tokens of instruction, problem and section; then memory, request, response."""
