@@ -198,7 +198,8 @@ class LearnerGang(Gang):
         for chosen in sets:
             records = [groups[index][0] for index in chosen]
             trees = {index: self._to_compute(record) for index, record in zip(chosen, records, strict=True)}
-            plan = plan_update(trees, self.size, le.micro_batch_tokens)
+            # In a thread: planning for documents of a million tokens takes seconds.
+            plan = await asyncio.to_thread(plan_update, trees, self.size, le.micro_batch_tokens)
             work.append(work_of(records, list(trees.values()), plan, version))
             for share, micro_batches in zip(shares, plan, strict=True):
                 share.append(Update(micro_batches, work[-1].tokens))
@@ -239,8 +240,9 @@ class FineTuningGang(Gang):
     async def train(self, batch: ExampleBatch) -> list[dict]:
         """Train one optimizer step; return the results of each rank (`FineTuningLearner.train`)."""
         le, tokens = self.config.learner, int(batch.learned.sum())
-        plan = plan_update({0: PrefixTree.without_sharing(batch.lengths)}, self.size, le.micro_batch_tokens)
-        shares = [[[item.conversation for item in items] for items in micro_batches] for micro_batches in plan]
+        examples = {i: PrefixTree.without_sharing(batch.lengths[i : i + 1]) for i in range(len(batch.lengths))}
+        plan = plan_update(examples, self.size, le.micro_batch_tokens)
+        shares = [[[item.group for item in items] for items in micro_batches] for micro_batches in plan]
         ref = [ray.put(batch)]
         calls = [
             rank.train.remote(FineTuningUpdate(share, tokens), ref)

@@ -64,7 +64,11 @@ class StepTrainer:
     @torch.no_grad()
     def _logprobs(self, update: Update) -> list[torch.Tensor]:
         """Log-probs under the current weights, float [R] for each micro-batch."""
-        return [self.engine.forward(*inputs_of(self._build(items)))[0] for items in update.micro_batches]
+        logprobs = []
+        for items in update.micro_batches:
+            self._moved()
+            logprobs.append(self.engine.forward(*inputs_of(self._build(items)))[0])
+        return logprobs
 
     def _update(self, version: int, update: Update, proximal: Proximal, at_start: bool) -> dict[str, object]:
         """Train one update.

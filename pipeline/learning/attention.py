@@ -3,8 +3,8 @@
 A query's keys are in several parts of the row: its own branch, and blocks with the prefix that its conversation shares
 with other branches. Torch's fused kernels compute one part after the other. The parts are merged by the log-sum-exp of
 their scores, as in ring attention (arXiv 2310.01889). In the backward pass a kernel gets the merged output and
-log-sum-exp, so it finds the true probabilities and its part of the gradient. No key or value is copied for each branch
-that sees it.
+log-sum-exp, so it finds the true probabilities and its part of the gradient. So a prefix's keys and values are read
+once for all branches that see the whole of it.
 
 All lengths are known on the host, so no layer waits for the device. There are two sets of kernels:
     padded  scaled dot-product attention of batches; branches of like length share a batch. On CPUs, and for float32.
@@ -24,6 +24,8 @@ from pipeline.learning.forest import Block, Forest
 
 NAME = "forest"
 LIKE_LENGTH = 0.9  # the shortest branch of a padded batch has at least this share of the longest one's tokens
+HALF = (torch.bfloat16, torch.float16)
+LARGEST_HEAD = 256  # of flash attention, in numbers; also a multiple of 8
 aten = torch.ops.aten
 
 
@@ -48,7 +50,10 @@ def forest_attention(module, query, key, value, attention_mask, *, forest, scali
     """
     if sliding_window is not None:
         raise ValueError("models with a sliding window are not supported: the learner's attention sees all of a prompt")
-    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    size = query.shape[-1]
+    if query.is_cuda and query.dtype in HALF and (size % 8 or size > LARGEST_HEAD):
+        raise ValueError(f"heads of {size} numbers are not supported: flash attention takes multiples of 8 up to 256")
+    scale = size**-0.5 if scaling is None else scaling
     rows = (x[0].transpose(0, 1) for x in (query, key, value))
     return _ForestAttention.apply(*rows, forest, scale)[None], None
 
@@ -108,7 +113,7 @@ class Parts:
 
 def parts_of(forest: Forest, device: torch.device, dtype: torch.dtype) -> Parts:
     """The parts of a row's attention, for the kernel of a device and dtype."""
-    if device.type == "cuda" and dtype in (torch.bfloat16, torch.float16):
+    if device.type == "cuda" and dtype in HALF:
         whole = _Sequences([slice(0, forest.tokens)], forest.branches, device)
         return Parts(_Varlen(), [Part(whole, whole)], [_level(level, device) for level in forest.levels])
     batches = [_Batch(branches, device) for branches in _of_like_length(forest.branches)]

@@ -60,11 +60,15 @@ def build_forest(lengths: Sequence[int], shared: Sequence[int]) -> tuple[Forest,
     branches, places, row = [0], [], np.zeros(0, np.int64)
     for length, depth in zip(lengths, shared, strict=True):
         start = branches[-1]
-        _leave(path, depth, start, blocks)
         end = start + length - depth
+        if 0 < depth == len(row) and row[-1] == start - 1:  # it goes on where the last one ends: one branch
+            path[-1] = path[-1]._replace(end_key=end, first_query=end)
+            branches[-1] = end
+        else:
+            _leave(path, depth, start, blocks)
         row = np.concatenate([row[:depth], np.arange(start, end)])
         places.append(row)
-        if end > start:
+        if end > branches[-1]:
             path.append(_Open(depth, start, end, end))
             branches.append(end)
     _leave(path, 0, branches[-1], blocks)

@@ -7,7 +7,7 @@ collectives of ZeRO-3 must match.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from math import ceil
+from math import ceil, inf
 from typing import NamedTuple
 
 import numpy as np
@@ -16,7 +16,8 @@ from pipeline.learning.forest import Forest, build_forest
 from pipeline.rollout.episodes import EpisodeGroup, GroupRecord
 from pipeline.rollout.prefix_tree import PrefixTree
 
-UNEVEN = 1.1  # groups are split further until no rank has more than this factor of its fair share
+UNEVEN = 1.1  # groups are cut further until no rank has more than this factor of its fair share
+PIECES = (1, 1.25, 1.5, 1.75, 2, 3, 4, 8, 16)  # of a fair share, into which groups are cut
 
 
 class Item(NamedTuple):
@@ -66,22 +67,22 @@ def balanced(sizes: Sequence[int], bins: int) -> list[list[int]]:
 def assign_runs(trees: Mapping[int, PrefixTree], ranks: int) -> list[list[Run]]:
     """Assign the conversations of an update to ranks, balanced in tokens to compute.
 
-    Groups stay whole unless there are fewer groups than ranks; then they are cut into runs of about equal tokens. More
-    and shorter runs are tried until the ranks have about equal shares; prefixes set limits to that.
+    Groups stay whole if that makes the loads about equal. Else they are cut into runs of a rank's fair share, of a part
+    of it, and so on. The shorter the runs, the more even the loads, but a prefix that spans a cut is computed twice.
     """
-    fewest = ceil(ranks / len(trees))
-    best: tuple[int, list[list[Run]]] | None = None
-    for parts in range(fewest, 2 * ranks + 1):
-        runs = [Run(g, *part) for g, tree in trees.items() for part in tree.parts(parts)]
+    fair = sum(tree.tokens() for tree in trees.values()) / ranks
+    best: list[list[Run]] = []
+    least = inf
+    for pieces in (0, *PIECES):  # of a fair share; 0: whole groups
+        runs = [Run(g, *run) for g, tree in trees.items() for run in tree.cut(ceil(fair / pieces) if pieces else inf)]
         dealt = balanced([_tokens(run, trees) for run in runs], ranks)
         shares = [[runs[i] for i in share] for share in dealt]
-        loads = [sum(_tokens(run, trees) for run in share) for share in shares]
-        if best is None or max(loads) < best[0]:
-            best = max(loads), shares
-        if fewest == 1 or max(loads) * ranks <= UNEVEN * sum(loads):
+        largest = max(sum(_tokens(run, trees) for run in share) for share in shares)
+        if largest < least:
+            best, least = shares, largest
+        if largest <= UNEVEN * fair:
             break
-    assert best is not None
-    return best[1]
+    return best
 
 
 def _tokens(run: Run, trees: Mapping[int, PrefixTree]) -> int:
@@ -111,8 +112,7 @@ def pack_runs(runs: list[Run], trees: Mapping[int, PrefixTree], budget: int) -> 
 def plan_update(trees: Mapping[int, PrefixTree], ranks: int, budget: int) -> list[list[list[Item]]]:
     """Plan one optimizer step: the items of each micro-batch of each rank.
 
-    All ranks get the same number of micro-batches, at least one. A rank with fewer divides its fullest ones between
-    their runs. It gets empty ones only if no micro-batch is left to divide.
+    All ranks get the same number of micro-batches, at least one. A rank gets empty ones only if it has fewer runs.
 
     Args:
         trees: the conversations to compute, by their group's index in the step.
@@ -124,14 +124,27 @@ def plan_update(trees: Mapping[int, PrefixTree], ranks: int, budget: int) -> lis
         return [[[]] for _ in range(ranks)]
     plan = [pack_runs(runs, trees, budget) for runs in assign_runs(trees, ranks)]
     count = max(len(micro_batches) for micro_batches in plan)
-    for micro_batches in plan:
-        while len(micro_batches) < count:
-            fullest = max(micro_batches, key=lambda m: (len(m) > 1, sum(_tokens(run, trees) for run in m)), default=[])
-            if len(fullest) > 1:
-                micro_batches.append([fullest.pop() for _ in range(len(fullest) // 2)])
-            else:
-                micro_batches.append([])
+    plan = [_evened(micro_batches, trees, budget, count) for micro_batches in plan]
     return [[_items(runs, trees) for runs in micro_batches] for micro_batches in plan]
+
+
+def _evened(
+    micro_batches: list[list[Run]], trees: Mapping[int, PrefixTree], budget: int, count: int
+) -> list[list[Run]]:
+    """The runs of a rank's micro-batches in `count` micro-batches of about equal tokens, largest first.
+
+    So the ranks, which run micro-batch after micro-batch together, wait little for each other.
+    """
+    runs = [run for micro_batch in micro_batches for run in micro_batch]
+    sizes = [_tokens(run, trees) for run in runs]
+    dealt = [[runs[i] for i in part] for part in balanced(sizes, count)]
+    if len(micro_batches) == count and max(_size(m, trees) for m in dealt) > max(budget, *sizes):
+        dealt = micro_batches  # so even a distribution does not fit the budget
+    return sorted(dealt, key=lambda m: -_size(m, trees))
+
+
+def _size(micro_batch: list[Run], trees: Mapping[int, PrefixTree]) -> int:
+    return sum(_tokens(run, trees) for run in micro_batch)
 
 
 def _items(runs: list[Run], trees: Mapping[int, PrefixTree]) -> list[Item]:

@@ -5,6 +5,7 @@ conversations in depth-first order, each with the number of its first tokens tha
 conversations then share the minimum of the numbers between them, and a subsequence is again a tree.
 """
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -62,12 +63,20 @@ class PrefixTree:
         shared = np.array([0, *between], np.int64)[: len(places)]
         return PrefixTree(self.order[places], self.lengths[places], shared)
 
+    @functools.cached_property
+    def _sums(self) -> tuple[list[int], list[int]]:
+        """The sums of `lengths` and of `shared` before each place, and at the end."""
+        return [0, *np.cumsum(self.lengths).tolist()], [0, *np.cumsum(self.shared).tolist()]
+
     def tokens(self, start: int = 0, stop: int | None = None) -> int:
         """Tokens to compute for the conversations at the places `start` to `stop`, each shared prefix once."""
         stop = len(self) if stop is None else stop
-        return int(self.lengths[start:stop].sum() - self.shared[start + 1 : stop].sum())
+        if stop <= start:
+            return 0
+        lengths, shared = self._sums
+        return lengths[stop] - lengths[start] - shared[stop] + shared[start + 1]
 
-    def cut(self, budget: int, start: int = 0, stop: int | None = None) -> list[tuple[int, int]]:
+    def cut(self, budget: float, start: int = 0, stop: int | None = None) -> list[tuple[int, int]]:
         """Cut the places `start` to `stop` into runs of at most `budget` tokens each, at the shortest prefixes first.
 
         A prefix that spans a cut is computed in both runs. A conversation over the budget is a run of its own.
@@ -88,14 +97,6 @@ class PrefixTree:
             else:
                 joined.append((start, stop))
         return joined
-
-    def parts(self, count: int) -> list[tuple[int, int]]:
-        """Cut the sequence into at most `count` runs whose largest is as small as `cut` can make it."""
-        least, most = 0, self.tokens()  # the smallest sufficient budget lies in (least, most]
-        while most - least > 1:
-            middle = (least + most) // 2
-            least, most = (least, middle) if len(self.cut(middle)) <= count else (middle, most)
-        return self.cut(most)
 
 
 def common_prefix(a: np.ndarray, b: np.ndarray) -> int:

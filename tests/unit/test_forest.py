@@ -60,9 +60,12 @@ def test_equal_conversations_are_one_branch():
 
 
 def test_a_conversation_that_begins_with_another_goes_on_from_it():
-    forest, places = build_forest([3, 5], [0, 3])
-    assert forest == Forest((0, 3, 5), ((block(3, 5, 0, 3),),))
-    assert [at.tolist() for at in places] == [[0, 1, 2], [0, 1, 2, 3, 4]]
+    """A chat that grows is one branch, but what also goes on from an earlier one is not."""
+    forest, places = build_forest([3, 5, 6], [0, 3, 5])
+    assert forest == Forest((0, 6))
+    assert [at.tolist() for at in places] == [[0, 1, 2], [0, 1, 2, 3, 4], [0, 1, 2, 3, 4, 5]]
+    forest, _ = build_forest([3, 5, 4], [0, 3, 3])
+    assert forest == Forest((0, 5, 6), ((block(5, 6, 0, 3),),))
 
 
 def test_branches_that_share_a_prefix_are_in_one_block():

@@ -1,5 +1,7 @@
 """Prefix trees against what their definition says of every pair and every prefix."""
 
+from math import inf
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -103,14 +105,6 @@ def test_a_cut_leaves_runs_within_the_budget(sequences, budget, data):
         assert tree.tokens(a, b) > budget  # neighbours that fit the budget together are together
 
 
-@given(sequences_of, st.integers(1, 6))
-def test_a_tree_is_divided_into_no_more_parts_than_asked_for(sequences, count):
-    tree = PrefixTree.of(sequences, least_shared=1)
-    parts = tree.parts(count)
-    assert 1 <= len(parts) <= count
-    assert [place for part in parts for place in range(*part)] == list(range(len(tree)))
-
-
 def test_a_tree_is_cut_where_least_is_computed_again():
     """Two sections with three conversations each below one problem: first between the sections."""
     tree = PrefixTree(np.arange(6), np.full(6, 130), np.array([0, 110, 110, 10, 110, 110]))
@@ -119,7 +113,7 @@ def test_a_tree_is_cut_where_least_is_computed_again():
     assert tree.cut(329) == tree.cut(170) == [(0, 3), (3, 6)]
     assert tree.cut(169) == [(0, 2), (2, 3), (3, 5), (5, 6)]
     assert tree.cut(100) == [(i, i + 1) for i in range(6)]  # each is over the budget
-    assert tree.parts(2) == [(0, 3), (3, 6)] and tree.parts(1) == [(0, 6)]
+    assert tree.cut(inf) == [(0, 6)]
 
 
 def test_conversations_without_sharing():
