@@ -278,7 +278,7 @@ class _Efficient(_Padded):
     def _backward(self, grad, query, key, value, out, lse, is_causal, scale):
         groups = query.shape[1] // key.shape[1]
         whole = [x.repeat_interleave(groups, 1) for x in (key, value)]
-        lse = torch.nn.functional.pad(lse, (0, -lse.shape[2] % 32))
+        lse = torch.nn.functional.pad(lse, (0, -lse.shape[2] % 32)).contiguous()  # as the kernel aligns it
         none = torch.zeros((), dtype=torch.int64)  # the random state, which only dropout needs
         of_query, *of_whole, _ = aten._scaled_dot_product_efficient_attention_backward(
             grad, query, *whole, None, out, lse, none, none, 0.0, [True, True, True, False], is_causal, scale=scale
