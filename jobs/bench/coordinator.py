@@ -328,6 +328,7 @@ class SimulatedEngines:
         sampling: Sampling,
         seed: tuple[int, ...] | None = None,
         resumed: bool = False,
+        priority: int = 0,
     ) -> tuple[EpisodeGroup, RolloutNotes]:
         begin, version = time.monotonic(), self._version
         self._running += 1

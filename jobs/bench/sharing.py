@@ -14,31 +14,43 @@ only. ZeRO-3 and the optimizer, which are the same for all, are left out. Peak m
 the growth of the process on a CPU. The last column is the distance of the gradient to that of the padded batches of the
 same prompts, relative to its norm.
 
-Engine: vLLM with prefix caching runs the episodes of one group together and answers, in both layouts. The prompt tokens
-that it computed are by its own count. All responses have the same length.
+Engine: vLLM with prefix caching runs the episodes of one group together, in both layouts. The prompt tokens that it
+computed are by its own count. Its KV cache has room for everything, so nothing is evicted. It finds a shared prefix in
+whole blocks of tokens (32 on a CPU), so instruction, problem and section are exactly ten blocks here.
 
-Models have random weights, since only their sizes matter here. Lengths are the paper's (sections of 5,000 tokens,
-memories and responses of 512 on average) divided by sixteen.
+Ratios are within a round, and columns name their direction: "× faster" and "× less" are the other's time or memory
+divided by the row's, so that more is better, and "computed ÷ paper's order" is the row's tokens divided by the other's,
+so that less is better.
+
+Lengths are about a sixteenth of the paper's: instruction and problem have 8 tokens together, a section 312, the request
+that ends a prompt 8. A memory or an answer has 16 to 48 tokens in the learner, 32 on average, and always 32 in the
+engine; the memory of the first turn has 2. A document has 6 sections, so an episode has 7 turns. The model has 2
+layers, hidden states of 384, 6 heads of 64, 2 heads for keys and values, a vocabulary of 8,192 tokens, and float32
+weights, which are random, since only sizes matter here. A micro-batch has up to 6,144 tokens.
 """
 
 import asyncio
 import statistics
 import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
-from jobs.bench.measuring import column, in_own_process, memory_in_use, peak_memory, spread, table, take_turns, to_first
+from jobs.bench.measuring import column, in_own_process, memory_in_use, peak_memory, spread, table, take_turns
 from pipeline.errors import ConfigError
 from pipeline.learning.packing import Item, MicroBatch, build_micro_batch, plan_update
 from pipeline.rollout.episodes import Completion, Conversation, Episode, EpisodeGroup, Sampling, pack_group
 from pipeline.rollout.prefix_tree import PrefixTree
 
-ROOT_TOKENS = 24  # of instruction and problem
+ROOT_TOKENS = 8  # of instruction and problem
 REQUEST_TOKENS = 8
-LONGEST = 32768  # positions of the model
+NO_MEMORY_TOKENS = 2  # of the memory before the first section
+HEAD_SIZE = 64
+KV_CACHE_GIB = 1.0  # a group of 16 needs a tenth of it
+DTYPES = ("float32", "bfloat16")
 PADDED, PACKED, TREES, TREES_FIRST = "padded", "packed", "trees", "trees, section first"
 PAPER, SECTION_FIRST = "paper's order", "section first"
 
@@ -46,46 +58,105 @@ PAPER, SECTION_FIRST = "paper's order", "section first"
 @dataclass
 class Settings:
     groups: list[int] = field(default_factory=lambda: [4, 8, 16])  # sizes of the group
-    sections: int = 2  # of the document, for the learner
-    engine_sections: int = 6  # of the document, for the engine
+    sections: int = 6  # of the document
     section_tokens: int = 312  # of each section
     response_tokens: int = 32  # of a memory or an answer, on average
     layers: int = 2  # of the model
-    hidden: int = 576  # size of a hidden state
-    vocabulary: int = 16384  # tokens
-    dtype: str = "float32"  # of the weights
+    hidden: int = 384  # size of a hidden state, a multiple of 64
+    vocabulary: int = 8192  # tokens
+    dtype: str = "float32"  # of the weights: float32 or bfloat16
     micro_batch_tokens: int = 6144  # budget of a forward pass of the learner
     rounds: int = 3  # processes per variant
 
+    @property
+    def longest_response(self) -> int:
+        """Tokens of the longest response, which has half more than the average."""
+        return self.response_tokens * 3 // 2
 
-def prompt(settings: Settings, layout: str, rng: np.random.Generator, memory: list[int], section: int) -> list[int]:
-    """The prompt of a turn; the last turn, which answers, has no section.
+    @property
+    def longest_conversation(self) -> int:
+        """Tokens of the longest prompt with the longest response."""
+        memory = max(NO_MEMORY_TOKENS, self.longest_response)
+        return ROOT_TOKENS + memory + self.section_tokens + REQUEST_TOKENS + self.longest_response
+
+
+def check(settings: Settings) -> None:
+    """Raise `ConfigError` if something could not be measured."""
+    for key in (
+        "sections",
+        "section_tokens",
+        "response_tokens",
+        "layers",
+        "hidden",
+        "vocabulary",
+        "micro_batch_tokens",
+        "rounds",
+    ):
+        if getattr(settings, key) < 1:
+            raise ConfigError(f"{key}={getattr(settings, key)} must be at least 1")
+    if not settings.groups or min(settings.groups) < 1:
+        raise ConfigError(f"groups={settings.groups} must be a list of sizes of at least 1")
+    if settings.hidden % HEAD_SIZE:
+        raise ConfigError(f"hidden={settings.hidden} must be a multiple of {HEAD_SIZE}, the size of a head")
+    if settings.dtype not in DTYPES:
+        raise ConfigError(f"dtype={settings.dtype} must be one of {', '.join(DTYPES)}")
+    if settings.micro_batch_tokens < settings.longest_conversation:
+        raise ConfigError(
+            f"micro_batch_tokens={settings.micro_batch_tokens} must be at least {settings.longest_conversation}, "
+            "the tokens of the longest conversation"
+        )
+
+
+@dataclass(frozen=True)
+class Words:
+    """The tokens that all prompts are made of, besides memories."""
+
+    root: list[int]  # instruction and problem
+    request: list[int]
+    no_memory: list[int]  # the memory before the first section
+    sections: list[list[int]]
+
+
+def draw_words(settings: Settings) -> Words:
+    """Draw random tokens, the same ones for the same settings."""
+    rng = np.random.default_rng(0)
+
+    def tokens(*shape: int) -> list:
+        return rng.integers(0, settings.vocabulary, shape).tolist()
+
+    return Words(
+        tokens(ROOT_TOKENS),
+        tokens(REQUEST_TOKENS),
+        tokens(NO_MEMORY_TOKENS),
+        tokens(settings.sections, settings.section_tokens),
+    )
+
+
+def prompt(words: Words, layout: str, memory: list[int], section: list[int]) -> list[int]:
+    """The prompt of a turn.
 
     Args:
-        settings: the sizes.
+        words: the tokens that all prompts are made of.
         layout: `PAPER` or `SECTION_FIRST`.
-        rng: draws the words, the same ones for the same state.
         memory: the memory's tokens.
-        section: the section's number; -1: none.
+        section: the section's tokens; none in the last turn, which answers.
     """
-    root, request = ([int(x) for x in rng.integers(0, settings.vocabulary, n)] for n in (ROOT_TOKENS, REQUEST_TOKENS))
-    sections = rng.integers(0, settings.vocabulary, (64, settings.section_tokens)).tolist()
-    read = sections[section] if section >= 0 else []
-    return root + (memory + read if layout == PAPER else read + memory) + request
+    read = memory + section if layout == PAPER else section + memory
+    return words.root + read + words.request
 
 
 def simulated_group(settings: Settings, layout: str, size: int) -> EpisodeGroup:
     """A group of random tokens, which are the same in both layouts. A memory is the response of the turn before."""
-    rng = np.random.default_rng(1)
+    rng, words = np.random.default_rng(1), draw_words(settings)
+    shortest = max(1, settings.response_tokens // 2)
     episodes = []
     for _ in range(size):
-        memory, conversations = [1, 2], []
-        for section in [*range(settings.sections), -1]:
-            n = int(rng.integers(settings.response_tokens // 2, settings.response_tokens * 3 // 2 + 1))
+        memory, conversations = words.no_memory, []
+        for section in [*words.sections, []]:
+            n = int(rng.integers(shortest, settings.longest_response + 1))
             tokens = rng.integers(0, settings.vocabulary, n).tolist()
             response = Completion(tokens, [-9.0] * n, [0] * n, "stop")
-            asked = prompt(settings, layout, np.random.default_rng(0), memory, section)
-            conversations.append(Conversation("memory", asked, response))
+            conversations.append(Conversation("memory", prompt(words, layout, memory, section), response))
             memory = tokens
         episodes.append(Episode(conversations))
     return pack_group("p", episodes)
@@ -186,7 +257,7 @@ class Learner:
 def model_config(settings: Settings):
     from transformers import LlamaConfig
 
-    heads = settings.hidden // 64
+    heads = settings.hidden // HEAD_SIZE
     return LlamaConfig(
         vocab_size=settings.vocabulary,
         hidden_size=settings.hidden,
@@ -194,7 +265,7 @@ def model_config(settings: Settings):
         num_hidden_layers=settings.layers,
         num_attention_heads=heads,
         num_key_value_heads=heads // 3 if heads % 3 == 0 else heads,
-        max_position_embeddings=LONGEST,
+        max_position_embeddings=settings.longest_conversation,
     )
 
 
@@ -202,20 +273,17 @@ def measure(what: str, variant: str, size: int, given: dict) -> dict[str, float]
     """Measure a variant in this process.
 
     Args:
-        what: learner, distance or engine.
+        what: one of `MEASURES`.
         variant: of the learner, or the engine's layout.
         size: of the group.
         given: the fields of `Settings`.
     """
-    settings = Settings(**given)
-    if what == "engine":
-        return asyncio.run(run_engine(settings, variant, size))
-    learner = Learner(settings, size)
-    return run_learner(learner, variant) if what == "learner" else {"distance": distance(learner, variant)}
+    return MEASURES[what](Settings(**given), variant, size)
 
 
-def run_learner(learner: Learner, variant: str) -> dict[str, float]:
+def measure_learner(settings: Settings, variant: str, size: int) -> dict[str, float]:
     """The `seconds` and `tokens` of a step, padding included, and its peak memory in `bytes`."""
+    learner = Learner(settings, size)
     micro_batches = learner.micro_batches(variant)
     before = memory_in_use()
     learner.step(variant, micro_batches[-1:])  # warm-up
@@ -227,26 +295,30 @@ def run_learner(learner: Learner, variant: str) -> dict[str, float]:
     return {"seconds": seconds, "bytes": peak_memory() - before, "tokens": int(tokens)}
 
 
-def distance(learner: Learner, variant: str) -> float:
-    """The distance of a variant's gradient to that of padded batches of the same prompts, relative to its norm."""
-    group = simulated_group(learner.settings, SECTION_FIRST if variant == TREES_FIRST else PAPER, learner.size)
+def measure_distance(settings: Settings, variant: str, size: int) -> dict[str, float]:
+    """The `distance` of a variant's gradient to that of padded batches of the same prompts, relative to its norm."""
+    learner = Learner(settings, size)
+    group = simulated_group(settings, SECTION_FIRST if variant == TREES_FIRST else PAPER, size)
     gradients = []
     for how in (variant, PADDED):  # in this order: the padded one changes the model's attention
         learner.step(how, learner.micro_batches_of(how, group))
         gradients.append(learner.gradient())
-    return float((gradients[0] - gradients[1]).norm() / gradients[1].norm())
+    return {"distance": float((gradients[0] - gradients[1]).norm() / gradients[1].norm())}
+
+
+def measure_engine(settings: Settings, layout: str, size: int) -> dict[str, float]:
+    """The `seconds` of a group in vLLM, its tokens of `prompts`, and how many of them were `computed`."""
+    return asyncio.run(run_engine(settings, layout, size))
 
 
 async def run_engine(settings: Settings, layout: str, size: int) -> dict[str, float]:
-    """The `seconds` of a group in vLLM, its prompt tokens, and how many of them were `computed`."""
     import torch
     from transformers import LlamaForCausalLM
 
     from actors.generation.vllm_engine import VllmEngine
     from pipeline.run.config import load_training_config
 
-    config = load_training_config(["preset=tiny"])
-    window = ROOT_TOKENS + REQUEST_TOKENS + settings.section_tokens + 2 * settings.response_tokens
+    config, words = load_training_config(["preset=tiny"]), draw_words(settings)
     with tempfile.TemporaryDirectory() as folder:
         torch.manual_seed(0)
         model: Any = LlamaForCausalLM(model_config(settings))
@@ -254,39 +326,41 @@ async def run_engine(settings: Settings, layout: str, size: int) -> dict[str, fl
         config = replace(
             config,
             model=replace(config.model, path=folder, dtype=settings.dtype),
-            agent=replace(config.agent, window=window),
-            generator=replace(config.generator, kv_cache_gib=1.0),
+            agent=replace(config.agent, window=settings.longest_conversation),
+            generator=replace(config.generator, kv_cache_gib=KV_CACHE_GIB),
         )
         engine = VllmEngine(config, [], seed=0)
     await engine.start()
 
-    async def episode(number: int, sections: int) -> list[tuple[int, int]]:
+    async def episode(number: int, sections: list[list[int]]) -> list[tuple[int, int]]:
         """Prompt tokens and cached ones of each turn."""
-        memory, turns = [1, 2], []
-        for section in [*range(sections), -1]:
-            asked = prompt(settings, layout, np.random.default_rng(0), memory, section)
+        memory, turns = words.no_memory, []
+        for section in [*sections, []]:
+            asked = prompt(words, layout, memory, section)
             response = await engine.generate(asked, settings.response_tokens, Sampling(1.0, seed=number))
             memory = response.tokens
             turns.append((len(asked), response.cached_tokens))
         return turns
 
-    await episode(-1, 0)  # warm-up: a turn without a section, which shares no block with the others
+    await episode(-1, [])  # warm-up: a turn without a section, which shares no block with the others
     begin = time.perf_counter()
-    episodes = await asyncio.gather(*(episode(number, settings.engine_sections) for number in range(size)))
+    episodes = await asyncio.gather(*(episode(number, words.sections) for number in range(size)))
     seconds = time.perf_counter() - begin
     engine.shutdown()
     in_all, cached = (sum(turn[i] for turns in episodes for turn in turns) for i in (0, 1))
     return {"seconds": seconds, "prompts": in_all, "computed": in_all - cached}
 
 
-def run(settings: Settings) -> str:
-    """Measure all variants for every size of the group; return the tables.
+MEASURES: dict[str, Callable[[Settings, str, int], dict[str, float]]] = {
+    "learner": measure_learner,
+    "distance": measure_distance,
+    "engine": measure_engine,
+}
 
-    Raises:
-        ConfigError: nothing would be measured.
-    """
-    if settings.rounds < 1 or not settings.groups or min(settings.groups) < 1:
-        raise ConfigError("rounds and groups must be at least 1")
+
+def run(settings: Settings) -> str:
+    """Measure all variants for every size of the group; return the tables. Raises `ConfigError` (`check`)."""
+    check(settings)
     given = asdict(settings)
 
     def turns(what: str, variants: list[str], size: int, rounds: int = settings.rounds) -> dict[str, list[dict]]:
@@ -298,24 +372,44 @@ def run(settings: Settings) -> str:
         distances = turns("distance", [PACKED, TREES, TREES_FIRST], size, rounds=1)
         learners += learner_rows(size, measured, distances)
         engines += engine_rows(size, turns("engine", [PAPER, SECTION_FIRST], size))
-    head = ("G", "learner", "tokens computed", "time", "ratio", "peak MiB", "ratio", "gradient's distance")
-    other = ("G", "engine", "prompt tokens", "computed", "ratio", "time", "ratio")
-    return f"{table(head, learners)}\n\n{table(other, engines)}"
+    return f"{table(LEARNER_HEAD, learners)}\n\n{table(ENGINE_HEAD, engines)}"
+
+
+LEARNER_HEAD = (
+    "G",
+    "learner",
+    "tokens computed",
+    "time",
+    "× faster than padded",
+    "× faster than packed",
+    "peak MiB",
+    "× less memory than padded",
+    "gradient's distance",
+)
+ENGINE_HEAD = (
+    "G",
+    "engine",
+    "prompt tokens",
+    "computed",
+    "computed ÷ paper's order",
+    "time",
+    "× faster than paper's order",
+)
 
 
 def learner_rows(size: int, measured: dict[str, list[dict]], distances: dict[str, list[dict]]) -> list[tuple]:
-    """The table's rows of a group size. Ratios are padded ÷ variant, so more is better."""
+    """The rows of a group size, by `LEARNER_HEAD`."""
     seconds, memory = column(measured, "seconds"), column(measured, "bytes")
-    faster, smaller = inverse(to_first(seconds)), inverse(to_first(memory))
     return [
         (
             size,
             name,
             f"{of[0]['tokens']:,}",
             spread(seconds[name], ".2f") + " s",
-            spread(faster[name]),
+            spread(ratios(seconds[PADDED], seconds[name])),
+            spread(ratios(seconds[PACKED], seconds[name])),
             spread([b / 2**20 for b in memory[name]], ".0f"),
-            spread(smaller[name]),
+            spread(ratios(memory[PADDED], memory[name])),
             f"{distances[name][0]['distance']:.1e}" if name in distances else "",
         )
         for name, of in measured.items()
@@ -323,7 +417,7 @@ def learner_rows(size: int, measured: dict[str, list[dict]], distances: dict[str
 
 
 def engine_rows(size: int, measured: dict[str, list[dict]]) -> list[tuple]:
-    """The table's rows of a group size. The ratio of tokens is to the paper's order; that of time, the paper's ÷ it."""
+    """The rows of a group size, by `ENGINE_HEAD`."""
     seconds, computed = column(measured, "seconds"), column(measured, "computed")
     return [
         (
@@ -331,13 +425,14 @@ def engine_rows(size: int, measured: dict[str, list[dict]]) -> list[tuple]:
             layout,
             f"{of[0]['prompts']:,}",
             f"{statistics.median(computed[layout]):,.0f}",
-            spread(to_first(computed)[layout]),
+            spread(ratios(computed[layout], computed[PAPER])),
             spread(seconds[layout], ".2f") + " s",
-            spread(inverse(to_first(seconds))[layout]),
+            spread(ratios(seconds[PAPER], seconds[layout])),
         )
         for layout, of in measured.items()
     ]
 
 
-def inverse(numbers: dict[str, list[float]]) -> dict[str, list[float]]:
-    return {name: [1 / x for x in of] for name, of in numbers.items()}
+def ratios(numbers: list[float], to: list[float]) -> list[float]:
+    """The ratio of two numbers in every round."""
+    return [x / y for x, y in zip(numbers, to, strict=True)]

@@ -133,9 +133,10 @@ class _ForestAttention(torch.autograd.Function):
         for part in parts.blocks:
             more, more_lse = parts.kernel.forward(part, query, key, value, False, scale)
             at = part.queries.places
-            total = torch.logaddexp(lse[at], more_lse)
-            out[at] = out[at] * (lse[at] - total).exp_()[..., None] + more * (more_lse - total).exp_()[..., None]
-            lse[at] = total
+            # The shares of both sum to 1, however the log-sum-exps are rounded.
+            share = torch.sigmoid(more_lse - lse[at])[..., None]
+            out[at] = torch.lerp(out[at], more.to(out.dtype), share)
+            lse[at] = torch.logaddexp(lse[at], more_lse)
         out = out.to(query.dtype)
         ctx.save_for_backward(query, key, value, out, lse)
         ctx.parts, ctx.scale = parts, scale

@@ -82,20 +82,41 @@ def test_padding_adds_nothing_where_attention_is_sharp(device):
         assert (got - expected).abs().max() < 1e-3 * max(1, expected.abs().max())
 
 
-@pytest.mark.parametrize("device", DEVICES)
-@pytest.mark.parametrize("heads", HEADS)
-def test_in_bfloat16_it_rounds_no_worse_than_plain_attention(device, heads):
-    """At the proportions of a group: 900 tokens of instruction, problem and section; then memory, request, response."""
+def group_of_two_sections():
+    """At the proportions of a group: 940 tokens of instruction, problem and section; then memory, request, response."""
     rng = np.random.default_rng(0)
     root = rng.integers(0, 99, 40)
     sections = [np.concatenate([root, rng.integers(0, 99, 900)]) for _ in range(2)]
     sequences = [np.concatenate([s, rng.integers(0, 99, rng.integers(90, 200))]) for s in sections for _ in range(4)]
     forest, seen = laid_out(sequences)
     assert [len(level) for level in forest.levels] == [2, 1]
+    return forest, seen
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("heads", HEADS)
+def test_in_float32_it_is_exact_at_the_proportions_of_a_group(device, heads):
+    forest, seen = group_of_two_sections()
+    given_ = inputs(forest, heads, 64, device, torch.float32)
+    for got, expected in zip(ours(forest, *given_), plain(seen, *given_, torch.float64), strict=True):
+        assert distance(got, expected) < 1e-5
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("heads", HEADS)
+def test_in_bfloat16_it_rounds_no_worse_than_plain_attention(device, heads):
+    forest, seen = group_of_two_sections()
     given_ = inputs(forest, heads, 64, device, torch.bfloat16)
     exact, rounded = plain(seen, *given_, torch.float64), plain(seen, *given_, torch.bfloat16)
     for got, expected, usual in zip(ours(forest, *given_), exact, rounded, strict=True):
         assert distance(got, expected) < 1.5 * distance(usual, expected)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="the limits are those of a GPU's kernel")
+def test_a_head_that_flash_attention_lacks_is_an_error():
+    x = torch.zeros(1, 1, 2, 12, dtype=torch.bfloat16, device="cuda")
+    with pytest.raises(ValueError, match="heads of 12 numbers"):
+        forest_attention(None, x, x, x, None, forest=None)
 
 
 def test_a_sliding_window_is_refused_rather_than_ignored():

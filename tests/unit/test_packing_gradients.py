@@ -9,16 +9,18 @@ import torch
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
+from pipeline.config import CONFIGS
 from pipeline.learning.objective import token_losses
 from pipeline.learning.packing import Item, build_micro_batch, plan_update, work_of
 from pipeline.learning.policy import Policy, inputs_of, tensors
 from pipeline.rollout.episodes import Episode, EpisodeGroup
-from pipeline.rollout.prefix_tree import PrefixTree
+from pipeline.rollout.prefix_tree import LEAST_SHARED, PrefixTree
 from pipeline.sections import ObjectiveSection
 from tests.support.groups import record_of
 from tests.support.policies import FAMILIES, PLAIN, small_policy
 from tests.support.reading import LAYOUTS, PAPER, SECTION_FIRST, group_of, reading_group
 
+TINY = CONFIGS / "models" / "tiny"
 TEMPERATURE = 0.8
 ALL_TERMS = ObjectiveSection(
     clip_high=0.28, importance_cap=2.0, kl_coefficient=0.1, entropy_coefficient=0.05, entropy_weight="reward"
@@ -286,6 +288,30 @@ def test_the_gradient_of_a_tree_over_the_budget(models):
     work = work_of([record_of(groups[0], "g", np.ones(4))], list(trees.values()), plan, 0)
     assert (work.computed, work.shared, work.recomputed) == (2 * 20 + 4 * 3, 2 * 20, 20)
     assert_equal(of_forests(models, groups, advantages, plan[0]), of_a_plain_loop(models, groups, advantages))
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_the_gradient_of_a_trained_model_is_as_near_to_float64_as_that_of_plain_passes(layout):
+    """Its attention is far sharper than that of random weights, so float32 rounds it more."""
+    from transformers import AutoModelForCausalLM
+
+    def policy(attention: str | None = None) -> Policy:
+        policy = Policy(AutoModelForCausalLM.from_pretrained(TINY), TEMPERATURE, train_entropy=True)
+        if attention:
+            policy.model.set_attn_implementation(attention)
+        return policy
+
+    rng = np.random.default_rng(0)
+    groups = {g: reading_group(rng, layout, vocabulary=115, section=30, part=15 + g) for g in range(2)}
+    advantages = {g: rng.normal(size=4).astype(np.float32) for g in groups}
+    plan = all_of(plan_update(trees_of(groups, LEAST_SHARED), 1, 16384))
+    forest, plain, exact = policy(), policy(PLAIN), policy(PLAIN).double()
+    expected = of_a_plain_loop(Models(exact, exact, exact, exact), groups, advantages)
+    usual = of_a_plain_loop(Models(plain, plain, plain, plain), groups, advantages)
+    got = of_forests(Models(forest, forest, forest, forest), groups, advantages, plan)
+    assert distance(got.gradient.double(), expected.gradient) < 1.5 * distance(
+        usual.gradient.double(), expected.gradient
+    )
 
 
 def test_a_conversation_of_advantage_0_has_a_gradient_of_exactly_0(models):
