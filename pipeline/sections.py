@@ -103,7 +103,7 @@ class LearnerSection:
     stall_s: float = 1800.0  # learners that make no progress for this many seconds are restarted
     num_cpus: float = 1.0  # Ray CPUs per rank
     num_gpus: float = 0.0  # Ray GPUs per rank
-    # Most tokens of one forward pass on one rank; at least agent.window. A prefix that conversations share counts once.
+    # most tokens of one forward pass on one rank, a shared prefix counted once; at least agent.window
     micro_batch_tokens: int = 8192
     optimizer: str = "adamw"  # adamw, or muon (Muon for the layers' matrices, AdamW for the other parameters)
     learning_rate: float = 1e-6  # peak learning rate of AdamW

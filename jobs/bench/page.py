@@ -14,14 +14,13 @@ BEGINNING = """\
 # Performance
 
 One command per claim: `python -m jobs.bench <claim>`. With `--help` it lists its keys. Each
-compares its variants side by side in one run on one machine. The variants take turns, in reverse
-order every second round, and compute in one thread per engine. A number is the median over the
-rounds, with the lowest and the highest in brackets. Compare the ratios: times and rates are those
-of the machine that is named below the table.
+compares its variants side by side in one run on one machine, in one thread per engine. Where a
+claim has several rounds, the variants take turns, in reverse order every second round, and a number
+is the median over the rounds, with the lowest and the highest in brackets. Compare the ratios:
+times and rates are those of the machine that is named below the table.
 
 `python -m jobs.bench all` measures every claim and writes this page. `python -m jobs.bench write`
-writes it from the results in `runs/bench/`. There the section of a claim without a result stays as
-it is.
+writes it from the results in `runs/bench/`. A claim without a result keeps its section as it is.
 """
 NOT_MEASURED = "Not measured yet."
 
@@ -70,5 +69,5 @@ def paragraphs(text: str) -> list[str]:
 
 
 def _wrapped(part: str) -> str:
-    items = re.split(r"\n(?=- )", part)
+    items = [" ".join(item.split()) for item in re.split(r"\n(?=- )", part)]
     return "\n".join(textwrap.fill(item, WIDTH, subsequent_indent="  " * item.startswith("- ")) for item in items)

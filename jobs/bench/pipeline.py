@@ -5,13 +5,19 @@ are in flight from the beginning and belong to one step, so the learners are idl
 time is that from the first request to the last response. An agent that is the memory agent and notes its conversations
 says when that was, which prompts there were, and how many tokens each response had.
 
-Offline, one process does nothing but call the engine, with the same engine arguments, sampling parameters and number
-of threads. It generates responses of exactly the same lengths to the same prompts:
+Offline, one process does nothing but call the engine, with the same engine arguments, temperature and number of
+threads. It generates responses of exactly the same lengths to the same prompts, as follows:
 
 - "offline, turn by turn" begins a prompt when the response before it in its episode is complete. No system can begin
   it earlier, since the prompt holds that response. The ratio is to this variant.
 - "offline, all at once" is `vllm.LLM.generate` on all prompts of all turns. No reader of documents can have them
   beforehand. It is shown as the upper bound.
+
+Requests differ from the run's in three points. In the run, older groups have priority; offline all requests are equal,
+so vLLM takes them in the order of their arrival. In the run, a prompt has the weight version as its cache salt; offline
+it has none, which shares the same blocks, since the version does not change. In the run, a response ends with an end
+token or at its limit; offline vLLM ignores end tokens and stops at the length that the response had in the run, so the
+sampled tokens are others, but as many. A round begins with the run; the order of the two others alternates.
 
 The second table shows where the run's time went: each process's CPU time as a share of the run's time. 100% is one
 core. What the engine's share lacks to 100% is time in which the engine waited for work. The others run beside it,
@@ -60,13 +66,14 @@ PROCESSES = {
     "ray::Learner": "learners, idle",
 }
 OTHERS = "Ray itself and the driver"
+PLACE = ("run.folder", "run.name")  # set for each run
 
 
 @dataclass
 class Settings:
     preset: str = "tiny"  # of the run
     groups: int = 256  # all of them in flight from the beginning
-    arguments: str = ""  # further arguments of jobs.train
+    arguments: str = ""  # further arguments of jobs.train, but none that the benchmark sets itself
     rounds: int = 3  # runs, each with its offline variants
 
 
@@ -111,6 +118,8 @@ def run(settings: Settings) -> str:
         raise ConfigError("groups and rounds must be at least 1")
     job = job_of(settings)
     config = load_training_config(job)
+    if config.train.seeded_sampling:
+        raise ConfigError("train.seeded_sampling must be false: the responses offline are not seeded")
     rates: dict[str, list[float]] = {RUN: [], BY_TURN: [], AT_ONCE: []}
     shares: list[Counter[str]] = []
     with tempfile.TemporaryDirectory() as folder:
@@ -129,10 +138,13 @@ def run(settings: Settings) -> str:
 
 
 def job_of(settings: Settings) -> list[str]:
-    """The arguments of jobs.train: one step of all groups, of which nothing is trained, so that the run ends there."""
-    return [
-        f"preset={settings.preset}",
-        *settings.arguments.split(),
+    """The arguments of jobs.train: one step of all groups, of which nothing is trained, so that the run ends there.
+
+    Raises:
+        ConfigError: `settings.arguments` has a key that is set here, or a section of such keys.
+    """
+    preset, given = f"preset={settings.preset}", settings.arguments.split()
+    own = [
         f"train.groups_per_step={settings.groups}",
         f"train.method={NotingAgent.__module__}:{NotingAgent.__name__}",
         *("train.steps=1", "train.max_staleness=0", "train.updates_per_step=1", "train.evaluation=none"),
@@ -140,6 +152,12 @@ def job_of(settings: Settings) -> list[str]:
         *("objective.entropy_coefficient=0", "objective.kl_coefficient=0"),
         *("generator.count=1", "wandb.mode=disabled"),
     ]
+    taken = [*PLACE, *(argument.partition("=")[0] for argument in (preset, *own))]
+    for argument in given:
+        key = argument.partition("=")[0]
+        if clash := [name for name in taken if name == key or name.startswith(f"{key}.")]:
+            raise ConfigError(f"arguments: leave out {argument}, since the benchmark sets {', '.join(clash)} itself")
+    return [preset, *given, *own]
 
 
 # The run.
@@ -147,7 +165,7 @@ def job_of(settings: Settings) -> list[str]:
 
 def train(job: list[str], notes: Path) -> Counter[str]:
     """Run jobs.train in a Ray of its own, with notes in this file; return the shares of its processes (`shares_of`)."""
-    place = [f"run.folder={notes.parent}", f"run.name=run-{notes.name}"]
+    place = [f"{name}={value}" for name, value in zip(PLACE, (notes.parent, f"run-{notes.name}"), strict=True)]
     process = started(["jobs.train", *job, *place], {NOTES: str(notes), "RAY_ADDRESS": "local"})
     samples: list[Sample] = []
     watching = threading.Thread(target=watch, args=(process.pid, samples), daemon=True)

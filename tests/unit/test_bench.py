@@ -143,6 +143,10 @@ def test_an_unknown_key_is_named(claim, capsys, folder):
         (["length", "chunk_tokens=300"], "between 1 and 210"),
         (["pipeline", "groups=0"], "groups and rounds must be at least 1"),
         (["pipeline", "preset=tyni"], "tyni"),
+        (["pipeline", "arguments=train.steps=3"], "leave out train.steps=3"),
+        (["pipeline", "arguments=generator={count:2}"], "sets generator.count itself"),
+        (["pipeline", "arguments=run.name=mine"], "sets run.name itself"),
+        (["pipeline", "arguments=train.seeded_sampling=true"], "train.seeded_sampling must be false"),
         (["coordinator", "generators=[]"], "generators must be a list"),
         (["coordinator", "groups=3071"], "groups must be at least 3072 (3 steps)"),
         (["coordinator", "groups_per_second=0"], "groups_per_second"),
@@ -180,6 +184,13 @@ def test_the_page_has_a_section_per_claim_with_text_command_tables_and_machine(f
         "Measured on 2 cores of a CPU, 16 GiB.",
     ]
     assert all(page.NOT_MEASURED in text for name, text in found.items() if name != "Loss")
+
+
+def test_an_item_of_a_list_is_wrapped_without_the_indentation_of_its_docstring():
+    assert page.paragraphs("Two:\n\n- an item that\n  has two lines\n- another") == [
+        "Two:",
+        "- an item that has two lines\n- another",
+    ]
 
 
 def test_a_section_is_replaced_and_the_others_stay(folder):
