@@ -60,7 +60,7 @@ from jobs.support.run_folder import RunFolder
 from jobs.support.stop_signals import StopSignals
 from pipeline.errors import ConfigError
 from pipeline.learning.packing import Update
-from pipeline.learning.token_metrics import Histogram, Max, Mean, Total
+from pipeline.learning.token_metrics import Max, Mean, Total
 from pipeline.lease import Lease
 from pipeline.problems import Problem
 from pipeline.rollout.episodes import (
@@ -449,7 +449,6 @@ def result_of(update: Update) -> dict:
     return {
         "loss": 0.0,
         "metrics": metrics
-        | {"tokens_trained": Total(tokens), "staleness_tokens": Histogram((tokens, tokens))}
         | {"importance_max": Max(1.0), "logprob_mismatch_max": Max(0.01), "logprob_mismatch_tokens": Total(tokens)},
         "grad_norm": 0.5,
         "learning_rate": 1e-6,
