@@ -17,13 +17,12 @@ first in the prompt, which is the faster layout and so the harder for the coordi
     a group     15 s of an engine: 64 engines make 4.3 groups/s, 256 make 17 (the preset's 8: 0.5)
 
 A step trains four groups per generator, and two steps are in flight (train.max_staleness=1): eight groups, 128
-conversations, for each engine. So a step takes 60 s at any size. There are three learner ranks per generator, as in the
-preset.
+conversations, for each engine. So a step takes 60 s at any size. There are three learner ranks per generator and
+per group of an update, as in the preset.
 
 The simulated clock runs as fast as this machine can make and score groups, and periodic calls such as heartbeats keep
-its pace. A share is the CPU time of a step, of all threads of the process, over those 60 s, in the median over the
-steps. Memory is what no other process shares. The journal and the scorer are single processes too; their shares are
-means over the run.
+its pace. Shares are a process's CPU time, in all its threads, over the simulated time of all steps but the first two.
+The journal and the scorer are single processes too. Memory is what no other process shares.
 """
 
 import asyncio
@@ -31,6 +30,7 @@ import functools
 import itertools
 import json
 import random
+import statistics
 import sys
 import tempfile
 import time
@@ -96,9 +96,9 @@ WARM_UP = 2  # steps that are not counted
 @dataclass
 class Settings:
     generators: list[int] = field(default_factory=lambda: [64, 256])  # numbers to compare
-    groups: int = 10_240  # per run, from which follows the number of steps
+    groups: int = 8192  # per run, from which follows the number of steps
     groups_per_second: float = 12.0  # at which groups really come: as many as this machine can make and score
-    rounds: int = 1  # runs per number of generators
+    rounds: int = 2  # runs per number of generators
 
 
 @dataclass(frozen=True)
@@ -139,22 +139,28 @@ def tables(turns: dict[int, list[dict]]) -> str:
     """
     rows = []
     for generators, of in turns.items():
-        cpu = [seconds for result in of for seconds in result["cpu"]]
-        groups = GROUPS_PER_STEP * generators
-        memory = [[mib for result in of for mib in (result["memory"][place],)] for place in (0, -1)]
+        cpu = [statistics.mean(result["cpu"]) for result in of]
+        first, last = ([result["memory"][place] for result in of] for place in (0, -1))
         rows.append(
             [
                 generators,
                 f"{generators / GROUP_S:.1f}",
+                len(of[0]["cpu"]),
                 spread([seconds / STEP_S for seconds in cpu], ".1%"),
-                f"{spread([1000 * seconds / groups for seconds in cpu], '.1f')} ms",
-                f"{spread(memory[0], '.0f')} → {spread(memory[1], '.0f')} MiB",
-                sum(len(result["cpu"]) for result in of),
+                f"{spread([1000 * seconds / (GROUPS_PER_STEP * generators) for seconds in cpu], '.1f')} ms",
+                f"{spread(first, '.0f')} → {spread(last, '.0f')} MiB",
                 *(spread([result[kind] for result in of], ".1%") for kind in ("journal", "scorer")),
             ]
         )
-    head = ["generators", "groups/s", "coordinator's CPU time ÷ step", "per group", "memory, first → last step"]
-    return table([*head, "steps", "journal", "scorer"], rows)
+    head = [
+        "generators",
+        "groups/s",
+        "steps",
+        "coordinator's CPU time ÷ time",
+        "per group",
+        "its memory, first → last step",
+    ]
+    return table([*head, "journal", "scorer"], rows)
 
 
 # One run, in a process of its own.
@@ -203,6 +209,7 @@ def config_of(load: Load, folder: Path) -> TrainingConfig:
             f"learner.ranks={RANKS * load.generators}",
             *(f"{section}.num_{kind}=0" for section in ("generator", "learner") for kind in ("cpus", "gpus")),
             f"train.groups_per_step={GROUPS_PER_STEP * load.generators}",
+            f"train.updates_per_step={GROUPS_PER_STEP}",  # three ranks per group of an update, as in the preset
             f"train.steps={load.steps}",
             "wandb.mode=disabled",
         ]

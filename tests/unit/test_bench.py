@@ -356,9 +356,9 @@ def test_the_run_is_compared_with_the_engine_that_knows_no_more():
 
 
 def test_the_coordinators_load_is_that_of_full_engines():
-    settings = coordinator.Settings(groups=10_240, groups_per_second=12.0)
+    settings = coordinator.Settings(groups=8192, groups_per_second=12.0)
     small, large = (coordinator.Load.of(settings, generators) for generators in (64, 256))
-    assert (small.steps, large.steps) == (40, 10)
+    assert (small.steps, large.steps) == (32, 8)
     # Groups really come at the same rate, whatever the number of generators.
     for load in (small, large):
         assert coordinator.GROUPS_PER_STEP * load.generators / load.seconds(coordinator.STEP_S) == pytest.approx(12.0)
@@ -372,14 +372,15 @@ def test_a_simulated_group_has_the_sizes_of_the_preset():
 
 def test_the_table_of_the_coordinator_has_shares_of_a_step_and_memory_at_both_ends():
     result = {"cpu": [0.6, 1.2, 1.8], "memory": [200.0, 230.0, 201.0], "journal": 0.1, "scorer": 0.05}
-    (line,) = coordinator.tables({64: [result]}).splitlines()[2:]
+    again = result | {"cpu": [0.9, 2.4, 2.1]}
+    (line,) = coordinator.tables({64: [result, again]}).splitlines()[2:]
     assert cells(line) == [
         "64",
         "4.3",
-        "2.0% (1.0%–3.0%)",
-        "4.7 (2.3–7.0) ms",
-        "200 → 201 MiB",
         "3",
+        "2.5% (2.0%–3.0%)",
+        "5.9 (4.7–7.0) ms",
+        "200 → 201 MiB",
         "10.0%",
         "5.0%",
     ]
