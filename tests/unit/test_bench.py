@@ -233,7 +233,8 @@ def test_all_measures_every_claim_and_writes_the_page_even_if_one_fails(folder, 
 
 
 def test_the_page_of_the_repository_has_all_claims():
-    assert list(page.sections(page.PAGE.read_text(encoding="utf-8"))) == [page.title(claim) for claim in CLAIMS]
+    headings = list(page.sections(page.PAGE.read_text(encoding="utf-8")))
+    assert headings[: len(CLAIMS)] == [page.title(claim) for claim in CLAIMS]  # then what was measured by hand
 
 
 # Each claim.
