@@ -1,6 +1,6 @@
 """Write the hashes of every pin into the locks. Run it after a version in a lock was changed.
 
-    python requirements/hashes.py [cpu gpu dev smollm2 uv]
+    python requirements/hashes.py [cpu gpu dev smollm2 peers uv]
 
 It needs Python 3.11, uv on the PATH, and PyPI. The hashes of a pin are those of all files of that version on PyPI that
 Linux x86-64 with Python 3.11 or 3.12 may install; a mirror of PyPI serves the same files. A version that PyPI does not
@@ -22,7 +22,7 @@ PIN = re.compile(r"^(?P<pin>[\w.-]+==[^\s\\]+)(?P<hashes>(?: \\\n    --hash=sha2
 
 
 def main(names: list[str]) -> None:
-    for lock in [FOLDER / f"{name}.txt" for name in names or ("cpu", "gpu", "dev", "smollm2", "uv")]:
+    for lock in [FOLDER / f"{name}.txt" for name in names or ("cpu", "gpu", "dev", "smollm2", "peers", "uv")]:
         text = lock.read_text(encoding="utf-8")
         lock.write_text(with_hashes(text, hashes_on_pypi(without_hashes(text))), encoding="utf-8")
 

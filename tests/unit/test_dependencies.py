@@ -13,6 +13,7 @@ PACKAGES = ("pipeline", "actors", "jobs")
 DISTRIBUTIONS = {"yaml": "pyyaml", "huggingface_hub": "huggingface-hub"}  # where a module has another name
 NOT_IMPORTED = {"wonderwords"}  # whose word lists are read
 SMOLLM2 = {"gguf"}  # of requirements/smollm2.txt alone
+PEERS = {"trl", "datasets"}  # of requirements/peers.txt alone
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 
 
@@ -33,7 +34,7 @@ def named(requirements: list[str]) -> set[str]:
 
 
 def test_the_dependencies_are_what_is_imported():
-    assert named(PROJECT["dependencies"]) == imported() - SMOLLM2 | NOT_IMPORTED
+    assert named(PROJECT["dependencies"]) == imported() - SMOLLM2 - PEERS | NOT_IMPORTED
 
 
 @pytest.mark.parametrize("lock", ["cpu", "gpu"])
@@ -49,3 +50,8 @@ def test_what_developing_needs_is_in_the_locks():
     locks = "\n".join((ROOT / f"requirements/{lock}.txt").read_text() for lock in ("cpu", "dev"))
     pinned = named(re.findall(r"^[\w.-]+(?===)", locks, re.MULTILINE))
     assert named(PROJECT["optional-dependencies"]["dev"]) <= pinned
+
+
+def test_what_is_compared_with_is_in_its_lock():
+    pinned = named(re.findall(r"^[\w.-]+(?===)", (ROOT / "requirements/peers.txt").read_text(), re.MULTILINE))
+    assert named(PROJECT["optional-dependencies"]["peers"]) == PEERS <= pinned
