@@ -2,12 +2,12 @@
 
 A step generates the responses to some prompts, scores them, and takes one optimizer step on all of them. Generation and
 training both count. The times are those of a real `jobs.train`, from its metrics.jsonl, and of a real
-`GRPOTrainer.train()`. On neither side do start, the first steps and checkpoints count. In an asynchronous run the
-last step does not count either, because nothing is generated during it.
+`GRPOTrainer.train()`. Start-up, the first steps and checkpoints count on neither side. The last step of an asynchronous
+run does not count either, because nothing is generated during it.
 
 Both sides get the model in float32, and the same prompts of random words, all of the same number of tokens, so that
-nothing is padded. All responses have the same number of tokens: the copy of the model that both load names as its end
-token one that it does not write. Both sample at temperature 1, reward the share of vowels in a response, divide
+nothing is padded. All responses have the same number of tokens, because both load a copy of the model whose end token
+is one that it does not write. Both sample at temperature 1, reward the share of vowels in a response, divide
 advantages by the group's standard deviation, and train with DAPO's loss and AdamW, without KL, entropy term, weight
 decay and activation checkpointing, in micro-batches of at most the same number of tokens. All processes of a side
 share the same cores.
@@ -16,8 +16,8 @@ share the same cores.
 - "palimpsest" is an engine and two learner ranks, each a process with one thread: "synchronous" with
   `train.max_staleness` 0, "asynchronous" with 1.
 
-TRL computes a prompt once for each of its responses, here it is computed once for the group, in the engine and in the
-learners. So the ratio grows with the group and with the prompt's share of the tokens.
+TRL computes a prompt once for each of its responses. Here it is computed once for the group, in the engine and in the
+learners, so the ratio grows with the group and with the prompt's share of the tokens.
 
 TRL can also generate with vLLM, but not on a CPU. In the same process, loading new weights fails, because vLLM has
 packed the first ones for the CPU; to a server, TRL sends them by NCCL, which needs GPUs.
@@ -323,7 +323,7 @@ def size(settings: Settings) -> str:
     s = settings
     return (
         f"{s.model} in float32, {s.prompts} prompts of {s.prompt_tokens} tokens per step, {s.group_size} responses of "
-        f"{s.response_tokens} tokens each, micro-batches of {s.micro_batch}; {s.steps} steps per turn; "
+        f"{s.response_tokens} tokens each, micro-batches of {s.micro_batch}; measured steps per turn: {s.steps}; "
         f"TRL {version_of_trl()}; {s.cores} cores."
     )
 
