@@ -25,7 +25,7 @@ from pipeline.learning.forest import Block, Forest
 NAME = "forest"
 LIKE_LENGTH = 0.9  # the shortest branch of a padded batch has at least this share of the longest one's tokens
 HALF = (torch.bfloat16, torch.float16)
-LARGEST_HEAD = 256  # of flash attention, in numbers; also a multiple of 8
+LARGEST_HEAD = 256  # of flash attention, in numbers
 aten = torch.ops.aten
 
 
@@ -46,16 +46,21 @@ def forest_attention(module, query, key, value, attention_mask, *, forest, scali
         The output, [1, T, heads, D], and None in place of the attention weights.
 
     Raises:
-        ValueError: the model has a sliding window.
+        ValueError: the model has a sliding window, or heads that flash attention does not take.
     """
     if sliding_window is not None:
         raise ValueError("models with a sliding window are not supported: the learner's attention sees all of a prompt")
-    size = query.shape[-1]
-    if query.is_cuda and query.dtype in HALF and (size % 8 or size > LARGEST_HEAD):
-        raise ValueError(f"heads of {size} numbers are not supported: flash attention takes multiples of 8 up to 256")
-    scale = size**-0.5 if scaling is None else scaling
+    if query.is_cuda and query.dtype in HALF:
+        check_head(query.shape[-1])
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     rows = (x[0].transpose(0, 1) for x in (query, key, value))
     return _ForestAttention.apply(*rows, forest, scale)[None], None
+
+
+def check_head(size: int) -> None:
+    """Raise a ValueError if flash attention does not take heads of this size."""
+    if size % 8 or size > LARGEST_HEAD:
+        raise ValueError(f"heads of {size} numbers are not supported: flash attention takes multiples of 8 up to 256")
 
 
 AttentionInterface.register(NAME, forest_attention)
@@ -147,16 +152,20 @@ class _ForestAttention(torch.autograd.Function):
         query, key, value, out, lse = ctx.saved_tensors
         parts, known = ctx.parts, (grad.contiguous(), query, key, value, out, lse)
         dtype = torch.float32 if parts.blocks else query.dtype
-        sums = [torch.empty_like(x, dtype=dtype) for x in (query, key, value)]
-        for part in parts.branches:
-            gradients = parts.kernel.backward(part, *known, True, ctx.scale)
-            for total, gradient in zip(sums, gradients, strict=True):
-                total[part.queries.places] = gradient.to(dtype)
-        for part in parts.blocks:
-            gradients = parts.kernel.backward(part, *known, False, ctx.scale)
-            for total, rows, gradient in zip(sums, (part.queries, part.keys, part.keys), gradients, strict=True):
-                rows.add(total, gradient)
+        sums = [torch.zeros_like(x, dtype=dtype) for x in (query, key, value)]
+        for is_causal, calls in ((True, parts.branches), (False, parts.blocks)):
+            for part in calls:
+                gradients = parts.kernel.backward(part, *known, is_causal, ctx.scale)
+                for total, rows, gradient in zip(sums, (part.queries, part.keys, part.keys), gradients, strict=True):
+                    rows.add(total, gradient)
         return *(total.to(query.dtype) for total in sums), None, None
+
+
+class _PaddedRows(Rows, Protocol):
+    """Tokens as a batch that may be padded, [B, heads, L, …]."""
+
+    def without_padding(self, grad: torch.Tensor, lse: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """A gradient and a log-sum-exp from `take`, changed so that the padding adds nothing in the backward pass."""
 
 
 class _Slice:
@@ -173,6 +182,9 @@ class _Slice:
 
     def add(self, total, x):
         total[self.places] += x
+
+    def without_padding(self, grad, lse):
+        return grad, lse
 
 
 class _Batch:
@@ -198,10 +210,7 @@ class _Batch:
         total[self.places] += x
 
     def without_padding(self, grad, lse):
-        """A gradient and a log-sum-exp from `take`, changed so that the padding adds nothing in the backward pass.
-
-        A log-sum-exp of infinity makes its probabilities 0. Otherwise they may overflow, and 0 · inf is not a number.
-        """
+        # A log-sum-exp of infinity makes the padding's probabilities 0. They may overflow, and 0 · inf is not a number.
         padding = self._padding[:, None]
         return grad.masked_fill(padding[..., None], 0.0), lse.masked_fill(padding, torch.inf)
 
@@ -237,10 +246,8 @@ class _Padded(ABC):
         return tuple(part.queries.untake(x) for x in self._forward(q, k, v, is_causal, scale))
 
     def backward(self, part, grad, query, key, value, out, lse, is_causal, scale):
-        rows = part.queries
-        grad, lse = rows.take(grad), rows.take(lse)
-        if isinstance(rows, _Batch):
-            grad, lse = rows.without_padding(grad, lse)
+        rows: _PaddedRows = part.queries
+        grad, lse = rows.without_padding(rows.take(grad), rows.take(lse))
         of_query, of_key, of_value = self._backward(
             grad,
             rows.take(query),

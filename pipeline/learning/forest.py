@@ -61,7 +61,7 @@ def build_forest(lengths: Sequence[int], shared: Sequence[int]) -> tuple[Forest,
     for length, depth in zip(lengths, shared, strict=True):
         start = branches[-1]
         end = start + length - depth
-        if 0 < depth == len(row) and row[-1] == start - 1:  # it goes on where the last one ends: one branch
+        if 0 < depth == len(row) and row[-1] == start - 1:  # continues the conversation at the row's end: same branch
             path[-1] = path[-1]._replace(end_key=end, first_query=end)
             branches[-1] = end
         else:

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn.functional import scaled_dot_product_attention
 
-from pipeline.learning.attention import forest_attention, parts_of
+from pipeline.learning.attention import check_head, forest_attention, parts_of
 from pipeline.learning.forest import build_forest
 from pipeline.rollout.prefix_tree import PrefixTree
 
@@ -112,11 +112,11 @@ def test_in_bfloat16_it_rounds_no_worse_than_plain_attention(device, heads):
         assert distance(got, expected) < 1.5 * distance(usual, expected)
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="the limits are those of a GPU's kernel")
-def test_a_head_that_flash_attention_lacks_is_an_error():
-    x = torch.zeros(1, 1, 2, 12, dtype=torch.bfloat16, device="cuda")
-    with pytest.raises(ValueError, match="heads of 12 numbers"):
-        forest_attention(None, x, x, x, None, forest=None)
+@pytest.mark.parametrize("size", [12, 264])
+def test_a_head_that_flash_attention_lacks_is_an_error(size):
+    check_head(64)
+    with pytest.raises(ValueError, match=f"heads of {size} numbers"):
+        check_head(size)
 
 
 def test_a_sliding_window_is_refused_rather_than_ignored():
