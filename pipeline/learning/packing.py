@@ -112,7 +112,7 @@ def pack_runs(runs: list[Run], trees: Mapping[int, PrefixTree], budget: int) -> 
 def plan_update(trees: Mapping[int, PrefixTree], ranks: int, budget: int) -> list[list[list[Item]]]:
     """Plan one optimizer step: the items of each micro-batch of each rank.
 
-    All ranks get the same number of micro-batches, at least one. A rank gets empty ones only if it has fewer runs.
+    All ranks get the same number of micro-batches, at least one. A rank gets empty ones if it has fewer runs.
 
     Args:
         trees: the conversations to compute, by their group's index in the step.
@@ -138,8 +138,8 @@ def _evened(
     runs = [run for micro_batch in micro_batches for run in micro_batch]
     sizes = [_tokens(run, trees) for run in runs]
     dealt = [[runs[i] for i in part] for part in balanced(sizes, count)]
-    if len(micro_batches) == count and max(_size(m, trees) for m in dealt) > max(budget, *sizes):
-        dealt = micro_batches  # so even a distribution does not fit the budget
+    if max(_size(m, trees) for m in dealt) > max([budget, *sizes]):  # so even a distribution does not fit the budget
+        dealt = micro_batches + [[] for _ in range(count - len(micro_batches))]
     return sorted(dealt, key=lambda m: -_size(m, trees))
 
 
