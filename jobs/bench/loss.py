@@ -120,6 +120,20 @@ def make_batch(settings: Settings, device: str) -> dict[str, torch.Tensor]:
     return tensors(row, device)
 
 
+def losses_of(logprobs: torch.Tensor, batch: dict) -> torch.Tensor:
+    """The losses of a micro-batch's response tokens by the project's objective, without its terms of the entropy."""
+    return token_losses(
+        logprobs,
+        torch.zeros_like(logprobs),
+        batch["advantages"],
+        batch["rewards"],
+        behaviour=batch["behaviour"],
+        proximal=None,
+        reference=None,
+        objective=ObjectiveSection(importance_cap=1e9),
+    ).losses
+
+
 def run(settings: Settings) -> str:
     """Measure all variants; return the table. Raises `ConfigError` if nothing would be measured."""
     if min(settings.rounds, settings.repeats) < 1:
@@ -166,17 +180,7 @@ def measure(variant: str, given: dict) -> dict[str, float]:
     def step() -> float:
         policy.zero_grad()
         logprobs = VARIANTS[variant](policy, batch)
-        losses = token_losses(
-            logprobs,
-            torch.zeros_like(logprobs),
-            batch["advantages"],
-            batch["rewards"],
-            behaviour=batch["behaviour"],
-            proximal=None,
-            reference=None,
-            objective=ObjectiveSection(importance_cap=1e9),
-        ).losses
-        loss = losses.mean()
+        loss = losses_of(logprobs, batch).mean()
         loss.backward()
         return loss.item()  # waits for the device
 

@@ -1,16 +1,19 @@
 """Shared by the benchmarks: turns, processes of their own, medians with their spread, tables, the machine in words."""
 
+import contextlib
 import json
 import os
 import platform
 import re
 import resource
+import shlex
 import statistics
 import subprocess
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import psutil
 
@@ -87,8 +90,21 @@ def finished(process: subprocess.Popen[str]) -> str:
         raise
     if process.returncode:
         said = f"{output[-SHOWN:]}{errors[-SHOWN:]}"
-        raise RuntimeError(f"{' '.join(map(str, process.args))} ended with status {process.returncode}:\n{said}")  # type: ignore[arg-type]
+        command = shlex.join(cast(list[str], process.args))
+        raise RuntimeError(f"{command} ended with status {process.returncode}:\n{said}")
     return output
+
+
+def cpu_seconds(
+    processes: Iterable[psutil.Process], kind_of: Callable[[psutil.Process], str | None]
+) -> dict[str, float]:
+    """The CPU seconds that processes have used so far, by their kind; those of kind None are left out."""
+    used: defaultdict[str, float] = defaultdict(float)
+    for process in processes:
+        with contextlib.suppress(psutil.NoSuchProcess):  # the process has ended
+            if kind := kind_of(process):
+                used[kind] += sum(process.cpu_times()[:2])  # user and system
+    return used
 
 
 def column(results: Mapping[Variant, Sequence[Mapping[str, float]]], key: str) -> dict[Variant, list[float]]:
@@ -141,7 +157,7 @@ def gpu_names() -> list[str]:
 
 
 def memory_in_use() -> int:
-    """Bytes that this process has now: torch's allocation on a GPU, whose peak begins anew; else resident memory."""
+    """Bytes in use: torch's allocation on a GPU, else this process's resident memory. On a GPU, reset the peak."""
     import torch
 
     if torch.cuda.is_available():

@@ -25,13 +25,12 @@ and cost tokens only where they take its core.
 """
 
 import contextlib
+import json
 import os
-import pickle
 import sys
 import tempfile
 import threading
 import time
-from collections import Counter
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -39,7 +38,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 import psutil
 
-from jobs.bench.measuring import finished, in_own_process, spread, started, table, to_first
+from jobs.bench.measuring import cpu_seconds, finished, in_own_process, spread, started, table, to_first
 from pipeline.agents import LanguageModel
 from pipeline.agents.memory import MemoryAgent
 from pipeline.agents.reader import TokenizedProblem
@@ -103,7 +102,7 @@ class NotingAgent(MemoryAgent):
 
         answer = await super().run(problem, noted)
         with open(os.environ[NOTES], "ab") as file:
-            file.write(pickle.dumps(turns))
+            file.write(json.dumps(turns).encode() + b"\n")
         return answer
 
 
@@ -121,7 +120,7 @@ def run(settings: Settings) -> str:
     if config.train.seeded_sampling:
         raise ConfigError("train.seeded_sampling must be false: the responses offline are not seeded")
     rates: dict[str, list[float]] = {RUN: [], BY_TURN: [], AT_ONCE: []}
-    shares: list[Counter[str]] = []
+    shares: list[dict[str, float]] = []
     with tempfile.TemporaryDirectory() as folder:
         for number in range(settings.rounds):
             for variant in (RUN, BY_TURN, AT_ONCE) if number % 2 == 0 else (RUN, AT_ONCE, BY_TURN):
@@ -163,7 +162,7 @@ def job_of(settings: Settings) -> list[str]:
 # The run.
 
 
-def train(job: list[str], notes: Path) -> Counter[str]:
+def train(job: list[str], notes: Path) -> dict[str, float]:
     """Run jobs.train in a Ray of its own, with notes in this file; return the shares of its processes (`shares_of`)."""
     place = [f"{name}={value}" for name, value in zip(PLACE, (notes.parent, f"run-{notes.name}"), strict=True)]
     process = started(["jobs.train", *job, *place], {NOTES: str(notes), "RAY_ADDRESS": "local"})
@@ -177,10 +176,8 @@ def train(job: list[str], notes: Path) -> Counter[str]:
 
 def noted(notes: Path) -> Episodes:
     """The episodes of a file of notes, by the time at which they began."""
-    with open(notes, "rb") as file:
-        episodes = []
-        while file.peek(1):
-            episodes.append(pickle.load(file))
+    lines = notes.read_text(encoding="utf-8").splitlines()
+    episodes = [[Turn(*turn) for turn in json.loads(line)] for line in lines]
     return sorted(episodes, key=lambda turns: turns[0].begin)
 
 
@@ -205,7 +202,7 @@ class Sample(NamedTuple):
     """CPU seconds so far of a run's processes, by what they do, at a time of the monotonic clock."""
 
     time: float
-    used: Counter[str]
+    used: dict[str, float]
 
 
 def watch(pid: int, samples: list[Sample]) -> None:
@@ -218,17 +215,14 @@ def watch(pid: int, samples: list[Sample]) -> None:
 
 
 def sample(root: psutil.Process) -> Sample:
-    used: Counter[str] = Counter()
-    now = time.monotonic()
-    for process in [root, *root.children(recursive=True)]:
-        with contextlib.suppress(psutil.NoSuchProcess):  # the process has ended
-            title = " ".join(process.cmdline())
-            kind = next((kind for begin, kind in PROCESSES.items() if title.startswith(begin)), OTHERS)
-            used[kind] += sum(process.cpu_times()[:2])  # type: ignore[assignment]  # seconds
-    return Sample(now, used)
+    def kind_of(process: psutil.Process) -> str:
+        title = " ".join(process.cmdline())
+        return next((kind for begin, kind in PROCESSES.items() if title.startswith(begin)), OTHERS)
+
+    return Sample(time.monotonic(), cpu_seconds([root, *root.children(recursive=True)], kind_of))
 
 
-def shares_of(samples: list[Sample], episodes: Episodes) -> Counter[str]:
+def shares_of(samples: list[Sample], episodes: Episodes) -> dict[str, float]:
     """CPU time of each kind of process over the time of the episodes, as a share of that time.
 
     Raises:
@@ -239,7 +233,8 @@ def shares_of(samples: list[Sample], episodes: Episodes) -> Counter[str]:
     if len(during) < 2:
         raise RuntimeError(f"the run generated for {seconds(episodes):.1f} s only; measure more groups")
     first, last = during[0], during[-1]
-    return Counter({kind: (last.used[kind] - first.used[kind]) / (last.time - first.time) for kind in last.used})
+    took = last.time - first.time
+    return {kind: (used - first.used.get(kind, 0.0)) / took for kind, used in last.used.items()}
 
 
 # Offline.
@@ -337,7 +332,7 @@ def speeds(rates: dict[str, list[float]]) -> str:
     return table(("generation", "tokens/s", "ratio"), rows)
 
 
-def processes(shares: list[Counter[str]]) -> str:
+def processes(shares: list[dict[str, float]]) -> str:
     """The table of CPU shares in the runs, one of `shares` each."""
-    rows = [(kind, spread([share[kind] for share in shares], ".0%")) for kind in (*PROCESSES.values(), OTHERS)]
+    rows = [(kind, spread([share.get(kind, 0.0) for share in shares], ".0%")) for kind in (*PROCESSES.values(), OTHERS)]
     return table(("process of the run", "CPU time ÷ time"), rows)

@@ -206,26 +206,15 @@ class Learner:
 
     def step(self, variant: str, micro_batches: list[MicroBatch]) -> None:
         """Compute the gradient of the mean loss over all response tokens."""
-        from pipeline.learning.objective import token_losses
+        from jobs.bench.loss import losses_of
         from pipeline.learning.policy import inputs_of, tensors
-        from pipeline.sections import ObjectiveSection
 
         self.policy.zero_grad()
         tokens = sum(len(batch.targets) for batch in micro_batches)
         for each in micro_batches:
             batch = tensors(each, self.device)
-            logprobs, entropy = self.padded(batch) if variant == PADDED else self.policy(*inputs_of(batch))
-            losses = token_losses(
-                logprobs,
-                entropy,
-                batch["advantages"],
-                batch["rewards"],
-                behaviour=batch["behaviour"],
-                proximal=None,
-                reference=None,
-                objective=ObjectiveSection(importance_cap=1e9),
-            ).losses
-            (losses.sum() / tokens).backward()
+            logprobs, _ = self.padded(batch) if variant == PADDED else self.policy(*inputs_of(batch))
+            (losses_of(logprobs, batch).sum() / tokens).backward()
         if self.device == "cuda":
             import torch
 

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 
 from jobs.bench import __main__ as bench
-from jobs.bench import asynchrony, claims, coordinator, length, loss, measuring, page, pipeline
+from jobs.bench import asynchrony, claims, coordinator, length, loss, measuring, page, pipeline, stand_ins
 from jobs.bench.claims import CLAIMS, Result
 from jobs.support.keys import sections_of
 
@@ -293,20 +293,16 @@ EPISODES = [[turn(10.0, 11.0, 5), turn(11.5, 12.0, 1)], [turn(10.5, 14.0, 4)]]
 
 
 def test_the_rate_of_a_run_is_from_its_first_request_to_its_last_response(tmp_path):
-    import pickle
-
     notes = tmp_path / "notes"
-    notes.write_bytes(b"".join(pickle.dumps(turns) for turns in reversed(EPISODES)))
+    notes.write_text("".join(json.dumps(turns) + "\n" for turns in reversed(EPISODES)))
     episodes = pipeline.noted(notes)
     assert episodes == EPISODES  # by the time at which they began
     assert pipeline.tokens(episodes) == 10 and pipeline.seconds(episodes) == 4.0
 
 
 def test_cpu_time_is_counted_while_the_run_generates():
-    from collections import Counter
-
     times = [(0, 0.0), (10, 7.0), (13, 8.5), (14, 9.0), (20, 100.0)]
-    samples = [pipeline.Sample(time, Counter({"engine": used})) for time, used in times]
+    samples = [pipeline.Sample(time, {"engine": used}) for time, used in times]
     assert pipeline.shares_of(samples, EPISODES) == {"engine": 0.5}
     with pytest.raises(RuntimeError, match="measure more groups"):
         pipeline.shares_of(samples[:2], EPISODES)
@@ -357,17 +353,16 @@ def test_the_run_is_compared_with_the_engine_that_knows_no_more():
 
 
 def test_the_coordinators_load_is_that_of_full_engines():
-    settings = coordinator.Settings(groups=8192, groups_per_second=12.0)
-    small, large = (coordinator.Load.of(settings, generators) for generators in (64, 256))
+    small, large = (stand_ins.Load.of(generators, 8192, 12.0) for generators in (64, 256))
     assert (small.steps, large.steps) == (32, 8)
     # Groups really come at the same rate, whatever the number of generators.
     for load in (small, large):
-        assert coordinator.GROUPS_PER_STEP * load.generators / load.seconds(coordinator.STEP_S) == pytest.approx(12.0)
+        assert stand_ins.GROUPS_PER_STEP * load.generators / load.seconds(stand_ins.STEP_S) == pytest.approx(12.0)
 
 
 def test_a_simulated_group_has_the_sizes_of_the_preset():
-    group, responses = coordinator.random_group()
-    assert len(group.episode_answers) == coordinator.EPISODES and len(group.roles) == 16 * 7 and len(responses) == 7
+    group, responses = stand_ins.random_group()
+    assert len(group.episode_answers) == stand_ins.EPISODES and len(group.roles) == 16 * 7 and len(responses) == 7
     assert group.lengths.max() == 5000 + 188 + 512 + 512 and len(group.tokens) == group.lengths.sum() == 583_744
 
 
