@@ -9,6 +9,7 @@ from actors.generation.generator_pool import GeneratorPool
 from actors.groups import Step
 from actors.learning.supervisor import LearnerSupervisor
 from actors.scoring.scorer_pool import ScorerPool
+from actors.validation import Validation
 from pipeline.data.quarantine import Quarantine
 from pipeline.rollout.episodes import GroupRecord
 from pipeline.run.checkpoints import RunState
@@ -30,6 +31,7 @@ class Accounts:
         quarantine: the quarantine of the run's data.
         generators, scorers: the run's pools.
         learners: the supervisor of the run's learners.
+        validation: the run's validation.
     """
 
     def __init__(
@@ -41,9 +43,11 @@ class Accounts:
         generators: GeneratorPool,
         scorers: ScorerPool,
         learners: LearnerSupervisor,
+        validation: Validation,
     ):
         self.config, self._say, self.ledger, self.quarantine = config, say, ledger, quarantine
         self.generators, self.scorers, self.learners = generators, scorers, learners
+        self.validation = validation
         self.done = RunTotals()  # over the steps in the weights' history
         self.moves = self.redone = self.steps_lost = self.coordinator_restarts = 0
         self.pauses: list[float] = []  # seconds of each weight update since the last step
@@ -52,6 +56,8 @@ class Accounts:
         self._productive = 0.0  # seconds of the steps since then
         self._training_began = self._step_began = time.monotonic()
         self._generated_before = 0
+        self._computed = self._computed_before = 0  # tokens that engines computed for groups
+        self._validated_before = 0
 
     def training_begins(self) -> None:
         """Start the clock of training."""
@@ -61,6 +67,7 @@ class Accounts:
     def step_begins(self) -> None:
         """Start the clock of the next step. Time before now counts for no step."""
         self._step_began, self._generated_before = time.monotonic(), self.done.tokens_generated
+        self._computed_before, self._validated_before = self._computed, self.validation.tokens_computed
 
     def resume(self, state: RunState) -> None:
         """Continue from a checkpoint."""
@@ -77,6 +84,8 @@ class Accounts:
         self.moves += record.moves
         self.redone += record.redone_conversations
         self.done.tokens_generated += record.response_tokens
+        prompts = record.prompt_tokens.total() - record.cached_tokens.total()
+        self._computed += prompts + record.response_tokens
 
     def roll_back(self, step: int) -> None:
         """Return to the totals after `step`, to whose checkpoint the learners went back."""
@@ -144,6 +153,7 @@ class Accounts:
             "generators_waited": self.generators.waited_share(),
             "scorers_waited": self.scorers.waited_share(),
             "learners_waited": waited / seconds,
+            "validation_share": self._validation_share(),
             **self.recoveries(),
         }
         self._productive += seconds
@@ -152,6 +162,11 @@ class Accounts:
         self.pauses = []
         self.step_begins()
         return row
+
+    def _validation_share(self) -> float:
+        """Of all tokens that engines computed since the step began, the share of validation answers."""
+        validation = self.validation.tokens_computed - self._validated_before
+        return validation / max(1, validation + self._computed - self._computed_before)
 
     async def watch(self) -> None:
         """Report where groups and actors stand whenever no step was done for `SILENCE_S`. Runs forever."""

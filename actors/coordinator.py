@@ -30,6 +30,7 @@ from actors.rollouts import Rollouts
 from actors.scoring.scorer_pool import ScorerPool
 from actors.step_reports import StepReports
 from actors.tracker import Tracker, Tracking
+from actors.validation import Validation
 from pipeline.data.problem_stream import START
 from pipeline.data.quarantine import Quarantine, withdrawn_ids
 from pipeline.errors import RunFailed, reason_of
@@ -37,6 +38,7 @@ from pipeline.lease import Lease
 from pipeline.run.checkpoints import RunState
 from pipeline.run.config import TrainingConfig
 from pipeline.run.report import run_summary
+from pipeline.storage import LineFile
 
 LEARNERS_FIRST_S = 10  # head start in which learners reserve resources before generators take the rest
 OPENING_S = 60.0  # limit for reading the ids that this run has withdrawn
@@ -62,8 +64,15 @@ class Coordinator(JobActor):
         self.scorers = ScorerPool(config, self.say)
         self.learners = self.LEARNERS(config, self.folder, lease.run, self.say)
         self.groups = Groups(config, self.say, journal, self.quarantine, self.generators.versions)
+        self.validation_quarantine = LineFile(self.folder / "quarantine-validation.jsonl", self.storage)
+        self.validation = Validation(
+            *(config, self.say, self.validation_quarantine, self.generators),
+            number=lambda: self.groups.ledger.numbered,
+            report=lambda row, answers: self.reports.report_validation(cast(Tracking, self.tracker), row, answers),
+        )
         self.accounts = Accounts(
-            config, self.say, self.groups.ledger, self.quarantine, self.generators, self.scorers, self.learners
+            *(config, self.say, self.groups.ledger, self.quarantine),
+            *(self.generators, self.scorers, self.learners, self.validation),
         )
         self.rollouts = Rollouts(config, self.groups, self.generators, self.scorers, self.accounts, self.spawn)
         self.reports = StepReports(config, self.say)
@@ -118,7 +127,7 @@ class Coordinator(JobActor):
         if self._tracking:  # a run that could not start still needs the rows of earlier steps for its summary
             await asyncio.wait([self._tracking], timeout=CLOSING_S)
         unwritten = await self.tracker.flush() if self.tracker and not self.lease_lost else {}
-        return unwritten | await self.finish_files(self.quarantine_file)
+        return unwritten | await self.finish_files(self.quarantine_file, self.validation_quarantine)
 
     def summary(self, outcome: Outcome, seconds: float, unwritten: dict[str, int]) -> dict:
         return run_summary(
@@ -134,6 +143,7 @@ class Coordinator(JobActor):
             rows_quarantined=self.quarantine.bad,
             checkpoint=self.learners.checkpoint.folder if self.learners.checkpoint else None,
             wandb_run=self.wandb_run,
+            validation=self.validation.rows,
             unwritten=unwritten,
             error=outcome.error,
         )
@@ -189,11 +199,12 @@ class Coordinator(JobActor):
         except OSError as error:
             raise RunFailed(f"the quarantine of this run so far cannot be read: {reason_of(error)}") from error
         await self.groups.open_data(state, withdrawn)
+        await self.validation.open()
         self.spawn(self.rollouts.run())
 
     async def _begin_tracking(self) -> None:
         try:
-            rows, self.wandb_run, self.wandb_id = await self.tracker.begun()
+            rows, self.validation.rows, self.wandb_run, self.wandb_id = await self.tracker.begun()
         except OSError as error:
             raise RunFailed(f"the rows of this run so far cannot be read: {reason_of(error)}") from error
         self.accounts.begin_after(rows)
@@ -219,6 +230,7 @@ class Coordinator(JobActor):
 
     async def close(self, summary: dict) -> None:
         self.cancel_all()
+        self.validation.cancel()
         closing = [pool.close() for pool in (self.generators, self.scorers, self.learners)]
         closing += [self.tracker.finish(summary)] if self.tracker and not self.lease_lost else []
         await self.close_all(closing)
@@ -234,11 +246,14 @@ class Coordinator(JobActor):
 
     async def _train(self) -> None:
         self.accounts.training_begins()
+        self.validation.begin(self.step)
         while self.step < self.config.train.steps and not self._stop.is_set():
             try:
                 await self._train_on(await self._unless_stopped(self.groups.take()))
             except GangLost as error:
                 await self._go_back(str(error))
+        if not self._stop.is_set():
+            await self._unless_stopped(self.validation.finish(self.step))
 
     async def _train_on(self, step: Step) -> None:
         """Train one step. If groups of it were lost, nothing is trained and they are remade."""
@@ -254,6 +269,7 @@ class Coordinator(JobActor):
         weights = await self.learners.publish(ledger.version + 1)
         self.groups.step_done(step)
         await self.generators.publish(weights)
+        self.validation.begin(self.step)
         for pool in (self.generators, self.scorers, self.learners):
             pool.work_done()
         self.check_lease()
@@ -281,7 +297,9 @@ class Coordinator(JobActor):
         self.groups.roll_back(step, checkpoint.state.cursor if checkpoint else START)
         await self.tracker.roll_back(step)
         self.accounts.roll_back(step)
+        self.validation.roll_back(step)
         await self._unless_stopped(self._start_learners())
+        self.validation.begin(self.step)
         self.say(f"· learners are back after {time.monotonic() - begin:.0f} s")
         self.accounts.step_begins()
 
@@ -326,7 +344,7 @@ class Coordinator(JobActor):
             withdrawn=self.groups.problems.withdrawn,
             reward=self.accounts.done.reward_after(self.learners.saved_step),
         )
-        await self.learners.save(state)
+        await self.learners.save(state, self.validation.score_at if self.config.train.evaluate_every else None)
 
     async def _save_the_last(self) -> None:
         """Save the last step unless it is already saved. Raises `RunFailed` if it cannot be saved."""

@@ -16,21 +16,16 @@ import ray
 
 from actors.generation.generator_pool import GeneratorLost, GeneratorPool
 from actors.job_actor import CLOSING_S, JobActor, Outcome
-from actors.scoring.answer_scoring import EpisodeTasks, scores_of
+from actors.trials import Trials, answer_row
 from actors.wandb_run import WandbRun
 from pipeline.data.quarantine import Quarantine
-from pipeline.errors import BadRow, DataError, RunFailed, reason_of
-from pipeline.evaluation.answers import AnswerRecord
+from pipeline.errors import DataError, RunFailed, reason_of
 from pipeline.evaluation.config import EvaluationConfig
 from pipeline.evaluation.questions import Trial, input_states, open_source, read_questions, trials
 from pipeline.evaluation.results import KEY, SCORES, open_results, row_key
 from pipeline.evaluation.successes import open_successes, success_lines
 from pipeline.evaluation.summary import Progress, evaluation_summary, write_tables
 from pipeline.lease import Lease
-from pipeline.problems import Problem
-from pipeline.rewards.episode_scoring import scored_episode
-from pipeline.rollout.episodes import Sampling
-from pipeline.run.ledger import SUSPECT_DEATHS
 from pipeline.storage import LineFile, Storage
 
 FIRST_PROGRESS_S = 0.5
@@ -53,16 +48,14 @@ class Evaluator(JobActor):
         self.results: LineFile | None = None
         self.successes: LineFile | None = None
         self.rows: list[dict] = []  # rows of results.jsonl, with the columns `KEPT`
-        self.failures: Counter[str] = Counter()
         self.pool: GeneratorPool | None = None
+        self.trials: Trials | None = None
         self.progress: Progress | None = None
         self.wandb: WandbRun | None = None
         self.wandb_place = ""
         self.engine_version = ""
         self._waiting: asyncio.Queue[Trial] = asyncio.Queue()
-        self._deaths: Counter[tuple] = Counter()  # generators that a trial may have killed, by its key
         self._room = Room(DOCUMENTS_UNDER_WAY)
-        self._episode_tasks = EpisodeTasks(config.scorer.modules)
         self._all_answered = asyncio.Event()
         self._tracking: asyncio.Future | None = None
 
@@ -96,7 +89,7 @@ class Evaluator(JobActor):
             outcome.status,
             self.rows,
             seconds=seconds,
-            failures=self.failures,
+            failures=self.trials.failures if self.trials else Counter(),
             engine_version=self.engine_version,
             rows_quarantined=self.quarantine.bad,
             wandb_run=self.wandb_place,
@@ -179,6 +172,7 @@ class Evaluator(JobActor):
         self.say(f"· starting {c.generator.count} generator(s) (vLLM)")
         self.say_what_is_missing([(c.generator, c.generator.count)])
         self.pool = GeneratorPool(c, self.say)
+        self.trials = Trials(c, self.source, self.pool)
         self.spawn(self.pool.run())
         await self.unless_failed(
             self.start_all(
@@ -202,116 +196,26 @@ class Evaluator(JobActor):
         """Run one trial after the other."""
         while True:
             trial = await self._waiting.get()
-            async with self._room.of(ALONE if self._is_suspect(trial) else trial.question.size):
+            async with self._room.of(ALONE if self.trials.is_suspect(trial) else trial.question.size):
                 begin = time.monotonic()
-                problem = await self._problem(trial)
+                problem = await self.trials.problem(trial)
                 try:
-                    answer, error = await self._answer(trial, problem)
+                    answer, error = await self.trials.answer(trial, problem, trial.number)
                 except GeneratorLost:
                     self._waiting.put_nowait(trial)  # any generator may run it
                     continue
-            row = await self._row(trial, problem, answer, error, time.monotonic() - begin)
+            row = await answer_row(self.config, trial, problem, answer, error, time.monotonic() - begin)
             if answer and answer.transcript and row["score"] == 1:
                 self.successes.put(*success_lines(row, answer.transcript))
             self.results.put(json.dumps(row, ensure_ascii=False))
             self._count(row, trial)
             self.pool.work_done()
 
-    async def _problem(self, trial: Trial) -> Problem:
-        """Read a question again, now with its document.
-
-        Raises:
-            DataError: `max_attempts` reads failed: the file was removed or replaced.
-        """
-        for attempt in range(1, self.config.evaluate.max_attempts + 1):
-            try:
-                return await asyncio.to_thread(self.source.sample, trial.question.index)
-            except Exception as error:
-                self.failures[type(error).__name__] += 1
-                if attempt == self.config.evaluate.max_attempts:
-                    raise DataError(
-                        f"question {trial.question.id!r} was read before and cannot be read any more: "
-                        f"{reason_of(error)}"
-                    ) from error
-        raise AssertionError("the last attempt returns or raises")
-
-    async def _answer(self, trial: Trial, problem: Problem) -> tuple[AnswerRecord | None, str | None]:
-        """The answer, or the reason why up to `max_attempts` attempts gave none.
-
-        A trial during which `SUSPECT_DEATHS` generators died is a suspect and runs alone. If one more generator dies,
-        the trial is an error. So trials that only ran beside the culprit still get their answers.
-
-        Raises:
-            GeneratorLost: the generator died or is leaving; the trial must be repeated.
-        """
-        e = self.config.evaluate
-        sampling = Sampling(e.temperature, e.top_p, trial.seed(self.config.run.seed))
-        attempt = 0
-        while True:
-            try:
-                whole = await self._episode_tasks.has(problem.task)
-                arguments = (problem, trial.method, sampling, e.memories, e.successes, whole, trial.number)
-                return await self.pool.answer(*arguments), None
-            except GeneratorLost as error:
-                self.failures["GeneratorLost"] += 1
-                alone = self._is_suspect(trial)
-                self._deaths[trial.key] += error.blame
-                if alone and error.blame:
-                    return None, f"{self._deaths[trial.key]} generators died under it, the last one while it ran alone"
-                raise
-            except BadRow as error:
-                return None, reason_of(error)
-            except Exception as error:
-                attempt += 1
-                self.failures[type(error).__name__] += 1
-                if attempt == e.max_attempts:
-                    return None, reason_of(error)
-
-    def _is_suspect(self, trial: Trial) -> bool:
-        return self._deaths[trial.key] >= SUSPECT_DEATHS
-
     def _count(self, row: dict, trial: Trial) -> None:
         self.rows.append({name: row.get(name) for name in KEPT})  # rows of older runs have no memory_trace
         self.progress.add(row, trial)
         if not self._left():
             self._all_answered.set()
-
-    async def _row(
-        self, trial: Trial, problem: Problem, answer: AnswerRecord | None, error: str | None, seconds: float
-    ) -> dict:
-        """The row of results.jsonl.
-
-        Without an answer, or with a cut one, all scores are 0. `score_if_not_cut` is the score that a cut answer would
-        have had; None if its scorer failed.
-        """
-        scores: dict[str, float | None] = dict.fromkeys(SCORES, 0.0)
-        if answer:
-            episode = None
-            if answer.responses is not None:
-                episode = scored_episode(problem, answer.responses, answer.text, answer.cut, self.config.model)
-            modules = self.config.scorer.modules
-            given, error = await scores_of(problem.task, answer.text, problem.answers, modules, episode)
-            scores |= {"score_if_not_cut": given.get("score")} if answer.cut else given
-        trace = answer and answer.memory_trace
-        return {
-            **dict(zip(("set", "length", "id", "method", "sample"), trial.key, strict=True)),
-            "task": problem.task,
-            "question": problem.question,
-            "answers": list(problem.answers),
-            "answer": answer.text if answer else None,
-            **scores,
-            "cut": bool(answer and answer.cut),
-            "cut_memories": answer.cut_memories if answer else 0,
-            "error": error,
-            "document_tokens": answer.document_tokens if answer else None,
-            "conversations": answer.conversations if answer else 0,
-            "prompt_tokens": answer.prompt_tokens if answer else 0,
-            "prompt_tokens_computed": answer.prompt_tokens - answer.cached_tokens if answer else 0,
-            "response_tokens": answer.response_tokens if answer else 0,
-            "seconds": round(seconds, 3),
-            "memories": list(answer.memories) if answer else [],
-            "memory_trace": vars(trace.scored(scores["score"] or 0.0)) if trace else None,
-        }
 
     def _left(self) -> int:
         return self.progress.total - self.progress.answered

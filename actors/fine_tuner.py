@@ -52,7 +52,7 @@ class FineTuner(JobActor):
     async def work(self) -> str:
         examples = await asyncio.to_thread(self._examples)
         self.tracker = Tracking(Tracker.remote(self.config, str(self.folder)), self.say)
-        _, self.wandb_run, _ = await self.tracker.begun()
+        _, _, self.wandb_run, _ = await self.tracker.begun()
         await self._start()
         await self.unless_failed(self._train(examples))
         await self._save()

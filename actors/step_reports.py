@@ -1,4 +1,4 @@
-"""Reports on a step: its row of metrics, its progress line, sampled episodes and skipped updates."""
+"""Reports on steps (rows of metrics, progress lines, sampled episodes, skipped updates) and on validations."""
 
 from collections.abc import Callable
 
@@ -8,7 +8,7 @@ from pipeline.dtype import MISMATCH_WARNING
 from pipeline.errors import RunFailed
 from pipeline.run.config import TrainingConfig
 from pipeline.run.metrics import UpdateResult
-from pipeline.run.report import step_line
+from pipeline.run.report import step_line, validation_line
 
 
 class StepReports:
@@ -40,6 +40,11 @@ class StepReports:
             # Ray passes references inside lists unresolved.
             await tracker.episodes(number, [(problem.question, record, [ref]) for problem, (record, ref) in shown])
             tracker.draw()  # in the background
+
+    async def report_validation(self, tracker: Tracking, row: dict, answers: list[dict]) -> None:
+        """Log a validation's row and its answers, and report its progress line."""
+        await tracker.validated(row, answers)
+        self._say(validation_line(row))
 
     def check_updates(self, number: int, step: Step, updates: list[UpdateResult]) -> None:
         """Report the groups of a step's skipped updates. Raises `RunFailed` after too many in a row."""

@@ -28,6 +28,7 @@ from pipeline.files import write_text
 from pipeline.rollout.episodes import EpisodeGroup, GroupRecord
 from pipeline.run.config import TrainingConfig
 from pipeline.run.history import DRAWN, History, RunTotals
+from pipeline.run.validation import validation_metrics
 from pipeline.storage import MOST_KEPT, Storage, append
 from pipeline.text import load_tokenizer
 
@@ -36,6 +37,7 @@ READING_S = 120.0  # limit for reading the rows of a resumed run
 FIGURE_S = 15.0  # limit for the last figure at the end of a run
 ROWS_AT_ONCE = 1000  # rows per write
 METRICS, ABANDONED, EPISODES, FIGURE = "metrics.jsonl", "abandoned.jsonl", "episodes", "training.png"
+VALIDATION, ANSWERS = "validation.jsonl", "validation"  # a row per validation; the folder of their answers
 
 
 class Row(NamedTuple):
@@ -72,6 +74,7 @@ class Tracker:
         self._step = step  # the last step logged: each step up to it should have a row
         self._history: History | None = None  # of metrics.jsonl; None until the first roll-back reads it
         self._set_aside = False  # whether the rows abandoned by the first waiting roll-back are in abandoned.jsonl
+        self._validations: list[dict] = []  # of validation.jsonl
         self._lost: Counter[str] = Counter()  # number of files that could not be written, by kind
         self._failing: set[str] = set()  # what was reported as failing
         self._figure: Future | None = None  # the last drawing
@@ -80,19 +83,20 @@ class Tracker:
         self._wandb = WandbRun(config, self.folder, wandb_id)
         self._storage.begin(self._catch_up)  # if it fails, the first row tries again
 
-    def begun(self) -> tuple[list[dict], str, str, list[str]]:
+    def begun(self) -> tuple[list[dict], list[dict], str, str, list[str]]:
         """Wait for the start.
 
         Returns:
-            The columns of the rows so far that `RunTotals` needs; the wandb run's URL, or its folder if wandb is
-            offline, empty if disabled; the wandb run's id; and progress lines.
+            The columns of the rows so far that `RunTotals` needs; the rows of validation.jsonl; the wandb run's URL, or
+            its folder if wandb is offline, empty if disabled; the wandb run's id; and progress lines.
 
         Raises:
             OSError: the rows cannot be read.
         """
         place, wandb_id = self._wandb.started()
         news = self._written(READING_S)
-        return self._storage.call(self._counted, limit_s=READING_S), place, wandb_id, news
+        rows = self._storage.call(self._counted, limit_s=READING_S)
+        return rows, self._validations, place, wandb_id, news
 
     def log(self, row: dict) -> list[str]:
         """Append a row to metrics.jsonl, and send it to wandb and Prometheus; return progress lines."""
@@ -109,6 +113,27 @@ class Tracker:
         for name, value in shown.items():
             self._gauge(name).set(value, {"run": self._run_name})
         return news + self._drawn() + self._wandb.news()
+
+    def validated(self, row: dict, answers: list[dict]) -> list[str]:
+        """Add a row to validation.jsonl, write its answers, and send it to wandb and Prometheus; return progress lines.
+
+        Args:
+            row: the row (`validation_row`).
+            answers: the rows of validation/step-<step>/results.jsonl, an evaluation's file.
+        """
+        with self._lock:
+            self._validations.append(row)
+        news = self._try(VALIDATION, self._write_validations)
+        lines = "".join(json.dumps(answer, ensure_ascii=False) + "\n" for answer in answers)
+        file = self.folder / ANSWERS / f"step-{row['step']:06d}" / "results.jsonl"
+        news += self._try(ANSWERS, lambda: write_text(file, lines))
+        self._lost[ANSWERS] += ANSWERS in self._failing
+        shown = validation_metrics(row)
+        self._wandb.log(lambda wandb: {"step": row["step"]} | shown)
+        for name, value in shown.items():
+            self._gauge(name).set(value, {"run": self._run_name})
+        self.draw()
+        return news + self._wandb.news()
 
     def roll_back(self, step: int) -> list[str]:
         """Move the rows of later steps to abandoned.jsonl: metrics.jsonl is the history of the current weights.
@@ -191,6 +216,24 @@ class Tracker:
             write_text(self._metrics, "".join(row.line for row in kept))
         self._set_aside = False
         self._know(kept)
+        self._keep_validations(step)
+
+    def _keep_validations(self, step: int) -> None:
+        """Read validation.jsonl, and remove the rows of later steps: they show abandoned weights."""
+        rows = []
+        for line in _lines_of(self.folder / VALIDATION):
+            with contextlib.suppress(ValueError):  # a torn last line
+                rows.append(json.loads(line))
+        with self._lock:
+            known = {row["step"]: row for row in [*rows, *self._validations]}
+            self._validations = [row for _, row in sorted(known.items()) if row["step"] <= step]
+        if len(self._validations) < len(rows):
+            self._write_validations()
+
+    def _write_validations(self) -> None:
+        with self._lock:
+            lines = "".join(json.dumps(row) + "\n" for row in self._validations)
+        write_text(self.folder / VALIDATION, lines)
 
     def _know(self, rows: list[Row]) -> None:
         """Take these rows as the content of metrics.jsonl."""
@@ -205,7 +248,7 @@ class Tracker:
         return [RunTotals.needed(json.loads(row.line)) for row in self._rows() if row.step <= last]
 
     def _lines(self) -> list[str]:
-        return self._metrics.read_text(encoding="utf-8").splitlines() if self._metrics.exists() else []
+        return _lines_of(self._metrics)
 
     def _rows(self, lines: list[str] | None = None) -> list[Row]:
         """The rows of metrics.jsonl, without a torn last line.
@@ -256,9 +299,9 @@ class Tracker:
 
     def _begin_figure(self) -> None:
         with self._lock:
-            history = deepcopy(self._history)
+            history, validations = deepcopy(self._history), list(self._validations)
         if history:
-            self._figure = self._drawing.begin(_draw, history, self.folder / FIGURE)
+            self._figure = self._drawing.begin(_draw, history, validations, self.folder / FIGURE)
 
     def _drawn(self) -> list[str]:
         """Progress lines about the last figure, once it is done."""
@@ -274,7 +317,10 @@ class Tracker:
             The number of missing rows, or of missing files of episodes, by file; and progress lines.
         """
         news = self._written()
-        return {**self._missing(), **self._lost}, news
+        if VALIDATION in self._failing:
+            news += self._try(VALIDATION, self._write_validations)
+        lost = {VALIDATION: len(self._validations)} if VALIDATION in self._failing else {}
+        return {**self._missing(), **self._lost, **lost}, news
 
     def _missing(self) -> dict[str, int]:
         """The number of missing rows, by file."""
@@ -319,17 +365,21 @@ class Tracking:
         self._unanswered = 0  # number of rows
         self._said = False
 
-    async def begun(self) -> tuple[list[dict], str, str]:
+    async def begun(self) -> tuple[list[dict], list[dict], str, str]:
         """See `Tracker.begun`, whose errors it raises."""
-        rows, place, wandb_id, news = await self.tracker.begun.remote()
+        *found, news = await self.tracker.begun.remote()
         self._tell(news)
-        return rows, place, wandb_id
+        return tuple(found)
 
     async def log(self, row: dict) -> None:
         """See `Tracker.log`. Returns when the row is on disk, but after `ANSWER_S` seconds at the latest."""
         news = await self._answer(self.tracker.log.remote(row))
         self._unanswered += news is None
         self._tell(news or [])
+
+    async def validated(self, row: dict, answers: list[dict]) -> None:
+        """See `Tracker.validated`."""
+        self._tell(await self._answer(self.tracker.validated.remote(row, answers)) or [])
 
     async def roll_back(self, step: int) -> None:
         """See `Tracker.roll_back`."""
@@ -383,10 +433,14 @@ async def _result(call: ray.ObjectRef):
     return await call
 
 
-def _draw(history: History, path: Path) -> None:
+def _draw(history: History, validations: list[dict], path: Path) -> None:
     from pipeline.run.training_plot import training_figure
 
-    training_figure(history, path)
+    training_figure(history, path, validations)
+
+
+def _lines_of(path: Path) -> list[str]:
+    return path.read_text(encoding="utf-8").splitlines() if path.exists() else []
 
 
 def readable_episode(tokenizer, question: str, record: GroupRecord, group: EpisodeGroup) -> dict:

@@ -85,6 +85,8 @@ def check_files(config: TrainingConfig) -> None:
     check_data_given(config)
     if config.data.source == "file":
         check_samples(config.data.path)
+    if config.train.evaluate_every and config.validation.data.source == "file":
+        check_samples(config.validation.data.path, "validation.data.path")
 
 
 def document_tokens(config: TrainingConfig) -> int | None:
@@ -118,6 +120,7 @@ def train(config: TrainingConfig) -> int:
     config.model.path = whole_path(config.model.path)
     config.agent.prompt_template = whole_template(config.agent.prompt_template)
     whole_data_paths(config.data)
+    whole_data_paths(config.validation.data)
     try:
         folder = run_folder(config, in_job=start_ray())
         with StopSignals() as signals:

@@ -21,7 +21,7 @@ from actors.learning.reservation import NoRoom, Reservation, ranks_in
 from actors.lifecycle.cluster import nodes_alive
 from pipeline.errors import RunFailed, reason_of
 from pipeline.rollout.episodes import GroupRecord
-from pipeline.run.checkpoints import Checkpoint, CheckpointError, RunState, checkpoints_of
+from pipeline.run.checkpoints import Checkpoint, CheckpointError, RunState, ScoreAt, checkpoints_of
 from pipeline.run.config import TrainingConfig
 from pipeline.run.metrics import UpdateResult
 from pipeline.storage import Storage
@@ -224,8 +224,12 @@ class LearnerSupervisor:
             for line in news:
                 self.say(line)
 
-    async def save(self, state: RunState) -> None:
-        """Copy the state of this step and start writing it. Raises `GangLost`."""
+    async def save(self, state: RunState, score_at: ScoreAt | None = None) -> None:
+        """Copy the state of this step and start writing it; then remove old ones (`Checkpoints.prune`).
+
+        Raises:
+            GangLost: the gang is lost.
+        """
         await self.saved()
         try:
             await self._storage.call_async(self.checkpoints.begin, state.step, limit_s=BEGIN_S)
@@ -234,7 +238,7 @@ class LearnerSupervisor:
             return
         gang = cast(LearnerGang, self._gang)
         await gang.copy_checkpoint(self.checkpoints.folder(state.step))
-        self._saving = asyncio.ensure_future(self._write(gang, state))
+        self._saving = asyncio.ensure_future(self._write(gang, state, score_at))
 
     async def saved(self) -> None:
         """Wait for the checkpoint that is being written, if any. Raises `GangLost`."""
@@ -242,7 +246,7 @@ class LearnerSupervisor:
         if saving:
             await saving
 
-    async def _write(self, gang: LearnerGang, state: RunState) -> None:
+    async def _write(self, gang: LearnerGang, state: RunState, score_at: ScoreAt | None) -> None:
         """Write the copied state. If that fails, the previous checkpoint is kept and the run continues."""
         t, begin = self.config.train, time.monotonic()
         try:
@@ -259,7 +263,7 @@ class LearnerSupervisor:
         self.checkpoint = checkpoint
         self.say(f"· saved checkpoints/{state.step} in {time.monotonic() - begin:.0f} s, in the background")
         try:
-            await self._storage.call_async(self.checkpoints.prune, state.step, t.keep_last, t.keep_best)
+            await self._storage.call_async(self.checkpoints.prune, state.step, t.keep_last, t.keep_best, score_at)
         except OSError as error:
             self.say(f"· older checkpoints could not be removed: {reason_of(error)}")
 

@@ -37,7 +37,8 @@ def train(settings: Settings, bound: int) -> list[dict]:
     """The rows of one run's metrics.jsonl, without the first steps. Raises `RuntimeError` if the run failed."""
     with tempfile.TemporaryDirectory() as folder:
         job = ["jobs.train", f"preset={settings.preset}", f"train.max_staleness={bound}", "run.name=bench"]
-        job += [f"train.steps={settings.steps}", "train.evaluation=none", "wandb.mode=disabled", f"run.folder={folder}"]
+        job += ["train.evaluation=none", "train.evaluate_every=0", "wandb.mode=disabled", f"run.folder={folder}"]
+        job += [f"train.steps={settings.steps}"]
         output_of([*job, *settings.arguments.split()])
         lines = (Path(folder) / "bench" / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     return [json.loads(line) for line in lines[WARM_UP:]]

@@ -1,4 +1,4 @@
-"""The claims: their names, what they say in one line, and their results, which outlive the run in runs/bench/."""
+"""The claims: their names, what they say in one line, and their results, which are kept in runs/bench/."""
 
 import ast
 import importlib
@@ -18,7 +18,7 @@ RESULTS = ROOT / "runs" / "bench"
 
 @dataclass(frozen=True)
 class Result:
-    """What a claim's last run measured."""
+    """What a command measured."""
 
     command: str
     machine: str
@@ -43,13 +43,19 @@ def summary_of(claim: str) -> str:
 
 
 def keep(claim: str, result: Result) -> Path:
-    """Write a claim's result, instead of that of its last run; return the file."""
-    file = RESULTS / f"{claim}.json"
-    write_text(file, json.dumps(asdict(result), indent=2, ensure_ascii=False) + "\n")
+    """Add a result to those of its claim, in the place of an earlier one of the same command; return the file."""
+    file, others = _file(claim), [other for other in kept(claim) if other.command != result.command]
+    text = json.dumps([asdict(each) for each in [*others, result]], indent=2, ensure_ascii=False)
+    write_text(file, text + "\n")
     return file
 
 
-def kept(claim: str) -> Result | None:
-    """The result of a claim's last run; None if it was not run here."""
-    file = RESULTS / f"{claim}.json"
-    return Result(**json.loads(file.read_text(encoding="utf-8"))) if file.exists() else None
+def kept(claim: str) -> list[Result]:
+    """The results of a claim, one per command, in the order of their commands: that without keys comes first."""
+    file = _file(claim)
+    results = json.loads(file.read_text(encoding="utf-8")) if file.exists() else []
+    return sorted((Result(**result) for result in results), key=lambda result: result.command)
+
+
+def _file(claim: str) -> Path:
+    return RESULTS / f"{claim}.json"

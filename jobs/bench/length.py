@@ -2,18 +2,22 @@
 
 The table has for each length the time per token, its ratio to that of the length nearest to 64K, and the peak memory
 of the generator's processes. MemAgent promises that neither grows with the length. The lengths are read in ascending
-and in descending order, so that a machine that slows down over time favours none.
+and in descending order, so that a machine that slows down over time favours none. All memories have the same length,
+because the model is a copy whose end token is one that it does not write.
 """
 
 import asyncio
 import contextlib
+import tempfile
 import time
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 import psutil
 import ray
 
 from actors.generation.generator_pool import GeneratorPool
+from jobs.bench.endless_model import write_endless_model
 from jobs.bench.measuring import spread, table
 from jobs.support.ray_token import private_folder, require_token
 from pipeline.data.documents.synthetic import CHUNK_TOKENS, synthetic_problem
@@ -38,7 +42,9 @@ def run(settings: Settings) -> str:
     require_token()
     ray.init(address="local", _temp_dir=str(private_folder() / "ray"), log_to_driver=False, logging_level="ERROR")
     try:
-        return tables(asyncio.run(measured(settings)))
+        with tempfile.TemporaryDirectory() as model:
+            write_endless_model(load_training_config(["preset=tiny"]).model.path, Path(model))
+            return tables(asyncio.run(measured(settings, model)))
     finally:
         ray.shutdown()
 
@@ -69,13 +75,13 @@ def check(settings: Settings) -> None:
         raise ConfigError(f"chunk_tokens={settings.chunk_tokens} must lie between 1 and {MOST_CHUNK_TOKENS}")
 
 
-async def measured(settings: Settings) -> dict[int, list[tuple[float, int, int]]]:
-    """Measure all lengths twice.
+async def measured(settings: Settings, model: str) -> dict[int, list[tuple[float, int, int]]]:
+    """Measure all lengths twice, with the model in this folder.
 
     Returns:
         By document length in tokens: for each of the two runs (seconds, conversations, peak memory in bytes).
     """
-    config = load_training_config(["preset=tiny"])
+    config = load_training_config(["preset=tiny", f"model.path={model}"])
     config = replace(config, agent=replace(config.agent, window=256, chunk_tokens=settings.chunk_tokens))
     pool = GeneratorPool(config, print)
     running = asyncio.ensure_future(pool.run())

@@ -40,8 +40,8 @@ def page(before: str) -> str:
     there = sections(before)
     of_claims = []
     for claim in CLAIMS:
-        result, old = kept(claim), there.pop(title(claim), NOT_MEASURED)
-        of_claims.append(section(claim, result) if result or NOT_MEASURED in old else old)
+        results, old = kept(claim), there.pop(title(claim), NOT_MEASURED)
+        of_claims.append(section(claim, results) if results or NOT_MEASURED in old else old)
     return "\n".join([BEGINNING, *of_claims, *there.values()])
 
 
@@ -56,11 +56,13 @@ def sections(text: str) -> dict[str, str]:
     return {part.partition("\n")[0].removeprefix("## "): part.rstrip() + "\n" for part in parts}
 
 
-def section(claim: str, result: Result | None) -> str:
-    """A claim's section. Without a result it has the text and the command only."""
-    command = result.command if result else f"python -m jobs.bench {claim}"
-    measured = [*paragraphs(result.tables), f"Measured on {result.machine}."] if result else [NOT_MEASURED]
-    return "\n\n".join([f"## {title(claim)}", *paragraphs(text_of(claim)), f"    {command}", *measured]) + "\n"
+def section(claim: str, results: list[Result]) -> str:
+    """A claim's section: its text, then each command with its tables. Without results it has the bare command only."""
+    measured: list[str] = []
+    for result in results:
+        measured += [f"    {result.command}", *paragraphs(result.tables), f"Measured on {result.machine}."]
+    nothing = [f"    python -m jobs.bench {claim}", NOT_MEASURED]
+    return "\n\n".join([f"## {title(claim)}", *paragraphs(text_of(claim)), *(measured or nothing)]) + "\n"
 
 
 def paragraphs(text: str) -> list[str]:

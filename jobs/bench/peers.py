@@ -35,6 +35,7 @@ from dataclasses import asdict, dataclass
 from importlib.metadata import distributions
 from pathlib import Path
 
+from jobs.bench.endless_model import write_endless_model
 from jobs.bench.measuring import column, output_of, spread, table, take_turns, to_first
 from pipeline.agents import LanguageModel, LongestPrompt
 from pipeline.agents.reader import Reader, TokenizedProblem
@@ -87,7 +88,7 @@ def run(settings: Settings) -> str:
     check(settings)
     with tempfile.TemporaryDirectory() as name, pinned(settings.cores):
         folder = Path(name)
-        write_model(settings.model, folder / MODEL)
+        write_endless_model(settings.model, folder / MODEL)
         write_prompts(settings, folder)
         results = take_turns(VARIANTS, settings.rounds, lambda variant: rates(steps_of(settings, variant, folder)))
     return f"{size(settings)}\n\n{tables(results)}"
@@ -152,34 +153,6 @@ class PromptAgent(Reader):
 
 
 # What both sides read.
-
-
-def write_model(source: str, folder: Path) -> None:
-    """Copy a model with its tokenizer, in float32 and with an end token that it does not write.
-
-    Raises:
-        ConfigError: the tokenizer has no such token.
-    """
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-    from transformers.utils import logging
-
-    logging.disable_progress_bar()
-    tokenizer = AutoTokenizer.from_pretrained(source)
-    tokenizer.eos_token = unused_token(tokenizer, source)
-    tokenizer.save_pretrained(folder)
-    model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32)
-    model.config.eos_token_id = model.generation_config.eos_token_id = tokenizer.eos_token_id
-    model.save_pretrained(folder)
-
-
-def unused_token(tokenizer, source: str) -> str:
-    """The last special token that has no purpose in a text. Raises `ConfigError` if there is none."""
-    used = {tokenizer.eos_token, tokenizer.bos_token, tokenizer.pad_token, tokenizer.unk_token}
-    special = [token.content for _, token in sorted(tokenizer.added_tokens_decoder.items()) if token.special]
-    if not (unused := [token for token in special if token not in used]):
-        raise ConfigError(f"model={source}: its tokenizer has no special token that is never written")
-    return unused[-1]
 
 
 def write_prompts(settings: Settings, folder: Path) -> None:

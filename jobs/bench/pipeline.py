@@ -146,7 +146,8 @@ def job_of(settings: Settings) -> list[str]:
     own = [
         f"train.groups_per_step={settings.groups}",
         f"train.method={NotingAgent.__module__}:{NotingAgent.__name__}",
-        *("train.steps=1", "train.max_staleness=0", "train.updates_per_step=1", "train.evaluation=none"),
+        *("train.steps=1", "train.max_staleness=0", "train.updates_per_step=1"),
+        *("train.evaluation=none", "train.evaluate_every=0"),
         f"objective.advantage={no_advantage.__module__}:{no_advantage.__name__}",
         *("objective.entropy_coefficient=0", "objective.kl_coefficient=0"),
         *("generator.count=1", "wandb.mode=disabled"),

@@ -87,7 +87,7 @@ def check_figures(config: FiguresConfig) -> None:
 def training_steps(config: FiguresConfig) -> dict[str, list[Step]]:
     """The training steps by kind, one per seed. "sampled" are evaluations that "rejection" trains on."""
     c = load_training_config([f"preset={config.preset}"])
-    train = (f"preset={config.preset}", "train.evaluation=''")
+    train = (f"preset={config.preset}", "train.evaluation=none", "train.evaluate_every=0")
     conversations = c.train.groups_per_step * c.train.group_size * (c.data.synthetic_chunks + 1)
     learner = ("optimizer", "learning_rate", "schedule", "decay_share", "warmup_steps", "max_grad_norm")
     after = (

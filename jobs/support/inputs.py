@@ -93,14 +93,14 @@ def model_config(model: ModelSection):
     return AutoConfig.from_pretrained(model.path, trust_remote_code=model.trust_remote_code)
 
 
-def check_samples(path: str) -> None:
-    """Raise `ConfigError` if there is no sample file at `path`."""
+def check_samples(path: str, key: str = "data.path") -> None:
+    """Raise `ConfigError` if there is no sample file at `path`, the value of this key."""
     try:
         if not exists(path):
-            raise ConfigError(f"data.path={path}: no such file or folder (from {Path.cwd()})")
+            raise ConfigError(f"{key}={path}: no such file or folder (from {Path.cwd()})")
         sample_files(path)
     except (DataError, OSError) as error:
-        raise ConfigError(f"data.path: {error}") from None
+        raise ConfigError(f"{key}: {error}") from None
 
 
 def whole_path(path: str) -> str:

@@ -28,6 +28,9 @@ class AnswerRecord:
     # role, response and finish reason of each conversation; None unless kept
     responses: tuple[tuple[str, np.ndarray, str], ...] | None = None
     cached_tokens: int = 0  # tokens of the prompts that the engine had in its prefix cache
+    versions: tuple[int, int] | None = (
+        None  # oldest and newest weights that wrote a response; None: nothing was written
+    )
 
 
 class AnswerRecorder:
@@ -45,6 +48,7 @@ class AnswerRecorder:
         self._transcript: dict[int, tuple[list[int], list[int]]] | None = {} if transcript else None
         self._responses: dict[int, tuple[str, np.ndarray, str]] | None = {} if responses else None
         self._conversations = self._prompt_tokens = self._cached_tokens = self._response_tokens = self._cut = 0
+        self._versions: tuple[int, int] | None = None
         self._last, self._last_is_cut = -1, False  # of the finished conversations, the one that began last
 
     async def __call__(self, prompt: list[int], max_tokens: int, role: str) -> Completion:
@@ -56,6 +60,8 @@ class AnswerRecorder:
         self._prompt_tokens += len(prompt)
         self._cached_tokens += response.cached_tokens
         self._response_tokens += len(response.tokens)
+        if wrote := [*response.versions, *(self._versions or ())]:
+            self._versions = min(wrote), max(wrote)
         if self._transcript is not None:
             self._transcript[number] = (prompt, list(response.tokens))
         if self._responses is not None:
@@ -101,6 +107,7 @@ class AnswerRecorder:
             transcript=_in_order(self._transcript or {}),
             responses=None if self._responses is None else _in_order(self._responses),
             cached_tokens=self._cached_tokens,
+            versions=self._versions,
         )
 
 

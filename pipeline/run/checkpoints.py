@@ -12,7 +12,7 @@ A folder without a manifest is unfinished and is ignored. A folder whose files d
 import hashlib
 import json
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -35,6 +35,9 @@ from pipeline.run.config import TrainingConfig
 MANIFEST, RUN_STATE = "manifest.json", "run.json"
 MODEL, LEARNER = "hf", "learner"
 PIECE = 1 << 24  # bytes per read
+
+
+ScoreAt = Callable[[int], float | None]
 
 
 class CheckpointError(RuntimeError):
@@ -224,17 +227,24 @@ class Checkpoints:
         if exists(folder):
             remove_folder(folder)
 
-    def prune(self, step: int, keep_last: int, keep_best: int) -> list[int]:
+    def prune(self, step: int, keep_last: int, keep_best: int, score_at: ScoreAt | None = None) -> list[int]:
         """Remove old checkpoints; return their steps.
 
-        Of those up to `step`, the newest `keep_last` and the `keep_best` with the highest reward stay. Newer ones that
-        this process wrote belong to an abandoned history and are removed. Other newer ones stay: another process wrote
-        them and may have taken over the folder.
+        Of those up to `step`, the newest `keep_last` and the best `keep_best` stay. Newer ones that this process wrote
+        belong to an abandoned history and are removed. Other newer ones stay: another process wrote them and may have
+        taken over the folder.
+
+        Args:
+            step: the newest checkpoint that counts.
+            keep_last, keep_best: how many stay.
+            score_at: the validation's score of a step, by which the best are chosen; None where it is unknown. Without
+                it they are chosen by their reward.
         """
         steps = self.steps()
-        rewards = {kept: self._reward(kept) for kept in steps if kept <= step}
-        best = sorted(rewards, key=lambda kept: (rewards[kept], kept), reverse=True)[:keep_best]
-        last = list(rewards)[:keep_last]
+        scores = {kept: (score_at or self._reward)(kept) for kept in steps if kept <= step}
+        known = {kept: -math.inf if score is None else score for kept, score in scores.items()}
+        best = sorted(known, key=lambda kept: (known[kept], kept), reverse=True)[:keep_best]
+        last = list(scores)[:keep_last]
         gone = [old for old in steps if old not in (*best, *last) and (old <= step or old in self._begun)]
         for old in gone:
             self.clear(old)

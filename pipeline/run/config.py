@@ -3,6 +3,8 @@
 from dataclasses import dataclass, field
 
 from pipeline.config import load_config
+from pipeline.data.documents.synthetic import VALIDATION_SEED
+from pipeline.evaluation.config import EvaluationData
 from pipeline.sections import DataSection, GenerationConfig, LearnerSection, ObjectiveSection, ScorerSection
 
 
@@ -30,10 +32,30 @@ class TrainSection:
     # a folder that all nodes share, or a URI (s3, gs, …), with a subfolder per run.name; empty: in the run folder
     checkpoint_folder: str = ""
     keep_last: int = 3  # newest checkpoints to keep
-    keep_best: int = 1  # best checkpoints to keep, by mean reward over the steps since the previous checkpoint
+    # best checkpoints to keep: by the score of the last validation that began at their step or before; without
+    # validation, by the mean reward over the steps since the previous checkpoint
+    keep_best: int = 1
+    evaluate_every: int = 0  # steps between validations (section validation), the first before step 1; 0: none
     episodes_every: int = 10  # steps between samples of episodes to read, in the run folder and in wandb
     episodes_shown: int = 4  # episodes per sample
     evaluation: str = "none"  # jobs.evaluate arguments for an evaluation before and after a completed run; none: off
+
+
+@dataclass
+class ValidationData(EvaluationData):
+    synthetic_seed: int = VALIDATION_SEED  # synthetic: seed of the problems, other than that of an evaluation
+
+
+@dataclass
+class ValidationSection:
+    """Held-out questions, answered by the run's generators while it trains."""
+
+    data: ValidationData = field(default_factory=ValidationData)
+    temperature: float = 0.7  # sampling temperature; 0: the likeliest token
+    top_p: float = 0.95  # sample from the likeliest tokens whose probabilities sum to this
+    samples: int = 1  # answers per question
+    # most of the generators' sequences (generator.max_sequences) that its questions take while groups are generated
+    max_share: float = 0.1
 
 
 @dataclass
@@ -47,6 +69,7 @@ class TrainingConfig(GenerationConfig):
     learner: LearnerSection = field(default_factory=LearnerSection)
     objective: ObjectiveSection = field(default_factory=ObjectiveSection)
     train: TrainSection = field(default_factory=TrainSection)
+    validation: ValidationSection = field(default_factory=ValidationSection)
 
 
 def load_training_config(arguments: list[str]) -> TrainingConfig:

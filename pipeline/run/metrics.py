@@ -28,7 +28,7 @@ KEYS = frozenset(
     positions updates_total seconds wait_seconds train_seconds publish_seconds update_pause_max
     tokens_generated_total tokens_per_second groups_running groups_buffered groups_unscored groups_failed
     groups_dropped_stale groups_discarded_total rows_quarantined generators scorers learner_ranks
-    generators_waited scorers_waited learners_waited effective_time_ratio
+    generators_waited scorers_waited learners_waited effective_time_ratio validation_share
     group_moves groups_lost conversations_redone generator_restarts scorer_restarts learner_restarts steps_lost
     checkpoints_failed coordinator_restarts
     """.split()

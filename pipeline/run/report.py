@@ -1,10 +1,12 @@
 """The text and summary of a run for people: one line per step, and summary.json at the end."""
 
 from collections import Counter
+from collections.abc import Sequence
 
 from pipeline.run.config import TrainingConfig
 from pipeline.run.history import RunTotals
 from pipeline.run.ledger import DROPPED_STALE
+from pipeline.run.validation import cell_label
 
 
 def step_line(row: dict, steps: int) -> str:
@@ -22,6 +24,18 @@ def step_line(row: dict, steps: int) -> str:
     )
 
 
+def validation_line(row: dict) -> str:
+    """The progress line of a validation, given its row of validation.jsonl."""
+    sets = len({cell["set"] for cell in row["cells"]})
+    each = "  ".join(f"{cell_label(cell, sets)}: {cell['score']:.3f}" for cell in row["cells"])
+    versions = "-" if row["version_min"] is None else f"{row['version_min']}–{row['version_max']}"
+    faults = f"  errors {row['errors']}" if row["errors"] else ""
+    return (
+        f"· validation after step {row['step']}: score {row['score']:.3f} ({each})  versions {versions}{faults}  "
+        f"{row['answers']} answers in {row['seconds']:.0f} s"
+    )
+
+
 def run_summary(
     config: TrainingConfig,
     status: str,
@@ -36,6 +50,7 @@ def run_summary(
     rows_quarantined: int = 0,
     checkpoint: str | None = None,
     wandb_run: str = "",
+    validation: Sequence[dict] = (),
     unwritten: dict[str, int] | None = None,
     error: str | None = None,
 ) -> dict:
@@ -54,6 +69,7 @@ def run_summary(
         rows_quarantined: how many rows of the data were quarantined.
         checkpoint: the last checkpoint; None if there is none.
         wandb_run: the wandb run's URL, or its folder if wandb is offline; empty if there is none.
+        validation: the rows of validation.jsonl.
         unwritten: how many lines or files could not be written, by name in the run folder.
         error: why the run failed; None if it did not.
     """
@@ -78,6 +94,8 @@ def run_summary(
         "failures": dict(failures),
         "rows_quarantined": rows_quarantined,
         "checkpoint": checkpoint,
+        "validation_score_first": validation[0]["score"] if validation else None,
+        "validation_score_last": validation[-1]["score"] if validation else None,
         "wandb_run": wandb_run,
         "unwritten": unwritten or {},
         "error": error,

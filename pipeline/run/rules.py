@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from pipeline.evaluation.config import synthetic_settings
 from pipeline.learning.objectives import LOSSES
 from pipeline.learning.rules import learner_rules
 from pipeline.rewards.advantages import ADVANTAGES
@@ -27,6 +28,7 @@ def training_rules(c: TrainingConfig) -> Rules:
     yield from positive(c, "train", "steps", "groups_per_step", "updates_per_step", "temperature", "episodes_every")
     yield from positive(c, "train", "max_discarded", "max_attempts", "max_skipped_updates")
     yield from positive(c, "train", "checkpoint_every", "keep_last")
+    yield from validation_rules(c)
     yield c.resume in ("no", "auto"), f"resume={c.resume!r} must be auto or no"
     place = c.train.checkpoint_folder
     yield (
@@ -70,3 +72,25 @@ def training_rules(c: TrainingConfig) -> Rules:
         c.data.synthetic_chunks >= 2,
         f"data.synthetic_chunks={c.data.synthetic_chunks} must be at least 2: the two hops lie in different chunks",
     )
+
+
+def validation_rules(c: TrainingConfig) -> Rules:
+    """The rules of the validation, if there is one."""
+    v = c.validation
+    yield from positive(c, "validation", "samples")
+    yield 0 < v.top_p <= 1, f"validation.top_p={v.top_p} must be above 0 and at most 1"
+    yield 0 < v.max_share <= 1, f"validation.max_share={v.max_share} must be above 0 and at most 1"
+    yield (
+        v.data.source in ("file", "synthetic"),
+        f"validation.data.source={v.data.source!r} must be one of file, synthetic",
+    )
+    if not c.train.evaluate_every:
+        return
+    yield (
+        v.data.source != "file" or bool(v.data.path),
+        f"train.evaluate_every={c.train.evaluate_every} needs held-out questions: set validation.data.path",
+    )
+    if v.data.source == "synthetic":
+        yield not v.data.path, f"validation.data.path={v.data.path} is not read with validation.data.source=synthetic"
+        for fault in synthetic_settings(v.data).faults():
+            yield False, f"validation.data.synthetic_{fault}"

@@ -1,7 +1,8 @@
 """The figure of a training run: reward and memory statistics over the steps, or the loss of fine-tuning. And the
 reward of several runs."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 from matplotlib.axes import Axes
@@ -11,6 +12,7 @@ from matplotlib.ticker import MaxNLocator
 from pipeline.evaluation.intervals import t_interval
 from pipeline.plot_style import COLOURS, DPI
 from pipeline.run.history import History
+from pipeline.run.validation import score_curves
 
 WINDOW = 10  # steps averaged by a line
 PANEL = (7.0, 2.4)  # inches
@@ -23,16 +25,18 @@ FINE_TUNING_PANELS = {"Loss (nats per learned token)": ("loss",)}
 COLOUR = {"loss": COLOURS[0]} | dict(zip(sum(PANELS.values(), ()), COLOURS, strict=False))
 
 
-def training_figure(history: History, path: str | Path) -> Figure:
+def training_figure(history: History, path: str | Path, validations: Sequence[dict] = ()) -> Figure:
     """Draw a run's curves and save them as PNG.
 
-    The panels are the reward; the shares of needed facts written, kept and used, with the share of junk; and the
-    memory's length. For fine-tuning, the only panel is the loss. Dots are steps, lines are means over the last `WINDOW`
-    steps. Metrics that no row has are left out.
+    The panels are the reward; the score of the validations, a line for each set and length with its 95% intervals; the
+    shares of needed facts written, kept and used, with the share of junk; and the memory's length. For fine-tuning, the
+    only panel is the loss. Dots are steps, lines are means over the last `WINDOW` steps. Metrics that no row has are
+    left out.
 
     Args:
         history: the run's history, with the metrics `DRAWN`.
         path: the PNG to write.
+        validations: the rows of validation.jsonl.
 
     Returns:
         The figure.
@@ -45,11 +49,16 @@ def training_figure(history: History, path: str | Path) -> Figure:
     panels = {title: names for title, names in panels.items() if names}
     if not panels:
         raise ValueError("there is nothing to draw")
-    figure = Figure(figsize=(PANEL[0], PANEL[1] * len(panels) + 0.4), layout="constrained")
-    all_axes = figure.subplots(len(panels), sharex=True, squeeze=False)[:, 0]
-    for axes, (title, names) in zip(all_axes, panels.items(), strict=True):
+    draws: list[tuple[str, Callable[[Axes], None]]] = [
+        (title, partial(draw_panel, history=history, names=names)) for title, names in panels.items()
+    ]
+    if curves := score_curves(validations):
+        draws.insert(1, ("Score on held-out questions", partial(draw_validations, curves=curves)))
+    figure = Figure(figsize=(PANEL[0], PANEL[1] * len(draws) + 0.4), layout="constrained")
+    all_axes = figure.subplots(len(draws), sharex=True, squeeze=False)[:, 0]
+    for axes, (title, draw) in zip(all_axes, draws, strict=True):
         axes.set_title(title, loc="left", fontsize="medium")
-        draw_panel(axes, history, names)
+        draw(axes)
     all_axes[-1].set_xlim(0, 1.02 * history.last_step)
     all_axes[-1].set_xlabel(f"step (dots); mean of the last {WINDOW} steps (lines)")
     all_axes[-1].xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
@@ -87,6 +96,27 @@ def reward_figure(of_lines: Mapping[str, Sequence[History]], path: str | Path) -
     axes.legend(loc="lower right", frameon=False)
     figure.savefig(path, dpi=DPI, format="png")
     return figure
+
+
+def draw_validations(axes: Axes, curves: Mapping[str, Sequence[tuple[float, dict]]]) -> None:
+    """Draw the scores of the validations over the weight versions that answered: a line for each set and length.
+
+    A step makes one version, so both have the same axis.
+    """
+    for number, (label, points) in enumerate(curves.items()):
+        colour, versions = COLOURS[number % len(COLOURS)], [version for version, _ in points]
+        scores = [cell["score"] for _, cell in points]
+        spread = [
+            [max(0.0, score - cell["low"]) for score, (_, cell) in zip(scores, points, strict=True)],
+            [max(0.0, cell["high"] - score) for score, (_, cell) in zip(scores, points, strict=True)],
+        ]
+        axes.errorbar(
+            versions, scores, spread, color=colour, linewidth=1.6, marker=".", capsize=2, label=label, clip_on=False
+        )
+    axes.grid(alpha=0.3)
+    axes.set_ylim(0.0, 1.0)
+    if len(curves) > 1:
+        axes.legend(loc="lower right", bbox_to_anchor=(1.0, 1.0), ncols=len(curves), frameon=False, borderaxespad=0.0)
 
 
 def draw_panel(axes: Axes, history: History, names: list[str]) -> None:

@@ -26,21 +26,19 @@ def test_a_scorer_of_ones_own_that_hangs_raises_or_is_missing_costs_its_answer(r
 
 
 def test_a_scorer_that_fails_on_a_cut_answer_costs_that_answer(ray_session, tmp_path, monkeypatch):
-    from actors.evaluator import Evaluator
     from actors.scoring import answer_scoring
+    from actors.trials import answer_row
     from pipeline.evaluation.answers import AnswerRecord
     from pipeline.evaluation.questions import Question, Trial
-    from pipeline.lease import Lease
 
     monkeypatch.setattr(answer_scoring, "SCORER_LIMIT_S", 5.0)
     config = load_config(["preset=eval_tiny", *ARGUMENTS], EvaluationConfig)
-    evaluator = Evaluator.__ray_metadata__.modified_class(config, str(tmp_path), Lease(str(tmp_path), "", ""))
     answer = AnswerRecord("\\boxed{x}", (), 3, 1, 10, 5, True, 0, None, ())
 
     async def rows(*scorers):
         problems = [Problem("q", "city Rex", ("x",), "Rex Paris .", scorer) for scorer in scorers]
         task = Trial(Question(0, "s", 1, "q", 1), "closed_book", 0)
-        return await asyncio.gather(*(evaluator._row(task, problem, answer, None, 1.0) for problem in problems))
+        return await asyncio.gather(*(answer_row(config, task, problem, answer, None, 1.0) for problem in problems))
 
     raised, nan, hung, fine = asyncio.run(rows("raises", "returns_nan", "hangs", "counts_letters"))
     assert "always raises" in raised["error"] and "not a finite number" in nan["error"]

@@ -16,6 +16,7 @@ def test_a_run_and_its_evaluation_use_the_agent_that_the_user_named(tmp_path, mo
     status, output = run_job(
         "jobs.train",
         *"preset=tiny train.groups_per_step=4 train.group_size=4 train.steps=2 train.max_staleness=0".split(),
+        "train.evaluate_every=0",
         f"model.path={ROOT}/configs/models/tiny",
         *("train.method=my_agent:GatedAgent", prompts),
         *(f"run.folder={tmp_path}", "run.name=gated", "wandb.mode=disabled", "train.episodes_every=1"),

@@ -31,6 +31,7 @@ def test_a_run_and_its_evaluation_use_what_the_user_named(tmp_path, monkeypatch)
         f"run.folder={tmp_path}",
         "run.name=mine-run",
         "wandb.mode=disabled",
+        *("train.evaluate_every=1", "validation.data.source=file", f"validation.data.path={problems}"),
         f"train.evaluation=preset=eval_tiny data.source=file data.path={problems} evaluate.methods=[memory] "
         "generator.count=1 wandb.mode=disabled",
         environment={"PYTHONPATH": f"{examples}{os.pathsep}{os.environ['PYTHONPATH']}"},
@@ -44,6 +45,9 @@ def test_a_run_and_its_evaluation_use_what_the_user_named(tmp_path, monkeypatch)
         assert row["turn_reward"] == pytest.approx(row["turn_reward_memory"] * 3 / 4)  # three memories and an answer
         assert row["weight_max"] > 0 and row["clip_fraction"] is not None and "importance_mean" not in row
         assert row["tokens_trained"] > 0 and row["grad_norm"] > 0
+    validations = [json.loads(line) for line in (folder / "validation.jsonl").read_text().splitlines()]
+    assert [validations[0]["step"], validations[-1]["step"]] == [0, 2]
+    assert validations[-1]["answers"] == 8 and not any(validation["errors"] for validation in validations)
     evaluated = [path for path in tmp_path.glob("**/results.jsonl")]
     answers = [json.loads(line) for path in evaluated for line in path.read_text().splitlines()]
     assert answers and all(answer["error"] is None for answer in answers)

@@ -26,7 +26,7 @@ def test_a_gated_memory_is_trained_on_a_reward_for_each_turn(tmp_path, monkeypat
         f"model.path={ROOT}/configs/models/tiny",
         *("data.source=file", f"data.path={tmp_path / 'problems.jsonl'}"),
         *"train.groups_per_step=4 train.group_size=4 train.steps=2 train.max_staleness=0".split(),
-        *("train.evaluation=none", "train.episodes_every=1", "train.episodes_shown=4"),
+        *("train.evaluation=none", "train.evaluate_every=0", "train.episodes_every=1", "train.episodes_shown=4"),
         *(f"run.folder={tmp_path}", "run.name=gated", "wandb.mode=disabled"),
         environment={"PYTHONPATH": f"{examples}{os.pathsep}{os.environ['PYTHONPATH']}"},
     )

@@ -69,6 +69,7 @@ def test_a_run_trains_on_what_it_carries(examples, tmp_path, random_model):
         "jobs.train",
         *("preset=tiny", f"model.path={random_model}", f"run.folder={tmp_path}", "run.name=run"),
         *("train.steps=3", "train.groups_per_step=4", "train.group_size=4", "train.evaluation=none"),
+        "train.evaluate_every=0",
         # Every token has a gradient, whatever the rewards.
         *("train.max_staleness=0", "objective.entropy_weight=one", "learner.learning_rate=0.01"),
         f"train.weight_transport={NAME}",

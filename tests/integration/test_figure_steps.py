@@ -28,7 +28,7 @@ def test_every_step_is_run_once_and_its_arguments_are_sound():
         inputs += ["data.path=successes.jsonl"] if step.data else []
         arguments = [*step.arguments, *inputs, f"run.name={step.name}"]
         if step.job == "jobs.train":
-            assert load_training_config(arguments).train.evaluation == ""
+            assert load_training_config(arguments).train.evaluation == "none"
         else:
             config = load_config(arguments, SCHEMAS[step.job])
             (check_evaluation if step.job == "jobs.evaluate" else check_fine_tuning)(config)

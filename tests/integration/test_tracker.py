@@ -310,7 +310,7 @@ def test_a_long_run_on_slow_storage_is_resumed(start, tmp_path, monkeypatch):
     monkeypatch.setattr(cls, "_lines", lambda self: (time.sleep(0.5), read(self))[1])
     tracker = start(step=3)
     tracker._storage.limit_s = 0.1
-    rows, _, _, news = tracker.begun()
+    rows, _, _, _, news = tracker.begun()
     assert [counted["step"] for counted in rows] == [1, 2, 3] and news == []
 
 

@@ -31,7 +31,7 @@ def test_rows_are_whole_whatever_becomes_of_wandb(ray_session, config, tmp_path)
 
     async def run() -> None:
         tracking = module.Tracking(actor, said.append)
-        rows, place, wandb_id = await tracking.begun()
+        rows, _, place, wandb_id = await tracking.begun()
         assert rows == [] and wandb_id in place
         await tracking.log(row(1))
         process = psutil.Process(await actor.__ray_call__.remote(lambda self: os.getpid()))

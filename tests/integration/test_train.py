@@ -16,7 +16,7 @@ from tests.support.faults import rows_of, run_job
 
 SMALL = (
     "preset=tiny train.groups_per_step=4 train.group_size=4 train.checkpoint_every=2 generator.max_sequences=64 "
-    "train.episodes_every=1 generator.timeout_s=600 train.evaluation=''"
+    "train.episodes_every=1 generator.timeout_s=600 train.evaluation=none train.evaluate_every=0"
 ).split()
 
 
@@ -75,6 +75,7 @@ def finished(run, problem_file, ending_model, tmp_path_factory) -> tuple[Path, d
         "data.source=file",
         f"data.path={problem_file}",
         "data.max_bad_share=0.9",
+        *("train.evaluate_every=2", "validation.data.synthetic_chunks=[3,6]", "validation.data.synthetic_count=3"),
         "train.evaluation=preset=eval_tiny data.synthetic_chunks=[3] data.synthetic_count=5 evaluate.methods=[memory] "
         "generator.count=1",
     )
@@ -130,6 +131,22 @@ def test_staleness_keeps_its_bound_and_the_engine_agrees_with_the_learner(finish
     assert 0 <= summary["logprob_mismatch_mean"] <= 1e-4
     assert any(row["grad_norm"] > 0 for row in rows)
     assert all(row["cut_answer_fraction"] < 0.5 for row in rows)  # any of the model's end tokens ends an answer
+
+
+def test_held_out_questions_are_answered_by_the_versions_on_record_before_and_after_training(finished):
+    folder, summary, output = finished
+    first, *_, last = rows = [json.loads(line) for line in (folder / "validation.jsonl").read_text().splitlines()]
+    assert first["step"] == 0 and last["step"] == last["version_min"] == last["version_max"] == 4
+    for row in rows:
+        assert row["answers"] == 6 and not row["errors"]
+        assert [(cell["length"], cell["questions"]) for cell in row["cells"]] == [(54, 3), (108, 3)]
+        assert 0 <= row["version_min"] <= row["version_mean"] <= row["version_max"] <= 4
+        answers = (folder / f"validation/step-{row['step']:06d}/results.jsonl").read_text().splitlines()
+        versions = [json.loads(answer)["versions"] for answer in answers]
+        assert row["version_min"] == min(versions)[0] and row["version_max"] == max(new for _, new in versions)
+        assert f"· validation after step {row['step']}: score {row['score']:.3f}" in output
+    assert (summary["validation_score_first"], summary["validation_score_last"]) == (first["score"], last["score"])
+    assert any(row["validation_share"] > 0 for row in rows_of(folder))
 
 
 def test_a_row_tells_what_the_memories_did(finished):

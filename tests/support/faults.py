@@ -21,7 +21,7 @@ from pipeline.run.checkpoints import Checkpoints
 ROOT = Path(__file__).resolve().parents[2]
 SMALL = (
     "preset=tiny train.groups_per_step=4 train.group_size=4 train.checkpoint_every=2 generator.max_sequences=64 "
-    "train.evaluation='' wandb.mode=disabled generator.timeout_s=600"
+    "train.evaluation=none train.evaluate_every=0 wandb.mode=disabled generator.timeout_s=600"
 ).split()
 
 LIMIT_S = 900  # for what takes seconds on a quiet machine: tests wait for events, and time only ends what is broken

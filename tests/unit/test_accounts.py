@@ -30,7 +30,8 @@ def run(clock) -> Accounts:
         for n in (1, 2, 3)
     ]
     config = load_training_config(["preset=tiny"])
-    return Accounts(config, lambda line: None, Ledger(1, 1, 10, 0), SimpleNamespace(bad=7), *pools)
+    validation = SimpleNamespace(tokens_computed=0)
+    return Accounts(config, lambda line: None, Ledger(1, 1, 10, 0), SimpleNamespace(bad=7), *pools, validation)
 
 
 def step(run: Accounts, clock, seconds: float, tokens: int, waited: float = 1.0, trained: float = 2.0) -> dict:
@@ -53,6 +54,18 @@ def test_a_step_lasts_from_the_end_of_the_one_before(run, clock):
     assert row["learners_waited"] == 0.25 and row["update_pause_max"] == 0.5 and run.pauses == []
     assert row["updates_total"] == 2 and row["effective_time_ratio"] == 1
     assert row["positions"] == [4] and row["rows_quarantined"] == 7
+
+
+def test_validation_has_its_share_of_what_engines_compute_in_a_step(run, clock):
+    run.training_begins()
+    record = record_of(random_group(np.random.default_rng(0), episodes=2), "g", [1.0, 0.0])
+    computed = record.prompt_tokens.total() - record.cached_tokens.total() + record.response_tokens
+    assert computed > 0 and step(run, clock, 1.0, 0)["validation_share"] == 0.0  # nothing was computed
+    run.group_done(record)
+    run.validation.tokens_computed += 3 * computed
+    assert step(run, clock, 1.0, 0)["validation_share"] == 0.75
+    run.group_done(record)
+    assert step(run, clock, 1.0, 0)["validation_share"] == 0.0
 
 
 def test_what_was_trained_in_vain_and_what_a_restart_took_is_not_effective(run, clock):

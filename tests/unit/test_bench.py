@@ -164,7 +164,7 @@ def test_a_claim_prints_its_tables_and_keeps_them(folder, monkeypatch, capsys):
     monkeypatch.setattr(length, "run", lambda settings: f"| {settings.chunk_tokens} |")
     assert bench.main(["length", "chunk_tokens=7"]) == 0
     assert capsys.readouterr().out == "| 7 |\n"
-    result = claims.kept("length")
+    (result,) = claims.kept("length")
     assert result.tables == "| 7 |" and result.command == "python -m jobs.bench length chunk_tokens=7"
     assert result.machine == measuring.machine()
 
@@ -184,6 +184,15 @@ def test_the_page_has_a_section_per_claim_with_text_command_tables_and_machine(f
         "Measured on 2 cores of a CPU, 16 GiB.",
     ]
     assert all(page.NOT_MEASURED in text for name, text in found.items() if name != "Loss")
+
+
+def test_a_claim_keeps_one_result_per_command_and_shows_all(folder):
+    for command, tables in (("loss rounds=3", "old"), ("loss", "plain"), ("loss rounds=3", "new")):
+        claims.keep("loss", Result(f"python -m jobs.bench {command}", "a machine", f"{tables} table"))
+    page.write_page()
+    text = page.sections(page.PAGE.read_text(encoding="utf-8"))["Loss"]
+    shown = [text.index(part) for part in ("bench loss\n", "plain table", "bench loss rounds=3", "new table")]
+    assert shown == sorted(shown) and "old table" not in text
 
 
 def test_an_item_of_a_list_is_wrapped_without_the_indentation_of_its_docstring():

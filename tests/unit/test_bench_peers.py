@@ -9,7 +9,7 @@ from types import ModuleType, SimpleNamespace
 
 import pytest
 
-from jobs.bench import peers, peers_trl
+from jobs.bench import endless_model, peers, peers_trl
 from jobs.bench.peers import ASYNCHRONOUS, SYNCHRONOUS, TRL, VARIANTS, Settings, Step
 from pipeline.agents.reader import Reader
 from pipeline.errors import ConfigError
@@ -91,13 +91,13 @@ def test_words_that_cannot_fit_are_an_error():
 
 
 def test_the_end_token_is_a_special_token_without_a_purpose():
-    assert peers.unused_token(byte_tokenizer(), "x") == "<|tool|>"
+    assert endless_model.unused_token(byte_tokenizer(), "x") == "<|tool|>"
     added = {0: SimpleNamespace(content="<end>", special=True), 1: SimpleNamespace(content="word", special=False)}
     plain = SimpleNamespace(
         eos_token="<end>", bos_token=None, pad_token=None, unk_token=None, added_tokens_decoder=added
     )
     with pytest.raises(ConfigError, match="model=x: its tokenizer has no special token"):
-        peers.unused_token(plain, "x")
+        endless_model.unused_token(plain, "x")
 
 
 def test_the_copy_of_the_model_is_in_float32_with_another_end_token(tmp_path):
@@ -116,7 +116,7 @@ def test_the_copy_of_the_model_is_in_float32_with_another_end_token(tmp_path):
     )
     source = LlamaForCausalLM(config).to(torch.bfloat16)
     source.save_pretrained(tmp_path / "source")
-    peers.write_model(str(tmp_path / "source"), tmp_path / "copy")
+    endless_model.write_endless_model(str(tmp_path / "source"), tmp_path / "copy")
     copy = AutoModelForCausalLM.from_pretrained(tmp_path / "copy")
     assert copy.dtype == torch.float32
     assert torch.equal(copy.lm_head.weight, source.lm_head.weight.float())

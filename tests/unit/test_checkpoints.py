@@ -82,6 +82,15 @@ def test_the_last_and_the_best_are_kept(tmp_path):
     assert checkpoints.prune(6, keep_last=1, keep_best=0) == [5, 4]
 
 
+def test_the_best_by_validation_are_kept_whatever_their_reward(tmp_path):
+    checkpoints = Checkpoints(tmp_path)
+    for step, reward in [(1, 0.9), (2, 0.1), (3, 0.5), (4, 0.2), (5, 0.3)]:
+        write(checkpoints, step, reward)
+    scores = {1: 0.2, 2: 0.8, 3: 0.8, 4: None}
+    assert checkpoints.prune(5, keep_last=1, keep_best=1, score_at=scores.get) == [4, 2, 1]  # the newer of equal ones
+    assert checkpoints.steps() == [5, 3]
+
+
 def test_those_of_a_history_that_was_left_are_not_kept_for_newer_ones(tmp_path):
     checkpoints = Checkpoints(tmp_path)
     for step in (2, 4, 6):

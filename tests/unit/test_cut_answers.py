@@ -32,12 +32,11 @@ RIGHT, WRONG = "\\boxed{ Paris }", "\\boxed{ Rome }"
     ],
 )
 def test_a_cut_answer_is_wrong_in_training_and_in_evaluation(conversations, says, answer, reward, tmp_path):
-    from actors.evaluator import Evaluator
     from actors.scoring.scorer import Scorer
+    from actors.trials import answer_row
     from pipeline.evaluation.answers import AnswerRecorder
     from pipeline.evaluation.config import EvaluationConfig
     from pipeline.evaluation.questions import Question, Trial
-    from pipeline.lease import Lease
     from pipeline.rollout.answer import Answer
     from pipeline.rollout.episodes import run_episode
     from pipeline.rollout.memory_counts import MemoryCounts
@@ -68,12 +67,9 @@ def test_a_cut_answer_is_wrong_in_training_and_in_evaluation(conversations, says
     async def evaluated():
         recorder = AnswerRecorder(responses(), Sampling(0.0), transcript=False)
         returned = recorder.answer(await Agent().run(None, recorder))
-        evaluator = Evaluator.__ray_metadata__.modified_class(
-            EvaluationConfig(), str(tmp_path), Lease(str(tmp_path), "run", "token")
-        )
         trial, problem = Trial(Question(0, "s", 1, "q", 1), "direct", 0), Problem("q", "city Rex", ("Paris",), "Rex")
         recorded = recorder.record(returned, None, None, 0, MemoryCounts())
-        return await evaluator._row(trial, problem, recorded, None, 1.0)
+        return await answer_row(EvaluationConfig(), trial, problem, recorded, None, 1.0)
 
     record, row = trained(), asyncio.run(evaluated())
     assert record.rewards.tolist() == [reward, 1.0] and record.cut_answers == cut

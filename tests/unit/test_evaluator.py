@@ -53,21 +53,19 @@ def test_synthetic_questions_need_no_file():
 
 
 def test_a_right_answer_that_was_cut_is_wrong(tmp_path):
-    from actors.evaluator import Evaluator
+    from actors.trials import answer_row
     from pipeline.config import load_config
     from pipeline.evaluation.answers import AnswerRecord
     from pipeline.evaluation.config import EvaluationConfig
     from pipeline.evaluation.questions import Question, Trial
-    from pipeline.lease import Lease
     from pipeline.problems import Problem
 
     config = load_config(["preset=eval_tiny"], EvaluationConfig)
-    evaluator = Evaluator.__ray_metadata__.modified_class(config, str(tmp_path), Lease(str(tmp_path), "", ""))
     task, problem = Trial(Question(0, "s", 1, "q", 1), "direct", 0), Problem("q", "city Rex", ("Paris",), "Rex Paris .")
 
     def scores(cut: bool) -> list:
         answer = AnswerRecord("\\boxed{ Paris }", (), 3, 1, 10, 5, cut, 0, None, ())
-        row = asyncio.run(evaluator._row(task, problem, answer, None, 1.0))
+        row = asyncio.run(answer_row(config, task, problem, answer, None, 1.0))
         metrics = ("score", "exact_match", "containment", "f1", "recall", "sub_em")
         return [row["cut"], row.get("score_if_not_cut"), *(row[name] for name in metrics)]
 

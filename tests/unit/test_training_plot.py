@@ -37,6 +37,33 @@ def test_what_is_known_of_the_memory_is_drawn(tmp_path):
     assert len(set(colours)) == len(colours) == 5
 
 
+def validation(step: int, *scores: float, version: float | None = None, sets: tuple[str, ...] = ("a", "a")) -> dict:
+    cells = [
+        {"set": name, "length": length, "score": score, "low": score - 0.1, "high": score + 0.2}
+        for name, length, score in zip(sets, (144, 8192), scores, strict=False)
+    ]
+    return {"step": step, "version_mean": step if version is None else version, "cells": cells}
+
+
+def test_validations_are_a_line_for_each_length_over_the_versions_that_answered(tmp_path):
+    rows = [validation(0, 0.2, 0.1), validation(4, 0.6, 0.5, version=5.5)]
+    figure = training_figure(History(DRAWN, rows_of([0.5] * 6)), tmp_path / "a.png", rows)
+    reward, scores = figure.axes
+    assert reward.get_title(loc="left") == "Reward" and scores.get_title(loc="left").startswith("Score")
+    assert [text.get_text() for text in scores.get_legend().get_texts()] == ["144", "8K"]
+    short, long = scores.containers
+    assert short.lines[0].get_xydata().tolist() == [[0, 0.2], [5.5, 0.6]]
+    assert long.lines[0].get_ydata().tolist() == [0.1, 0.5]
+    (bars,) = short.lines[2]
+    assert bars.get_segments()[1][:, 1].tolist() == pytest.approx([0.5, 0.8])
+
+
+def test_lines_of_several_sets_name_them(tmp_path):
+    rows = [validation(0, 0.2, 0.1, sets=("a", "b"))]
+    _, scores = training_figure(History(DRAWN, rows_of([0.5])), tmp_path / "a.png", rows).axes
+    assert [text.get_text() for text in scores.get_legend().get_texts()] == ["a 144", "b 8K"]
+
+
 def test_rewards_below_zero_have_an_axis_of_their_own(tmp_path):
     (axes,) = training_figure(History(DRAWN, rows_of([-0.5, 0.5])), tmp_path / "a.png").axes
     assert axes.get_ylim()[0] < -0.5

@@ -48,7 +48,9 @@ SEPARATE_VALUES = {
     for kind, values in VALUES.items()
 }
 
-EVALUATION_SEED = 1_000_000  # the series of evaluation problems; training draws the series run.seed, a small number
+# The series of evaluation and of validation problems; training draws the series run.seed, a small number.
+EVALUATION_SEED = 1_000_000
+VALIDATION_SEED = 2_000_000
 
 
 def synthetic_problem(seed: int, index: int, chunks: int, task: str = "chains") -> Problem:

@@ -1,0 +1,121 @@
+"""Validation: held-out questions, answered while a run trains. Its configuration, and the row of validation.jsonl."""
+
+from collections.abc import Iterable
+
+from pipeline.evaluation.config import EvaluateSection, EvaluationConfig
+from pipeline.evaluation.results import cells, length_label, memory_counts
+from pipeline.rollout.memory_counts import memory_shares
+from pipeline.run.config import TrainingConfig
+from pipeline.run.metrics import NOT_IN_NAMES
+
+
+def validation_config(config: TrainingConfig) -> EvaluationConfig:
+    """The evaluation that a run's validation repeats: the run's model, agent, scorers and generators."""
+    v = config.validation
+    return EvaluationConfig(
+        run=config.run,
+        model=config.model,
+        wandb=config.wandb,
+        agent=config.agent,
+        generator=config.generator,
+        data=v.data,
+        scorer=config.scorer,
+        evaluate=EvaluateSection(
+            methods=[config.train.method], temperature=v.temperature, top_p=v.top_p, samples=v.samples, memories=1
+        ),
+    )
+
+
+def validation_row(step: int, rows: list[dict], seconds: float) -> dict:
+    """The row of validation.jsonl for one validation.
+
+    step                 steps trained when it began
+    version_min, _max    oldest and newest weight version that wrote an answer or a memory; None: nothing was written
+    version_mean         mean over the answers, of the middle between their oldest and newest version
+    score                mean of the cells' scores: each set and length weighs equally
+    cells                for each set and length: score with its 95% interval (low, high), questions, errors, cut
+    answers, errors, cut
+    memory_…             as in metrics.jsonl
+    tokens_computed      prompt tokens that the engines computed, and response tokens
+    seconds              from the first question to the last answer
+
+    Args:
+        step: the number of steps trained when the validation began.
+        rows: the answers, as rows of results.jsonl with `versions`.
+        seconds: the time that the validation took.
+    """
+    versions = [row["versions"] for row in rows if row["versions"]]
+    found = cells(rows)
+    return {
+        "step": step,
+        "version_min": min((oldest for oldest, _ in versions), default=None),
+        "version_max": max((newest for _, newest in versions), default=None),
+        "version_mean": _mean((oldest + newest) / 2 for oldest, newest in versions),
+        "score": _mean(cell.interval.mean for cell in found),
+        "cells": [
+            {
+                "set": cell.set,
+                "length": cell.length,
+                "score": cell.interval.mean,
+                "low": cell.interval.low,
+                "high": cell.interval.high,
+                "questions": cell.questions,
+                "errors": cell.errors,
+                "cut": cell.cut,
+            }
+            for cell in found
+        ],
+        "answers": len(rows),
+        "errors": sum(row["error"] is not None for row in rows),
+        "cut": sum(row["cut"] for row in rows),
+        **memory_shares(memory_counts(rows)),
+        "tokens_computed": sum(tokens_computed(row) for row in rows),
+        "seconds": seconds,
+    }
+
+
+def tokens_computed(row: dict) -> int:
+    """The tokens that engines computed for an answer: of its prompts, those not in the prefix cache; and responses."""
+    return row["prompt_tokens_computed"] + row["response_tokens"]
+
+
+def cell_label(cell: dict, sets: int) -> str:
+    """A cell's name in figures and in wandb: its length, after its set if there are several sets."""
+    length = length_label(cell["length"])
+    return length if sets == 1 else f"{cell['set']} {length}"
+
+
+def validation_metrics(row: dict) -> dict[str, float]:
+    """The numbers of a row of validation.jsonl for wandb and Prometheus: validation_score, validation_score_<cell>, …
+
+    In a cell's name, characters that a metric's name cannot have become _.
+    """
+    sets = len({cell["set"] for cell in row["cells"]})
+    scores = {f"score_{cell_label(cell, sets)}": cell["score"] for cell in row["cells"]}
+    others = {name: value for name, value in row.items() if name not in ("step", "cells")}
+    return {
+        f"validation_{NOT_IN_NAMES.sub('_', name)}": value
+        for name, value in (others | scores).items()
+        if value is not None
+    }
+
+
+def score_curves(rows: Iterable[dict]) -> dict[str, list[tuple[float, dict]]]:
+    """For each set and length, by its label: the mean version and the cell of each validation that wrote answers."""
+    curves: dict[str, list[tuple[float, dict]]] = {}
+    for row in rows:
+        sets = len({cell["set"] for cell in row["cells"]})
+        for cell in row["cells"] if row["version_mean"] is not None else ():
+            curves.setdefault(cell_label(cell, sets), []).append((row["version_mean"], cell))
+    return curves
+
+
+def score_at(rows: Iterable[dict], step: int) -> float | None:
+    """The score of the last validation that began at a step or before it; None if there is none."""
+    before = [row for row in rows if row["step"] <= step]
+    return max(before, key=lambda row: row["step"])["score"] if before else None
+
+
+def _mean(values: Iterable[float]) -> float | None:
+    values = list(values)
+    return sum(values) / len(values) if values else None
