@@ -15,6 +15,7 @@ import traceback
 from collections.abc import Callable
 from pathlib import Path
 
+from jobs.support.demonstrations import DemonstrationsConfig, write_demonstrations
 from jobs.support.driver import asks_for_help, show_help, start_ray
 from jobs.support.filter import FilterConfig, filter_samples
 from jobs.support.run_folder import base_folder
@@ -82,13 +83,14 @@ def make_samples(kind: str, arguments: list[str]) -> int:
 # The function that makes each kind of samples: it takes the remaining arguments and returns the exit status.
 KINDS: dict[str, Callable[[list[str]], int]] = {
     **{kind: functools.partial(make_samples, kind) for kind in RECIPES},
+    "demonstrations": write_demonstrations,
     "filter": filter_samples,
 }
 
 
 def schema_of(kind: str) -> type:
     """The dataclass of a kind's keys. Its docstring describes the kind."""
-    return RECIPES.get(kind, FilterConfig)
+    return RECIPES.get(kind) or {"demonstrations": DemonstrationsConfig, "filter": FilterConfig}[kind]
 
 
 def _description(kind: str) -> str:

@@ -70,6 +70,14 @@ def encode_text(tokenizer, text: str) -> list[int]:
     return tokens
 
 
+def token_starts(tokenizer, text: str) -> list[int]:
+    """The character at which each token of `encode_text` begins. The tokenizer must be a fast one."""
+    encoded = tokenizer(
+        text, add_special_tokens=False, split_special_tokens=True, return_offsets_mapping=True, verbose=False
+    )
+    return [begin for begin, _ in encoded["offset_mapping"]]
+
+
 def encode_document(tokenizer, text: str) -> np.ndarray:
     """Encode a document of any length like `encode_text`; return int32 [N].
 

@@ -1,12 +1,17 @@
 """Follows a problem's needed facts through the memories of an episode: are they written, kept and used?
 
-A problem's metadata may list its needed facts: `needed` has their texts, `needed_at` the position of each in the
-document, in tokens from 0. Each fact builds on those before it: in a chain of two hops, the bridge comes first. If
-`hops` is 1, the facts are independent of each other.
+A problem's metadata may list its needed facts: `needed` has their texts. A memory holds a fact if it contains this text
+or, if there are `needed_values`, the fact's value, in whatever words. `needed_at` has the position of each fact in the
+document, in tokens from 0; where it is missing or counts the tokens of another tokenizer, the fact is looked for. Each
+fact builds on those before it: in a chain of two hops, the bridge comes first. If `hops` is 1, the facts are
+independent of each other.
 """
 
+import bisect
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from typing import cast
 
 import numpy as np
 
@@ -23,10 +28,14 @@ from pipeline.text import encode_text
 class NeededFact:
     """A fact without which the question cannot be answered."""
 
-    text: str
-    start: int | None  # position of its first token in the document; None: not found where the metadata say
+    sign: str  # by which a memory shows that it holds the fact: its value, or the whole text
+    start: int | None  # position of its first token in the document; None: it is not there
     length: int  # tokens
     builds_on: int  # number of preceding facts that must be known before this one is recognizable as needed
+
+    def is_in(self, memory: str) -> bool:
+        """Whether a memory holds the fact: its sign, not within a longer word or number."""
+        return re.search(rf"(?<!\w){re.escape(self.sign)}(?!\w)", memory) is not None
 
     def chunk(self, size: int) -> int | None:
         """The index of the chunk of `size` tokens that holds the whole fact.
@@ -42,23 +51,47 @@ def needed_facts(problem: Problem, document: np.ndarray, tokenizer) -> tuple[Nee
     """The needed facts of a problem in order; empty if the metadata do not list them.
 
     Args:
-        problem: the problem; its metadata may have `needed`, `needed_at` and `hops`.
-        document: the document's tokens as the agent reads them, int32 [N]. A fact that is not found at its position
-            (`needed_at` may count the tokens of another tokenizer) gets `start` None.
+        problem: the problem; its metadata may have `needed`, `needed_values`, `needed_at` and `hops`.
+        document: the document's tokens as the agent reads them, int32 [N].
         tokenizer: the tokenizer that encoded the document.
     """
-    texts, places = problem.metadata.get("needed"), problem.metadata.get("needed_at")
-    if not isinstance(texts, list) or not isinstance(places, list) or len(texts) != len(places):
-        return ()
-    if not all(isinstance(text, str) and text.strip() for text in texts) or not all(type(p) is int for p in places):
-        return ()
+    texts = _texts(problem, "needed")
+    values, places = _texts(problem, "needed_values"), problem.metadata.get("needed_at")
+    if len(values) != len(texts):
+        values = texts
+    if not isinstance(places, list) or len(places) != len(texts):
+        places = [None] * len(texts)
     facts: list[NeededFact] = []
-    for text, place in zip(texts, places, strict=True):
+    for text, value, place in zip(texts, values, places, strict=True):
         length = len(encode_text(tokenizer, text))
-        there = place >= 0 and tokenizer.decode(document[place : place + length]).strip() == text.strip()
+        if type(place) is not int or not _is_at(place, text, length, document, tokenizer):
+            place = _place_of(text, document, tokenizer)
         builds_on = 0 if problem.metadata.get("hops") == 1 else len(facts)
-        facts.append(NeededFact(text.strip(), place if there else None, length, builds_on))
+        facts.append(NeededFact(value.strip(), place, length, builds_on))
     return tuple(facts)
+
+
+def _texts(problem: Problem, name: str) -> list[str]:
+    """The texts of this name in the metadata; empty unless it is a list of texts."""
+    texts = problem.metadata.get(name)
+    are_texts = isinstance(texts, list) and all(isinstance(text, str) and text.strip() for text in texts)
+    return cast(list[str], texts) if are_texts else []
+
+
+def _is_at(place: int, text: str, length: int, document: np.ndarray, tokenizer) -> bool:
+    """Whether `text`, of `length` tokens, begins at this token of the document."""
+    return place >= 0 and tokenizer.decode(document[place : place + length]).strip() == text.strip()
+
+
+def _place_of(text: str, document: np.ndarray, tokenizer) -> int | None:
+    """The document's token at which `text` begins; None if it is not there.
+
+    The text of the first k tokens grows with k, so the place is where it first reaches beyond the text's beginning.
+    """
+    begin = tokenizer.decode(document).find(text.strip())
+    if begin < 0:
+        return None
+    return bisect.bisect_right(range(len(document)), begin, key=lambda k: len(tokenizer.decode(document[: k + 1])))
 
 
 def count_memories(
@@ -120,7 +153,7 @@ class MemoryTrace:
         length = 0 if tokens == self._empty else len(tokens)
         if self.facts:
             text = self._tokenizer.decode(tokens, skip_special_tokens=True)
-            self._follow({number for number, fact in enumerate(self.facts) if fact.text in text}, length)
+            self._follow({number for number, fact in enumerate(self.facts) if fact.is_in(text)}, length)
         self._counts += MemoryCounts(tokens=Ratio(length, 1))
 
     def _follow(self, new: set[int], length: int) -> None:

@@ -13,6 +13,8 @@ from pathlib import Path
 
 from omegaconf import MISSING
 
+from pipeline.data.documents.facts.recipe import FactsRecipe
+from pipeline.data.documents.facts.relations import FORMS
 from pipeline.data.documents.hotpotqa import HotpotqaRecipe, build_passages, is_built
 from pipeline.data.documents.ruler import RULER_TASKS, load_questions
 from pipeline.data.documents.ruler_recipe import RulerRecipe
@@ -24,6 +26,7 @@ from pipeline.errors import BadRow, DataError
 from pipeline.files import atomic_output, exists, is_file, join, list_files
 from pipeline.named_code import SPELLING
 from pipeline.problems import Problem
+from pipeline.sections import from_repository
 
 QUARANTINE = "quarantine"  # folder in the output
 BAD_PASSAGES = "passages.jsonl"  # in that folder: the distractors that cannot be used
@@ -207,7 +210,44 @@ class SyntheticSettings(Settings):
         return [SampleSet(recipe.set_name, recipe.length, "tokens", recipe, self.count) for recipe in made]
 
 
+@dataclass
+class FactsSettings(Settings):
+    """Made-up facts hidden in real prose, asked for in one hop or two: ordinary English, for a small model."""
+
+    tokenizer: str = MISSING  # counts lengths: Hugging Face folder or name
+    trust_remote_code: bool = False  # run the tokenizer's own code, if it brings any
+    tokens: list[int] = field(default_factory=lambda: [600])  # per document
+    hops: list[int] = field(default_factory=lambda: [1, 2])  # facts that a question needs: 1, 2, or both
+    count: int = 1000  # samples per number of hops and length
+    forms: str = "trained"  # what the facts say: trained, held_out (seven relations), or all
+    prose: str = "configs/prose/training.txt"  # a text file, a folder of .txt files, .json or .jsonl
+    chunk_tokens: int = 112  # agent.chunk_tokens of the run: no needed fact is cut by the end of a chunk
+
+    def faults(self) -> list[str]:
+        found = _at_least(self, 1, "count", "chunk_tokens") + _lengths(self, "tokens", 1) + _lengths(self, "hops", 1)
+        found += [f"hops={hops}; there are: 1, 2" for hops in self.hops if hops > 2]
+        if self.forms not in FORMS:
+            found.append(f"forms={self.forms!r}; there are: {', '.join(FORMS)}")
+        return super().faults() + found
+
+    def inputs(self) -> list[str]:
+        return [from_repository(self.prose)]
+
+    def sets(self, folder: str, rebuild: bool) -> list[SampleSet]:
+        made, prose, tokenizer = [], _from_anywhere(from_repository(self.prose)), _from_anywhere(self.tokenizer)
+        for hops in self.hops:
+            for tokens in self.tokens:
+                recipe = FactsRecipe(
+                    *(self.seed, tokens, hops, self.forms, prose, self.chunk_tokens, tokenizer, self.count),
+                    trust_remote_code=self.trust_remote_code,
+                )
+                recipe.sample(0)  # fail at once if the prose cannot be used, or a length is too small
+                made.append(SampleSet(recipe.set_name, tokens, "tokens", recipe, self.count))
+        return made
+
+
 RECIPES: dict[str, type[Settings]] = {
+    "facts": FactsSettings,
     "hotpotqa": HotpotqaSettings,
     "ruler_hqa": RulerHqaSettings,
     "ruler": RulerSettings,

@@ -122,14 +122,38 @@ def test_counts_add_up_and_go_through_json_and_pickle():
     assert pickle.loads(pickle.dumps(total)) == total
 
 
+@pytest.mark.parametrize("places", [{}, {"needed_at": [0, 3]}, {"needed_at": ["39"]}, {"needed_at": [36]}])
+def test_a_fact_without_its_place_is_looked_for(places):
+    words = (OTHER.split() * 24)[:72]
+    words[39:42] = FACT.split()
+    problem = Problem("p", "q", ("a",), " ".join(words), metadata={"needed": [FACT], "hops": 1} | places)
+    assert [fact.start for fact in facts_of(problem)] == [39]
+    assert traced(problem, "none", "none", FACT, FACT).counts.written == Ratio(1, 1)
+
+
+def test_a_value_shows_a_fact_whatever_the_words_around_it():
+    """Token offsets of the metadata are those of no tokenizer; the value counts as a word or number of its own."""
+    tokenizer = byte_tokenizer()
+    needed, text = "The ticket number of Ada is 366.", "I had seen little of Holmes lately. "
+    problem = Problem(
+        "p",
+        "q",
+        ("366",),
+        text * 3 + needed + " " + text,
+        metadata={"needed": [needed], "needed_values": ["366"], "needed_at": [7], "hops": 1},
+    )
+    (fact,) = needed_facts(problem, encode_document(tokenizer, problem.document), tokenizer)
+    assert fact.start == len(text * 3) and fact.length == len(needed)
+    held = ["366", "Ada's number: 366!", "(366)"]
+    assert all(map(fact.is_in, held)) and not any(map(fact.is_in, ["3661", "1366", "x366", "36 6", ""]))
+
+
 @pytest.mark.parametrize(
     "metadata",
     [
         {},
-        {"needed": [FACT]},
-        {"needed": [FACT], "needed_at": [0, 3]},
         {"needed": FACT, "needed_at": 0},
-        {"needed": [FACT], "needed_at": ["0"]},
+        {"needed": [5], "needed_at": [0]},
         {"needed": [" "], "needed_at": [0]},
         {"needed": [], "needed_at": []},
     ],
@@ -139,13 +163,11 @@ def test_unknown_needs_leave_only_the_length_known(metadata):
     assert counts.scored(1.0) == MemoryCounts(tokens=Ratio(9, 3))
 
 
-def test_a_place_counted_in_other_tokens_gives_no_chance_to_write():
-    wrong = Problem("p", "q", ("Paris",), f"{OTHER} {FACT}", metadata={"needed": [FACT], "needed_at": [0]})
-    far = Problem("p", "q", ("Paris",), f"{OTHER} {FACT}", metadata={"needed": [FACT], "needed_at": [100]})
-    for problem in (wrong, far):
-        assert traced(problem, FACT, FACT).counts == MemoryCounts(
-            kept=Ratio(1, 1), answered=Ratio(0, 1), junk=Ratio(0, 6), tokens=Ratio(6, 2)
-        )
+def test_a_fact_that_the_document_lacks_gives_no_chance_to_write():
+    problem = Problem("p", "q", ("Paris",), f"{OTHER} {OTHER}", metadata={"needed": [FACT], "needed_at": [0]})
+    assert traced(problem, FACT, FACT).counts == MemoryCounts(
+        kept=Ratio(1, 1), answered=Ratio(0, 1), junk=Ratio(0, 6), tokens=Ratio(6, 2)
+    )
 
 
 def test_another_tokenizer_counts_its_own_tokens():

@@ -71,6 +71,7 @@ def needle_sample(
         tuple(value for _, value in asked),
         document,
         tuple({"key": k, "value": v, "depth": depth(document.text, sentence(k, v))} for k, v in asked),
+        needed=tuple((sentence(key, value), value) for key, value in asked),
     )
 
 

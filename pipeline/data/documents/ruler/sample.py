@@ -10,7 +10,8 @@ class Sample:
     """A question, its gold answers and its document.
 
     `question` includes the task's introduction, so that an agent knows from the first chunk on what to look for.
-    `needles` holds what answers the question, and at what depth. `name` is the end of the problem's id, if any.
+    `needles` holds what answers the question, and at what depth; `needed` its sentences, each with the value that
+    shows it. `name` is the end of the problem's id, if any.
     """
 
     question: str
@@ -18,6 +19,7 @@ class Sample:
     document: Fitted
     needles: tuple[dict, ...] = ()
     name: tuple[str, ...] = ()
+    needed: tuple[tuple[str, str], ...] = ()
 
 
 def depth(text: str, needle: str) -> float:

@@ -36,7 +36,9 @@ def ruler_problem(
     It depends only on the arguments. The problem's `task`, the scorer's name, is "qa" for question answering and
     "values" for the rest. `metadata` holds `set` (the RULER task), `length` (the wanted tokens), `tokens` (the measured
     ones) and, except for cwe and fwe, `needles`: what answers the question, each with its `depth` by characters, 0 at
-    the beginning of the document and 1 at its end. The same index asks the same qa question at every length.
+    the beginning of the document and 1 at its end. The niah tasks also have `needed`, `needed_values` and `hops`, by
+    which pipeline/agents/memory_trace.py follows the needles through memories. The same index asks the same qa question
+    at every length.
 
     Raises:
         DataError: there is no such RULER task; its source is missing; `tokens` is too small (the message says how many
@@ -47,6 +49,9 @@ def ruler_problem(
     metadata = {"set": task, "length": tokens, "tokens": sample.document.tokens}
     if sample.needles:
         metadata["needles"] = list(sample.needles)  # a list, as when read back from a file
+    if sample.needed:
+        needed, values = map(list, zip(*sample.needed, strict=True))
+        metadata |= {"needed": needed, "needed_values": values, "hops": 1}
     return Problem(
         id="-".join(map(str, (task, tokens, seed, index, *sample.name))),
         question=sample.question,

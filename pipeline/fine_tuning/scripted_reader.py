@@ -1,0 +1,105 @@
+"""A scripted reader: it reads documents of hidden facts as a memory agent does, with given habits.
+
+Its conversations are demonstrations for fine-tuning. They have exactly the prompts of the agent "memory". A careless
+reader is a start for reinforcement learning: it shows the form, and leaves something to find out.
+"""
+
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from pipeline.agents.memory import MemoryAgent
+from pipeline.end_tokens import end_tokens
+from pipeline.errors import BadRow
+from pipeline.problems import Problem
+from pipeline.text import encode_text
+
+UNKNOWN = "unknown"
+
+
+@dataclass(frozen=True)
+class Habits:
+    """Probabilities of what the reader does with a fact of a section or of its memory.
+
+    Attributes:
+        notes: it notes a needed fact.
+        notes_misled: the same, if the section has other facts, too.
+        keeps: it keeps a needed fact.
+        notes_useless: it notes another fact.
+        keeps_useless: it keeps another fact.
+    """
+
+    notes: float
+    notes_misled: float
+    keeps: float
+    notes_useless: float
+    keeps_useless: float
+
+
+READERS = {
+    "careful": Habits(notes=1.0, notes_misled=1.0, keeps=1.0, notes_useless=0.0, keeps_useless=0.0),
+    "careless": Habits(notes=0.95, notes_misled=0.5, keeps=0.95, notes_useless=0.15, keeps_useless=0.3),
+}
+
+
+class ScriptedReader:
+    """Reads problems whose metadata list all `facts` of the document (pipeline/data/documents/facts).
+
+    Args:
+        agent: the agent whose prompts are used.
+        habits: what the reader does.
+        most_facts: facts of a memory; further ones are forgotten at random.
+    """
+
+    def __init__(self, agent: MemoryAgent, habits: Habits, most_facts: int = 3):
+        self.agent, self.habits, self.most_facts = agent, habits, most_facts
+        self.end = min(end_tokens(agent.tokenizer))
+
+    def read(self, problem: Problem, rng: random.Random) -> Iterator[tuple[list[int], list[int]]]:
+        """Yield prompt and response of each conversation, the response with its end token.
+
+        Raises:
+            BadRow: the problem cannot be read, or its metadata lack its facts.
+        """
+        agent, tokenized = self.agent, self.agent.tokenize(problem)
+        facts, needed = _facts(problem)
+        memory: list[str] = []
+        prompts, empty = agent.prompts, agent.prompts.empty_memory
+        for chunk in tokenized.chunks(agent.config.chunk_tokens):
+            text = agent.tokenizer.decode(chunk)
+            held = self._tokens(memory) or empty
+            prompt = prompts.fill("memory", problem=tokenized.question, memory=held, chunk=chunk)
+            memory = self._next(memory, [fact for fact in facts if fact in text], needed, rng)
+            yield prompt, [*(self._tokens(memory) or empty), self.end]
+        held = self._tokens(memory) or empty
+        answer = problem.answers[0] if set(needed) <= set(memory) else UNKNOWN
+        response = encode_text(agent.tokenizer, f"\\boxed{{{answer}}}")
+        yield prompts.fill("answer", problem=tokenized.question, memory=held), [*response, self.end]
+
+    def _next(self, memory: list[str], section: list[str], needed: list[str], rng: random.Random) -> list[str]:
+        """The memory after a section. What builds on an unknown fact does not look needed."""
+        habits = self.habits
+        known = sum(fact in memory for fact in needed)
+        wanted = needed[: known + 1]
+        kept = [fact for fact in memory if rng.random() < (habits.keeps if fact in needed else habits.keeps_useless)]
+        notes = habits.notes if len(section) == 1 else habits.notes_misled
+        new = [
+            fact
+            for fact in section
+            if fact not in kept and rng.random() < (notes if fact in wanted else habits.notes_useless)
+        ]
+        memory = kept + new
+        while len(memory) > self.most_facts:
+            memory.pop(rng.randrange(len(memory)))
+        return memory
+
+    def _tokens(self, memory: list[str]) -> list[int]:
+        return encode_text(self.agent.tokenizer, " ".join(memory)) if memory else []
+
+
+def _facts(problem: Problem) -> tuple[list[str], list[str]]:
+    """All facts of a document, and the needed ones in order."""
+    facts, needed = problem.metadata.get("facts"), problem.metadata.get("needed")
+    if not isinstance(facts, list) or not isinstance(needed, list):
+        raise BadRow("'metadata' lacks the facts that a scripted reader needs, as `jobs.prepare facts` writes them")
+    return [text for text, _ in facts], needed
