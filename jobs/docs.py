@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from jobs.figures.recipe import FiguresConfig
+from jobs.support.demonstrations import DemonstrationsConfig
 from jobs.support.driver import asks_for_help
 from jobs.support.filter import FilterConfig
 from jobs.support.keys import REQUIRED, WIDTH, Key, sections_of
@@ -24,6 +25,7 @@ JOBS: dict[str, type] = {
     "evaluate": EvaluationConfig,
     "fine_tune": FineTuningConfig,
     **{f"prepare {kind}": schema for kind, schema in RECIPES.items()},
+    "prepare demonstrations": DemonstrationsConfig,
     "prepare filter": FilterConfig,
     "figures": FiguresConfig,
 }

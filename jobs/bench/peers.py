@@ -17,7 +17,9 @@ share the same cores.
   `train.max_staleness` 0, "asynchronous" with 1.
 
 TRL computes a prompt once for each of its responses. Here it is computed once for the group, in the engine and in the
-learners, so the ratio grows with the group and with the prompt's share of the tokens.
+learners, so the ratio grows with the group and with the prompt's share of the tokens. Both are the paper's by default:
+groups of 16, and a prompt eleven times as long as its response, as a section of 5,000 tokens with a memory of 512 is to
+the next memory. All of the prompt is shared, as in the first turn of an episode.
 
 TRL can also generate with vLLM, but not on a CPU. In the same process, loading new weights fails, because vLLM has
 packed the first ones for the CPU; to a server, TRL sends them by NCCL, which needs GPUs.
@@ -64,8 +66,8 @@ MODEL, SAMPLES, TEMPLATE = "model", "samples.jsonl", "prompt.yaml"
 class Settings:
     model: str = "models/smollm2"  # a folder; `make smollm2` makes this one
     prompts: int = 2  # per step, one group each
-    group_size: int = 8  # responses per prompt
-    prompt_tokens: int = 384  # of each prompt
+    group_size: int = 16  # responses per prompt
+    prompt_tokens: int = 528  # of each prompt
     response_tokens: int = 48  # of each response
     micro_batch: int = 8  # conversations of one forward and backward pass of TRL; here as many tokens
     cores: int = 2  # that all processes of a side share

@@ -1,0 +1,121 @@
+"""The scripted reader: its prompts are the agent's, a careful one answers everything, a careless one has its habits."""
+
+import asyncio
+import functools
+import json
+import random
+
+import pytest
+
+from jobs.prepare import main
+from pipeline.agents.memory import MemoryAgent
+from pipeline.data.documents.facts.problem import hidden_facts_problem
+from pipeline.data.documents.facts.relations import RELATIONS
+from pipeline.data.documents.ruler import load_essay
+from pipeline.data.rows import row_of
+from pipeline.errors import BadRow
+from pipeline.fine_tuning.conversations import conversation_example
+from pipeline.fine_tuning.scripted_reader import READERS, ScriptedReader
+from pipeline.problems import Problem
+from pipeline.rewards.scoring import reward
+from pipeline.rollout.episodes import Completion
+from pipeline.sections import AgentSection
+from pipeline.text import token_starts
+from tests.support.byte_tokenizer import byte_tokenizer
+
+TOKENIZER = byte_tokenizer()
+TOKENIZER.end_tokens = {TOKENIZER.eos_token_id}
+CHUNK = 450
+AGENT = AgentSection(prompt_template="facts", chunk_tokens=CHUNK, memory_tokens=400, problem_tokens=200, window=2000)
+
+
+@functools.cache
+def problem(index: int, hops: int = 2) -> Problem:
+    prose, starts = load_essay("configs/prose/training.txt"), functools.partial(token_starts, TOKENIZER)
+    return hidden_facts_problem(0, index, 2000, hops, RELATIONS, prose, CHUNK, starts)
+
+
+def read(asked: Problem, habits: str, seed: int = 0) -> list[tuple[list[int], list[int]]]:
+    reader = ScriptedReader(MemoryAgent(TOKENIZER, AGENT), READERS[habits])
+    return list(reader.read(asked, random.Random(seed)))
+
+
+@pytest.mark.parametrize("habits", READERS)
+def test_its_prompts_are_those_of_the_agent_that_gets_its_responses(habits):
+    for index in range(8):
+        conversations = read(problem(index), habits, seed=index)
+        agent, waiting = MemoryAgent(TOKENIZER, AGENT), iter(conversations)
+
+        async def llm(prompt, max_tokens, role, waiting=waiting):
+            scripted, response = next(waiting)
+            assert prompt == scripted and len(response) <= max_tokens
+            return Completion(response, [0.0] * len(response), [0] * len(response), "stop")
+
+        asyncio.run(agent.run(agent.tokenize(problem(index)), llm))
+        assert next(waiting, None) is None
+
+
+@pytest.mark.parametrize("hops", [1, 2])
+def test_a_careful_reader_is_always_right_and_notes_nothing_else(hops):
+    for index in range(15):
+        asked = problem(index, hops)
+        *memories, (_, answer) = read(asked, "careful")
+        assert reward("qa", TOKENIZER.decode(answer[:-1]), asked.answers, {}) == 1.0
+        assert answer[-1] == TOKENIZER.eos_token_id
+        last = TOKENIZER.decode(memories[-1][1][:-1])
+        assert last == " ".join(asked.metadata["needed"])
+
+
+def test_a_careless_reader_is_right_now_and_then_and_never_makes_anything_up():
+    right = 0
+    for seed in range(150):
+        asked = problem(seed % 15)
+        *memories, (_, answer) = read(asked, "careless", seed)
+        facts = {text for text, _ in asked.metadata["facts"]}
+        for _, memory in memories:
+            text = TOKENIZER.decode(memory[:-1])
+            rest = functools.reduce(lambda left, fact: left.replace(fact, ""), facts, text)
+            assert text == "None" or not rest.strip()
+        text = TOKENIZER.decode(answer[:-1])
+        right += (scored := reward("qa", text, asked.answers, {})) == 1.0
+        assert scored or text == "\\boxed{unknown}"
+    assert 0.08 < right / 150 < 0.6
+
+
+def test_problems_without_facts_are_refused():
+    with pytest.raises(BadRow, match="jobs.prepare facts"):
+        read(Problem("p", "q", ("a",), "A text."), "careful")
+
+
+@pytest.fixture
+def model(tmp_path):
+    TOKENIZER.save_pretrained(tmp_path / "model")
+    (tmp_path / "model" / "config.json").write_text(json.dumps({"model_type": "llama", "eos_token_id": 256}))
+    return tmp_path / "model"
+
+
+def test_the_command_writes_conversations_that_fine_tuning_reads(model, tmp_path, capsys):
+    bad = {"id": "bad", "question": "q", "answers": ["a"], "document": "A text."}
+    rows = [row_of(problem(index)) for index in range(5)] + [bad]
+    (tmp_path / "facts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    arguments = [f"model.path={model}", f"data.path={tmp_path / 'facts.jsonl'}", f"output={tmp_path / 'out'}"]
+    arguments += [f"agent.{name}={getattr(AGENT, name)}" for name in ("prompt_template", "chunk_tokens", "window")]
+    arguments += [
+        "agent.problem_tokens=200",
+        "agent.memory_tokens=400",
+        "agent.answer_tokens=60",
+        "model.dtype=float32",
+    ]
+    assert main(["demonstrations", *arguments]) == 1  # one of six rows is bad
+    assert "1 of 6 rows are bad" in capsys.readouterr().err
+    assert main(["demonstrations", *arguments, "data.max_bad_share=0.2"]) == 0
+    lines = (tmp_path / "out" / "conversations.jsonl").read_text().splitlines()
+    assert f"{len(lines)} conversations of a careless reader" in capsys.readouterr().out
+    expected = [conversation for index in range(5) for conversation in read(problem(index), "careless")]
+    assert len(lines) == len(expected)
+    for line in lines:
+        assert any(conversation_example(json.loads(line), TOKENIZER, 2000).learned)
+    quarantined = (tmp_path / "out" / "quarantine" / "conversations.jsonl").read_text()
+    assert "jobs.prepare facts" in quarantined and '"bad"' in quarantined
+    assert main(["demonstrations", *arguments, "reader=perfect"]) == 2
+    assert "reader='perfect' must be one of careful, careless" in capsys.readouterr().err
