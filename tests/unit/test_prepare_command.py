@@ -22,8 +22,8 @@ def test_a_source_that_is_too_small_for_the_longest_documents_is_said_before_any
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "kinds: hotpotqa, ruler_hqa, ruler, synthetic"),
-        (["hotpot"], "kinds: hotpotqa, "),
+        ([], "kinds: facts, hotpotqa, ruler_hqa, ruler, synthetic"),
+        (["hotpot"], "kinds: facts, hotpotqa, "),
         (["hotpotqa"], "output, path"),
         (["hotpotqa", "output=o", "path=none.json"], "none.json: no such file (from "),
         (["hotpotqa", "output=o", "path=web://x/none.json"], "s3, gs, hf or file"),
