@@ -4,6 +4,7 @@ import functools
 import random
 import re
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 
@@ -21,9 +22,9 @@ PROSE = load_essay("configs/prose/training.txt")
 TOKENS, CHUNK = 2400, 450  # bytes
 
 
-def problem(index: int, hops: int = 2, forms: str = "all", tokens: int = TOKENS, seed: int = 0):
+def problem(index: int, hops: int = 2, forms: str = "all", tokens: int = TOKENS, seed: int = 0, name: str = "facts"):
     starts = functools.partial(token_starts, TOKENIZER)
-    return hidden_facts_problem(seed, index, tokens, hops, relations_of(forms), PROSE, CHUNK, starts)
+    return hidden_facts_problem(seed, index, tokens, hops, relations_of(forms), PROSE, CHUNK, starts, name)
 
 
 def pattern(text: str) -> re.Pattern:
@@ -121,7 +122,7 @@ def test_a_problem_depends_on_its_arguments_only():
     assert problem(3) == problem(3)
     others = [problem(4), problem(3, seed=1), problem(3, hops=1), problem(3, tokens=2000)]
     assert len({made.question for made in [problem(3), *others]}) == 5
-    assert len({made.id for made in [problem(3), *others]}) == 5
+    assert {made.id for made in others} == {"facts-2400-0-4", "facts-2400-1-3", "facts-2400-0-3", "facts-2000-0-3"}
 
 
 def test_a_document_that_is_too_short_is_refused():
@@ -158,4 +159,6 @@ def test_the_recipe_makes_these_problems(tmp_path):
     TOKENIZER.save_pretrained(tmp_path)
     recipe = FactsRecipe(0, TOKENS, 2, "all", "configs/prose/training.txt", CHUNK, str(tmp_path), 5)
     assert len(recipe) == 5 and recipe.set_name == "facts_2"
-    assert recipe.sample(3) == problem(3)
+    assert recipe.sample(3) == problem(3, name="facts_2") and recipe.sample(3).metadata["set"] == "facts_2"
+    held_out = replace(recipe, forms="held_out", hops=1).sample(3)
+    assert held_out == problem(3, 1, "held_out", name="facts_1_held_out")

@@ -95,12 +95,12 @@ def hidden_facts_problem(
     prose: Sequence[str],
     chunk_tokens: int,
     token_starts: TokenStarts,
+    set_name: str = "facts",
 ) -> Problem:
     """Problem number `index` of the series `seed`, with a document of 0.99 × `tokens` to `tokens` tokens.
 
     It depends only on the arguments. The prose begins at a random sentence. The needed facts stand whole in different
-    chunks, in order. `metadata` has `set` ("facts_1" or "facts_2", by hops), `length` (the wanted tokens), `hops`,
-    `needed` (the sentences), `needed_values` (the value of each), `needed_at` (its first token) and `facts`: all facts
+    chunks, in order. `metadata` has `set`, `length` (the wanted tokens), `hops`, `needed` (the sentences), `needed_values` (the value of each), `needed_at` (its first token) and `facts`: all facts
     of the document in order, each [sentence, whether it is needed].
 
     Args:
@@ -111,6 +111,7 @@ def hidden_facts_problem(
         prose: sentences.
         chunk_tokens: tokens of a chunk of the agents that will read it.
         token_starts: of the tokenizer that counts tokens.
+        set_name: the name of the problem's set.
 
     Raises:
         DataError: `tokens` is too small.
@@ -132,12 +133,12 @@ def hidden_facts_problem(
         raise DataError(f"facts: no {hops} facts fit {tokens} tokens in different chunks of {chunk_tokens} tokens")
     facts = sorted((*riddle.needed, *riddle.others), key=lambda fact: document.text.index(fact.text))
     return Problem(
-        id=f"facts-{hops}-{tokens}-{seed}-{index}",
+        id=f"{set_name}-{tokens}-{seed}-{index}",
         question=riddle.question,
         answers=(riddle.needed[-1].value,),
         document=document.text,
         metadata={
-            "set": set_name(hops),
+            "set": set_name,
             "length": tokens,
             "hops": hops,
             "needed": [fact.text for fact in riddle.needed],
@@ -146,11 +147,6 @@ def hidden_facts_problem(
             "facts": [[fact.text, fact in riddle.needed] for fact in facts],
         },
     )
-
-
-def set_name(hops: int) -> str:
-    """The set of the problems with this number of needed facts."""
-    return f"facts_{hops}"
 
 
 def _places(text: str, needed: Sequence[Fact], chunk_tokens: int, token_starts: TokenStarts) -> list[int] | None:

@@ -3,7 +3,7 @@
 import functools
 from dataclasses import dataclass
 
-from pipeline.data.documents.facts.problem import hidden_facts_problem, set_name
+from pipeline.data.documents.facts.problem import hidden_facts_problem
 from pipeline.data.documents.facts.relations import relations_of
 from pipeline.data.documents.ruler import load_essay
 from pipeline.problems import Problem
@@ -29,7 +29,7 @@ class FactsRecipe:
 
     @property
     def set_name(self) -> str:
-        return set_name(self.hops)
+        return f"facts_{self.hops}" + "_held_out" * (self.forms == "held_out")
 
     def __len__(self) -> int:
         return self.count
@@ -39,7 +39,7 @@ class FactsRecipe:
         tokenizer = load_tokenizer(self.tokenizer, self.trust_remote_code)
         return hidden_facts_problem(
             *(self.seed, index, self.tokens, self.hops, relations_of(self.forms), _prose(self.prose)),
-            *(self.chunk_tokens, functools.partial(token_starts, tokenizer)),
+            *(self.chunk_tokens, functools.partial(token_starts, tokenizer), self.set_name),
         )
 
     def row(self, index: int) -> tuple[str, object]:
