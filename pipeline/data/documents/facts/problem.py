@@ -100,8 +100,9 @@ def hidden_facts_problem(
     """Problem number `index` of the series `seed`, with a document of 0.99 × `tokens` to `tokens` tokens.
 
     It depends only on the arguments. The prose begins at a random sentence. The needed facts stand whole in different
-    chunks, in order. `metadata` has `set`, `length` (the wanted tokens), `hops`, `needed` (the sentences), `needed_values` (the value of each), `needed_at` (its first token) and `facts`: all facts
-    of the document in order, each [sentence, whether it is needed].
+    chunks, in order. `metadata` has `set`, `length` (the wanted tokens), `hops`, `needed` (the sentences),
+    `needed_values` (the value of each), `needed_at` (its first token) and `facts`: all facts of the document in order,
+    each [sentence, whether it is needed].
 
     Args:
         seed, index: name the problem.
