@@ -18,7 +18,7 @@ from pipeline.rollout.episodes import RolloutNotes
 from pipeline.sections import GenerationConfig
 from pipeline.weights.transport import FROM_DISK, Weights, WeightsLost
 
-HEARTBEAT_S = 2.0
+HEARTBEAT_S = 10.0  # between heartbeats; with a short generator.stall_s a tenth of it
 DRAINING_S = 2.0  # between checks for draining nodes
 TOKENS_WAIT_S = 5.0
 
@@ -97,6 +97,7 @@ class GeneratorPool(Pool):
         self._weights = FROM_DISK
         self._published = asyncio.Condition()
         self._draining: set[str] = set()  # nodes
+        self._drained = asyncio.Condition()  # `_draining` has changed: rarer than `_changed`, for all members at once
         self._tokens_of_the_gone = 0
         self.engine_version = ""
 
@@ -281,11 +282,11 @@ class GeneratorPool(Pool):
                     await member.actor.heartbeat.remote()
             except TimeoutError:
                 raise Hung(f"hung: its engine did nothing for generator.stall_s={limit:g}") from None
-            await asyncio.sleep(HEARTBEAT_S)
+            await asyncio.sleep(min(HEARTBEAT_S, limit / 10))
 
     async def _until_drained(self, member: Member) -> None:
-        async with self._changed:
-            await self._changed.wait_for(lambda: member.node in self._draining)
+        async with self._drained:
+            await self._drained.wait_for(lambda: member.node in self._draining)
 
     async def _drain(self, name: str, member: Member) -> None:
         """Let open conversations finish, for at most generator.drain_s seconds."""
@@ -305,7 +306,7 @@ class GeneratorPool(Pool):
             with contextlib.suppress(RayError, OSError):  # the cluster's head may be unreachable for a while
                 draining = await asyncio.to_thread(draining_nodes)
             if draining != self._draining:
-                async with self._changed:
+                async with self._drained:
                     self._draining = draining
-                    self._changed.notify_all()
+                    self._drained.notify_all()
             await asyncio.sleep(DRAINING_S)

@@ -26,7 +26,8 @@ from pipeline.run.metrics import UpdateResult
 from pipeline.weights.transport import Weights
 
 START_LIMIT_S = 3600.0  # limit without progress while a model loads
-PROGRESS_S = 5.0  # between checks of the ranks' progress
+PROGRESS_S = 30.0  # between checks of the ranks' progress; with a short limit a tenth of it
+ANSWER_S = 5.0  # limit for a rank's answer about its progress
 
 
 class GangLost(RuntimeError):
@@ -155,7 +156,7 @@ class Gang:
             progress = await asyncio.gather(*map(_progress_of, self.ranks))
             if progress != seen:
                 seen, since = progress, time.monotonic()
-            await asyncio.sleep(PROGRESS_S)
+            await asyncio.sleep(min(PROGRESS_S, limit_s / 10))
 
 
 async def _all_of(calls: list[ray.ObjectRef], return_exceptions: bool = False) -> list:
@@ -165,7 +166,7 @@ async def _all_of(calls: list[ray.ObjectRef], return_exceptions: bool = False) -
 async def _progress_of(rank) -> int | None:
     """A rank's progress; None if it does not answer."""
     try:
-        async with asyncio.timeout(PROGRESS_S):
+        async with asyncio.timeout(ANSWER_S):
             return await rank.progress.remote()
     except (TimeoutError, *DIED):
         return None

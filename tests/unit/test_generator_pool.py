@@ -86,11 +86,11 @@ def test_work_is_to_blame_only_for_a_generator_that_died_or_hung_of_itself(tiny_
             pool.rollout("generator-0", "group") if kind == "rollout" else pool.answer("question")
         )
         await asyncio.sleep(0.005)
-        async with pool._changed:
+        async with pool._drained:
             if "drained" in ends:
                 pool._draining = {"a node"}
             if "too long" in ends:
-                pool._changed.notify_all()
+                pool._drained.notify_all()
         if "dies" in ends:
             actor.kill()
         with pytest.raises(module.GeneratorLost) as error:
