@@ -16,7 +16,7 @@ import ray
 
 from actors.generation.generator_pool import GeneratorLost, GeneratorPool
 from actors.job_actor import CLOSING_S, JobActor, Outcome
-from actors.trials import Trials, answer_row
+from actors.trials import TrialRunner, answer_row
 from actors.wandb_run import WandbRun
 from pipeline.data.quarantine import Quarantine
 from pipeline.errors import DataError, RunFailed, reason_of
@@ -49,7 +49,7 @@ class Evaluator(JobActor):
         self.successes: LineFile | None = None
         self.rows: list[dict] = []  # rows of results.jsonl, with the columns `KEPT`
         self.pool: GeneratorPool | None = None
-        self.trials: Trials | None = None
+        self.runner: TrialRunner | None = None
         self.progress: Progress | None = None
         self.wandb: WandbRun | None = None
         self.wandb_place = ""
@@ -60,7 +60,7 @@ class Evaluator(JobActor):
         self._tracking: asyncio.Future | None = None
 
     async def stop(self) -> None:
-        """End the evaluation now. Trials in progress are repeated when it is resumed."""
+        """End the evaluation now. TrialRunner in progress are repeated when it is resumed."""
         self.say("· stopping")
         await super().stop()
 
@@ -89,7 +89,7 @@ class Evaluator(JobActor):
             outcome.status,
             self.rows,
             seconds=seconds,
-            failures=self.trials.failures if self.trials else Counter(),
+            failures=self.runner.failures if self.runner else Counter(),
             engine_version=self.engine_version,
             rows_quarantined=self.quarantine.bad,
             wandb_run=self.wandb_place,
@@ -172,7 +172,7 @@ class Evaluator(JobActor):
         self.say(f"· starting {c.generator.count} generator(s) (vLLM)")
         self.say_what_is_missing([(c.generator, c.generator.count)])
         self.pool = GeneratorPool(c, self.say)
-        self.trials = Trials(c, self.source, self.pool)
+        self.runner = TrialRunner(c, self.source, self.pool)
         self.spawn(self.pool.run())
         await self.unless_failed(
             self.start_all(
@@ -196,11 +196,11 @@ class Evaluator(JobActor):
         """Run one trial after the other."""
         while True:
             trial = await self._waiting.get()
-            async with self._room.of(ALONE if self.trials.is_suspect(trial) else trial.question.size):
+            async with self._room.of(ALONE if self.runner.is_suspect(trial) else trial.question.size):
                 begin = time.monotonic()
-                problem = await self.trials.problem(trial)
+                problem = await self.runner.problem(trial)
                 try:
-                    answer, error = await self.trials.answer(trial, problem, trial.number)
+                    answer, error = await self.runner.answer(trial, problem, trial.number)
                 except GeneratorLost:
                     self._waiting.put_nowait(trial)  # any generator may run it
                     continue

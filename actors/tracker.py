@@ -24,6 +24,7 @@ from ray.util.metrics import Gauge
 from actors.lifecycle.cluster import was_started_again
 from actors.wandb_run import WandbRun
 from pipeline.errors import reason_of
+from pipeline.evaluation.results import SURROGATES
 from pipeline.files import write_text
 from pipeline.rollout.episodes import EpisodeGroup, GroupRecord
 from pipeline.run.config import TrainingConfig
@@ -125,6 +126,7 @@ class Tracker:
             self._validations.append(row)
         news = self._try(VALIDATION, self._write_validations)
         lines = "".join(json.dumps(answer, ensure_ascii=False) + "\n" for answer in answers)
+        lines = lines.encode(errors=SURROGATES).decode()
         file = self.folder / ANSWERS / f"step-{row['step']:06d}" / "results.jsonl"
         news += self._try(ANSWERS, lambda: write_text(file, lines))
         self._lost[ANSWERS] += ANSWERS in self._failing

@@ -20,7 +20,7 @@ from pipeline.rollout.episodes import Sampling
 from pipeline.run.ledger import SUSPECT_DEATHS
 
 
-class Trials:
+class TrialRunner:
     """Lives in a job actor.
 
     Args:

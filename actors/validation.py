@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Awaitable, Callable
 
 from actors.generation.generator_pool import GeneratorLost, GeneratorPool
-from actors.trials import Trials, answer_row
+from actors.trials import TrialRunner, answer_row
 from pipeline.data.quarantine import Quarantine
 from pipeline.errors import DataError, reason_of
 from pipeline.evaluation.questions import Trial, open_source, read_questions, trials
@@ -56,7 +56,7 @@ class Validation:
         self._number, self._report = number, report
         self.rows: list[dict] = []
         self.tokens_computed = 0
-        self._trials: Trials | None = None
+        self._runner: TrialRunner | None = None
         self._questions: list[Trial] = []
         self._running: asyncio.Task | None = None
         self._step = 0  # at which the running validation began
@@ -74,7 +74,7 @@ class Validation:
         if self._quarantine.bad:
             where = self._quarantine.path.name
             self._say(f"· validation.data: {self._quarantine.bad} bad rows; their reasons are in {where}")
-        self._questions, self._trials = list(trials(found, self._config)), Trials(self._config, source, self._pool)
+        self._questions, self._runner = list(trials(found, self._config)), TrialRunner(self._config, source, self._pool)
 
     def begin(self, step: int) -> None:
         """Begin a validation if one is due after `step` steps."""
@@ -154,7 +154,7 @@ class Validation:
 
     async def _answer(self, trial: Trial, number: int) -> dict:
         """Ask a question until a generator answers it; return its row of results.jsonl."""
-        begin, asked = time.monotonic(), self._trials
+        begin, asked = time.monotonic(), self._runner
         problem = await asked.problem(trial)
         while True:
             try:

@@ -84,6 +84,13 @@ def test_a_full_disk_puts_a_row_off_and_what_is_not_written_is_counted(start, tm
     assert [row["step"] for row in rows(tmp_path)] == [0, 4]
 
 
+def test_half_a_surrogate_pair_in_an_answer_is_written(start, tmp_path):
+    row, answers = validation(0)
+    answers[0]["answer"] = "\ud800"
+    assert start().validated(row, answers) == []
+    assert "\\ud800" in (tmp_path / "validation/step-000000/results.jsonl").read_text()
+
+
 def test_a_torn_last_line_is_no_row(start, tmp_path):
     start().validated(*validation(0))
     with (tmp_path / "validation.jsonl").open("a") as file:

@@ -217,11 +217,11 @@ def test_a_validation_that_fails_ends_neither_the_run_nor_the_next_one(tmp_path)
         run = Run(tmp_path)
         await run.validation.open()
         run.pool.let.set()
-        there, run.validation._trials.source = run.validation._trials.source, None
+        there, run.validation._runner.source = run.validation._runner.source, None
         run.validation.begin(0)
         await turns(lambda: run.said)
         assert run.said[0].startswith("· the validation after step 0 failed, and the run continues: ")
-        run.validation._trials.source = there
+        run.validation._runner.source = there
         run.validation.begin(4)
         await turns(lambda: run.steps)
         assert run.steps == [4]
