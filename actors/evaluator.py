@@ -60,7 +60,7 @@ class Evaluator(JobActor):
         self._tracking: asyncio.Future | None = None
 
     async def stop(self) -> None:
-        """End the evaluation now. TrialRunner in progress are repeated when it is resumed."""
+        """End the evaluation now. Trials in progress are repeated when it is resumed."""
         self.say("· stopping")
         await super().stop()
 

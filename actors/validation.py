@@ -154,11 +154,11 @@ class Validation:
 
     async def _answer(self, trial: Trial, number: int) -> dict:
         """Ask a question until a generator answers it; return its row of results.jsonl."""
-        begin, asked = time.monotonic(), self._runner
-        problem = await asked.problem(trial)
+        begin, runner = time.monotonic(), self._runner
+        problem = await runner.problem(trial)
         while True:
             try:
-                answer, error = await asked.answer(trial, problem, number)
+                answer, error = await runner.answer(trial, problem, number)
                 break
             except GeneratorLost:
                 continue  # any generator may answer
