@@ -18,6 +18,7 @@ BY_NAME = {
     "max_bad_share": (0, 1),
     "max_failed_share": (0, 1),
     "max_share": (0, 1),
+    "idle_share": (0, 1),
     "gpu_memory_share": (0, 1),
     "decay_share": (0, 1),
     "overlong_share": (0, 1),

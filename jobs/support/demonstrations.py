@@ -37,6 +37,8 @@ class DemonstrationsConfig(GenerationConfig):
     scorer: ScoringSection = field(default_factory=ScoringSection)
     output: str = MISSING  # folder for conversations.jsonl
     reader: str = "careless"  # careful (no mistakes), or careless (a start for reinforcement learning)
+    # share of the conversations with an empty memory and nothing noted that is written: there are many, and easy ones
+    idle_share: float = 0.25
 
 
 def write_demonstrations(arguments: list[str]) -> int:
@@ -76,13 +78,15 @@ def _write(config: DemonstrationsConfig, folder: Path) -> int:
     source, count = SampleFiles.open(config.data.path, row_rules(config)), 0
     with atomic_output(str(folder / "conversations.jsonl")) as partial, partial.open("w", encoding="utf-8") as output:
         for index, problem in read_samples(source, quarantine):
+            rng = random.Random(f"{config.run.seed}/{problem.id}")
             try:
-                conversations = list(reader.read(problem, random.Random(f"{config.run.seed}/{problem.id}")))
+                conversations = list(reader.read(problem, rng))
             except BadRow as error:
                 quarantine.add(problem.id, str(error), source.row(index)[1])
                 continue
-            for prompt, response in conversations:
-                output.write(json.dumps({"prompt_tokens": prompt, "response_tokens": response}) + "\n")
-            count += len(conversations)
+            for prompt, response, idle in conversations:
+                if not idle or rng.random() < config.idle_share:
+                    output.write(json.dumps({"prompt_tokens": prompt, "response_tokens": response}) + "\n")
+                    count += 1
         quarantine.finish()
     return count

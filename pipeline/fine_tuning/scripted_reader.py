@@ -38,7 +38,7 @@ class Habits:
 
 READERS = {
     "careful": Habits(notes=1.0, notes_misled=1.0, keeps=1.0, notes_useless=0.0, keeps_useless=0.0),
-    "careless": Habits(notes=0.95, notes_misled=0.5, keeps=0.95, notes_useless=0.15, keeps_useless=0.3),
+    "careless": Habits(notes=0.95, notes_misled=0.85, keeps=0.75, notes_useless=0.1, keeps_useless=0.3),
 }
 
 
@@ -55,8 +55,10 @@ class ScriptedReader:
         self.agent, self.habits, self.most_facts = agent, habits, most_facts
         self.end = min(end_tokens(agent.tokenizer))
 
-    def read(self, problem: Problem, rng: random.Random) -> Iterator[tuple[list[int], list[int]]]:
-        """Yield prompt and response of each conversation, the response with its end token.
+    def read(self, problem: Problem, rng: random.Random) -> Iterator[tuple[list[int], list[int], bool]]:
+        """Yield each conversation: its prompt, its response with the end token, and whether it is idle.
+
+        A conversation is idle if the memory was empty and stays so: most sections of a document have nothing to note.
 
         Raises:
             BadRow: the problem cannot be read, or its metadata lack its facts.
@@ -69,12 +71,12 @@ class ScriptedReader:
             text = agent.tokenizer.decode(chunk)
             held = self._tokens(memory) or empty
             prompt = prompts.fill("memory", problem=tokenized.question, memory=held, chunk=chunk)
-            memory = self._next(memory, [fact for fact in facts if fact in text], needed, rng)
-            yield prompt, [*(self._tokens(memory) or empty), self.end]
+            before, memory = memory, self._next(memory, [fact for fact in facts if fact in text], needed, rng)
+            yield prompt, [*(self._tokens(memory) or empty), self.end], not before and not memory
         held = self._tokens(memory) or empty
         answer = problem.answers[0] if set(needed) <= set(memory) else UNKNOWN
         response = encode_text(agent.tokenizer, f"\\boxed{{{answer}}}")
-        yield prompts.fill("answer", problem=tokenized.question, memory=held), [*response, self.end]
+        yield prompts.fill("answer", problem=tokenized.question, memory=held), [*response, self.end], False
 
     def _next(self, memory: list[str], section: list[str], needed: list[str], rng: random.Random) -> list[str]:
         """The memory after a section. What builds on an unknown fact does not look needed."""

@@ -35,7 +35,7 @@ def problem(index: int, hops: int = 2) -> Problem:
     return hidden_facts_problem(0, index, 2000, hops, RELATIONS, prose, CHUNK, starts)
 
 
-def read(asked: Problem, habits: str, seed: int = 0) -> list[tuple[list[int], list[int]]]:
+def read(asked: Problem, habits: str, seed: int = 0) -> list[tuple[list[int], list[int], bool]]:
     reader = ScriptedReader(MemoryAgent(TOKENIZER, AGENT), READERS[habits])
     return list(reader.read(asked, random.Random(seed)))
 
@@ -47,7 +47,7 @@ def test_its_prompts_are_those_of_the_agent_that_gets_its_responses(habits):
         agent, waiting = MemoryAgent(TOKENIZER, AGENT), iter(conversations)
 
         async def llm(prompt, max_tokens, role, waiting=waiting):
-            scripted, response = next(waiting)
+            scripted, response, _ = next(waiting)
             assert prompt == scripted and len(response) <= max_tokens
             return Completion(response, [0.0] * len(response), [0] * len(response), "stop")
 
@@ -59,7 +59,7 @@ def test_its_prompts_are_those_of_the_agent_that_gets_its_responses(habits):
 def test_a_careful_reader_is_always_right_and_notes_nothing_else(hops):
     for index in range(15):
         asked = problem(index, hops)
-        *memories, (_, answer) = read(asked, "careful")
+        *memories, (_, answer, _) = read(asked, "careful")
         assert reward("qa", TOKENIZER.decode(answer[:-1]), asked.answers, {}) == 1.0
         assert answer[-1] == TOKENIZER.eos_token_id
         last = TOKENIZER.decode(memories[-1][1][:-1])
@@ -70,10 +70,11 @@ def test_a_careless_reader_is_right_now_and_then_and_never_makes_anything_up():
     right = 0
     for seed in range(150):
         asked = problem(seed % 15)
-        *memories, (_, answer) = read(asked, "careless", seed)
+        *memories, (_, answer, _) = read(asked, "careless", seed)
         facts = {text for text, _ in asked.metadata["facts"]}
-        for _, memory in memories:
+        for prompt, memory, idle in memories:
             text = TOKENIZER.decode(memory[:-1])
+            assert idle == (text == "None" and "\nMemory: None\n" in TOKENIZER.decode(prompt))
             rest = functools.reduce(lambda left, fact: left.replace(fact, ""), facts, text)
             assert text == "None" or not rest.strip()
         text = TOKENIZER.decode(answer[:-1])
@@ -108,13 +109,16 @@ def test_the_command_writes_conversations_that_fine_tuning_reads(model, tmp_path
     ]
     assert main(["demonstrations", *arguments]) == 1  # one of six rows is bad
     assert "1 of 6 rows are bad" in capsys.readouterr().err
-    assert main(["demonstrations", *arguments, "data.max_bad_share=0.2"]) == 0
+    assert main(["demonstrations", *arguments, "data.max_bad_share=0.2", "idle_share=1"]) == 0
     lines = (tmp_path / "out" / "conversations.jsonl").read_text().splitlines()
     assert f"{len(lines)} conversations of a careless reader" in capsys.readouterr().out
     expected = [conversation for index in range(5) for conversation in read(problem(index), "careless")]
     assert len(lines) == len(expected)
     for line in lines:
         assert any(conversation_example(json.loads(line), TOKENIZER, 2000).learned)
+    assert main(["demonstrations", *arguments, "data.max_bad_share=0.2", "idle_share=0"]) == 0
+    there = (tmp_path / "out" / "conversations.jsonl").read_text().splitlines()
+    assert len(there) == sum(not idle for _, _, idle in expected) < len(lines)
     quarantined = (tmp_path / "out" / "quarantine" / "conversations.jsonl").read_text()
     assert "jobs.prepare facts" in quarantined and '"bad"' in quarantined
     assert main(["demonstrations", *arguments, "reader=perfect"]) == 2
