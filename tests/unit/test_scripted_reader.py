@@ -118,7 +118,12 @@ def test_the_command_writes_conversations_that_fine_tuning_reads(model, tmp_path
         assert any(conversation_example(json.loads(line), TOKENIZER, 2000).learned)
     assert main(["demonstrations", *arguments, "data.max_bad_share=0.2", "idle_share=0"]) == 0
     there = (tmp_path / "out" / "conversations.jsonl").read_text().splitlines()
-    assert len(there) == sum(not idle for _, _, idle in expected) < len(lines)
+
+    def is_idle(line: str) -> bool:
+        prompt, response = (TOKENIZER.decode(json.loads(line)[name]) for name in ("prompt_tokens", "response_tokens"))
+        return "\nMemory: None\n" in prompt and response == "None<|end|>"
+
+    assert there == [line for line in lines if not is_idle(line)] != lines
     quarantined = (tmp_path / "out" / "quarantine" / "conversations.jsonl").read_text()
     assert "jobs.prepare facts" in quarantined and '"bad"' in quarantined
     assert main(["demonstrations", *arguments, "reader=perfect"]) == 2
