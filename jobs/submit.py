@@ -41,7 +41,8 @@ TRAIN = ("python", "-m", "jobs.train")
 # Ray kills a stopped job after three seconds unless told otherwise; saving a checkpoint takes longer. The job's
 # supervisor reads this from the job's own runtime environment, so it holds on any cluster.
 STOP_WAIT_S = 120
-PATH_KEYS = ("model.path", "data.path")
+PATH_KEYS = ("model.path", "data.path", "validation.data.path")
+FOLDER_KEYS = ("data.passage_folders", "validation.data.passage_folders")
 
 
 class SubmissionError(RuntimeError):
@@ -247,8 +248,10 @@ def whole_paths(config: TrainingConfig, working_dir: Path) -> list[str]:
     given = [f"{key}={whole_path(str(path))}" for key, path in paths.items() if path.exists()]
     evaluation = whole_evaluation(config.train.evaluation, working_dir)
     given += [f"train.evaluation={json.dumps(evaluation)}"] * (evaluation.split() != config.train.evaluation.split())
-    folders = [f if "://" in f else str((working_dir / f).resolve()) for f in config.data.passage_folders]
-    return given + [f"data.passage_folders={json.dumps(folders)}"] * bool(folders)
+    for key in FOLDER_KEYS:
+        if folders := [f if "://" in f else str((working_dir / f).resolve()) for f in attrgetter(key)(config)]:
+            given.append(f"{key}={json.dumps(folders)}")
+    return given
 
 
 def report(run: Path) -> str | None:

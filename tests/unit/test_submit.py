@@ -132,6 +132,15 @@ def test_files_are_given_by_their_whole_path(tmp_path):
     ]
 
 
+def test_files_of_held_out_questions_are_given_by_their_whole_path(tmp_path):
+    (tmp_path / "held-out.jsonl").touch()
+    arguments = ["preset=tiny", "model.path=some/name", "validation.data.source=file"]
+    arguments += ["validation.data.path=held-out.jsonl", "validation.data.passage_folders=[shared]"]
+    given = whole_paths(load_training_config(arguments), tmp_path)
+    data = load_training_config([*arguments, *given]).validation.data
+    assert data.path == str(tmp_path / "held-out.jsonl") and data.passage_folders == [f"{tmp_path}/shared"]
+
+
 def test_preset_files_are_given_by_their_whole_path(tmp_path):
     (tmp_path / "mine.yaml").touch()
     (tmp_path / "link.yaml").symlink_to("elsewhere/mine.yaml")  # it names its base beside itself
