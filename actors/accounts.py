@@ -169,10 +169,10 @@ class Accounts:
         return validation / max(1, validation + self._computed - self._computed_before)
 
     async def watch(self) -> None:
-        """Report where groups and actors stand whenever no step was done for `SILENCE_S`. Runs forever."""
+        """Report where groups and actors stand whenever no step was done for `SILENCE_S`, until the last step."""
         c, ledger = self.config, self.ledger
         step, since = ledger.step, time.monotonic()
-        while True:
+        while ledger.step < c.train.steps:
             await asyncio.sleep(SILENCE_S / 4)
             if ledger.step != step:
                 step, since = ledger.step, time.monotonic()

@@ -12,6 +12,7 @@ coordinator dies, Ray restarts it, and it resumes from the last checkpoint with 
 """
 
 import asyncio
+import contextlib
 import time
 from collections.abc import Awaitable, Callable
 from typing import cast
@@ -35,7 +36,7 @@ from pipeline.data.problem_stream import START
 from pipeline.data.quarantine import Quarantine, withdrawn_ids
 from pipeline.errors import RunFailed, reason_of
 from pipeline.lease import Lease
-from pipeline.run.checkpoints import RunState
+from pipeline.run.checkpoints import RunState, Scores
 from pipeline.run.config import TrainingConfig
 from pipeline.run.report import run_summary
 from pipeline.storage import LineFile
@@ -62,18 +63,15 @@ class Coordinator(JobActor):
         journal = Journal.remote()
         self.generators = self.GENERATORS(config, self.say, journal, self._generator_joined, self._generator_left)
         self.scorers = ScorerPool(config, self.say)
-        self.learners = self.LEARNERS(config, self.folder, lease.run, self.say)
+        self.learners = self.LEARNERS(config, self.folder, lease.run, self.say, self._scores)
         self.groups = Groups(config, self.say, journal, self.quarantine, self.generators.versions)
         self.validation_quarantine = LineFile(self.folder / "quarantine-validation.jsonl", self.storage)
+        ledger = self.groups.ledger
         self.validation = Validation(
-            *(config, self.say, self.validation_quarantine, self.generators),
-            number=lambda: self.groups.ledger.numbered,
-            report=lambda row, answers: self.reports.report_validation(cast(Tracking, self.tracker), row, answers),
+            config, self.say, self.validation_quarantine, self.generators, ledger, self._report_validation
         )
-        self.accounts = Accounts(
-            *(config, self.say, self.groups.ledger, self.quarantine),
-            *(self.generators, self.scorers, self.learners, self.validation),
-        )
+        pools = self.generators, self.scorers, self.learners
+        self.accounts = Accounts(config, self.say, ledger, self.quarantine, *pools, self.validation)
         self.rollouts = Rollouts(config, self.groups, self.generators, self.scorers, self.accounts, self.spawn)
         self.reports = StepReports(config, self.say)
         self.wandb_run = self.wandb_id = ""
@@ -118,6 +116,7 @@ class Coordinator(JobActor):
         return "interrupted" if self._stop.is_set() and self.step < self.config.train.steps else "completed"
 
     async def put_away(self, outcome: Outcome) -> dict[str, int]:
+        self.validation.cancel()
         try:
             if not self.lease_lost:
                 await self._save_the_last()
@@ -183,6 +182,7 @@ class Coordinator(JobActor):
             self.spawn(pool.run())
         parts = {
             "data": reading,
+            "held-out questions": self._open_validation(),
             "learners (DeepSpeed)": learners,
             "generators (vLLM)": self.generators.ready(),
             "scorers": self.scorers.ready(),
@@ -199,8 +199,12 @@ class Coordinator(JobActor):
         except OSError as error:
             raise RunFailed(f"the quarantine of this run so far cannot be read: {reason_of(error)}") from error
         await self.groups.open_data(state, withdrawn)
-        await self.validation.open()
         self.spawn(self.rollouts.run())
+
+    async def _open_validation(self) -> None:
+        with contextlib.suppress(OSError):  # reading finds the same bad rows again
+            await self.stored(self.validation_quarantine.path.unlink, True, limit_s=OPENING_S)
+        await self.validation.open()
 
     async def _begin_tracking(self) -> None:
         try:
@@ -230,7 +234,6 @@ class Coordinator(JobActor):
 
     async def close(self, summary: dict) -> None:
         self.cancel_all()
-        self.validation.cancel()
         closing = [pool.close() for pool in (self.generators, self.scorers, self.learners)]
         closing += [self.tracker.finish(summary)] if self.tracker and not self.lease_lost else []
         await self.close_all(closing)
@@ -246,14 +249,27 @@ class Coordinator(JobActor):
 
     async def _train(self) -> None:
         self.accounts.training_begins()
-        self.validation.begin(self.step)
-        while self.step < self.config.train.steps and not self._stop.is_set():
+        self.validation.begin()
+        while not self._stop.is_set():
             try:
-                await self._train_on(await self._unless_stopped(self.groups.take()))
+                if self.step < self.config.train.steps:
+                    await self._train_on(await self._unless_stopped(self.groups.take()))
+                    continue
+                if self.step != self.learners.saved_step:  # before the last validation, which may take long
+                    await self._save()
+                    await self.learners.saved()
+                break
             except GangLost as error:
                 await self._go_back(str(error))
-        if not self._stop.is_set():
-            await self._unless_stopped(self.validation.finish(self.step))
+        if self.config.train.evaluate_every and not self._stop.is_set():
+            await self._unless_stopped(self.validation.finish())
+            await self.learners.prune()  # now that the last checkpoint has its score
+
+    def _scores(self) -> Scores | None:
+        return self.validation.scores() if self.config.train.evaluate_every else None
+
+    async def _report_validation(self, row: dict, answers: list[dict]) -> None:
+        await self.reports.report_validation(cast(Tracking, self.tracker), row, answers)
 
     async def _train_on(self, step: Step) -> None:
         """Train one step. If groups of it were lost, nothing is trained and they are remade."""
@@ -269,13 +285,13 @@ class Coordinator(JobActor):
         weights = await self.learners.publish(ledger.version + 1)
         self.groups.step_done(step)
         await self.generators.publish(weights)
-        self.validation.begin(self.step)
+        self.validation.begin()
         for pool in (self.generators, self.scorers, self.learners):
             pool.work_done()
         self.check_lease()
         row = self.accounts.step_done(step, updates, waited, trained)
         await self.reports.report(cast(Tracking, self.tracker), row, step)
-        self.say_of(self.quarantine_file)
+        self.say_of(self.quarantine_file, self.validation_quarantine)
         self.reports.check_updates(self.step, step, updates)
         if self.step % self.config.train.checkpoint_every == 0:
             await self._save()
@@ -295,11 +311,11 @@ class Coordinator(JobActor):
         self.accounts.steps_lost += self.step - step
         self.say(f"· {why}; going back from step {self.step} to step {step}")
         self.groups.roll_back(step, checkpoint.state.cursor if checkpoint else START)
+        self.validation.roll_back(step)
         await self.tracker.roll_back(step)
         self.accounts.roll_back(step)
-        self.validation.roll_back(step)
         await self._unless_stopped(self._start_learners())
-        self.validation.begin(self.step)
+        self.validation.begin()
         self.say(f"· learners are back after {time.monotonic() - begin:.0f} s")
         self.accounts.step_begins()
 
@@ -344,7 +360,7 @@ class Coordinator(JobActor):
             withdrawn=self.groups.problems.withdrawn,
             reward=self.accounts.done.reward_after(self.learners.saved_step),
         )
-        await self.learners.save(state, self.validation.score_at if self.config.train.evaluate_every else None)
+        await self.learners.save(state)
 
     async def _save_the_last(self) -> None:
         """Save the last step unless it is already saved. Raises `RunFailed` if it cannot be saved."""

@@ -16,7 +16,7 @@ import ray
 
 from actors.generation.generator_pool import GeneratorLost, GeneratorPool
 from actors.job_actor import CLOSING_S, JobActor, Outcome
-from actors.trials import TrialRunner, answer_row
+from actors.trials import DOCUMENTS_UNDER_WAY, Room, TrialRunner, answer_row
 from actors.wandb_run import WandbRun
 from pipeline.data.quarantine import Quarantine
 from pipeline.errors import DataError, RunFailed, reason_of
@@ -33,7 +33,6 @@ PROGRESS_EVERY_S = 5.0
 PROGRESS_AT_LEAST_S = 60.0  # even if no answer has arrived
 TABLES_S = 600.0  # limit for computing and writing tables and figures
 OPENING_S = 60.0  # limit for reading the files of a resumed evaluation
-DOCUMENTS_UNDER_WAY = 1 << 30  # characters in all documents being read at once
 ALONE = DOCUMENTS_UNDER_WAY + 1  # a size that leaves no room for other documents
 KEPT = (*KEY, *SCORES, "task", "error", "cut", "document_tokens", "memory_trace")  # columns that the tables need
 
@@ -172,7 +171,7 @@ class Evaluator(JobActor):
         self.say(f"· starting {c.generator.count} generator(s) (vLLM)")
         self.say_what_is_missing([(c.generator, c.generator.count)])
         self.pool = GeneratorPool(c, self.say)
-        self.runner = TrialRunner(c, self.source, self.pool)
+        self.runner = TrialRunner(c, lambda index: asyncio.to_thread(self.source.sample, index), self.pool.answer)
         self.spawn(self.pool.run())
         await self.unless_failed(
             self.start_all(
@@ -256,23 +255,3 @@ class Evaluator(JobActor):
             self.wandb.log(row)
         await asyncio.to_thread(self.wandb.finish, summary)
         self._say_news()
-
-
-class Room:
-    """Admits work while the total size inside is at most `limit`. Larger work is admitted alone."""
-
-    def __init__(self, limit: int):
-        self.limit, self.inside = limit, 0
-        self._changed = asyncio.Condition()
-
-    @contextlib.asynccontextmanager
-    async def of(self, size: int):
-        async with self._changed:
-            await self._changed.wait_for(lambda: not self.inside or self.inside + size <= self.limit)
-            self.inside += size
-        try:
-            yield
-        finally:
-            self.inside -= size
-            async with self._changed:
-                self._changed.notify_all()

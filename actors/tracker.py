@@ -6,6 +6,7 @@ import asyncio
 import concurrent.futures
 import contextlib
 import json
+import shutil
 import sys
 import threading
 from collections import Counter, deque
@@ -48,6 +49,12 @@ class Row(NamedTuple):
     line: str
 
 
+class Validated(NamedTuple):
+    """A row of validation.jsonl."""
+
+    row: dict
+
+
 @ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)
 class Tracker:
     """Keeps the rows of a run. If its process dies, Ray restarts it and it continues with the rows on disk.
@@ -69,13 +76,13 @@ class Tracker:
         self._metrics = self.folder / METRICS
         self._storage, self._drawing = Storage(self.folder), Storage(self.folder)
         self._lock = threading.Lock()  # protects the next five
-        # Pending changes of metrics.jsonl, in order: a row to append, or a step to roll back to.
-        self._waiting: deque[Row | int] = deque([sys.maxsize if was_started_again() else step])
+        # Pending changes of metrics.jsonl and validation.jsonl, in order: a row to add, or a step to roll back to.
+        self._waiting: deque[Row | Validated | int] = deque([sys.maxsize if was_started_again() else step])
         self._size = 0  # characters of the waiting rows
         self._step = step  # the last step logged: each step up to it should have a row
         self._history: History | None = None  # of metrics.jsonl; None until the first roll-back reads it
         self._set_aside = False  # whether the rows abandoned by the first waiting roll-back are in abandoned.jsonl
-        self._validations: list[dict] = []  # of validation.jsonl
+        self._validations: list[dict] = []  # the rows of validation.jsonl
         self._lost: Counter[str] = Counter()  # number of files that could not be written, by kind
         self._failing: set[str] = set()  # what was reported as failing
         self._figure: Future | None = None  # the last drawing
@@ -97,7 +104,8 @@ class Tracker:
         place, wandb_id = self._wandb.started()
         news = self._written(READING_S)
         rows = self._storage.call(self._counted, limit_s=READING_S)
-        return rows, self._validations, place, wandb_id, news
+        validations, last = self._storage.call(self._read_validations, limit_s=READING_S), self._last_counted()
+        return rows, [row for row in validations if row["step"] <= last], place, wandb_id, news
 
     def log(self, row: dict) -> list[str]:
         """Append a row to metrics.jsonl, and send it to wandb and Prometheus; return progress lines."""
@@ -123,12 +131,11 @@ class Tracker:
             answers: the rows of validation/step-<step>/results.jsonl, an evaluation's file.
         """
         with self._lock:
-            self._validations.append(row)
-        news = self._try(VALIDATION, self._write_validations)
+            self._waiting.append(Validated(row))
+        news = self._written()
         lines = "".join(json.dumps(answer, ensure_ascii=False) + "\n" for answer in answers)
         lines = lines.encode(errors=SURROGATES).decode()
-        file = self.folder / ANSWERS / f"step-{row['step']:06d}" / "results.jsonl"
-        news += self._try(ANSWERS, lambda: write_text(file, lines))
+        news += self._try(ANSWERS, lambda: write_text(self._answers_of(row["step"]), lines))
         self._lost[ANSWERS] += ANSWERS in self._failing
         shown = validation_metrics(row)
         self._wandb.log(lambda wandb: {"step": row["step"]} | shown)
@@ -182,6 +189,8 @@ class Tracker:
                 rows = cast(list[Row], list(islice(waiting, ROWS_AT_ONCE)))
             if rows:
                 self._append(rows)
+            elif isinstance(first, Validated):
+                self._add_validation(first.row)
             else:
                 self._go_back(cast(int, first))
             with self._lock:
@@ -220,22 +229,34 @@ class Tracker:
         self._know(kept)
         self._keep_validations(step)
 
+    def _add_validation(self, row: dict) -> None:
+        """Add a row to validation.jsonl, or replace it: it is there if this actor died after writing it."""
+        self._write_validations([*(other for other in self._read_validations() if other["step"] != row["step"]), row])
+
     def _keep_validations(self, step: int) -> None:
-        """Read validation.jsonl, and remove the rows of later steps: they show abandoned weights."""
+        """Forget the validations of later steps, which show abandoned weights, with their answers."""
+        rows = self._read_validations()
+        for row in rows:
+            if row["step"] > step:
+                shutil.rmtree(self._answers_of(row["step"]).parent, ignore_errors=True)
+        kept = [row for row in rows if row["step"] <= step]
+        if len(kept) < len(rows):
+            self._write_validations(kept)
+        self._validations = kept
+
+    def _read_validations(self) -> list[dict]:
         rows = []
         for line in _lines_of(self.folder / VALIDATION):
             with contextlib.suppress(ValueError):  # a torn last line
                 rows.append(json.loads(line))
-        with self._lock:
-            known = {row["step"]: row for row in [*rows, *self._validations]}
-            self._validations = [row for _, row in sorted(known.items()) if row["step"] <= step]
-        if len(self._validations) < len(rows):
-            self._write_validations()
+        return rows
 
-    def _write_validations(self) -> None:
-        with self._lock:
-            lines = "".join(json.dumps(row) + "\n" for row in self._validations)
-        write_text(self.folder / VALIDATION, lines)
+    def _write_validations(self, rows: list[dict]) -> None:
+        write_text(self.folder / VALIDATION, "".join(json.dumps(row) + "\n" for row in rows))
+        self._validations = rows
+
+    def _answers_of(self, step: int) -> Path:
+        return self.folder / ANSWERS / f"step-{step:06d}" / "results.jsonl"
 
     def _know(self, rows: list[Row]) -> None:
         """Take these rows as the content of metrics.jsonl."""
@@ -245,9 +266,13 @@ class Tracker:
 
     def _counted(self) -> list[dict]:
         """The columns that `RunTotals` needs, of the rows that count."""
-        with self._lock:
-            last = min((waiting for waiting in self._waiting if isinstance(waiting, int)), default=sys.maxsize)
+        last = self._last_counted()
         return [RunTotals.needed(json.loads(row.line)) for row in self._rows() if row.step <= last]
+
+    def _last_counted(self) -> int:
+        """The last step that counts, if rows of later steps are still to be moved."""
+        with self._lock:
+            return min((waiting for waiting in self._waiting if isinstance(waiting, int)), default=sys.maxsize)
 
     def _lines(self) -> list[str]:
         return _lines_of(self._metrics)
@@ -319,27 +344,27 @@ class Tracker:
             The number of missing rows, or of missing files of episodes, by file; and progress lines.
         """
         news = self._written()
-        if VALIDATION in self._failing:
-            news += self._try(VALIDATION, self._write_validations)
-        lost = {VALIDATION: len(self._validations)} if VALIDATION in self._failing else {}
-        return {**self._missing(), **self._lost, **lost}, news
+        return {**self._missing(), **self._lost}, news
 
     def _missing(self) -> dict[str, int]:
         """The number of missing rows, by file."""
         with self._lock:
             left, aside = [], 0  # waiting rows; those that a later roll-back abandons belong to abandoned.jsonl
-            last = sys.maxsize
+            last, validations = sys.maxsize, list[int]()
             for waiting in self._waiting:
                 if isinstance(waiting, Row):
                     left.append(waiting.step)
                     continue
+                if isinstance(waiting, Validated):
+                    validations.append(waiting.row["step"])
+                    continue
                 last = min(last, waiting)
+                validations = [step for step in validations if step <= waiting]
                 while left and left[-1] > waiting:
                     left.pop()
                     aside += 1
-            if self._history is None:
-                return {METRICS: len(left), ABANDONED: aside}
-            return {METRICS: max(0, self._step - self._history.up_to(last)), ABANDONED: aside}
+            missing = len(left) if self._history is None else max(0, self._step - self._history.up_to(last))
+            return {METRICS: missing, ABANDONED: aside} | ({VALIDATION: len(validations)} if validations else {})
 
     def finish(self, summary: dict) -> list[str]:
         """Draw the last figure and end the wandb run; return progress lines."""

@@ -4,11 +4,12 @@ Used by the evaluator, and by the validation of a training run.
 """
 
 import asyncio
+import contextlib
 from collections import Counter
+from collections.abc import Awaitable, Callable
 
-from actors.generation.generator_pool import GeneratorLost, GeneratorPool
+from actors.generation.generator_pool import GeneratorLost
 from actors.scoring.answer_scoring import EpisodeTasks, scores_of
-from pipeline.data.samples import SampleSource
 from pipeline.errors import BadRow, DataError, reason_of
 from pipeline.evaluation.answers import AnswerRecord
 from pipeline.evaluation.config import EvaluationConfig
@@ -19,21 +20,28 @@ from pipeline.rewards.episode_scoring import scored_episode
 from pipeline.rollout.episodes import Sampling
 from pipeline.run.ledger import SUSPECT_DEATHS
 
+DOCUMENTS_UNDER_WAY = 1 << 30  # characters in all documents being read at once
+
 
 class TrialRunner:
     """Lives in a job actor.
 
     Args:
         config: how questions are asked and answers scored.
-        source: the samples of the questions.
-        pool: the generators.
+        read: reads the sample with an index in the questions' source.
+        ask: `GeneratorPool.answer` of the generators.
 
     Attributes:
         failures: number of failed attempts, by cause.
     """
 
-    def __init__(self, config: EvaluationConfig, source: SampleSource, pool: GeneratorPool):
-        self.config, self.source, self.pool = config, source, pool
+    def __init__(
+        self,
+        config: EvaluationConfig,
+        read: Callable[[int], Awaitable[Problem]],
+        ask: Callable[..., Awaitable[AnswerRecord]],
+    ):
+        self.config, self._read, self._ask = config, read, ask
         self.failures: Counter[str] = Counter()
         self._deaths: Counter[tuple] = Counter()  # generators that a trial may have killed, by its key
         self._episode_tasks = EpisodeTasks(config.scorer.modules)
@@ -51,7 +59,7 @@ class TrialRunner:
         """
         for attempt in range(1, self.config.evaluate.max_attempts + 1):
             try:
-                return await asyncio.to_thread(self.source.sample, trial.question.index)
+                return await self._read(trial.question.index)
             except Exception as error:
                 self.failures[type(error).__name__] += 1
                 if attempt == self.config.evaluate.max_attempts:
@@ -81,7 +89,9 @@ class TrialRunner:
             try:
                 whole = await self._episode_tasks.has(problem.task)
                 arguments = (problem, trial.method, sampling, e.memories, e.successes, whole, priority)
-                return await self.pool.answer(*arguments), None
+                answer = await self._ask(*arguments)
+                self._deaths.pop(trial.key, None)
+                return answer, None
             except GeneratorLost as error:
                 self.failures["GeneratorLost"] += 1
                 was_suspect = self.is_suspect(trial)
@@ -139,3 +149,23 @@ async def answer_row(
         "memories": list(answer.memories) if answer else [],
         "memory_trace": vars(trace.scored(scores["score"] or 0.0)) if trace else None,
     }
+
+
+class Room:
+    """Admits work while the total size inside is at most `limit`. Larger work is admitted alone."""
+
+    def __init__(self, limit: int):
+        self.limit, self.inside = limit, 0
+        self._changed = asyncio.Condition()
+
+    @contextlib.asynccontextmanager
+    async def of(self, size: int):
+        async with self._changed:
+            await self._changed.wait_for(lambda: not self.inside or self.inside + size <= self.limit)
+            self.inside += size
+        try:
+            yield
+        finally:
+            self.inside -= size
+            async with self._changed:
+                self._changed.notify_all()

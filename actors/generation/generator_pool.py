@@ -20,7 +20,10 @@ from pipeline.weights.transport import FROM_DISK, Weights, WeightsLost
 
 HEARTBEAT_S = 10.0  # between heartbeats; with a short generator.stall_s a tenth of it
 DRAINING_S = 2.0  # between checks for draining nodes
+USABLE_S = 1.0  # between checks of which generators are usable
 TOKENS_WAIT_S = 5.0
+
+Usable = Callable[[str, int], bool]
 
 
 class GeneratorLost(RuntimeError):
@@ -197,20 +200,34 @@ class GeneratorPool(Pool):
                 raise GeneratorLeft(f"{name} leaves") from error
             raise
 
-    async def answer(self, *arguments) -> AnswerRecord:
+    async def answer(self, *arguments, usable: Usable = lambda name, version: True) -> AnswerRecord:
         """Wait for room, then call `Generator.answer` of the generator with the fewest open calls.
+
+        Args:
+            arguments: those of `Generator.answer`.
+            usable: whether a generator with this name and weight version may answer.
 
         Raises:
             GeneratorLost: the generator died or is leaving.
             Exception: an error that the generator raised.
         """
         room = self.config.generator.max_sequences
-        async with self._changed:
-            await self._changed.wait_for(lambda: any(m.open < room for m in self._members.values()))
-        name, member = min(self._members.items(), key=lambda item: item[1].open)
+
+        def free() -> list[tuple[str, Member]]:
+            return [(name, m) for name, m in self._members.items() if m.open < room and usable(name, m.version)]
+
+        while not (found := free()):
+            async with self._changed:  # what makes a generator usable may change without a notice
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(self._changed.wait(), USABLE_S)
+        name, member = min(found, key=lambda item: item[1].open)
+        answer = member.actor.answer.remote(*arguments)
         try:
             async with self._call(member):
-                return await member.actor.answer.remote(*arguments)
+                return await answer
+        except asyncio.CancelledError:
+            ray.cancel(answer)  # else the generator would read on
+            raise
         except DIED as error:
             raise await self._died(name, member) from error
         except Draining as error:

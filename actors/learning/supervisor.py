@@ -21,7 +21,7 @@ from actors.learning.reservation import NoRoom, Reservation, ranks_in
 from actors.lifecycle.cluster import nodes_alive
 from pipeline.errors import RunFailed, reason_of
 from pipeline.rollout.episodes import GroupRecord
-from pipeline.run.checkpoints import Checkpoint, CheckpointError, RunState, ScoreAt, checkpoints_of
+from pipeline.run.checkpoints import Checkpoint, CheckpointError, RunState, Scores, checkpoints_of
 from pipeline.run.config import TrainingConfig
 from pipeline.run.metrics import UpdateResult
 from pipeline.storage import Storage
@@ -41,10 +41,18 @@ class LearnerSupervisor:
         folder: the run folder.
         run_id: the run's id.
         say: called with each progress line.
+        scores: the validations' scores; None: there are no validations.
     """
 
-    def __init__(self, config: TrainingConfig, folder: Path, run_id: str, say: Callable[[str], None]):
-        self.config, self.say = config, say
+    def __init__(
+        self,
+        config: TrainingConfig,
+        folder: Path,
+        run_id: str,
+        say: Callable[[str], None],
+        scores: Callable[[], Scores | None] = lambda: None,
+    ):
+        self.config, self.say, self._scores = config, say, scores
         self.checkpoints = checkpoints_of(config, folder, run_id)
         self._storage = Storage(self.checkpoints.base, STORAGE_S)
         self.checkpoint: Checkpoint | None = None  # the last finished one, from which a gang starts
@@ -224,12 +232,8 @@ class LearnerSupervisor:
             for line in news:
                 self.say(line)
 
-    async def save(self, state: RunState, score_at: ScoreAt | None = None) -> None:
-        """Copy the state of this step and start writing it; then remove old ones (`Checkpoints.prune`).
-
-        Raises:
-            GangLost: the gang is lost.
-        """
+    async def save(self, state: RunState) -> None:
+        """Copy the state of this step and start writing it. Raises `GangLost`."""
         await self.saved()
         try:
             await self._storage.call_async(self.checkpoints.begin, state.step, limit_s=BEGIN_S)
@@ -238,7 +242,7 @@ class LearnerSupervisor:
             return
         gang = cast(LearnerGang, self._gang)
         await gang.copy_checkpoint(self.checkpoints.folder(state.step))
-        self._saving = asyncio.ensure_future(self._write(gang, state, score_at))
+        self._saving = asyncio.ensure_future(self._write(gang, state))
 
     async def saved(self) -> None:
         """Wait for the checkpoint that is being written, if any. Raises `GangLost`."""
@@ -246,9 +250,9 @@ class LearnerSupervisor:
         if saving:
             await saving
 
-    async def _write(self, gang: LearnerGang, state: RunState, score_at: ScoreAt | None) -> None:
+    async def _write(self, gang: LearnerGang, state: RunState) -> None:
         """Write the copied state. If that fails, the previous checkpoint is kept and the run continues."""
-        t, begin = self.config.train, time.monotonic()
+        begin = time.monotonic()
         try:
             files = await gang.write_checkpoint()
             checkpoint = await self._storage.call_async(self.checkpoints.finish, state, files)
@@ -262,8 +266,15 @@ class LearnerSupervisor:
             return
         self.checkpoint = checkpoint
         self.say(f"· saved checkpoints/{state.step} in {time.monotonic() - begin:.0f} s, in the background")
+        await self.prune()
+
+    async def prune(self) -> None:
+        """Remove the checkpoints that are neither among the last nor among the best (`Checkpoints.prune`)."""
+        t = self.config.train
         try:
-            await self._storage.call_async(self.checkpoints.prune, state.step, t.keep_last, t.keep_best, score_at)
+            await self._storage.call_async(
+                self.checkpoints.prune, self.saved_step, t.keep_last, t.keep_best, self._scores()
+            )
         except OSError as error:
             self.say(f"· older checkpoints could not be removed: {reason_of(error)}")
 

@@ -12,7 +12,7 @@ A folder without a manifest is unfinished and is ignored. A folder whose files d
 import hashlib
 import json
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -37,7 +37,17 @@ MODEL, LEARNER = "hf", "learner"
 PIECE = 1 << 24  # bytes per read
 
 
-ScoreAt = Callable[[int], float | None]
+@dataclass(frozen=True)
+class Scores:
+    """The scores of validations by the step at which they began.
+
+    Attributes:
+        by_step: those that are known.
+        pending: steps whose validation is running.
+    """
+
+    by_step: Mapping[int, float]
+    pending: frozenset[int] = frozenset()
 
 
 class CheckpointError(RuntimeError):
@@ -227,7 +237,7 @@ class Checkpoints:
         if exists(folder):
             remove_folder(folder)
 
-    def prune(self, step: int, keep_last: int, keep_best: int, score_at: ScoreAt | None = None) -> list[int]:
+    def prune(self, step: int, keep_last: int, keep_best: int, scores: Scores | None = None) -> list[int]:
         """Remove old checkpoints; return their steps.
 
         Of those up to `step`, the newest `keep_last` and the best `keep_best` stay. Newer ones that this process wrote
@@ -237,14 +247,19 @@ class Checkpoints:
         Args:
             step: the newest checkpoint that counts.
             keep_last, keep_best: how many stay.
-            score_at: the validation's score of a step, by which the best are chosen; None where it is unknown. Without
-                it they are chosen by their reward.
+            scores: the validations' scores, by which the best are chosen; of equal ones the older is better. A
+                checkpoint whose validation is running stays. If no checkpoint has a score, rewards decide.
         """
         steps = self.steps()
-        scores = {kept: (score_at or self._reward)(kept) for kept in steps if kept <= step}
-        known = {kept: -math.inf if score is None else score for kept, score in scores.items()}
-        best = sorted(known, key=lambda kept: (known[kept], kept), reverse=True)[:keep_best]
-        last = list(scores)[:keep_last]
+        count = [kept for kept in steps if kept <= step]
+        validated = {kept: scores.by_step[kept] for kept in count if kept in scores.by_step} if scores else {}
+        if validated:
+            best = sorted(validated, key=lambda kept: (-validated[kept], kept))[:keep_best]
+        else:
+            rewards = {kept: self._reward(kept) for kept in count}
+            best = sorted(rewards, key=lambda kept: (rewards[kept], kept), reverse=True)[:keep_best]
+        best += [kept for kept in count if scores and keep_best and kept in scores.pending]
+        last = count[:keep_last]
         gone = [old for old in steps if old not in (*best, *last) and (old <= step or old in self._begun)]
         for old in gone:
             self.clear(old)

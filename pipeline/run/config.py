@@ -32,8 +32,8 @@ class TrainSection:
     # a folder that all nodes share, or a URI (s3, gs, …), with a subfolder per run.name; empty: in the run folder
     checkpoint_folder: str = ""
     keep_last: int = 3  # newest checkpoints to keep
-    # best checkpoints to keep: by the score of the last validation that began at their step or before; without
-    # validation, by the mean reward over the steps since the previous checkpoint
+    # best checkpoints to keep: by the score of the validation that began at their step; without validation, by the mean
+    # reward over the steps since the previous checkpoint
     keep_best: int = 1
     evaluate_every: int = 0  # steps between validations (section validation), the first before step 1; 0: none
     episodes_every: int = 10  # steps between samples of episodes to read, in the run folder and in wandb
@@ -54,7 +54,7 @@ class ValidationSection:
     temperature: float = 0.7  # sampling temperature; 0: the likeliest token
     top_p: float = 0.95  # sample from the likeliest tokens whose probabilities sum to this
     samples: int = 1  # answers per question
-    # most of the generators' sequences (generator.max_sequences) that its questions take while groups are generated
+    # while groups are generated, the questions under way are at most this share of all generators' max_sequences
     max_share: float = 0.1
 
 

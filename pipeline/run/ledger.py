@@ -82,6 +82,10 @@ class Ledger:
         """Number of groups that the current weights were trained on."""
         return self.step * self.groups_per_step
 
+    def reserved(self) -> set[str]:
+        """The generators that are reserved for suspects."""
+        return {entry.reserved for entry in self.entries.values() if entry.reserved}
+
     def next_generator(self) -> str | None:
         """The generator that would run a group admitted now; None if no group may start."""
         if len(self.entries) >= (self.steps - self.step) * self.groups_per_step:

@@ -86,6 +86,20 @@ def validation_rules(c: TrainingConfig) -> Rules:
     )
     if not c.train.evaluate_every:
         return
+    t = c.train
+    yield (
+        not t.keep_best or t.checkpoint_every % t.evaluate_every == 0,
+        f"train.checkpoint_every={t.checkpoint_every} must be a multiple of train.evaluate_every={t.evaluate_every}: "
+        "the best checkpoints are chosen by a validation at their step; or set train.keep_best=0",
+    )
+    yield (
+        v.data.source != c.data.source or v.data.source != "file" or v.data.path != c.data.path,
+        f"validation.data.path={v.data.path} is also data.path: its questions are not held out",
+    )
+    yield (
+        v.data.source != "synthetic" or c.data.source != "synthetic" or v.data.synthetic_seed != c.run.seed,
+        f"validation.data.synthetic_seed={v.data.synthetic_seed} is also run.seed: its questions are not held out",
+    )
     yield (
         v.data.source != "file" or bool(v.data.path),
         f"train.evaluate_every={c.train.evaluate_every} needs held-out questions: set validation.data.path",

@@ -53,7 +53,7 @@ def training_figure(history: History, path: str | Path, validations: Sequence[di
         (title, partial(draw_panel, history=history, names=names)) for title, names in panels.items()
     ]
     if curves := score_curves(validations):
-        draws.insert(1, ("Score on held-out questions", partial(draw_validations, curves=curves)))
+        draws.insert(1, ("Score on held-out questions", partial(draw_validations, curves=curves, rows=validations)))
     figure = Figure(figsize=(PANEL[0], PANEL[1] * len(draws) + 0.4), layout="constrained")
     all_axes = figure.subplots(len(draws), sharex=True, squeeze=False)[:, 0]
     for axes, (title, draw) in zip(all_axes, draws, strict=True):
@@ -98,23 +98,28 @@ def reward_figure(of_lines: Mapping[str, Sequence[History]], path: str | Path) -
     return figure
 
 
-def draw_validations(axes: Axes, curves: Mapping[str, Sequence[tuple[float, dict]]]) -> None:
-    """Draw the scores of the validations over the weight versions that answered: a line for each set and length.
+def draw_validations(axes: Axes, curves: Mapping[str, Sequence[tuple[float, dict]]], rows: Sequence[dict]) -> None:
+    """Draw the scores of validations: a line for each set and length, at the steps of the versions that answered.
 
-    A step makes one version, so both have the same axis.
+    If there are more lines than colours, only the mean of all sets and lengths is drawn.
     """
-    for number, (label, points) in enumerate(curves.items()):
-        colour, versions = COLOURS[number % len(COLOURS)], [version for version, _ in points]
-        scores = [cell["score"] for _, cell in points]
+    lowest, highest = 0.0, 1.0
+    if len(curves) > len(COLOURS):
+        axes.plot([row["step"] for row in rows], [row["score"] for row in rows], color=COLOURS[0], marker=".")
+        curves = {}
+    for colour, (label, points) in zip(COLOURS, curves.items(), strict=False):
+        places, scores = [place for place, _ in points], [cell["score"] for _, cell in points]
+        lows, highs = [cell["low"] for _, cell in points], [cell["high"] for _, cell in points]
         spread = [
-            [max(0.0, score - cell["low"]) for score, (_, cell) in zip(scores, points, strict=True)],
-            [max(0.0, cell["high"] - score) for score, (_, cell) in zip(scores, points, strict=True)],
+            [max(0.0, score - low) for score, low in zip(scores, lows, strict=True)],
+            [max(0.0, high - score) for score, high in zip(scores, highs, strict=True)],
         ]
         axes.errorbar(
-            versions, scores, spread, color=colour, linewidth=1.6, marker=".", capsize=2, label=label, clip_on=False
+            places, scores, spread, color=colour, linewidth=1.6, marker=".", capsize=2, label=label, clip_on=False
         )
+        lowest, highest = min(lowest, *lows), max(highest, *highs)
     axes.grid(alpha=0.3)
-    axes.set_ylim(0.0, 1.0)
+    axes.set_ylim(lowest, highest)
     if len(curves) > 1:
         axes.legend(loc="lower right", bbox_to_anchor=(1.0, 1.0), ncols=len(curves), frameon=False, borderaxespad=0.0)
 

@@ -1,9 +1,11 @@
 """Validation: held-out questions, answered while a run trains. Its configuration, and the row of validation.jsonl."""
 
-from collections.abc import Iterable
+import hashlib
+from collections.abc import Iterable, Sequence
 
 from pipeline.evaluation.config import EvaluateSection, EvaluationConfig
-from pipeline.evaluation.results import cells, length_label, memory_counts
+from pipeline.evaluation.questions import Trial
+from pipeline.evaluation.results import by_cell, cells, length_label, memory_counts
 from pipeline.rollout.memory_counts import memory_shares
 from pipeline.run.config import TrainingConfig
 from pipeline.run.metrics import NOT_IN_NAMES
@@ -26,31 +28,43 @@ def validation_config(config: TrainingConfig) -> EvaluationConfig:
     )
 
 
-def validation_row(step: int, rows: list[dict], seconds: float) -> dict:
+def digest_of(questions: Sequence[Trial], config: EvaluationConfig) -> str:
+    """12 hexadecimal digits that change with the questions and with how they are asked."""
+    e = config.evaluate
+    asked = [e.methods, e.temperature, e.top_p, config.data.path, *(trial.key for trial in questions)]
+    return hashlib.blake2b(repr(asked).encode(), digest_size=6).hexdigest()
+
+
+def validation_row(step: int, version: int, questions: str, rows: list[dict], seconds: float) -> dict:
     """The row of validation.jsonl for one validation.
 
     step                 steps trained when it began
-    version_min, _max    oldest and newest weight version that wrote an answer or a memory; None: nothing was written
-    version_mean         mean over the answers, of the middle between their oldest and newest version
+    version              version of the weights when it began
+    questions            `digest_of` the questions
+    version_min          oldest version that wrote an answer or a memory; None: nothing was written
+    version_max          the newest one
     score                mean of the cells' scores: each set and length weighs equally
-    cells                for each set and length: score with its 95% interval (low, high), questions, errors, cut
+    cells                for each set and length: score with its 95% interval (low, high), questions, errors, cut, and
+                         version_mean, over the answers' middles between their oldest and newest version
     answers, errors, cut
     memory_…             as in metrics.jsonl
     tokens_computed      prompt tokens that the engines computed, and response tokens
     seconds              from the first question to the last answer
 
     Args:
-        step: the number of steps trained when the validation began.
+        step, version, questions: see above.
         rows: the answers, as rows of results.jsonl with `versions`.
         seconds: the time that the validation took.
     """
     versions = [row["versions"] for row in rows if row["versions"]]
     found = cells(rows)
+    means = [_version_mean(of_cell) for of_cell in by_cell(rows).values()]
     return {
         "step": step,
+        "version": version,
+        "questions": questions,
         "version_min": min((oldest for oldest, _ in versions), default=None),
         "version_max": max((newest for _, newest in versions), default=None),
-        "version_mean": _mean((oldest + newest) / 2 for oldest, newest in versions),
         "score": _mean(cell.interval.mean for cell in found),
         "cells": [
             {
@@ -62,8 +76,9 @@ def validation_row(step: int, rows: list[dict], seconds: float) -> dict:
                 "questions": cell.questions,
                 "errors": cell.errors,
                 "cut": cell.cut,
+                "version_mean": version_mean,
             }
-            for cell in found
+            for cell, version_mean in zip(found, means, strict=True)
         ],
         "answers": len(rows),
         "errors": sum(row["error"] is not None for row in rows),
@@ -92,7 +107,7 @@ def validation_metrics(row: dict) -> dict[str, float]:
     """
     sets = len({cell["set"] for cell in row["cells"]})
     scores = {f"score_{cell_label(cell, sets)}": cell["score"] for cell in row["cells"]}
-    others = {name: value for name, value in row.items() if name not in ("step", "cells")}
+    others = {name: value for name, value in row.items() if name not in ("step", "questions", "cells")}
     return {
         f"validation_{NOT_IN_NAMES.sub('_', name)}": value
         for name, value in (others | scores).items()
@@ -101,19 +116,23 @@ def validation_metrics(row: dict) -> dict[str, float]:
 
 
 def score_curves(rows: Iterable[dict]) -> dict[str, list[tuple[float, dict]]]:
-    """For each set and length, by its label: the mean version and the cell of each validation that wrote answers."""
+    """The cells of validations by label, each with its place among the steps.
+
+    A step makes a version. So a cell that was answered by versions that are 1.5 steps newer, on average, than the one
+    with which its validation began stands 1.5 steps after the validation's own. Cells without answers are left out.
+    """
     curves: dict[str, list[tuple[float, dict]]] = {}
     for row in rows:
         sets = len({cell["set"] for cell in row["cells"]})
-        for cell in row["cells"] if row["version_mean"] is not None else ():
-            curves.setdefault(cell_label(cell, sets), []).append((row["version_mean"], cell))
+        for cell in row["cells"]:
+            if cell["version_mean"] is not None:
+                place = row["step"] + cell["version_mean"] - row["version"]
+                curves.setdefault(cell_label(cell, sets), []).append((place, cell))
     return curves
 
 
-def score_at(rows: Iterable[dict], step: int) -> float | None:
-    """The score of the last validation that began at a step or before it; None if there is none."""
-    before = [row for row in rows if row["step"] <= step]
-    return max(before, key=lambda row: row["step"])["score"] if before else None
+def _version_mean(rows: Iterable[dict]) -> float | None:
+    return _mean(sum(row["versions"]) / 2 for row in rows if row["versions"])
 
 
 def _mean(values: Iterable[float]) -> float | None:

@@ -19,6 +19,8 @@ def test_a_run_and_its_evaluation_use_what_the_user_named(tmp_path, monkeypatch)
     examples = write_examples(tmp_path / "mine", monkeypatch)
     problems = tmp_path / "problems.jsonl"
     write_problem_file([replace(synthetic_problem(3, i, chunks=3), task="keeps") for i in range(8)], problems)
+    held_out = tmp_path / "held-out.jsonl"
+    write_problem_file([replace(synthetic_problem(4, i, chunks=3), task="keeps") for i in range(8)], held_out)
     status, output = run_job(
         "jobs.train",
         *"preset=tiny train.groups_per_step=4 train.group_size=4 train.steps=2 train.max_staleness=0".split(),
@@ -31,7 +33,7 @@ def test_a_run_and_its_evaluation_use_what_the_user_named(tmp_path, monkeypatch)
         f"run.folder={tmp_path}",
         "run.name=mine-run",
         "wandb.mode=disabled",
-        *("train.evaluate_every=1", "validation.data.source=file", f"validation.data.path={problems}"),
+        *("train.evaluate_every=1", "validation.data.source=file", f"validation.data.path={held_out}"),
         f"train.evaluation=preset=eval_tiny data.source=file data.path={problems} evaluate.methods=[memory] "
         "generator.count=1 wandb.mode=disabled",
         environment={"PYTHONPATH": f"{examples}{os.pathsep}{os.environ['PYTHONPATH']}"},

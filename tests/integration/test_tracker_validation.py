@@ -35,7 +35,7 @@ def validation(step: int) -> tuple[dict, list[dict]]:
         | {"versions": [step, step + 1], "prompt_tokens_computed": 3}
         for number in range(4)
     ]
-    return validation_row(step, answers, 1.0), answers
+    return validation_row(step, step, "questions", answers, 1.0), answers
 
 
 def rows(folder) -> list[dict]:
@@ -64,6 +64,7 @@ def test_going_back_forgets_later_validations_and_a_restart_knows_the_others(sta
         tracker.validated(*validation(step))
     assert tracker.roll_back(5) == []
     assert [row["step"] for row in rows(tmp_path)] == [0, 4]
+    assert sorted(path.name for path in (tmp_path / "validation").iterdir()) == ["step-000000", "step-000004"]
     _, known, *_ = start(again=True).begun()  # Ray started it again
     assert known == rows(tmp_path)
     _, known, *_ = start(step=3).begun()  # the run is resumed
@@ -75,12 +76,12 @@ def test_a_full_disk_puts_a_row_off_and_what_is_not_written_is_counted(start, tm
     tracker.validated(*validation(0))
     full(0)
     said = tracker.validated(*validation(4))
-    assert [line.partition(" could")[0] for line in said] == ["· validation.jsonl", "· validation"]
+    assert [line.partition(" could")[0] for line in said] == ["· metrics.jsonl", "· validation"]
     unwritten, _ = tracker.flush()
-    assert unwritten["validation.jsonl"] == 2 and unwritten["validation"] == 1
+    assert unwritten["validation.jsonl"] == 1 and unwritten["validation"] == 1
     full(None)
     unwritten, said = tracker.flush()
-    assert "validation.jsonl" not in unwritten and "· validation.jsonl is written again" in said
+    assert "validation.jsonl" not in unwritten and "· metrics.jsonl is written again" in said
     assert [row["step"] for row in rows(tmp_path)] == [0, 4]
 
 
@@ -97,3 +98,23 @@ def test_a_torn_last_line_is_no_row(start, tmp_path):
         file.write('{"step": 4, "sc')
     _, known, *_ = start(again=True).begun()
     assert [row["step"] for row in known] == [0]
+
+
+def test_a_call_that_is_repeated_after_the_tracker_died_writes_its_row_once(start, tmp_path):
+    start().validated(*validation(0))
+    start(again=True).validated(*validation(0))
+    assert rows(tmp_path) == [validation(0)[0]]
+
+
+def test_rows_that_could_not_be_read_at_the_start_are_not_overwritten(start, tmp_path, monkeypatch):
+    first = start()
+    first.log({"step": 1, "reward": 0.5})
+    first.validated(*validation(0))
+    full = full_disk(monkeypatch)
+    full(0)
+    resumed = start(step=0)  # the row of step 1 is to be moved to abandoned.jsonl, which fails
+    _, known, *_ = resumed.begun()
+    assert [row["step"] for row in known] == [0]
+    full(None)
+    resumed.validated(*validation(4))
+    assert [row["step"] for row in rows(tmp_path)] == [0, 4]

@@ -165,7 +165,10 @@ class Learners(Pretended):
     async def saved(self) -> None:
         pass
 
-    async def save(self, state, score_at=None) -> None:
+    async def prune(self) -> None:
+        pass
+
+    async def save(self, state) -> None:
         self.states, self.saved_step = (state,), state.step
 
     def can_grow(self) -> bool:

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.errors import ConfigError
-from pipeline.run.checkpoints import CheckpointError, Checkpoints, checkpoints_of
+from pipeline.run.checkpoints import CheckpointError, Checkpoints, Scores, checkpoints_of
 from pipeline.run.config import load_training_config
 from tests.support.checkpoint_files import state, write
 
@@ -86,9 +86,24 @@ def test_the_best_by_validation_are_kept_whatever_their_reward(tmp_path):
     checkpoints = Checkpoints(tmp_path)
     for step, reward in [(1, 0.9), (2, 0.1), (3, 0.5), (4, 0.2), (5, 0.3)]:
         write(checkpoints, step, reward)
-    scores = {1: 0.2, 2: 0.8, 3: 0.8, 4: None}
-    assert checkpoints.prune(5, keep_last=1, keep_best=1, score_at=scores.get) == [4, 2, 1]  # the newer of equal ones
-    assert checkpoints.steps() == [5, 3]
+    scores = Scores({1: 0.2, 2: 0.8, 3: 0.8})
+    assert checkpoints.prune(5, keep_last=1, keep_best=1, scores=scores) == [4, 3, 1]  # of equal ones, the older stays
+    assert checkpoints.steps() == [5, 2]
+
+
+def test_a_checkpoint_whose_validation_is_running_stays(tmp_path):
+    checkpoints = Checkpoints(tmp_path)
+    for step in (1, 2, 3, 4):
+        write(checkpoints, step, reward=1 / step)
+    assert checkpoints.prune(4, keep_last=1, keep_best=1, scores=Scores({1: 0.2, 3: 0.1}, frozenset({2}))) == [3]
+    assert checkpoints.prune(4, keep_last=1, keep_best=0, scores=Scores({}, frozenset({2}))) == [2, 1]
+
+
+def test_before_there_are_scores_rewards_decide(tmp_path):
+    checkpoints = Checkpoints(tmp_path)
+    for step, reward in [(1, 0.9), (2, 0.1), (3, 0.5)]:
+        write(checkpoints, step, reward)
+    assert checkpoints.prune(3, keep_last=1, keep_best=1, scores=Scores({})) == [2]
 
 
 def test_those_of_a_history_that_was_left_are_not_kept_for_newer_ones(tmp_path):

@@ -75,7 +75,7 @@ def test_a_right_answer_that_was_cut_is_wrong(tmp_path):
 
 def test_documents_under_way_are_bounded():
 
-    from actors.evaluator import Room
+    from actors.trials import Room
 
     async def scenario():
         room, inside, most = Room(10), 0, 0

@@ -2,6 +2,7 @@
 
 import pytest
 
+from pipeline.plot_style import COLOURS
 from pipeline.run.history import DRAWN, History
 from pipeline.run.training_plot import FINE_TUNING_PANELS, PANELS, WINDOW, reward_figure, training_figure
 
@@ -37,16 +38,18 @@ def test_what_is_known_of_the_memory_is_drawn(tmp_path):
     assert len(set(colours)) == len(colours) == 5
 
 
-def validation(step: int, *scores: float, version: float | None = None, sets: tuple[str, ...] = ("a", "a")) -> dict:
+def validation(step: int, *scores: float, newer: float = 0.0, sets: tuple[str, ...] = ("a", "a")) -> dict:
+    """A validation after a roll-back that made versions eight ahead of steps."""
     cells = [
         {"set": name, "length": length, "score": score, "low": score - 0.1, "high": score + 0.2}
+        | {"version_mean": step + 8 + newer}
         for name, length, score in zip(sets, (144, 8192), scores, strict=False)
     ]
-    return {"step": step, "version_mean": step if version is None else version, "cells": cells}
+    return {"step": step, "version": step + 8, "score": sum(scores) / len(scores), "cells": cells}
 
 
 def test_validations_are_a_line_for_each_length_over_the_versions_that_answered(tmp_path):
-    rows = [validation(0, 0.2, 0.1), validation(4, 0.6, 0.5, version=5.5)]
+    rows = [validation(0, 0.2, 0.1), validation(4, 0.6, 0.5, newer=1.5)]
     figure = training_figure(History(DRAWN, rows_of([0.5] * 6)), tmp_path / "a.png", rows)
     reward, scores = figure.axes
     assert reward.get_title(loc="left") == "Reward" and scores.get_title(loc="left").startswith("Score")
@@ -62,6 +65,19 @@ def test_lines_of_several_sets_name_them(tmp_path):
     rows = [validation(0, 0.2, 0.1, sets=("a", "b"))]
     _, scores = training_figure(History(DRAWN, rows_of([0.5])), tmp_path / "a.png", rows).axes
     assert [text.get_text() for text in scores.get_legend().get_texts()] == ["a 144", "b 8K"]
+
+
+def test_scores_outside_zero_and_one_have_an_axis_of_their_own(tmp_path):
+    _, scores = training_figure(History(DRAWN, rows_of([0.5])), tmp_path / "a.png", [validation(0, -2.0, 3.0)]).axes
+    assert scores.get_ylim() == (-2.1, 3.2)
+
+
+def test_more_lines_than_colours_become_their_mean(tmp_path):
+    row = validation(0, *[0.25] * 2)
+    row["cells"] = [row["cells"][0] | {"length": length} for length in range(len(COLOURS) + 1)]
+    _, scores = training_figure(History(DRAWN, rows_of([0.5])), tmp_path / "a.png", [row, row | {"step": 4}]).axes
+    (line,) = scores.lines
+    assert line.get_xydata().tolist() == [[0, 0.25], [4, 0.25]] and scores.get_legend() is None
 
 
 def test_rewards_below_zero_have_an_axis_of_their_own(tmp_path):
