@@ -3,7 +3,8 @@
 Runs on the cluster that RAY_ADDRESS names (inside a Ray job: the job's cluster). Without RAY_ADDRESS it joins your
 cluster on this machine, or starts Ray.
 `--dry-run` starts nothing: it prints the resolved settings and reports what is wrong.
-`output` must be a folder that all nodes share, or an object store. The same command resumes a stopped job.
+`output` must be a folder that all nodes share, or an object store. The same command resumes a stopped job. The kinds
+`filter` and `demonstrations` write to a local folder, and `demonstrations` starts over.
 docs/data.md describes the kinds. `python -m jobs.prepare <kind> --help` lists the keys of one.
 """
 

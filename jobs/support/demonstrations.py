@@ -1,44 +1,57 @@
-"""`python -m jobs.prepare demonstrations`: conversations of a scripted reader, for fine-tuning."""
+"""`python -m jobs.prepare demonstrations`: conversations of a scripted reader, for fine-tuning.
+
+Unlike the other kinds it reads and writes in one process, for seconds per thousand samples, and starts over if stopped.
+"""
 
 import json
 import random
 import sys
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from omegaconf import MISSING
 
+from jobs.support.driver import start_ray
 from jobs.support.inputs import check_model, check_samples
-from jobs.support.run_folder import base_folder
+from jobs.support.run_folder import RunFolder, base_folder
 from pipeline.agents.memory import MemoryAgent
 from pipeline.config import config_yaml, load_config
 from pipeline.data.quarantine import Quarantine
-from pipeline.data.rows import row_rules
+from pipeline.data.rows import RowRules
 from pipeline.data.sample_files import SampleFiles, read_samples
-from pipeline.errors import BadRow, ConfigError, DataError
-from pipeline.files import atomic_output
+from pipeline.errors import BadRow, DataError
+from pipeline.files import atomic_output, is_local, write_text
 from pipeline.fine_tuning.scripted_reader import READERS, ScriptedReader
-from pipeline.rules import check_data_given, check_rules, generation_rules
-from pipeline.sections import DataSection, GenerationConfig, ScoringSection
+from pipeline.rewards.scoring import SCORERS
+from pipeline.rules import check_rules
+from pipeline.sections import AgentSection, GenerationConfig, ModelSection, RowLimits, from_repository
 from pipeline.text import load_tokenizer
 
-QUARANTINE = "quarantine/conversations.jsonl"
+CONVERSATIONS, RECORD, QUARANTINE = "conversations.jsonl", "demonstrations.json", "quarantine/conversations.jsonl"
 
 
 @dataclass
-class DemonstrationsConfig(GenerationConfig):
+class DemonstrationsConfig:
     """Conversations of a scripted reader of hidden facts, as fine-tuning reads them.
 
-    `data.path` is samples that `jobs.prepare facts` made. `model.path` and the section `agent` are those of the model
-    that will learn: prompts and responses are written in its tokens.
+    The sections `model` and `agent` are those of the run that will learn: prompts and responses are written in the
+    model's tokens.
     """
 
-    data: DataSection = field(default_factory=DataSection)
-    scorer: ScoringSection = field(default_factory=ScoringSection)
-    output: str = MISSING  # folder for conversations.jsonl
+    path: str = MISSING  # samples that `jobs.prepare facts` made: a file, or a folder
+    output: str = MISSING  # local folder for conversations.jsonl and demonstrations.json, which says how it was made
     reader: str = "careless"  # careful (no mistakes), or careless (a start for reinforcement learning)
     # share of the conversations with an empty memory and nothing noted that is written: there are many, and easy ones
     idle_share: float = 0.25
+    seed: int = 0  # of all random choices
+    max_bad_share: float = 0.05  # the job stops if more than this share of the rows is quarantined
+    limits: RowLimits = field(default_factory=RowLimits)
+    model: ModelSection = field(default_factory=ModelSection)
+    agent: AgentSection = field(default_factory=AgentSection)
+
+    def complete(self) -> None:
+        self.model.path = from_repository(self.model.path)
 
 
 def write_demonstrations(arguments: list[str]) -> int:
@@ -47,25 +60,34 @@ def write_demonstrations(arguments: list[str]) -> int:
     config = load_config([a for a in arguments if a != "--dry-run"], DemonstrationsConfig)
     if dry_run:
         print(config_yaml(config))
-    check_rules(generation_rules(config))
-    if config.reader not in READERS:
-        raise ConfigError(f"reader={config.reader!r} must be one of {', '.join(READERS)}")
-    check_data_given(config)
-    check_samples(config.data.path)
-    check_model(config, ["memory"])
+    readers = ", ".join(READERS)
+    check_rules(
+        [
+            (config.reader in READERS, f"reader={config.reader!r} must be one of {readers}"),
+            (is_local(config.output), f"output={config.output}: demonstrations are written to a local folder"),
+        ]
+    )
+    check_samples(config.path, "path")
+    check_model(GenerationConfig(model=config.model, agent=config.agent), ["memory"])
     if dry_run:
         return 0
-    folder = base_folder(in_job=False) / config.output
+    folder = base_folder(in_job=start_ray()) / config.output
+    import ray
+
     try:
-        count = _write(config, folder)
+        with RunFolder(folder) as place:
+            count = _write(config, folder, lambda line: print(line, flush=True))
+            place.call(write_text, folder / RECORD, json.dumps(asdict(config) | {"conversations": count}, indent=1))
     except (DataError, OSError) as error:
         print(error, file=sys.stderr)
         return 1
-    print(f"· {count} conversations of a {config.reader} reader in {folder / 'conversations.jsonl'}")
+    finally:
+        ray.shutdown()
+    print(f"· {count} conversations of a {config.reader} reader in {folder / CONVERSATIONS}")
     return 0
 
 
-def _write(config: DemonstrationsConfig, folder: Path) -> int:
+def _write(config: DemonstrationsConfig, folder: Path, say: Callable[[str], None]) -> int:
     """Write conversations.jsonl; return the number of conversations. Bad rows are quarantined in the folder.
 
     Raises:
@@ -73,12 +95,14 @@ def _write(config: DemonstrationsConfig, folder: Path) -> int:
     """
     tokenizer = load_tokenizer(config.model.path, config.model.trust_remote_code)
     reader = ScriptedReader(MemoryAgent(tokenizer, config.agent), READERS[config.reader])
-    quarantine = Quarantine(folder / QUARANTINE, config.data.max_bad_share)
+    quarantine = Quarantine(folder / QUARANTINE, config.max_bad_share)
     quarantine.path.unlink(missing_ok=True)
-    source, count = SampleFiles.open(config.data.path, row_rules(config)), 0
-    with atomic_output(str(folder / "conversations.jsonl")) as partial, partial.open("w", encoding="utf-8") as output:
+    rules = RowRules(tuple(SCORERS), config.limits, config.agent.document_characters)
+    source, count = SampleFiles.open(config.path, rules), 0
+    say(f"· reading {len(source)} samples")
+    with atomic_output(str(folder / CONVERSATIONS)) as partial, partial.open("w", encoding="utf-8") as output:
         for index, problem in read_samples(source, quarantine):
-            rng = random.Random(f"{config.run.seed}/{problem.id}")
+            rng = random.Random(f"{config.seed}/{problem.id}")
             try:
                 conversations = list(reader.read(problem, rng))
             except BadRow as error:

@@ -1,14 +1,18 @@
 """Follows a problem's needed facts through the memories of an episode: are they written, kept and used?
 
-A problem's metadata may list its needed facts: `needed` has their texts. A memory holds a fact if it contains this text
-or, if there are `needed_values`, the fact's value, in whatever words. `needed_at` has the position of each fact in the
-document, in tokens from 0; where it is missing or counts the tokens of another tokenizer, the fact is looked for. Each
-fact builds on those before it: in a chain of two hops, the bridge comes first. If `hops` is 1, the facts are
-independent of each other.
+A problem's metadata may list its needed facts:
+
+- `needed` has their texts.
+- `needed_values` has what a memory must contain to hold each, in whatever words: a value, or a list of several. Without
+  it a memory must contain the text.
+- `needed_at` has the position of each fact in the document, in tokens from 0. Where it is missing or counts the tokens
+  of another tokenizer, the fact is looked for.
+- If `hops` is 1, the facts are independent of each other. Else each builds on those before it: in a chain of two, the
+  bridge comes first.
 """
 
-import bisect
 import re
+from bisect import bisect_left
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import cast
@@ -23,28 +27,44 @@ from pipeline.rollout.memory_counts import MemoryCounts, Ratio
 from pipeline.sections import AgentSection
 from pipeline.text import encode_text
 
+MOST_FACTS = 100  # that are followed; a problem that lists more is one whose needs are unknown
+WINDOW = 1024  # tokens on each side of the place where a fact is looked for first
+
 
 @dataclass(frozen=True)
 class NeededFact:
     """A fact without which the question cannot be answered."""
 
-    sign: str  # by which a memory shows that it holds the fact: its value, or the whole text
+    text: str
+    signs: tuple[str, ...]  # a memory that has all of them holds the fact; empty: only one that has the text does
     start: int | None  # position of its first token in the document; None: it is not there
     length: int  # tokens
+    signs_length: int  # tokens of its signs
     builds_on: int  # number of preceding facts that must be known before this one is recognizable as needed
 
     def is_in(self, memory: str) -> bool:
-        """Whether a memory holds the fact: its sign, not within a longer word or number."""
-        return re.search(rf"(?<!\w){re.escape(self.sign)}(?!\w)", memory) is not None
+        """Whether a memory holds the fact."""
+        return self.text in memory or (bool(self.signs) and all(_has_word(sign, memory) for sign in self.signs))
+
+    def useful_tokens(self, memory: str) -> int:
+        """The tokens of a memory that belong to the fact, which it holds."""
+        return self.length if self.text in memory else self.signs_length
 
     def chunk(self, size: int) -> int | None:
         """The index of the chunk of `size` tokens that holds the whole fact.
 
-        None if a chunk boundary cuts the fact, or its position is unknown.
+        None if a chunk boundary cuts the fact, or the document lacks it.
         """
         if self.start is None or self.start // size != (self.start + self.length - 1) // size:
             return None
         return self.start // size
+
+
+def _has_word(sign: str, memory: str) -> bool:
+    """Whether a memory contains a sign, and not only within a longer word or number (of ASCII characters)."""
+    before = r"(?<![A-Za-z0-9])" if re.match(r"[A-Za-z0-9]", sign) else ""
+    after = r"(?![A-Za-z0-9])" if re.search(r"[A-Za-z0-9]\Z", sign) else ""
+    return re.search(before + re.escape(sign) + after, memory) is not None
 
 
 def needed_facts(problem: Problem, document: np.ndarray, tokenizer) -> tuple[NeededFact, ...]:
@@ -55,43 +75,83 @@ def needed_facts(problem: Problem, document: np.ndarray, tokenizer) -> tuple[Nee
         document: the document's tokens as the agent reads them, int32 [N].
         tokenizer: the tokenizer that encoded the document.
     """
-    texts = _texts(problem, "needed")
-    values, places = _texts(problem, "needed_values"), problem.metadata.get("needed_at")
-    if len(values) != len(texts):
-        values = texts
-    if not isinstance(places, list) or len(places) != len(texts):
-        places = [None] * len(texts)
+    texts = _texts(problem.metadata.get("needed"))
+    if len(texts) > MOST_FACTS:
+        return ()
+    signs = [_signs(each) for each in _list(problem, "needed_values", len(texts))]
+    places = _list(problem, "needed_at", len(texts))
     facts: list[NeededFact] = []
-    for text, value, place in zip(texts, values, places, strict=True):
-        length = len(encode_text(tokenizer, text))
-        if type(place) is not int or not _is_at(place, text, length, document, tokenizer):
-            place = _place_of(text, document, tokenizer)
+    decoded = ""
+    for text, given, place in zip(texts, signs, places, strict=True):
+        span = _span_near(text, place, document, tokenizer) if type(place) is int else None
+        if not span:
+            decoded = decoded or tokenizer.decode(document)
+            span = _span_in(text, decoded, document, tokenizer)
+        start, end = span or (None, None)
+        length = len(encode_text(tokenizer, text)) if start is None or end is None else end - start
+        signs_length = sum(len(encode_text(tokenizer, sign)) for sign in given)
         builds_on = 0 if problem.metadata.get("hops") == 1 else len(facts)
-        facts.append(NeededFact(value.strip(), place, length, builds_on))
+        facts.append(NeededFact(text, given, start, length, signs_length, builds_on))
     return tuple(facts)
 
 
-def _texts(problem: Problem, name: str) -> list[str]:
-    """The texts of this name in the metadata; empty unless it is a list of texts."""
-    texts = problem.metadata.get(name)
-    are_texts = isinstance(texts, list) and all(isinstance(text, str) and text.strip() for text in texts)
-    return cast(list[str], texts) if are_texts else []
+def _texts(value: object) -> list[str]:
+    """A list of texts without blanks around them; empty if the value is none."""
+    if not isinstance(value, list) or not all(isinstance(text, str) and text.strip() for text in value):
+        return []
+    return [text.strip() for text in cast(list[str], value)]
 
 
-def _is_at(place: int, text: str, length: int, document: np.ndarray, tokenizer) -> bool:
-    """Whether `text`, of `length` tokens, begins at this token of the document."""
-    return place >= 0 and tokenizer.decode(document[place : place + length]).strip() == text.strip()
+def _signs(value: object) -> tuple[str, ...]:
+    """The signs of a fact, given as a text or a list of texts; empty if there are none."""
+    return tuple(_texts([value] if isinstance(value, str) else value))
 
 
-def _place_of(text: str, document: np.ndarray, tokenizer) -> int | None:
-    """The document's token at which `text` begins; None if it is not there.
+def _list(problem: Problem, name: str, length: int) -> list:
+    """The list of this name in the metadata; if it is no list of this length, one of None."""
+    value = problem.metadata.get(name)
+    return value if isinstance(value, list) and len(value) == length else [None] * length
 
-    The text of the first k tokens grows with k, so the place is where it first reaches beyond the text's beginning.
+
+def _span_in(text: str, decoded: str, document: np.ndarray, tokenizer) -> tuple[int, int] | None:
+    """The tokens of a text in a document, from the first to behind the last; None if it is not there.
+
+    Args:
+        text: the text.
+        decoded: the document's text.
+        document: its tokens.
+        tokenizer: the tokenizer.
     """
-    begin = tokenizer.decode(document).find(text.strip())
-    if begin < 0:
+    begin = decoded.find(text)
+    return None if begin < 0 else _span_near(text, len(document) * begin // len(decoded), document, tokenizer)
+
+
+def _span_near(text: str, place: int, document: np.ndarray, tokenizer) -> tuple[int, int] | None:
+    """The tokens of a text whose place is known or estimated: where it stands nearest to that place."""
+    place, size = min(max(0, place), len(document)), WINDOW
+    while True:
+        first, last = max(0, place - size), min(len(document), place + size)
+        window = document[first:last]
+        decoded = tokenizer.decode(window)
+        found = [match.start() for match in re.finditer(re.escape(text), decoded)]
+        if found or (first == 0 and last == len(document)):
+            break
+        size *= 4
+    if not found:
         return None
-    return bisect.bisect_right(range(len(document)), begin, key=lambda k: len(tokenizer.decode(document[: k + 1])))
+    expected = len(tokenizer.decode(window[: place - first]))
+    begin = min(found, key=lambda character: abs(character - expected))
+
+    def tokens_until(character: int) -> int:
+        """The smallest number of tokens whose text has the first so many characters of the window, all whole."""
+        wanted = decoded[:character]
+        return bisect_left(
+            range(len(window) + 1), True, key=lambda k: tokenizer.decode(window[:k])[:character] == wanted
+        )
+
+    # A token may hold the blank before the text, or a part of its first character.
+    start = min(tokens_until(begin), tokens_until(begin + 1) - 1)
+    return first + start, first + tokens_until(begin + len(text))
 
 
 def count_memories(
@@ -153,14 +213,15 @@ class MemoryTrace:
         length = 0 if tokens == self._empty else len(tokens)
         if self.facts:
             text = self._tokenizer.decode(tokens, skip_special_tokens=True)
-            self._follow({number for number, fact in enumerate(self.facts) if fact.is_in(text)}, length)
+            new = {number for number, fact in enumerate(self.facts) if fact.is_in(text)}
+            useful = sum(self.facts[number].useful_tokens(text) for number in new)
+            self._follow(new, length, useful)
         self._counts += MemoryCounts(tokens=Ratio(length, 1))
 
-    def _follow(self, new: set[int], length: int) -> None:
+    def _follow(self, new: set[int], length: int, useful: int) -> None:
         old, read = self._known, self._counts.tokens.whole
         here = {number for number, chunk in enumerate(self._chunks) if chunk == read}
         chances = {number for number in here - old if old.issuperset(range(self.facts[number].builds_on))}
-        useful = sum(self.facts[number].length for number in new)
         self._counts += MemoryCounts(
             written=Ratio(len(chances & new), len(chances)),
             kept=Ratio(len(old & new), len(old)),

@@ -27,8 +27,10 @@ from pipeline.files import atomic_output, exists, is_file, join, list_files
 from pipeline.named_code import SPELLING
 from pipeline.problems import Problem
 from pipeline.sections import from_repository
+from pipeline.text import load_tokenizer
 
 QUARANTINE = "quarantine"  # folder in the output
+PROSE = ("configs/prose/training.txt", "configs/prose/held_out.txt")  # of the repository, so the same everywhere
 BAD_PASSAGES = "passages.jsonl"  # in that folder: the distractors that cannot be used
 
 
@@ -220,7 +222,7 @@ class FactsSettings(Settings):
     hops: list[int] = field(default_factory=lambda: [1, 2])  # facts that a question needs: 1, 2, or both
     count: int = 1000  # samples per number of hops and length
     forms: str = "trained"  # what the facts say: trained, held_out (seven relations), or all
-    prose: str = "configs/prose/training.txt"  # a text file, a folder of .txt files, .json or .jsonl
+    prose: str = PROSE[0]  # a text file, a folder of .txt files, .json or .jsonl
     chunk_tokens: int = 112  # agent.chunk_tokens of the run: no needed fact is cut by the end of a chunk
 
     def faults(self) -> list[str]:
@@ -231,10 +233,12 @@ class FactsSettings(Settings):
         return super().faults() + found
 
     def inputs(self) -> list[str]:
-        return [from_repository(self.prose)]
+        return [] if self.prose in PROSE else [self.prose]
 
     def sets(self, folder: str, rebuild: bool) -> list[SampleSet]:
         made, prose, tokenizer = [], _from_anywhere(from_repository(self.prose)), _from_anywhere(self.tokenizer)
+        if not load_tokenizer(tokenizer, self.trust_remote_code).is_fast:
+            raise DataError(f"tokenizer={self.tokenizer} does not say where its tokens begin; facts needs a fast one")
         for hops in self.hops:
             for tokens in self.tokens:
                 recipe = FactsRecipe(

@@ -7,6 +7,7 @@ reader is a start for reinforcement learning: it shows the form, and leaves some
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import cast
 
 from pipeline.agents.memory import MemoryAgent
 from pipeline.end_tokens import end_tokens
@@ -45,14 +46,15 @@ READERS = {
 class ScriptedReader:
     """Reads problems whose metadata list all `facts` of the document (pipeline/data/documents/facts).
 
+    A memory that does not fit agent.memory_tokens loses facts, the needed ones last.
+
     Args:
         agent: the agent whose prompts are used.
         habits: what the reader does.
-        most_facts: facts of a memory; further ones are forgotten at random.
     """
 
-    def __init__(self, agent: MemoryAgent, habits: Habits, most_facts: int = 3):
-        self.agent, self.habits, self.most_facts = agent, habits, most_facts
+    def __init__(self, agent: MemoryAgent, habits: Habits):
+        self.agent, self.habits = agent, habits
         self.end = min(end_tokens(agent.tokenizer))
 
     def read(self, problem: Problem, rng: random.Random) -> Iterator[tuple[list[int], list[int], bool]]:
@@ -61,7 +63,8 @@ class ScriptedReader:
         A conversation is idle if the memory was empty and stays so: most sections of a document have nothing to note.
 
         Raises:
-            BadRow: the problem cannot be read, or its metadata lack its facts.
+            BadRow: the problem cannot be read, its metadata lack its facts, or memory or answer are too long for the
+                agent's limits.
         """
         agent, tokenized = self.agent, self.agent.tokenize(problem)
         facts, needed = _facts(problem)
@@ -75,8 +78,10 @@ class ScriptedReader:
             yield prompt, [*(self._tokens(memory) or empty), self.end], not before and not memory
         held = self._tokens(memory) or empty
         answer = problem.answers[0] if set(needed) <= set(memory) else UNKNOWN
-        response = encode_text(agent.tokenizer, f"\\boxed{{{answer}}}")
-        yield prompts.fill("answer", problem=tokenized.question, memory=held), [*response, self.end], False
+        response = [*encode_text(agent.tokenizer, f"\\boxed{{{answer}}}"), self.end]
+        if len(response) > agent.config.answer_tokens:
+            raise BadRow(f"the answer has {len(response)} tokens, over agent.answer_tokens")
+        yield prompts.fill("answer", problem=tokenized.question, memory=held), response, False
 
     def _next(self, memory: list[str], section: list[str], needed: list[str], rng: random.Random) -> list[str]:
         """The memory after a section. What builds on an unknown fact does not look needed."""
@@ -91,8 +96,11 @@ class ScriptedReader:
             if fact not in kept and rng.random() < (notes if fact in wanted else habits.notes_useless)
         ]
         memory = kept + new
-        while len(memory) > self.most_facts:
-            memory.pop(rng.randrange(len(memory)))
+        while len(self._tokens(memory)) >= self.agent.config.memory_tokens:  # it ends with an end token, too
+            useless = [fact for fact in memory if fact not in needed]
+            if not useless:
+                raise BadRow("the needed facts do not fit agent.memory_tokens")
+            memory.remove(rng.choice(useless))
         return memory
 
     def _tokens(self, memory: list[str]) -> list[int]:
@@ -102,6 +110,8 @@ class ScriptedReader:
 def _facts(problem: Problem) -> tuple[list[str], list[str]]:
     """All facts of a document, and the needed ones in order."""
     facts, needed = problem.metadata.get("facts"), problem.metadata.get("needed")
-    if not isinstance(facts, list) or not isinstance(needed, list):
+    pairs = isinstance(facts, list) and all(isinstance(fact, list) and len(fact) == 2 for fact in facts)
+    texts = [text for text, _ in cast(list, facts)] if pairs else []
+    if not texts or not isinstance(needed, list) or not all(isinstance(text, str) for text in (*texts, *needed)):
         raise BadRow("'metadata' lacks the facts that a scripted reader needs, as `jobs.prepare facts` writes them")
-    return [text for text, _ in facts], needed
+    return texts, needed

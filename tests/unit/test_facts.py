@@ -12,6 +12,7 @@ from pipeline.data.documents.facts.problem import draw_riddle, hidden_facts_prob
 from pipeline.data.documents.facts.recipe import FactsRecipe
 from pipeline.data.documents.facts.relations import FORMS, HELD_OUT, RELATIONS, VALUES, draw_value, relations_of
 from pipeline.data.documents.ruler import load_essay
+from pipeline.data.recipes import PROSE as PROSE_FILES
 from pipeline.data.recipes import FactsSettings
 from pipeline.errors import DataError
 from pipeline.text import encode_document, encode_text, token_starts
@@ -77,13 +78,18 @@ def test_held_out_forms_are_in_no_training_problem():
     for forms in ("trained", "held_out"):
         names = {relation.name for relation in relations_of(forms)}
         for index in range(20):
-            stated = known_facts([text for text, _ in problem(index, forms=forms).metadata["facts"]])
+            made = problem(index, 1 + index % 2, forms=forms)
+            stated = known_facts([text for text, _ in made.metadata["facts"]])
             assert {name for name, _ in stated} <= names
+            others = [relation for relation in RELATIONS if relation.name not in names]
+            assert not any(pattern(relation.question).fullmatch(made.question) for relation in others)
+            assert not any(relation.role and f"the {relation.name} of" in made.question for relation in others)
 
 
 @pytest.mark.parametrize("hops", [1, 2])
 def test_the_facts_answer_the_question_and_only_the_needed_ones_do(hops):
     asked = Counter()
+    chains = 0
     for index in range(150):
         riddle = draw_riddle(random.Random(index), RELATIONS, hops, 8)
         texts = [fact.text for fact in (*riddle.others, *riddle.needed)]
@@ -92,11 +98,13 @@ def test_the_facts_answer_the_question_and_only_the_needed_ones_do(hops):
         assert len(riddle.needed) == hops and len(riddle.others) == 8
         for needed in riddle.needed:
             assert any(other.relation is needed.relation for other in riddle.others)  # the subject decides
-            assert all(other.value != needed.value for other in riddle.others)
+            assert not any(re.search(rf"\b{needed.value}\b", other.value) for other in riddle.others)
+        ends = {other.subject for other in riddle.others if other.relation is riddle.needed[-1].relation}
+        chains += any(other.value in ends for other in riddle.others if other.relation is riddle.needed[0].relation)
         for missing in riddle.needed:
             with pytest.raises((AssertionError, KeyError)):
                 solve(riddle.question, [text for text in texts if text != missing.text])
-    assert len(asked) > 10
+    assert len(asked) > 10 and (hops == 1 or chains == 150)  # the chain of another thing is complete, too
 
 
 @pytest.mark.parametrize("hops", [1, 2])
@@ -115,7 +123,9 @@ def test_needed_facts_stand_whole_in_different_chunks_in_order(hops):
         assert [made.document.count(text) for text in facts] == [1] * len(facts)
         assert facts == sorted(facts, key=made.document.index)
         assert [text for text, needed in made.metadata["facts"] if needed] == made.metadata["needed"]
-        assert solve(made.question, facts) == made.answers[0] == made.metadata["needed_values"][-1]
+        assert solve(made.question, facts) == made.answers[0] == made.metadata["needed_values"][-1][-1]
+        for text, signs in zip(made.metadata["needed"], made.metadata["needed_values"], strict=True):
+            assert all(sign in text for sign in signs)
 
 
 def test_a_problem_depends_on_its_arguments_only():
@@ -130,6 +140,18 @@ def test_a_document_that_is_too_short_is_refused():
         problem(0, tokens=100)
     with pytest.raises(DataError, match="no 2 facts fit 440 tokens in different chunks of 450 tokens"):
         problem(0, tokens=440)
+
+
+def test_as_many_facts_as_there_are_and_no_more():
+    riddle = draw_riddle(random.Random(0), relations_of("trained"), 2, 10**6)
+    assert 4000 < len(riddle.others) < 10_000
+    assert len({(fact.relation, fact.subject) for fact in (*riddle.needed, *riddle.others)}) == len(riddle.others) + 2
+
+
+def test_half_of_the_prose_is_held_out():
+    training, held_out = (set(load_essay(path)) for path in PROSE_FILES)
+    shared = {sentence for sentence in training & held_out if len(sentence) > 60}
+    assert not shared and len(training) > 1000 < len(held_out)
 
 
 def test_values_are_of_their_kind():
@@ -158,7 +180,7 @@ def test_wrong_settings_are_named(settings, said):
 def test_the_recipe_makes_these_problems(tmp_path):
     TOKENIZER.save_pretrained(tmp_path)
     recipe = FactsRecipe(0, TOKENS, 2, "all", "configs/prose/training.txt", CHUNK, str(tmp_path), 5)
-    assert len(recipe) == 5 and recipe.set_name == "facts_2"
-    assert recipe.sample(3) == problem(3, name="facts_2") and recipe.sample(3).metadata["set"] == "facts_2"
+    assert len(recipe) == 5 and replace(recipe, forms="trained").set_name == "facts_2"
+    assert recipe.sample(3) == problem(3, name="facts_2_all") and recipe.sample(3).metadata["set"] == "facts_2_all"
     held_out = replace(recipe, forms="held_out", hops=1).sample(3)
     assert held_out == problem(3, 1, "held_out", name="facts_1_held_out")

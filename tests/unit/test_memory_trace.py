@@ -2,11 +2,12 @@
 
 import json
 import pickle
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from pipeline.agents.memory_trace import MemoryTrace, needed_facts
+from pipeline.agents.memory_trace import MOST_FACTS, MemoryTrace, needed_facts
 from pipeline.data.documents.synthetic import tiny_tokenizer
 from pipeline.problems import Problem
 from pipeline.rollout.memory_counts import MemoryCounts, Ratio, memory_shares
@@ -144,8 +145,82 @@ def test_a_value_shows_a_fact_whatever_the_words_around_it():
     )
     (fact,) = needed_facts(problem, encode_document(tokenizer, problem.document), tokenizer)
     assert fact.start == len(text * 3) and fact.length == len(needed)
-    held = ["366", "Ada's number: 366!", "(366)"]
+    held = ["366", "Ada's number: 366!", "(366)", "号码366。", needed]
     assert all(map(fact.is_in, held)) and not any(map(fact.is_in, ["3661", "1366", "x366", "36 6", ""]))
+    assert (fact.useful_tokens(needed), fact.useful_tokens("366 and rubbish")) == (len(needed), 3)
+
+
+def test_a_text_of_a_language_without_blanks_is_found_within_other_text():
+    tokenizer = byte_tokenizer()
+    problem = Problem("p", "q", ("东京",), "他住在东京。", metadata={"needed": ["住在东京"], "needed_values": ["东京"]})
+    (fact,) = needed_facts(problem, encode_document(tokenizer, problem.document), tokenizer)
+    assert fact.start == len("他".encode()) and fact.length == len("住在东京".encode())
+    assert fact.is_in("我在东京见过他") and fact.is_in("他住在东京。") and not fact.is_in("他住在北京。")
+
+
+def test_a_bridge_is_held_by_its_thing_and_its_person_together():
+    """The next fact repeats the person, which says nothing about the bridge."""
+    tokenizer = byte_tokenizer()
+    bridge, end = "The keeper of the amber falcon is Ada.", "The ticket number of Ada is 4312."
+    signs = [["amber falcon", "Ada"], ["4312"]]
+    problem = Problem(
+        "p", "q", ("4312",), f"{bridge} {end}", metadata={"needed": [bridge, end], "needed_values": signs}
+    )
+    first, second = needed_facts(problem, encode_document(tokenizer, problem.document), tokenizer)
+    assert not first.is_in(end) and second.is_in(end) and not second.is_in(bridge)
+    assert first.is_in(bridge) and first.is_in("Ada keeps an amber falcon") and not first.is_in("an amber falcon")
+    assert (first.builds_on, second.builds_on) == (0, 1) and first.signs_length == len("amber falconAda")
+
+
+def test_of_several_places_the_one_that_is_named_counts():
+    twice = problem_with([FACT], [39])
+    words = twice.document.split()
+    words[3:6] = FACT.split()
+    (fact,) = facts_of(replace(twice, document=" ".join(words)))
+    assert fact.start == 39
+
+
+@pytest.mark.parametrize(
+    "metadata",
+    [
+        {"needed_values": [7]},
+        {"needed_values": [[]]},
+        {"needed_values": [["x", 7]]},
+        {"needed_values": "Paris"},
+        {"needed_at": [10**4000]},
+        {"needed_at": [-5]},
+        {"needed_at": "0"},
+    ],
+)
+def test_what_else_is_malformed_is_as_if_it_were_missing(metadata):
+    problem = problem_with([FACT], [39], hops=1)
+    problem.metadata.update(metadata)
+    (fact,) = facts_of(problem)
+    assert fact.start == 39 and fact.is_in(f"{OTHER} {FACT}") and not fact.is_in("Paris")
+
+
+def test_a_problem_that_needs_too_many_facts_is_not_followed():
+    problem = problem_with([FACT], [0])
+    problem.metadata["needed"] = [FACT] * (MOST_FACTS + 1)
+    assert facts_of(problem) == ()
+
+
+def test_a_fact_in_a_long_document_is_found_without_decoding_much_of_it():
+    document = f"{OTHER} " * 100_000 + FACT
+    tokens = encode_document(TOKENIZER, document)
+    decoded = []
+
+    class Counting:
+        def __getattr__(self, name):
+            return getattr(TOKENIZER, name)
+
+        def decode(self, tokens, **options):
+            decoded.append(len(tokens))
+            return TOKENIZER.decode(tokens, **options)
+
+    problem = Problem("p", "q", ("Paris",), document, metadata={"needed": [FACT]})
+    (fact,) = needed_facts(problem, tokens, Counting())
+    assert fact.start == 300_000 and fact.length == 3 and sum(decoded) < 1.2 * len(tokens)
 
 
 @pytest.mark.parametrize(

@@ -4,10 +4,12 @@ import asyncio
 import functools
 import json
 import random
+from dataclasses import replace
 
 import pytest
 
 from jobs.prepare import main
+from jobs.support import demonstrations
 from pipeline.agents.memory import MemoryAgent
 from pipeline.data.documents.facts.problem import hidden_facts_problem
 from pipeline.data.documents.facts.relations import RELATIONS
@@ -15,7 +17,7 @@ from pipeline.data.documents.ruler import load_essay
 from pipeline.data.rows import row_of
 from pipeline.errors import BadRow
 from pipeline.fine_tuning.conversations import conversation_example
-from pipeline.fine_tuning.scripted_reader import READERS, ScriptedReader
+from pipeline.fine_tuning.scripted_reader import READERS, Habits, ScriptedReader
 from pipeline.problems import Problem
 from pipeline.rewards.scoring import reward
 from pipeline.rollout.episodes import Completion
@@ -88,6 +90,11 @@ def test_problems_without_facts_are_refused():
         read(Problem("p", "q", ("a",), "A text."), "careful")
 
 
+def seeded(index: int) -> random.Random:
+    """The random choices of the command with seed=0 for a problem."""
+    return random.Random(f"0/{problem(index).id}")
+
+
 @pytest.fixture
 def model(tmp_path):
     TOKENIZER.save_pretrained(tmp_path / "model")
@@ -95,28 +102,27 @@ def model(tmp_path):
     return tmp_path / "model"
 
 
-def test_the_command_writes_conversations_that_fine_tuning_reads(model, tmp_path, capsys):
+def test_the_command_writes_conversations_that_fine_tuning_reads(model, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(demonstrations, "start_ray", lambda: False)
     bad = {"id": "bad", "question": "q", "answers": ["a"], "document": "A text."}
     rows = [row_of(problem(index)) for index in range(5)] + [bad]
     (tmp_path / "facts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    arguments = [f"model.path={model}", f"data.path={tmp_path / 'facts.jsonl'}", f"output={tmp_path / 'out'}"]
+    arguments = [f"model.path={model}", f"path={tmp_path / 'facts.jsonl'}", f"output={tmp_path / 'out'}"]
     arguments += [f"agent.{name}={getattr(AGENT, name)}" for name in ("prompt_template", "chunk_tokens", "window")]
-    arguments += [
-        "agent.problem_tokens=200",
-        "agent.memory_tokens=400",
-        "agent.answer_tokens=60",
-        "model.dtype=float32",
-    ]
+    arguments += ["agent.problem_tokens=200", "agent.memory_tokens=400", "agent.answer_tokens=60"]
     assert main(["demonstrations", *arguments]) == 1  # one of six rows is bad
     assert "1 of 6 rows are bad" in capsys.readouterr().err
-    assert main(["demonstrations", *arguments, "data.max_bad_share=0.2", "idle_share=1"]) == 0
+    assert main(["demonstrations", *arguments, "max_bad_share=0.2", "idle_share=1"]) == 0
     lines = (tmp_path / "out" / "conversations.jsonl").read_text().splitlines()
     assert f"{len(lines)} conversations of a careless reader" in capsys.readouterr().out
-    expected = [conversation for index in range(5) for conversation in read(problem(index), "careless")]
-    assert len(lines) == len(expected)
+    assert len(lines) == sum(len(read(problem(index), "careless")) for index in range(5))
+    first = next(ScriptedReader(MemoryAgent(TOKENIZER, AGENT), READERS["careless"]).read(problem(0), seeded(0)))
+    assert json.loads(lines[0]) == {"prompt_tokens": first[0], "response_tokens": first[1]}
     for line in lines:
         assert any(conversation_example(json.loads(line), TOKENIZER, 2000).learned)
-    assert main(["demonstrations", *arguments, "data.max_bad_share=0.2", "idle_share=0"]) == 0
+    record = json.loads((tmp_path / "out" / "demonstrations.json").read_text())
+    assert record["reader"] == "careless" and record["idle_share"] == 1
+    assert main(["demonstrations", *arguments, "max_bad_share=0.2", "idle_share=0"]) == 0
     there = (tmp_path / "out" / "conversations.jsonl").read_text().splitlines()
 
     def is_idle(line: str) -> bool:
@@ -128,3 +134,40 @@ def test_the_command_writes_conversations_that_fine_tuning_reads(model, tmp_path
     assert "jobs.prepare facts" in quarantined and '"bad"' in quarantined
     assert main(["demonstrations", *arguments, "reader=perfect"]) == 2
     assert "reader='perfect' must be one of careful, careless" in capsys.readouterr().err
+    assert main(["demonstrations", *arguments, "output=s3://bucket/x"]) == 2
+    assert "written to a local folder" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "metadata",
+    [
+        {"facts": ["ab", "c"]},
+        {"facts": [["a"]]},
+        {"facts": [None]},
+        {"facts": [[3, True]]},
+        {"facts": []},
+        {"needed": [{}]},
+        {"needed": "a"},
+    ],
+)
+def test_malformed_facts_are_a_bad_row(metadata):
+    asked = problem(0)
+    with pytest.raises(BadRow, match="lacks the facts"):
+        read(replace(asked, metadata=asked.metadata | metadata), "careful")
+
+
+def test_memories_keep_the_agents_limit():
+    habits = Habits(notes=1.0, notes_misled=1.0, keeps=1.0, notes_useless=1.0, keeps_useless=1.0)
+
+    def reader(**limits: int) -> ScriptedReader:
+        return ScriptedReader(MemoryAgent(TOKENIZER, replace(AGENT, **limits)), habits)
+
+    for index in range(10):
+        asked = problem(index)
+        *memories, (_, answer, _) = reader(memory_tokens=150).read(asked, random.Random(0))
+        assert all(len(memory) <= 150 for _, memory, _ in memories)
+        assert reward("qa", TOKENIZER.decode(answer[:-1]), asked.answers, {}) == 1.0  # the needed facts stay
+    with pytest.raises(BadRow, match=r"do not fit agent\.memory_tokens"):
+        list(reader(memory_tokens=20).read(problem(0), random.Random(0)))
+    with pytest.raises(BadRow, match=r"over agent\.answer_tokens"):
+        list(reader(answer_tokens=5).read(problem(0), random.Random(0)))

@@ -1,18 +1,20 @@
 """A problem of hidden facts: a question, the facts that answer it, others like them, and the prose around them."""
 
+import functools
 import random
+import re
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from pipeline.data.documents.facts.relations import PERSON, Relation, draw_subject, draw_value
+from pipeline.data.documents.facts.relations import PERSON, Relation, draw_value, subjects_of
 from pipeline.data.documents.ruler.fitting import fit
 from pipeline.data.documents.ruler.haystack import essay_haystack, hidden
 from pipeline.errors import DataError
 from pipeline.problems import Problem
 
-TRIES = 1000  # placements drawn until no needed fact is cut, and draws of a fact that must differ from others
-TOKENS_PER_DISTRACTOR = 100  # a document has about one fact beside the needed ones for so many tokens
+TRIES = 1000  # draws of places until no needed fact is cut, and of a fact until it differs from the needed ones
+TOKENS_PER_FACT = 100  # a document has one fact beside the needed ones for so many tokens, as long as there are any
 
 TokenStarts = Callable[[str], Sequence[int]]  # the character at which each token of a text begins
 
@@ -24,6 +26,14 @@ class Fact:
     value: str
     text: str  # the sentence
 
+    @property
+    def signs(self) -> list[str]:
+        """What a memory must contain to hold the fact: the value; for a bridge the thing, too.
+
+        The next fact of a chain repeats a bridge's value, so the value alone shows nothing.
+        """
+        return [self.subject.removeprefix("the "), self.value] if self.relation.role else [self.value]
+
 
 @dataclass(frozen=True)
 class Riddle:
@@ -32,7 +42,7 @@ class Riddle:
     Attributes:
         question: the question.
         needed: the facts that answer it, in the order in which one leads to the next.
-        others: facts that do not help, of which some have the relation that is asked for.
+        others: facts that do not help.
     """
 
     question: str
@@ -40,50 +50,63 @@ class Riddle:
     others: tuple[Fact, ...]
 
 
-def draw_riddle(rng: random.Random, relations: Sequence[Relation], hops: int, others: int) -> Riddle:
-    """Draw a question over `hops` facts (1 or 2), and `others` further facts.
+def draw_riddle(rng: random.Random, relations: tuple[Relation, ...], hops: int, others: int) -> Riddle:
+    """Draw a question over `hops` facts (1 or 2), and `others` further facts, or all that there are.
 
-    No other fact has relation and subject of a needed one, or the value of one. At least one has the relation of each
-    needed fact, if there are enough others, so the subject decides.
+    Only the subject in the question tells the needed facts from the others: the first others have the relations of the
+    needed facts and, for two hops, are a chain of another thing. No other fact has relation and subject of a needed
+    one, and none contains the value of one.
 
     Raises:
         DataError: there is no chain of two among the relations.
     """
-    bridges = [relation for relation in relations if relation.role]
-    ends = [relation for relation in relations if relation.subject == PERSON]
     if hops == 1:
         asked = rng.choice(relations)
-        needed = [_fact(rng, asked, draw_subject(asked, rng))]
+        needed = [_fact(rng, asked, rng.choice(subjects_of(asked)))]
         question = asked.question.format(s=needed[0].subject)
     else:
+        bridges = [relation for relation in relations if relation.role]
+        ends = [relation for relation in relations if relation.subject == PERSON]
         if not bridges or not ends:
             raise DataError("these forms have no chain of two facts")
         bridge, asked = rng.choice(bridges), rng.choice(ends)
-        first = _fact(rng, bridge, draw_subject(bridge, rng))
+        first = _fact(rng, bridge, rng.choice(subjects_of(bridge)))
         needed = [first, _fact(rng, asked, first.value)]
         question = asked.question.format(s=bridge.role.format(s=first.subject))
-    taken = {(fact.relation.name, fact.subject) for fact in needed}
-    values = {fact.value for fact in needed}
+    taken = {(fact.relation, fact.subject) for fact in needed}
     found: list[Fact] = []
-    wanted = [fact.relation for fact in needed]
-    for _ in range(TRIES * (others + 1)):
-        if len(found) == others:
-            break
-        relation = wanted[len(found)] if len(found) < len(wanted) else rng.choice(relations)
-        fact = _fact(rng, relation, draw_subject(relation, rng))
-        if (relation.name, fact.subject) not in taken and fact.value not in values:
-            taken.add((relation.name, fact.subject))
-            found.append(fact)
+
+    def add(relation: Relation, subject: str) -> None:
+        if (relation, subject) not in taken:
+            taken.add((relation, subject))
+            found.append(_fact(rng, relation, subject, needed))
+
+    for fact in needed[:others]:
+        chained = found[0].value if fact.relation.subject == PERSON and found else ""
+        while len(found) <= needed.index(fact):
+            add(fact.relation, chained or rng.choice(subjects_of(fact.relation)))
+    pairs = _pairs(relations)
+    for relation, subject in rng.sample(pairs, min(len(pairs), others + len(taken))):
+        if len(found) < others:
+            add(relation, subject)
     rng.shuffle(found)
     return Riddle(question, tuple(needed), tuple(found))
 
 
-def _fact(rng: random.Random, relation: Relation, subject: str) -> Fact:
-    value = draw_value(relation, rng)
-    while value == subject:
+@functools.lru_cache(maxsize=4)
+def _pairs(relations: tuple[Relation, ...]) -> list[tuple[Relation, str]]:
+    """All relations, each with each of its subjects."""
+    return [(relation, subject) for relation in relations for subject in subjects_of(relation)]
+
+
+def _fact(rng: random.Random, relation: Relation, subject: str, needed: Sequence[Fact] = ()) -> Fact:
+    """A fact about a subject, which contains no value of a needed fact."""
+    for _ in range(TRIES):
         value = draw_value(relation, rng)
-    text = rng.choice(relation.statements).format(s=subject, v=value)
-    return Fact(relation, subject, value, text[0].upper() + text[1:])
+        text = rng.choice(relation.statements).format(s=subject, v=value)
+        if not any(re.search(rf"\b{re.escape(fact.value)}\b", value) for fact in needed):
+            return Fact(relation, subject, value, text[0].upper() + text[1:])
+    raise AssertionError(f"every value of {relation.name} is a needed one")
 
 
 def hidden_facts_problem(
@@ -91,7 +114,7 @@ def hidden_facts_problem(
     index: int,
     tokens: int,
     hops: int,
-    relations: Sequence[Relation],
+    relations: tuple[Relation, ...],
     prose: Sequence[str],
     chunk_tokens: int,
     token_starts: TokenStarts,
@@ -101,8 +124,8 @@ def hidden_facts_problem(
 
     It depends only on the arguments. The prose begins at a random sentence. The needed facts stand whole in different
     chunks, in order. `metadata` has `set`, `length` (the wanted tokens), `hops`, `needed` (the sentences),
-    `needed_values` (the value of each), `needed_at` (its first token) and `facts`: all facts of the document in order,
-    each [sentence, whether it is needed].
+    `needed_values` (what a memory must contain to hold each), `needed_at` (its first token) and `facts`: all facts of
+    the document in order, each [sentence, whether it is needed].
 
     Args:
         seed, index: name the problem.
@@ -118,34 +141,33 @@ def hidden_facts_problem(
         DataError: `tokens` is too small.
     """
     rng = random.Random(f"facts/{seed}/{index}/{tokens}/{hops}")
-    riddle = draw_riddle(rng, relations, hops, max(2, tokens // TOKENS_PER_DISTRACTOR))
+    riddle = draw_riddle(rng, relations, hops, max(2, tokens // TOKENS_PER_FACT))
     begin = rng.randrange(len(prose))
     haystack = essay_haystack((*prose[begin:], *prose[:begin]))
-    others = [(rng.random(), fact.text) for fact in riddle.others]
+    others = [(rng.random(), fact) for fact in riddle.others]
     for _ in range(TRIES):
-        shares = sorted(rng.random() for _ in riddle.needed)
-        needed = list(zip(shares, (fact.text for fact in riddle.needed), strict=True))
-        build = hidden(haystack, [*others, *needed])
+        placed = [*others, *zip(sorted(rng.random() for _ in riddle.needed), riddle.needed, strict=True)]
+        build = hidden(haystack, [(share, fact.text) for share, fact in placed])
         document = fit("facts", build, haystack.pieces, tokens, lambda text: len(token_starts(text)))
         places = _places(document.text, riddle.needed, chunk_tokens, token_starts)
         if places is not None:
             break
     else:
         raise DataError(f"facts: no {hops} facts fit {tokens} tokens in different chunks of {chunk_tokens} tokens")
-    facts = sorted((*riddle.needed, *riddle.others), key=lambda fact: document.text.index(fact.text))
+    last = riddle.needed[-1]
     return Problem(
         id=f"{set_name}-{tokens}-{seed}-{index}",
         question=riddle.question,
-        answers=(riddle.needed[-1].value,),
+        answers=tuple(answer.format(v=last.value) for answer in last.relation.answers),
         document=document.text,
         metadata={
             "set": set_name,
             "length": tokens,
             "hops": hops,
             "needed": [fact.text for fact in riddle.needed],
-            "needed_values": [fact.value for fact in riddle.needed],
+            "needed_values": [fact.signs for fact in riddle.needed],
             "needed_at": places,
-            "facts": [[fact.text, fact in riddle.needed] for fact in facts],
+            "facts": [[fact.text, fact in riddle.needed] for _, fact in sorted(placed, key=lambda place: place[0])],
         },
     )
 

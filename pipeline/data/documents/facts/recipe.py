@@ -29,7 +29,7 @@ class FactsRecipe:
 
     @property
     def set_name(self) -> str:
-        return f"facts_{self.hops}" + "_held_out" * (self.forms == "held_out")
+        return f"facts_{self.hops}" + ("" if self.forms == "trained" else f"_{self.forms}")
 
     def __len__(self) -> int:
         return self.count

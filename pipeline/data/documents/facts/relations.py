@@ -4,10 +4,11 @@ A chain of two facts leads over a person: a bridge says who the keeper (owner, m
 then speaks of "the keeper of the amber falcon" instead of the person's name.
 """
 
+import functools
 import random
 from dataclasses import dataclass
 
-from pipeline.data.documents.ruler.words import word_list
+from pipeline.data.documents.ruler.words import word_pair
 
 PERSON, THING = "person", "thing"
 
@@ -23,6 +24,7 @@ class Relation:
         statements: the ways to state it; each is a sentence.
         question: the way to ask for the value.
         role: for a bridge, whose value is a person: how a question speaks of that person.
+        answers: the right answers.
     """
 
     name: str
@@ -31,70 +33,108 @@ class Relation:
     statements: tuple[str, ...]
     question: str
     role: str = ""
+    answers: tuple[str, ...] = ("{v}",)
+
+
+def _bridge(name: str, statements: tuple[str, ...], question: str) -> Relation:
+    return Relation(name, THING, PERSON, statements, question, f"the {name} of {{s}}")
 
 
 RELATIONS = (
     # Bridges: a thing's person.
-    Relation(
-        "keeper",
-        THING,
-        PERSON,
-        ("The keeper of {s} is {v}.", "{v} has become the keeper of {s}."),
-        "Who is the keeper of {s}?",
-        "the keeper of {s}",
-    ),
-    Relation(
-        "owner",
-        THING,
-        PERSON,
-        ("The owner of {s} is {v}.", "It is {v} who now owns {s}."),
-        "Who is the owner of {s}?",
-        "the owner of {s}",
-    ),
-    Relation(
-        "maker",
-        THING,
-        PERSON,
-        ("The maker of {s} was {v}.", "It was {v} who made {s}."),
-        "Who made {s}?",
-        "the maker of {s}",
-    ),
-    Relation("finder", THING, PERSON, ("The finder of {s} was {v}.",), "Who found {s}?", "the finder of {s}"),
-    Relation("thief", THING, PERSON, ("The thief of {s} was {v}.",), "Who stole {s}?", "the thief of {s}"),
-    Relation("buyer", THING, PERSON, ("The buyer of {s} was {v}.",), "Who bought {s}?", "the buyer of {s}"),
+    _bridge("keeper", ("The keeper of {s} is {v}.", "{v} has become the keeper of {s}."), "Who is the keeper of {s}?"),
+    _bridge("owner", ("{s} belongs to {v}.", "It is {v} who owns {s}."), "Who is the owner of {s}?"),
+    _bridge("maker", ("{s} was made by {v}.", "It was {v} who made {s}."), "Who made {s}?"),
+    _bridge("finder", ("{s} was found by {v}.", "It was {v} who found {s}."), "Who found {s}?"),
+    _bridge("thief", ("{s} was stolen by {v}.", "The thief of {s} was {v}."), "Who stole {s}?"),
+    _bridge("buyer", ("{s} was bought by {v}.", "The buyer of {s} was {v}."), "Who bought {s}?"),
     # A thing's other facts.
-    Relation("price", THING, "amount", ("The price of {s} was {v} pounds.",), "How many pounds was the price of {s}?"),
-    Relation("weight", THING, "amount", ("The weight of {s} is {v} ounces.",), "How many ounces is the weight of {s}?"),
-    Relation("number", THING, "number", ("The number of {s} is {v}.",), "What is the number of {s}?"),
-    Relation("hiding place", THING, "town", ("The hiding place of {s} is in {v}.",), "In which town is {s} hidden?"),
-    Relation("discovery", THING, "year", ("The year in which {s} was found is {v}.",), "In which year was {s} found?"),
-    Relation("shipping", THING, "day", ("The day on which {s} was shipped is {v}.",), "On which day was {s} shipped?"),
-    # A person's facts.
-    Relation("birthplace", PERSON, "town", ("The birthplace of {s} is {v}.",), "In which town was {s} born?"),
+    Relation("price", THING, "amount", ("{s} was sold for {v} pounds.",), "For how many pounds was {s} sold?"),
+    Relation("weight", THING, "amount", ("{s} weighs {v} ounces.",), "How many ounces does {s} weigh?"),
     Relation(
-        "home", PERSON, "town", ("The home of {s} is in {v}.", "{s} lives in {v}."), "In which town does {s} live?"
+        "catalogue number",
+        THING,
+        "number",
+        ("The catalogue number of {s} is {v}.", "{s} has the catalogue number {v}."),
+        "What is the catalogue number of {s}?",
+    ),
+    Relation("hiding place", THING, "town", ("{s} is hidden in {v}.",), "In which town is {s} hidden?"),
+    Relation(
+        "discovery",
+        THING,
+        "year",
+        ("{s} was discovered in the year {v}.",),
+        "In which year was {s} discovered?",
+    ),
+    Relation("shipping", THING, "day", ("{s} was shipped on {v}.",), "On which day was {s} shipped?"),
+    # A person's facts.
+    Relation("birthplace", PERSON, "town", ("{s} was born in the town of {v}.",), "In which town was {s} born?"),
+    Relation(
+        "home",
+        PERSON,
+        "town",
+        ("{s} lives in {v}.", "The home of {s} is in {v}."),
+        "In which town does {s} live?",
     ),
     Relation(
         "trade",
         PERSON,
         "trade",
-        ("The trade of {s} is that of a {v}.", "{s} works as a {v}."),
+        ("{s} works as a {v}.", "{s} is a {v} by trade."),
         "What is the trade of {s}?",
+        answers=("{v}", "a {v}"),
     ),
-    Relation("birth", PERSON, "year", ("The year in which {s} was born is {v}.",), "In which year was {s} born?"),
-    Relation("wedding", PERSON, "day", ("The wedding of {s} was on {v}.",), "On which day was the wedding of {s}?"),
-    Relation("departure", PERSON, "day", ("The departure of {s} was on {v}.",), "On which day did {s} depart?"),
+    Relation("birth", PERSON, "year", ("{s} was born in the year {v}.",), "In which year was {s} born?"),
     Relation(
-        "age", PERSON, "age", ("The age of {s} is {v} years.", "{s} is {v} years old."), "How many years old is {s}?"
+        "wedding",
+        PERSON,
+        "day",
+        ("{s} was married on {v}.", "The wedding of {s} was on {v}."),
+        "On which day was {s} married?",
     ),
-    Relation("debt", PERSON, "amount", ("The debt of {s} is {v} pounds.",), "How many pounds is the debt of {s}?"),
-    Relation("wage", PERSON, "amount", ("The wage of {s} is {v} pounds.",), "How many pounds is the wage of {s}?"),
-    Relation("ticket", PERSON, "number", ("The ticket number of {s} is {v}.",), "Which number has the ticket of {s}?"),
-    Relation("room", PERSON, "room", ("The room of {s} is room {v}.",), "Which room is the room of {s}?"),
-    Relation("password", PERSON, "word", ("The password of {s} is {v}.",), "What is the password of {s}?"),
+    Relation("departure", PERSON, "day", ("{s} departed on {v}.",), "On which day did {s} depart?"),
+    Relation(
+        "age",
+        PERSON,
+        "age",
+        ("{s} is {v} years old.", "The age of {s} is {v} years."),
+        "How old is {s}?",
+        answers=("{v}", "{v} years", "{v} years old"),
+    ),
+    Relation(
+        "debt",
+        PERSON,
+        "amount",
+        ("{s} owes the bank {v} pounds.", "The debt of {s} is {v} pounds."),
+        "How many pounds does {s} owe the bank?",
+    ),
+    Relation("wage", PERSON, "amount", ("{s} earns {v} pounds a year.",), "How many pounds does {s} earn a year?"),
+    Relation(
+        "ticket",
+        PERSON,
+        "number",
+        ("The ticket number of {s} is {v}.", "{s} holds the ticket with the number {v}."),
+        "What is the ticket number of {s}?",
+    ),
+    Relation(
+        "room",
+        PERSON,
+        "room",
+        ("{s} sleeps in room {v}.", "The room of {s} has the number {v}."),
+        "In which room does {s} sleep?",
+        answers=("{v}", "room {v}"),
+    ),
+    Relation(
+        "password",
+        PERSON,
+        "word",
+        ("The password of {s} is {v}.", "{s} uses the password {v}."),
+        "What is the password of {s}?",
+    ),
 )
 # Relations of which no training question and no demonstration speaks.
 HELD_OUT = ("owner", "finder", "weight", "discovery", "birthplace", "wage", "departure")
+FORMS = ("trained", "held_out", "all")
 
 PEOPLE = tuple(
     "Ada Anton Astrid Boris Bruno Carla Cedric Dalia Dario Edna Elsa Emil Enzo Farah Felix Greta Gustav Hana Ilse "
@@ -125,30 +165,29 @@ VALUES = {
     PERSON: lambda rng: rng.choice(PEOPLE),
     "town": lambda rng: rng.choice(TOWNS),
     "trade": lambda rng: rng.choice(TRADES),
-    "word": lambda rng: rng.choice(word_list("noun")),
+    "word": word_pair,
     "year": lambda rng: str(rng.randint(1701, 1899)),
     "day": lambda rng: f"{rng.randint(1, 28)} {rng.choice(MONTHS)}",
-    "age": lambda rng: str(rng.randint(20, 90)),
+    "age": lambda rng: str(rng.randint(30, 90)),  # no day of a month
     "room": lambda rng: str(rng.randint(100, 999)),
     "amount": lambda rng: str(rng.randint(100, 9999)),
     "number": lambda rng: str(rng.randint(1000, 9999)),
 }
 
 
-def draw_subject(relation: Relation, rng: random.Random) -> str:
-    """A subject of a relation, as it stands in a sentence."""
-    return rng.choice(PEOPLE) if relation.subject == PERSON else f"the {rng.choice(MATERIALS)} {rng.choice(THINGS)}"
-
-
 def draw_value(relation: Relation, rng: random.Random) -> str:
     return VALUES[relation.value](rng)
 
 
+@functools.cache
+def subjects_of(relation: Relation) -> tuple[str, ...]:
+    """All subjects of a relation, as they stand in a sentence."""
+    if relation.subject == PERSON:
+        return PEOPLE
+    return tuple(f"the {material} {thing}" for material in MATERIALS for thing in THINGS)
+
+
 def relations_of(forms: str) -> tuple[Relation, ...]:
     """The relations of a name in `FORMS`."""
-    return tuple(
-        relation for relation in RELATIONS if forms == "all" or (relation.name in HELD_OUT) == (forms == "held_out")
-    )
-
-
-FORMS = ("trained", "held_out", "all")
+    held_out = forms == "held_out"
+    return tuple(relation for relation in RELATIONS if forms == "all" or (relation.name in HELD_OUT) == held_out)

@@ -9,7 +9,8 @@ from pipeline.data.rows import decode_line, text_field
 from pipeline.errors import BadRow, DataError
 from pipeline.files import exists, is_file, list_files, open_input
 
-SENTENCE_END = re.compile(r"(?<=[.!?])\s+|(?<=[.!?][\"')\]”’])\s+|(?<=[。！？])\s*")
+TITLE = r"(?<!\bMr\.)(?<!\bMrs\.)(?<!\bMs\.)(?<!\bDr\.)(?<!\bSt\.)"  # a full stop that ends no sentence
+SENTENCE_END = re.compile(rf"(?<=[.!?]){TITLE}\s+|(?<=[.!?][\"')\]”’])\s+|(?<=[。！？])\s*")
 LONGEST_SENTENCE = 400  # characters; a longer one, or a text without full stops, is broken between words
 
 
