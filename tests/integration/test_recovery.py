@@ -22,7 +22,8 @@ def start():
 
 
 def test_a_run_outlives_an_engine_a_learner_and_the_coordinator(start, shared_ray, tmp_path):
-    run = start(f"run.folder={tmp_path}", "run.name=broken", "train.steps=1000", environment=shared_ray)
+    validated = "train.evaluate_every=2 validation.data.synthetic_chunks=[3] validation.data.synthetic_count=4".split()
+    run = start(f"run.folder={tmp_path}", "run.name=broken", "train.steps=1000", *validated, environment=shared_ray)
     line = run.wait_for("step 2/")
     inject("engine", after=50)  # in the middle of conversations, which nobody else can go on with
     line = run.wait_for("generator-0 died; starting it again", after=line)
@@ -44,6 +45,11 @@ def test_a_run_outlives_an_engine_a_learner_and_the_coordinator(start, shared_ra
     # At most one conversation of each episode of each group that moved.
     assert 1 <= summary["conversations_redone"] <= 4 * summary["group_moves"]
     assert summary["failures"].get("GeneratorLost", 0) == 0 and summary["rows_quarantined"] == 0
+    validations = [json.loads(line) for line in (tmp_path / "broken" / "validation.jsonl").read_text().splitlines()]
+    steps = [row["step"] for row in validations]
+    assert steps == sorted(set(steps)) and steps[0] == 0 and steps[-1] > 2 and all(step % 2 == 0 for step in steps)
+    assert all(row["answers"] == 4 and not row["errors"] for row in validations)
+    assert all(row["version"] <= row["version_min"] for row in validations)  # never by older weights
     # Learners went back to a checkpoint, and versions did not.
     assert "going back from step" in run.output
     assert before[-1]["version"] >= before[-1]["step"]
