@@ -6,7 +6,6 @@ import asyncio
 import concurrent.futures
 import contextlib
 import json
-import shutil
 import sys
 import threading
 from collections import Counter, deque
@@ -25,12 +24,12 @@ from ray.util.metrics import Gauge
 from actors.lifecycle.cluster import was_started_again
 from actors.wandb_run import WandbRun
 from pipeline.errors import reason_of
-from pipeline.evaluation.results import SURROGATES
 from pipeline.files import write_text
 from pipeline.rollout.episodes import EpisodeGroup, GroupRecord
 from pipeline.run.config import TrainingConfig
 from pipeline.run.history import DRAWN, History, RunTotals
 from pipeline.run.validation import validation_metrics
+from pipeline.run.validation_file import ANSWERS, VALIDATION, ValidationFile
 from pipeline.storage import MOST_KEPT, Storage, append
 from pipeline.text import load_tokenizer
 
@@ -39,7 +38,6 @@ READING_S = 120.0  # limit for reading the rows of a resumed run
 FIGURE_S = 15.0  # limit for the last figure at the end of a run
 ROWS_AT_ONCE = 1000  # rows per write
 METRICS, ABANDONED, EPISODES, FIGURE = "metrics.jsonl", "abandoned.jsonl", "episodes", "training.png"
-VALIDATION, ANSWERS = "validation.jsonl", "validation"  # a row per validation; the folder of their answers
 
 
 class Row(NamedTuple):
@@ -82,7 +80,7 @@ class Tracker:
         self._step = step  # the last step logged: each step up to it should have a row
         self._history: History | None = None  # of metrics.jsonl; None until the first roll-back reads it
         self._set_aside = False  # whether the rows abandoned by the first waiting roll-back are in abandoned.jsonl
-        self._validations: list[dict] = []  # the rows of validation.jsonl
+        self._validations = ValidationFile(self.folder)
         self._lost: Counter[str] = Counter()  # number of files that could not be written, by kind
         self._failing: set[str] = set()  # what was reported as failing
         self._figure: Future | None = None  # the last drawing
@@ -104,7 +102,7 @@ class Tracker:
         place, wandb_id = self._wandb.started()
         news = self._written(READING_S)
         rows = self._storage.call(self._counted, limit_s=READING_S)
-        validations, last = self._storage.call(self._read_validations, limit_s=READING_S), self._last_counted()
+        validations, last = self._storage.call(self._validations.read, limit_s=READING_S), self._last_counted()
         return rows, [row for row in validations if row["step"] <= last], place, wandb_id, news
 
     def log(self, row: dict) -> list[str]:
@@ -133,9 +131,7 @@ class Tracker:
         with self._lock:
             self._waiting.append(Validated(row))
         news = self._written()
-        lines = "".join(json.dumps(answer, ensure_ascii=False) + "\n" for answer in answers)
-        lines = lines.encode(errors=SURROGATES).decode()
-        news += self._try(ANSWERS, lambda: write_text(self._answers_of(row["step"]), lines))
+        news += self._try(ANSWERS, lambda: self._validations.write_answers(row["step"], answers))
         self._lost[ANSWERS] += ANSWERS in self._failing
         shown = validation_metrics(row)
         self._wandb.log(lambda wandb: {"step": row["step"]} | shown)
@@ -190,7 +186,7 @@ class Tracker:
             if rows:
                 self._append(rows)
             elif isinstance(first, Validated):
-                self._add_validation(first.row)
+                self._validations.add(first.row)
             else:
                 self._go_back(cast(int, first))
             with self._lock:
@@ -227,36 +223,7 @@ class Tracker:
             write_text(self._metrics, "".join(row.line for row in kept))
         self._set_aside = False
         self._know(kept)
-        self._keep_validations(step)
-
-    def _add_validation(self, row: dict) -> None:
-        """Add a row to validation.jsonl, or replace it: it is there if this actor died after writing it."""
-        self._write_validations([*(other for other in self._read_validations() if other["step"] != row["step"]), row])
-
-    def _keep_validations(self, step: int) -> None:
-        """Forget the validations of later steps, which show abandoned weights, with their answers."""
-        rows = self._read_validations()
-        for row in rows:
-            if row["step"] > step:
-                shutil.rmtree(self._answers_of(row["step"]).parent, ignore_errors=True)
-        kept = [row for row in rows if row["step"] <= step]
-        if len(kept) < len(rows):
-            self._write_validations(kept)
-        self._validations = kept
-
-    def _read_validations(self) -> list[dict]:
-        rows = []
-        for line in _lines_of(self.folder / VALIDATION):
-            with contextlib.suppress(ValueError):  # a torn last line
-                rows.append(json.loads(line))
-        return rows
-
-    def _write_validations(self, rows: list[dict]) -> None:
-        write_text(self.folder / VALIDATION, "".join(json.dumps(row) + "\n" for row in rows))
-        self._validations = rows
-
-    def _answers_of(self, step: int) -> Path:
-        return self.folder / ANSWERS / f"step-{step:06d}" / "results.jsonl"
+        self._validations.roll_back(step)
 
     def _know(self, rows: list[Row]) -> None:
         """Take these rows as the content of metrics.jsonl."""
@@ -275,7 +242,7 @@ class Tracker:
             return min((waiting for waiting in self._waiting if isinstance(waiting, int)), default=sys.maxsize)
 
     def _lines(self) -> list[str]:
-        return _lines_of(self._metrics)
+        return self._metrics.read_text(encoding="utf-8").splitlines() if self._metrics.exists() else []
 
     def _rows(self, lines: list[str] | None = None) -> list[Row]:
         """The rows of metrics.jsonl, without a torn last line.
@@ -326,7 +293,7 @@ class Tracker:
 
     def _begin_figure(self) -> None:
         with self._lock:
-            history, validations = deepcopy(self._history), list(self._validations)
+            history, validations = deepcopy(self._history), list(self._validations.rows)
         if history:
             self._figure = self._drawing.begin(_draw, history, validations, self.folder / FIGURE)
 
@@ -464,10 +431,6 @@ def _draw(history: History, validations: list[dict], path: Path) -> None:
     from pipeline.run.training_plot import training_figure
 
     training_figure(history, path, validations)
-
-
-def _lines_of(path: Path) -> list[str]:
-    return path.read_text(encoding="utf-8").splitlines() if path.exists() else []
 
 
 def readable_episode(tokenizer, question: str, record: GroupRecord, group: EpisodeGroup) -> dict:

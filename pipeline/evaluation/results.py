@@ -69,6 +69,11 @@ class Cell:
     sets: tuple[str, ...] = ()  # the sets that an average covers; empty for a single set's cell
     memory: MemoryCounts = MemoryCounts()  # sum over all rows; averages have none
 
+    def numbers(self) -> dict[str, float]:
+        """What a summary says of the cell: its score with the interval, and counts."""
+        interval = {"score": self.interval.mean, "low": self.interval.low, "high": self.interval.high}
+        return {**interval, "questions": self.questions, "errors": self.errors, "cut": self.cut}
+
 
 def row_key(row: dict) -> tuple:
     """The unique key of a row: set, length, question id, method, sample."""

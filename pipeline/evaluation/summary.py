@@ -130,12 +130,7 @@ def evaluation_summary(
                 "set": cell.set,
                 "length": cell.length,
                 "method": cell.method,
-                "score": cell.interval.mean,
-                "low": cell.interval.low,
-                "high": cell.interval.high,
-                "questions": cell.questions,
-                "errors": cell.errors,
-                "cut": cell.cut,
+                **cell.numbers(),
                 "document_tokens": cell.document_tokens,
                 **memory_shares(cell.memory),
             }

@@ -67,17 +67,7 @@ def validation_row(step: int, version: int, questions: str, rows: list[dict], se
         "version_max": max((newest for _, newest in versions), default=None),
         "score": _mean(cell.interval.mean for cell in found),
         "cells": [
-            {
-                "set": cell.set,
-                "length": cell.length,
-                "score": cell.interval.mean,
-                "low": cell.interval.low,
-                "high": cell.interval.high,
-                "questions": cell.questions,
-                "errors": cell.errors,
-                "cut": cell.cut,
-                "version_mean": version_mean,
-            }
+            {"set": cell.set, "length": cell.length, **cell.numbers(), "version_mean": version_mean}
             for cell, version_mean in zip(found, means, strict=True)
         ],
         "answers": len(rows),
