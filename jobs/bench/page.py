@@ -41,7 +41,7 @@ def page(before: str) -> str:
     of_claims = []
     for claim in CLAIMS:
         results, old = kept(claim), there.pop(title(claim), NOT_MEASURED)
-        of_claims.append(section(claim, results) if results or NOT_MEASURED in old else old)
+        of_claims.append(section(claim, results, old) if results or NOT_MEASURED in old else old)
     return "\n".join([BEGINNING, *of_claims, *there.values()])
 
 
@@ -56,13 +56,27 @@ def sections(text: str) -> dict[str, str]:
     return {part.partition("\n")[0].removeprefix("## "): part.rstrip() + "\n" for part in parts}
 
 
-def section(claim: str, results: list[Result]) -> str:
-    """A claim's section: its text, then each command with its tables. Without results it has the bare command only."""
-    measured: list[str] = []
+def section(claim: str, results: list[Result], before: str = "") -> str:
+    """A claim's section: its text, then each command with what it measured. Without any it has the bare command only.
+
+    Args:
+        claim: the claim.
+        results: its results.
+        before: the section as it is. What it shows of other commands stays.
+    """
+    blocks = commands(before)
     for result in results:
-        measured += [f"    {result.command}", *paragraphs(result.tables), f"Measured on {result.machine}."]
-    nothing = [f"    python -m jobs.bench {claim}", NOT_MEASURED]
-    return "\n\n".join([f"## {title(claim)}", *paragraphs(text_of(claim)), *(measured or nothing)]) + "\n"
+        blocks[result.command] = "\n\n".join([*paragraphs(result.tables), f"Measured on {result.machine}."])
+    blocks = dict(sorted(blocks.items())) or {f"python -m jobs.bench {claim}": NOT_MEASURED}
+    shown = [f"    {command}\n\n{block}" for command, block in blocks.items()]
+    return "\n\n".join([f"## {title(claim)}", *paragraphs(text_of(claim)), *shown]) + "\n"
+
+
+def commands(text: str) -> dict[str, str]:
+    """What a section shows of each command, by command; not those that are not measured."""
+    parts = re.split(r"^    (python -m jobs\.bench .*)\n", text, flags=re.MULTILINE)[1:]
+    blocks = zip(parts[::2], parts[1::2], strict=True)
+    return {command: block.strip() for command, block in blocks if block.strip() != NOT_MEASURED}
 
 
 def paragraphs(text: str) -> list[str]:

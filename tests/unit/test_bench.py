@@ -193,6 +193,11 @@ def test_a_claim_keeps_one_result_per_command_and_shows_all(folder):
     text = page.sections(page.PAGE.read_text(encoding="utf-8"))["Loss"]
     shown = [text.index(part) for part in ("bench loss\n", "plain table", "bench loss rounds=3", "new table")]
     assert shown == sorted(shown) and "old table" not in text
+    (claims.RESULTS / "loss.json").unlink()  # as on another machine
+    claims.keep("loss", Result("python -m jobs.bench loss rounds=5", "another machine", "other table"))
+    page.write_page()
+    there = page.sections(page.PAGE.read_text(encoding="utf-8"))["Loss"]
+    assert "other table" in there and page.commands(text).items() <= page.commands(there).items()
 
 
 def test_an_item_of_a_list_is_wrapped_without_the_indentation_of_its_docstring():
