@@ -5,6 +5,7 @@ A claim prints its tables in Markdown and keeps them in runs/bench/. `<claim> --
 """
 
 import json
+import shlex
 import subprocess
 import sys
 
@@ -56,7 +57,7 @@ def measure(claim: str, arguments: list[str]) -> int:
     except ConfigError as error:
         print(f"configuration error:\n{error}", file=sys.stderr)
         return 2
-    result = Result(" ".join(["python -m jobs.bench", claim, *arguments]), machine(), tables)
+    result = Result(shlex.join(["python", "-m", "jobs.bench", claim, *arguments]), machine(), tables)
     print(tables, flush=True)
     print(f"· kept in {keep(claim, result)}; `python -m jobs.bench write` puts it on {PAGE.name}", file=sys.stderr)
     return 0

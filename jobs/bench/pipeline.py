@@ -22,6 +22,10 @@ sampled tokens are others, but as many. A round begins with the run; the order o
 The second table shows where the run's time went: each process's CPU time as a share of the run's time. 100% is one
 core. What the engine's share lacks to 100% is time in which the engine waited for work. The others run beside it,
 and cost tokens only where they take its core.
+
+The embedded model is the worst case: its responses have three tokens, so the generator's process needs as much CPU time
+for a conversation as the engine. With a model that writes English the engine is the only one that matters; it takes
+`make smollm2` and the second command.
 """
 
 import contextlib
