@@ -169,12 +169,12 @@ class Accounts:
         return validation / max(1, validation + self._computed - self._computed_before)
 
     async def watch(self) -> None:
-        """Report where groups and actors stand whenever no step was done for `SILENCE_S`, until the last step."""
+        """Report where groups and actors stand whenever no step was done for `SILENCE_S`. Runs forever."""
         c, ledger = self.config, self.ledger
         step, since = ledger.step, time.monotonic()
-        while ledger.step < c.train.steps:
+        while True:
             await asyncio.sleep(SILENCE_S / 4)
-            if ledger.step != step:
+            if ledger.step != step or step == c.train.steps:  # after the last step there is no next one
                 step, since = ledger.step, time.monotonic()
             elif time.monotonic() - since > SILENCE_S:
                 self._say(

@@ -142,7 +142,7 @@ class Coordinator(JobActor):
             rows_quarantined=self.quarantine.bad,
             checkpoint=self.learners.checkpoint.folder if self.learners.checkpoint else None,
             wandb_run=self.wandb_run,
-            validation=self.validation.rows,
+            validation=self.validation.comparable_rows(),
             unwritten=unwritten,
             error=outcome.error,
         )
@@ -255,6 +255,7 @@ class Coordinator(JobActor):
                 if self.step < self.config.train.steps:
                     await self._train_on(await self._unless_stopped(self.groups.take()))
                     continue
+                await self.learners.saved()
                 if self.step != self.learners.saved_step:  # before the last validation, which may take long
                     await self._save()
                     await self.learners.saved()

@@ -67,7 +67,7 @@ class Validation:
         self._source: SampleSource | None = None
         self._questions: list[Trial] = []
         self._digest = ""  # of the questions and how they are asked
-        self._runner = TrialRunner(self._config, self._read, partial(pool.answer, usable=self._usable))
+        self._runner = self._new_runner()
         self._running: asyncio.Task | None = None
         self._step = self._version = 0  # steps trained and version of the weights when the running validation began
         self._answered = 0  # answers of the running validation
@@ -124,17 +124,32 @@ class Validation:
 
     def scores(self) -> Scores:
         """The scores by which checkpoints are compared: of the present questions only."""
-        known = {row["step"]: row["score"] for row in self.rows if row["questions"] == self._digest}
+        known = {row["step"]: row["score"] for row in self.comparable_rows()}
         return Scores(known, frozenset({self._step} if self._running else ()))
+
+    def comparable_rows(self) -> list[dict]:
+        """The rows of the present questions, asked as now."""
+        return [row for row in self.rows if row["questions"] == self._digest]
 
     def _begin(self) -> None:
         self._step, self._version, self._answered = self._ledger.step, self._ledger.version, 0
+        self._runner = self._new_runner()  # which blames no question for deaths during an earlier validation
         self._running = asyncio.create_task(self._validate(self._step, self._version))
 
     async def _complete(self) -> None:
-        """Wait for the running validation, if any, with a progress line now and then."""
+        """Wait for the running validation, if any, with a progress line now and then.
+
+        It is given up if no generator may answer for generator.stall_s: if the learners died, nobody publishes the
+        weights to validate.
+        """
+        since = time.monotonic()
         while self._running and not (await asyncio.wait([self._running], timeout=PROGRESS_S))[0]:
             self._say(f"· validation after step {self._step}: {self._answered} of {len(self._questions)} answers")
+            if any(self._usable(name, version) for name, version in self._pool.versions.items()):
+                since = time.monotonic()
+            elif time.monotonic() - since > self._config.generator.stall_s:
+                self._say(f"· no generator has the weights of version {self._version}")
+                self.cancel()
 
     async def _validate(self, step: int, version: int) -> None:
         """Ask all questions and report the row. A failure costs this validation, not the run."""
@@ -150,7 +165,7 @@ class Validation:
             # In a thread: its intervals may be bootstraps.
             row = await asyncio.to_thread(validation_row, step, version, self._digest, rows, time.monotonic() - begin)
             await self._report(row, rows)
-            self.rows.append(row)
+            self.rows = [*(other for other in self.rows if other["step"] != step), row]
         except Exception as error:
             self._say(f"· the validation after step {step} failed, and the run continues: {reason_of(error)}")
         finally:
@@ -167,6 +182,9 @@ class Validation:
     def _usable(self, name: str, version: int) -> bool:
         """Whether a generator may answer: it has the weights to validate or newer ones, and no suspect runs there."""
         return version >= self._version and name not in self._ledger.reserved()
+
+    def _new_runner(self) -> TrialRunner:
+        return TrialRunner(self._config, self._read, partial(self._pool.answer, usable=self._usable))
 
     async def _read(self, index: int) -> Problem:
         async with self._reading:

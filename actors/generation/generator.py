@@ -210,7 +210,11 @@ class Generator:
 
     async def _with_tokenizer(self, work, *arguments):
         async with self._tokenizing:  # in a thread: a document of millions of tokens must not block other episodes
-            return await asyncio.to_thread(work, *arguments)
+            working = asyncio.ensure_future(asyncio.to_thread(work, *arguments))
+            try:
+                return await asyncio.shield(working)
+            finally:  # a thread goes on when its caller is cancelled, and has the tokenizer until it is done
+                await asyncio.wait([working])
 
     async def _unless_engine_dies(self, work):
         try:

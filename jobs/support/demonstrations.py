@@ -24,7 +24,7 @@ from pipeline.errors import BadRow, DataError
 from pipeline.files import atomic_output, is_local, write_text
 from pipeline.fine_tuning.scripted_reader import READERS, ScriptedReader
 from pipeline.rewards.scoring import SCORERS
-from pipeline.rules import check_rules
+from pipeline.rules import check_rules, positive
 from pipeline.sections import AgentSection, GenerationConfig, ModelSection, RowLimits, from_repository
 from pipeline.text import load_tokenizer
 
@@ -62,10 +62,11 @@ def write_demonstrations(arguments: list[str]) -> int:
         print(config_yaml(config))
     readers = ", ".join(READERS)
     check_rules(
+        positive(config, "agent", "window", "problem_tokens", "chunk_tokens", "memory_tokens", "answer_tokens"),
         [
             (config.reader in READERS, f"reader={config.reader!r} must be one of {readers}"),
             (is_local(config.output), f"output={config.output}: demonstrations are written to a local folder"),
-        ]
+        ],
     )
     check_samples(config.path, "path")
     check_model(GenerationConfig(model=config.model, agent=config.agent), ["memory"])

@@ -233,7 +233,7 @@ class FactsSettings(Settings):
         return super().faults() + found
 
     def inputs(self) -> list[str]:
-        return [] if self.prose in PROSE else [self.prose]
+        return [] if self.prose in PROSE else [from_repository(self.prose)]
 
     def sets(self, folder: str, rebuild: bool) -> list[SampleSet]:
         made, prose, tokenizer = [], _from_anywhere(from_repository(self.prose)), _from_anywhere(self.tokenizer)

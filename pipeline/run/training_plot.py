@@ -52,6 +52,8 @@ def training_figure(history: History, path: str | Path, validations: Sequence[di
     draws: list[tuple[str, Callable[[Axes], None]]] = [
         (title, partial(draw_panel, history=history, names=names)) for title, names in panels.items()
     ]
+    # A resumed run may ask other questions than before: scores that do not compare make no line.
+    validations = [row for row in validations if row["questions"] == validations[-1]["questions"]]
     if curves := score_curves(validations):
         draws.insert(1, ("Score on held-out questions", partial(draw_validations, curves=curves, rows=validations)))
     figure = Figure(figsize=(PANEL[0], PANEL[1] * len(draws) + 0.4), layout="constrained")

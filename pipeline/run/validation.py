@@ -29,9 +29,9 @@ def validation_config(config: TrainingConfig) -> EvaluationConfig:
 
 
 def digest_of(questions: Sequence[Trial], config: EvaluationConfig) -> str:
-    """12 hexadecimal digits that change with the questions and with how they are asked."""
+    """12 hexadecimal digits that change with the questions (set, length, id, size) and with how they are asked."""
     e = config.evaluate
-    asked = [e.methods, e.temperature, e.top_p, config.data.path, *(trial.key for trial in questions)]
+    asked = [e.methods, e.temperature, e.top_p, *((*trial.key, trial.question.size) for trial in questions)]
     return hashlib.blake2b(repr(asked).encode(), digest_size=6).hexdigest()
 
 

@@ -31,7 +31,7 @@ class ValidationFile:
         for line in self._path.read_text(encoding="utf-8").splitlines() if self._path.exists() else ():
             with contextlib.suppress(ValueError):
                 rows.append(json.loads(line))
-        return rows
+        return [row for row in rows if isinstance(row, dict) and "step" in row]
 
     def add(self, row: dict) -> None:
         """Add a row. If there is one of its step, because this call is repeated, it is replaced."""

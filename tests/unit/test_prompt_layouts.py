@@ -20,6 +20,8 @@ CHAT_ORDER = {
 }
 TINY_ORDER = {name: [*slots, "problem"] for name, slots in CHAT_ORDER.items()}
 ORDERS = {
+    "facts": CHAT_ORDER
+    | {"memory": ["problem", "chunk", "memory", "problem"], "direct": ["problem", "document", "problem"]},
     "memagent": CHAT_ORDER | {"memory": ["problem", "memory", "chunk"]},
     "memagent_chunk_first": CHAT_ORDER | {"memory": ["problem", "chunk", "memory"]},
     "tiny": TINY_ORDER | {"memory": ["problem", "memory", "chunk", "problem"]},

@@ -337,7 +337,7 @@ def test_a_file_that_is_no_template_is_refused(tmp_path, content, message):
 @pytest.mark.parametrize(
     ("named", "message"),
     [
-        ("memagnet", "configs/prompts/memagnet.yaml; take one of memagent, memagent_chunk_first, tiny, tiny_"),
+        ("memagnet", "configs/prompts/memagnet.yaml; take one of facts, memagent, memagent_chunk_first, tiny, tiny_"),
         ("/no/such/mine.yaml", "there is no file /no/such/mine.yaml"),
         ("web://x/mine.yaml", "agent.prompt_template=web://x/mine.yaml: "),
         ("/", "there is no file /"),

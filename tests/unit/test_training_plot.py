@@ -45,7 +45,8 @@ def validation(step: int, *scores: float, newer: float = 0.0, sets: tuple[str, .
         | {"version_mean": step + 8 + newer}
         for name, length, score in zip(sets, (144, 8192), scores, strict=False)
     ]
-    return {"step": step, "version": step + 8, "score": sum(scores) / len(scores), "cells": cells}
+    about = {"step": step, "version": step + 8, "questions": "digest", "score": sum(scores) / len(scores)}
+    return about | {"cells": cells}
 
 
 def test_validations_are_a_line_for_each_length_over_the_versions_that_answered(tmp_path):
@@ -65,6 +66,12 @@ def test_lines_of_several_sets_name_them(tmp_path):
     rows = [validation(0, 0.2, 0.1, sets=("a", "b"))]
     _, scores = training_figure(History(DRAWN, rows_of([0.5])), tmp_path / "a.png", rows).axes
     assert [text.get_text() for text in scores.get_legend().get_texts()] == ["a 144", "b 8K"]
+
+
+def test_scores_of_other_questions_make_no_line(tmp_path):
+    rows = [validation(0, 0.9, 0.9) | {"questions": "others"}, validation(4, 0.2, 0.1)]
+    _, scores = training_figure(History(DRAWN, rows_of([0.5] * 6)), tmp_path / "a.png", rows).axes
+    assert [container.lines[0].get_xdata().tolist() for container in scores.containers] == [[4], [4]]
 
 
 def test_scores_outside_zero_and_one_have_an_axis_of_their_own(tmp_path):

@@ -218,6 +218,28 @@ def test_scores_of_other_questions_do_not_count(tmp_path):
         run.pool.let.set()
         await run.validate(4)
         assert run.steps == [4] and run.validation.scores() == Scores({4: 1.0})
+        assert (
+            [row["score"] for row in run.validation.rows]
+            == [1.0]
+            == [row["score"] for row in run.validation.comparable_rows()]
+        )
+
+    live(scenario())
+
+
+def test_at_the_end_nobody_waits_for_weights_that_nobody_publishes(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "PROGRESS_S", 0.02)
+
+    async def scenario():
+        run = Run(tmp_path, "generator.stall_s=0.1")
+        await run.validation.open()
+        run.ledger.step = run.ledger.version = 8  # the generator has version 0, and the learners are gone
+        await asyncio.wait_for(run.validation.finish(), 20)
+        assert run.said[-2:] == [
+            "· no generator has the weights of version 8",
+            "· the validation after step 8 ends without a result",
+        ]
+        assert not run.reports
 
     live(scenario())
 
@@ -276,8 +298,9 @@ def test_a_deadly_question_kills_two_generators_and_is_not_asked_again(tmp_path)
         assert {answer["error"] for answer in answers if answer["error"]} == {
             "2 generators died under it, so it is not asked again"
         }
+        run.pool.deadly = {}  # by the next validation it is harmless, and was perhaps only beside the culprit
         await run.validate(4)
-        assert 1000 - run.pool.deadly[name] == killed and run.reports[1][0]["errors"] == 2
+        assert run.reports[1][0]["errors"] == 0
 
     live(scenario())
 

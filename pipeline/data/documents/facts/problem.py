@@ -55,7 +55,7 @@ def draw_riddle(rng: random.Random, relations: tuple[Relation, ...], hops: int, 
 
     Only the subject in the question tells the needed facts from the others: the first others have the relations of the
     needed facts and, for two hops, are a chain of another thing. No other fact has relation and subject of a needed
-    one, and none contains the value of one.
+    one, and no value of another contains that of one.
 
     Raises:
         DataError: there is no chain of two among the relations.
@@ -100,7 +100,7 @@ def _pairs(relations: tuple[Relation, ...]) -> list[tuple[Relation, str]]:
 
 
 def _fact(rng: random.Random, relation: Relation, subject: str, needed: Sequence[Fact] = ()) -> Fact:
-    """A fact about a subject, which contains no value of a needed fact."""
+    """A fact about a subject, whose value contains none of a needed fact."""
     for _ in range(TRIES):
         value = draw_value(relation, rng)
         text = rng.choice(relation.statements).format(s=subject, v=value)
