@@ -63,6 +63,7 @@ class Run:
 
     def __init__(self, job: str, *arguments: str, environment: dict[str, str] | None = None):
         self.lines: list[str] = []
+        self._joined = "RAY_ADDRESS" in (environment or {})
         self._came = threading.Condition()
         self.process = subprocess.Popen(
             [sys.executable, "-m", job, *arguments],
@@ -135,7 +136,7 @@ class Run:
             for process in [*self.root.children(recursive=True), self.process]:
                 process.kill()
         self.process.wait()
-        if ray.is_initialized():  # the tests' own, which a run may have joined; its coordinator outlives its driver
+        if self._joined and ray.is_initialized():  # in the tests' own Ray, its coordinator outlives its driver
             for named in ray.util.list_named_actors(all_namespaces=True):
                 if named["namespace"] == NAMESPACE:
                     with contextlib.suppress(ValueError):
