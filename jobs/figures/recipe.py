@@ -1,15 +1,13 @@
 """The steps of `make figures`: training runs of the embedded model and their evaluations.
 
-A step is a command of another job. A step whose summary.json says completed is done and not repeated.
+A step is a command of another job (jobs/support/steps.py).
 """
 
-import json
 from dataclasses import dataclass, field
-from pathlib import Path
 
+from jobs.support.steps import Step
 from pipeline.config import load_config
 from pipeline.data.documents.synthetic import EVALUATION_SEED
-from pipeline.errors import ConfigError
 from pipeline.fine_tuning.config import FineTuningConfig
 from pipeline.rules import check_rules
 from pipeline.run.config import load_training_config
@@ -40,17 +38,6 @@ class FiguresConfig:
     # how answers are sampled: some of sampled (temperature 1), paper (0.7, top-p 0.95), greedy
     samplings: list[str] = field(default_factory=lambda: list(SAMPLINGS))
     at_once: int = 1  # steps that run at the same time
-
-
-@dataclass(frozen=True)
-class Step:
-    """A job that runs once, in a run folder of the step's name."""
-
-    name: str
-    job: str  # module name
-    arguments: tuple[str, ...]  # without run.folder and run.name
-    model: str = ""  # the step whose checkpoint becomes model.path; empty: `arguments` set it
-    data: str = ""  # the step whose successes become data.path; empty: `arguments` set it
 
 
 @dataclass(frozen=True)
@@ -258,23 +245,3 @@ def steps_of(lines: list[Line], config: FiguresConfig) -> list[Step]:
 def all_steps(config: FiguresConfig) -> list[Step]:
     """The steps of the chosen figures, each once."""
     return list(dict.fromkeys(step for lines in figures(config).values() for step in steps_of(lines, config)))
-
-
-def is_done(step: Step, folder: Path) -> bool:
-    """Whether the step has completed."""
-    try:
-        return json.loads((folder / step.name / "summary.json").read_text())["status"] == "completed"
-    except (OSError, ValueError):
-        return False
-
-
-def checkpoint_of(name: str, folder: Path) -> str:
-    """The model folder of a finished training step.
-
-    Raises:
-        ConfigError: the step left no checkpoint.
-    """
-    try:
-        return str(Path(json.loads((folder / name / "summary.json").read_text())["checkpoint"]) / "hf")
-    except (OSError, ValueError, TypeError) as error:
-        raise ConfigError(f"{name} left no checkpoint: {error}") from None

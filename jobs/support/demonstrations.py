@@ -17,6 +17,7 @@ from jobs.support.inputs import check_model, check_samples
 from jobs.support.run_folder import RunFolder, base_folder
 from pipeline.agents.memory import MemoryAgent
 from pipeline.config import config_yaml, load_config
+from pipeline.data.preparation import RECORD
 from pipeline.data.quarantine import Quarantine
 from pipeline.data.rows import RowRules
 from pipeline.data.sample_files import SampleFiles, read_samples
@@ -28,7 +29,7 @@ from pipeline.rules import check_rules, positive
 from pipeline.sections import AgentSection, GenerationConfig, ModelSection, RowLimits, from_repository
 from pipeline.text import load_tokenizer
 
-CONVERSATIONS, RECORD, QUARANTINE = "conversations.jsonl", "demonstrations.json", "quarantine/conversations.jsonl"
+CONVERSATIONS, QUARANTINE = "conversations.jsonl", "quarantine/conversations.jsonl"
 
 
 @dataclass
@@ -40,7 +41,7 @@ class DemonstrationsConfig:
     """
 
     path: str = MISSING  # samples that `jobs.prepare facts` made: a file, or a folder
-    output: str = MISSING  # local folder for conversations.jsonl and demonstrations.json, which says how it was made
+    output: str = MISSING  # local folder for conversations.jsonl and prepare.json, which says how they were made
     reader: str = "careless"  # careful (no mistakes), or careless (a start for reinforcement learning)
     # share of the conversations with an empty memory and nothing noted that is written: there are many, and easy ones
     idle_share: float = 0.25
@@ -77,8 +78,9 @@ def write_demonstrations(arguments: list[str]) -> int:
 
     try:
         with RunFolder(folder) as place:
-            count = _write(config, folder, lambda line: print(line, flush=True))
-            place.call(write_text, folder / RECORD, json.dumps(asdict(config) | {"conversations": count}, indent=1))
+            count, bad = _write(config, folder, lambda line: print(line, flush=True))
+            record = {"kind": "demonstrations", "settings": asdict(config), "conversations": count, "quarantined": bad}
+            place.call(write_text, folder / RECORD, json.dumps(record, indent=1))
     except (DataError, OSError) as error:
         print(error, file=sys.stderr)
         return 1
@@ -88,8 +90,8 @@ def write_demonstrations(arguments: list[str]) -> int:
     return 0
 
 
-def _write(config: DemonstrationsConfig, folder: Path, say: Callable[[str], None]) -> int:
-    """Write conversations.jsonl; return the number of conversations. Bad rows are quarantined in the folder.
+def _write(config: DemonstrationsConfig, folder: Path, say: Callable[[str], None]) -> tuple[int, int]:
+    """Write conversations.jsonl; return the number of conversations, and of bad rows, quarantined in the folder.
 
     Raises:
         DataError: too many rows are bad.
@@ -114,4 +116,4 @@ def _write(config: DemonstrationsConfig, folder: Path, say: Callable[[str], None
                     output.write(json.dumps({"prompt_tokens": prompt, "response_tokens": response}) + "\n")
                     count += 1
         quarantine.finish()
-    return count
+    return count, quarantine.bad

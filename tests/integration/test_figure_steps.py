@@ -8,9 +8,9 @@ import pytest
 
 from jobs.figures.recipe import (
     FiguresConfig,
-    Step,
     all_steps,
 )
+from jobs.support.steps import Step
 from pipeline.config import load_config
 from pipeline.evaluation.config import EvaluationConfig, check_evaluation
 from pipeline.fine_tuning.config import FineTuningConfig, check_fine_tuning
@@ -38,7 +38,7 @@ def test_every_step_is_run_once_and_its_arguments_are_sound():
 def test_sigterm_ends_the_steps_under_way_too(tmp_path, at_once):
     steps = [Step(f"endless-{n}", "tests.support.endless_job", ()) for n in range(3)]
     command = (
-        "from pathlib import Path; from jobs.figures.job import JobProgress, Step, run_steps; "
+        "from pathlib import Path; from jobs.support.steps import JobProgress, Step, run_steps; "
         f"run_steps({steps!r}, Path({str(tmp_path)!r}), {at_once}, JobProgress())"
     )
     running = subprocess.Popen(

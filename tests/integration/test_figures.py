@@ -6,20 +6,18 @@ from dataclasses import replace
 import pytest
 
 from jobs.figures.drawing import draw, run_interval
-from jobs.figures.job import Children, main, make_figures, run_step, run_steps
+from jobs.figures.job import main, make_figures
 from jobs.figures.recipe import (
     LAYOUTS,
     SAMPLINGS,
     FiguresConfig,
-    Step,
     all_steps,
     check_figures,
-    checkpoint_of,
     figures,
-    is_done,
     training_steps,
 )
 from jobs.support.progress import JobProgress
+from jobs.support.steps import Children, Step, checkpoint_of, is_done, run_step, run_steps
 from pipeline.config import load_config
 from pipeline.errors import ConfigError
 from pipeline.evaluation import plots

@@ -120,8 +120,9 @@ def test_the_command_writes_conversations_that_fine_tuning_reads(model, tmp_path
     assert json.loads(lines[0]) == {"prompt_tokens": first[0], "response_tokens": first[1]}
     for line in lines:
         assert any(conversation_example(json.loads(line), TOKENIZER, 2000).learned)
-    record = json.loads((tmp_path / "out" / "demonstrations.json").read_text())
-    assert record["reader"] == "careless" and record["idle_share"] == 1
+    record = json.loads((tmp_path / "out" / "prepare.json").read_text())
+    assert record["kind"] == "demonstrations" and record["settings"]["idle_share"] == 1
+    assert record["conversations"] == len(lines) and record["quarantined"] == 1
     assert main(["demonstrations", *arguments, "max_bad_share=0.2", "idle_share=0"]) == 0
     there = (tmp_path / "out" / "conversations.jsonl").read_text().splitlines()
 
