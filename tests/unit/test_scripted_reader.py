@@ -1,4 +1,4 @@
-"""The scripted reader: its prompts are the agent's, a careful one answers everything, a careless one has its habits."""
+"""The scripted reader: its prompts are the agent's, one that keeps everything answers everything, another one forgets."""
 
 import asyncio
 import functools
@@ -17,7 +17,7 @@ from pipeline.data.documents.ruler import load_essay
 from pipeline.data.rows import row_of
 from pipeline.errors import BadRow
 from pipeline.fine_tuning.conversations import conversation_example
-from pipeline.fine_tuning.scripted_reader import READERS, Habits, ScriptedReader
+from pipeline.fine_tuning.scripted_reader import ScriptedReader
 from pipeline.problems import Problem
 from pipeline.rewards.scoring import reward
 from pipeline.rollout.episodes import Completion
@@ -37,15 +37,15 @@ def problem(index: int, hops: int = 2) -> Problem:
     return hidden_facts_problem(0, index, 2000, hops, RELATIONS, prose, CHUNK, starts)
 
 
-def read(asked: Problem, habits: str, seed: int = 0) -> list[tuple[list[int], list[int], bool]]:
-    reader = ScriptedReader(MemoryAgent(TOKENIZER, AGENT), READERS[habits])
+def read(asked: Problem, keeps: float, seed: int = 0) -> list[tuple[list[int], list[int], bool]]:
+    reader = ScriptedReader(MemoryAgent(TOKENIZER, AGENT), keeps)
     return list(reader.read(asked, random.Random(seed)))
 
 
-@pytest.mark.parametrize("habits", READERS)
-def test_its_prompts_are_those_of_the_agent_that_gets_its_responses(habits):
+@pytest.mark.parametrize("keeps", [1.0, 0.75])
+def test_its_prompts_are_those_of_the_agent_that_gets_its_responses(keeps):
     for index in range(8):
-        conversations = read(problem(index), habits, seed=index)
+        conversations = read(problem(index), keeps, seed=index)
         agent, waiting = MemoryAgent(TOKENIZER, AGENT), iter(conversations)
 
         async def llm(prompt, max_tokens, role, waiting=waiting):
@@ -58,22 +58,22 @@ def test_its_prompts_are_those_of_the_agent_that_gets_its_responses(habits):
 
 
 @pytest.mark.parametrize("hops", [1, 2])
-def test_a_careful_reader_is_always_right_and_notes_nothing_else(hops):
+def test_one_that_keeps_everything_is_always_right_and_notes_nothing_else(hops):
     for index in range(15):
         asked = problem(index, hops)
-        *memories, (_, answer, _) = read(asked, "careful")
+        *memories, (_, answer, _) = read(asked, 1.0)
         assert reward("qa", TOKENIZER.decode(answer[:-1]), asked.answers, {}) == 1.0
         assert answer[-1] == TOKENIZER.eos_token_id
         last = TOKENIZER.decode(memories[-1][1][:-1])
         assert last == " ".join(asked.metadata["needed"])
 
 
-def test_a_careless_reader_is_right_now_and_then_and_never_makes_anything_up():
+def test_a_forgetful_one_is_right_now_and_then_and_never_makes_anything_up():
     right = 0
     for seed in range(150):
         asked = problem(seed % 15)
-        *memories, (_, answer, _) = read(asked, "careless", seed)
-        facts = {text for text, _ in asked.metadata["facts"]}
+        *memories, (_, answer, _) = read(asked, 0.75, seed)
+        facts = asked.metadata["needed"]
         for prompt, memory, idle in memories:
             text = TOKENIZER.decode(memory[:-1])
             assert idle == (text == "None" and "\nMemory: None\n" in TOKENIZER.decode(prompt))
@@ -87,7 +87,7 @@ def test_a_careless_reader_is_right_now_and_then_and_never_makes_anything_up():
 
 def test_problems_without_facts_are_refused():
     with pytest.raises(BadRow, match="jobs.prepare facts"):
-        read(Problem("p", "q", ("a",), "A text."), "careful")
+        read(Problem("p", "q", ("a",), "A text."), 1.0)
 
 
 def seeded(index: int) -> random.Random:
@@ -114,9 +114,9 @@ def test_the_command_writes_conversations_that_fine_tuning_reads(model, tmp_path
     assert "1 of 6 rows are bad" in capsys.readouterr().err
     assert main(["demonstrations", *arguments, "max_bad_share=0.2", "idle_share=1"]) == 0
     lines = (tmp_path / "out" / "conversations.jsonl").read_text().splitlines()
-    assert f"{len(lines)} conversations of a careless reader" in capsys.readouterr().out
-    assert len(lines) == sum(len(read(problem(index), "careless")) for index in range(5))
-    first = next(ScriptedReader(MemoryAgent(TOKENIZER, AGENT), READERS["careless"]).read(problem(0), seeded(0)))
+    assert f"{len(lines)} conversations in" in capsys.readouterr().out
+    assert len(lines) == sum(len(read(problem(index), 0.75)) for index in range(5))
+    first = next(ScriptedReader(MemoryAgent(TOKENIZER, AGENT), 0.75).read(problem(0), seeded(0)))
     assert json.loads(lines[0]) == {"prompt_tokens": first[0], "response_tokens": first[1]}
     for line in lines:
         assert any(conversation_example(json.loads(line), TOKENIZER, 2000).learned)
@@ -133,41 +133,23 @@ def test_the_command_writes_conversations_that_fine_tuning_reads(model, tmp_path
     assert there == [line for line in lines if not is_idle(line)] != lines
     quarantined = (tmp_path / "out" / "quarantine" / "conversations.jsonl").read_text()
     assert "jobs.prepare facts" in quarantined and '"bad"' in quarantined
-    assert main(["demonstrations", *arguments, "reader=perfect"]) == 2
-    assert "reader='perfect' must be one of careful, careless" in capsys.readouterr().err
+    assert main(["demonstrations", *arguments, "keeps=75"]) == 2
+    assert "keeps=75.0 must be from 0 to 1" in capsys.readouterr().err
     assert main(["demonstrations", *arguments, "output=s3://bucket/x"]) == 2
     assert "written to a local folder" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(
-    "metadata",
-    [
-        {"facts": ["ab", "c"]},
-        {"facts": [["a"]]},
-        {"facts": [None]},
-        {"facts": [[3, True]]},
-        {"facts": []},
-        {"needed": [{}]},
-        {"needed": "a"},
-    ],
-)
-def test_malformed_facts_are_a_bad_row(metadata):
+@pytest.mark.parametrize("needed", [[{}], "a", [], None, [3]])
+def test_malformed_facts_are_a_bad_row(needed):
     asked = problem(0)
     with pytest.raises(BadRow, match="lacks the facts"):
-        read(replace(asked, metadata=asked.metadata | metadata), "careful")
+        read(replace(asked, metadata=asked.metadata | {"needed": needed}), 1.0)
 
 
-def test_memories_keep_the_agents_limit():
-    habits = Habits(notes=1.0, notes_misled=1.0, keeps=1.0, notes_useless=1.0, keeps_useless=1.0)
-
+def test_memories_and_answers_keep_the_agents_limits():
     def reader(**limits: int) -> ScriptedReader:
-        return ScriptedReader(MemoryAgent(TOKENIZER, replace(AGENT, **limits)), habits)
+        return ScriptedReader(MemoryAgent(TOKENIZER, replace(AGENT, **limits)), 1.0)
 
-    for index in range(10):
-        asked = problem(index)
-        *memories, (_, answer, _) = reader(memory_tokens=150).read(asked, random.Random(0))
-        assert all(len(memory) <= 150 for _, memory, _ in memories)
-        assert reward("qa", TOKENIZER.decode(answer[:-1]), asked.answers, {}) == 1.0  # the needed facts stay
     with pytest.raises(BadRow, match=r"do not fit agent\.memory_tokens"):
         list(reader(memory_tokens=20).read(problem(0), random.Random(0)))
     with pytest.raises(BadRow, match=r"over agent\.answer_tokens"):

@@ -1,0 +1,134 @@
+"""What `make learn` runs, and what it draws of results that are made up."""
+
+import json
+from dataclasses import replace
+
+import pytest
+
+from jobs.learn import LearnConfig, all_steps, check_same, compare_models, learning_steps, main, measuring_steps
+from jobs.prepare import schema_of
+from jobs.support.steps import Step, is_done
+from pipeline.config import load_config, save_config
+from pipeline.errors import ConfigError
+from pipeline.evaluation.config import EvaluationConfig, check_evaluation
+from pipeline.fine_tuning.config import FineTuningConfig, check_fine_tuning
+from pipeline.run.config import load_training_config
+from pipeline.run.rules import check_config
+from tests.support.result_rows import rows_of
+
+CONFIG = LearnConfig(measure=True)
+
+
+def configuration(step: Step):
+    """The configuration that a step's job reads from its arguments."""
+    if step.prepares:
+        kind, *settings = step.arguments
+        return load_config([*settings, "output=x"], schema_of(kind))
+    arguments = [*step.arguments, *(["model.path=x"] if step.model else [])]
+    if step.job == "jobs.train":
+        config = load_training_config(arguments)
+        check_config(config)
+    else:
+        schemas = {"jobs.fine_tune": FineTuningConfig, "jobs.evaluate": EvaluationConfig}
+        checks = {"jobs.fine_tune": check_fine_tuning, "jobs.evaluate": check_evaluation}
+        config = load_config(arguments, schemas[step.job])
+        checks[step.job](config)
+    return config
+
+
+def test_every_step_is_run_once_after_what_it_reads_and_its_arguments_are_sound():
+    steps = all_steps(CONFIG)
+    names = [step.name for step in steps]
+    assert len(set(names)) == len(names)
+    for place, step in enumerate(steps):
+        configuration(step)
+        read = [name for name in names if any(f"runs/learn/{name}" in argument for argument in step.arguments)]
+        assert all(names.index(name) < place for name in [*read, step.model] if name), step
+
+
+def test_only_fine_tuning_starts_over_when_it_was_interrupted():
+    assert [step.name for step in all_steps(CONFIG) if not step.resumes] == ["start"]
+
+
+def test_training_validation_and_measuring_share_no_question_and_no_prose():
+    made = {step.name: configuration(step) for step in all_steps(CONFIG) if step.prepares}
+    del made["demonstrations"]
+    training = made.pop("training")
+    assert all(there.seed != training.seed for there in made.values())
+    assert made["validation"].seed != made["short-trained"].seed == made["long-trained"].seed
+    prose = {getattr(there, "prose", "") or there.essay for there in made.values()}
+    assert len(prose) == 1 and training.prose not in prose
+
+
+def test_models_are_measured_with_the_same_questions():
+    evaluations = [step for step in measuring_steps(CONFIG) if not step.prepares]
+    for data in {configuration(step).data.path for step in evaluations}:
+        same = [step for step in evaluations if configuration(step).data.path == data]
+        assert {step.model for step in same} == {"", "start", "rl"}
+        first, *others = map(configuration, same)
+        assert all(
+            (c.data, c.evaluate, c.agent, c.run.seed) == (first.data, first.evaluate, first.agent, first.run.seed)
+            for c in others
+        )
+
+
+def test_documents_have_whole_chunks_for_the_agent_that_reads_them():
+    steps = {step.name: configuration(step) for step in learning_steps(CONFIG)}
+    chunk = steps["rl"].agent.chunk_tokens
+    assert steps["training"].chunk_tokens == steps["demonstrations"].agent.chunk_tokens == chunk
+    assert 4 <= steps["training"].tokens[0] / chunk <= 6
+    assert steps["start"].fine_tuning.max_tokens >= steps["rl"].agent.window
+
+
+def test_samples_are_done_when_their_record_has_the_counts(tmp_path):
+    step = learning_steps(CONFIG)[0]
+    assert not is_done(step, tmp_path)
+    (tmp_path / step.name).mkdir()
+    record = tmp_path / step.name / "prepare.json"
+    for text, done in (('{"kind": "facts"}', False), ('{"kind": "facts", "quarantined": 0}', True), ("{", False)):
+        record.write_text(text)
+        assert is_done(step, tmp_path) == done
+
+
+def test_the_models_are_compared_in_a_table_and_a_figure(tmp_path, capsys):
+    config = replace(CONFIG, folder=str(tmp_path))
+    for step in measuring_steps(config):
+        if not step.prepares:
+            place = tmp_path / step.name
+            place.mkdir()
+            long, data = step.name.startswith("long"), step.name.split("-")[1]
+            score = 1.0 if step.model == "rl" else 0.0
+            rows = [
+                r for n in ((8960, 35840) if long else (560, 2240)) for r in rows_of([score] * 4, set=data, length=n)
+            ]
+            (place / "results.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    compare_models(config, tmp_path)
+    assert (tmp_path / "learn.png").stat().st_size > 0
+    table = (tmp_path / "learn.md").read_text()
+    assert table.strip() in capsys.readouterr().out
+    assert len([line for line in table.splitlines() if line.startswith(("| held", "| trained", "| untrained"))]) == 12
+    assert "after RL − SmolLM2" in table and "100.0" in table
+
+
+def test_a_folder_that_began_with_other_settings_is_refused(tmp_path):
+    config = replace(CONFIG, folder=str(tmp_path), measure=False)
+    check_same(config, tmp_path)
+    save_config(config, tmp_path / "config.yaml")
+    check_same(replace(config, measure=True), tmp_path)
+    with pytest.raises(ConfigError, match="began with seed=0, not 1; choose another folder"):
+        check_same(replace(config, seed=1), tmp_path)
+
+
+def test_wrong_settings_are_named_before_anything_is_made(tmp_path, capsys):
+    wrong = ["model=nowhere", "prose=none.txt", "questions=0"]
+    assert main([*wrong, f"folder={tmp_path / 'learn'}"]) == 2
+    said = capsys.readouterr().err
+    assert "`make smollm2`" in said and "prose=none.txt" in said and "questions=0" in said
+    assert not (tmp_path / "learn").exists()
+
+
+def test_the_steps_are_listed(tmp_path, capsys):
+    (tmp_path / "config.json").write_text("{}")
+    assert main(["--dry-run", f"model={tmp_path}", f"folder={tmp_path / 'learn'}"]) == 0
+    said = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in said] == ["training", "validation", "demonstrations", "start", "rl"]
