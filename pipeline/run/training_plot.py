@@ -123,7 +123,8 @@ def draw_validations(axes: Axes, curves: Mapping[str, Sequence[tuple[float, dict
     axes.grid(alpha=0.3)
     axes.set_ylim(lowest, highest)
     if len(curves) > 1:
-        axes.legend(loc="lower right", bbox_to_anchor=(1.0, 1.0), ncols=len(curves), frameon=False, borderaxespad=0.0)
+        columns = min(len(curves), 2)  # names of sets are long
+        axes.legend(loc="lower right", bbox_to_anchor=(1.0, 1.0), ncols=columns, frameon=False, borderaxespad=0.0)
 
 
 def draw_panel(axes: Axes, history: History, names: list[str]) -> None:

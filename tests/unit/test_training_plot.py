@@ -68,6 +68,15 @@ def test_lines_of_several_sets_name_them(tmp_path):
     assert [text.get_text() for text in scores.get_legend().get_texts()] == ["a 144", "b 8K"]
 
 
+def test_long_names_of_many_lines_leave_room_for_the_scores(tmp_path, recwarn):
+    names = ("facts_1_held_out", "facts_2_held_out", "niah_multikey_1", "niah_multiquery")
+    row = validation(0, 0.2)
+    row["cells"] = [row["cells"][0] | {"set": name} for name in names]
+    reward, scores = training_figure(History(DRAWN, rows_of([0.5])), tmp_path / "a.png", [row]).axes
+    assert scores.get_position().height > 0.5 * reward.get_position().height
+    assert not recwarn.list
+
+
 def test_scores_of_other_questions_make_no_line(tmp_path):
     rows = [validation(0, 0.9, 0.9) | {"questions": "others"}, validation(4, 0.2, 0.1)]
     _, scores = training_figure(History(DRAWN, rows_of([0.5] * 6)), tmp_path / "a.png", rows).axes
