@@ -12,6 +12,7 @@ import pyarrow.fs
 import pytest
 
 from jobs.figures.recipe import FiguresConfig
+from jobs.learn import LearnConfig
 from pipeline.config import load_config
 from pipeline.credentials import has_credentials, without_credentials
 from pipeline.data.recipes import RECIPES
@@ -223,6 +224,7 @@ SCHEMAS = {
     "evaluate": (EvaluationConfig, ["preset=eval_tiny"]),
     "fine_tune": (FineTuningConfig, ["preset=fine_tune_tiny"]),
     "figures": (FiguresConfig, []),
+    "learn": (LearnConfig, []),
     **{kind: (schema, ["output=o", "path=p", "tokenizer=t"]) for kind, schema in RECIPES.items()},
 }
 
