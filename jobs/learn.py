@@ -18,7 +18,8 @@ from jobs.support.steps import Step, checkpoint_of, is_done, run_steps
 from pipeline.config import load_config
 from pipeline.errors import ConfigError
 from pipeline.evaluation.comparison import compare
-from pipeline.evaluation.results import read_results
+from pipeline.evaluation.results import read_results, row_key
+from pipeline.evaluation.tables import escaped, markdown_lines
 from pipeline.rules import check_rules
 from pipeline.run.config import load_training_config
 
@@ -26,7 +27,7 @@ TOKENS = 560  # of a training document: five chunks
 SHORT, LONG = (1, 4), (16, 64)  # lengths of the measured documents, in training lengths
 UNTRAINED = ("niah_multikey_1", "vt")  # RULER's tasks that are measured, too
 SEED_OF_VALIDATION, SEED_OF_MEASURING = 2_000_000, 1_000_000  # seeds of documents that no training run has
-TRAINING, VALIDATION = 1500, 24  # documents for each number of hops (and length)
+TRAINING, VALIDATION = 3000, 8  # documents for each number of hops (and length)
 MODELS = {"": "SmolLM2", "start": "fine-tuned", "rl": "after RL"}  # what is measured: the step that made it, its name
 
 
@@ -191,7 +192,7 @@ def answers(config: LearnConfig, data: Step, model: str) -> Step:
 
 
 def compare_models(config: LearnConfig, folder: Path) -> None:
-    """Draw the score of each model by length, and compare the first and the last, paired by question."""
+    """Draw the score of each model by length, compare the first and the last, and show an episode side by side."""
     from pipeline.evaluation.plots import accuracy_figure  # imported late: it imports matplotlib
 
     rows: dict[str, list[dict]] = {name: [] for name in MODELS.values()}
@@ -203,6 +204,31 @@ def compare_models(config: LearnConfig, folder: Path) -> None:
     table = compare(rows[last], rows[first], last, first)
     (folder / "learn.md").write_text(table, encoding="utf-8")
     print(table, f"· table {folder / 'learn.md'}", f"· figure {folder / 'learn.png'}", sep="\n", flush=True)
+    if episode := episode_table(rows["fine-tuned"], rows[last]):
+        (folder / "episode.md").write_text(episode, encoding="utf-8")
+        print(f"· an episode before and after RL {folder / 'episode.md'}", flush=True)
+
+
+def episode_table(before: list[dict], after: list[dict]) -> str:
+    """The memories of both models, side by side, for the first question that only the second answers.
+
+    Of those with the most needed facts, the shortest. Empty if there is none.
+    """
+    followed = [row for row in before if row.get("memory_trace") and not row["error"]]
+    wrong = {row_key(row): row for row in followed if row["score"] == 0}
+    learned = [row for row in after if row["score"] == 1 and row_key(row) in wrong]
+    if not learned:
+        return ""
+    chosen = min(learned, key=lambda row: (-row["memory_trace"]["written"][1], row["document_tokens"], row["id"]))
+    other = wrong[row_key(chosen)]
+    header = ["section", *(f"memory {when} RL" for when in ("before", "after"))]
+    first = chosen["conversations"] - len(chosen["memories"])  # results.jsonl has the last memories
+    lines = [
+        [str(number), escaped(left), escaped(right)]
+        for number, (left, right) in enumerate(zip(other["memories"], chosen["memories"], strict=True), first)
+    ]
+    lines.append(["answer", escaped(other["answer"]), escaped(chosen["answer"])])
+    return f"{escaped(chosen['question'])}\n\n{markdown_lines(header, lines)}\n"
 
 
 def check_same(config: LearnConfig, folder: Path) -> None:

@@ -5,7 +5,16 @@ from dataclasses import replace
 
 import pytest
 
-from jobs.learn import LearnConfig, all_steps, check_same, compare_models, learning_steps, main, measuring_steps
+from jobs.learn import (
+    LearnConfig,
+    all_steps,
+    check_same,
+    compare_models,
+    episode_table,
+    learning_steps,
+    main,
+    measuring_steps,
+)
 from jobs.prepare import schema_of
 from jobs.support.steps import Step, is_done
 from pipeline.config import load_config, save_config
@@ -108,6 +117,35 @@ def test_the_models_are_compared_in_a_table_and_a_figure(tmp_path, capsys):
     assert table.strip() in capsys.readouterr().out
     assert len([line for line in table.splitlines() if line.startswith(("| held", "| trained", "| untrained"))]) == 12
     assert "after RL − SmolLM2" in table and "100.0" in table
+
+
+def test_an_episode_before_and_after_stands_side_by_side():
+    def answered(name: str, score: float, needed: int, *memories: str, answer: str, error=None) -> dict:
+        about = {"conversations": 6, "document_tokens": 500, "question": f"Who | is {name}?", "error": error}
+        trace = {"written": [0, needed]}
+        return (
+            rows_of([score])[0]
+            | about
+            | {"id": name, "memories": list(memories), "answer": answer, "memory_trace": trace}
+        )
+
+    before = [
+        answered("a", 1.0, 2, "x", answer="right"),
+        answered("b", 0.0, 1, "x", answer="wrong"),
+        answered("c", 0.0, 2, "None", "None", answer="unknown"),
+        answered("d", 0.0, 3, "x", answer="", error="lost"),
+    ]
+    after = [answered(name, 1.0, 2 - (name == "b"), "None", "Ada is here.", answer="Ada") for name in "abcd"]
+    assert episode_table(before, after).splitlines() == [
+        "Who \\| is c?",
+        "",
+        "| section | memory before RL | memory after RL |",
+        "| --- | --- | --- |",
+        "| 4 | None | None |",
+        "| 5 | None | Ada is here. |",
+        "| answer | unknown | Ada |",
+    ]
+    assert episode_table(before[:1], after) == ""
 
 
 def test_a_folder_that_began_with_other_settings_is_refused(tmp_path):

@@ -1,4 +1,4 @@
-"""The scripted reader: its prompts are the agent's, one that keeps everything answers everything, another one forgets."""
+"""The scripted reader: its prompts are the agent's, one that keeps everything is always right, another one forgets."""
 
 import asyncio
 import functools
