@@ -2,42 +2,50 @@
 
 Makes documents of hidden facts and demonstrations, fine-tunes the model on them (`preset=fine_tune_learn`), and trains
 it by reinforcement (`preset=learn`). `measure=true` then compares the models before and after at up to 64 times the
-training length, for hours. After an interruption, the same command resumes. `--dry-run` lists the steps.
+training length, which takes hours. After an interruption, the same command resumes. `--dry-run` lists the steps.
 docs/learn.md has the task and the results.
 """
 
 import sys
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from jobs.support.driver import asks_for_help, show_help
 from jobs.support.inputs import whole_path
 from jobs.support.progress import JobProgress
-from jobs.support.run_folder import RunFolder, configuration_of
-from jobs.support.steps import Step, checkpoint_of, is_done, run_steps
+from jobs.support.run_folder import RunFolder
+from jobs.support.steps import Step, check_steps, checkpoint_of, is_done, run_steps
 from pipeline.config import load_config
+from pipeline.data.documents.synthetic import EVALUATION_SEED, VALIDATION_SEED
+from pipeline.data.recipes import PROSE
+from pipeline.dtype import chosen_dtype
 from pipeline.errors import ConfigError
 from pipeline.evaluation.comparison import compare
 from pipeline.evaluation.results import read_results, row_key
 from pipeline.evaluation.tables import escaped, markdown_lines
 from pipeline.rules import check_rules
 from pipeline.run.config import load_training_config
+from pipeline.sections import from_repository
 
+DTYPES = ("auto", "float32", "bfloat16")
 TOKENS = 560  # of a training document: five chunks
 SHORT, LONG = (1, 4), (16, 64)  # lengths of the measured documents, in training lengths
 UNTRAINED = ("niah_multikey_1", "vt")  # RULER's tasks that are measured, too
-SEED_OF_VALIDATION, SEED_OF_MEASURING = 2_000_000, 1_000_000  # seeds of documents that no training run has
 TRAINING, VALIDATION = 3000, 8  # documents for each number of hops (and length)
-MODELS = {"": "SmolLM2", "start": "fine-tuned", "rl": "after RL"}  # what is measured: the step that made it, its name
+# The models that are measured, by the step that made them. The first has never been shown the form of an answer.
+BASE, START, RL = "", "start", "rl"
+MODELS = {BASE: "base", START: "before RL", RL: "after RL"}
 
 
 @dataclass
 class LearnConfig:
     folder: str = "runs/learn"  # an interrupted job resumes in the same folder
     model: str = "models/smollm2"  # the model that learns; `make smollm2` makes the default
-    prose: str = "configs/prose/training.txt"  # text around the facts: a file, or a folder of .txt files
-    held_out_prose: str = "configs/prose/held_out.txt"  # text of the questions for validation and measuring
-    seed: int = 0  # of the documents, the demonstrations and both trainings
+    # float32, bfloat16, or auto: bfloat16 on CPUs that compute it, else float32, which takes more than twice as long
+    dtype: str = "auto"
+    prose: str = PROSE[0]  # text around the facts: a file, or a folder of .txt files
+    held_out_prose: str = PROSE[1]  # text around the facts of validation and measuring
+    seed: int = 0  # of the training documents, the demonstrations and all sampling
     measure: bool = False  # compare the models before and after; takes hours
     questions: int = 48  # measuring: questions per set at the training length and at four times that
     long_questions: int = 8  # measuring: the same at 16 and 64 times the training length
@@ -49,7 +57,7 @@ def main(arguments: list[str]) -> int:
         return show_help(__doc__, LearnConfig)
     dry_run = "--dry-run" in arguments
     try:
-        config = load_config([a for a in arguments if a != "--dry-run"], LearnConfig)
+        config = with_whole_paths(load_config([a for a in arguments if a != "--dry-run"], LearnConfig))
         check_learn(config)
         return list_steps(config) if dry_run else learn(config)
     except ConfigError as error:
@@ -58,6 +66,13 @@ def main(arguments: list[str]) -> int:
     except KeyboardInterrupt:
         print("· interrupted; the same command resumes", flush=True)
         return 130
+
+
+def with_whole_paths(config: LearnConfig) -> LearnConfig:
+    """The configuration with absolute paths, but for the repository's prose, which is the same everywhere."""
+    prose, held_out = (p if p in PROSE else whole_path(p) for p in (config.prose, config.held_out_prose))
+    folder, model = str(Path(config.folder).resolve()), whole_path(from_repository(config.model))
+    return replace(config, folder=folder, model=model, prose=prose, held_out_prose=held_out)
 
 
 def check_learn(config: LearnConfig) -> None:
@@ -69,17 +84,24 @@ def check_learn(config: LearnConfig) -> None:
         ),
         (Path(config.model).is_dir(), f"model={config.model}: no such folder; `make smollm2` makes the default"),
         *(
-            (Path(getattr(config, name)).exists(), f"{name}={getattr(config, name)}: no such file")
+            (Path(from_repository(getattr(config, name))).exists(), f"{name}={getattr(config, name)}: no such file")
             for name in ("prose", "held_out_prose")
+        ),
+        (config.dtype in DTYPES, f"dtype={config.dtype} must be one of {', '.join(DTYPES)}"),
+        (config.prose != config.held_out_prose, f"held_out_prose={config.held_out_prose} is also prose"),
+        (
+            config.seed not in (VALIDATION_SEED, EVALUATION_SEED),
+            f"seed={config.seed} is the seed of the questions for validation or measuring",
         ),
     ]
     check_rules(iter(rules))
+    check_steps(all_steps(config), Path(config.folder))
 
 
 def list_steps(config: LearnConfig) -> int:
-    folder = Path(config.folder).resolve()
     for step in all_steps(config):
-        print(f"{'done' if is_done(step, folder) else '    '}  {step.name:<24} {' '.join(step.arguments)}")
+        done = "done" if is_done(step, Path(config.folder)) else "    "
+        print(f"{done}  {step.name:<28} python -m {step.job} {' '.join(step.arguments)}")
     return 0
 
 
@@ -87,20 +109,22 @@ def learn(config: LearnConfig) -> int:
     """Run the steps that are not done, and compare what was measured; return the exit status.
 
     Raises:
-        ConfigError: another process works in the folder, it cannot be written, or it began with other settings.
+        ConfigError: another process works in the folder, or it cannot be written.
     """
-    folder = Path(config.folder).resolve()
-    with RunFolder(folder) as place:
-        check_same(config, folder)
-        place.save_config(config)
+    folder = Path(config.folder)
+    with RunFolder(folder):
         missing = [step for step in all_steps(config) if not is_done(step, folder)]
         with JobProgress() as progress:
             status = run_steps(missing, folder, 1, progress)
         if status == 0 and config.measure:
-            compare_models(config, folder)
+            try:
+                compare_models(config)
+            except (OSError, ValueError) as error:
+                print(f"the models cannot be compared: {error}", file=sys.stderr)
+                return 1
     if status == 0:
-        print(f"· the model that learned: {checkpoint_of('rl', folder)}")
-        print(f"· reward and validation, step by step: {folder / 'rl' / 'training.png'}")
+        print(f"· reward and validation, step by step: {folder / RL / 'training.png'}")
+        print(f"· the model that learned: {checkpoint_of(RL, folder)}")
     return status
 
 
@@ -110,101 +134,101 @@ def all_steps(config: LearnConfig) -> list[Step]:
 
 def learning_steps(config: LearnConfig) -> list[Step]:
     """From the model to the model that has learned."""
-    folder, seed = Path(config.folder).resolve(), f"run.seed={config.seed}"
-    model = f"model.path={whole_path(config.model)}"
-    validation = f"validation.data.path={folder / 'validation'}"
+    folder, seed, (model, dtype) = Path(config.folder), f"run.seed={config.seed}", model_of(config)
+    conversations = folder / "demonstrations" / "conversations.jsonl"
     return [
-        samples(config, "training", [TOKENS], TRAINING, seed=config.seed),
-        samples(config, "validation", [TOKENS, 4 * TOKENS], VALIDATION, seed=SEED_OF_VALIDATION, held_out=True),
+        facts(config, "training", [TOKENS], TRAINING, config.seed, config.prose),
+        facts(config, "validation", [TOKENS, 4 * TOKENS], VALIDATION, VALIDATION_SEED, config.held_out_prose),
         Step(
             "demonstrations",
             "jobs.prepare",
             ("demonstrations", "preset=demonstrations", model, f"path={folder / 'training'}", f"seed={config.seed}"),
         ),
+        Step(START, "jobs.fine_tune", ("preset=fine_tune_learn", model, dtype, f"data.path={conversations}", seed)),
         Step(
-            "start",
-            "jobs.fine_tune",
-            ("preset=fine_tune_learn", model, f"data.path={folder / 'demonstrations' / 'conversations.jsonl'}", seed),
-        ),
-        Step(
-            "rl",
+            RL,
             "jobs.train",
-            ("preset=learn", f"data.path={folder / 'training'}", validation, seed, "resume=auto"),
-            model="start",
+            (
+                "preset=learn",
+                dtype,
+                f"data.path={folder / 'training'}",
+                f"validation.data.path={folder / 'validation'}",
+                seed,
+                "resume=auto",
+            ),
+            model=START,
         ),
     ]
 
 
-def samples(
-    config: LearnConfig, name: str, tokens: list[int], count: int, seed: int, forms="trained", held_out=False
+def model_of(config: LearnConfig) -> tuple[str, str]:
+    """The model and the dtype of its weights as arguments: the same dtype when the job resumes on another machine."""
+    training = load_training_config(["preset=learn", f"model.dtype={config.dtype}"])
+    return f"model.path={config.model}", f"model.dtype={chosen_dtype(training)}"
+
+
+def facts(
+    config: LearnConfig, name: str, tokens: list[int], count: int, seed: int, prose: str, forms: str = "trained"
 ) -> Step:
-    """Documents of hidden facts, `count` for each length and number of hops; `held_out`: in the held-out prose."""
-    arguments = (
-        "facts",
-        f"tokenizer={whole_path(config.model)}",
-        f"tokens={tokens}".replace(" ", ""),
-        "hops=[1,2]",
-        f"count={count}",
-        f"seed={seed}",
-        f"forms={forms}",
-        f"prose={whole_path(config.held_out_prose if held_out else config.prose)}",
-        f"chunk_tokens={load_training_config(['preset=learn']).agent.chunk_tokens}",
-    )
+    """Documents of hidden facts, `count` for each length and number of hops."""
+    chunk_tokens = load_training_config(["preset=learn"]).agent.chunk_tokens
+    arguments = ("facts", *(f"seed={seed}", f"count={count}", lengths(tokens), "hops=[1,2]", f"forms={forms}"))
+    arguments += (f"tokenizer={config.model}", f"chunk_tokens={chunk_tokens}", f"prose={prose}")
     return Step(name, "jobs.prepare", arguments)
+
+
+def lengths(tokens: list[int]) -> str:
+    return f"tokens=[{','.join(map(str, tokens))}]"
 
 
 def measuring_steps(config: LearnConfig) -> list[Step]:
     """The samples that are measured, and the answers of each model at each length."""
-    steps = []
+    steps, seed, prose = [], EVALUATION_SEED, config.held_out_prose
     for name, factors, count in (("short", SHORT, config.questions), ("long", LONG, config.long_questions)):
         tokens = [factor * TOKENS for factor in factors]
+        ruler = (f"seed={seed}", f"count={count}", lengths(tokens), f"tasks=[{','.join(UNTRAINED)}]")
+        ruler += (f"tokenizer={config.model}", f"essay={from_repository(prose)}")
         made = [
-            samples(config, f"{name}-trained", tokens, count, SEED_OF_MEASURING, held_out=True),
-            samples(config, f"{name}-held_out", tokens, count, SEED_OF_MEASURING, "held_out", held_out=True),
-            untrained_samples(config, f"{name}-untrained", tokens, count),
+            facts(config, f"{name}-trained-forms", tokens, count, seed, prose),
+            facts(config, f"{name}-held-out-forms", tokens, count, seed, prose, forms="held_out"),
+            Step(f"{name}-untrained-tasks", "jobs.prepare", ("ruler", *ruler)),
         ]
         steps += [*made, *(answers(config, data, model) for model in MODELS for data in made)]
     return steps
 
 
-def untrained_samples(config: LearnConfig, name: str, tokens: list[int], count: int) -> Step:
-    arguments = (
-        "ruler",
-        f"tokenizer={whole_path(config.model)}",
-        f"tasks=[{','.join(UNTRAINED)}]",
-        f"tokens={tokens}".replace(" ", ""),
-        f"count={count}",
-        f"seed={SEED_OF_MEASURING}",
-        f"essay={whole_path(config.held_out_prose)}",
-    )
-    return Step(name, "jobs.prepare", arguments)
-
-
 def answers(config: LearnConfig, data: Step, model: str) -> Step:
     """The answers of a model of `MODELS` to the questions that a step made."""
-    arguments = (
-        "preset=eval_learn",
-        f"data.path={Path(config.folder).resolve() / data.name}",
-        f"run.seed={config.seed}",
-        *([] if model else [f"model.path={whole_path(config.model)}"]),
+    path, dtype = model_of(config)
+    arguments = ("preset=eval_learn", dtype, f"data.path={Path(config.folder) / data.name}", f"run.seed={config.seed}")
+    return Step(
+        f"{data.name}-{model or MODELS[BASE]}",
+        "jobs.evaluate",
+        (*arguments, *([] if model else [path])),
+        model=model,
     )
-    return Step(f"{data.name}-{model or 'base'}", "jobs.evaluate", arguments, model=model)
 
 
-def compare_models(config: LearnConfig, folder: Path) -> None:
-    """Draw the score of each model by length, compare the first and the last, and show an episode side by side."""
+def compare_models(config: LearnConfig) -> None:
+    """Draw the score of each model by length, compare them, and show an episode side by side.
+
+    Raises:
+        OSError: results cannot be read, or the files cannot be written.
+        ValueError: results are damaged.
+    """
     from pipeline.evaluation.plots import accuracy_figure  # imported late: it imports matplotlib
 
-    rows: dict[str, list[dict]] = {name: [] for name in MODELS.values()}
+    folder = Path(config.folder)
+    rows: dict[str, list[dict]] = {model: [] for model in MODELS}
     for step in measuring_steps(config):
         if not step.prepares:
-            rows[MODELS[step.model]] += read_results(folder / step.name / "results.jsonl")
-    accuracy_figure(rows, folder / "learn.png")
-    first, *_, last = rows
-    table = compare(rows[last], rows[first], last, first)
-    (folder / "learn.md").write_text(table, encoding="utf-8")
-    print(table, f"· table {folder / 'learn.md'}", f"· figure {folder / 'learn.png'}", sep="\n", flush=True)
-    if episode := episode_table(rows["fine-tuned"], rows[last]):
+            rows[step.model] += read_results(folder / step.name / "results.jsonl")
+    accuracy_figure({MODELS[model]: of_model for model, of_model in rows.items()}, folder / "learn.png")
+    pairs = [(RL, START), (START, BASE)]
+    tables = [compare(rows[one], rows[other], MODELS[one], MODELS[other]) for one, other in pairs]
+    (folder / "learn.md").write_text("\n".join(tables), encoding="utf-8")
+    print(*tables, f"· table {folder / 'learn.md'}", f"· figure {folder / 'learn.png'}", sep="\n", flush=True)
+    if episode := episode_table(rows[START], rows[RL]):
         (folder / "episode.md").write_text(episode, encoding="utf-8")
         print(f"· an episode before and after RL {folder / 'episode.md'}", flush=True)
 
@@ -229,17 +253,6 @@ def episode_table(before: list[dict], after: list[dict]) -> str:
     ]
     lines.append(["answer", escaped(other["answer"]), escaped(chosen["answer"])])
     return f"{escaped(chosen['question'])}\n\n{markdown_lines(header, lines)}\n"
-
-
-def check_same(config: LearnConfig, folder: Path) -> None:
-    """Raise `ConfigError` if the folder began with other settings; `measure` may change."""
-    if (before := folder / "config.yaml").exists():
-        there, here = configuration_of(before), asdict(config)
-        for name in here:
-            if name != "measure" and there.get(name) != here[name]:
-                raise ConfigError(
-                    f"{folder} began with {name}={there.get(name)}, not {here[name]}; choose another folder"
-                )
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ BY_NAME = {
     "max_failed_share": (0, 1),
     "max_share": (0, 1),
     "idle_share": (0, 1),
+    "keep_share": (0, 1),
     "gpu_memory_share": (0, 1),
     "decay_share": (0, 1),
     "overlong_share": (0, 1),

@@ -43,7 +43,7 @@ class DemonstrationsConfig:
     path: str = MISSING  # samples that `jobs.prepare facts` made: a file, or a folder
     output: str = MISSING  # local folder for conversations.jsonl and prepare.json, which says how they were made
     # the probability with which the reader keeps a fact of its memory per section; 1: it makes no mistakes
-    keeps: float = 0.75
+    keep_share: float = 0.75
     # share of the conversations with an empty memory and nothing noted that is written: there are many, and easy ones
     idle_share: float = 0.25
     seed: int = 0  # of all random choices
@@ -65,7 +65,6 @@ def write_demonstrations(arguments: list[str]) -> int:
     check_rules(
         positive(config, "agent", "window", "problem_tokens", "chunk_tokens", "memory_tokens", "answer_tokens"),
         [
-            (0 <= config.keeps <= 1, f"keeps={config.keeps} must be from 0 to 1"),
             (is_local(config.output), f"output={config.output}: demonstrations are written to a local folder"),
         ],
     )
@@ -97,7 +96,7 @@ def _write(config: DemonstrationsConfig, folder: Path, say: Callable[[str], None
         DataError: too many rows are bad.
     """
     tokenizer = load_tokenizer(config.model.path, config.model.trust_remote_code)
-    reader = ScriptedReader(MemoryAgent(tokenizer, config.agent), config.keeps)
+    reader = ScriptedReader(MemoryAgent(tokenizer, config.agent), config.keep_share)
     quarantine = Quarantine(folder / QUARANTINE, config.max_bad_share)
     quarantine.path.unlink(missing_ok=True)
     rules = RowRules(tuple(SCORERS), config.limits, config.agent.document_characters)

@@ -3,13 +3,14 @@
 A step that has completed is not repeated, so the same command resumes what was interrupted.
 """
 
+import contextlib
 import json
 import shutil
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,8 @@ from jobs.support.stop_signals import StopSignals
 from pipeline.errors import ConfigError
 from pipeline.lease import LEASE
 from pipeline.summary import duration
+
+UNSUITABLE = ("${", " #", ": ")  # in a path that is the value of a key, which is read as YAML
 
 
 @dataclass(frozen=True)
@@ -39,7 +42,7 @@ class Step:
 
     @property
     def resumes(self) -> bool:
-        """Whether the job goes on with the files that an interrupted one left."""
+        """Whether the job may be started again in the folder that an interrupted one left."""
         return self.prepares or self.job == "jobs.evaluate" or "resume=auto" in self.arguments
 
 
@@ -49,8 +52,40 @@ def is_done(step: Step, folder: Path) -> bool:
         if step.prepares:
             return "quarantined" in json.loads((folder / step.name / "prepare.json").read_text())
         return json.loads((folder / step.name / "summary.json").read_text())["status"] == "completed"
-    except (OSError, ValueError):
+    except (OSError, ValueError, KeyError, TypeError):
         return False
+
+
+def check_steps(steps: Sequence[Step], folder: Path) -> None:
+    """Check that the steps that have begun in the folder began with the same arguments.
+
+    What their presets and input files hold is not compared.
+
+    Raises:
+        ConfigError: one began with others, or a path means something else as the value of a key.
+    """
+    for argument in (f"folder={folder}", *(argument for step in steps for argument in step.arguments)):
+        if any(part in f"{argument} " for part in UNSUITABLE):
+            raise ConfigError(f"{argument}: choose a path without {', '.join(map(repr, UNSUITABLE))}")
+    found = []
+    for step in steps:
+        with contextlib.suppress(OSError):  # it has not begun
+            before = arguments_file(step, folder).read_text(encoding="utf-8").splitlines()
+            if different := [line for line in arguments_of(step) if line not in before]:
+                found.append(f"  {step.name}: now {', '.join(different)}")
+    if found:
+        raise ConfigError(
+            "\n".join([f"{folder} has steps that began with other settings; choose another folder", *found])
+        )
+
+
+def arguments_of(step: Step) -> tuple[str, ...]:
+    return (f"python -m {step.job}", *step.arguments)
+
+
+def arguments_file(step: Step, folder: Path) -> Path:
+    """The file that has the arguments with which the step began, one on each line."""
+    return folder / f"{step.name}.arguments"
 
 
 def checkpoint_of(name: str, folder: Path) -> str:
@@ -61,7 +96,7 @@ def checkpoint_of(name: str, folder: Path) -> str:
     """
     try:
         return str(Path(json.loads((folder / name / "summary.json").read_text())["checkpoint"]) / "hf")
-    except (OSError, ValueError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise ConfigError(f"{name} left no checkpoint: {error}") from None
 
 
@@ -111,6 +146,7 @@ def run_step(step: Step, folder: Path, children: "Children", show: Callable[[str
     place = folder / step.name
     command += [f"output={place}"] if step.prepares else [f"run.folder={folder}", f"run.name={step.name}"]
     begin = time.monotonic()
+    arguments_file(step, folder).write_text("\n".join(arguments_of(step)) + "\n", encoding="utf-8")
     with (folder / f"{step.name}.log").open("a", encoding="utf-8") as log:
         if not step.resumes:
             try:

@@ -1,7 +1,7 @@
 """A scripted reader: it reads documents of hidden facts as a memory agent does, and forgets.
 
 Its conversations are demonstrations for fine-tuning, with exactly the prompts of the agent "memory". A model that
-imitates them has the form, and something left to find out by reinforcement: what is kept is not lost.
+imitates them has the form, and reinforcement can still teach it to keep what it noted.
 """
 
 import random
@@ -23,11 +23,11 @@ class ScriptedReader:
 
     Args:
         agent: the agent whose prompts are used.
-        keeps: the probability with which a fact of the memory is in the next memory, too. 1: it makes no mistakes.
+        keep_share: the probability with which a fact of the memory is in the next memory, too. 1: it makes no mistakes.
     """
 
-    def __init__(self, agent: MemoryAgent, keeps: float):
-        self.agent, self.keeps = agent, keeps
+    def __init__(self, agent: MemoryAgent, keep_share: float):
+        self.agent, self.keep_share = agent, keep_share
         self.end = min(end_tokens(agent.tokenizer))
 
     def read(self, problem: Problem, rng: random.Random) -> Iterator[tuple[list[int], list[int], bool]]:
@@ -59,7 +59,7 @@ class ScriptedReader:
     def _next(self, memory: list[str], section: str, needed: list[str], rng: random.Random) -> list[str]:
         """The memory after a section. What builds on an unknown fact does not look needed."""
         known = sum(fact in memory for fact in needed)
-        kept = [fact for fact in memory if rng.random() < self.keeps]
+        kept = [fact for fact in memory if rng.random() < self.keep_share]
         new = [fact for fact in needed[: known + 1] if fact in section and fact not in kept]
         if len(self._tokens(kept + new)) >= self.agent.config.memory_tokens:  # it ends with an end token, too
             raise BadRow("the needed facts do not fit agent.memory_tokens")

@@ -1,16 +1,9 @@
 """The steps of the figures: every one with arguments that its job takes, and their end by a signal."""
 
-import subprocess
-import sys
-import time
-
-import pytest
-
 from jobs.figures.recipe import (
     FiguresConfig,
     all_steps,
 )
-from jobs.support.steps import Step
 from pipeline.config import load_config
 from pipeline.evaluation.config import EvaluationConfig, check_evaluation
 from pipeline.fine_tuning.config import FineTuningConfig, check_fine_tuning
@@ -32,26 +25,3 @@ def test_every_step_is_run_once_and_its_arguments_are_sound():
         else:
             config = load_config(arguments, SCHEMAS[step.job])
             (check_evaluation if step.job == "jobs.evaluate" else check_fine_tuning)(config)
-
-
-@pytest.mark.parametrize("at_once", [1, 2])
-def test_sigterm_ends_the_steps_under_way_too(tmp_path, at_once):
-    steps = [Step(f"endless-{n}", "tests.support.endless_job", ()) for n in range(3)]
-    command = (
-        "from pathlib import Path; from jobs.support.steps import JobProgress, Step, run_steps; "
-        f"run_steps({steps!r}, Path({str(tmp_path)!r}), {at_once}, JobProgress())"
-    )
-    running = subprocess.Popen(
-        [sys.executable, "-c", command], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    )
-    logs = [tmp_path / f"{step.name}.log" for step in steps]
-    deadline = time.monotonic() + 60
-    while not all(log.exists() and log.read_text() for log in logs[:at_once]):
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-    running.terminate()
-    output, _ = running.communicate(timeout=60)
-    assert running.returncode != 0 and "KeyboardInterrupt" in output
-    assert ("· running" in output) == (at_once == 1)  # the lines of several steps are not mixed
-    assert all(log.read_text().splitlines() == ["· running", "· stopping"] for log in logs[:at_once])
-    assert not any(log.exists() for log in logs[at_once:])

@@ -16,15 +16,13 @@ from jobs.figures.recipe import (
     figures,
     training_steps,
 )
-from jobs.support.progress import JobProgress
-from jobs.support.steps import Children, Step, checkpoint_of, is_done, run_step, run_steps
 from pipeline.config import load_config
 from pipeline.errors import ConfigError
 from pipeline.evaluation import plots
 from pipeline.evaluation.config import EvaluationConfig
 from pipeline.evaluation.plots import accuracy_figure
 from pipeline.fine_tuning.config import FineTuningConfig
-from pipeline.lease import LEASE, Heartbeat, take_lease
+from pipeline.lease import LEASE
 from pipeline.run.config import load_training_config
 from tests.support.result_rows import rows_of
 
@@ -180,100 +178,12 @@ def test_intervals_over_runs_in_a_figure_end_where_scores_end():
     assert run_interval(rows, "score")[1:3] == pytest.approx((0.505 - 12.706 * 0.005, 0.505 + 12.706 * 0.005), abs=1e-4)
 
 
-def test_what_is_done_is_known_by_its_summary(tmp_path):
-    step = training_steps(CONFIG)["rl"][0]
-    assert not is_done(step, tmp_path)
-    (tmp_path / step.name).mkdir()
-    with pytest.raises(ConfigError, match="left no checkpoint"):
-        checkpoint_of(step.name, tmp_path)
-    for status in ("interrupted", "completed"):
-        summary = {"status": status, "checkpoint": "/runs/rl-0/checkpoints/100"}
-        (tmp_path / step.name / "summary.json").write_text(json.dumps(summary))
-        assert is_done(step, tmp_path) == (status == "completed")
-    assert checkpoint_of(step.name, tmp_path) == "/runs/rl-0/checkpoints/100/hf"
-
-
-# A job that waits until all whom it is told to meet are there, and fails if another one, whom it has to follow, is not.
-MEETING = """
-import sys, time
-from pathlib import Path
-
-name, meets, follows = (argument.split("=")[1] for argument in sys.argv[1:4])
-folder = Path(sys.argv[-2].split("=")[1])
-assert not follows or (folder / f"{follows}.ended").exists()
-(folder / f"{name}.begun").touch()
-deadline = time.monotonic() + 60
-while not all((folder / f"{other}.begun").exists() for other in meets.split(",") if other):
-    assert time.monotonic() < deadline
-    time.sleep(0.05)
-(folder / name).mkdir()
-(folder / name / "summary.json").write_text('{"status": "completed", "checkpoint": "somewhere"}')
-(folder / f"{name}.ended").touch()
-"""
-
-
-def meeting(name: str, meets: str = "", follows: str = "", how: str = "model") -> Step:
-    arguments = (f"name={name}", f"meets={meets}", f"follows={follows}")
-    return Step(name, "meeting", arguments, **{how: follows})
-
-
-def test_steps_run_at_once_but_after_what_they_need(tmp_path, monkeypatch, capsys):
-    (tmp_path / "meeting.py").write_text(MEETING)
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    steps = [
-        meeting("a", meets="b"),
-        meeting("c", meets="d", follows="a"),
-        meeting("d", meets="c", follows="a", how="data"),
-        meeting("b", meets="a"),
-    ]
-    assert run_steps(steps, tmp_path, 2, JobProgress()) == 0
-    said = capsys.readouterr().out.splitlines()
-    assert said[:2] == ["· step 1 of 4: a", "· step 4 of 4: b"]
-    assert sum(" took " in line for line in said) == 4
-
-
-def test_after_a_step_that_failed_none_begins(tmp_path, monkeypatch, capsys):
-    (tmp_path / "meeting.py").write_text(MEETING)
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    (tmp_path / "bad").write_text("where its run folder should be")
-    assert run_steps([meeting("bad"), meeting("good")], tmp_path, 1, JobProgress()) == 1
-    assert "bad ended with status 1; its log is" in capsys.readouterr().out
-    assert "FileExistsError" in (tmp_path / "bad.log").read_text()
-    assert not (tmp_path / "good.log").exists()
-
-
 @pytest.fixture
 def quick(monkeypatch):
     from pipeline import lease as module
 
     monkeypatch.setattr(module, "BEAT_S", 0.1)
     monkeypatch.setattr(module, "SETTLE_S", 0.01)
-
-
-def test_a_step_whose_run_is_at_work_leaves_its_folder_alone_and_fails(tmp_path, quick):
-    run = tmp_path / "rl-0"
-    lease = take_lease(run)
-    (run / "metrics.jsonl").write_text("a row")
-    beating = Heartbeat(lease)
-    assert run_step(Step("rl-0", "no_such_module", ()), tmp_path, Children(), None)[0] == 2
-    beating.end()
-    lease.keep()
-    assert (run / "metrics.jsonl").read_text() == "a row"
-    log = (tmp_path / "rl-0.log").read_text()
-    assert f"is in use by run {lease.run}" in log and "no_such_module" not in log
-
-
-def test_a_training_run_that_was_stopped_begins_anew_as_another_run(tmp_path, monkeypatch, quick):
-    (tmp_path / "lists.py").write_text(
-        "import os, sys; print(os.listdir(f\"{sys.argv[1].split('=')[1]}/{sys.argv[2].split('=')[1]}\"))"
-    )
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    lease = take_lease(tmp_path / "rl-0")
-    (lease.path.parent / "checkpoints").mkdir()
-    (lease.path.parent / "metrics.jsonl").touch()
-    lease.release()
-    assert run_step(Step("rl-0", "lists", ()), tmp_path, Children(), None)[0] == 0
-    assert (tmp_path / "rl-0.log").read_text() == "[]\n"
 
 
 def test_the_figures_are_made_once_at_a_time(tmp_path, monkeypatch, quick):

@@ -5,20 +5,21 @@ from dataclasses import replace
 
 import pytest
 
+from jobs import learn as learn_job
 from jobs.learn import (
     LearnConfig,
     all_steps,
-    check_same,
     compare_models,
     episode_table,
     learning_steps,
     main,
     measuring_steps,
+    with_whole_paths,
 )
 from jobs.prepare import schema_of
-from jobs.support.steps import Step, is_done
-from pipeline.config import load_config, save_config
-from pipeline.errors import ConfigError
+from jobs.support.steps import Step, arguments_file, arguments_of, is_done
+from pipeline.config import load_config
+from pipeline.data.documents.synthetic import VALIDATION_SEED
 from pipeline.evaluation.config import EvaluationConfig, check_evaluation
 from pipeline.fine_tuning.config import FineTuningConfig, check_fine_tuning
 from pipeline.run.config import load_training_config
@@ -55,7 +56,7 @@ def test_every_step_is_run_once_after_what_it_reads_and_its_arguments_are_sound(
         assert all(names.index(name) < place for name in [*read, step.model] if name), step
 
 
-def test_only_fine_tuning_starts_over_when_it_was_interrupted():
+def test_only_the_folder_of_interrupted_fine_tuning_is_emptied():
     assert [step.name for step in all_steps(CONFIG) if not step.resumes] == ["start"]
 
 
@@ -64,7 +65,7 @@ def test_training_validation_and_measuring_share_no_question_and_no_prose():
     del made["demonstrations"]
     training = made.pop("training")
     assert all(there.seed != training.seed for there in made.values())
-    assert made["validation"].seed != made["short-trained"].seed == made["long-trained"].seed
+    assert made["validation"].seed != made["short-trained-forms"].seed == made["long-trained-forms"].seed
     prose = {getattr(there, "prose", "") or there.essay for there in made.values()}
     assert len(prose) == 1 and training.prose not in prose
 
@@ -81,7 +82,7 @@ def test_models_are_measured_with_the_same_questions():
         )
 
 
-def test_documents_have_whole_chunks_for_the_agent_that_reads_them():
+def test_documents_are_made_for_the_chunks_of_the_agent_that_reads_them():
     steps = {step.name: configuration(step) for step in learning_steps(CONFIG)}
     chunk = steps["rl"].agent.chunk_tokens
     assert steps["training"].chunk_tokens == steps["demonstrations"].agent.chunk_tokens == chunk
@@ -111,12 +112,15 @@ def test_the_models_are_compared_in_a_table_and_a_figure(tmp_path, capsys):
                 r for n in ((8960, 35840) if long else (560, 2240)) for r in rows_of([score] * 4, set=data, length=n)
             ]
             (place / "results.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    compare_models(config, tmp_path)
+    compare_models(config)
     assert (tmp_path / "learn.png").stat().st_size > 0
     table = (tmp_path / "learn.md").read_text()
     assert table.strip() in capsys.readouterr().out
-    assert len([line for line in table.splitlines() if line.startswith(("| held", "| trained", "| untrained"))]) == 12
-    assert "after RL − SmolLM2" in table and "100.0" in table
+    assert (
+        len([line for line in table.splitlines() if line.startswith(("| held |", "| trained |", "| untrained |"))])
+        == 24
+    )
+    assert "after RL − before RL" in table and "before RL − base" in table and "100.0" in table
 
 
 def test_an_episode_before_and_after_stands_side_by_side():
@@ -148,20 +152,46 @@ def test_an_episode_before_and_after_stands_side_by_side():
     assert episode_table(before[:1], after) == ""
 
 
-def test_a_folder_that_began_with_other_settings_is_refused(tmp_path):
-    config = replace(CONFIG, folder=str(tmp_path), measure=False)
-    check_same(config, tmp_path)
-    save_config(config, tmp_path / "config.yaml")
-    check_same(replace(config, measure=True), tmp_path)
-    with pytest.raises(ConfigError, match="began with seed=0, not 1; choose another folder"):
-        check_same(replace(config, seed=1), tmp_path)
+@pytest.fixture
+def ran(monkeypatch):
+    """The names of the steps of each call of run_steps, which runs nothing."""
+    calls: list[list[str]] = []
+    monkeypatch.setattr(learn_job, "run_steps", lambda steps, *_: calls.append([step.name for step in steps]) or 0)
+    monkeypatch.setattr(learn_job, "checkpoint_of", lambda *_: "checkpoints/40/hf")
+    return calls
+
+
+def test_what_is_done_is_not_repeated(tmp_path, ran, capsys):
+    (tmp_path / "model").mkdir()
+    arguments = [f"folder={tmp_path / 'learn'}", f"model={tmp_path / 'model'}"]
+    assert main(arguments) == 0
+    assert ran == [["training", "validation", "demonstrations", "start", "rl"]]
+    assert "the model that learned: checkpoints/40/hf" in capsys.readouterr().out
+    (tmp_path / "learn" / "training").mkdir()
+    (tmp_path / "learn" / "training" / "prepare.json").write_text('{"quarantined": 0}')
+    assert main(arguments) == 0
+    assert ran[1] == ["validation", "demonstrations", "start", "rl"]
+
+
+def test_a_model_that_has_learned_is_measured_with_any_number_of_questions(tmp_path, ran, capsys):
+    (tmp_path / "model").mkdir()
+    arguments = [f"folder={tmp_path / 'learn'}", f"model={tmp_path / 'model'}"]
+    assert main(arguments) == 0
+    for step in learning_steps(with_whole_paths(load_config(arguments, LearnConfig))):
+        arguments_file(step, tmp_path / "learn").write_text("\n".join(arguments_of(step)))
+    assert main([*arguments, "measure=true", "questions=3"]) == 1  # nothing has been measured
+    assert "the models cannot be compared" in capsys.readouterr().err
+    assert "short-trained-forms-rl" in ran[1]
+    assert main([*arguments, "seed=1"]) == 2
+    assert "training: now seed=1" in capsys.readouterr().err and len(ran) == 2
 
 
 def test_wrong_settings_are_named_before_anything_is_made(tmp_path, capsys):
-    wrong = ["model=nowhere", "prose=none.txt", "questions=0"]
+    wrong = ["model=nowhere", "prose=none.txt", "questions=0", "dtype=half", f"seed={VALIDATION_SEED}"]
     assert main([*wrong, f"folder={tmp_path / 'learn'}"]) == 2
     said = capsys.readouterr().err
     assert "`make smollm2`" in said and "prose=none.txt" in said and "questions=0" in said
+    assert "dtype=half" in said and f"seed={VALIDATION_SEED} is the seed of the questions" in said
     assert not (tmp_path / "learn").exists()
 
 

@@ -79,6 +79,8 @@ def test_a_forgetful_one_is_right_now_and_then_and_never_makes_anything_up():
             assert idle == (text == "None" and "\nMemory: None\n" in TOKENIZER.decode(prompt))
             rest = functools.reduce(lambda left, fact: left.replace(fact, ""), facts, text)
             assert text == "None" or not rest.strip()
+            first, second = (fact in text for fact in asked.metadata["needed"])
+            assert not second or any(fact in TOKENIZER.decode(prompt).partition("\nMemory:")[2] for fact in facts)
         text = TOKENIZER.decode(answer[:-1])
         right += (scored := reward("qa", text, asked.answers, {})) == 1.0
         assert scored or text == "\\boxed{unknown}"
@@ -133,8 +135,8 @@ def test_the_command_writes_conversations_that_fine_tuning_reads(model, tmp_path
     assert there == [line for line in lines if not is_idle(line)] != lines
     quarantined = (tmp_path / "out" / "quarantine" / "conversations.jsonl").read_text()
     assert "jobs.prepare facts" in quarantined and '"bad"' in quarantined
-    assert main(["demonstrations", *arguments, "keeps=75"]) == 2
-    assert "keeps=75.0 must be from 0 to 1" in capsys.readouterr().err
+    assert main(["demonstrations", *arguments, "keep_share=75"]) == 2
+    assert "keep_share=75" in capsys.readouterr().err
     assert main(["demonstrations", *arguments, "output=s3://bucket/x"]) == 2
     assert "written to a local folder" in capsys.readouterr().err
 
@@ -150,7 +152,9 @@ def test_memories_and_answers_keep_the_agents_limits():
     def reader(**limits: int) -> ScriptedReader:
         return ScriptedReader(MemoryAgent(TOKENIZER, replace(AGENT, **limits)), 1.0)
 
+    longest = max(len(memory) for _, memory, _ in read(problem(0), 1.0))
+    list(reader(memory_tokens=longest).read(problem(0), random.Random(0)))
     with pytest.raises(BadRow, match=r"do not fit agent\.memory_tokens"):
-        list(reader(memory_tokens=20).read(problem(0), random.Random(0)))
+        list(reader(memory_tokens=longest - 1).read(problem(0), random.Random(0)))
     with pytest.raises(BadRow, match=r"over agent\.answer_tokens"):
         list(reader(answer_tokens=5).read(problem(0), random.Random(0)))
