@@ -172,9 +172,9 @@ def facts(
 ) -> Step:
     """Documents of hidden facts, `count` for each length and number of hops."""
     chunk_tokens = load_training_config(["preset=learn"]).agent.chunk_tokens
-    arguments = ("facts", *(f"seed={seed}", f"count={count}", lengths(tokens), "hops=[1,2]", f"forms={forms}"))
-    arguments += (f"tokenizer={config.model}", f"chunk_tokens={chunk_tokens}", f"prose={prose}")
-    return Step(name, "jobs.prepare", arguments)
+    drawn = (f"seed={seed}", f"count={count}", lengths(tokens), "hops=[1,2]", f"forms={forms}")
+    read = (f"tokenizer={config.model}", f"chunk_tokens={chunk_tokens}", f"prose={prose}")
+    return Step(name, "jobs.prepare", ("facts", *drawn, *read))
 
 
 def lengths(tokens: list[int]) -> str:
@@ -186,12 +186,12 @@ def measuring_steps(config: LearnConfig) -> list[Step]:
     steps, seed, prose = [], EVALUATION_SEED, config.held_out_prose
     for name, factors, count in (("short", SHORT, config.questions), ("long", LONG, config.long_questions)):
         tokens = [factor * TOKENS for factor in factors]
-        ruler = (f"seed={seed}", f"count={count}", lengths(tokens), f"tasks=[{','.join(UNTRAINED)}]")
-        ruler += (f"tokenizer={config.model}", f"essay={from_repository(prose)}")
+        drawn = (f"seed={seed}", f"count={count}", lengths(tokens), f"tasks=[{','.join(UNTRAINED)}]")
+        read = (f"tokenizer={config.model}", f"essay={from_repository(prose)}")
         made = [
             facts(config, f"{name}-trained-forms", tokens, count, seed, prose),
             facts(config, f"{name}-held-out-forms", tokens, count, seed, prose, forms="held_out"),
-            Step(f"{name}-untrained-tasks", "jobs.prepare", ("ruler", *ruler)),
+            Step(f"{name}-untrained-tasks", "jobs.prepare", ("ruler", *drawn, *read)),
         ]
         steps += [*made, *(answers(config, data, model) for model in MODELS for data in made)]
     return steps

@@ -116,10 +116,7 @@ def test_the_models_are_compared_in_a_table_and_a_figure(tmp_path, capsys):
     assert (tmp_path / "learn.png").stat().st_size > 0
     table = (tmp_path / "learn.md").read_text()
     assert table.strip() in capsys.readouterr().out
-    assert (
-        len([line for line in table.splitlines() if line.startswith(("| held |", "| trained |", "| untrained |"))])
-        == 24
-    )
+    assert sum(line.startswith(("| held |", "| trained |", "| untrained |")) for line in table.splitlines()) == 24
     assert "after RL − before RL" in table and "before RL − base" in table and "100.0" in table
 
 

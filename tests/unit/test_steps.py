@@ -109,15 +109,17 @@ def test_a_training_run_that_was_stopped_begins_anew_as_another_run(tmp_path, mo
     assert (tmp_path / "rl-0.log").read_text() == "[]\n"
 
 
-LISTS = (
-    "import os, sys; print(sys.argv[1:], sorted(os.listdir(next(a[7:] for a in sys.argv if a.startswith('output=')))))"
-)
+LISTS = """
+import os, sys
+
+print(sys.argv[1:], os.listdir(sys.argv[2].partition("=")[2]))
+"""
 
 
 def test_what_resumes_finds_what_an_interrupted_job_left(tmp_path, monkeypatch):
     (tmp_path / "jobs").mkdir()
     (tmp_path / "jobs" / "prepare.py").write_text(LISTS)
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.chdir(tmp_path)  # `python -m` looks there first
     (tmp_path / "samples").mkdir()
     (tmp_path / "samples" / "left.jsonl").touch()
     assert run_step(Step("samples", "jobs.prepare", ("facts",)), tmp_path, Children(), None)[0] == 0
@@ -164,7 +166,8 @@ def test_a_summary_without_a_status_is_not_done(tmp_path, summary):
 def test_sigterm_ends_the_steps_under_way_too(tmp_path, at_once):
     steps = [Step(f"endless-{n}", "tests.support.endless_job", ()) for n in range(3)]
     command = (
-        "from pathlib import Path; from jobs.support.progress import JobProgress; from jobs.support.steps import Step, run_steps; "
+        "from pathlib import Path; from jobs.support.progress import JobProgress; "
+        "from jobs.support.steps import Step, run_steps; "
         f"run_steps({steps!r}, Path({str(tmp_path)!r}), {at_once}, JobProgress())"
     )
     running = subprocess.Popen(
