@@ -118,6 +118,7 @@ print(sys.argv[1:], os.listdir(sys.argv[2].partition("=")[2]))
 
 def test_what_resumes_finds_what_an_interrupted_job_left(tmp_path, monkeypatch):
     (tmp_path / "jobs").mkdir()
+    (tmp_path / "jobs" / "__init__.py").touch()
     (tmp_path / "jobs" / "prepare.py").write_text(LISTS)
     monkeypatch.chdir(tmp_path)  # `python -m` looks there first
     (tmp_path / "samples").mkdir()
