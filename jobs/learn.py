@@ -47,8 +47,8 @@ class LearnConfig:
     held_out_prose: str = PROSE[1]  # text around the facts of validation and measuring
     seed: int = 0  # of the training documents, the demonstrations and all sampling
     measure: bool = False  # compare the models before and after; takes hours
-    questions: int = 48  # measuring: questions per set at the training length and at four times that
-    long_questions: int = 8  # measuring: the same at 16 and 64 times the training length
+    questions: int = 32  # measuring: questions per set at the training length and at four times that
+    long_questions: int = 6  # measuring: the same at 16 and 64 times the training length, without the base model
 
 
 def main(arguments: list[str]) -> int:
@@ -183,18 +183,25 @@ def lengths(tokens: list[int]) -> str:
 
 def measuring_steps(config: LearnConfig) -> list[Step]:
     """The samples that are measured, and the answers of each model at each length."""
-    steps, seed, prose = [], EVALUATION_SEED, config.held_out_prose
-    for name, factors, count in (("short", SHORT, config.questions), ("long", LONG, config.long_questions)):
-        tokens = [factor * TOKENS for factor in factors]
-        drawn = (f"seed={seed}", f"count={count}", lengths(tokens), f"tasks=[{','.join(UNTRAINED)}]")
-        read = (f"tokenizer={config.model}", f"essay={from_repository(prose)}")
-        made = [
-            facts(config, f"{name}-trained-forms", tokens, count, seed, prose),
-            facts(config, f"{name}-held-out-forms", tokens, count, seed, prose, forms="held_out"),
-            Step(f"{name}-untrained-tasks", "jobs.prepare", ("ruler", *drawn, *read)),
-        ]
-        steps += [*made, *(answers(config, data, model) for model in MODELS for data in made)]
-    return steps
+    short = samples_to_measure(config, "short", SHORT, config.questions)
+    long = samples_to_measure(config, "long", LONG, config.long_questions)
+    return [
+        *short,
+        *(answers(config, data, model) for model in MODELS for data in short),
+        *long,
+        *(answers(config, data, model) for model in (START, RL) for data in long),
+    ]
+
+
+def samples_to_measure(config: LearnConfig, name: str, factors: tuple[int, ...], count: int) -> list[Step]:
+    tokens, seed, prose = [factor * TOKENS for factor in factors], EVALUATION_SEED, config.held_out_prose
+    drawn = (f"seed={seed}", f"count={count}", lengths(tokens), f"tasks=[{','.join(UNTRAINED)}]")
+    read = (f"tokenizer={config.model}", f"essay={from_repository(prose)}")
+    return [
+        facts(config, f"{name}-trained-forms", tokens, count, seed, prose),
+        facts(config, f"{name}-held-out-forms", tokens, count, seed, prose, forms="held_out"),
+        Step(f"{name}-untrained-tasks", "jobs.prepare", ("ruler", *drawn, *read)),
+    ]
 
 
 def answers(config: LearnConfig, data: Step, model: str) -> Step:
