@@ -14,7 +14,7 @@ from jobs.support.driver import asks_for_help, show_help
 from jobs.support.inputs import whole_path
 from jobs.support.progress import JobProgress
 from jobs.support.run_folder import RunFolder
-from jobs.support.steps import Step, check_steps, checkpoint_of, is_done, run_steps
+from jobs.support.steps import Step, check_steps, checkpoint_of, is_done, recorded_arguments, run_steps
 from pipeline.config import load_config
 from pipeline.data.documents.synthetic import EVALUATION_SEED, VALIDATION_SEED
 from pipeline.data.recipes import PROSE
@@ -32,7 +32,7 @@ TOKENS = 560  # of a training document: five chunks
 SHORT, LONG = (1, 4), (16, 64)  # lengths of the measured documents, in training lengths
 UNTRAINED = ("niah_multikey_1", "vt")  # RULER's tasks that are measured, too
 TRAINING, VALIDATION = 3000, 8  # documents for each number of hops (and length)
-# The models that are measured, by the step that made them. The first has never been shown the form of an answer.
+# The models that are measured, by the step that made them. The base model was never shown how to write an answer.
 BASE, START, RL = "", "start", "rl"
 MODELS = {BASE: "base", START: "before RL", RL: "after RL"}
 
@@ -45,7 +45,7 @@ class LearnConfig:
     dtype: str = "auto"
     prose: str = PROSE[0]  # text around the facts: a file, or a folder of .txt files
     held_out_prose: str = PROSE[1]  # text around the facts of validation and measuring
-    seed: int = 0  # of the training documents, the demonstrations and all sampling
+    seed: int = 0  # seed of the training documents, the demonstrations and all sampling
     measure: bool = False  # compare the models before and after; takes hours
     questions: int = 32  # measuring: questions per set at the training length and at four times that
     long_questions: int = 6  # measuring: the same at 16 and 64 times the training length, without the base model
@@ -69,7 +69,7 @@ def main(arguments: list[str]) -> int:
 
 
 def with_whole_paths(config: LearnConfig) -> LearnConfig:
-    """The configuration with absolute paths, but for the repository's prose, which is the same everywhere."""
+    """The configuration with absolute paths, except the repository's prose, which is the same everywhere."""
     prose, held_out = (p if p in PROSE else whole_path(p) for p in (config.prose, config.held_out_prose))
     folder, model = str(Path(config.folder).resolve()), whole_path(from_repository(config.model))
     return replace(config, folder=folder, model=model, prose=prose, held_out_prose=held_out)
@@ -88,7 +88,10 @@ def check_learn(config: LearnConfig) -> None:
             for name in ("prose", "held_out_prose")
         ),
         (config.dtype in DTYPES, f"dtype={config.dtype} must be one of {', '.join(DTYPES)}"),
-        (config.prose != config.held_out_prose, f"held_out_prose={config.held_out_prose} is also prose"),
+        (
+            len({Path(from_repository(path)).resolve() for path in (config.prose, config.held_out_prose)}) == 2,
+            f"held_out_prose={config.held_out_prose} is also prose",
+        ),
         (
             config.seed not in (VALIDATION_SEED, EVALUATION_SEED),
             f"seed={config.seed} is the seed of the questions for validation or measuring",
@@ -162,9 +165,10 @@ def learning_steps(config: LearnConfig) -> list[Step]:
 
 
 def model_of(config: LearnConfig) -> tuple[str, str]:
-    """The model and the dtype of its weights as arguments: the same dtype when the job resumes on another machine."""
-    training = load_training_config(["preset=learn", f"model.dtype={config.dtype}"])
-    return f"model.path={config.model}", f"model.dtype={chosen_dtype(training)}"
+    """The model and the dtype of its weights as arguments. With dtype=auto, a job resumes in the dtype of its start."""
+    chosen = f"model.dtype={chosen_dtype(load_training_config(['preset=learn', f'model.dtype={config.dtype}']))}"
+    begun = [a for a in recorded_arguments(START, Path(config.folder)) if a.startswith("model.dtype=")]
+    return f"model.path={config.model}", begun[0] if begun and config.dtype == "auto" else chosen
 
 
 def facts(
@@ -196,7 +200,7 @@ def measuring_steps(config: LearnConfig) -> list[Step]:
 def samples_to_measure(config: LearnConfig, name: str, factors: tuple[int, ...], count: int) -> list[Step]:
     tokens, seed, prose = [factor * TOKENS for factor in factors], EVALUATION_SEED, config.held_out_prose
     drawn = (f"seed={seed}", f"count={count}", lengths(tokens), f"tasks=[{','.join(UNTRAINED)}]")
-    read = (f"tokenizer={config.model}", f"essay={from_repository(prose)}")
+    read = (f"tokenizer={config.model}", f"essay={whole_path(from_repository(prose))}")
     return [
         facts(config, f"{name}-trained-forms", tokens, count, seed, prose),
         facts(config, f"{name}-held-out-forms", tokens, count, seed, prose, forms="held_out"),
@@ -209,7 +213,7 @@ def answers(config: LearnConfig, data: Step, model: str) -> Step:
     path, dtype = model_of(config)
     arguments = ("preset=eval_learn", dtype, f"data.path={Path(config.folder) / data.name}", f"run.seed={config.seed}")
     return Step(
-        f"{data.name}-{model or MODELS[BASE]}",
+        f"{data.name}-{model or 'base'}",
         "jobs.evaluate",
         (*arguments, *([] if model else [path])),
         model=model,

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 CONCURRENCY_GROUPS = {"io": 1, "watch": 1}
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # parameters of mallopt(3)
-LARGE = 1 << 20  # bytes
+RETURNED_FROM = 1 << 20  # bytes of an allocation
 
 
 class LearnerRank:
@@ -191,10 +191,12 @@ def _flush(path: Path) -> None:
 
 
 def return_freed_memory() -> None:
-    """Make the C library return freed tensors to the system.
+    """Make the C library return freed tensors to the system, unless the environment sets its thresholds.
 
     The micro-batches' many sizes fragment its heap: on a CPU, a rank of SmolLM2-135M would hold twice the memory.
     """
+    if "MALLOC_MMAP_THRESHOLD_" in os.environ:
+        return
     with contextlib.suppress(AttributeError):  # not glibc
         for parameter in (M_MMAP_THRESHOLD, M_TRIM_THRESHOLD):
-            ctypes.CDLL(None).mallopt(parameter, LARGE)
+            ctypes.CDLL(None).mallopt(parameter, RETURNED_FROM)

@@ -21,7 +21,7 @@ from jobs.figures.recipe import (
 from jobs.support.driver import asks_for_help, show_help
 from jobs.support.progress import JobProgress
 from jobs.support.run_folder import RunFolder
-from jobs.support.steps import is_done, run_steps
+from jobs.support.steps import check_steps, is_done, run_steps
 from pipeline.config import load_config
 from pipeline.errors import ConfigError
 
@@ -34,6 +34,7 @@ def main(arguments: list[str]) -> int:
     try:
         config = load_config([a for a in arguments if a != "--dry-run"], FiguresConfig)
         check_figures(config)
+        check_steps(all_steps(config), Path(config.folder).resolve())
         return list_steps(config) if dry_run else make_figures(config)
     except ConfigError as error:
         print(f"configuration error:\n{error}", file=sys.stderr)

@@ -20,10 +20,11 @@ from jobs.support.progress import JobProgress
 from jobs.support.run_folder import RunFolder
 from jobs.support.stop_signals import StopSignals
 from pipeline.errors import ConfigError
+from pipeline.files import write_text
 from pipeline.lease import LEASE
 from pipeline.summary import duration
 
-UNSUITABLE = ("${", " #", ": ")  # in a path that is the value of a key, which is read as YAML
+UNSUITABLE = ("${", " #", ": ")  # in a path, since values of keys are read as YAML
 
 
 @dataclass(frozen=True)
@@ -57,35 +58,51 @@ def is_done(step: Step, folder: Path) -> bool:
 
 
 def check_steps(steps: Sequence[Step], folder: Path) -> None:
-    """Check that the steps that have begun in the folder began with the same arguments.
+    """Check that the steps that are in the folder were made with the same arguments, and from what is there.
 
     What their presets and input files hold is not compared.
 
     Raises:
-        ConfigError: one began with others, or a path means something else as the value of a key.
+        ConfigError: a step has other arguments, or is done while one that it needs is not; or the value of a key, which
+            is read as YAML, means something else.
     """
     for argument in (f"folder={folder}", *(argument for step in steps for argument in step.arguments)):
         if any(part in f"{argument} " for part in UNSUITABLE):
             raise ConfigError(f"{argument}: choose a path without {', '.join(map(repr, UNSUITABLE))}")
+    done = {step.name: is_done(step, folder) for step in steps}
     found = []
     for step in steps:
-        with contextlib.suppress(OSError):  # it has not begun
-            before = arguments_file(step, folder).read_text(encoding="utf-8").splitlines()
-            if different := [line for line in arguments_of(step) if line not in before]:
-                found.append(f"  {step.name}: now {', '.join(different)}")
+        there = folder / step.name
+        before, now = recorded_arguments(step.name, folder), arguments_of(step)
+        if there.exists() and before != now:
+            changed = [f"now {line}" for line in now if line not in before]
+            changed += [f"no longer {line}" for line in before if line not in now]
+            found.append(f"  {there}: {', '.join(changed) or 'another order'}")
+        elif missing := [need for need in (step.model, step.data) if done[step.name] and not done.get(need, True)]:
+            found.append(f"  {there}: was made from another {missing[0]}")
     if found:
-        raise ConfigError(
-            "\n".join([f"{folder} has steps that began with other settings; choose another folder", *found])
-        )
+        raise ConfigError("\n".join(["remove these folders to repeat their steps, or choose another folder:", *found]))
 
 
-def arguments_of(step: Step) -> tuple[str, ...]:
-    return (f"python -m {step.job}", *step.arguments)
+def arguments_of(step: Step) -> list[str]:
+    needs = [f"{name} of {of}" for name, of in (("model", step.model), ("data", step.data)) if of]
+    return [f"python -m {step.job}", *step.arguments, *needs]
 
 
-def arguments_file(step: Step, folder: Path) -> Path:
-    """The file that has the arguments with which the step began, one on each line."""
-    return folder / f"{step.name}.arguments"
+def recorded_arguments(name: str, folder: Path) -> list[str]:
+    """The arguments with which a step last began; empty if it has not begun."""
+    with contextlib.suppress(FileNotFoundError):
+        return arguments_file(name, folder).read_text(encoding="utf-8").splitlines()
+    return []
+
+
+def record_arguments(step: Step, folder: Path) -> None:
+    if recorded_arguments(step.name, folder) != arguments_of(step):
+        write_text(arguments_file(step.name, folder), "\n".join(arguments_of(step)) + "\n")
+
+
+def arguments_file(name: str, folder: Path) -> Path:
+    return folder / f"{name}.arguments"
 
 
 def checkpoint_of(name: str, folder: Path) -> str:
@@ -146,7 +163,7 @@ def run_step(step: Step, folder: Path, children: "Children", show: Callable[[str
     place = folder / step.name
     command += [f"output={place}"] if step.prepares else [f"run.folder={folder}", f"run.name={step.name}"]
     begin = time.monotonic()
-    arguments_file(step, folder).write_text("\n".join(arguments_of(step)) + "\n", encoding="utf-8")
+    record_arguments(step, folder)
     with (folder / f"{step.name}.log").open("a", encoding="utf-8") as log:
         if not step.resumes:
             try:

@@ -1,4 +1,4 @@
-"""The steps of the figures: every one with arguments that its job takes, and their end by a signal."""
+"""The steps of the figures: every one with arguments that its job takes."""
 
 from jobs.figures.recipe import (
     FiguresConfig,

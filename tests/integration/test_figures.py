@@ -16,6 +16,7 @@ from jobs.figures.recipe import (
     figures,
     training_steps,
 )
+from jobs.support.steps import record_arguments
 from pipeline.config import load_config
 from pipeline.errors import ConfigError
 from pipeline.evaluation import plots
@@ -201,10 +202,20 @@ def test_the_figures_are_made_once_at_a_time(tmp_path, monkeypatch, quick):
     assert not (tmp_path / "figures" / LEASE).exists()
 
 
-def test_wrong_settings_are_named(capsys):
+def test_steps_of_other_settings_are_refused(tmp_path, capsys):
+    step = all_steps(FiguresConfig())[0]
+    (tmp_path / step.name).mkdir()
+    record_arguments(step, tmp_path)
+    assert main(["--dry-run", f"folder={tmp_path}"]) == 0
+    (tmp_path / f"{step.name}.arguments").write_text("python -m jobs.train\n")
+    assert main(["--dry-run", f"folder={tmp_path}"]) == 2
+    assert f"{tmp_path / step.name}: now " in capsys.readouterr().err
+
+
+def test_wrong_settings_are_named(tmp_path, capsys):
     with pytest.raises(ConfigError, match="seeds is empty\nat_once=0 must be.*\n.*must be some of sampled, paper"):
         check_figures(replace(CONFIG, seeds=[], at_once=0, samplings=["hot"]))
     assert main(["questions=many"]) == 2
     assert "questions=many" in capsys.readouterr().err
-    assert main(["--dry-run", "only=[length]", "seeds=[0]"]) == 0
+    assert main(["--dry-run", "only=[length]", "seeds=[0]", f"folder={tmp_path}"]) == 0
     assert "python -m jobs.train preset=tiny" in capsys.readouterr().out

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -17,7 +18,7 @@ from jobs.learn import (
     with_whole_paths,
 )
 from jobs.prepare import schema_of
-from jobs.support.steps import Step, arguments_file, arguments_of, is_done
+from jobs.support.steps import Step, is_done, record_arguments
 from pipeline.config import load_config
 from pipeline.data.documents.synthetic import VALIDATION_SEED
 from pipeline.evaluation.config import EvaluationConfig, check_evaluation
@@ -66,8 +67,8 @@ def test_training_validation_and_measuring_share_no_question_and_no_prose():
     training = made.pop("training")
     assert all(there.seed != training.seed for there in made.values())
     assert made["validation"].seed != made["short-trained-forms"].seed == made["long-trained-forms"].seed
-    prose = {getattr(there, "prose", "") or there.essay for there in made.values()}
-    assert len(prose) == 1 and training.prose not in prose
+    prose = {Path(getattr(there, "prose", "") or there.essay).resolve() for there in made.values()}
+    assert len(prose) == 1 and Path(training.prose).resolve() not in prose
 
 
 def test_models_are_measured_with_the_same_questions():
@@ -116,9 +117,7 @@ def test_the_models_are_compared_in_a_table_and_a_figure(tmp_path, capsys):
     assert (tmp_path / "learn.png").stat().st_size > 0
     table = (tmp_path / "learn.md").read_text()
     assert table.strip() in capsys.readouterr().out
-    assert (
-        sum(line.startswith(("| held |", "| trained |", "| untrained |")) for line in table.splitlines()) == 18
-    )
+    assert sum(line.startswith(("| held |", "| trained |", "| untrained |")) for line in table.splitlines()) == 18
     assert "after RL − before RL" in table and "before RL − base" in table and "100.0" in table
 
 
@@ -160,29 +159,51 @@ def ran(monkeypatch):
     return calls
 
 
+def leave(arguments: list[str], folder: Path, name: str) -> None:
+    """Leave what a completed step leaves."""
+    (step,) = (s for s in all_steps(with_whole_paths(load_config(arguments, LearnConfig))) if s.name == name)
+    (folder / name).mkdir(parents=True)
+    record, text = ("prepare", {"quarantined": 0}) if step.prepares else ("summary", {"status": "completed"})
+    (folder / name / f"{record}.json").write_text(json.dumps(text))
+    record_arguments(step, folder)
+
+
 def test_what_is_done_is_not_repeated(tmp_path, ran, capsys):
     (tmp_path / "model").mkdir()
     arguments = [f"folder={tmp_path / 'learn'}", f"model={tmp_path / 'model'}"]
     assert main(arguments) == 0
     assert ran == [["training", "validation", "demonstrations", "start", "rl"]]
     assert "the model that learned: checkpoints/40/hf" in capsys.readouterr().out
-    (tmp_path / "learn" / "training").mkdir()
-    (tmp_path / "learn" / "training" / "prepare.json").write_text('{"quarantined": 0}')
+    leave(arguments, tmp_path / "learn", "training")
     assert main(arguments) == 0
     assert ran[1] == ["validation", "demonstrations", "start", "rl"]
 
 
-def test_a_model_that_has_learned_is_measured_with_any_number_of_questions(tmp_path, ran, capsys):
+def test_a_model_that_has_learned_is_not_trained_again_for_other_questions(tmp_path, ran, capsys):
     (tmp_path / "model").mkdir()
     arguments = [f"folder={tmp_path / 'learn'}", f"model={tmp_path / 'model'}"]
-    assert main(arguments) == 0
-    for step in learning_steps(with_whole_paths(load_config(arguments, LearnConfig))):
-        arguments_file(step, tmp_path / "learn").write_text("\n".join(arguments_of(step)))
+    for name in ("training", "validation", "demonstrations", "start", "rl"):
+        leave(arguments, tmp_path / "learn", name)
     assert main([*arguments, "measure=true", "questions=3"]) == 1  # nothing has been measured
     assert "the models cannot be compared" in capsys.readouterr().err
-    assert "short-trained-forms-rl" in ran[1]
+    assert ran[0][:2] == ["short-trained-forms", "short-held-out-forms"]
+    leave([*arguments, "measure=true", "questions=3"], tmp_path / "learn", "short-trained-forms")
+    assert main([*arguments, "measure=true", "questions=4"]) == 2
+    said = capsys.readouterr().err
+    assert "short-trained-forms: now count=4, no longer count=3" in said and "learn/rl" not in said
     assert main([*arguments, "seed=1"]) == 2
-    assert "training: now seed=1" in capsys.readouterr().err and len(ran) == 2
+    assert "training: now seed=1" in capsys.readouterr().err and len(ran) == 1
+
+
+def test_every_step_has_the_dtype_of_the_start_also_on_another_machine(tmp_path, monkeypatch):
+    config = replace(CONFIG, folder=str(tmp_path))
+    for here in ("bfloat16", "float32"):
+        monkeypatch.setattr(learn_job, "chosen_dtype", lambda _, here=here: here)
+        of_models = [step for step in all_steps(config) if not step.prepares]
+        assert all("model.dtype=bfloat16" in step.arguments for step in of_models)
+        record_arguments(next(step for step in of_models if step.name == "start"), tmp_path)
+    explicit = learning_steps(replace(config, dtype="float32"))
+    assert "model.dtype=float32" in explicit[-1].arguments
 
 
 def test_wrong_settings_are_named_before_anything_is_made(tmp_path, capsys):

@@ -4,11 +4,21 @@ import json
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
 import pytest
 
 from jobs.support.progress import JobProgress
-from jobs.support.steps import Children, Step, check_steps, checkpoint_of, is_done, run_step, run_steps
+from jobs.support.steps import (
+    Children,
+    Step,
+    check_steps,
+    checkpoint_of,
+    is_done,
+    record_arguments,
+    run_step,
+    run_steps,
+)
 from pipeline.errors import ConfigError
 from pipeline.lease import Heartbeat, take_lease
 
@@ -96,7 +106,7 @@ def test_a_step_whose_run_is_at_work_leaves_its_folder_alone_and_fails(tmp_path,
     assert f"is in use by run {lease.run}" in log and "no_such_module" not in log
 
 
-def test_a_training_run_that_was_stopped_begins_anew_as_another_run(tmp_path, monkeypatch, quick):
+def test_a_training_run_that_was_stopped_starts_over_as_another_run(tmp_path, monkeypatch, quick):
     (tmp_path / "lists.py").write_text(
         "import os, sys; print(os.listdir(f\"{sys.argv[1].split('=')[1]}/{sys.argv[2].split('=')[1]}\"))"
     )
@@ -140,10 +150,26 @@ def test_a_step_that_began_with_other_arguments_is_named(tmp_path):
     step = Step("samples", "no_such_module", ("facts", "count=48"))
     check_steps([step], tmp_path)
     assert run_step(step, tmp_path, Children(), None)[0] == 1
-    check_steps([step], tmp_path)
     other = Step("samples", "no_such_module", ("facts", "count=16"))
-    with pytest.raises(ConfigError, match="choose another folder\n  samples: now count=16"):
+    check_steps([other], tmp_path)  # the step made nothing
+    (tmp_path / "samples").mkdir()
+    check_steps([step], tmp_path)
+    with pytest.raises(ConfigError, match="choose another folder:\n  .*/samples: now count=16, no longer count=48"):
         check_steps([other], tmp_path)
+    with pytest.raises(ConfigError, match="samples: now model of start"):
+        check_steps([replace(step, model="start")], tmp_path)
+
+
+def test_a_step_that_was_made_from_another_model_is_named(tmp_path):
+    start, rl = Step("start", "jobs.fine_tune", ()), Step("rl", "jobs.train", (), model="start")
+    for step in (start, rl):
+        (tmp_path / step.name).mkdir()
+        record_arguments(step, tmp_path)
+        (tmp_path / step.name / "summary.json").write_text('{"status": "completed"}')
+    check_steps([start, rl], tmp_path)
+    (tmp_path / "start" / "summary.json").unlink()
+    with pytest.raises(ConfigError, match="rl: was made from another start"):
+        check_steps([start, rl], tmp_path)
 
 
 @pytest.mark.parametrize("name", ["a #1", "a: b", "a:", "${a}"])
