@@ -29,6 +29,7 @@ from pipeline.sections import from_repository
 
 DTYPES = ("auto", "float32", "bfloat16")
 TOKENS = 560  # of a training document: five chunks
+EVALUATE_EVERY = 17  # steps of reinforcement learning: before, in the middle, after
 SHORT, LONG = (1, 4), (16, 64)  # lengths of the measured documents, in training lengths
 UNTRAINED = ("niah_multikey_1", "vt")  # RULER's tasks that are measured, too
 TRAINING, VALIDATION = 3000, 8  # documents for each number of hops (and length)
@@ -155,6 +156,7 @@ def learning_steps(config: LearnConfig) -> list[Step]:
                 "preset=learn",
                 dtype,
                 f"data.path={folder / 'training'}",
+                f"train.evaluate_every={EVALUATE_EVERY}",
                 f"validation.data.path={folder / 'validation'}",
                 seed,
                 "resume=auto",
