@@ -58,7 +58,7 @@ def is_done(step: Step, folder: Path) -> bool:
 
 
 def check_steps(steps: Sequence[Step], folder: Path) -> None:
-    """Check that the steps that are in the folder were made with the same arguments, and from what is there.
+    """Check that the folder's steps were made with the same arguments, from the models and data that are there now.
 
     What their presets and input files hold is not compared.
 
