@@ -14,7 +14,7 @@ from jobs.support.driver import asks_for_help, show_help
 from jobs.support.inputs import whole_path
 from jobs.support.progress import JobProgress
 from jobs.support.run_folder import RunFolder
-from jobs.support.steps import Step, check_steps, checkpoint_of, is_done, recorded_arguments, run_steps
+from jobs.support.steps import Step, check_steps, checkpoint_of, is_done, list_steps, recorded_arguments, run_steps
 from pipeline.config import load_config
 from pipeline.data.documents.synthetic import EVALUATION_SEED, VALIDATION_SEED
 from pipeline.data.recipes import PROSE
@@ -42,8 +42,7 @@ MODELS = {BASE: "base", START: "before RL", RL: "after RL"}
 class LearnConfig:
     folder: str = "runs/learn"  # an interrupted job resumes in the same folder
     model: str = "models/smollm2"  # the model that learns; `make smollm2` makes the default
-    # float32, bfloat16, or auto: bfloat16 on CPUs that compute it, else float32, which takes more than twice as long
-    dtype: str = "auto"
+    dtype: str = "auto"  # float32, bfloat16, or auto: bfloat16 on CPUs that compute it, else float32, which is slower
     prose: str = PROSE[0]  # text around the facts: a file, or a folder of .txt files
     held_out_prose: str = PROSE[1]  # text around the facts of validation and measuring
     seed: int = 0  # seed of the training documents, the demonstrations and all sampling
@@ -60,7 +59,7 @@ def main(arguments: list[str]) -> int:
     try:
         config = with_whole_paths(load_config([a for a in arguments if a != "--dry-run"], LearnConfig))
         check_learn(config)
-        return list_steps(config) if dry_run else learn(config)
+        return list_steps(all_steps(config), Path(config.folder)) if dry_run else learn(config)
     except ConfigError as error:
         print(f"configuration error:\n{error}", file=sys.stderr)
         return 2
@@ -100,13 +99,6 @@ def check_learn(config: LearnConfig) -> None:
     ]
     check_rules(iter(rules))
     check_steps(all_steps(config), Path(config.folder))
-
-
-def list_steps(config: LearnConfig) -> int:
-    for step in all_steps(config):
-        done = "done" if is_done(step, Path(config.folder)) else "    "
-        print(f"{done}  {step.name:<28} python -m {step.job} {' '.join(step.arguments)}")
-    return 0
 
 
 def learn(config: LearnConfig) -> int:

@@ -21,7 +21,7 @@ from jobs.figures.recipe import (
 from jobs.support.driver import asks_for_help, show_help
 from jobs.support.progress import JobProgress
 from jobs.support.run_folder import RunFolder
-from jobs.support.steps import check_steps, is_done, run_steps
+from jobs.support.steps import check_steps, is_done, list_steps, run_steps
 from pipeline.config import load_config
 from pipeline.errors import ConfigError
 
@@ -34,22 +34,15 @@ def main(arguments: list[str]) -> int:
     try:
         config = load_config([a for a in arguments if a != "--dry-run"], FiguresConfig)
         check_figures(config)
-        check_steps(all_steps(config), Path(config.folder).resolve())
-        return list_steps(config) if dry_run else make_figures(config)
+        steps, folder = all_steps(config), Path(config.folder).resolve()
+        check_steps(steps, folder)
+        return list_steps(steps, folder) if dry_run else make_figures(config)
     except ConfigError as error:
         print(f"configuration error:\n{error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("· interrupted; the same command resumes", flush=True)
         return 130
-
-
-def list_steps(config: FiguresConfig) -> int:
-    folder = Path(config.folder).resolve()
-    for step in all_steps(config):
-        done = "done" if is_done(step, folder) else "    "
-        print(f"{done}  {step.name:<36} python -m {step.job} {' '.join(step.arguments)}")
-    return 0
 
 
 def make_figures(config: FiguresConfig) -> int:

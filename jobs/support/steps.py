@@ -84,6 +84,14 @@ def check_steps(steps: Sequence[Step], folder: Path) -> None:
         raise ConfigError("\n".join(["remove these folders to repeat their steps, or choose another folder:", *found]))
 
 
+def list_steps(steps: Sequence[Step], folder: Path) -> int:
+    """Print each step's command, and whether it is done; return the exit status."""
+    for step in steps:
+        done = "done" if is_done(step, folder) else "    "
+        print(f"{done}  {step.name:<36} python -m {step.job} {' '.join(step.arguments)}")
+    return 0
+
+
 def arguments_of(step: Step) -> list[str]:
     needs = [f"{name} of {of}" for name, of in (("model", step.model), ("data", step.data)) if of]
     return [f"python -m {step.job}", *step.arguments, *needs]
