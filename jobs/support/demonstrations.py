@@ -23,7 +23,7 @@ from pipeline.data.rows import RowRules
 from pipeline.data.sample_files import SampleFiles, read_samples
 from pipeline.errors import BadRow, DataError
 from pipeline.files import atomic_output, is_local, write_text
-from pipeline.fine_tuning.scripted_reader import ScriptedReader
+from pipeline.fine_tuning.scripted_reader import Habits, ScriptedReader
 from pipeline.rewards.scoring import SCORERS
 from pipeline.rules import check_rules, positive
 from pipeline.sections import AgentSection, GenerationConfig, ModelSection, RowLimits, from_repository
@@ -42,8 +42,11 @@ class DemonstrationsConfig:
 
     path: str = MISSING  # samples that `jobs.prepare facts` made: a file, or a folder
     output: str = MISSING  # local folder for conversations.jsonl and prepare.json, which says how they were made
-    # the probability with which the reader keeps a fact of its memory per section; 1: it makes no mistakes
+    # the reader's habits, as probabilities per section and fact: that it keeps a needed fact of its memory, that it
+    # notes a useless fact, and that it keeps that; with 1 and 0 it makes no mistakes
     keep_share: float = 0.75
+    stray_share: float = 0.1
+    keep_stray_share: float = 0.25
     # share of the conversations with an empty memory and nothing noted that is written: there are many, and easy ones
     idle_share: float = 0.25
     seed: int = 0  # of all random choices
@@ -96,7 +99,8 @@ def _write(config: DemonstrationsConfig, folder: Path, say: Callable[[str], None
         DataError: too many rows are bad.
     """
     tokenizer = load_tokenizer(config.model.path, config.model.trust_remote_code)
-    reader = ScriptedReader(MemoryAgent(tokenizer, config.agent), config.keep_share)
+    habits = Habits(config.keep_share, config.stray_share, config.keep_stray_share)
+    reader = ScriptedReader(MemoryAgent(tokenizer, config.agent), habits)
     quarantine = Quarantine(folder / QUARANTINE, config.max_bad_share)
     quarantine.path.unlink(missing_ok=True)
     rules = RowRules(tuple(SCORERS), config.limits, config.agent.document_characters)

@@ -1,11 +1,12 @@
-"""A scripted reader: it reads documents of hidden facts as a memory agent does, and forgets.
+"""A scripted reader: it reads documents of hidden facts as a memory agent does, but forgets, and notes useless facts.
 
 Its conversations are demonstrations for fine-tuning, with exactly the prompts of the agent "memory". A model that
-imitates them has the form, and reinforcement can still teach it to keep what it noted.
+imitates them has the form, and reinforcement can still teach it to keep what it needs and only that.
 """
 
 import random
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 from pipeline.agents.memory import MemoryAgent
 from pipeline.end_tokens import end_tokens
@@ -16,18 +17,33 @@ from pipeline.text import encode_text
 UNKNOWN = "unknown"
 
 
-class ScriptedReader:
-    """Reads problems whose metadata list the `needed` facts of the document (pipeline/data/documents/facts).
+@dataclass(frozen=True)
+class Habits:
+    """Probabilities, each drawn anew for every fact and section.
 
-    It notes exactly the needed facts, each only when its memory has all that the fact builds on.
+    Attributes:
+        keep_share: that a needed fact of the memory is in the next memory, too.
+        stray_share: that a useless fact of the section is noted, if there is room.
+        keep_stray_share: that a useless fact of the memory is in the next memory, too.
+    """
+
+    keep_share: float
+    stray_share: float
+    keep_stray_share: float
+
+
+class ScriptedReader:
+    """Reads problems whose metadata list the `facts` of the document (pipeline/data/documents/facts).
+
+    It notes every needed fact as soon as its memory has all that the fact builds on.
 
     Args:
         agent: the agent whose prompts are used.
-        keep_share: the probability with which a fact of the memory is in the next memory, too. 1: it makes no mistakes.
+        habits: its mistakes.
     """
 
-    def __init__(self, agent: MemoryAgent, keep_share: float):
-        self.agent, self.keep_share = agent, keep_share
+    def __init__(self, agent: MemoryAgent, habits: Habits):
+        self.agent, self.habits = agent, habits
         self.end = min(end_tokens(agent.tokenizer))
 
     def read(self, problem: Problem, rng: random.Random) -> Iterator[tuple[list[int], list[int], bool]]:
@@ -40,14 +56,15 @@ class ScriptedReader:
                 agent's limits.
         """
         agent, tokenized = self.agent, self.agent.tokenize(problem)
-        needed = _needed(problem)
+        facts = _facts(problem)
+        needed = [fact for fact, is_needed in facts.items() if is_needed]
         memory: list[str] = []
         prompts, empty = agent.prompts, agent.prompts.empty_memory
         for chunk in tokenized.chunks(agent.config.chunk_tokens):
             text = agent.tokenizer.decode(chunk)
             held = self._tokens(memory) or empty
             prompt = prompts.fill("memory", problem=tokenized.question, memory=held, chunk=chunk)
-            before, memory = memory, self._next(memory, text, needed, rng)
+            before, memory = memory, self._next(memory, text, facts, rng)
             yield prompt, [*(self._tokens(memory) or empty), self.end], not before and not memory
         held = self._tokens(memory) or empty
         answer = problem.answers[0] if set(needed) <= set(memory) else UNKNOWN
@@ -56,22 +73,36 @@ class ScriptedReader:
             raise BadRow(f"the answer has {len(response)} tokens, over agent.answer_tokens")
         yield prompts.fill("answer", problem=tokenized.question, memory=held), response, False
 
-    def _next(self, memory: list[str], section: str, needed: list[str], rng: random.Random) -> list[str]:
+    def _next(self, memory: list[str], section: str, facts: dict[str, bool], rng: random.Random) -> list[str]:
         """The memory after a section. What builds on an unknown fact does not look needed."""
+        habits, needed = self.habits, [fact for fact, is_needed in facts.items() if is_needed]
         known = sum(fact in memory for fact in needed)
-        kept = [fact for fact in memory if rng.random() < self.keep_share]
+        kept = [f for f in memory if rng.random() < (habits.keep_share if facts[f] else habits.keep_stray_share)]
         new = [fact for fact in needed[: known + 1] if fact in section and fact not in kept]
-        if len(self._tokens(kept + new)) >= self.agent.config.memory_tokens:  # it ends with an end token, too
+        if not self._fits([fact for fact in [*kept, *new] if facts[fact]]):
             raise BadRow("the needed facts do not fit agent.memory_tokens")
+        for fact in facts:  # strays stand behind, as far as there is room
+            stray = not facts[fact] and fact in section and fact not in kept and rng.random() < habits.stray_share
+            if stray and self._fits([*kept, *new, fact]):
+                new.append(fact)
+        while not self._fits(kept + new):
+            kept.remove(next(fact for fact in kept if not facts[fact]))
         return kept + new
+
+    def _fits(self, memory: list[str]) -> bool:
+        return len(self._tokens(memory)) < self.agent.config.memory_tokens  # it ends with an end token, too
 
     def _tokens(self, memory: list[str]) -> list[int]:
         return encode_text(self.agent.tokenizer, " ".join(memory)) if memory else []
 
 
-def _needed(problem: Problem) -> list[str]:
-    """The needed facts of a document, in order."""
-    needed = problem.metadata.get("needed")
-    if not isinstance(needed, list) or not needed or not all(isinstance(text, str) for text in needed):
-        raise BadRow("'metadata' lacks the facts that a scripted reader needs, as `jobs.prepare facts` writes them")
-    return needed
+def _facts(problem: Problem) -> dict[str, bool]:
+    """The facts of a document in order, each with whether it is needed."""
+    facts = problem.metadata.get("facts")
+    if (
+        isinstance(facts, list)
+        and all(isinstance(fact, list) and list(map(type, fact)) == [str, bool] for fact in facts)
+        and any(needed for _, needed in facts)
+    ):
+        return dict(facts)
+    raise BadRow("'metadata' lacks the facts that a scripted reader needs, as `jobs.prepare facts` writes them")

@@ -4,6 +4,7 @@ import asyncio
 import functools
 import json
 import random
+from collections import Counter
 from dataclasses import replace
 
 import pytest
@@ -17,7 +18,7 @@ from pipeline.data.documents.ruler import load_essay
 from pipeline.data.rows import row_of
 from pipeline.errors import BadRow
 from pipeline.fine_tuning.conversations import conversation_example
-from pipeline.fine_tuning.scripted_reader import ScriptedReader
+from pipeline.fine_tuning.scripted_reader import Habits, ScriptedReader
 from pipeline.problems import Problem
 from pipeline.rewards.scoring import reward
 from pipeline.rollout.episodes import Completion
@@ -37,15 +38,18 @@ def problem(index: int, hops: int = 2) -> Problem:
     return hidden_facts_problem(0, index, 2000, hops, RELATIONS, prose, CHUNK, starts)
 
 
-def read(asked: Problem, keep_share: float, seed: int = 0) -> list[tuple[list[int], list[int], bool]]:
-    reader = ScriptedReader(MemoryAgent(TOKENIZER, AGENT), keep_share)
+FAULTLESS, FORGETFUL, CARELESS = Habits(1, 0, 0), Habits(0.75, 0, 0), Habits(0.75, 0.5, 0.25)
+
+
+def read(asked: Problem, habits: Habits, seed: int = 0) -> list[tuple[list[int], list[int], bool]]:
+    reader = ScriptedReader(MemoryAgent(TOKENIZER, AGENT), habits)
     return list(reader.read(asked, random.Random(seed)))
 
 
-@pytest.mark.parametrize("keep_share", [1.0, 0.75])
-def test_its_prompts_are_those_of_the_agent_that_gets_its_responses(keep_share):
+@pytest.mark.parametrize("habits", [FAULTLESS, FORGETFUL, CARELESS])
+def test_its_prompts_are_those_of_the_agent_that_gets_its_responses(habits):
     for index in range(8):
-        conversations = read(problem(index), keep_share, seed=index)
+        conversations = read(problem(index), habits, seed=index)
         agent, waiting = MemoryAgent(TOKENIZER, AGENT), iter(conversations)
 
         async def llm(prompt, max_tokens, role, waiting=waiting):
@@ -61,18 +65,18 @@ def test_its_prompts_are_those_of_the_agent_that_gets_its_responses(keep_share):
 def test_one_that_keeps_everything_is_always_right_and_notes_nothing_else(hops):
     for index in range(15):
         asked = problem(index, hops)
-        *memories, (_, answer, _) = read(asked, 1.0)
+        *memories, (_, answer, _) = read(asked, FAULTLESS)
         assert reward("qa", TOKENIZER.decode(answer[:-1]), asked.answers, {}) == 1.0
         assert answer[-1] == TOKENIZER.eos_token_id
         last = TOKENIZER.decode(memories[-1][1][:-1])
         assert last == " ".join(asked.metadata["needed"])
 
 
-def test_a_forgetful_one_is_right_now_and_then_and_never_makes_anything_up():
+def test_a_forgetful_one_is_right_now_and_then_and_notes_only_what_is_needed():
     right = 0
     for seed in range(150):
         asked = problem(seed % 15)
-        *memories, (_, answer, _) = read(asked, 0.75, seed)
+        *memories, (_, answer, _) = read(asked, FORGETFUL, seed)
         facts = asked.metadata["needed"]
         for prompt, memory, idle in memories:
             text = TOKENIZER.decode(memory[:-1])
@@ -88,9 +92,47 @@ def test_a_forgetful_one_is_right_now_and_then_and_never_makes_anything_up():
     assert 0.08 < right / 150 < 0.6
 
 
+def test_a_careless_one_notes_useless_facts_and_soon_drops_them():
+    """The shares with which useless and needed facts are noted and kept, counted from the memories' texts."""
+    counts = Counter()
+    for seed in range(150):
+        asked = problem(seed % 15)
+        *memories, _ = read(asked, CARELESS, seed)
+        before = ""
+        for section, (_, memory, _) in zip(sections(asked), memories, strict=True):
+            text = TOKENIZER.decode(memory[:-1])
+            for fact, needed in asked.metadata["facts"]:
+                if fact in before and fact not in section:
+                    counts[needed, "held"] += 1
+                    counts[needed, "kept"] += fact in text
+                if fact in section and fact not in before and not needed:
+                    counts["seen"] += 1
+                    counts["noted"] += fact in text
+            before = text
+    assert counts["seen"] > 300 and counts["noted"] / counts["seen"] == pytest.approx(0.5, abs=0.05)
+    for needed, share in ((True, 0.75), (False, 0.25)):
+        assert counts[needed, "held"] > 150
+        assert counts[needed, "kept"] / counts[needed, "held"] == pytest.approx(share, abs=0.08)
+
+
+def sections(asked: Problem) -> list[str]:
+    return [TOKENIZER.decode(chunk) for chunk in MemoryAgent(TOKENIZER, AGENT).tokenize(asked).chunks(CHUNK)]
+
+
+def test_useless_facts_give_way_to_needed_ones():
+    everything = Habits(1, 1, 1)
+    roomy = max(len(memory) for _, memory, _ in read(problem(0), everything))
+    least = max(len(memory) for _, memory, _ in read(problem(0), FAULTLESS))
+    assert least < roomy
+    agent = MemoryAgent(TOKENIZER, replace(AGENT, memory_tokens=least))
+    *memories, (_, answer, _) = ScriptedReader(agent, everything).read(problem(0), random.Random(0))
+    assert max(len(memory) for _, memory, _ in memories) <= least
+    assert reward("qa", TOKENIZER.decode(answer[:-1]), problem(0).answers, {}) == 1.0
+
+
 def test_problems_without_facts_are_refused():
     with pytest.raises(BadRow, match="jobs.prepare facts"):
-        read(Problem("p", "q", ("a",), "A text."), 1.0)
+        read(Problem("p", "q", ("a",), "A text."), FAULTLESS)
 
 
 def seeded(index: int) -> random.Random:
@@ -112,14 +154,14 @@ def test_the_command_writes_conversations_that_fine_tuning_reads(model, tmp_path
     (tmp_path / "facts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     arguments = [f"model.path={model}", f"path={tmp_path / 'facts.jsonl'}", f"output={tmp_path / 'out'}"]
     arguments += [f"agent.{name}={getattr(AGENT, name)}" for name in ("prompt_template", "chunk_tokens", "window")]
-    arguments += ["agent.problem_tokens=200", "agent.memory_tokens=400", "agent.answer_tokens=60"]
+    arguments += ["stray_share=0", "agent.problem_tokens=200", "agent.memory_tokens=400", "agent.answer_tokens=60"]
     assert main(["demonstrations", *arguments]) == 1  # one of six rows is bad
     assert "1 of 6 rows are bad" in capsys.readouterr().err
     assert main(["demonstrations", *arguments, "max_bad_share=0.2", "idle_share=1"]) == 0
     lines = (tmp_path / "out" / "conversations.jsonl").read_text().splitlines()
     assert f"{len(lines)} conversations in" in capsys.readouterr().out
-    assert len(lines) == sum(len(read(problem(index), 0.75)) for index in range(5))
-    first = next(ScriptedReader(MemoryAgent(TOKENIZER, AGENT), 0.75).read(problem(0), seeded(0)))
+    assert len(lines) == sum(len(read(problem(index), FORGETFUL)) for index in range(5))
+    first = next(ScriptedReader(MemoryAgent(TOKENIZER, AGENT), FORGETFUL).read(problem(0), seeded(0)))
     assert json.loads(lines[0]) == {"prompt_tokens": first[0], "response_tokens": first[1]}
     for line in lines:
         assert any(conversation_example(json.loads(line), TOKENIZER, 2000).learned)
@@ -142,18 +184,18 @@ def test_the_command_writes_conversations_that_fine_tuning_reads(model, tmp_path
     assert "written to a local folder" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("needed", [[{}], "a", [], None, [3]])
-def test_malformed_facts_are_a_bad_row(needed):
+@pytest.mark.parametrize("facts", [[{}], "a", [], None, [3], [["a"]], [[1, True]], [["a", 1]], [["a", False]]])
+def test_malformed_facts_are_a_bad_row(facts):
     asked = problem(0)
     with pytest.raises(BadRow, match="lacks the facts"):
-        read(replace(asked, metadata=asked.metadata | {"needed": needed}), 1.0)
+        read(replace(asked, metadata=asked.metadata | {"facts": facts}), FAULTLESS)
 
 
 def test_memories_and_answers_keep_the_agents_limits():
     def reader(**limits: int) -> ScriptedReader:
-        return ScriptedReader(MemoryAgent(TOKENIZER, replace(AGENT, **limits)), 1.0)
+        return ScriptedReader(MemoryAgent(TOKENIZER, replace(AGENT, **limits)), FAULTLESS)
 
-    longest = max(len(memory) for _, memory, _ in read(problem(0), 1.0))
+    longest = max(len(memory) for _, memory, _ in read(problem(0), FAULTLESS))
     list(reader(memory_tokens=longest).read(problem(0), random.Random(0)))
     with pytest.raises(BadRow, match=r"do not fit agent\.memory_tokens"):
         list(reader(memory_tokens=longest - 1).read(problem(0), random.Random(0)))
