@@ -1,7 +1,7 @@
 """The fine-tuner: a job actor that draws examples, trains the learner gang on them, and saves models with a record."""
 
 import asyncio
-import functools
+import contextlib
 import hashlib
 import json
 import time
@@ -12,21 +12,32 @@ from pathlib import Path
 import ray
 
 from actors.job_actor import JobActor, Outcome
-from actors.learning.gang import FineTuningGang, GangLost
+from actors.learning.gang import FineTuningGang
 from actors.tracker import Tracker, Tracking
+from pipeline.data.problem_stream import START
 from pipeline.data.quarantine import Quarantine
 from pipeline.data.sample_files import SampleFiles
-from pipeline.errors import RunFailed
+from pipeline.errors import RunFailed, reason_of
 from pipeline.fine_tuning.config import FineTuningConfig
 from pipeline.fine_tuning.conversations import conversation_examples
 from pipeline.fine_tuning.demonstrations import demonstrations
 from pipeline.fine_tuning.examples import Example, ExampleBatch, pack_examples
 from pipeline.lease import Lease
+from pipeline.run.checkpoints import (
+    LEARNER,
+    MODEL,
+    Checkpoint,
+    CheckpointError,
+    Checkpoints,
+    FileEntry,
+    RunState,
+    file_entries,
+)
 from pipeline.text import load_tokenizer
 
 RECORD = "fine_tuning.json"  # in the model's folder: how the model was made
 WAITS = ("min_ranks", "wait_s", "stall_s")  # learner keys without influence on the result
-HASHING_S = 3600.0  # limit for reading the weights back
+READING_S = 3600.0  # limit for reading checkpoints back
 MAX_SKIPPED = 3  # updates in a row with a gradient that is not finite
 
 
@@ -39,9 +50,11 @@ class FineTuner(JobActor):
         self.digest = hashlib.sha256()
         self.curve: list[dict] = []  # losses and data hashes for the record
         self.step = self.tokens = 0
-        self.checkpoint: Path | None = None
+        self.losses: list[float] = []  # of the steps since the last point of the curve
+        self.checkpoints = Checkpoints(self.folder / "checkpoints")
+        self.checkpoint: Checkpoint | None = None  # the last finished one
         self.gang: FineTuningGang | None = None
-        self.wandb_run = ""
+        self.wandb_run = self.wandb_id = ""
         self.tracker: Tracking | None = None
 
     async def stop(self) -> None:
@@ -50,9 +63,12 @@ class FineTuner(JobActor):
         await super().stop()
 
     async def work(self) -> str:
+        if self.config.resume == "auto":
+            await self._find_checkpoint()
         examples = await asyncio.to_thread(self._examples)
-        self.tracker = Tracking(Tracker.remote(self.config, str(self.folder)), self.say)
-        _, _, self.wandb_run, _ = await self.tracker.begun()
+        if self.checkpoint:
+            await self.unless_failed(self._draw_again(examples, self.checkpoint))
+        await self._begin_tracking()
         await self._start()
         await self.unless_failed(self._train(examples))
         await self._save()
@@ -73,7 +89,7 @@ class FineTuner(JobActor):
             "tokens": self.tokens,
             "loss": self.curve[-1]["loss"] if self.curve else None,
             "rows_quarantined": self.quarantine.bad,
-            "checkpoint": str(self.checkpoint) if self.checkpoint else None,
+            "checkpoint": self.checkpoint.folder if self.checkpoint else None,
             "wandb_run": self.wandb_run,
             "unwritten": unwritten,
             "error": outcome.error,
@@ -93,30 +109,72 @@ class FineTuner(JobActor):
         source = SampleFiles.open(c.data.path)
         return conversation_examples(source, tokenizer, c.fine_tuning.max_tokens, c.run.seed, self.quarantine)
 
+    async def _find_checkpoint(self) -> None:
+        with contextlib.suppress(OSError):  # drawing the data again finds the same bad rows
+            await self.stored(self.quarantine_file.path.unlink, True)
+        news: list[str] = []  # reported here, not in the storage's thread
+        try:
+            self.checkpoint = await self.stored(self.checkpoints.newest_good, news.append, limit_s=READING_S)
+        except (CheckpointError, OSError) as error:
+            raise RunFailed(f"no checkpoint to resume from: {reason_of(error)}") from error
+        finally:
+            for line in news:
+                self.say(line)
+
+    async def _draw_again(self, examples: Iterator[Example], checkpoint: Checkpoint) -> None:
+        """Draw what was trained before the checkpoint again: the data are a function of the seed.
+
+        Raises:
+            RunFailed: the data are others, or the checkpoint has no record of them.
+        """
+        self.say(f"· resuming after step {checkpoint.step}")
+        self.wandb_id = checkpoint.state.wandb_id
+        try:
+            record = json.loads(await self.stored((Path(checkpoint.folder) / MODEL / RECORD).read_text, "utf-8"))
+            self.curve, self.losses, data = record["curve"], record["losses"], record["data_sha256"]
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise RunFailed(f"{checkpoint.folder}: {RECORD} cannot be read: {reason_of(error)}") from error
+        while self.step < checkpoint.step:
+            self._drawn(await asyncio.to_thread(self._batch, examples))
+        if self.digest.hexdigest() != data:
+            raise RunFailed(
+                f"the first {self.step} steps would get other data than those of {checkpoint.folder}; choose another "
+                "run.name"
+            )
+
+    async def _begin_tracking(self) -> None:
+        self.tracker = Tracking(Tracker.remote(self.config, str(self.folder), self.step, self.wandb_id), self.say)
+        try:
+            _, _, self.wandb_run, self.wandb_id = await self.tracker.begun()
+        except OSError as error:
+            raise RunFailed(f"the rows of this run so far cannot be read: {reason_of(error)}") from error
+
     async def _start(self) -> None:
         le = self.config.learner
         self.say(f"· starting {le.ranks} learner ranks (DeepSpeed ZeRO-3)")
         self.say_what_is_missing([(le, le.ranks)])
         self.gang = FineTuningGang(self.config, le.ranks)
-        await self.unless_failed(self.start_all({"learners (DeepSpeed)": self.gang.start()}))
+        checkpoint = universal = ""
+        if self.checkpoint:
+            checkpoint = self.checkpoint.folder
+            universal = "" if self.checkpoint.state.ranks == le.ranks else str(self.folder / "universal" / LEARNER)
+        await self.unless_failed(self.start_all({"learners (DeepSpeed)": self.gang.start(checkpoint, universal)}))
 
     @property
     def _last(self) -> int:
         return self.config.fine_tuning.stop_after or self.config.fine_tuning.steps
 
     async def _train(self, examples: Iterator[Example]) -> None:
-        s, losses, skipped = self.config.fine_tuning, [], 0
+        s, skipped = self.config.fine_tuning, 0
         while self.step < self._last and not self._stop.is_set():
             begin = time.monotonic()
             batch = await asyncio.to_thread(self._batch, examples)
             ranks = await self.gang.train(batch)
-            self.step += 1
-            self.tokens += len(batch.tokens)
-            batch.hash_into(self.digest)
-            losses.append(sum(rank["loss"] for rank in ranks))
+            self._drawn(batch)
+            self.losses.append(sum(rank["loss"] for rank in ranks))
             row = {
                 "step": self.step,
-                "loss": losses[-1],
+                "loss": self.losses[-1],
                 "grad_norm": ranks[0]["grad_norm"],
                 "learning_rate": ranks[0]["learning_rate"],
                 "examples": len(batch.lengths),
@@ -131,8 +189,7 @@ class FineTuner(JobActor):
             if skipped == MAX_SKIPPED:
                 raise RunFailed(f"{skipped} steps in a row were skipped: their gradient is not finite")
             if self.step % s.record_every == 0 or self.step == self._last:
-                self._record(losses)
-                losses = []
+                self._record()
                 self.say(
                     f"step {self.step}/{self._last}  loss {self.curve[-1]['loss']:.4f}  "
                     f"tokens/s {len(batch.tokens) / row['seconds']:.0f}  {row['seconds']:.1f} s"
@@ -147,25 +204,51 @@ class FineTuner(JobActor):
             tokens += len(drawn[-1].tokens)
         return pack_examples(drawn)
 
-    def _record(self, losses: list[float]) -> None:
-        loss = sum(losses) / len(losses)
+    def _drawn(self, batch: ExampleBatch) -> None:
+        """Count a step's examples."""
+        self.step += 1
+        self.tokens += len(batch.tokens)
+        batch.hash_into(self.digest)
+
+    def _record(self) -> None:
+        loss = sum(self.losses) / len(self.losses)
         self.curve.append({"step": self.step, "loss": round(loss, 4), "data_sha256": self.digest.hexdigest()})
+        self.losses = []
 
     async def _save(self) -> None:
-        """Write the model as a Hugging Face folder, with the record of how it was made."""
-        folder = self.folder / "checkpoints" / str(self.step)
-        if self.step == 0 or folder == self.checkpoint:
+        """Write a checkpoint, unless this step has one. The model's folder has the record of how it was made."""
+        if self.step == (self.checkpoint.step if self.checkpoint else 0):
             return
+        self.check_lease()
+        folder = self.folder / "checkpoints" / str(self.step)
+        state = RunState(self.step, self.step, START, self.config.learner.ranks, self.wandb_id)
         try:
-            await self.stored(functools.partial(folder.mkdir, parents=True, exist_ok=True))
-            await self.gang.save(str(folder / "hf"))
-            record = fine_tuning_record(self.config) | {"steps": self.step, "tokens": self.tokens, "curve": self.curve}
-            record["weights_sha256"] = await self.stored(weights_hash, folder / "hf", limit_s=HASHING_S)
-            await self.stored((folder / "hf" / RECORD).write_text, json.dumps(record, indent=1) + "\n", "utf-8")
-        except (OSError, GangLost) as error:
-            raise RunFailed(f"checkpoints/{self.step} could not be saved: {error}") from error
-        self.checkpoint = folder
+            await self.stored(self.checkpoints.begin, self.step)
+            await self.gang.copy_checkpoint(str(folder))
+            files = await self.gang.write_checkpoint()
+            files += await self.stored(self._write_record, folder, limit_s=READING_S)
+            self.checkpoint = await self.stored(self.checkpoints.finish, state, files)
+        except Exception as error:
+            raise RunFailed(f"checkpoints/{self.step} could not be saved: {reason_of(error)}") from error
         self.say(f"· saved checkpoints/{self.step}")
+        try:
+            keep_last = self.config.fine_tuning.keep_last
+            await self.stored(self.checkpoints.prune, self.step, keep_last, 0, limit_s=READING_S)
+        except OSError as error:
+            self.say(f"· older checkpoints could not be removed: {reason_of(error)}")
+
+    def _write_record(self, folder: Path) -> list[FileEntry]:
+        record = fine_tuning_record(self.config) | {
+            "steps": self.step,
+            "tokens": self.tokens,
+            "curve": self.curve,
+            "losses": self.losses,
+            "data_sha256": self.digest.hexdigest(),
+            "weights_sha256": weights_hash(folder / MODEL),
+        }
+        path = folder / MODEL / RECORD
+        path.write_text(json.dumps(record, indent=1) + "\n", "utf-8")
+        return file_entries(folder, [path])
 
     def abandon_folder(self) -> None:
         if self.gang:
@@ -185,6 +268,7 @@ def fine_tuning_record(config: FineTuningConfig) -> dict:
     values = asdict(config)
     for name in WAITS:
         del values["learner"][name]
+    del values["fine_tuning"]["keep_last"]
     if config.fine_tuning.from_scratch:
         del values["model"]["path"]  # the folder of the random weights, which the seed reproduces
     kept = ("model", "data", "learner", "fine_tuning")

@@ -7,6 +7,7 @@ Without a preset it makes the embedded default's model from random weights, on d
 
 Runs on the cluster that RAY_ADDRESS names (inside a Ray job: the job's cluster). Without RAY_ADDRESS it joins your
 cluster on this machine, or starts Ray.
+After an interruption, the same command with resume=auto goes on.
 The model is in the run folder, in checkpoints/<step>/hf. fine_tuning.json beside it has the configuration, the hash of
 the data, and the losses.
 """
@@ -16,12 +17,11 @@ from pathlib import Path
 
 from jobs.support.driver import EXIT_STATUS, asks_for_help, show_help, start_actor, start_ray, summary_of
 from jobs.support.inputs import check_samples, load_model_files, whole_path
-from jobs.support.run_folder import RunFolder, leave_interrupted, run_folder
+from jobs.support.run_folder import RunFolder, check_dtype, check_unused, leave_interrupted, run_folder
 from jobs.support.stop_signals import StopSignals
 from pipeline.config import config_yaml, load_config
 from pipeline.errors import ConfigError
 from pipeline.fine_tuning.config import FineTuningConfig, check_fine_tuning
-from pipeline.lease import is_unused
 from pipeline.text import load_tokenizer
 
 DEFAULT_PRESET = "preset=fine_tune_tiny"
@@ -58,7 +58,7 @@ def fine_tune(config: FineTuningConfig) -> int:
     """Run fine-tuning with a checked configuration; return the exit status.
 
     Raises:
-        ConfigError: the run folder is not empty or cannot be used.
+        ConfigError: the run folder cannot be used, or its run cannot be resumed.
         KeyboardInterrupt: interrupted before the run began.
     """
     import ray
@@ -69,10 +69,11 @@ def fine_tune(config: FineTuningConfig) -> int:
     folder = run_folder(config, in_job=start_ray())
     with StopSignals() as signals:
         place = RunFolder(folder, signals)
-        place.call(check_unused, folder)  # fail before waiting for a lease
+        place.call(check_unused, config, folder)  # fail before waiting for a lease
         with place:
             signals.add(lambda: leave_interrupted(folder, {"steps": 0}))
-            place.call(check_unused, folder)
+            place.call(check_unused, config, folder)
+            place.call(check_dtype, config, folder)
             place.save_config(config)
             print(f"· run folder {folder}", flush=True)
             if config.fine_tuning.from_scratch:
@@ -84,12 +85,6 @@ def fine_tune(config: FineTuningConfig) -> int:
     print(f"· {summary['status']}; summary in {folder / 'summary.json'}", flush=True)
     ray.shutdown()
     return EXIT_STATUS.get(summary["status"], 1)
-
-
-def check_unused(folder: Path) -> None:
-    """Raise `ConfigError` if the folder has files of an earlier run."""
-    if not is_unused(folder):
-        raise ConfigError(f"the run folder {folder} is not empty; choose another run.name")
 
 
 def random_model(config: FineTuningConfig, folder: Path) -> Path:

@@ -140,7 +140,11 @@ def learning_steps(config: LearnConfig) -> list[Step]:
             "jobs.prepare",
             ("demonstrations", "preset=demonstrations", model, f"path={folder / 'training'}", f"seed={config.seed}"),
         ),
-        Step(START, "jobs.fine_tune", ("preset=fine_tune_learn", model, dtype, f"data.path={conversations}", seed)),
+        Step(
+            START,
+            "jobs.fine_tune",
+            ("preset=fine_tune_learn", model, dtype, f"data.path={conversations}", seed, "resume=auto"),
+        ),
         Step(
             RL,
             "jobs.train",

@@ -25,7 +25,7 @@ from jobs.support.inputs import (
     whole_template,
 )
 from jobs.support.run_evaluation import evaluate_run, evaluation_of, is_evaluated
-from jobs.support.run_folder import RunFolder, configuration_of, leave_interrupted, run_folder
+from jobs.support.run_folder import RunFolder, check_dtype, check_unused, leave_interrupted, run_folder
 from jobs.support.stop_signals import StopSignals
 from pipeline.config import CONFIGS, config_yaml
 from pipeline.data.documents.passages import document_text
@@ -34,7 +34,6 @@ from pipeline.data.sample_files import SampleFiles
 from pipeline.errors import BadRow, ConfigError, DataError
 from pipeline.learning.device_memory import Architecture, architecture_of, built_architecture
 from pipeline.learning.objectives import check_loss
-from pipeline.lease import is_unused
 from pipeline.rewards.advantages import estimator_for
 from pipeline.rewards.scoring import check_scorers
 from pipeline.rules import check_data_given
@@ -147,25 +146,6 @@ def train(config: TrainingConfig) -> int:
     return status
 
 
-def check_dtype(config: TrainingConfig, folder: Path) -> None:
-    """Check that a run resumes in the dtype in which it began, whatever `auto` means on this machine.
-
-    Raises:
-        ConfigError: the run in `folder` has another dtype, or its configuration names none.
-    """
-    before = folder / "config.yaml"
-    if config.resume == "auto" and before.exists():
-        model = configuration_of(before).get("model")
-        dtype = model.get("dtype") if isinstance(model, dict) else None
-        if dtype is None:
-            raise ConfigError(f"{before} names no model.dtype, so its run cannot be resumed; choose another run.name")
-        if dtype != config.model.dtype:
-            raise ConfigError(
-                f"the run in {folder} has model.dtype={dtype}, not {config.model.dtype}: set model.dtype={dtype} to "
-                "resume it, or choose another run.name"
-            )
-
-
 def run_of(config: TrainingConfig, folder: Path, signals: StopSignals) -> dict:
     """Run the training, or follow it if it is already running; return its summary.
 
@@ -202,14 +182,6 @@ def end_of(coordinator, config: TrainingConfig, folder: Path, signals: StopSigna
     summary = summary_of(coordinator, signals, folder, lambda error: lost(error=error))
     ray.kill(coordinator)
     return summary
-
-
-def check_unused(config: TrainingConfig, folder: Path) -> None:
-    """Raise `ConfigError` if the folder has files of an earlier run and resume=no."""
-    if config.resume == "no" and not is_unused(folder):
-        raise ConfigError(
-            f"the run folder {folder} is not empty; choose another run.name, or resume that run with resume=auto"
-        )
 
 
 def running_coordinator(config: TrainingConfig, folder: Path):

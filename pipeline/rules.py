@@ -48,6 +48,10 @@ def named_function(c: object, section: str, name: str, valid: Iterable[str]) -> 
     )
 
 
+def resume_rule(c: Any) -> tuple[bool, str]:
+    return c.resume in ("no", "auto"), f"resume={c.resume!r} must be auto or no"
+
+
 def job_rules(c: JobConfig) -> Rules:
     """The rules of every job that runs on a cluster; `c` has the sections run, model and wandb."""
     yield from one_of(c, "model", "dtype", ("auto", "float32", "bfloat16"))

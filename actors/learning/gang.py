@@ -89,10 +89,6 @@ class Gang:
         """Have all ranks send the weights as this version by this transport. Raises `GangLost`."""
         return Weights(version, transport, tuple(await self._all("publish", version, transport)))
 
-    async def save(self, folder: str) -> None:
-        """Write a Hugging Face folder. Raises `GangLost`."""
-        await self._all("save", folder)
-
     async def copy_checkpoint(self, folder: str) -> None:
         """Copy the whole state to host memory, for `write_checkpoint`. Raises `GangLost`."""
         await self._all("copy_checkpoint", folder)

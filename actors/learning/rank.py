@@ -104,14 +104,6 @@ class LearnerRank:
             self._sender = load_transport(transport).sender(self.config, self.rank, self.ranks)
         return self._sender.send(version, lambda group_bytes: self._moving(self.engine.parameters(group_bytes)))
 
-    def save(self, folder: str) -> None:
-        """Write a Hugging Face folder with model and tokenizer. The folder appears only when it is complete."""
-        partial = Path(folder + ".partial")
-        self.engine.save(partial)
-        if self.rank == 0:
-            self._save_tokenizer(partial)
-            partial.rename(folder)
-
     def copy_checkpoint(self, folder: str) -> None:
         """Copy this rank's part of a checkpoint to host memory, for `write_checkpoint`.
 

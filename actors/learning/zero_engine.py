@@ -136,10 +136,6 @@ class ZeroEngine:
         if group:
             yield from _gathered(group)
 
-    def save(self, folder: Path) -> None:
-        """Write a Hugging Face folder in safetensors (rank 0 writes; all ranks must call)."""
-        self.write_model(folder, self.copy_model())
-
     def copy_model(self) -> dict[str, torch.Tensor]:
         """All parameters in host memory on rank 0, an empty dict on other ranks. All ranks must call."""
         return {

@@ -14,7 +14,9 @@ from yaml import YAMLError
 from jobs.support.stop_signals import StopSignals
 from pipeline.config import save_config
 from pipeline.errors import ConfigError
-from pipeline.lease import STALE_S, Heartbeat, Lease, take_lease
+from pipeline.fine_tuning.config import FineTuningConfig
+from pipeline.lease import STALE_S, Heartbeat, Lease, is_unused, take_lease
+from pipeline.run.config import TrainingConfig
 from pipeline.sections import JobConfig
 from pipeline.storage import Storage
 from pipeline.summary import write_summary
@@ -83,6 +85,33 @@ class RunFolder:
     def save_config(self, config: object) -> None:
         """Write config.yaml. Raises `ConfigError` if the folder cannot be used."""
         self.call(save_config, config, self.folder / "config.yaml")
+
+
+def check_unused(config: TrainingConfig | FineTuningConfig, folder: Path) -> None:
+    """Raise `ConfigError` if the folder has files of an earlier run and resume=no."""
+    if config.resume == "no" and not is_unused(folder):
+        raise ConfigError(
+            f"the run folder {folder} is not empty; choose another run.name, or resume that run with resume=auto"
+        )
+
+
+def check_dtype(config: TrainingConfig | FineTuningConfig, folder: Path) -> None:
+    """Check that a run resumes in the dtype in which it began, whatever `auto` means on this machine.
+
+    Raises:
+        ConfigError: the run in `folder` has another dtype, or its configuration names none.
+    """
+    before = folder / "config.yaml"
+    if config.resume == "auto" and before.exists():
+        model = configuration_of(before).get("model")
+        dtype = model.get("dtype") if isinstance(model, dict) else None
+        if dtype is None:
+            raise ConfigError(f"{before} names no model.dtype, so its run cannot be resumed; choose another run.name")
+        if dtype != config.model.dtype:
+            raise ConfigError(
+                f"the run in {folder} has model.dtype={dtype}, not {config.model.dtype}: set model.dtype={dtype} to "
+                "resume it, or choose another run.name"
+            )
 
 
 def configuration_of(path: Path) -> dict:

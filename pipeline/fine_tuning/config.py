@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from pipeline.errors import ConfigError
 from pipeline.fine_tuning.demonstrations import CURRICULA, TEMPLATES
 from pipeline.learning.rules import learner_rules
-from pipeline.rules import check_rules, job_rules, one_of, positive
+from pipeline.rules import check_rules, job_rules, one_of, positive, resume_rule
 from pipeline.sections import JobConfig, LearnerSection
 
 SOURCES = ("file", "demonstrations")
@@ -28,11 +28,14 @@ class FineTuneSection:
     max_tokens: int = 8192  # most tokens of a conversation; longer ones are quarantined
     from_scratch: bool = False  # start from random weights (run.seed) with the architecture of model.path
     checkpoint_every: int = 500  # steps between checkpoints; the last step always has one
+    keep_last: int = 3  # newest checkpoints to keep
     record_every: int = 25  # steps between progress lines and entries of fine_tuning.json
 
 
 @dataclass
 class FineTuningConfig(JobConfig):
+    resume: str = "no"  # no, or auto: resume from the newest good checkpoint of run.name, or begin if there is none
+
     data: FineTuningData = field(default_factory=FineTuningData)
     learner: LearnerSection = field(default_factory=LearnerSection)
     fine_tuning: FineTuneSection = field(default_factory=FineTuneSection)
@@ -50,7 +53,9 @@ def check_fine_tuning(config: FineTuningConfig) -> None:
 
 
 def _rules(c: FineTuningConfig):
-    yield from positive(c, "fine_tuning", "steps", "tokens_per_step", "max_tokens", "checkpoint_every", "record_every")
+    counts = ("steps", "tokens_per_step", "max_tokens", "checkpoint_every", "keep_last", "record_every")
+    yield from positive(c, "fine_tuning", *counts)
+    yield resume_rule(c)
     yield from one_of(c, "data", "source", SOURCES)
     yield from one_of(c, "data", "curriculum", CURRICULA)
     yield from one_of(c, "data", "prompt_template", TEMPLATES)

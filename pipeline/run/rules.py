@@ -6,7 +6,7 @@ from pipeline.evaluation.config import synthetic_settings
 from pipeline.learning.objectives import LOSSES
 from pipeline.learning.rules import learner_rules
 from pipeline.rewards.advantages import ADVANTAGES
-from pipeline.rules import Rules, at_most, check_rules, generation_rules, named_function, one_of, positive
+from pipeline.rules import Rules, at_most, check_rules, generation_rules, named_function, one_of, positive, resume_rule
 from pipeline.run.config import TrainingConfig
 
 
@@ -29,7 +29,7 @@ def training_rules(c: TrainingConfig) -> Rules:
     yield from positive(c, "train", "max_discarded", "max_attempts", "max_skipped_updates")
     yield from positive(c, "train", "checkpoint_every", "keep_last")
     yield from validation_rules(c)
-    yield c.resume in ("no", "auto"), f"resume={c.resume!r} must be auto or no"
+    yield resume_rule(c)
     place = c.train.checkpoint_folder
     yield (
         not place or "://" in place or Path(place).is_absolute(),

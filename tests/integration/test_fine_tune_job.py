@@ -1,6 +1,7 @@
 """The shipped start of the embedded default: it is what its recipe makes. And the job that made it."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -47,6 +48,29 @@ def test_the_recipe_repeats_the_data_and_the_losses_of_the_record(shipped, again
     losses = [point["loss"] for point in record["curve"]]
     assert losses == pytest.approx([point["loss"] for point in recorded], rel=0.02)
     assert losses[0] > 1.2 * losses[-1]
+
+
+def test_a_run_that_was_stopped_goes_on_where_it_was(fine_tune, again, tmp_path):
+    """Data and losses are those of a run that was not stopped; other data are refused."""
+    saved = 30  # between two points of the curve
+    status, output = fine_tune(tmp_path, f"fine_tuning.stop_after={saved + 2}", f"fine_tuning.checkpoint_every={saved}")
+    assert status == 0, output
+    shutil.rmtree(tmp_path / "run" / "checkpoints" / str(saved + 2))  # as if killed before
+    status, output = fine_tune(tmp_path, f"fine_tuning.stop_after={STEPS}")
+    assert status == 2 and "resume that run with resume=auto" in output
+    status, output = fine_tune(tmp_path, "resume=auto", "run.seed=1")
+    assert status == 1 and f"the first {saved} steps would get other data" in output
+    status, output = fine_tune(tmp_path, f"fine_tuning.stop_after={STEPS}", "fine_tuning.keep_last=1", "resume=auto")
+    assert status == 0 and f"· resuming after step {saved}" in output, output
+    resumed, whole = (
+        json.loads((run / f"checkpoints/{STEPS}/hf" / RECORD).read_text()) for run in (tmp_path / "run", again)
+    )
+    assert resumed["tokens"] == whole["tokens"] and resumed["data_sha256"] == whole["data_sha256"]
+    for one, other in zip(resumed["curve"], whole["curve"], strict=True):
+        assert one == other | {"loss": pytest.approx(other["loss"], rel=1e-3)}
+    assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == [str(STEPS)]
+    steps = [json.loads(line)["step"] for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert steps == list(range(1, STEPS + 1))
 
 
 def test_a_run_leaves_a_figure_and_a_model_for_plain_transformers(again):

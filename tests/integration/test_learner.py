@@ -12,6 +12,7 @@ from pipeline.learning.objective import token_losses
 from pipeline.learning.packing import Item, build_micro_batch, split_updates
 from pipeline.learning.policy import Policy, inputs_of, tensors
 from pipeline.learning.schedule import learning_rate
+from pipeline.run.checkpoints import MODEL
 from pipeline.weights.buckets import unpack_bucket
 from pipeline.weights.transport import BUCKETS
 from tests.support.groups import random_group, record_of
@@ -94,14 +95,15 @@ def trained(request, ray_session, tiny_config, wide_model, batches, tmp_path_fac
     config = case_config(tiny_config, CASES[request.param])
     if request.param == "everything":
         config = replace(config, model=replace(config.model, path=str(wide_model)))
-    folder = tmp_path_factory.mktemp("checkpoint") / "hf"
+    folder = tmp_path_factory.mktemp("checkpoint")
 
     async def run():
         gang = LearnerGang(config, config.learner.ranks)
         await gang.start()
         steps = [await gang.train(step, step, records(ray_session, groups)) for step, groups in enumerate(batches)]
         weights = await weights_of(gang)
-        await gang.save(str(folder))
+        await gang.copy_checkpoint(str(folder))
+        await gang.write_checkpoint()
         good = records(ray_session, batches[0])
         bad = [*good[:-1], (record_of(batches[0][-1], "bad", [np.nan, 0, 0, 0]), good[-1][1])]
         spoiled = await gang.train(STEPS, STEPS, bad), await weights_of(gang), await gang.train(STEPS, STEPS, good)
@@ -109,7 +111,7 @@ def trained(request, ray_session, tiny_config, wide_model, batches, tmp_path_fac
         return weights, steps, spoiled
 
     weights, steps, spoiled = asyncio.run(run())
-    return config, weights, steps, spoiled, folder
+    return config, weights, steps, spoiled, folder / MODEL
 
 
 def rows_of(group, rewards):

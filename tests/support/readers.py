@@ -82,7 +82,7 @@ def evaluation(path: Path) -> None:
 
 def training(path: Path) -> None:
     """The file is the config.yaml of a training run that is to go on."""
-    from jobs.train import check_dtype
+    from jobs.support.run_folder import check_dtype
 
     check_dtype(load_training_config(["preset=tiny", "resume=auto"]), path.parent)
 

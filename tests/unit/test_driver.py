@@ -8,9 +8,8 @@ from pathlib import Path
 import pytest
 
 from jobs.support.run_evaluation import evaluation_of, is_evaluated
-from jobs.support.run_folder import RunFolder, leave_interrupted, leave_summary
+from jobs.support.run_folder import RunFolder, check_unused, leave_interrupted, leave_summary
 from jobs.support.stop_signals import StopSignals
-from jobs.train import check_unused
 from pipeline.config import CONFIGS
 from pipeline.errors import ConfigError
 from pipeline.lease import LEASE, RUN_ID, take_lease

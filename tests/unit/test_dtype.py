@@ -5,7 +5,8 @@ import json
 import pytest
 
 import pipeline.dtype
-from jobs.train import check_dtype, main
+from jobs.support.run_folder import check_dtype
+from jobs.train import main
 from pipeline.config import load_config, save_config
 from pipeline.errors import ConfigError
 from pipeline.evaluation.config import EvaluationConfig
