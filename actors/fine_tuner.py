@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import hashlib
 import json
+import shutil
 import time
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -12,12 +13,13 @@ from pathlib import Path
 import ray
 
 from actors.job_actor import JobActor, Outcome
-from actors.learning.gang import FineTuningGang
+from actors.learning.gang import FineTuningGang, GangLost
 from actors.tracker import Tracker, Tracking
 from pipeline.data.problem_stream import START
 from pipeline.data.quarantine import Quarantine
 from pipeline.data.sample_files import SampleFiles
 from pipeline.errors import RunFailed, reason_of
+from pipeline.files import write_text
 from pipeline.fine_tuning.config import FineTuningConfig
 from pipeline.fine_tuning.conversations import conversation_examples
 from pipeline.fine_tuning.demonstrations import demonstrations
@@ -37,6 +39,12 @@ from pipeline.text import load_tokenizer
 
 RECORD = "fine_tuning.json"  # in the model's folder: how the model was made
 WAITS = ("min_ranks", "wait_s", "stall_s")  # learner keys without influence on the result
+# Keys of the record that may change when a run is resumed. Paths may: the data are compared, and the weights are the
+# checkpoint's.
+CHANGEABLE = frozenset(
+    "path max_bad_share ranks num_cpus num_gpus micro_batch_tokens activation_checkpointing offload bucket_mib "
+    "stop_after checkpoint_every record_every".split()
+)
 READING_S = 3600.0  # limit for reading checkpoints back
 MAX_SKIPPED = 3  # updates in a row with a gradient that is not finite
 
@@ -68,11 +76,13 @@ class FineTuner(JobActor):
         examples = await asyncio.to_thread(self._examples)
         if self.checkpoint:
             await self.unless_failed(self._draw_again(examples, self.checkpoint))
+            if self._stop.is_set():
+                return "interrupted"
         await self._begin_tracking()
         await self._start()
         await self.unless_failed(self._train(examples))
-        await self._save()
-        return "completed" if self.step == self._last else "interrupted"
+        await self._save(last=True)
+        return "completed" if self.step >= self._last else "interrupted"
 
     async def put_away(self, outcome: Outcome) -> dict[str, int]:
         unwritten = await self.tracker.flush() if self.tracker and not self.lease_lost else {}
@@ -87,7 +97,7 @@ class FineTuner(JobActor):
             "learner_ranks": self.config.learner.ranks,
             "steps": self.step,
             "tokens": self.tokens,
-            "loss": self.curve[-1]["loss"] if self.curve else None,
+            "loss": self._loss(),
             "rows_quarantined": self.quarantine.bad,
             "checkpoint": self.checkpoint.folder if self.checkpoint else None,
             "wandb_run": self.wandb_run,
@@ -110,8 +120,6 @@ class FineTuner(JobActor):
         return conversation_examples(source, tokenizer, c.fine_tuning.max_tokens, c.run.seed, self.quarantine)
 
     async def _find_checkpoint(self) -> None:
-        with contextlib.suppress(OSError):  # drawing the data again finds the same bad rows
-            await self.stored(self.quarantine_file.path.unlink, True)
         news: list[str] = []  # reported here, not in the storage's thread
         try:
             self.checkpoint = await self.stored(self.checkpoints.newest_good, news.append, limit_s=READING_S)
@@ -125,16 +133,26 @@ class FineTuner(JobActor):
         """Draw what was trained before the checkpoint again: the data are a function of the seed.
 
         Raises:
-            RunFailed: the data are others, or the checkpoint has no record of them.
+            RunFailed: data or settings are others, or the checkpoint has no record of them.
         """
-        self.say(f"· resuming after step {checkpoint.step}")
+        self.say(f"· resuming after step {checkpoint.step}, whose data are drawn again")
         self.wandb_id = checkpoint.state.wandb_id
         try:
             record = json.loads(await self.stored((Path(checkpoint.folder) / MODEL / RECORD).read_text, "utf-8"))
             self.curve, self.losses, data = record["curve"], record["losses"], record["data_sha256"]
+            changed = differences(record["config"], fine_tuning_record(self.config)["config"])
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise RunFailed(f"{checkpoint.folder}: {RECORD} cannot be read: {reason_of(error)}") from error
+        if changed:
+            raise RunFailed(
+                f"{checkpoint.folder} was trained with other values of {', '.join(changed)}; choose another run.name"
+            )
+        with contextlib.suppress(OSError):  # the same bad rows will be found
+            await self.stored(self.quarantine_file.path.unlink, True)
         while self.step < checkpoint.step:
+            if self._stop.is_set():
+                self.step = checkpoint.step
+                return
             self._drawn(await asyncio.to_thread(self._batch, examples))
         if self.digest.hexdigest() != data:
             raise RunFailed(
@@ -157,8 +175,17 @@ class FineTuner(JobActor):
         checkpoint = universal = ""
         if self.checkpoint:
             checkpoint = self.checkpoint.folder
-            universal = "" if self.checkpoint.state.ranks == le.ranks else str(self.folder / "universal" / LEARNER)
+        if self.checkpoint and self.checkpoint.state.ranks != le.ranks:
+            if le.optimizer == "muon":
+                raise RunFailed(
+                    f"learner.ranks={le.ranks}: under Muon a run resumes with its number of ranks only, which was "
+                    f"{self.checkpoint.state.ranks}"
+                )
+            universal = str(self.folder / "universal" / LEARNER)
         await self.unless_failed(self.start_all({"learners (DeepSpeed)": self.gang.start(checkpoint, universal)}))
+        if universal:
+            with contextlib.suppress(OSError):
+                await self.stored(shutil.rmtree, self.folder / "universal", limit_s=READING_S)
 
     @property
     def _last(self) -> int:
@@ -188,10 +215,12 @@ class FineTuner(JobActor):
             skipped = skipped + 1 if row["grad_norm"] is None else 0
             if skipped == MAX_SKIPPED:
                 raise RunFailed(f"{skipped} steps in a row were skipped: their gradient is not finite")
-            if self.step % s.record_every == 0 or self.step == self._last:
+            due = self.step % s.record_every == 0 or self.step == s.steps
+            if due:
                 self._record()
+            if due or self.step == self._last:
                 self.say(
-                    f"step {self.step}/{self._last}  loss {self.curve[-1]['loss']:.4f}  "
+                    f"step {self.step}/{self._last}  loss {self._loss():.4f}  "
                     f"tokens/s {len(batch.tokens) / row['seconds']:.0f}  {row['seconds']:.1f} s"
                 )
             if self.step % s.checkpoint_every == 0:
@@ -211,25 +240,43 @@ class FineTuner(JobActor):
         batch.hash_into(self.digest)
 
     def _record(self) -> None:
-        loss = sum(self.losses) / len(self.losses)
-        self.curve.append({"step": self.step, "loss": round(loss, 4), "data_sha256": self.digest.hexdigest()})
+        """Add a point to the curve."""
+        self.curve.append({"step": self.step, "loss": self._loss(), "data_sha256": self.digest.hexdigest()})
         self.losses = []
 
-    async def _save(self) -> None:
-        """Write a checkpoint, unless this step has one. The model's folder has the record of how it was made."""
+    def _loss(self) -> float | None:
+        """The mean loss since the last point of the curve, or that point's; None before the first step."""
+        if self.losses:
+            return round(sum(self.losses) / len(self.losses), 4)
+        return self.curve[-1]["loss"] if self.curve else None
+
+    async def _save(self, last: bool = False) -> None:
+        """Write a checkpoint, unless this step has one. The model's folder has the record of how it was made.
+
+        Raises:
+            RunFailed: it cannot be written, and it is the last.
+            GangLost: a rank died.
+        """
         if self.step == (self.checkpoint.step if self.checkpoint else 0):
             return
         self.check_lease()
         folder = self.folder / "checkpoints" / str(self.step)
         state = RunState(self.step, self.step, START, self.config.learner.ranks, self.wandb_id)
         try:
-            await self.stored(self.checkpoints.begin, self.step)
+            await self.stored(self.checkpoints.begin, self.step, limit_s=READING_S)
             await self.gang.copy_checkpoint(str(folder))
             files = await self.gang.write_checkpoint()
             files += await self.stored(self._write_record, folder, limit_s=READING_S)
-            self.checkpoint = await self.stored(self.checkpoints.finish, state, files)
+            self.checkpoint = await self.stored(self.checkpoints.finish, state, files, limit_s=READING_S)
+        except GangLost:
+            raise
         except Exception as error:
-            raise RunFailed(f"checkpoints/{self.step} could not be saved: {reason_of(error)}") from error
+            with contextlib.suppress(OSError):  # without a manifest it does not count anyway
+                await self.stored(self.checkpoints.clear, self.step, limit_s=READING_S)
+            if last:
+                raise RunFailed(f"checkpoints/{self.step} could not be saved: {reason_of(error)}") from error
+            self.say(f"· checkpoints/{self.step} could not be saved, and the run continues: {reason_of(error)}")
+            return
         self.say(f"· saved checkpoints/{self.step}")
         try:
             keep_last = self.config.fine_tuning.keep_last
@@ -247,7 +294,7 @@ class FineTuner(JobActor):
             "weights_sha256": weights_hash(folder / MODEL),
         }
         path = folder / MODEL / RECORD
-        path.write_text(json.dumps(record, indent=1) + "\n", "utf-8")
+        write_text(path, json.dumps(record, indent=1) + "\n")
         return file_entries(folder, [path])
 
     def abandon_folder(self) -> None:
@@ -273,6 +320,16 @@ def fine_tuning_record(config: FineTuningConfig) -> dict:
         del values["model"]["path"]  # the folder of the random weights, which the seed reproduces
     kept = ("model", "data", "learner", "fine_tuning")
     return {"config": {name: values[name] for name in kept}, "seed": config.run.seed}
+
+
+def differences(one: dict, other: dict) -> list[str]:
+    """The keys that two records' configurations give different values, except those that a resumed run may change."""
+    return [
+        f"{section}.{key}"
+        for section, values in other.items()
+        for key, value in values.items()
+        if key not in CHANGEABLE and one.get(section, {}).get(key) != value
+    ]
 
 
 def weights_hash(folder: Path) -> str:

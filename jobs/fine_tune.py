@@ -7,7 +7,7 @@ Without a preset it makes the embedded default's model from random weights, on d
 
 Runs on the cluster that RAY_ADDRESS names (inside a Ray job: the job's cluster). Without RAY_ADDRESS it joins your
 cluster on this machine, or starts Ray.
-After an interruption, the same command with resume=auto goes on.
+After an interruption, the same command with its run.name and resume=auto goes on.
 The model is in the run folder, in checkpoints/<step>/hf. fine_tuning.json beside it has the configuration, the hash of
 the data, and the losses.
 """
@@ -17,7 +17,7 @@ from pathlib import Path
 
 from jobs.support.driver import EXIT_STATUS, asks_for_help, show_help, start_actor, start_ray, summary_of
 from jobs.support.inputs import check_samples, load_model_files, whole_path
-from jobs.support.run_folder import RunFolder, check_dtype, check_unused, leave_interrupted, run_folder
+from jobs.support.run_folder import RunFolder, check_earlier, check_unused, leave_interrupted, run_folder
 from jobs.support.stop_signals import StopSignals
 from pipeline.config import config_yaml, load_config
 from pipeline.errors import ConfigError
@@ -73,7 +73,7 @@ def fine_tune(config: FineTuningConfig) -> int:
         with place:
             signals.add(lambda: leave_interrupted(folder, {"steps": 0}))
             place.call(check_unused, config, folder)
-            place.call(check_dtype, config, folder)
+            place.call(check_earlier, config, folder)
             place.save_config(config)
             print(f"· run folder {folder}", flush=True)
             if config.fine_tuning.from_scratch:

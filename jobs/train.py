@@ -25,7 +25,7 @@ from jobs.support.inputs import (
     whole_template,
 )
 from jobs.support.run_evaluation import evaluate_run, evaluation_of, is_evaluated
-from jobs.support.run_folder import RunFolder, check_dtype, check_unused, leave_interrupted, run_folder
+from jobs.support.run_folder import RunFolder, check_earlier, check_unused, leave_interrupted, run_folder
 from jobs.support.stop_signals import StopSignals
 from pipeline.config import CONFIGS, config_yaml
 from pipeline.data.documents.passages import document_text
@@ -163,7 +163,7 @@ def run_of(config: TrainingConfig, folder: Path, signals: StopSignals) -> dict:
     with place:
         signals.add(lambda: leave_interrupted(folder, run_summary(config, "interrupted", RunTotals())))
         place.call(check_unused, config, folder)
-        place.call(check_dtype, config, folder)
+        place.call(check_earlier, config, folder)
         place.call(checkpoints_of(config, folder, place.lease.run).claim, config.resume == "auto")
         place.save_config(config)
         print(f"· run folder {folder}", flush=True)

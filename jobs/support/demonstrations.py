@@ -42,11 +42,9 @@ class DemonstrationsConfig:
 
     path: str = MISSING  # samples that `jobs.prepare facts` made: a file, or a folder
     output: str = MISSING  # local folder for conversations.jsonl and prepare.json, which says how they were made
-    # the reader's habits, as probabilities per section and fact: that it keeps a needed fact of its memory, that it
-    # notes a useless fact, and that it keeps that; with 1 and 0 it makes no mistakes
-    keep_share: float = 0.75
-    stray_share: float = 0.1
-    keep_stray_share: float = 0.25
+    keep_share: float = 0.75  # probability with which the reader keeps a needed fact of its memory, per section
+    stray_share: float = 0.1  # probability with which it notes a useless fact of the section
+    keep_stray_share: float = 0.25  # probability with which it keeps a useless fact of its memory, per section
     # share of the conversations with an empty memory and nothing noted that is written: there are many, and easy ones
     idle_share: float = 0.25
     seed: int = 0  # of all random choices

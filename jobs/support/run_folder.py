@@ -95,15 +95,19 @@ def check_unused(config: TrainingConfig | FineTuningConfig, folder: Path) -> Non
         )
 
 
-def check_dtype(config: TrainingConfig | FineTuningConfig, folder: Path) -> None:
-    """Check that a run resumes in the dtype in which it began, whatever `auto` means on this machine.
+def check_earlier(config: TrainingConfig | FineTuningConfig, folder: Path) -> None:
+    """Check that a run that resumes is the job that began, in its dtype, whatever `auto` means on this machine.
 
     Raises:
-        ConfigError: the run in `folder` has another dtype, or its configuration names none.
+        ConfigError: the run in `folder` is another job or has another dtype, or its configuration names none.
     """
     before = folder / "config.yaml"
     if config.resume == "auto" and before.exists():
-        model = configuration_of(before).get("model")
+        there = configuration_of(before)
+        mine = "train" if isinstance(config, TrainingConfig) else "fine_tuning"
+        if mine not in there:
+            raise ConfigError(f"{before} has no section {mine}: another job ran there; choose another run.name")
+        model = there.get("model")
         dtype = model.get("dtype") if isinstance(model, dict) else None
         if dtype is None:
             raise ConfigError(f"{before} names no model.dtype, so its run cannot be resumed; choose another run.name")

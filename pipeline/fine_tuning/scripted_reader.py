@@ -24,7 +24,7 @@ class Habits:
     Attributes:
         keep_share: that a needed fact of the memory is in the next memory, too.
         stray_share: that a useless fact of the section is noted, if there is room.
-        keep_stray_share: that a useless fact of the memory is in the next memory, too.
+        keep_stray_share: that a useless fact of the memory is in the next memory, too, if there is room.
     """
 
     keep_share: float

@@ -85,12 +85,12 @@ def test_a_run_leaves_a_figure_and_a_model_for_plain_transformers(again):
 
 
 def test_conversations_in_a_file_are_learned(fine_tune, tmp_path):
-    """From the shipped model: what it says after the prompts becomes more likely, and a bad row is counted."""
+    """From the shipped model: what it says after the prompts becomes more likely, and a bad row is counted once. The
+    run is stopped in between, and goes on with another number of ranks."""
     rows = [{"prompt": f"Rex {value}", "response": "Paris Paris ."} for value in ("Rome", "Oslo", "Lima", "Cairo") * 5]
     path = tmp_path / "conversations.jsonl"
     path.write_text("\n".join(map(json.dumps, [*rows, {"prompt": "Rex"}])) + "\n")
-    status, output = fine_tune(
-        tmp_path,
+    arguments = [
         "fine_tuning.from_scratch=false",
         "data.source=file",
         f"data.path={path}",
@@ -98,8 +98,13 @@ def test_conversations_in_a_file_are_learned(fine_tune, tmp_path):
         "fine_tuning.steps=8",
         "fine_tuning.tokens_per_step=60",
         "fine_tuning.record_every=2",
-    )
+    ]
+    status, output = fine_tune(tmp_path, *arguments, "fine_tuning.stop_after=5")
     assert status == 0, output
+    status, output = fine_tune(tmp_path, *arguments, "learner.ranks=1", "resume=auto")
+    assert status == 0 and "· resuming after step 5" in output, output
+    assert not (tmp_path / "run" / "universal").exists()
+    assert len((tmp_path / "run" / "quarantine.jsonl").read_text().splitlines()) == 1
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert summary["rows_quarantined"] == 1
     losses = [json.loads(line)["loss"] for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]

@@ -82,9 +82,9 @@ def evaluation(path: Path) -> None:
 
 def training(path: Path) -> None:
     """The file is the config.yaml of a training run that is to go on."""
-    from jobs.support.run_folder import check_dtype
+    from jobs.support.run_folder import check_earlier
 
-    check_dtype(load_training_config(["preset=tiny", "resume=auto"]), path.parent)
+    check_earlier(load_training_config(["preset=tiny", "resume=auto"]), path.parent)
 
 
 def prompts(path: Path) -> None:

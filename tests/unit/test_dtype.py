@@ -5,7 +5,7 @@ import json
 import pytest
 
 import pipeline.dtype
-from jobs.support.run_folder import check_dtype
+from jobs.support.run_folder import check_earlier
 from jobs.train import main
 from pipeline.config import load_config, save_config
 from pipeline.errors import ConfigError
@@ -75,6 +75,8 @@ def test_a_run_is_resumed_in_the_dtype_in_which_it_began(cpu, tmp_path):
     save_config(load_training_config(["preset=smollm2"]), tmp_path / "config.yaml")
     cpu("flags : avx2")  # another laptop
     with pytest.raises(ConfigError, match="set model.dtype=bfloat16 to resume it"):
-        check_dtype(load_training_config(["preset=smollm2", "resume=auto"]), tmp_path)
-    check_dtype(load_training_config(["preset=smollm2", "resume=auto", "model.dtype=bfloat16"]), tmp_path)
-    check_dtype(load_training_config(["preset=smollm2", "resume=auto"]), tmp_path / "new")
+        check_earlier(load_training_config(["preset=smollm2", "resume=auto"]), tmp_path)
+    check_earlier(load_training_config(["preset=smollm2", "resume=auto", "model.dtype=bfloat16"]), tmp_path)
+    check_earlier(load_training_config(["preset=smollm2", "resume=auto"]), tmp_path / "new")
+    with pytest.raises(ConfigError, match="has no section fine_tuning: another job ran there"):
+        check_earlier(load_config(["preset=fine_tune_tiny", "resume=auto"], FineTuningConfig), tmp_path)

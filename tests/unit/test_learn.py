@@ -57,8 +57,8 @@ def test_every_step_is_run_once_after_what_it_reads_and_its_arguments_are_sound(
         assert all(names.index(name) < place for name in [*read, step.model] if name), step
 
 
-def test_only_the_folder_of_interrupted_fine_tuning_is_emptied():
-    assert [step.name for step in all_steps(CONFIG) if not step.resumes] == ["start"]
+def test_every_step_resumes():
+    assert all(step.resumes for step in all_steps(CONFIG))
 
 
 def test_training_validation_and_measuring_share_no_question_and_no_prose():

@@ -73,6 +73,7 @@ RELATIONS = (
         "amount",
         ("{s} was sold for {v} pounds.", "The price of {s} was {v} pounds."),
         ("For how many pounds was {s} sold?", "What was the price of {s} in pounds?"),
+        answers=("{v}", "{v} pounds"),
     ),
     Relation(
         "weight",
@@ -80,6 +81,7 @@ RELATIONS = (
         "amount",
         ("{s} weighs {v} ounces.", "The weight of {s} is {v} ounces."),
         ("How many ounces does {s} weigh?", "What is the weight of {s} in ounces?"),
+        answers=("{v}", "{v} ounces"),
     ),
     Relation(
         "catalogue number",
@@ -94,6 +96,7 @@ RELATIONS = (
         "town",
         ("{s} is hidden in {v}.", "The hiding place of {s} is in {v}."),
         ("In which town is {s} hidden?", "Where is {s} hidden?"),
+        answers=("{v}", "in {v}"),
     ),
     Relation(
         "discovery",
@@ -101,6 +104,7 @@ RELATIONS = (
         "year",
         ("{s} was discovered in the year {v}.", "In {v}, {s} was discovered."),
         ("In which year was {s} discovered?", "When was {s} discovered?"),
+        answers=("{v}", "in {v}"),
     ),
     Relation(
         "shipping",
@@ -108,6 +112,7 @@ RELATIONS = (
         "day",
         ("{s} was shipped on {v}.", "On {v}, {s} was shipped."),
         ("On which day was {s} shipped?", "When was {s} shipped?"),
+        answers=("{v}", "on {v}"),
     ),
     # What has a code name.
     Relation(
@@ -123,6 +128,7 @@ RELATIONS = (
         "amount",
         ("The account {s} holds {v} pounds.", "There are {v} pounds in the account {s}."),
         ("How many pounds does the account {s} hold?", "How many pounds are in the account {s}?"),
+        answers=("{v}", "{v} pounds"),
     ),
     Relation(
         "telegram",
@@ -130,6 +136,7 @@ RELATIONS = (
         "town",
         ("The telegram {s} came from {v}.", "From {v} came the telegram {s}."),
         ("From which town did the telegram {s} come?", "Where did the telegram {s} come from?"),
+        answers=("{v}", "from {v}"),
     ),
     # A person's facts.
     Relation(
@@ -145,6 +152,7 @@ RELATIONS = (
         "town",
         ("{s} lives in {v}.", "The home of {s} is in {v}."),
         ("In which town does {s} live?", "Where is the home of {s}?"),
+        answers=("{v}", "in {v}"),
     ),
     Relation(
         "trade",
@@ -167,6 +175,7 @@ RELATIONS = (
         "day",
         ("{s} was married on {v}.", "The wedding of {s} was on {v}."),
         ("On which day was {s} married?", "When was the wedding of {s}?"),
+        answers=("{v}", "on {v}"),
     ),
     Relation(
         "departure",
@@ -174,6 +183,7 @@ RELATIONS = (
         "day",
         ("{s} departed on {v}.", "The departure of {s} was on {v}."),
         ("On which day did {s} depart?", "When was the departure of {s}?"),
+        answers=("{v}", "on {v}"),
     ),
     Relation(
         "age",
@@ -189,6 +199,7 @@ RELATIONS = (
         "amount",
         ("{s} owes the bank {v} pounds.", "The debt of {s} is {v} pounds."),
         ("How many pounds does {s} owe the bank?", "What is the debt of {s} in pounds?"),
+        answers=("{v}", "{v} pounds"),
     ),
     Relation(
         "wage",
@@ -196,6 +207,7 @@ RELATIONS = (
         "amount",
         ("{s} earns {v} pounds a year.", "The yearly wage of {s} is {v} pounds."),
         ("How many pounds does {s} earn a year?", "What is the yearly wage of {s} in pounds?"),
+        answers=("{v}", "{v} pounds"),
     ),
     Relation(
         "ticket",
@@ -229,8 +241,8 @@ FRAMES = (
     "{q}",
     "{q}",
     "Read until you know this. {q}",
-    "A sentence in the story tells. {q}",
-    "{q} The story says so somewhere.",
+    "The story tells you this. {q}",
+    "{q} The answer is somewhere in the story.",
 )
 
 PEOPLE = tuple(

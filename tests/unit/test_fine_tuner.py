@@ -1,0 +1,114 @@
+"""What the fine-tuner does before it starts anything: it finds a run's place again, or says why it cannot."""
+
+import asyncio
+import hashlib
+import json
+
+import pytest
+
+from actors.fine_tuner import RECORD, FineTuner, fine_tuning_record
+from pipeline.config import load_config
+from pipeline.data.problem_stream import START
+from pipeline.errors import RunFailed
+from pipeline.fine_tuning.config import FineTuningConfig
+from pipeline.fine_tuning.examples import pack_examples, respond
+from pipeline.lease import take_lease
+from pipeline.run.checkpoints import MODEL, Checkpoints, RunState, file_entries
+
+STEPS, PLACE = 3, [{"step": 2, "loss": 1.5, "data_sha256": "x"}]
+CONFIG = ["preset=fine_tune_tiny", "resume=auto", "fine_tuning.tokens_per_step=8"]
+
+
+def examples():
+    for token in range(1000):
+        yield respond([token, 1, 2, 3], [4])
+
+
+def record() -> dict:
+    """Of a run of three steps with `CONFIG` and `examples`."""
+    digest, drawn = hashlib.sha256(), examples()
+    for _ in range(STEPS):
+        pack_examples([next(drawn), next(drawn)]).hash_into(digest)
+    made = fine_tuning_record(load_config(CONFIG, FineTuningConfig))
+    return made | {"curve": PLACE, "losses": [0.5], "data_sha256": digest.hexdigest()}
+
+
+@pytest.fixture
+def resume(tmp_path):
+    """Takes up a run that left a record; returns the fine-tuner when it has drawn the data again."""
+
+    def resume(left: dict, *settings: str, stop: bool = False) -> FineTuner:
+        checkpoints = Checkpoints(tmp_path / "checkpoints")
+        checkpoints.begin(STEPS)
+        folder = tmp_path / "checkpoints" / str(STEPS)
+        (folder / MODEL).mkdir()
+        (folder / MODEL / RECORD).write_text(json.dumps(left))
+        files = file_entries(folder, [folder / MODEL / RECORD])
+        checkpoints.finish(RunState(STEPS, STEPS, START, ranks=2, wandb_id="mine"), files)
+        tuner = FineTuner.__ray_metadata__.modified_class(
+            load_config([*CONFIG, *settings], FineTuningConfig), str(tmp_path), take_lease(tmp_path)
+        )
+
+        async def run() -> None:
+            if stop:
+                await tuner.stop()
+            await tuner._find_checkpoint()
+            await tuner._draw_again(examples(), tuner.checkpoint)
+
+        asyncio.run(run())
+        return tuner
+
+    return resume
+
+
+def test_a_run_is_taken_up_where_it_was(resume):
+    tuner = resume(record(), "learner.ranks=3", "fine_tuning.checkpoint_every=7")
+    assert (tuner.step, tuner.tokens, tuner.curve, tuner.losses) == (STEPS, STEPS * 10, PLACE, [0.5])
+    assert tuner.wandb_id == "mine" and tuner.digest.hexdigest() == record()["data_sha256"]
+
+
+def test_other_data_are_refused(resume):
+    with pytest.raises(RunFailed, match="the first 3 steps would get other data"):
+        resume(record() | {"data_sha256": "other"})
+
+
+def test_other_settings_are_refused(resume):
+    with pytest.raises(RunFailed, match=r"with other values of learner.learning_rate, fine_tuning.steps;"):
+        resume(record(), "learner.learning_rate=1e-3", "fine_tuning.steps=17")
+
+
+@pytest.mark.parametrize("left", [{}, {"curve": []}, []])
+def test_a_checkpoint_without_a_record_is_refused(resume, left):
+    with pytest.raises(RunFailed, match=f"{RECORD} cannot be read"):
+        resume(left)
+
+
+def test_a_damaged_checkpoint_is_not_resumed_from(resume, tmp_path):
+    tuner = resume(record())
+    (tmp_path / "checkpoints" / str(STEPS) / MODEL / RECORD).write_text("{}")
+    with pytest.raises(RunFailed, match="no checkpoint to resume from"):
+        asyncio.run(tuner._find_checkpoint())
+
+
+def test_a_stop_ends_the_drawing(resume):
+    tuner = resume(record(), stop=True)
+    assert tuner.tokens == 0 and tuner.step == STEPS
+
+
+@pytest.mark.parametrize("last", [False, True])
+def test_only_the_last_checkpoint_must_be_written(resume, tmp_path, last):
+    tuner = resume(record())
+    tuner.step += 1
+
+    class Gang:
+        async def copy_checkpoint(self, folder: str) -> None:
+            raise OSError("no space left on device")
+
+    tuner.gang = Gang()
+    if last:
+        with pytest.raises(RunFailed, match="checkpoints/4 could not be saved: .*no space left"):
+            asyncio.run(tuner._save(last=True))
+    else:
+        asyncio.run(tuner._save())
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == [str(STEPS)]
+    assert tuner.checkpoint.step == STEPS
