@@ -43,7 +43,7 @@ class DemonstrationsConfig:
     path: str = MISSING  # samples that `jobs.prepare facts` made: a file, or a folder
     output: str = MISSING  # local folder for conversations.jsonl and prepare.json, which says how they were made
     keep_share: float = 0.75  # probability with which the reader keeps a needed fact of its memory, per section
-    stray_share: float = 0.1  # probability with which it notes a useless fact of the section
+    stray_share: float = 0.0  # probability with which it notes a useless fact of the section
     keep_stray_share: float = 0.25  # probability with which it keeps a useless fact of its memory, per section
     # share of the conversations with an empty memory and nothing noted that is written: there are many, and easy ones
     idle_share: float = 0.25

@@ -7,7 +7,7 @@ from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from pipeline.data.documents.facts.relations import FRAMES, PERSON, Relation, draw_value, subjects_of
+from pipeline.data.documents.facts.relations import PERSON, Relation, draw_value, subjects_of
 from pipeline.data.documents.ruler.fitting import fit
 from pipeline.data.documents.ruler.haystack import essay_haystack, hidden
 from pipeline.errors import DataError
@@ -63,7 +63,7 @@ def draw_riddle(rng: random.Random, relations: tuple[Relation, ...], hops: int, 
     if hops == 1:
         asked = rng.choice(relations)
         needed = [_fact(rng, asked, rng.choice(subjects_of(asked)))]
-        question = rng.choice(asked.questions).format(s=needed[0].subject)
+        question = asked.question.format(s=needed[0].subject)
     else:
         bridges = [relation for relation in relations if relation.role]
         ends = [relation for relation in relations if relation.subject == PERSON]
@@ -72,7 +72,7 @@ def draw_riddle(rng: random.Random, relations: tuple[Relation, ...], hops: int, 
         bridge, asked = rng.choice(bridges), rng.choice(ends)
         first = _fact(rng, bridge, rng.choice(subjects_of(bridge)))
         needed = [first, _fact(rng, asked, first.value)]
-        question = rng.choice(asked.questions).format(s=bridge.role.format(s=first.subject))
+        question = asked.question.format(s=bridge.role.format(s=first.subject))
     taken = {(fact.relation, fact.subject) for fact in needed}
     found: list[Fact] = []
 
@@ -90,7 +90,7 @@ def draw_riddle(rng: random.Random, relations: tuple[Relation, ...], hops: int, 
         if len(found) < others:
             add(relation, subject)
     rng.shuffle(found)
-    return Riddle(rng.choice(FRAMES).format(q=question), tuple(needed), tuple(found))
+    return Riddle(question, tuple(needed), tuple(found))
 
 
 @functools.lru_cache(maxsize=4)

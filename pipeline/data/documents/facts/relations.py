@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from pipeline.data.documents.ruler.words import word_pair
 
-PERSON, THING, CODE = "person", "thing", "code name"
+PERSON, THING = "person", "thing"
 
 
 @dataclass(frozen=True)
@@ -19,10 +19,10 @@ class Relation:
 
     Attributes:
         name: a name for reports.
-        subject: `PERSON`, `THING` or `CODE`.
+        subject: `PERSON` or `THING`.
         value: the kind of its value, a key of `VALUES`.
         statements: the ways to state it; each is a sentence.
-        questions: the ways to ask for the value.
+        question: the way to ask for the value.
         role: for a bridge, whose value is a person: how a question speaks of that person.
         answers: the right answers.
     """
@@ -31,166 +31,74 @@ class Relation:
     subject: str
     value: str
     statements: tuple[str, ...]
-    questions: tuple[str, ...]
+    question: str
     role: str = ""
     answers: tuple[str, ...] = ("{v}",)
 
 
-def _bridge(name: str, statements: tuple[str, ...], questions: tuple[str, ...]) -> Relation:
-    return Relation(name, THING, PERSON, statements, questions, f"the {name} of {{s}}")
+def _bridge(name: str, statements: tuple[str, ...], question: str) -> Relation:
+    return Relation(name, THING, PERSON, statements, question, f"the {name} of {{s}}")
 
 
 RELATIONS = (
     # Bridges: a thing's person.
-    _bridge(
-        "keeper",
-        ("The keeper of {s} is {v}.", "{v} has become the keeper of {s}."),
-        ("Who is the keeper of {s}?", "Who keeps {s}?"),
-    ),
-    _bridge(
-        "owner",
-        ("{s} belongs to {v}.", "It is {v} who owns {s}."),
-        ("Who is the owner of {s}?", "To whom does {s} belong?"),
-    ),
-    _bridge(
-        "maker", ("{s} was made by {v}.", "It was {v} who made {s}."), ("Who made {s}?", "Who is the maker of {s}?")
-    ),
-    _bridge("finder", ("{s} was found by {v}.", "It was {v} who found {s}."), ("Who found {s}?", "Who has found {s}?")),
-    _bridge(
-        "thief",
-        ("{s} was stolen by {v}.", "The thief of {s} was {v}."),
-        ("Who stole {s}?", "Who was the thief of {s}?"),
-    ),
-    _bridge(
-        "buyer",
-        ("{s} was bought by {v}.", "The buyer of {s} was {v}."),
-        ("Who bought {s}?", "By whom was {s} bought?"),
-    ),
+    _bridge("keeper", ("The keeper of {s} is {v}.", "{v} has become the keeper of {s}."), "Who is the keeper of {s}?"),
+    _bridge("owner", ("{s} belongs to {v}.", "It is {v} who owns {s}."), "Who is the owner of {s}?"),
+    _bridge("maker", ("{s} was made by {v}.", "It was {v} who made {s}."), "Who made {s}?"),
+    _bridge("finder", ("{s} was found by {v}.", "It was {v} who found {s}."), "Who found {s}?"),
+    _bridge("thief", ("{s} was stolen by {v}.", "The thief of {s} was {v}."), "Who stole {s}?"),
+    _bridge("buyer", ("{s} was bought by {v}.", "The buyer of {s} was {v}."), "Who bought {s}?"),
     # A thing's other facts.
-    Relation(
-        "price",
-        THING,
-        "amount",
-        ("{s} was sold for {v} pounds.", "The price of {s} was {v} pounds."),
-        ("For how many pounds was {s} sold?", "What was the price of {s} in pounds?"),
-        answers=("{v}", "{v} pounds"),
-    ),
-    Relation(
-        "weight",
-        THING,
-        "amount",
-        ("{s} weighs {v} ounces.", "The weight of {s} is {v} ounces."),
-        ("How many ounces does {s} weigh?", "What is the weight of {s} in ounces?"),
-        answers=("{v}", "{v} ounces"),
-    ),
+    Relation("price", THING, "amount", ("{s} was sold for {v} pounds.",), "For how many pounds was {s} sold?"),
+    Relation("weight", THING, "amount", ("{s} weighs {v} ounces.",), "How many ounces does {s} weigh?"),
     Relation(
         "catalogue number",
         THING,
         "number",
         ("The catalogue number of {s} is {v}.", "{s} has the catalogue number {v}."),
-        ("What is the catalogue number of {s}?", "Which catalogue number does {s} have?"),
+        "What is the catalogue number of {s}?",
     ),
-    Relation(
-        "hiding place",
-        THING,
-        "town",
-        ("{s} is hidden in {v}.", "The hiding place of {s} is in {v}."),
-        ("In which town is {s} hidden?", "Where is {s} hidden?"),
-        answers=("{v}", "in {v}"),
-    ),
+    Relation("hiding place", THING, "town", ("{s} is hidden in {v}.",), "In which town is {s} hidden?"),
     Relation(
         "discovery",
         THING,
         "year",
-        ("{s} was discovered in the year {v}.", "In {v}, {s} was discovered."),
-        ("In which year was {s} discovered?", "When was {s} discovered?"),
-        answers=("{v}", "in {v}"),
+        ("{s} was discovered in the year {v}.",),
+        "In which year was {s} discovered?",
     ),
-    Relation(
-        "shipping",
-        THING,
-        "day",
-        ("{s} was shipped on {v}.", "On {v}, {s} was shipped."),
-        ("On which day was {s} shipped?", "When was {s} shipped?"),
-        answers=("{v}", "on {v}"),
-    ),
-    # What has a code name.
-    Relation(
-        "vault",
-        CODE,
-        "figure",
-        ("The vault {s} opens with the number {v}.", "Dial {v} to open the vault {s}."),
-        ("Which number opens the vault {s}?", "With which number does the vault {s} open?"),
-    ),
-    Relation(
-        "account",
-        CODE,
-        "amount",
-        ("The account {s} holds {v} pounds.", "There are {v} pounds in the account {s}."),
-        ("How many pounds does the account {s} hold?", "How many pounds are in the account {s}?"),
-        answers=("{v}", "{v} pounds"),
-    ),
-    Relation(
-        "telegram",
-        CODE,
-        "town",
-        ("The telegram {s} came from {v}.", "From {v} came the telegram {s}."),
-        ("From which town did the telegram {s} come?", "Where did the telegram {s} come from?"),
-        answers=("{v}", "from {v}"),
-    ),
+    Relation("shipping", THING, "day", ("{s} was shipped on {v}.",), "On which day was {s} shipped?"),
     # A person's facts.
-    Relation(
-        "birthplace",
-        PERSON,
-        "town",
-        ("{s} was born in the town of {v}.", "The birthplace of {s} is {v}."),
-        ("In which town was {s} born?", "What is the birthplace of {s}?"),
-    ),
+    Relation("birthplace", PERSON, "town", ("{s} was born in the town of {v}.",), "In which town was {s} born?"),
     Relation(
         "home",
         PERSON,
         "town",
         ("{s} lives in {v}.", "The home of {s} is in {v}."),
-        ("In which town does {s} live?", "Where is the home of {s}?"),
-        answers=("{v}", "in {v}"),
+        "In which town does {s} live?",
     ),
     Relation(
         "trade",
         PERSON,
         "trade",
         ("{s} works as a {v}.", "{s} is a {v} by trade."),
-        ("What is the trade of {s}?", "What does {s} work as?"),
+        "What is the trade of {s}?",
         answers=("{v}", "a {v}"),
     ),
-    Relation(
-        "birth",
-        PERSON,
-        "year",
-        ("{s} was born in the year {v}.", "The year of birth of {s} is {v}."),
-        ("In which year was {s} born?", "What is the year of birth of {s}?"),
-    ),
+    Relation("birth", PERSON, "year", ("{s} was born in the year {v}.",), "In which year was {s} born?"),
     Relation(
         "wedding",
         PERSON,
         "day",
         ("{s} was married on {v}.", "The wedding of {s} was on {v}."),
-        ("On which day was {s} married?", "When was the wedding of {s}?"),
-        answers=("{v}", "on {v}"),
+        "On which day was {s} married?",
     ),
-    Relation(
-        "departure",
-        PERSON,
-        "day",
-        ("{s} departed on {v}.", "The departure of {s} was on {v}."),
-        ("On which day did {s} depart?", "When was the departure of {s}?"),
-        answers=("{v}", "on {v}"),
-    ),
+    Relation("departure", PERSON, "day", ("{s} departed on {v}.",), "On which day did {s} depart?"),
     Relation(
         "age",
         PERSON,
         "age",
         ("{s} is {v} years old.", "The age of {s} is {v} years."),
-        ("How old is {s}?", "What is the age of {s}?"),
+        "How old is {s}?",
         answers=("{v}", "{v} years", "{v} years old"),
     ),
     Relation(
@@ -198,30 +106,22 @@ RELATIONS = (
         PERSON,
         "amount",
         ("{s} owes the bank {v} pounds.", "The debt of {s} is {v} pounds."),
-        ("How many pounds does {s} owe the bank?", "What is the debt of {s} in pounds?"),
-        answers=("{v}", "{v} pounds"),
+        "How many pounds does {s} owe the bank?",
     ),
-    Relation(
-        "wage",
-        PERSON,
-        "amount",
-        ("{s} earns {v} pounds a year.", "The yearly wage of {s} is {v} pounds."),
-        ("How many pounds does {s} earn a year?", "What is the yearly wage of {s} in pounds?"),
-        answers=("{v}", "{v} pounds"),
-    ),
+    Relation("wage", PERSON, "amount", ("{s} earns {v} pounds a year.",), "How many pounds does {s} earn a year?"),
     Relation(
         "ticket",
         PERSON,
         "number",
         ("The ticket number of {s} is {v}.", "{s} holds the ticket with the number {v}."),
-        ("What is the ticket number of {s}?", "Which ticket number does {s} hold?"),
+        "What is the ticket number of {s}?",
     ),
     Relation(
         "room",
         PERSON,
         "room",
         ("{s} sleeps in room {v}.", "The room of {s} has the number {v}."),
-        ("In which room does {s} sleep?", "What is the room number of {s}?"),
+        "In which room does {s} sleep?",
         answers=("{v}", "room {v}"),
     ),
     Relation(
@@ -229,21 +129,12 @@ RELATIONS = (
         PERSON,
         "word",
         ("The password of {s} is {v}.", "{s} uses the password {v}."),
-        ("What is the password of {s}?", "Which password does {s} use?"),
+        "What is the password of {s}?",
     ),
 )
 # Relations of which no training question and no demonstration speaks.
 HELD_OUT = ("owner", "finder", "weight", "discovery", "birthplace", "wage", "departure")
 FORMS = ("trained", "held_out", "all")
-# Questions with something around them, as people and benchmarks ask. Half of the questions stand alone.
-FRAMES = (
-    "{q}",
-    "{q}",
-    "{q}",
-    "Read until you know this. {q}",
-    "The story tells you this. {q}",
-    "{q} The answer is somewhere in the story.",
-)
 
 PEOPLE = tuple(
     "Ada Anton Astrid Boris Bruno Carla Cedric Dalia Dario Edna Elsa Emil Enzo Farah Felix Greta Gustav Hana Ilse "
@@ -281,7 +172,6 @@ VALUES = {
     "room": lambda rng: str(rng.randint(100, 999)),
     "amount": lambda rng: str(rng.randint(100, 9999)),
     "number": lambda rng: str(rng.randint(1000, 9999)),
-    "figure": lambda rng: str(rng.randint(10**4, 10**7)),
 }
 
 
@@ -294,9 +184,6 @@ def subjects_of(relation: Relation) -> tuple[str, ...]:
     """All subjects of a relation, as they stand in a sentence."""
     if relation.subject == PERSON:
         return PEOPLE
-    if relation.subject == CODE:
-        rng = random.Random(CODE)
-        return tuple(dict.fromkeys(word_pair(rng) for _ in range(600)))
     return tuple(f"the {material} {thing}" for material in MATERIALS for thing in THINGS)
 
 
