@@ -7,7 +7,6 @@ import json
 import shutil
 import time
 from collections.abc import Iterator
-from dataclasses import asdict
 from pathlib import Path
 
 import ray
@@ -24,6 +23,7 @@ from pipeline.fine_tuning.config import FineTuningConfig
 from pipeline.fine_tuning.conversations import conversation_examples
 from pipeline.fine_tuning.demonstrations import demonstrations
 from pipeline.fine_tuning.examples import Example, ExampleBatch, pack_examples
+from pipeline.fine_tuning.record import RECORD, fine_tuning_record, weights_hash
 from pipeline.lease import Lease
 from pipeline.run.checkpoints import (
     LEARNER,
@@ -37,15 +37,7 @@ from pipeline.run.checkpoints import (
 )
 from pipeline.text import load_tokenizer
 
-RECORD = "fine_tuning.json"  # in the model's folder: how the model was made
-WAITS = ("min_ranks", "wait_s", "stall_s")  # learner keys without influence on the result
-# Keys of the record that may change when a run is resumed. Paths may: the data are compared, and the weights are the
-# checkpoint's.
-CHANGEABLE = frozenset(
-    "path max_bad_share ranks num_cpus num_gpus micro_batch_tokens activation_checkpointing offload bucket_mib "
-    "stop_after checkpoint_every record_every".split()
-)
-READING_S = 3600.0  # limit for reading checkpoints back
+STORAGE_S = 3600.0  # limit for reading, writing or removing checkpoints
 MAX_SKIPPED = 3  # updates in a row with a gradient that is not finite
 
 
@@ -57,7 +49,8 @@ class FineTuner(JobActor):
         self.quarantine = Quarantine.outliving(self.quarantine_file, config.data.max_bad_share)
         self.digest = hashlib.sha256()
         self.curve: list[dict] = []  # losses and data hashes for the record
-        self.step = self.tokens = 0
+        self.step = self.tokens = 0  # trained
+        self.drawn = 0  # steps whose examples are drawn
         self.losses: list[float] = []  # of the steps since the last point of the curve
         self.checkpoints = Checkpoints(self.folder / "checkpoints")
         self.checkpoint: Checkpoint | None = None  # the last finished one
@@ -73,6 +66,8 @@ class FineTuner(JobActor):
     async def work(self) -> str:
         if self.config.resume == "auto":
             await self._find_checkpoint()
+            with contextlib.suppress(OSError):  # the same bad rows will be found
+                await self.stored(self.quarantine_file.path.unlink, True)
         examples = await asyncio.to_thread(self._examples)
         if self.checkpoint:
             await self.unless_failed(self._draw_again(examples, self.checkpoint))
@@ -113,7 +108,7 @@ class FineTuner(JobActor):
                 tokenizer,
                 c.data.curriculum,
                 c.run.seed,
-                lambda: self.step / c.fine_tuning.steps,
+                lambda: self.drawn / c.fine_tuning.steps,
                 c.data.prompt_template,
             )
         source = SampleFiles.open(c.data.path)
@@ -122,7 +117,7 @@ class FineTuner(JobActor):
     async def _find_checkpoint(self) -> None:
         news: list[str] = []  # reported here, not in the storage's thread
         try:
-            self.checkpoint = await self.stored(self.checkpoints.newest_good, news.append, limit_s=READING_S)
+            self.checkpoint = await self.stored(self.checkpoints.newest_good, news.append, limit_s=STORAGE_S)
         except (CheckpointError, OSError) as error:
             raise RunFailed(f"no checkpoint to resume from: {reason_of(error)}") from error
         finally:
@@ -133,27 +128,20 @@ class FineTuner(JobActor):
         """Draw what was trained before the checkpoint again: the data are a function of the seed.
 
         Raises:
-            RunFailed: data or settings are others, or the checkpoint has no record of them.
+            RunFailed: the data are others, or the checkpoint has no record of them.
         """
         self.say(f"· resuming after step {checkpoint.step}, whose data are drawn again")
         self.wandb_id = checkpoint.state.wandb_id
         try:
             record = json.loads(await self.stored((Path(checkpoint.folder) / MODEL / RECORD).read_text, "utf-8"))
-            self.curve, self.losses, data = record["curve"], record["losses"], record["data_sha256"]
-            changed = differences(record["config"], fine_tuning_record(self.config)["config"])
+            self.curve, self.losses = record["curve"], record["losses"]
+            self.step, self.tokens, data = checkpoint.step, record["tokens"], record["data_sha256"]
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise RunFailed(f"{checkpoint.folder}: {RECORD} cannot be read: {reason_of(error)}") from error
-        if changed:
-            raise RunFailed(
-                f"{checkpoint.folder} was trained with other values of {', '.join(changed)}; choose another run.name"
-            )
-        with contextlib.suppress(OSError):  # the same bad rows will be found
-            await self.stored(self.quarantine_file.path.unlink, True)
-        while self.step < checkpoint.step:
+        while self.drawn < checkpoint.step:
             if self._stop.is_set():
-                self.step = checkpoint.step
                 return
-            self._drawn(await asyncio.to_thread(self._batch, examples))
+            await asyncio.to_thread(self._batch, examples)
         if self.digest.hexdigest() != data:
             raise RunFailed(
                 f"the first {self.step} steps would get other data than those of {checkpoint.folder}; choose another "
@@ -161,6 +149,7 @@ class FineTuner(JobActor):
             )
 
     async def _begin_tracking(self) -> None:
+        self.check_lease()  # the tracker changes files
         self.tracker = Tracking(Tracker.remote(self.config, str(self.folder), self.step, self.wandb_id), self.say)
         try:
             _, _, self.wandb_run, self.wandb_id = await self.tracker.begun()
@@ -176,16 +165,11 @@ class FineTuner(JobActor):
         if self.checkpoint:
             checkpoint = self.checkpoint.folder
         if self.checkpoint and self.checkpoint.state.ranks != le.ranks:
-            if le.optimizer == "muon":
-                raise RunFailed(
-                    f"learner.ranks={le.ranks}: under Muon a run resumes with its number of ranks only, which was "
-                    f"{self.checkpoint.state.ranks}"
-                )
             universal = str(self.folder / "universal" / LEARNER)
         await self.unless_failed(self.start_all({"learners (DeepSpeed)": self.gang.start(checkpoint, universal)}))
         if universal:
             with contextlib.suppress(OSError):
-                await self.stored(shutil.rmtree, self.folder / "universal", limit_s=READING_S)
+                await self.stored(shutil.rmtree, self.folder / "universal", limit_s=STORAGE_S)
 
     @property
     def _last(self) -> int:
@@ -197,7 +181,8 @@ class FineTuner(JobActor):
             begin = time.monotonic()
             batch = await asyncio.to_thread(self._batch, examples)
             ranks = await self.gang.train(batch)
-            self._drawn(batch)
+            self.step += 1
+            self.tokens += len(batch.tokens)
             self.losses.append(sum(rank["loss"] for rank in ranks))
             row = {
                 "step": self.step,
@@ -227,17 +212,15 @@ class FineTuner(JobActor):
                 await self._save()
 
     def _batch(self, examples: Iterator[Example]) -> ExampleBatch:
+        """Draw the examples of the next step."""
         drawn, tokens = [], 0
         while tokens < self.config.fine_tuning.tokens_per_step:
             drawn.append(next(examples))
             tokens += len(drawn[-1].tokens)
-        return pack_examples(drawn)
-
-    def _drawn(self, batch: ExampleBatch) -> None:
-        """Count a step's examples."""
-        self.step += 1
-        self.tokens += len(batch.tokens)
+        batch = pack_examples(drawn)
         batch.hash_into(self.digest)
+        self.drawn += 1
+        return batch
 
     def _record(self) -> None:
         """Add a point to the curve."""
@@ -263,16 +246,16 @@ class FineTuner(JobActor):
         folder = self.folder / "checkpoints" / str(self.step)
         state = RunState(self.step, self.step, START, self.config.learner.ranks, self.wandb_id)
         try:
-            await self.stored(self.checkpoints.begin, self.step, limit_s=READING_S)
+            await self.stored(self.checkpoints.begin, self.step, limit_s=STORAGE_S)
             await self.gang.copy_checkpoint(str(folder))
             files = await self.gang.write_checkpoint()
-            files += await self.stored(self._write_record, folder, limit_s=READING_S)
-            self.checkpoint = await self.stored(self.checkpoints.finish, state, files, limit_s=READING_S)
+            files += await self.stored(self._write_record, folder, limit_s=STORAGE_S)
+            self.checkpoint = await self.stored(self.checkpoints.finish, state, files, limit_s=STORAGE_S)
         except GangLost:
             raise
         except Exception as error:
             with contextlib.suppress(OSError):  # without a manifest it does not count anyway
-                await self.stored(self.checkpoints.clear, self.step, limit_s=READING_S)
+                await self.stored(self.checkpoints.clear, self.step, limit_s=STORAGE_S)
             if last:
                 raise RunFailed(f"checkpoints/{self.step} could not be saved: {reason_of(error)}") from error
             self.say(f"· checkpoints/{self.step} could not be saved, and the run continues: {reason_of(error)}")
@@ -280,7 +263,7 @@ class FineTuner(JobActor):
         self.say(f"· saved checkpoints/{self.step}")
         try:
             keep_last = self.config.fine_tuning.keep_last
-            await self.stored(self.checkpoints.prune, self.step, keep_last, 0, limit_s=READING_S)
+            await self.stored(self.checkpoints.prune, self.step, keep_last, 0, limit_s=STORAGE_S)
         except OSError as error:
             self.say(f"· older checkpoints could not be removed: {reason_of(error)}")
 
@@ -308,35 +291,3 @@ class FineTuner(JobActor):
         closing = [self.gang.close()] if self.gang else []
         closing += [self.tracker.finish(summary)] if self.tracker and not self.lease_lost else []
         await self.close_all(closing)
-
-
-def fine_tuning_record(config: FineTuningConfig) -> dict:
-    """The part of a configuration that determines the model."""
-    values = asdict(config)
-    for name in WAITS:
-        del values["learner"][name]
-    del values["fine_tuning"]["keep_last"]
-    if config.fine_tuning.from_scratch:
-        del values["model"]["path"]  # the folder of the random weights, which the seed reproduces
-    kept = ("model", "data", "learner", "fine_tuning")
-    return {"config": {name: values[name] for name in kept}, "seed": config.run.seed}
-
-
-def differences(one: dict, other: dict) -> list[str]:
-    """The keys that two records' configurations give different values, except those that a resumed run may change."""
-    return [
-        f"{section}.{key}"
-        for section, values in other.items()
-        for key, value in values.items()
-        if key not in CHANGEABLE and one.get(section, {}).get(key) != value
-    ]
-
-
-def weights_hash(folder: Path) -> str:
-    """SHA-256 over the safetensors files of a model folder, in order of their names."""
-    digest = hashlib.sha256()
-    for path in sorted(folder.glob("*.safetensors")):
-        with path.open("rb") as file:
-            while block := file.read(1 << 24):
-                digest.update(block)
-    return digest.hexdigest()

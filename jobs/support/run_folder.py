@@ -15,6 +15,7 @@ from jobs.support.stop_signals import StopSignals
 from pipeline.config import save_config
 from pipeline.errors import ConfigError
 from pipeline.fine_tuning.config import FineTuningConfig
+from pipeline.fine_tuning.record import check_unchanged
 from pipeline.lease import STALE_S, Heartbeat, Lease, is_unused, take_lease
 from pipeline.run.config import TrainingConfig
 from pipeline.sections import JobConfig
@@ -99,14 +100,12 @@ def check_earlier(config: TrainingConfig | FineTuningConfig, folder: Path) -> No
     """Check that a run that resumes is the job that began, in its dtype, whatever `auto` means on this machine.
 
     Raises:
-        ConfigError: the run in `folder` is another job or has another dtype, or its configuration names none.
+        ConfigError: the run in `folder` is another job, has another dtype or other settings that must not change, or
+            its configuration names no dtype.
     """
     before = folder / "config.yaml"
     if config.resume == "auto" and before.exists():
         there = configuration_of(before)
-        mine = "train" if isinstance(config, TrainingConfig) else "fine_tuning"
-        if mine not in there:
-            raise ConfigError(f"{before} has no section {mine}: another job ran there; choose another run.name")
         model = there.get("model")
         dtype = model.get("dtype") if isinstance(model, dict) else None
         if dtype is None:
@@ -116,6 +115,11 @@ def check_earlier(config: TrainingConfig | FineTuningConfig, folder: Path) -> No
                 f"the run in {folder} has model.dtype={dtype}, not {config.model.dtype}: set model.dtype={dtype} to "
                 "resume it, or choose another run.name"
             )
+        mine = "train" if isinstance(config, TrainingConfig) else "fine_tuning"
+        if mine not in there:
+            raise ConfigError(f"{before} has no section {mine}: another job ran there; choose another run.name")
+        if isinstance(config, FineTuningConfig):
+            check_unchanged(config, there)
 
 
 def configuration_of(path: Path) -> dict:

@@ -1,4 +1,4 @@
-"""A scripted reader: it reads documents of hidden facts as a memory agent does, but forgets, and notes useless facts.
+"""A scripted reader: it reads documents of hidden facts as a memory agent does, but forgets; it may note useless facts.
 
 Its conversations are demonstrations for fine-tuning, with exactly the prompts of the agent "memory". A model that
 imitates them has the form, and reinforcement can still teach it to keep what it needs and only that.
@@ -82,8 +82,8 @@ class ScriptedReader:
         if not self._fits([fact for fact in [*kept, *new] if facts[fact]]):
             raise BadRow("the needed facts do not fit agent.memory_tokens")
         for fact in facts:  # strays stand behind, as far as there is room
-            stray = not facts[fact] and fact in section and fact not in kept and rng.random() < habits.stray_share
-            if stray and self._fits([*kept, *new, fact]):
+            useless = habits.stray_share > 0 and not facts[fact] and fact in section and fact not in kept
+            if useless and rng.random() < habits.stray_share and self._fits([*kept, *new, fact]):
                 new.append(fact)
         while not self._fits(kept + new):
             kept.remove(next(fact for fact in kept if not facts[fact]))

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from actors.fine_tuner import RECORD
 from pipeline.config import CONFIGS
+from pipeline.fine_tuning.record import RECORD
 from tests.support.faults import run_job
 
 TINY = CONFIGS / "models" / "tiny"

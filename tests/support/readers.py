@@ -14,6 +14,7 @@ from pipeline.end_tokens import named_end_tokens
 from pipeline.errors import DataError
 from pipeline.evaluation.config import EvaluationConfig
 from pipeline.evaluation.results import read_results
+from pipeline.fine_tuning.config import FineTuningConfig
 from pipeline.lease import take_lease
 from pipeline.run.config import load_training_config
 from pipeline.weights.bucket_files import BucketError, read_bucket_file
@@ -85,6 +86,13 @@ def training(path: Path) -> None:
     from jobs.support.run_folder import check_earlier
 
     check_earlier(load_training_config(["preset=tiny", "resume=auto"]), path.parent)
+
+
+def fine_tuning(path: Path) -> None:
+    """The file is the config.yaml of a fine-tuning run that is to go on."""
+    from jobs.support.run_folder import check_earlier
+
+    check_earlier(load_config(["preset=fine_tune_tiny", "resume=auto"], FineTuningConfig), path.parent)
 
 
 def prompts(path: Path) -> None:

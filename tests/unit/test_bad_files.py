@@ -47,6 +47,7 @@ from tests.support.readers import (
     distractors,
     end,
     evaluation,
+    fine_tuning,
     gguf,
     lease,
     model,
@@ -243,6 +244,18 @@ FILES = {
     "training of thousands of brackets": ("config.yaml", text(5000 * "["), training, "config.yaml cannot be read"),
     "training of one word": ("config.yaml", text("word\n"), training, "config.yaml"),
     "training of nothing": ("config.yaml", text(""), training, "config.yaml names no model.dtype"),
+    "training of fine-tuning": (
+        "config.yaml",
+        text("model: {dtype: float32}\nfine_tuning: {}\n"),
+        training,
+        "no section train: another job ran there",
+    ),
+    "fine-tuning of a list": (
+        "config.yaml",
+        text("model: {dtype: float32}\nfine_tuning: [1]\n"),
+        fine_tuning,
+        "other values than model.trust_remote_code=False",
+    ),
     "training of no model": ("config.yaml", text("model: 3\n"), training, "config.yaml names no model.dtype"),
     "training of an object of Python": (
         "config.yaml", text("a: !!python/object/apply:os.system [ls]\n"), training, "config.yaml cannot be read",

@@ -79,4 +79,6 @@ def test_a_run_is_resumed_in_the_dtype_in_which_it_began(cpu, tmp_path):
     check_earlier(load_training_config(["preset=smollm2", "resume=auto", "model.dtype=bfloat16"]), tmp_path)
     check_earlier(load_training_config(["preset=smollm2", "resume=auto"]), tmp_path / "new")
     with pytest.raises(ConfigError, match="has no section fine_tuning: another job ran there"):
-        check_earlier(load_config(["preset=fine_tune_tiny", "resume=auto"], FineTuningConfig), tmp_path)
+        check_earlier(
+            load_config(["preset=fine_tune_tiny", "resume=auto", "model.dtype=bfloat16"], FineTuningConfig), tmp_path
+        )

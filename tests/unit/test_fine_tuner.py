@@ -6,12 +6,14 @@ import json
 
 import pytest
 
-from actors.fine_tuner import RECORD, FineTuner, fine_tuning_record
-from pipeline.config import load_config
+from actors.fine_tuner import FineTuner
+from jobs.support.run_folder import check_earlier
+from pipeline.config import load_config, save_config
 from pipeline.data.problem_stream import START
-from pipeline.errors import RunFailed
+from pipeline.errors import ConfigError, RunFailed
 from pipeline.fine_tuning.config import FineTuningConfig
 from pipeline.fine_tuning.examples import pack_examples, respond
+from pipeline.fine_tuning.record import RECORD, fine_tuning_record
 from pipeline.lease import take_lease
 from pipeline.run.checkpoints import MODEL, Checkpoints, RunState, file_entries
 
@@ -30,7 +32,7 @@ def record() -> dict:
     for _ in range(STEPS):
         pack_examples([next(drawn), next(drawn)]).hash_into(digest)
     made = fine_tuning_record(load_config(CONFIG, FineTuningConfig))
-    return made | {"curve": PLACE, "losses": [0.5], "data_sha256": digest.hexdigest()}
+    return made | {"curve": PLACE, "losses": [0.5], "tokens": 30, "data_sha256": digest.hexdigest()}
 
 
 @pytest.fixture
@@ -72,9 +74,18 @@ def test_other_data_are_refused(resume):
         resume(record() | {"data_sha256": "other"})
 
 
-def test_other_settings_are_refused(resume):
-    with pytest.raises(RunFailed, match=r"with other values of learner.learning_rate, fine_tuning.steps;"):
-        resume(record(), "learner.learning_rate=1e-3", "fine_tuning.steps=17")
+def test_settings_that_determine_the_model_must_not_change(tmp_path):
+    def config(*settings: str) -> FineTuningConfig:
+        return load_config([*CONFIG, *settings], FineTuningConfig)
+
+    save_config(config(), tmp_path / "config.yaml")
+    check_earlier(config("fine_tuning.checkpoint_every=7", "learner.num_cpus=1"), tmp_path)
+    with pytest.raises(ConfigError, match=r"other values than learner.learning_rate=0.001, fine_tuning.steps=17;"):
+        check_earlier(config("learner.learning_rate=1e-3", "fine_tuning.steps=17"), tmp_path)
+    with pytest.raises(ConfigError, match=r"other values than learner.ranks=3;"):  # the preset's optimizer is Muon
+        check_earlier(config("learner.ranks=3"), tmp_path)
+    save_config(config("learner.optimizer=adamw"), tmp_path / "config.yaml")
+    check_earlier(config("learner.optimizer=adamw", "learner.ranks=3"), tmp_path)
 
 
 @pytest.mark.parametrize("left", [{}, {"curve": []}, []])
@@ -92,7 +103,7 @@ def test_a_damaged_checkpoint_is_not_resumed_from(resume, tmp_path):
 
 def test_a_stop_ends_the_drawing(resume):
     tuner = resume(record(), stop=True)
-    assert tuner.tokens == 0 and tuner.step == STEPS
+    assert tuner.drawn == 0 and tuner.step == STEPS and tuner.tokens == 30
 
 
 @pytest.mark.parametrize("last", [False, True])
@@ -101,7 +112,9 @@ def test_only_the_last_checkpoint_must_be_written(resume, tmp_path, last):
     tuner.step += 1
 
     class Gang:
-        async def copy_checkpoint(self, folder: str) -> None:
+        async def copy_checkpoint(self, folder: str) -> None: ...
+
+        async def write_checkpoint(self) -> None:
             raise OSError("no space left on device")
 
     tuner.gang = Gang()

@@ -4,9 +4,9 @@ import json
 
 import pytest
 
-from actors.fine_tuner import RECORD, fine_tuning_record, weights_hash
 from pipeline.config import CONFIGS, load_config
 from pipeline.fine_tuning.config import FineTuningConfig
+from pipeline.fine_tuning.record import RECORD, fine_tuning_record, weights_hash
 from pipeline.run.config import load_training_config
 
 TINY = CONFIGS / "models" / "tiny"
