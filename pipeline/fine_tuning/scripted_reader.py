@@ -19,7 +19,7 @@ UNKNOWN = "unknown"
 
 @dataclass(frozen=True)
 class Habits:
-    """Probabilities, each drawn anew for every fact and section.
+    """The probabilities of what the reader does with a fact at a section.
 
     Attributes:
         keep_share: that a needed fact of the memory is in the next memory, too.
