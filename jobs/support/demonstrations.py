@@ -43,8 +43,8 @@ class DemonstrationsConfig:
     path: str = MISSING  # samples that `jobs.prepare facts` made: a file, or a folder
     output: str = MISSING  # local folder for conversations.jsonl and prepare.json, which says how they were made
     keep_share: float = 0.75  # probability with which the reader keeps a needed fact of its memory, per section
-    stray_share: float = 0.0  # probability with which it notes a useless fact of the section
-    keep_stray_share: float = 0.25  # probability with which it keeps a useless fact of its memory, per section
+    # probability with which it notes a useless fact of the section, to drop it at the next; only the dropping is written
+    slip_share: float = 0.0
     # share of the conversations with an empty memory and nothing noted that is written: there are many, and easy ones
     idle_share: float = 0.25
     seed: int = 0  # of all random choices
@@ -97,8 +97,7 @@ def _write(config: DemonstrationsConfig, folder: Path, say: Callable[[str], None
         DataError: too many rows are bad.
     """
     tokenizer = load_tokenizer(config.model.path, config.model.trust_remote_code)
-    habits = Habits(config.keep_share, config.stray_share, config.keep_stray_share)
-    reader = ScriptedReader(MemoryAgent(tokenizer, config.agent), habits)
+    reader = ScriptedReader(MemoryAgent(tokenizer, config.agent), Habits(config.keep_share, config.slip_share))
     quarantine = Quarantine(folder / QUARANTINE, config.max_bad_share)
     quarantine.path.unlink(missing_ok=True)
     rules = RowRules(tuple(SCORERS), config.limits, config.agent.document_characters)
@@ -112,9 +111,10 @@ def _write(config: DemonstrationsConfig, folder: Path, say: Callable[[str], None
             except BadRow as error:
                 quarantine.add(problem.id, str(error), source.row(index)[1])
                 continue
-            for prompt, response, idle in conversations:
-                if not idle or rng.random() < config.idle_share:
-                    output.write(json.dumps({"prompt_tokens": prompt, "response_tokens": response}) + "\n")
+            for shown in conversations:
+                if not shown.slip and (not shown.idle or rng.random() < config.idle_share):
+                    line = {"prompt_tokens": shown.prompt, "response_tokens": shown.response}
+                    output.write(json.dumps(line) + "\n")
                     count += 1
         quarantine.finish()
     return count, quarantine.bad

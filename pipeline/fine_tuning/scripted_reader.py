@@ -1,7 +1,7 @@
-"""A scripted reader: it reads documents of hidden facts as a memory agent does, but forgets; it may note useless facts.
+"""A scripted reader: it reads documents of hidden facts as a memory agent does, but forgets, and slips now and then.
 
 Its conversations are demonstrations for fine-tuning, with exactly the prompts of the agent "memory". A model that
-imitates them has the form, and reinforcement can still teach it to keep what it needs and only that.
+imitates them has the form, and reinforcement can still teach it to keep what it needs.
 """
 
 import random
@@ -22,14 +22,28 @@ class Habits:
     """The probabilities of what the reader does with a fact at a section.
 
     Attributes:
-        keep_share: that a needed fact of the memory is in the next memory, too.
-        stray_share: that a useless fact of the section is noted, if there is room.
-        keep_stray_share: that a useless fact of the memory is in the next memory, too, if there is room.
+        keep_share: that a needed fact of the memory is in the next memory, too. A useless one never is.
+        slip_share: that a useless fact of the section is noted, if there is room.
     """
 
     keep_share: float
-    stray_share: float
-    keep_stray_share: float
+    slip_share: float = 0.0
+
+
+@dataclass(frozen=True)
+class Conversation:
+    """What the reader is given and what it writes.
+
+    Attributes:
+        prompt, response: token ids; the response ends with the end token.
+        idle: the memory was empty and stays so. Most sections of a document have nothing to note.
+        slip: a useless fact is noted. What follows shows how to mend that; this shows nothing to imitate.
+    """
+
+    prompt: list[int]
+    response: list[int]
+    idle: bool = False
+    slip: bool = False
 
 
 class ScriptedReader:
@@ -46,10 +60,8 @@ class ScriptedReader:
         self.agent, self.habits = agent, habits
         self.end = min(end_tokens(agent.tokenizer))
 
-    def read(self, problem: Problem, rng: random.Random) -> Iterator[tuple[list[int], list[int], bool]]:
-        """Yield each conversation: its prompt, its response with the end token, and whether it is idle.
-
-        A conversation is idle if the memory was empty and stays so: most sections of a document have nothing to note.
+    def read(self, problem: Problem, rng: random.Random) -> Iterator[Conversation]:
+        """Yield the conversations in order.
 
         Raises:
             BadRow: the problem cannot be read, its metadata lack its facts, or memory or answer are too long for the
@@ -65,29 +77,29 @@ class ScriptedReader:
             held = self._tokens(memory) or empty
             prompt = prompts.fill("memory", problem=tokenized.question, memory=held, chunk=chunk)
             before, memory = memory, self._next(memory, text, facts, rng)
-            yield prompt, [*(self._tokens(memory) or empty), self.end], not before and not memory
+            response = [*(self._tokens(memory) or empty), self.end]
+            slip = any(not facts[fact] for fact in memory)
+            yield Conversation(prompt, response, idle=not before and not memory, slip=slip)
         held = self._tokens(memory) or empty
         answer = problem.answers[0] if set(needed) <= set(memory) else UNKNOWN
         response = [*encode_text(agent.tokenizer, f"\\boxed{{{answer}}}"), self.end]
         if len(response) > agent.config.answer_tokens:
             raise BadRow(f"the answer has {len(response)} tokens, over agent.answer_tokens")
-        yield prompts.fill("answer", problem=tokenized.question, memory=held), response, False
+        yield Conversation(prompts.fill("answer", problem=tokenized.question, memory=held), response)
 
     def _next(self, memory: list[str], section: str, facts: dict[str, bool], rng: random.Random) -> list[str]:
         """The memory after a section. What builds on an unknown fact does not look needed."""
-        habits, needed = self.habits, [fact for fact, is_needed in facts.items() if is_needed]
+        needed = [fact for fact, is_needed in facts.items() if is_needed]
         known = sum(fact in memory for fact in needed)
-        kept = [f for f in memory if rng.random() < (habits.keep_share if facts[f] else habits.keep_stray_share)]
-        new = [fact for fact in needed[: known + 1] if fact in section and fact not in kept]
-        if not self._fits([fact for fact in [*kept, *new] if facts[fact]]):
+        noted = [fact for fact in memory if facts[fact] and rng.random() < self.habits.keep_share]
+        noted += [fact for fact in needed[: known + 1] if fact in section and fact not in noted]
+        if not self._fits(noted):
             raise BadRow("the needed facts do not fit agent.memory_tokens")
-        for fact in facts:  # strays stand behind, as far as there is room
-            useless = habits.stray_share > 0 and not facts[fact] and fact in section and fact not in kept
-            if useless and rng.random() < habits.stray_share and self._fits([*kept, *new, fact]):
-                new.append(fact)
-        while not self._fits(kept + new):
-            kept.remove(next(fact for fact in kept if not facts[fact]))
-        return kept + new
+        for fact in facts:
+            useless = self.habits.slip_share > 0 and not facts[fact] and fact in section
+            if useless and rng.random() < self.habits.slip_share and self._fits([*noted, fact]):
+                noted.append(fact)
+        return noted
 
     def _fits(self, memory: list[str]) -> bool:
         return len(self._tokens(memory)) < self.agent.config.memory_tokens  # it ends with an end token, too
