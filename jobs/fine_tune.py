@@ -15,7 +15,7 @@ the data, and the losses.
 import sys
 from pathlib import Path
 
-from jobs.support.driver import EXIT_STATUS, asks_for_help, show_help, start_actor, start_ray, summary_of
+from jobs.support.driver import EXIT_STATUS, asks_for_help, show_help, start_actor, start_ray, stop_ray, summary_of
 from jobs.support.inputs import check_samples, load_model_files, whole_path
 from jobs.support.run_folder import RunFolder, check_earlier, check_unused, leave_interrupted, run_folder
 from jobs.support.stop_signals import StopSignals
@@ -61,8 +61,6 @@ def fine_tune(config: FineTuningConfig) -> int:
         ConfigError: the run folder cannot be used, or its run cannot be resumed.
         KeyboardInterrupt: interrupted before the run began.
     """
-    import ray
-
     from actors.fine_tuner import FineTuner
 
     config.model.path, config.data.path = whole_path(config.model.path), whole_path(config.data.path)
@@ -83,7 +81,7 @@ def fine_tune(config: FineTuningConfig) -> int:
     if summary["error"]:
         print(summary["error"], file=sys.stderr)
     print(f"· {summary['status']}; summary in {folder / 'summary.json'}", flush=True)
-    ray.shutdown()
+    stop_ray()
     return EXIT_STATUS.get(summary["status"], 1)
 
 

@@ -17,7 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from jobs.support.demonstrations import DemonstrationsConfig, write_demonstrations
-from jobs.support.driver import asks_for_help, show_help, start_ray
+from jobs.support.driver import asks_for_help, show_help, start_ray, stop_ray
 from jobs.support.filter import FilterConfig, filter_samples
 from jobs.support.run_folder import base_folder
 from pipeline.config import config_yaml, load_config
@@ -76,7 +76,7 @@ def make_samples(kind: str, arguments: list[str]) -> int:
         traceback.print_exc()
         return 1
     finally:
-        ray.shutdown()
+        stop_ray()
     print(report(prepared, folder), flush=True)
     return 0
 

@@ -13,7 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from statistics import median
 
-from jobs.support.driver import EXIT_STATUS, asks_for_help, show_help, start_actor, start_ray, summary_of
+from jobs.support.driver import EXIT_STATUS, asks_for_help, show_help, start_actor, start_ray, stop_ray, summary_of
 from jobs.support.evaluation import check as check_evaluation_job
 from jobs.support.inputs import (
     check_model,
@@ -113,8 +113,6 @@ def architecture(config: TrainingConfig) -> Architecture | None:
 
 
 def train(config: TrainingConfig) -> int:
-    import ray
-
     # Actors may have another working directory.
     config.model.path = whole_path(config.model.path)
     config.agent.prompt_template = whole_template(config.agent.prompt_template)
@@ -142,7 +140,7 @@ def train(config: TrainingConfig) -> int:
             status = 1
         except KeyboardInterrupt:
             status = EXIT_STATUS["interrupted"]
-    ray.shutdown()
+    stop_ray()
     return status
 
 

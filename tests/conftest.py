@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 import hypothesis
 import pytest
 
+from jobs.support.driver import stop_ray
 from jobs.support.ray_token import require_token
 
 if TYPE_CHECKING:
@@ -88,7 +89,7 @@ def ray_session():
 
     ray.init(address="local", num_cpus=4, include_dashboard=False, log_to_driver=False)
     yield ray
-    ray.shutdown()
+    stop_ray()
 
 
 @pytest.fixture(scope="session")

@@ -39,7 +39,7 @@ import ray
 
 from jobs.bench.measuring import cpu_seconds, in_own_process, spread, table, take_turns
 from jobs.bench.stand_ins import GROUP_S, GROUPS_PER_STEP, RANKS, STEP_S, Load, SimulatedCoordinator
-from jobs.support.driver import follow
+from jobs.support.driver import follow, stop_ray
 from jobs.support.ray_token import private_folder, require_token
 from jobs.support.run_folder import RunFolder
 from jobs.support.stop_signals import StopSignals
@@ -129,7 +129,7 @@ def measure(generators: int, given: dict) -> dict:
         try:
             return _simulated(load, config, Path(folder) / "run")
         finally:
-            ray.shutdown()
+            stop_ray()
 
 
 def config_of(load: Load, folder: Path) -> TrainingConfig:

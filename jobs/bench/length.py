@@ -19,6 +19,7 @@ import ray
 from actors.generation.generator_pool import GeneratorPool
 from jobs.bench.endless_model import write_endless_model
 from jobs.bench.measuring import spread, table
+from jobs.support.driver import stop_ray
 from jobs.support.ray_token import private_folder, require_token
 from pipeline.data.documents.synthetic import CHUNK_TOKENS, synthetic_problem
 from pipeline.errors import ConfigError
@@ -46,7 +47,7 @@ def run(settings: Settings) -> str:
             write_endless_model(load_training_config(["preset=tiny"]).model.path, Path(model))
             return tables(asyncio.run(measured(settings, model)))
     finally:
-        ray.shutdown()
+        stop_ray()
 
 
 def tables(reads: dict[int, list[tuple[float, int, int]]]) -> str:

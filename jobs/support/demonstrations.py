@@ -12,7 +12,7 @@ from pathlib import Path
 
 from omegaconf import MISSING
 
-from jobs.support.driver import start_ray
+from jobs.support.driver import start_ray, stop_ray
 from jobs.support.inputs import check_model, check_samples
 from jobs.support.run_folder import RunFolder, base_folder
 from pipeline.agents.memory import MemoryAgent
@@ -43,7 +43,7 @@ class DemonstrationsConfig:
     path: str = MISSING  # samples that `jobs.prepare facts` made: a file, or a folder
     output: str = MISSING  # local folder for conversations.jsonl and prepare.json, which says how they were made
     keep_share: float = 0.75  # probability with which the reader keeps a needed fact of its memory, per section
-    # probability with which it notes a useless fact of the section, to drop it at the next; only the dropping is written
+    # probability with which it notes a useless fact of the section. The next drops it, and only that is written.
     slip_share: float = 0.0
     # share of the conversations with an empty memory and nothing noted that is written: there are many, and easy ones
     idle_share: float = 0.25
@@ -74,8 +74,6 @@ def write_demonstrations(arguments: list[str]) -> int:
     if dry_run:
         return 0
     folder = base_folder(in_job=start_ray()) / config.output
-    import ray
-
     try:
         with RunFolder(folder) as place:
             count, bad = _write(config, folder, lambda line: print(line, flush=True))
@@ -85,7 +83,7 @@ def write_demonstrations(arguments: list[str]) -> int:
         print(error, file=sys.stderr)
         return 1
     finally:
-        ray.shutdown()
+        stop_ray()
     print(f"· {count} conversations in {folder / CONVERSATIONS}")
     return 0
 

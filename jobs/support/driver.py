@@ -1,11 +1,15 @@
 """Shared by the jobs that run a job actor: joining Ray, stop signals, following the actor to its end."""
 
+import contextlib
 import functools
 import os
+import threading
 import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 from jobs.support.keys import REQUIRED, help_text
 from jobs.support.noise import hush_workers
@@ -15,6 +19,7 @@ from jobs.support.stop_signals import StopSignals
 from pipeline.errors import ConfigError
 
 LINE_WAIT_S = 2.0
+STOP_S = 60.0
 PRINT = functools.partial(print, flush=True)
 EXIT_STATUS = {"completed": 0, "interrupted": 130}
 
@@ -53,6 +58,30 @@ def start_ray() -> bool:
             raise ConfigError(f"no Ray cluster: {error}") from None
         hush_workers()
     return bool(ray.get_runtime_context().runtime_env.get("working_dir"))
+
+
+def stop_ray(limit_s: float = STOP_S) -> None:
+    """Leave the cluster; end it if this process started it.
+
+    Args:
+        limit_s: after so many seconds the cluster's control store (GCS) is killed if this process started it. Ray
+            asks it to forget this process and waits for the answer without a limit; seen once in Ray 2.60: none came.
+    """
+    import ray
+
+    def kill_control_store() -> None:
+        for process in psutil.Process().children(recursive=True):
+            with contextlib.suppress(psutil.Error):  # the process has ended
+                if process.name() == "gcs_server":
+                    process.kill()
+
+    watch = threading.Timer(limit_s, kill_control_store)
+    watch.daemon = True
+    watch.start()
+    try:
+        ray.shutdown()
+    finally:
+        watch.cancel()
 
 
 def cluster_to_join() -> str:
@@ -122,7 +151,7 @@ def follow(actor, signals: StopSignals, show: Callable[[str], None]) -> dict | s
         return traceback.format_exc()
     except KeyboardInterrupt:
         show("· stopped waiting for the job to end")
-        ray.shutdown()
+        stop_ray()
         raise SystemExit(EXIT_STATUS["interrupted"]) from None
 
 

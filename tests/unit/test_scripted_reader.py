@@ -82,9 +82,7 @@ def test_a_forgetful_one_is_right_now_and_then_and_notes_only_what_is_needed():
             assert memory.idle == (text == "None" and "\nMemory: None\n" in prompt) and not memory.slip
             rest = functools.reduce(lambda left, fact: left.replace(fact, ""), facts, text)
             assert text == "None" or not rest.strip()
-            assert facts[1] not in text or any(
-                fact in prompt.partition("\nMemory:")[2] for fact in facts
-            )
+            assert facts[1] not in text or any(fact in prompt.partition("\nMemory:")[2] for fact in facts)
         text = text_of(answer)
         right += (scored := reward("qa", text, asked.answers, {})) == 1.0
         assert scored or text == "\\boxed{unknown}"
