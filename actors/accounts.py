@@ -108,7 +108,7 @@ class Accounts:
             "scorer_restarts": self.scorers.restarts,
             "learner_restarts": self.learners.restarts,
             "steps_lost": self.steps_lost,
-            "checkpoints_failed": self.learners.saves_failed,
+            "checkpoints_failed": self.learners.keeper.failed,
             "coordinator_restarts": self.coordinator_restarts,
         }
         return {name: number + self.recovered_before[name] for name, number in recovered.items()}

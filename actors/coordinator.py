@@ -221,7 +221,7 @@ class Coordinator(JobActor):
             self.accounts.coordinator_restarts = 1
             self.say("· the coordinator died and was started again")
         if self.config.resume == "auto" or self.started_again:
-            await self.learners.find_checkpoint()
+            await self.learners.keeper.find()
         if not self.learners.checkpoint:
             return None
         self.say(f"· resuming after step {self.learners.saved_step}")
@@ -264,7 +264,7 @@ class Coordinator(JobActor):
                 await self._go_back(str(error))
         if self.config.train.evaluate_every and not self._stop.is_set():
             await self._unless_stopped(self.validation.finish())
-            await self.learners.prune()  # now that the last checkpoint has its score
+            await self.learners.keeper.prune()  # now that the last checkpoint has its score
 
     def _scores(self) -> Scores | None:
         return self.validation.scores() if self.config.train.evaluate_every else None

@@ -8,11 +8,13 @@ import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import cast
 
 import ray
 
 from actors.job_actor import JobActor, Outcome
-from actors.learning.gang import FineTuningGang, GangLost
+from actors.learning.checkpointing import STORAGE_S, CheckpointKeeper
+from actors.learning.gang import FineTuningGang
 from actors.tracker import Tracker, Tracking
 from pipeline.data.problem_stream import START
 from pipeline.data.quarantine import Quarantine
@@ -25,19 +27,9 @@ from pipeline.fine_tuning.demonstrations import demonstrations
 from pipeline.fine_tuning.examples import Example, ExampleBatch, pack_examples
 from pipeline.fine_tuning.record import RECORD, fine_tuning_record, weights_hash
 from pipeline.lease import Lease
-from pipeline.run.checkpoints import (
-    LEARNER,
-    MODEL,
-    Checkpoint,
-    CheckpointError,
-    Checkpoints,
-    FileEntry,
-    RunState,
-    file_entries,
-)
+from pipeline.run.checkpoints import LEARNER, MODEL, Checkpoint, Checkpoints, FileEntry, RunState, file_entries
 from pipeline.text import load_tokenizer
 
-STORAGE_S = 3600.0  # limit for reading, writing or removing checkpoints
 MAX_SKIPPED = 3  # updates in a row with a gradient that is not finite
 
 
@@ -52,8 +44,8 @@ class FineTuner(JobActor):
         self.step = self.tokens = 0  # trained
         self.drawn = 0  # steps whose examples are drawn
         self.losses: list[float] = []  # of the steps since the last point of the curve
-        self.checkpoints = Checkpoints(self.folder / "checkpoints")
-        self.checkpoint: Checkpoint | None = None  # the last finished one
+        checkpoints = Checkpoints(self.folder / "checkpoints")
+        self.keeper = CheckpointKeeper(checkpoints, config.fine_tuning.keep_last, 0, self.say)
         self.gang: FineTuningGang | None = None
         self.wandb_run = self.wandb_id = ""
         self.tracker: Tracking | None = None
@@ -65,18 +57,20 @@ class FineTuner(JobActor):
 
     async def work(self) -> str:
         if self.config.resume == "auto":
-            await self._find_checkpoint()
+            await self.keeper.find()
             with contextlib.suppress(OSError):  # the same bad rows will be found
                 await self.stored(self.quarantine_file.path.unlink, True)
         examples = await asyncio.to_thread(self._examples)
-        if self.checkpoint:
-            await self.unless_failed(self._draw_again(examples, self.checkpoint))
+        if self.keeper.newest:
+            await self.unless_failed(self._draw_again(examples, self.keeper.newest))
             if self._stop.is_set():
                 return "interrupted"
         await self._begin_tracking()
         await self._start()
         await self.unless_failed(self._train(examples))
-        await self._save(last=True)
+        await self._save()
+        if self.keeper.step != self.step:
+            raise RunFailed("the last checkpoint could not be saved; see the lines above")
         return "completed" if self.step >= self._last else "interrupted"
 
     async def put_away(self, outcome: Outcome) -> dict[str, int]:
@@ -94,7 +88,8 @@ class FineTuner(JobActor):
             "tokens": self.tokens,
             "loss": self._loss(),
             "rows_quarantined": self.quarantine.bad,
-            "checkpoint": self.checkpoint.folder if self.checkpoint else None,
+            "checkpoints_failed": self.keeper.failed,
+            "checkpoint": self.keeper.newest.folder if self.keeper.newest else None,
             "wandb_run": self.wandb_run,
             "unwritten": unwritten,
             "error": outcome.error,
@@ -113,16 +108,6 @@ class FineTuner(JobActor):
             )
         source = SampleFiles.open(c.data.path)
         return conversation_examples(source, tokenizer, c.fine_tuning.max_tokens, c.run.seed, self.quarantine)
-
-    async def _find_checkpoint(self) -> None:
-        news: list[str] = []  # reported here, not in the storage's thread
-        try:
-            self.checkpoint = await self.stored(self.checkpoints.newest_good, news.append, limit_s=STORAGE_S)
-        except (CheckpointError, OSError) as error:
-            raise RunFailed(f"no checkpoint to resume from: {reason_of(error)}") from error
-        finally:
-            for line in news:
-                self.say(line)
 
     async def _draw_again(self, examples: Iterator[Example], checkpoint: Checkpoint) -> None:
         """Draw what was trained before the checkpoint again: the data are a function of the seed.
@@ -162,10 +147,9 @@ class FineTuner(JobActor):
         self.say_what_is_missing([(le, le.ranks)])
         self.gang = FineTuningGang(self.config, le.ranks)
         checkpoint = universal = ""
-        if self.checkpoint:
-            checkpoint = self.checkpoint.folder
-        if self.checkpoint and self.checkpoint.state.ranks != le.ranks:
-            universal = str(self.folder / "universal" / LEARNER)
+        if newest := self.keeper.newest:
+            checkpoint = newest.folder
+            universal = "" if newest.state.ranks == le.ranks else str(self.folder / "universal" / LEARNER)
         await self.unless_failed(self.start_all({"learners (DeepSpeed)": self.gang.start(checkpoint, universal)}))
         if universal:
             with contextlib.suppress(OSError):
@@ -233,39 +217,20 @@ class FineTuner(JobActor):
             return round(sum(self.losses) / len(self.losses), 4)
         return self.curve[-1]["loss"] if self.curve else None
 
-    async def _save(self, last: bool = False) -> None:
+    async def _save(self) -> None:
         """Write a checkpoint, unless this step has one. The model's folder has the record of how it was made.
 
         Raises:
-            RunFailed: it cannot be written, and it is the last.
             GangLost: a rank died.
         """
-        if self.step == (self.checkpoint.step if self.checkpoint else 0):
+        if self.step == self.keeper.step:
             return
         self.check_lease()
-        folder = self.folder / "checkpoints" / str(self.step)
         state = RunState(self.step, self.step, START, self.config.learner.ranks, self.wandb_id)
-        try:
-            await self.stored(self.checkpoints.begin, self.step, limit_s=STORAGE_S)
-            await self.gang.copy_checkpoint(str(folder))
-            files = await self.gang.write_checkpoint()
-            files += await self.stored(self._write_record, folder, limit_s=STORAGE_S)
-            self.checkpoint = await self.stored(self.checkpoints.finish, state, files, limit_s=STORAGE_S)
-        except GangLost:
-            raise
-        except Exception as error:
-            with contextlib.suppress(OSError):  # without a manifest it does not count anyway
-                await self.stored(self.checkpoints.clear, self.step, limit_s=STORAGE_S)
-            if last:
-                raise RunFailed(f"checkpoints/{self.step} could not be saved: {reason_of(error)}") from error
-            self.say(f"· checkpoints/{self.step} could not be saved, and the run continues: {reason_of(error)}")
-            return
-        self.say(f"· saved checkpoints/{self.step}")
-        try:
-            keep_last = self.config.fine_tuning.keep_last
-            await self.stored(self.checkpoints.prune, self.step, keep_last, 0, limit_s=STORAGE_S)
-        except OSError as error:
-            self.say(f"· older checkpoints could not be removed: {reason_of(error)}")
+        gang = cast(FineTuningGang, self.gang)
+        if await self.keeper.copy(gang, self.step):
+            folder = Path(self.keeper.checkpoints.folder(self.step))
+            await self.keeper.write(gang, state, lambda: self._write_record(folder))
 
     def _write_record(self, folder: Path) -> list[FileEntry]:
         record = fine_tuning_record(self.config) | {
@@ -281,6 +246,7 @@ class FineTuner(JobActor):
         return file_entries(folder, [path])
 
     def abandon_folder(self) -> None:
+        self.keeper.storage.close(self.lease_lost)
         if self.gang:
             self.gang.kill()
         if self.tracker:

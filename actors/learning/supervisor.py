@@ -8,7 +8,6 @@ the last finished checkpoint, whatever number of ranks wrote it.
 
 import asyncio
 import contextlib
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import cast
@@ -16,20 +15,18 @@ from typing import cast
 import ray
 from ray.exceptions import RayTaskError
 
+from actors.learning.checkpointing import CheckpointKeeper
 from actors.learning.gang import GangLost, LearnerGang
 from actors.learning.reservation import NoRoom, Reservation, ranks_in
 from actors.lifecycle.cluster import nodes_alive
-from pipeline.errors import RunFailed, reason_of
+from pipeline.errors import RunFailed
 from pipeline.rollout.episodes import GroupRecord
-from pipeline.run.checkpoints import Checkpoint, CheckpointError, RunState, Scores, checkpoints_of
+from pipeline.run.checkpoints import Checkpoint, RunState, Scores, checkpoints_of
 from pipeline.run.config import TrainingConfig
 from pipeline.run.metrics import UpdateResult
-from pipeline.storage import Storage
 from pipeline.weights.transport import FROM_DISK, Weights
 
 NODES_S = 2.0  # between checks of the nodes
-STORAGE_S = 3600.0  # limit for reading or removing checkpoints
-BEGIN_S = 60.0  # limit for making the folder of a new checkpoint, while training waits
 RESTARTS_IN_A_ROW = 5  # more losses without a step in between end the run
 
 
@@ -52,12 +49,11 @@ class LearnerSupervisor:
         say: Callable[[str], None],
         scores: Callable[[], Scores | None] = lambda: None,
     ):
-        self.config, self.say, self._scores = config, say, scores
-        self.checkpoints = checkpoints_of(config, folder, run_id)
-        self._storage = Storage(self.checkpoints.base, STORAGE_S)
-        self.checkpoint: Checkpoint | None = None  # the last finished one, from which a gang starts
+        self.config, self.say = config, say
+        checkpoints = checkpoints_of(config, folder, run_id)
+        self.keeper = CheckpointKeeper(checkpoints, config.train.keep_last, config.train.keep_best, say, scores)
         self.placed = asyncio.Event()  # set once the first gang has its room
-        self.restarts = self.saves_failed = 0
+        self.restarts = 0
         self._universal = folder / "universal" / "learner"
         self._restarts_in_a_row = 0
         self._room = Reservation(config.learner)
@@ -71,8 +67,13 @@ class LearnerSupervisor:
         return self._gang.size if self._gang else 0
 
     @property
+    def checkpoint(self) -> Checkpoint | None:
+        """The last finished one, from which a gang starts."""
+        return self.keeper.newest
+
+    @property
     def saved_step(self) -> int:
-        return self.checkpoint.step if self.checkpoint else 0
+        return self.keeper.step
 
     # Starting and ending.
 
@@ -90,8 +91,8 @@ class LearnerSupervisor:
         """
         le = self.config.learner
         while True:
-            if self._storage.closed:
-                raise RunFailed(self._storage.closed)
+            if self.keeper.storage.closed:
+                raise RunFailed(self.keeper.storage.closed)
             if not self._room.is_whole():
                 await self._reserve()
             self.placed.set()
@@ -153,7 +154,7 @@ class LearnerSupervisor:
         return self.checkpoint.folder, "" if same else str(self._universal)
 
     async def lost(self, why: str) -> None:
-        """Kill what is left of a lost gang, and set `checkpoint` to the newest good one.
+        """Kill what is left of a lost gang, and find the newest good checkpoint.
 
         Raises:
             RunFailed: learners were lost too often without a step in between, or no checkpoint is good.
@@ -163,7 +164,7 @@ class LearnerSupervisor:
         self._gang.kill()
         with contextlib.suppress(GangLost):
             await self.saved()
-        await self.find_checkpoint()
+        await self.keeper.find()
 
     def _count_restart(self, why: str) -> None:
         self.restarts += 1
@@ -202,7 +203,7 @@ class LearnerSupervisor:
 
     def abandon(self, why: str) -> None:
         """Kill all ranks, and write and remove nothing more: the checkpoints belong to another run."""
-        self._storage.close(why)
+        self.keeper.storage.close(why)
         self.works = False
         if self._gang:
             self._gang.kill()
@@ -221,64 +222,15 @@ class LearnerSupervisor:
 
     # Checkpoints.
 
-    async def find_checkpoint(self) -> None:
-        """Set `checkpoint` to the newest good one, None if there are none. Raises `RunFailed` if none is good."""
-        news: list[str] = []  # reported here, not in the storage's thread
-        try:
-            self.checkpoint = await self._storage.call_async(self.checkpoints.newest_good, news.append)
-        except (CheckpointError, OSError) as error:
-            raise RunFailed(f"no checkpoint to resume from: {error}") from error
-        finally:
-            for line in news:
-                self.say(line)
-
     async def save(self, state: RunState) -> None:
         """Copy the state of this step and start writing it. Raises `GangLost`."""
         await self.saved()
-        try:
-            await self._storage.call_async(self.checkpoints.begin, state.step, limit_s=BEGIN_S)
-        except OSError as error:
-            self._not_saved(state.step, reason_of(error))
-            return
         gang = cast(LearnerGang, self._gang)
-        await gang.copy_checkpoint(self.checkpoints.folder(state.step))
-        self._saving = asyncio.ensure_future(self._write(gang, state))
+        if await self.keeper.copy(gang, state.step):
+            self._saving = asyncio.ensure_future(self.keeper.write(gang, state))
 
     async def saved(self) -> None:
         """Wait for the checkpoint that is being written, if any. Raises `GangLost`."""
         saving, self._saving = self._saving, None
         if saving:
             await saving
-
-    async def _write(self, gang: LearnerGang, state: RunState) -> None:
-        """Write the copied state. If that fails, the previous checkpoint is kept and the run continues."""
-        begin = time.monotonic()
-        try:
-            files = await gang.write_checkpoint()
-            checkpoint = await self._storage.call_async(self.checkpoints.finish, state, files)
-        except GangLost as error:
-            self._not_saved(state.step, str(error))
-            raise
-        except Exception as error:
-            self._not_saved(state.step, reason_of(error))
-            with contextlib.suppress(OSError):  # without a manifest it does not count anyway
-                await self._storage.call_async(self.checkpoints.clear, state.step)
-            return
-        self.checkpoint = checkpoint
-        self.say(f"· saved checkpoints/{state.step} in {time.monotonic() - begin:.0f} s, in the background")
-        await self.prune()
-
-    async def prune(self) -> None:
-        """Remove the checkpoints that are neither among the last nor among the best (`Checkpoints.prune`)."""
-        t = self.config.train
-        try:
-            await self._storage.call_async(
-                self.checkpoints.prune, self.saved_step, t.keep_last, t.keep_best, self._scores()
-            )
-        except OSError as error:
-            self.say(f"· older checkpoints could not be removed: {reason_of(error)}")
-
-    def _not_saved(self, step: int, why: str) -> None:
-        self.saves_failed += 1
-        last = f"checkpoints/{self.checkpoint.step}" if self.checkpoint else "none"
-        self.say(f"· checkpoints/{step} could not be saved: {why}; the last good one is {last}")

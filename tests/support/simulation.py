@@ -70,7 +70,7 @@ class Pretended:
     """What the coordinator and its accounts ask of each pool."""
 
     alive = size = 1
-    restarts = saves_failed = waiting = saved_step = 0
+    restarts = waiting = saved_step = 0
     checkpoint = None
     engine_version = ""
     works = False
@@ -153,8 +153,16 @@ class Scorers(Pretended):
         return replace(self._group, oldest_version=version)
 
 
+class Keeper:
+    failed = 0
+
+    async def prune(self) -> None:
+        pass
+
+
 class Learners(Pretended):
     states: tuple = ()
+    keeper = Keeper()
 
     async def train(self, step: int, version: int, groups: list) -> list:
         return [update(rank(tokens=5, staleness=[5], same_version_tokens=5), groups=list(range(len(groups))))]
@@ -163,9 +171,6 @@ class Learners(Pretended):
         return Weights(version)
 
     async def saved(self) -> None:
-        pass
-
-    async def prune(self) -> None:
         pass
 
     async def save(self, state) -> None:

@@ -26,7 +26,9 @@ def clock(monkeypatch):
 @pytest.fixture
 def run(clock) -> Accounts:
     pools = [
-        SimpleNamespace(restarts=n, saves_failed=0, alive=2, size=2, waiting=1, waited_share=lambda: 0.25)
+        SimpleNamespace(
+            restarts=n, keeper=SimpleNamespace(failed=0), alive=2, size=2, waiting=1, waited_share=lambda: 0.25
+        )
         for n in (1, 2, 3)
     ]
     config = load_training_config(["preset=tiny"])

@@ -202,9 +202,9 @@ def test_what_is_wrong_with_checkpoints_is_said_in_the_event_loop(tiny_config, t
 
     said = []
     pool = LearnerSupervisor(tiny_config, tmp_path, "run", lambda line: said.append((line, threading.current_thread())))
-    write(pool.checkpoints, 2)
+    write(pool.keeper.checkpoints, 2)
     (tmp_path / "checkpoints" / "2" / "run.json").unlink()
     with pytest.raises(RunFailed, match="no checkpoint to resume from"):
-        asyncio.run(pool.find_checkpoint())
+        asyncio.run(pool.keeper.find())
     ((line, thread),) = said
     assert "checkpoints/2 cannot be used" in line and thread is threading.main_thread()

@@ -71,9 +71,9 @@ def test_learners_write_and_remove_nothing_more(tiny_config, tmp_path):
         pool._gang, pool.works = SimpleNamespace(kill=lambda: killed.append(True)), True
         pool.abandon("another run has the folder")
         assert killed and not pool.works
-        for call in (pool.checkpoints.begin, pool.checkpoints.clear):
+        for call in (pool.keeper.checkpoints.begin, pool.keeper.checkpoints.clear):
             with pytest.raises(StorageClosed, match="another run has the folder"):
-                await pool._storage.call_async(call, 2)
+                await pool.keeper.storage.call_async(call, 2)
         with pytest.raises(RunFailed, match="another run has the folder"):
             await pool.start(version=0)
 
@@ -119,6 +119,8 @@ def test_fine_tuning_ends_the_learners_and_the_tracker(tmp_path):
         take_lease(tmp_path)
         with pytest.raises(RunFailed, match="was taken over by run"):
             await tuner.keep_lease()
+        with pytest.raises(StorageClosed, match="was taken over by run"):
+            await tuner.keeper.storage.call_async(tuner.keeper.checkpoints.begin, 2)
         return ended
 
     assert asyncio.run(run()) == ["learners", "tracker"]
