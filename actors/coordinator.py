@@ -30,7 +30,8 @@ from actors.lifecycle.cluster import was_started_again
 from actors.rollouts import Rollouts
 from actors.scoring.scorer_pool import ScorerPool
 from actors.step_reports import StepReports
-from actors.tracker import Tracker, Tracking
+from actors.tracker import Tracker
+from actors.tracking import Tracking
 from actors.validation import Validation
 from pipeline.data.problem_stream import START
 from pipeline.data.quarantine import Quarantine, withdrawn_ids

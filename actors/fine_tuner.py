@@ -15,7 +15,8 @@ import ray
 from actors.job_actor import JobActor, Outcome
 from actors.learning.checkpointing import STORAGE_S, CheckpointKeeper
 from actors.learning.gang import FineTuningGang
-from actors.tracker import Tracker, Tracking
+from actors.tracker import Tracker
+from actors.tracking import Tracking
 from pipeline.data.problem_stream import START
 from pipeline.data.quarantine import Quarantine
 from pipeline.data.sample_files import SampleFiles

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 
 from actors.groups import Step
-from actors.tracker import Tracking
+from actors.tracking import Tracking
 from pipeline.dtype import MISMATCH_WARNING
 from pipeline.errors import RunFailed
 from pipeline.run.config import TrainingConfig

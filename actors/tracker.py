@@ -1,8 +1,6 @@
 """The tracker: an actor that writes metrics.jsonl, sampled episodes and a figure to the run folder, and sends them to
-wandb and (metrics only, through Ray) to Prometheus. `Tracking` is the job's client of it, whose calls never block for
-long."""
+wandb and (metrics only, through Ray) to Prometheus."""
 
-import asyncio
 import concurrent.futures
 import contextlib
 import json
@@ -18,12 +16,10 @@ from typing import NamedTuple, cast
 
 import numpy as np
 import ray
-from ray.exceptions import RayError
 from ray.util.metrics import Gauge
 
 from actors.lifecycle.cluster import was_started_again
 from actors.wandb_run import WandbRun
-from pipeline.errors import reason_of
 from pipeline.files import write_text
 from pipeline.rollout.episodes import EpisodeGroup, GroupRecord
 from pipeline.run.config import TrainingConfig
@@ -33,7 +29,6 @@ from pipeline.run.validation_file import ANSWERS, VALIDATION, ValidationFile
 from pipeline.storage import MOST_KEPT, Storage, append
 from pipeline.text import load_tokenizer
 
-ANSWER_S = 60.0  # limit for an answer of the tracker; then the job continues
 READING_S = 120.0  # limit for reading the rows of a resumed run
 FIGURE_S = 15.0  # limit for the last figure at the end of a run
 ROWS_AT_ONCE = 1000  # rows per write
@@ -343,88 +338,6 @@ class Tracker:
         self._wandb.log(lambda wandb: {"training": wandb.Image(str(figure))} if figure.exists() else {})
         self._wandb.finish(summary)
         return news + self._wandb.news()
-
-
-class Tracking:
-    """A job's client of its tracker. Failures of the tracker neither end the job nor block it for long.
-
-    Args:
-        tracker: the actor's handle.
-        say: called with each progress line.
-    """
-
-    def __init__(self, tracker, say: Callable[[str], None]):
-        self.tracker, self._say = tracker, say
-        self._late: asyncio.Future | None = None  # a call without an answer in time
-        self._unanswered = 0  # number of rows
-        self._said = False
-
-    async def begun(self) -> tuple[list[dict], list[dict], str, str]:
-        """See `Tracker.begun`, whose errors it raises."""
-        *found, news = await self.tracker.begun.remote()
-        self._tell(news)
-        return tuple(found)
-
-    async def log(self, row: dict) -> None:
-        """See `Tracker.log`. Returns when the row is on disk, but after `ANSWER_S` seconds at the latest."""
-        news = await self._answer(self.tracker.log.remote(row))
-        self._unanswered += news is None
-        self._tell(news or [])
-
-    async def validated(self, row: dict, answers: list[dict]) -> None:
-        """See `Tracker.validated`."""
-        self._tell(await self._answer(self.tracker.validated.remote(row, answers)) or [])
-
-    async def roll_back(self, step: int) -> None:
-        """See `Tracker.roll_back`."""
-        self._tell(await self._answer(self.tracker.roll_back.remote(step)) or [])
-
-    async def episodes(self, step: int, samples: list) -> None:
-        """See `Tracker.episodes`."""
-        self._tell(await self._answer(self.tracker.episodes.remote(step, samples)) or [])
-
-    def draw(self) -> None:
-        """See `Tracker.draw`. Does not wait."""
-        self.tracker.draw.remote()
-
-    def abandon(self) -> None:
-        """Kill the tracker, so that it writes nothing more: the run folder belongs to another run."""
-        ray.kill(self.tracker)
-
-    async def flush(self) -> dict[str, int]:
-        """The number of missing rows or files, by file, where there are any; see `Tracker.flush`."""
-        unwritten, news = await self._answer(self.tracker.flush.remote()) or ({METRICS: self._unanswered}, [])
-        self._tell(news)
-        return {file: number for file, number in unwritten.items() if number}
-
-    async def finish(self, summary: dict) -> None:
-        """See `Tracker.finish`."""
-        self._tell(await self._answer(self.tracker.finish.remote(summary)) or [])
-
-    def _tell(self, lines: list[str]) -> None:
-        for line in lines:
-            self._say(line)
-
-    async def _answer(self, call: ray.ObjectRef):
-        """The tracker's answer; None if it fails or takes too long, which is reported once. A late call still runs."""
-        if self._late and not self._late.done():
-            return None  # the tracker answers in order, so this call would be late, too
-        answer = asyncio.ensure_future(_result(call))
-        try:
-            if (await asyncio.wait([answer], timeout=ANSWER_S))[0]:
-                return answer.result()
-            self._late, problem = answer, f"no answer for {ANSWER_S:g} s"
-            answer.add_done_callback(lambda late: late.cancelled() or late.exception())
-        except RayError as error:
-            problem = reason_of(error)
-        if not self._said:
-            self._said = True
-            self._say(f"· the tracker (metrics.jsonl, wandb): {problem}; the run does not wait for it")
-        return None
-
-
-async def _result(call: ray.ObjectRef):
-    return await call
 
 
 def _draw(history: History, validations: list[dict], path: Path) -> None:

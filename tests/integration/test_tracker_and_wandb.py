@@ -22,15 +22,16 @@ def row(step: int) -> dict:
     return {"step": step, "reward": step / 10, "positions": [step], "staleness_tokens": [3, 4]}
 
 
-def test_rows_are_whole_whatever_becomes_of_wandb(ray_session, config, tmp_path):
+def test_rows_are_whole_whatever_becomes_of_wandb(ray_session, config, tmp_path, monkeypatch):
     """A real one, whose core process is killed; then the tracker itself stands still, and is not waited for."""
-    from actors import tracker as module
+    from actors.tracker import Tracker
+    from actors.tracking import Tracking
 
     config.wandb.mode = "offline"
-    actor, said = module.Tracker.remote(config, str(tmp_path)), []
+    actor, said = Tracker.remote(config, str(tmp_path)), []
 
     async def run() -> None:
-        tracking = module.Tracking(actor, said.append)
+        tracking = Tracking(actor, said.append)
         rows, _, place, wandb_id = await tracking.begun()
         assert rows == [] and wandb_id in place
         await tracking.log(row(1))
@@ -48,8 +49,8 @@ def test_rows_are_whole_whatever_becomes_of_wandb(ray_session, config, tmp_path)
         (line,) = said
         assert line.startswith("· wandb: ") and "the run continues without it" in line
         process.suspend()
-        module.ANSWER_S, before = 0.5, module.ANSWER_S
         try:
+            monkeypatch.setattr("actors.tracking.ANSWER_S", 0.5)
             begin = time.monotonic()
             for step in (4, 5):
                 await tracking.log(row(step))
@@ -58,7 +59,7 @@ def test_rows_are_whole_whatever_becomes_of_wandb(ray_session, config, tmp_path)
                 "· the tracker (metrics.jsonl, wandb): no answer for 0.5 s; the run does not wait for it"
             ]
         finally:
-            module.ANSWER_S = before
+            monkeypatch.undo()
             process.resume()
         while await tracking.flush():
             await asyncio.sleep(0.1)

@@ -15,7 +15,8 @@ from actors import tracker as tracker_module
 from actors.coordinator import Coordinator
 from actors.generation.generator_pool import GeneratorLeft, GeneratorLost
 from actors.generation.journal import Journal
-from actors.tracker import Tracker, Tracking
+from actors.tracker import Tracker
+from actors.tracking import Tracking
 from pipeline.data import problem_stream
 from pipeline.data.problem_queue import ProblemQueue
 from pipeline.data.samples import sample_rows_here
