@@ -254,7 +254,8 @@ class Coordinator(JobActor):
         while not self._stop.is_set():
             try:
                 if self.step < self.config.train.steps:
-                    await self._train_on(await self._unless_stopped(self.groups.take()))
+                    step = self.learners.unless_unsent(self.groups.take())
+                    await self._train_on(await self._unless_stopped(step))
                     continue
                 await self.learners.saved()
                 if self.step != self.learners.saved_step:  # before the last validation, which may take long
@@ -284,9 +285,8 @@ class Coordinator(JobActor):
                 self.rollouts.make_again(group_id)
             return
         trained = self.accounts.seconds
-        weights = await self.learners.publish(ledger.version + 1)
+        await self.learners.publish(ledger.version + 1, self.generators.publish)
         self.groups.step_done(step)
-        await self.generators.publish(weights)
         self.validation.begin()
         for pool in (self.generators, self.scorers, self.learners):
             pool.work_done()

@@ -15,6 +15,7 @@ from typing import NoReturn
 import ray
 
 from actors.generation.journal import JournalWriter
+from actors.lifecycle.failures import Hung
 from pipeline.agents import Agent, load_agent
 from pipeline.agents.memory_trace import count_memories
 from pipeline.end_tokens import end_tokens
@@ -229,11 +230,16 @@ class Generator:
 
         Raises:
             WeightsLost: they can no longer be fetched; the weights in use stay.
+            Hung: the engine did not load them within generator.stall_s; fetching has no limit.
             Exception: an error of the receiver's `fetch`; the weights in use stay.
         """
+        limit = self.config.generator.stall_s
         async with self._receivers[weights.transport].fetch(weights) as parts:
             try:
-                return await self.engine.load_weights(weights.version, weights.transport, parts)
+                async with asyncio.timeout(limit):
+                    return await self.engine.load_weights(weights.version, weights.transport, parts)
+            except TimeoutError:
+                raise Hung(f"took longer than generator.stall_s={limit:g} to load new weights") from None
             except Exception:
                 if self._closing:  # `close` shut down the engine while it loaded; nobody waits for the weights
                     return 0.0

@@ -5,6 +5,7 @@ import asyncio
 import contextlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import cast
 
 import ray
 from ray.exceptions import RayError, RayTaskError
@@ -265,15 +266,14 @@ class GeneratorPool(Pool):
 
     async def _load_newer(self, name: str, member: Member) -> float | None:
         """Load published weights until none are newer; return the last pause in seconds."""
-        limit, pause_s = self.config.generator.stall_s, None
+        pause_s = None
         while (weights := self._weights).version > member.version:
             try:
                 member.loading = True  # stays true if loading fails
-                async with asyncio.timeout(limit):
-                    pause_s = await member.actor.load_weights.remote(weights)
+                pause_s = await member.actor.load_weights.remote(weights)
                 member.version, member.loading = weights.version, False
-            except TimeoutError:
-                raise Hung(f"took longer than generator.stall_s={limit:g} to load new weights") from None
+            except Hung as error:
+                raise cast(RayTaskError, error).cause from None
             except WeightsLost:  # the learners that sent them are gone; the next ones will publish
                 member.loading = False
                 self._say(f"· {name}: the weights of version {weights.version} are lost; waiting for the next version")

@@ -52,6 +52,7 @@ class Gang:
     """
 
     LEARNER: type
+    _copied = (0, "")  # version and transport of the copied weights
 
     def __init__(self, config, size: int, placement: PlacementGroup | None = None):
         self.config, self.size = config, size
@@ -85,9 +86,22 @@ class Gang:
         joining = [rank.join.remote(host, port, str(state), bool(universal)) for rank in self.ranks]
         await self._together(joining, START_LIMIT_S)
 
-    async def publish(self, version: int, transport: str) -> Weights:
-        """Have all ranks send the weights as this version by this transport. Raises `GangLost`."""
-        return Weights(version, transport, tuple(await self._all("publish", version, transport)))
+    async def copy_weights(self, version: int, transport: str) -> None:
+        """Have all ranks copy the weights, for `send_weights`.
+
+        Args:
+            version: their version.
+            transport: the transport's name.
+
+        Raises:
+            GangLost: a rank died or failed.
+        """
+        await self._all("copy_weights", version, transport)
+        self._copied = version, transport
+
+    async def send_weights(self) -> Weights:
+        """Have all ranks send the copied weights while training continues. Raises `GangLost`."""
+        return Weights(*self._copied, tuple(await self._all("send_weights")))
 
     async def copy_checkpoint(self, folder: str) -> None:
         """Copy the whole state to host memory, for `write_checkpoint`. Raises `GangLost`."""

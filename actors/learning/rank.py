@@ -1,6 +1,6 @@
 """The base class of learner ranks: join the gang, publish the weights, save checkpoints.
 
-Methods of the concurrency groups `io` and `watch` run in separate threads, concurrently with training.
+Methods of the concurrency groups run in separate threads, concurrently with training.
 """
 
 import contextlib
@@ -22,7 +22,7 @@ from pipeline.weights.transport import WeightSender, load_transport
 if TYPE_CHECKING:
     import torch
 
-CONCURRENCY_GROUPS = {"io": 1, "watch": 1}
+CONCURRENCY_GROUPS = {"io": 1, "send": 1, "watch": 1}
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # parameters of mallopt(3)
 RETURNED_FROM = 1 << 20  # bytes of an allocation
 
@@ -93,8 +93,8 @@ class LearnerRank:
         with local_folder(checkpoint) as folder:
             make_universal(folder, Path(universal))
 
-    def publish(self, version: int, transport: str) -> Any:
-        """Send this rank's part of the weights; return its entry in `Weights.pieces`.
+    def copy_weights(self, version: int, transport: str) -> None:
+        """Copy this rank's part of the weights, for `send_weights`.
 
         Args:
             version: the version of the weights.
@@ -102,7 +102,13 @@ class LearnerRank:
         """
         if self._sender is None:
             self._sender = load_transport(transport).sender(self.config, self.rank, self.ranks)
-        return self._sender.send(version, lambda group_bytes: self._moving(self.engine.parameters(group_bytes)))
+        self._sender.copy(version, lambda group_bytes: self._moving(self.engine.parameters(group_bytes)))
+
+    @ray.method(concurrency_group="send")
+    def send_weights(self) -> Any:
+        """Send what was copied while training continues; return this rank's entry in `Weights.pieces`."""
+        assert self._sender is not None, "nothing was copied"
+        return self._sender.send()
 
     def copy_checkpoint(self, folder: str) -> None:
         """Copy this rank's part of a checkpoint to host memory, for `write_checkpoint`.

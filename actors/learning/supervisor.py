@@ -8,9 +8,9 @@ the last finished checkpoint, whatever number of ranks wrote it.
 
 import asyncio
 import contextlib
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import cast
+from typing import TypeVar, cast
 
 import ray
 from ray.exceptions import RayTaskError
@@ -28,6 +28,8 @@ from pipeline.weights.transport import FROM_DISK, Weights
 
 NODES_S = 2.0  # between checks of the nodes
 RESTARTS_IN_A_ROW = 5  # more losses without a step in between end the run
+
+Result = TypeVar("Result")
 
 
 class LearnerSupervisor:
@@ -60,6 +62,7 @@ class LearnerSupervisor:
         self.works = False  # whether the gang has started and is not lost
         self._gang: LearnerGang | None = None
         self._saving: asyncio.Future | None = None
+        self._sending: asyncio.Future | None = None
 
     @property
     def size(self) -> int:
@@ -84,7 +87,7 @@ class LearnerSupervisor:
             version: the version of their weights.
 
         Returns:
-            The weights, as from `publish`; version 0 is not sent, since generators load it from disk.
+            The weights; version 0 is not sent, since generators load it from disk.
 
         Raises:
             RunFailed: the learners cannot start.
@@ -104,7 +107,10 @@ class LearnerSupervisor:
                 self.works = True
                 if size < le.ranks:
                     self.say(f"· training with {size} of {le.ranks} learner ranks")
-                return await self.publish(version) if version else FROM_DISK
+                if not version:
+                    return FROM_DISK
+                await self._gang.copy_weights(version, self.config.train.weight_transport)
+                return await self._gang.send_weights()
             except NoRoom as error:
                 self.say(f"· {error}")
                 self._gang.kill()
@@ -162,6 +168,7 @@ class LearnerSupervisor:
         self.works = False
         self._count_restart(why)
         self._gang.kill()
+        self._stop_sending()  # the next gang publishes this version
         with contextlib.suppress(GangLost):
             await self.saved()
         await self.keeper.find()
@@ -193,6 +200,7 @@ class LearnerSupervisor:
 
     async def close(self) -> None:
         """Shut down all ranks, in order if they work."""
+        self._stop_sending()
         try:
             if self.works:
                 await self._gang.close()
@@ -204,6 +212,7 @@ class LearnerSupervisor:
     def abandon(self, why: str) -> None:
         """Kill all ranks, and write and remove nothing more: the checkpoints belong to another run."""
         self.keeper.storage.close(why)
+        self._stop_sending()
         self.works = False
         if self._gang:
             self._gang.kill()
@@ -216,9 +225,48 @@ class LearnerSupervisor:
         """See `LearnerGang.train`."""
         return await self._gang.train(step, version, groups)
 
-    async def publish(self, version: int) -> Weights:
-        """See `LearnerGang.publish`."""
-        return await self._gang.publish(version, self.config.train.weight_transport)
+    async def publish(self, version: int, deliver: Callable[[Weights], Awaitable[None]]) -> None:
+        """Copy the weights, and send them as this version while training continues.
+
+        Args:
+            version: their version.
+            deliver: called with the weights when they are sent.
+
+        Raises:
+            GangLost: a rank died, or the version before could not be sent.
+        """
+        await self.sent()
+        gang = cast(LearnerGang, self._gang)
+        await gang.copy_weights(version, self.config.train.weight_transport)
+
+        async def send() -> None:
+            await deliver(await gang.send_weights())
+
+        self._sending = asyncio.ensure_future(send())
+
+    async def sent(self) -> None:
+        """Wait until the version that is being sent, if any, is delivered. Raises `GangLost`."""
+        if self._sending:
+            await asyncio.shield(self._sending)
+            self._sending = None
+
+    async def unless_unsent(self, work: Awaitable[Result]) -> Result:
+        """The result of `work`. Raises `GangLost` if it turns out before that a version cannot be sent."""
+        working = asyncio.ensure_future(work)
+        try:
+            if self._sending:
+                await asyncio.wait([working, self._sending], return_when=asyncio.FIRST_COMPLETED)
+                if self._sending.done():
+                    await self.sent()
+            return await working
+        finally:
+            working.cancel()
+
+    def _stop_sending(self) -> None:
+        if self._sending:
+            self._sending.add_done_callback(lambda sent: sent.cancelled() or sent.exception())  # nobody waits for it
+            self._sending.cancel()
+            self._sending = None
 
     # Checkpoints.
 

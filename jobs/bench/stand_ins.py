@@ -212,7 +212,10 @@ class SimulatedLearners(LearnerSupervisor):
         self.placed.set()
         self._gang = SimulatedGang(self.config, self._load)
         self.works = True
-        return await self.publish(version) if version else FROM_DISK
+        if not version:
+            return FROM_DISK
+        await self._gang.copy_weights(version, "")
+        return await self._gang.send_weights()
 
 
 class SimulatedGang(LearnerGang):
@@ -220,15 +223,15 @@ class SimulatedGang(LearnerGang):
 
     def __init__(self, config: TrainingConfig, load: Load):
         self.config, self.size, self._placement = config, config.learner.ranks, None
-        self.ranks = [cast(Any, SimulatedRanks).remote(load)] * self.size
+        self.ranks = [cast(Any, SimulatedRanks).remote(load, self.size)] * self.size
 
 
 @ray.remote(num_cpus=0, max_concurrency=10_000)
 class SimulatedRanks:
     """Stands for all learner ranks (actors/learning/learner.py). They train nothing."""
 
-    def __init__(self, load: Load):
-        self._load, self._published = load, 0
+    def __init__(self, load: Load, ranks: int):
+        self._load, self._buckets = load, -(-BUCKETS // ranks)
 
     async def progress(self) -> int:
         return time.monotonic_ns()
@@ -240,12 +243,12 @@ class SimulatedRanks:
         await asyncio.sleep(self._load.seconds(TRAINING_SHARE * STEP_S))
         return [result_of(update) for update in updates]
 
-    async def publish(self, version: int, transport: str) -> list[ray.ObjectRef]:
-        """References of the weights' buckets, from the first rank only; the buckets are empty."""
-        if version <= self._published:
-            return []
-        self._published = version
-        return [ray.put(b"") for _ in range(BUCKETS)]
+    async def copy_weights(self, version: int, transport: str) -> None:
+        pass
+
+    async def send_weights(self) -> list[ray.ObjectRef]:
+        """References of a rank's share of the buckets, which are empty."""
+        return [ray.put(b"") for _ in range(self._buckets)]
 
     async def copy_checkpoint(self, folder: str) -> None:
         pass

@@ -1,4 +1,4 @@
-"""Weight buckets as files in shared memory. All processes of an engine map them instead of copying."""
+"""Weight buckets as files in shared memory: one copy per node, which all processes of all its engines map."""
 
 import contextlib
 import errno
@@ -9,6 +9,7 @@ import re
 import shutil
 import stat
 import tempfile
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,8 +18,10 @@ import torch
 from pipeline.weights.buckets import WeightBucket, new_checksum
 
 SHARED_MEMORY = Path("/dev/shm") if Path("/dev/shm").is_dir() else Path(tempfile.gettempdir())
-BUCKET_FILE = "palimpsest-bucket-"  # followed by the owner's process id and a unique suffix
-NAME = re.compile(rf"{BUCKET_FILE}\d+-\w+")
+BUCKET_FILE = "palimpsest-bucket-"  # followed by the bucket's checksum and size
+PARTIAL = ".partial"  # ends the name of a file that is not yet verified
+NAME = re.compile(rf"{BUCKET_FILE}[0-9a-f]{{16}}-\d+(\{PARTIAL})?")
+POLL_S = 0.02  # between looks at a file that another process writes
 READ_BYTES = 2**20  # per read; fits a CPU cache
 
 
@@ -28,45 +31,65 @@ class BucketError(RuntimeError):
 
 @dataclass
 class BucketFile:
-    """A bucket in shared memory. Its owner keeps the file open and locked while it is needed."""
+    """A bucket in shared memory. Whoever needs it keeps the file open, with a shared lock."""
 
     path: str
     size: int  # bytes
     entries: list  # as in `WeightBucket`
     file: io.FileIO
 
-    def remove(self) -> None:
-        Path(self.path).unlink(missing_ok=True)
-        self.file.close()
+    def release(self) -> None:
+        """Give it up. The last one to do so removes the file."""
+        with self.file:
+            _remove_unless_locked(self.path, self.file.fileno())
 
 
 def stage(bucket: WeightBucket, folder: Path = SHARED_MEMORY) -> BucketFile:
-    """Copy a bucket into a file in shared memory and verify the copy.
+    """Copy a bucket into a file in shared memory and verify the copy, unless another process of this node has done so.
 
     Raises:
         BucketError: there is no room for it, or the checksum is wrong.
     """
-    path, file = _new_file(folder)
-    staged = BucketFile(path, bucket.data.size, [list(entry) for entry in bucket.entries], file)
-    try:
-        left = bucket.data.data
-        while left:
-            left = left[file.write(left) :]
-        _verify(bucket, file)
-        return staged
-    except OSError as error:
-        staged.remove()
-        if error.errno != errno.ENOSPC:
+    path = folder / f"{BUCKET_FILE}{bucket.checksum:016x}-{bucket.data.size}"
+    while True:
+        file = _locked(path, os.O_RDONLY, fcntl.LOCK_SH)
+        if file is not None:
+            return BucketFile(str(path), bucket.data.size, [list(entry) for entry in bucket.entries], file)
+        _write(bucket, path)
+
+
+def _write(bucket: WeightBucket, path: Path) -> None:
+    """Write and verify a bucket's file. Returns without doing so if another process is doing it or has done it."""
+    partial = path.with_name(path.name + PARTIAL)
+    file = _locked(partial, os.O_RDWR | os.O_CREAT, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    if file is None:
+        time.sleep(POLL_S)
+        return
+    with file:
+        try:
+            if path.exists():
+                partial.unlink()
+                return
+            file.truncate(0)  # of a writer that died
+            left = bucket.data.data
+            while left:
+                left = left[file.write(left) :]
+            _verify(bucket, file)
+            partial.rename(path)
+        except OSError as error:
+            partial.unlink()
+            if error.errno != errno.ENOSPC:
+                raise
+            room = shutil.disk_usage(path.parent)
+            raise BucketError(
+                f"{path.parent} has no room for {bucket.data.size:,} bytes of new weights: {room.free:,} of "
+                f"{room.total:,} bytes are free, and each node with generators needs as many there as the model has. "
+                "Make it larger (Docker: --shm-size=…; Kubernetes: an emptyDir of medium Memory; else mount -o "
+                "remount,size=…)"
+            ) from None
+        except BucketError:
+            partial.unlink()
             raise
-        room = shutil.disk_usage(folder)
-        raise BucketError(
-            f"{folder} has no room for {bucket.data.size:,} bytes of new weights: {room.free:,} of {room.total:,} "
-            "bytes are free, and each generator needs as many there as the model has. Make it larger (Docker: "
-            "--shm-size=…; Kubernetes: an emptyDir of medium Memory; else mount -o remount,size=…)"
-        ) from None
-    except BucketError:
-        staged.remove()
-        raise
 
 
 def read_bucket_file(path: str, size: int) -> torch.Tensor:
@@ -86,35 +109,51 @@ def read_bucket_file(path: str, size: int) -> torch.Tensor:
 
 
 def remove_orphans(folder: Path = SHARED_MEMORY) -> None:
-    """Remove bucket files whose owner was killed, because they occupy memory.
+    """Remove bucket files that nobody needs any more, because they occupy memory: their users were killed.
 
-    An owner keeps its files locked until it is done with them or dies. The lock is reliable where process ids are not:
-    they may be reused, or belong to another container.
+    Whoever needs a file keeps it locked until it is done with it or dies. The lock is reliable where process ids are
+    not: they may be reused, or belong to another container.
     """
     for path in folder.glob(f"{BUCKET_FILE}*"):
         with contextlib.suppress(OSError):  # it is gone, belongs to another user, or is not a file
             about = path.lstat()
             if NAME.fullmatch(path.name) and stat.S_ISREG(about.st_mode) and about.st_uid == os.getuid():
-                _remove_unless_locked(path)
+                handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+                with os.fdopen(handle, "rb", buffering=0):
+                    _remove_unless_locked(path, handle)
 
 
-def _remove_unless_locked(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)  # BlockingIOError: its owner is alive
-        path.unlink()
-    finally:
-        os.close(handle)
-
-
-def _new_file(folder: Path) -> tuple[str, io.FileIO]:
-    """Create an empty, locked file. Retries if `remove_orphans` removed the file before it was locked."""
-    while True:
-        handle, path = tempfile.mkstemp(prefix=f"{BUCKET_FILE}{os.getpid()}-", dir=folder)
-        fcntl.flock(handle, fcntl.LOCK_EX)
+def _remove_unless_locked(path: str | Path, handle: int) -> None:
+    """Remove a file that is open with this handle unless another process, or another handle, has a lock on it."""
+    with contextlib.suppress(BlockingIOError):
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         if os.fstat(handle).st_nlink:
-            return path, os.fdopen(handle, "w+b", buffering=0)
-        os.close(handle)
+            os.unlink(path)
+
+
+def _locked(path: Path, flags: int, lock: int) -> io.FileIO | None:
+    """Open and lock a file; None if there is none, another process has the lock, or it was renamed or removed.
+
+    Raises:
+        BucketError: it is no file of this user. Anyone may write to shared memory, and names can be guessed.
+    """
+    try:
+        handle = os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK, 0o600)
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise BucketError(f"{path} cannot be used: {error.strerror}") from None
+    file = os.fdopen(handle, "r+b" if flags & os.O_RDWR else "rb", buffering=0)
+    about = os.fstat(handle)
+    if not stat.S_ISREG(about.st_mode) or about.st_uid != os.getuid():
+        file.close()
+        raise BucketError(f"{path} is not a file of this user")
+    with contextlib.suppress(FileNotFoundError, BlockingIOError):
+        fcntl.flock(handle, lock)
+        if os.path.samestat(os.stat(path), about):
+            return file
+    file.close()
+    return None
 
 
 def _verify(bucket: WeightBucket, file: io.FileIO) -> None:

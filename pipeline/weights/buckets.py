@@ -32,19 +32,59 @@ def new_checksum(entries: Entries) -> xxhash.xxh3_64:
     return xxhash.xxh3_64(repr(entries).encode())
 
 
-def pack_buckets(parameters: Iterable[tuple[str, torch.Tensor]], bucket_bytes: int) -> Iterator[WeightBucket]:
-    """Yield buckets of at most `bucket_bytes` bytes, in order; a larger tensor gets a bucket of its own."""
-    waiting: list[tuple[str, torch.Tensor]] = []
-    size = 0
+class BucketPacker:
+    """Packs tensors into buckets, in host memory that it reuses for the next version.
+
+    Args:
+        bucket_bytes: size of a bucket; a larger tensor gets a bucket of its own.
+    """
+
+    def __init__(self, bucket_bytes: int):
+        self._bucket_bytes = bucket_bytes
+        self._room: list[torch.Tensor] = []  # uint8 [bytes] of each bucket, pinned if there is a GPU
+        self._packed: list[list[tuple[str, str, tuple[int, ...], int]]] = []  # entries of each bucket
+        self._size: list[int] = []  # bytes of each bucket that are in use
+
+    def begin(self) -> None:
+        """Begin a version. The buckets of the one before become invalid."""
+        self._packed, self._size = [], []
+
+    def add(self, name: str, tensor: torch.Tensor) -> None:
+        """Copy a tensor. A copy from a GPU is only queued in the current stream, which must end before `buckets`."""
+        need = tensor.numel() * tensor.element_size()
+        if not self._size or self._size[-1] + _aligned(need) > self._bucket_bytes:
+            self._packed.append([])
+            self._size.append(0)
+        number, offset = len(self._size) - 1, self._size[-1]
+        room = self._bucket(number, offset + _aligned(need))[offset : offset + need]
+        room.view(tensor.dtype).view(tensor.shape).copy_(tensor.detach(), non_blocking=True)
+        self._packed[-1].append((name, str(tensor.dtype).removeprefix("torch."), tuple(tensor.shape), offset))
+        self._size[-1] += _aligned(need)
+
+    def buckets(self) -> Iterator[WeightBucket]:
+        """Yield the buckets of this version in order. Their data is valid until the next version begins."""
+        for room, packed, size in zip(self._room, self._packed, self._size, strict=False):
+            data, entries = room.numpy()[:size], tuple(packed)
+            checksum = new_checksum(entries)
+            checksum.update(data.data)
+            yield WeightBucket(entries, data, checksum.intdigest())
+
+    def _bucket(self, number: int, size: int) -> torch.Tensor:
+        """The memory of a bucket, of at least `size` bytes; only a bucket with nothing in it yet is made anew."""
+        if number == len(self._room) or len(self._room[number]) < size:
+            # Zeros, so that the bytes between tensors have a value.
+            made = torch.zeros(max(size, self._bucket_bytes), dtype=torch.uint8, pin_memory=torch.cuda.is_available())
+            self._room[number : number + 1] = [made]
+        return self._room[number]
+
+
+def pack_buckets(parameters: Iterable[tuple[str, torch.Tensor]], bucket_bytes: int) -> list[WeightBucket]:
+    """The buckets of one version, in order."""
+    packer = BucketPacker(bucket_bytes)
+    packer.begin()
     for name, tensor in parameters:
-        need = _aligned(tensor.numel() * tensor.element_size())
-        if waiting and size + need > bucket_bytes:
-            yield _pack(waiting, size)
-            waiting, size = [], 0
-        waiting.append((name, tensor))
-        size += need
-    if waiting:
-        yield _pack(waiting, size)
+        packer.add(name, tensor)
+    return list(packer.buckets())
 
 
 def unpack_bucket(entries, data: torch.Tensor) -> list[tuple[str, torch.Tensor]]:
@@ -60,20 +100,6 @@ def unpack_bucket(entries, data: torch.Tensor) -> list[tuple[str, torch.Tensor]]
         end = offset + dtype.itemsize * int(np.prod(shape, dtype=np.int64))
         tensors.append((name, data[offset:end].view(dtype).view(tuple(shape))))
     return tensors
-
-
-def _pack(parameters: list[tuple[str, torch.Tensor]], size: int) -> WeightBucket:
-    data = np.empty(size, dtype=np.uint8)
-    made, offset = [], 0
-    for name, tensor in parameters:
-        raw = tensor.detach().contiguous().cpu().reshape(-1).view(torch.uint8).numpy()
-        data[offset : offset + raw.size] = raw
-        made.append((name, str(tensor.dtype).removeprefix("torch."), tuple(tensor.shape), offset))
-        offset += _aligned(raw.size)
-    entries = tuple(made)
-    checksum = new_checksum(entries)
-    checksum.update(data.data)
-    return WeightBucket(entries, data, checksum.intdigest())
 
 
 def _aligned(size: int) -> int:

@@ -45,15 +45,21 @@ class WeightsLost(RuntimeError):
 class WeightSender(Protocol):
     """The end in a learner rank. It is created before the first version is sent, and again when the gang restarts."""
 
-    def send(self, version: int, parameters: Parameters) -> Any:
-        """Send this rank's part of a version, or make it ready to be fetched. Training waits until this returns.
-
-        If a rank dies meanwhile, the pieces are dropped, and the next gang may send other weights as this version.
+    def copy(self, version: int, parameters: Parameters) -> None:
+        """Copy this rank's part of a version. Training waits until this returns, and then changes the weights.
 
         Args:
             version: the version of the weights.
             parameters: gathers the model from all ranks. Every rank must iterate over all of it with the same number
                 of bytes at a time, even if it sends nothing. A tensor is valid until the next one is requested.
+        """
+        ...
+
+    def send(self) -> Any:
+        """Send what was copied, or make it ready to be fetched, in a thread of its own, beside the next step.
+
+        The next `copy` waits until this returns. If a rank dies meanwhile, the pieces are dropped, and the next gang
+        may send other weights as this version.
 
         Returns:
             This rank's entry in `Weights.pieces`.

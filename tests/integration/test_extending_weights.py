@@ -31,7 +31,10 @@ def published(config, model, version: int) -> Weights:
         seen.append("end")
 
     seen = []
-    pieces = [load_transport(NAME).sender(config, rank, 2).send(version, parameters) for rank in range(2)]
+    senders = [load_transport(NAME).sender(config, rank, 2) for rank in range(2)]
+    for sender in senders:
+        sender.copy(version, parameters)
+    pieces = [sender.send() for sender in senders]
     assert seen == [seen[0], "end"] * 2  # the ranks gather in step
     return Weights(version, NAME, tuple(pieces))
 

@@ -2,7 +2,6 @@
 flight, what the prefix cache spares, and the order of requests."""
 
 import asyncio
-import os
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -15,7 +14,7 @@ from pipeline.learning.forest import Forest
 from pipeline.learning.policy import Policy
 from pipeline.rollout.episodes import Sampling
 from pipeline.weights.bucket_files import BUCKET_FILE, SHARED_MEMORY, BucketError
-from pipeline.weights.buckets import pack_buckets
+from pipeline.weights.buckets import WeightBucket, pack_buckets
 from pipeline.weights.transport import BUCKETS, Weights, WeightsLost
 
 PROMPT = [0, *range(9, 109), *range(9, 49)]  # several blocks of the prefix cache
@@ -93,7 +92,7 @@ class Ref:
 
 def buckets(model) -> list:
     weights = load_file(model / "model.safetensors")
-    return list(pack_buckets(weights.items(), bucket_bytes=300_000))
+    return pack_buckets(weights.items(), bucket_bytes=300_000)
 
 
 def load(engine, config, version: int, published: list):
@@ -244,8 +243,9 @@ def test_a_small_nucleus_leaves_the_likeliest_token(runner, engine):
     assert nucleus.logprobs == [0.0] * len(nucleus.tokens)  # as sampled: nothing else had a chance
 
 
-def bucket_files(process: int) -> list:
-    return list(SHARED_MEMORY.glob(f"{BUCKET_FILE}{process}-*"))
+def bucket_files(published: list) -> list:
+    names = [f"{BUCKET_FILE}{bucket.checksum:016x}*" for bucket in published if isinstance(bucket, WeightBucket)]
+    return [path for name in names for path in SHARED_MEMORY.glob(name)]
 
 
 def test_new_weights_without_a_head_are_refused_unless_it_is_tied():
@@ -271,9 +271,10 @@ def corrupted(model) -> list:
 @pytest.mark.parametrize(("broken", "error"), [(lost, WeightsLost), (corrupted, BucketError)])
 def test_weights_that_fail_before_they_are_loaded_change_nothing(runner, engine, tiny_config, broken, error):
     engine_model = runner.run(_path_of(engine))
+    published = broken(engine_model)
     with pytest.raises(error):
-        runner.run(load(engine, tiny_config, 2, broken(engine_model)))
-    assert bucket_files(os.getpid()) == []
+        runner.run(load(engine, tiny_config, 2, published))
+    assert published and bucket_files(published) == []
     assert engine.version == 1
     assert runner.run(engine.generate(PROMPT, 5, WARM)).versions == [1] * 5
 

@@ -3,7 +3,7 @@ process, between pools that only pretend to generate, score and learn."""
 
 import asyncio
 from collections import defaultdict, deque
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -168,8 +168,11 @@ class Learners(Pretended):
     async def train(self, step: int, version: int, groups: list) -> list:
         return [update(rank(tokens=5, staleness=[5], same_version_tokens=5), groups=list(range(len(groups))))]
 
-    async def publish(self, version: int) -> Weights:
-        return Weights(version)
+    async def publish(self, version: int, deliver: Callable) -> None:
+        await deliver(Weights(version))
+
+    async def unless_unsent(self, work: Awaitable):
+        return await work
 
     async def saved(self) -> None:
         pass

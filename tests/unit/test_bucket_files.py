@@ -2,7 +2,10 @@
 
 import errno
 import io
+import os
 import shutil
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,7 +14,7 @@ import pytest
 import torch
 
 from pipeline.weights import bucket_files
-from pipeline.weights.bucket_files import BUCKET_FILE, BucketError, read_bucket_file, remove_orphans, stage
+from pipeline.weights.bucket_files import BUCKET_FILE, PARTIAL, BucketError, read_bucket_file, remove_orphans, stage
 from pipeline.weights.buckets import pack_buckets, unpack_bucket
 
 WEIGHTS = {"a": torch.arange(6.0), "b": torch.full((3, 2), 7.0, dtype=torch.bfloat16)}
@@ -28,7 +31,7 @@ def test_what_is_staged_is_what_was_packed(bucket, tmp_path):
     (path,) = tmp_path.iterdir()
     assert staged.path == str(path) and path.stat().st_mode & 0o777 == 0o600
     weights = dict(unpack_bucket(staged.entries, read_bucket_file(staged.path, staged.size)))
-    staged.remove()
+    staged.release()
     assert list(tmp_path.iterdir()) == []
     assert all(torch.equal(weights[name], WEIGHTS[name]) for name in WEIGHTS)  # the mapping outlives the name
 
@@ -85,7 +88,7 @@ def test_no_room_in_shared_memory_is_said(bucket, tmp_path, monkeypatch):
             return super().write(data[:100])
 
     usage = type(shutil.disk_usage(tmp_path))(64 * 2**20, 64 * 2**20, 0)
-    monkeypatch.setattr(bucket_files.os, "fdopen", lambda handle, *_, **__: Full(handle, "r+"))
+    monkeypatch.setattr(bucket_files.os, "fdopen", lambda handle, mode, **_: Full(handle, mode))
     monkeypatch.setattr(bucket_files.shutil, "disk_usage", lambda _: usage)
     with pytest.raises(BucketError) as error:
         stage(bucket, tmp_path)
@@ -96,22 +99,72 @@ def test_no_room_in_shared_memory_is_said(bucket, tmp_path, monkeypatch):
 
 
 def test_files_of_other_users_are_left_alone(bucket, tmp_path, monkeypatch):
-    left = tmp_path / f"{BUCKET_FILE}1-left"
+    left = tmp_path / f"{BUCKET_FILE}{1:016x}-64"
     left.touch()
     monkeypatch.setattr(bucket_files.os, "getuid", lambda: left.stat().st_uid + 1)
     remove_orphans(tmp_path)
     assert left.exists()
 
 
-def test_a_file_that_is_taken_for_an_orphan_before_it_is_locked_is_made_again(bucket, tmp_path, monkeypatch):
-    flock, taken = bucket_files.fcntl.flock, []
+@pytest.mark.parametrize("call", range(2))
+def test_a_file_that_is_taken_for_an_orphan_before_it_is_locked_is_made_again(bucket, tmp_path, monkeypatch, call):
+    """The one that is written, or the one that is finished."""
+    flock, calls = bucket_files.fcntl.flock, []
 
     def late(handle, how):
-        if not taken:  # another generator starts just between the two calls
-            taken.append(next(tmp_path.iterdir()))
-            taken[0].unlink()
+        calls.append(how)
+        if len(calls) == call + 1:  # another generator starts just between the two calls
+            next(tmp_path.iterdir()).unlink()
         flock(handle, how)
 
     monkeypatch.setattr(bucket_files.fcntl, "flock", late)
     staged = stage(bucket, tmp_path)
-    assert Path(staged.path).exists() and staged.path != str(taken[0])
+    assert Path(staged.path).read_bytes() == bucket.data.tobytes()
+    staged.release()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_a_writer_that_died_left_is_written_anew(bucket, tmp_path):
+    staged = stage(bucket, tmp_path)
+    staged.release()
+    partial = Path(staged.path + PARTIAL)
+    partial.write_bytes(b"x" * 500)
+    again = stage(bucket, tmp_path)
+    assert Path(again.path).read_bytes() == bucket.data.tobytes() and not partial.exists()
+
+
+def test_all_engines_of_a_node_share_one_copy_which_goes_with_the_last(tmp_path):
+    """Eight at once, of as many threads, in three rounds."""
+    rng = torch.Generator().manual_seed(0)
+    buckets = pack_buckets([(f"t{i}", torch.randn(5000, generator=rng)) for i in range(6)], 20_480)
+    most = []
+
+    def engine(number: int) -> None:
+        staged = []
+        for bucket in buckets:
+            staged.append(stage(bucket, tmp_path))
+            most.append(sum(path.stat().st_size for path in tmp_path.iterdir() if not path.name.endswith(PARTIAL)))
+        everyone.wait()
+        for file, bucket in zip(staged, buckets, strict=True):
+            assert Path(file.path).read_bytes() == bucket.data.tobytes()
+        everyone.wait()
+        for file in staged:
+            file.release()
+
+    for _ in range(3):
+        everyone = threading.Barrier(8)
+        with ThreadPoolExecutor(8) as pool:
+            list(pool.map(engine, range(8)))
+        assert list(tmp_path.iterdir()) == []
+    assert len(buckets) == 6 and max(most) == sum(bucket.data.size for bucket in buckets)
+
+
+@pytest.mark.parametrize("make", [Path.touch, lambda path: path.symlink_to("/etc/passwd"), os.mkfifo])
+@pytest.mark.parametrize("end", ["", PARTIAL])
+def test_what_another_user_put_in_its_place_is_refused(bucket, tmp_path, monkeypatch, make, end):
+    path = tmp_path / f"{BUCKET_FILE}{bucket.checksum:016x}-{bucket.data.size}{end}"
+    make(path)
+    if path.is_file() and not path.is_symlink():
+        monkeypatch.setattr(bucket_files.os, "getuid", lambda: path.lstat().st_uid + 1)
+    with pytest.raises(BucketError, match="is not a file of this user|cannot be used: Too many levels"):
+        stage(bucket, tmp_path)

@@ -5,7 +5,9 @@ import contextlib
 from types import SimpleNamespace
 
 import pytest
+from ray.exceptions import RayTaskError
 
+from actors.lifecycle.failures import Hung, what_happened
 from pipeline.errors import ConfigError
 from pipeline.weights.bucket_transport import TRANSPORT, BucketReceiver
 from pipeline.weights.transport import BUCKETS, Receivers, Weights, WeightsLost, load_transport
@@ -98,6 +100,44 @@ def test_a_generator_ends_itself_when_its_weights_are_in_doubt(generator):
     assert receiver.fetched == 0
 
 
+def test_only_loading_counts_as_standing_still(generator, tiny_config, monkeypatch):
+    """Fetching may take as long as the network does."""
+    monkeypatch.setattr(tiny_config.generator, "stall_s", 0.1)
+
+    class SlowReceiver(Receiver):
+        @contextlib.asynccontextmanager
+        async def fetch(self, weights: Weights):
+            await asyncio.sleep(0.3)
+            yield []
+
+    class SlowEngine(Engine):
+        async def load_weights(self, *arguments) -> float:
+            await asyncio.sleep(0.3)
+            return await super().load_weights(*arguments)
+
+    assert asyncio.run(generator(Engine(), SlowReceiver()).load_weights(WEIGHTS)) == 0.5
+    with pytest.raises(Hung, match=r"^took longer than generator.stall_s=0.1 to load new weights"):
+        asyncio.run(generator(SlowEngine(), Receiver()).load_weights(WEIGHTS))
+
+
+def test_the_pool_says_that_a_generator_stood_still(tiny_config):
+    from actors.generation.generator_pool import GeneratorPool, Member
+
+    async def load() -> None:
+        pool = GeneratorPool(tiny_config, print)
+        await pool.publish(WEIGHTS)
+
+        async def fail():
+            raise RayTaskError("load_weights", "a traceback", Hung("took longer")).as_instanceof_cause()
+
+        actor = SimpleNamespace(load_weights=SimpleNamespace(remote=lambda weights: fail()))
+        await pool._load_newer("generator-0", Member(actor, "node", version=0))
+
+    with pytest.raises(Hung) as error:
+        asyncio.run(load())
+    assert what_happened(error.value) == "took longer"
+
+
 def test_one_that_is_closed_while_it_loads_just_ends(generator):
     closing = generator(Engine(RuntimeError("the engine was shut down")), Receiver())
     closing._closing = True
@@ -135,7 +175,7 @@ def test_what_a_killed_generator_left_makes_room_for_the_next_version(monkeypatc
     asyncio.run(fetch())
 
 
-def test_every_rank_gathers_the_whole_model_and_one_publishes_it(tiny_config, monkeypatch):
+def test_every_rank_gathers_the_whole_model_and_sends_its_share(tiny_config, monkeypatch):
     import torch
 
     from pipeline.weights import bucket_transport as module
@@ -145,12 +185,17 @@ def test_every_rank_gathers_the_whole_model_and_one_publishes_it(tiny_config, mo
 
     def parameters(group_bytes):
         asked.append(group_bytes)
-        yield from {"a": torch.ones(3), "b": torch.zeros(2)}.items()
+        yield from {"a": torch.ones(6), "b": torch.zeros(2), "c": torch.zeros(3), "d": torch.ones(4)}.items()
         asked.append("end")
 
-    pieces = [TRANSPORT.sender(tiny_config, rank, 2).send(1, parameters) for rank in range(2)]
-    assert [[entry[0] for bucket in piece for entry in bucket.entries] for piece in pieces] == [["a", "b"], []]
-    assert asked == [2**20, "end"] * 2
+    senders = [TRANSPORT.sender(tiny_config, rank, 3) for rank in range(3)]
+    for version in (1, 2):
+        for sender in senders:
+            sender.copy(version, parameters)
+        pieces = [sender.send() for sender in senders]
+        names = [[entry[0] for bucket in piece for entry in bucket.entries] for piece in pieces]
+        assert names == [["a"], ["b", "d"], ["c"]]
+    assert asked == [2**20, "end"] * 6
 
 
 def test_a_run_with_an_unknown_transport_is_refused_before_it_starts(capsys):
