@@ -30,8 +30,7 @@ from actors.lifecycle.cluster import was_started_again
 from actors.rollouts import Rollouts
 from actors.scoring.scorer_pool import ScorerPool
 from actors.step_reports import StepReports
-from actors.tracker import Tracker
-from actors.tracking import Tracking
+from actors.tracking import Tracking, start_tracker
 from actors.validation import Validation
 from pipeline.data.problem_stream import START
 from pipeline.data.quarantine import Quarantine, withdrawn_ids
@@ -173,7 +172,7 @@ class Coordinator(JobActor):
         begin = time.monotonic()
         learners = self.spawn(self._start_learners())
         reading = self.spawn(self._read(state))
-        self.tracker = Tracking(Tracker.remote(c, str(self.folder), self.step, self.wandb_id), self.say)
+        self.tracker = Tracking(start_tracker(c, str(self.folder), self.step, self.wandb_id), self.say)
         self._tracking = asyncio.ensure_future(self._begin_tracking())
         placing = self.spawn(self.learners.placed.wait())
         first = asyncio.wait([learners, placing], timeout=LEARNERS_FIRST_S, return_when=asyncio.FIRST_COMPLETED)

@@ -15,8 +15,7 @@ import ray
 from actors.job_actor import JobActor, Outcome
 from actors.learning.checkpointing import STORAGE_S, CheckpointKeeper
 from actors.learning.gang import FineTuningGang
-from actors.tracker import Tracker
-from actors.tracking import Tracking
+from actors.tracking import Tracking, start_tracker
 from pipeline.data.problem_stream import START
 from pipeline.data.quarantine import Quarantine
 from pipeline.data.sample_files import SampleFiles
@@ -136,7 +135,7 @@ class FineTuner(JobActor):
 
     async def _begin_tracking(self) -> None:
         self.check_lease()  # the tracker changes files
-        self.tracker = Tracking(Tracker.remote(self.config, str(self.folder), self.step, self.wandb_id), self.say)
+        self.tracker = Tracking(start_tracker(self.config, str(self.folder), self.step, self.wandb_id), self.say)
         try:
             _, _, self.wandb_run, self.wandb_id = await self.tracker.begun()
         except OSError as error:
@@ -151,10 +150,16 @@ class FineTuner(JobActor):
         if newest := self.keeper.newest:
             checkpoint = newest.folder
             universal = "" if newest.state.ranks == le.ranks else str(self.folder / "universal" / LEARNER)
-        await self.unless_failed(self.start_all({"learners (DeepSpeed)": self.gang.start(checkpoint, universal)}))
+        await self.unless_failed(
+            self.start_all({"learners (DeepSpeed)": self._start_gang(self.gang, checkpoint, universal)})
+        )
         if universal:
             with contextlib.suppress(OSError):
                 await self.stored(shutil.rmtree, self.folder / "universal", limit_s=STORAGE_S)
+
+    async def _start_gang(self, gang: FineTuningGang, checkpoint: str, universal: str) -> None:
+        await gang.check_folder(self.folder, self.lease.run, "Choose a run.folder that they share")
+        await gang.start(checkpoint, universal)
 
     @property
     def _last(self) -> int:

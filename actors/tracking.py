@@ -5,11 +5,22 @@ from collections.abc import Callable
 
 import ray
 from ray.exceptions import RayError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from actors.tracker import METRICS
+from actors.tracker import METRICS, Tracker
 from pipeline.errors import reason_of
 
 ANSWER_S = 60.0  # limit for an answer of the tracker; then the job continues
+
+
+def start_tracker(*arguments) -> ray.actor.ActorHandle:
+    """Start a tracker on this node, on which the run folder is, also if no other node has it; return its handle.
+
+    Args:
+        arguments: those of `Tracker`.
+    """
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
+    return Tracker.options(scheduling_strategy=here).remote(*arguments)
 
 
 class Tracking:

@@ -15,6 +15,8 @@ from actors.learning.fine_tuning_learner import FineTuningLearner, FineTuningUpd
 from actors.learning.learner import Learner
 from actors.learning.reservation import ranks_placement
 from actors.lifecycle.failures import DIED, what_happened
+from pipeline.errors import RunFailed
+from pipeline.files import is_local
 from pipeline.fine_tuning.examples import ExampleBatch
 from pipeline.learning.objectives import LOSSES
 from pipeline.learning.packing import Update, plan_update, split_updates, work_of
@@ -67,6 +69,26 @@ class Gang:
     async def up(self) -> None:
         """Wait until the processes of all ranks are up. Raises `GangLost`."""
         await self._together([rank.progress.remote() for rank in self.ranks], START_LIMIT_S)
+
+    async def check_folder(self, folder: str | Path, run_id: str, advice: str) -> None:
+        """Check that all ranks can keep checkpoints in a folder: that their nodes share it. A URI needs no check.
+
+        Args:
+            folder: the folder or URI. A folder has a file with the run's id.
+            run_id: the run's id.
+            advice: what else to set.
+
+        Raises:
+            RunFailed: a node does not have it, or cannot write there.
+            GangLost: a rank died or failed.
+        """
+        if not is_local(folder):
+            return
+        if trouble := sorted(set(await self._all("folder_trouble", str(folder), run_id)) - {""}):
+            raise RunFailed(
+                f"{folder} is not shared by the nodes of the learner ranks, which write checkpoints there: "
+                f"{'; '.join(trouble)}. {advice}"
+            )
 
     async def start(self, checkpoint: str = "", universal: str = "") -> None:
         """Form the process group and load the model on all ranks.

@@ -14,7 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 import ray
 
+from pipeline.errors import reason_of
 from pipeline.files import copy_folder, is_local, join, local_path
+from pipeline.lease import RUN_ID
 from pipeline.run.checkpoints import LEARNER, MODEL, FileEntry, file_entries
 from pipeline.text import load_tokenizer
 from pipeline.weights.transport import WeightSender, load_transport
@@ -57,6 +59,22 @@ class LearnerRank:
         with socket.socket() as s:
             s.bind(("", 0))
             return ray.util.get_node_ip_address(), s.getsockname()[1]
+
+    def folder_trouble(self, folder: str, run_id: str) -> str:
+        """Why this rank's node cannot keep checkpoints where the job actor does; empty if it can.
+
+        Args:
+            folder: the local folder, in which the job actor left a file with the run's id.
+            run_id: the run's id.
+        """
+        node = f"node {ray.util.get_node_ip_address()}"
+        try:
+            if (local_path(folder) / RUN_ID).read_text("utf-8").strip() != run_id:
+                return f"{node} has another folder there"
+            with tempfile.NamedTemporaryFile(prefix="probe-", dir=local_path(folder)):
+                return ""
+        except OSError as error:
+            return f"{node}: {reason_of(error)}"
 
     def join(self, host: str, port: int, checkpoint: str = "", universal: bool = False) -> None:
         """Form the gang with the other ranks and load the model.

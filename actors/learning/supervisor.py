@@ -28,6 +28,7 @@ from pipeline.weights.transport import FROM_DISK, Weights
 
 NODES_S = 2.0  # between checks of the nodes
 RESTARTS_IN_A_ROW = 5  # more losses without a step in between end the run
+SHARE = "Choose a run.folder that they share, or a train.checkpoint_folder such as s3://bucket/checkpoints"
 
 Result = TypeVar("Result")
 
@@ -57,6 +58,9 @@ class LearnerSupervisor:
         self.placed = asyncio.Event()  # set once the first gang has its room
         self.restarts = 0
         self._universal = folder / "universal" / "learner"
+        # The folder of the checkpoints that has a file with the run's id.
+        self._claimed = checkpoints.base if config.train.checkpoint_folder else str(folder)
+        self._run_id = run_id
         self._restarts_in_a_row = 0
         self._room = Reservation(config.learner)
         self.works = False  # whether the gang has started and is not lost
@@ -103,6 +107,7 @@ class LearnerSupervisor:
             self._gang = LearnerGang(self.config, size, self._room.group)
             try:
                 await self._come_up()
+                await self._gang.check_folder(self._claimed, self._run_id, SHARE)
                 await self._gang.start(*self._state_for(size))
                 self.works = True
                 if size < le.ranks:
