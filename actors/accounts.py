@@ -11,6 +11,7 @@ from actors.learning.supervisor import LearnerSupervisor
 from actors.scoring.scorer_pool import ScorerPool
 from actors.validation import Validation
 from pipeline.data.quarantine import Quarantine
+from pipeline.learning.flops import FORWARD, FORWARD_AND_BACKWARD, Computed, peak_flops, speeds
 from pipeline.rollout.episodes import GroupRecord
 from pipeline.run.checkpoints import RunState
 from pipeline.run.config import TrainingConfig
@@ -56,7 +57,7 @@ class Accounts:
         self._productive = 0.0  # seconds of the steps since then
         self._training_began = self._step_began = time.monotonic()
         self._generated_before = 0
-        self._computed = self._computed_before = 0  # tokens that engines computed for groups
+        self._computed = self._computed_before = Computed()  # by the engines, for groups
         self._validated_before = 0
 
     def training_begins(self) -> None:
@@ -85,7 +86,9 @@ class Accounts:
         self.redone += record.redone_conversations
         self.done.tokens_generated += record.response_tokens
         prompts = record.prompt_tokens.total() - record.cached_tokens.total()
-        self._computed += prompts + record.response_tokens
+        # The last token of a response goes through no model.
+        tokens = prompts + record.response_tokens - len(record.lengths)
+        self._computed += Computed(tokens, record.engine_pairs, record.response_tokens)
 
     def roll_back(self, step: int) -> None:
         """Return to the totals after `step`, to whose checkpoint the learners went back."""
@@ -130,6 +133,7 @@ class Accounts:
         """
         ledger, seconds = self.ledger, self.seconds
         records = [record for record, _ in step.groups]
+        generators_waited = self.generators.waited_share()
         row = step_row(ledger.step, ledger.version, records, updates, step.discarded) | {
             "positions": step.positions,
             "updates_total": self.done.updates + sum(not update.skipped for update in updates),
@@ -150,10 +154,11 @@ class Accounts:
             "generators": self.generators.alive,
             "scorers": self.scorers.alive,
             "learner_ranks": self.learners.size,
-            "generators_waited": self.generators.waited_share(),
+            "generators_waited": generators_waited,
             "scorers_waited": self.scorers.waited_share(),
             "learners_waited": waited / seconds,
             "validation_share": self._validation_share(),
+            **self._speeds(updates, trained - waited, seconds, generators_waited),
             **self.recoveries(),
         }
         self._productive += seconds
@@ -166,7 +171,27 @@ class Accounts:
     def _validation_share(self) -> float:
         """Of all tokens that engines computed since the step began, the share of validation answers."""
         validation = self.validation.tokens_computed - self._validated_before
-        return validation / max(1, validation + self._computed - self._computed_before)
+        groups = (self._computed - self._computed_before).tokens
+        return validation / max(1, validation + groups)
+
+    def _speeds(self, updates: list[UpdateResult], train_s: float, seconds: float, waited: float) -> dict:
+        """How fast the devices computed while they were at work.
+
+        Args:
+            updates: the results of the step's optimizer steps.
+            train_s: seconds in which the learner ranks trained.
+            seconds: seconds of the step.
+            waited: the idle share of the generators' time.
+        """
+        parts = (Computed(u.work.computed, u.work.pairs, u.work.predicted) for u in updates)
+        trained = sum(parts, Computed())
+        generated, g = self._computed - self._computed_before, self.config.generator
+        generators_s = g.count * g.tensor_parallel * (1 - waited) * seconds
+        model, peak = self.learners.model, peak_flops(self.learners.device, self.config.model.dtype)
+        return {
+            **speeds("learner", trained, self.learners.size * train_s, model, peak, FORWARD_AND_BACKWARD),
+            **speeds("generator", generated, generators_s, model, peak, FORWARD),
+        }
 
     async def watch(self) -> None:
         """Report where groups and actors stand whenever no step was done for `SILENCE_S`. Runs forever."""

@@ -18,6 +18,7 @@ from actors.lifecycle.failures import DIED, what_happened
 from pipeline.errors import RunFailed
 from pipeline.files import is_local
 from pipeline.fine_tuning.examples import ExampleBatch
+from pipeline.learning.device_memory import Architecture
 from pipeline.learning.objectives import LOSSES
 from pipeline.learning.packing import Update, plan_update, split_updates, work_of
 from pipeline.rollout.episodes import GroupRecord
@@ -107,6 +108,11 @@ class Gang:
         state = Path(universal).parent if universal else checkpoint
         joining = [rank.join.remote(host, port, str(state), bool(universal)) for rank in self.ranks]
         await self._together(joining, START_LIMIT_S)
+
+    async def describe(self) -> tuple[str, Architecture | None]:
+        """The name of a device, empty on CPUs; and the model's sizes, None if unknown. Raises `GangLost`."""
+        ((device, architecture),) = await self._together([self.ranks[0].describe.remote()])
+        return device, architecture
 
     async def copy_weights(self, version: int, transport: str) -> None:
         """Have all ranks copy the weights, for `send_weights`.

@@ -16,6 +16,7 @@ import ray
 
 from pipeline.errors import reason_of
 from pipeline.files import copy_folder, is_local, join, local_path
+from pipeline.learning.device_memory import Architecture, built_architecture
 from pipeline.lease import RUN_ID
 from pipeline.run.checkpoints import LEARNER, MODEL, FileEntry, file_entries
 from pipeline.text import load_tokenizer
@@ -103,6 +104,16 @@ class LearnerRank:
         if checkpoint:
             with local_folder(checkpoint) as folder:
                 self.engine.load_state(folder)
+
+    def describe(self) -> tuple[str, Architecture | None]:
+        """The device's name, empty on a CPU; and the model's sizes, None if they are unknown."""
+        import torch
+
+        device = torch.cuda.get_device_name() if torch.cuda.is_available() else ""
+        try:
+            return device, built_architecture(self.engine.model.config)
+        except (AttributeError, TypeError):  # no decoder with gated feed-forward layers
+            return device, None
 
     def convert(self, checkpoint: str, universal: str) -> None:
         """Convert the state of a checkpoint for any number of ranks, into the folder `universal`."""

@@ -20,6 +20,8 @@ from actors.learning.gang import GangLost, LearnerGang
 from actors.learning.reservation import NoRoom, Reservation, ranks_in
 from actors.lifecycle.cluster import nodes_alive
 from pipeline.errors import RunFailed
+from pipeline.learning.device_memory import Architecture
+from pipeline.learning.flops import peak_flops
 from pipeline.rollout.episodes import GroupRecord
 from pipeline.run.checkpoints import Checkpoint, RunState, Scores, checkpoints_of
 from pipeline.run.config import TrainingConfig
@@ -57,6 +59,8 @@ class LearnerSupervisor:
         self.keeper = CheckpointKeeper(checkpoints, config.train.keep_last, config.train.keep_best, say, scores)
         self.placed = asyncio.Event()  # set once the first gang has its room
         self.restarts = 0
+        self.device = ""  # name of a rank's device; empty on CPUs
+        self.model: Architecture | None = None  # None: unknown
         self._universal = folder / "universal" / "learner"
         # The folder of the checkpoints that has a file with the run's id.
         self._claimed = checkpoints.base if config.train.checkpoint_folder else str(folder)
@@ -110,6 +114,12 @@ class LearnerSupervisor:
                 await self._gang.check_folder(self._claimed, self._run_id, SHARE)
                 await self._gang.start(*self._state_for(size))
                 self.works = True
+                self.device, self.model = await self._gang.describe()
+                if first and self.device and not peak_flops(self.device, self.config.model.dtype):
+                    self.say(
+                        f"· no MFU: the peak of {self.device} in {self.config.model.dtype} is unknown "
+                        "(pipeline/learning/flops.py)"
+                    )
                 if size < le.ranks:
                     self.say(f"· training with {size} of {le.ranks} learner ranks")
                 if not version:

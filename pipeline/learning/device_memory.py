@@ -27,6 +27,7 @@ class Architecture:
     layers: int
     hidden: int
     intermediate: int
+    query: int  # width of the queries; the attention's output has the same
     key_value: int  # width of the keys; the values have the same
     vocabulary: int
 
@@ -60,6 +61,7 @@ def architecture_of(model_config: dict) -> Architecture | None:
         layers=c["num_hidden_layers"],
         hidden=hidden,
         intermediate=inner,
+        query=query,
         key_value=key_value,
         vocabulary=c["vocab_size"],
     )
@@ -83,6 +85,7 @@ def built_architecture(model_config) -> Architecture:
         layers=model_config.num_hidden_layers,
         hidden=model_config.hidden_size,
         intermediate=model_config.intermediate_size,
+        query=width * heads,
         key_value=width * getattr(model_config, "num_key_value_heads", heads),
         vocabulary=model_config.vocab_size,
     )

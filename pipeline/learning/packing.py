@@ -14,7 +14,7 @@ import numpy as np
 
 from pipeline.learning.forest import Forest, build_forest
 from pipeline.rollout.episodes import EpisodeGroup, GroupRecord
-from pipeline.rollout.prefix_tree import PrefixTree
+from pipeline.rollout.prefix_tree import PrefixTree, attended_pairs
 
 UNEVEN = 1.1  # groups are cut further until no rank has more than this factor of its fair share
 PIECES = (1, 1.25, 1.5, 1.75, 2, 3, 4, 8, 16)  # of a fair share, into which groups are cut
@@ -167,6 +167,8 @@ class Work:
     computed    tokens that go through the model
     shared      tokens that need not, because they are in a prefix that goes through the model anyway
     recomputed  tokens of prefixes that go through it again, because their group is divided
+    pairs       pairs of a token that goes through it and one that it attends to
+    predicted   response tokens whose log-probs are computed
     """
 
     tokens: int
@@ -174,6 +176,8 @@ class Work:
     computed: int
     shared: int
     recomputed: int
+    pairs: int
+    predicted: int
 
 
 def work_of(records: list[GroupRecord], trees: list[PrefixTree], plan: list[list[list[Item]]], version: int) -> Work:
@@ -187,14 +191,18 @@ def work_of(records: list[GroupRecord], trees: list[PrefixTree], plan: list[list
     """
     by_version = [entry for record in records for entry in record.tokens_by_version.items()]
     written_by, tokens = np.array(by_version, np.int64).reshape(-1, 2).T
-    shared = sum(item.shared for micro_batches in plan for items in micro_batches for item in items)
+    spared = np.array([item.shared for micro_batches in plan for items in micro_batches for item in items], np.int64)
+    shared = int(spared.sum())
     in_all = sum(int(tree.lengths.sum()) for tree in trees)
+    pairs = sum(int(attended_pairs(tree.lengths).sum()) for tree in trees) - int(attended_pairs(spared).sum())
     return Work(
         tokens=sum(record.response_tokens for record in records),
         staleness=tuple(np.bincount(version - written_by, tokens).astype(int).tolist()),
         computed=in_all - shared,
         shared=shared,
         recomputed=in_all - shared - sum(tree.tokens() for tree in trees),
+        pairs=pairs,
+        predicted=sum(int(r.response_lengths[tree.order].sum()) for r, tree in zip(records, trees, strict=True)),
     )
 
 

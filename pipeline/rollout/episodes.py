@@ -7,7 +7,7 @@ import numpy as np
 
 from pipeline.rollout.answer import NO_MEMORIES, Memories, answer_of
 from pipeline.rollout.memory_counts import MemoryCounts
-from pipeline.rollout.prefix_tree import PrefixTree
+from pipeline.rollout.prefix_tree import PrefixTree, attended_pairs
 
 
 @dataclass(frozen=True)
@@ -251,6 +251,7 @@ class ScoredGroup:
     cut_conversations: int  # responses that the length limit cut off
     prompt_tokens: Counter[int]  # tokens of the prompts, by the weight version when they were submitted
     cached_tokens: Counter[int]  # of these, tokens that the engine had in its prefix cache
+    engine_pairs: int  # pairs of a token that the engine computed and one that it attends to
     rewards: np.ndarray  # the scorer's reward of each episode, float32 [G]
     penalties: np.ndarray  # for over-long responses, from -1 to 0, float32 [G]
     advantages: np.ndarray  # advantage of each conversation, float32 [C]
@@ -310,6 +311,7 @@ def scored_group(
         cut_conversations=sum(reason == "length" for reason in group.finish_reasons),
         prompt_tokens=_by_version(group, group.prompt_lengths),
         cached_tokens=_by_version(group, group.cached_tokens),
+        engine_pairs=_engine_pairs(group),
         rewards=rewards,
         penalties=penalties,
         advantages=advantages,
@@ -321,6 +323,12 @@ def scored_group(
         cut_answers=int(group.cut_answers.sum()),
         conversations_differ=conversation_rewards is not None and _differ_within_turns(group, conversation_rewards),
     )
+
+
+def _engine_pairs(group: EpisodeGroup) -> int:
+    cached = group.cached_tokens.astype(np.int64)
+    # The last token of a response goes through no model.
+    return int((attended_pairs(group.lengths - 1) - attended_pairs(cached)).sum())
 
 
 def _by_version(group: EpisodeGroup, tokens: np.ndarray) -> Counter[int]:

@@ -16,6 +16,11 @@ import numpy as np
 LEAST_SHARED = 16
 
 
+def attended_pairs(length):
+    """The pairs of a token and one that it attends to, itself among them, of `length` tokens; also for arrays."""
+    return length * (length + 1) // 2
+
+
 @dataclass(frozen=True)
 class PrefixTree:
     """Conversations in depth-first order of the tree of their shared prefixes.

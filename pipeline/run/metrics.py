@@ -29,6 +29,8 @@ KEYS = frozenset(
     tokens_generated_total tokens_per_second groups_running groups_buffered groups_unscored groups_failed
     groups_dropped_stale groups_discarded_total rows_quarantined generators scorers learner_ranks
     generators_waited scorers_waited learners_waited effective_time_ratio validation_share
+    learner_tokens_per_device_second learner_tflops learner_mfu
+    generator_tokens_per_device_second generator_tflops generator_mfu
     group_moves groups_lost conversations_redone generator_restarts scorer_restarts learner_restarts steps_lost
     checkpoints_failed coordinator_restarts
     """.split()

@@ -16,11 +16,12 @@ def step_line(row: dict, steps: int) -> str:
         return "-" if row[name] is None else format(row[name], form)
 
     kept = f"kept {row['kept_fraction']:.2f}  " if row["groups_discarded"] else ""
+    mfu = f"mfu {row['learner_mfu']:.2f}  " if row["learner_mfu"] is not None else ""
     return (
         f"step {row['step']}/{steps}  reward {row['reward']:.3f}  {kept}tokens/s {row['tokens_per_second']:.0f}  "
         f"staleness {shown('staleness_mean', '.2f')} (max {shown('staleness_max', 'd')})  version {row['version']}  "
         f"clip {shown('clip_fraction', '.3f')}  entropy {shown('entropy', '.3f')}  grad {shown('grad_norm', '.3g')}  "
-        f"mismatch {shown('logprob_mismatch_mean', '.1e')}  {row['seconds']:.1f} s"
+        f"mismatch {shown('logprob_mismatch_mean', '.1e')}  {mfu}{row['seconds']:.1f} s"
     )
 
 

@@ -73,7 +73,8 @@ class Pretended:
     alive = size = 1
     restarts = waiting = saved_step = 0
     checkpoint = None
-    engine_version = ""
+    engine_version = device = ""
+    model = None
     works = False
 
     def abandon(self, why: str) -> None:

@@ -34,5 +34,7 @@ def rank(
     return {"loss": 0.0, "metrics": metrics} | known | sums
 
 
-def update(*ranks, groups=(0, 1), tokens: int = 0, staleness=(), computed=0, shared=0, recomputed=0) -> UpdateResult:
-    return UpdateResult(list(groups), list(ranks), Work(tokens, tuple(staleness), computed, shared, recomputed))
+def update(*ranks, groups=(0, 1), tokens: int = 0, staleness=(), **work: int) -> UpdateResult:
+    """The result of an update; `work`: fields of `Work`."""
+    known = dict.fromkeys(("computed", "shared", "recomputed", "pairs", "predicted"), 0) | work
+    return UpdateResult(list(groups), list(ranks), Work(tokens, tuple(staleness), **known))

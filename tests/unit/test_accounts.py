@@ -8,11 +8,14 @@ import pytest
 from actors import accounts
 from actors.accounts import Accounts
 from actors.groups import Step
+from pipeline.learning.device_memory import Architecture
 from pipeline.run.config import load_training_config
 from pipeline.run.ledger import Ledger
 from pipeline.run.metrics import KEYS, is_taken
 from tests.support.groups import random_group, record_of
 from tests.support.updates import rank, update
+
+MODEL = Architecture(0, layers=2, hidden=32, intermediate=64, query=32, key_value=16, vocabulary=100)
 
 
 @pytest.fixture
@@ -27,11 +30,18 @@ def clock(monkeypatch):
 def run(clock) -> Accounts:
     pools = [
         SimpleNamespace(
-            restarts=n, keeper=SimpleNamespace(failed=0), alive=2, size=2, waiting=1, waited_share=lambda: 0.25
+            restarts=n,
+            keeper=SimpleNamespace(failed=0),
+            alive=2,
+            size=2,
+            waiting=1,
+            waited_share=lambda: 0.25,
+            device="NVIDIA H100 80GB HBM3",
+            model=MODEL,
         )
         for n in (1, 2, 3)
     ]
-    config = load_training_config(["preset=tiny"])
+    config = load_training_config(["preset=tiny", "generator.count=2", "model.dtype=bfloat16"])
     validation = SimpleNamespace(tokens_computed=0)
     return Accounts(config, lambda line: None, Ledger(1, 1, 10, 0), SimpleNamespace(bad=7), *pools, validation)
 
@@ -42,7 +52,8 @@ def step(run: Accounts, clock, seconds: float, tokens: int, waited: float = 1.0,
     run.ledger.step += 1
     record = record_of(random_group(np.random.default_rng(0), episodes=2), "g", [1.0, 0.0])
     done = Step([(record, "ref")], [4], ["problem"], [])
-    return run.step_done(done, [update(rank(tokens=5, staleness=[5]), groups=[0])], waited, trained)
+    trained_on = update(rank(tokens=5, staleness=[5]), groups=[0], computed=50, pairs=700, predicted=5)
+    return run.step_done(done, [trained_on], waited, trained)
 
 
 def test_a_step_lasts_from_the_end_of_the_one_before(run, clock):
@@ -58,10 +69,30 @@ def test_a_step_lasts_from_the_end_of_the_one_before(run, clock):
     assert row["positions"] == [4] and row["rows_quarantined"] == 7
 
 
+def test_devices_are_as_fast_as_what_went_through_the_model_while_they_worked(run, clock):
+    run.training_begins()
+    group = random_group(np.random.default_rng(0), episodes=2)
+    run.group_done(record_of(group, "g", [1.0, 0.0]))
+    row = step(run, clock, 10.0, 0, waited=2.0, trained=7.0)
+    lengths = [(len(group.prompt(c)), len(group.response(c))) for c in range(len(group.lengths))]
+    through = [position for prompt, response in lengths for position in range(1, prompt + response)]
+    flops = 2 * (2 * (2 * 32 + 2 * 16 + 3 * 64) * 32 * len(through) + 4 * 32 * sum(through))
+    flops += 2 * 32 * 100 * sum(response for _, response in lengths)
+    busy = 2 * 10 * (1 - 0.25)
+    assert not group.cached_tokens.any()
+    assert row["generator_tokens_per_device_second"] == pytest.approx(len(through) / busy)
+    assert row["generator_tflops"] == pytest.approx(flops / busy / 1e12)
+    assert row["generator_mfu"] == pytest.approx(flops / busy / 989e12)
+    assert row["learner_tokens_per_device_second"] == 50 / (2 * 5)  # two ranks
+    flops = 3 * (2 * (2 * (2 * 32 + 2 * 16 + 3 * 64) * 32 * 50 + 4 * 32 * 700) + 2 * 32 * 100 * 5)
+    assert row["learner_mfu"] == pytest.approx(flops / (2 * 5) / 989e12)
+
+
 def test_validation_has_its_share_of_what_engines_compute_in_a_step(run, clock):
     run.training_begins()
     record = record_of(random_group(np.random.default_rng(0), episodes=2), "g", [1.0, 0.0])
     computed = record.prompt_tokens.total() - record.cached_tokens.total() + record.response_tokens
+    computed -= len(record.lengths)  # of each response, the last token
     assert computed > 0 and step(run, clock, 1.0, 0)["validation_share"] == 0.0  # nothing was computed
     run.group_done(record)
     run.validation.tokens_computed += 3 * computed

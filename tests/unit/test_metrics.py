@@ -141,7 +141,9 @@ def test_a_skipped_update_is_counted_and_left_out_of_the_averages():
 def test_a_step_whose_updates_were_all_skipped_has_a_row_and_a_line():
     row = step_row(1, 1, records([1, 0]), [update(rank(grad_norm=None, not_finite=[0]))], [])
     assert row["loss"] is None and row["tokens_trained"] == 0
-    assert "grad -" in step_line(row | {"tokens_per_second": 1.0, "seconds": 1.0}, 5)
+    known = {"tokens_per_second": 1.0, "seconds": 1.0, "learner_mfu": None}
+    assert "grad -" in step_line(row | known, 5) and "mfu" not in step_line(row | known, 5)
+    assert "mfu 0.41  1.0 s" in step_line(row | known | {"learner_mfu": 0.41}, 5)
     json.dumps(row, allow_nan=False)
 
 

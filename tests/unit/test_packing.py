@@ -176,6 +176,9 @@ def test_the_work_is_counted_exactly(groups, ranks, budget):
     assert work.computed == sum(len(prefixes(groups, items)) for items in micro_batches)
     assert work.computed + work.shared == sum(len(groups[g][c]) for g, c in chosen)
     assert work.recomputed == work.computed - len(prefixes(groups, chosen))
+    # A token attends to itself and all before it: the prefix that it ends.
+    assert work.pairs == sum(len(prefix) for items in micro_batches for _, prefix in prefixes(groups, items))
+    assert work.predicted == sum(min(len(groups[g][c]), 1 + c % 2) for g, c in chosen)
     written = [version for group in groups.values() for version in np.resize([3, 1, 3], responses_of(group)).tolist()]
     assert work.tokens == len(written)
     assert work.staleness == tuple(written.count(4 - age) for age in range(4 - min(written) + 1))
