@@ -104,7 +104,7 @@ class Gang:
         """
         if checkpoint and universal:
             await self._together([self.ranks[0].convert.remote(checkpoint, universal)], START_LIMIT_S)
-        ((host, port),) = await self._together([self.ranks[0].address.remote()], START_LIMIT_S)
+        ((host, port),) = await self._together([self.ranks[0].meet.remote()], START_LIMIT_S)
         state = Path(universal).parent if universal else checkpoint
         joining = [rank.join.remote(host, port, str(state), bool(universal)) for rank in self.ranks]
         await self._together(joining, START_LIMIT_S)

@@ -7,8 +7,8 @@ import contextlib
 import ctypes
 import os
 import shutil
-import socket
 import tempfile
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 CONCURRENCY_GROUPS = {"io": 1, "send": 1, "watch": 1}
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # parameters of mallopt(3)
+LEAST_COLLECTIVE_S = 600.0  # least limit for a collective operation, which waits for the slowest rank
 RETURNED_FROM = 1 << 20  # bytes of an allocation
 
 
@@ -46,6 +47,7 @@ class LearnerRank:
         # The checkpoint's folder, its local folder, the copied state by file, and the copied parameters of the model.
         self._to_write: tuple[str, Path, dict[Path, dict], dict[str, torch.Tensor]] | None = None
         self._sender: WeightSender | None = None
+        self._store: torch.distributed.TCPStore | None = None  # on rank 0
 
     def engine_options(self) -> dict:
         """The arguments of `ZeroEngine` other than the two sections."""
@@ -55,11 +57,13 @@ class LearnerRank:
         """Record progress. Called throughout the work, so that a stalled rank can be detected."""
         self.progress_made += 1
 
-    def address(self) -> tuple[str, int]:
-        """A host and free port on this rank, where the gang can meet."""
-        with socket.socket() as s:
-            s.bind(("", 0))
-            return ray.util.get_node_ip_address(), s.getsockname()[1]
+    def meet(self) -> tuple[str, int]:
+        """Open the place where the gang meets, and keep it open, so that nobody takes the port; return host and port."""
+        from torch.distributed import TCPStore
+
+        host = ray.util.get_node_ip_address()
+        self._store = TCPStore(host, 0, self.ranks, is_master=True, wait_for_workers=False)
+        return host, self._store.port
 
     def folder_trouble(self, folder: str, run_id: str) -> str:
         """Why this rank's node cannot keep checkpoints where the job actor does; empty if it can.
@@ -81,7 +85,7 @@ class LearnerRank:
         """Form the gang with the other ranks and load the model.
 
         Args:
-            host, port: the address of rank 0.
+            host, port: where the gang meets (`meet` of rank 0).
             checkpoint: local folder or URI with the state to start from; empty: the model as it is.
             universal: whether the state was converted for any number of ranks.
         """
@@ -90,12 +94,14 @@ class LearnerRank:
         import torch
 
         torch.set_num_threads(max(1, int(os.environ.get("OMP_NUM_THREADS", "1"))))  # in this thread
-        os.environ.update(
-            RANK=str(self.rank),
-            WORLD_SIZE=str(self.ranks),
-            LOCAL_RANK="0",  # Ray shows each rank its own GPU only
-            MASTER_ADDR=host,
-            MASTER_PORT=str(port),
+        # For DeepSpeed. Ray shows each rank its own GPU only.
+        os.environ.update(RANK=str(self.rank), WORLD_SIZE=str(self.ranks), LOCAL_RANK="0")
+        torch.distributed.init_process_group(
+            "nccl" if torch.cuda.is_available() else "gloo",
+            store=self._store or torch.distributed.TCPStore(host, port, self.ranks, is_master=False),
+            rank=self.rank,
+            world_size=self.ranks,
+            timeout=timedelta(seconds=max(LEAST_COLLECTIVE_S, self.config.learner.stall_s)),
         )
         from actors.learning.zero_engine import ZeroEngine
 

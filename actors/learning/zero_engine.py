@@ -53,7 +53,7 @@ class ZeroEngine:
         with_reference: bool = False,
         universal: bool = False,
     ):
-        """Join the process group named by RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT, and load the model.
+        """Load the model on the ranks of torch's default process group.
 
         Args:
             model: the section of the model to train.
@@ -67,7 +67,7 @@ class ZeroEngine:
         on_gpu = torch.cuda.is_available()
         # DeepSpeed would compile a shared-memory collective for one-node CPU groups; gloo needs no compiler.
         __compatible_ops__["deepspeed_shm_comm"] = False
-        deepspeed.init_distributed(dist_backend="nccl" if on_gpu else "gloo")
+        deepspeed.init_distributed(dist_backend="nccl" if on_gpu else "gloo")  # uses the process group that there is
         self.rank = torch.distributed.get_rank()
         self.ranks = torch.distributed.get_world_size()
         settings = _settings(model, learner) | {"checkpoint": {"load_universal": universal}}
