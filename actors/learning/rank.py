@@ -58,7 +58,7 @@ class LearnerRank:
         self.progress_made += 1
 
     def meet(self) -> tuple[str, int]:
-        """Open the place where the gang meets, and keep it open, so that nobody takes the port; return host and port."""
+        """Open the place where the gang meets, and keep it, so that nobody takes its port; return host and port."""
         from torch.distributed import TCPStore
 
         host = ray.util.get_node_ip_address()

@@ -49,8 +49,25 @@ def test_the_sizes_of_another_family_are_not_guessed():
 
 
 def test_the_sizes_of_the_presets_models_are_the_published_ones():
+    assert known("Qwen2.5-0.5B-Instruct").parameters == 494_032_768
+    assert known("Qwen2.5-1.5B-Instruct").parameters == 1_543_714_304
+    assert known("Qwen2.5-3B-Instruct").parameters == 3_085_938_688
     assert known("Qwen2.5-7B-Instruct").parameters == 7_615_616_512
     assert known("Qwen2.5-14B-Instruct").parameters == 14_770_033_664
+
+
+def test_engine_and_learner_fit_one_gpu_of_24_gb():
+    config = load_training_config(["preset=one_gpu"])
+    assert config.generator.num_gpus + config.learner.num_gpus == 1
+    device, host = learner_memory(config, known("Qwen2.5-0.5B-Instruct"))
+    contexts = 2 * 0.6 * GIB
+    assert sum(device.values()) + config.generator.gpu_memory_share * 24e9 + contexts < 24e9 and not host
+
+
+@pytest.mark.parametrize("size", ["1.5B", "3B"])
+def test_a_rank_fits_a_gpu_of_one_node(size):
+    device, host = learner_memory(load_training_config(["preset=one_node"]), known(f"Qwen2.5-{size}-Instruct"))
+    assert sum(device.values()) < 60 * GIB and not host  # of 80
 
 
 def test_the_state_of_a_rank_is_its_share_of_eighteen_bytes_a_parameter():
