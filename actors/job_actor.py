@@ -4,7 +4,7 @@ import asyncio
 import json
 import time
 import traceback
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -180,14 +180,17 @@ class JobActor:
         """Report if the cluster is too small for the pools. The job waits for it, as an autoscaler may add nodes.
 
         Args:
-            pools: each pool's section of the configuration (with num_cpus and num_gpus) and its number of actors.
+            pools: each pool's section of the configuration (with its resources) and its number of actors.
         """
-        has = ray.cluster_resources()
-        for kind, field in (("CPU", "num_cpus"), ("GPU", "num_gpus")):
-            needs = sum(getattr(section, field, 0) * count for section, count in pools)
-            if needs > has.get(kind, 0):
+        has, needs = ray.cluster_resources(), Counter[str]()
+        for section, count in pools:
+            one = {"CPU": getattr(section, "num_cpus", 0), "GPU": getattr(section, "num_gpus", 0)}
+            for kind, amount in (one | dict(getattr(section, "resources", {}))).items():
+                needs[kind] += amount * count
+        for kind, needed in needs.items():
+            if needed > has.get(kind, 0):
                 self.say(
-                    f"· the cluster has {has.get(kind, 0):g} {kind} and the pools ask for {needs:g}: waiting for more"
+                    f"· the cluster has {has.get(kind, 0):g} {kind} and the pools ask for {needed:g}: waiting for more"
                 )
 
     # The run folder.

@@ -70,6 +70,8 @@ class GeneratorSection:
     min_count: int = 1  # the job waits while fewer are in service
     num_cpus: float = 1.0  # Ray CPUs per actor
     num_gpus: float = 0.0  # Ray GPUs per actor
+    # custom Ray resources per actor, to choose its nodes: {spot: 1} (docs/cluster.md)
+    resources: dict[str, float] = field(default_factory=dict)
     tensor_parallel: int = 1  # GPUs per engine
     max_sequences: int = 256  # most conversations decoded together in one engine
     kv_cache_gib: float = 1.0  # CPU engines: size of the KV cache in GiB
@@ -103,6 +105,7 @@ class LearnerSection:
     stall_s: float = 1800.0  # learners that make no progress for this many seconds are restarted
     num_cpus: float = 1.0  # Ray CPUs per rank
     num_gpus: float = 0.0  # Ray GPUs per rank
+    resources: dict[str, float] = field(default_factory=dict)  # custom Ray resources per rank, to choose its nodes
     # most tokens of one forward pass on one rank, a shared prefix counted once; at least agent.window
     micro_batch_tokens: int = 8192
     optimizer: str = "adamw"  # adamw, or muon (Muon for the layers' matrices, AdamW for the other parameters)

@@ -107,7 +107,7 @@ class GeneratorPool(Pool):
 
     def make(self, number: int):
         g = self.config.generator
-        return Generator.options(num_cpus=g.num_cpus, num_gpus=g.num_gpus).remote(
+        return Generator.options(num_cpus=g.num_cpus, num_gpus=g.num_gpus, resources=dict(g.resources)).remote(
             f"generator-{number}", self.config, self.config.run.seed + number, self._journal
         )
 

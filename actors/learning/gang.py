@@ -61,7 +61,8 @@ class Gang:
         self.config, self.size = config, size
         self._placement = None if placement else ranks_placement(config.learner, size)
         places = [PlacementGroupSchedulingStrategy(placement or self._placement, rank) for rank in range(size)]
-        resources = {"num_cpus": config.learner.num_cpus, "num_gpus": config.learner.num_gpus}
+        le = config.learner
+        resources = {"num_cpus": le.num_cpus, "num_gpus": le.num_gpus, "resources": dict(le.resources)}
         self.ranks = [
             self.LEARNER.options(scheduling_strategy=place, **resources).remote(config, rank, size)
             for rank, place in enumerate(places)

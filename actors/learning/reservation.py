@@ -59,7 +59,8 @@ class Reservation:
 
 def bundle_of(learner: LearnerSection) -> dict[str, float]:
     """The resources of one rank."""
-    return {"CPU": learner.num_cpus} | ({"GPU": learner.num_gpus} if learner.num_gpus else {})
+    gpus = {"GPU": learner.num_gpus} if learner.num_gpus else {}
+    return {"CPU": learner.num_cpus, **gpus, **learner.resources}
 
 
 def ranks_placement(learner: LearnerSection, size: int) -> PlacementGroup:
