@@ -7,7 +7,6 @@ import subprocess
 from importlib.metadata import version
 from pathlib import Path
 
-import pytest
 import yaml
 
 from pipeline.config import CONFIGS
@@ -43,7 +42,6 @@ def test_kubernetes_runs_a_command_whose_actors_find_their_nodes():
 
 
 def test_aws_passes_rays_schema_and_has_the_nodes_that_its_comment_names():
-    pytest.importorskip("jsonschema")
     from ray.autoscaler._private.util import prepare_config, validate_config
 
     text = (CLUSTERS / "aws.yaml").read_text()
