@@ -17,7 +17,7 @@ from pipeline.data.documents.ruler import load_essay
 from pipeline.data.rows import row_of
 from pipeline.errors import BadRow
 from pipeline.fine_tuning.conversations import conversation_example
-from pipeline.fine_tuning.scripted_reader import Conversation, Habits, ScriptedReader
+from pipeline.fine_tuning.scripted_reader import Conversation, ScriptedReader
 from pipeline.problems import Problem
 from pipeline.rewards.scoring import reward
 from pipeline.rollout.episodes import Completion
@@ -37,18 +37,18 @@ def problem(index: int, hops: int = 2) -> Problem:
     return hidden_facts_problem(0, index, 2000, hops, RELATIONS, prose, CHUNK, starts)
 
 
-FAULTLESS, FORGETFUL, CARELESS = Habits(1), Habits(0.75), Habits(0.75, slip_share=0.5)
+FAULTLESS, FORGETFUL = 1.0, 0.75  # share of the facts that are kept
 
 
-def read(asked: Problem, habits: Habits, seed: int = 0) -> list[Conversation]:
-    reader = ScriptedReader(MemoryAgent(TOKENIZER, AGENT), habits)
+def read(asked: Problem, keep_share: float, seed: int = 0) -> list[Conversation]:
+    reader = ScriptedReader(MemoryAgent(TOKENIZER, AGENT), keep_share)
     return list(reader.read(asked, random.Random(seed)))
 
 
-@pytest.mark.parametrize("habits", [FAULTLESS, FORGETFUL, CARELESS])
-def test_its_prompts_are_those_of_the_agent_that_gets_its_responses(habits):
+@pytest.mark.parametrize("keep_share", [FAULTLESS, FORGETFUL])
+def test_its_prompts_are_those_of_the_agent_that_gets_its_responses(keep_share):
     for index in range(8):
-        conversations = read(problem(index), habits, seed=index)
+        conversations = read(problem(index), keep_share, seed=index)
         agent, waiting = MemoryAgent(TOKENIZER, AGENT), iter(conversations)
 
         async def llm(prompt, max_tokens, role, waiting=waiting):
@@ -79,7 +79,7 @@ def test_a_forgetful_one_is_right_now_and_then_and_notes_only_what_is_needed():
         facts = asked.metadata["needed"]
         for memory in memories:
             prompt, text = TOKENIZER.decode(memory.prompt), text_of(memory)
-            assert memory.idle == (text == "None" and "\nMemory: None\n" in prompt) and not memory.slip
+            assert memory.idle == (text == "None" and "\nMemory: None\n" in prompt)
             rest = functools.reduce(lambda left, fact: left.replace(fact, ""), facts, text)
             assert text == "None" or not rest.strip()
             assert facts[1] not in text or any(fact in prompt.partition("\nMemory:")[2] for fact in facts)
@@ -89,47 +89,8 @@ def test_a_forgetful_one_is_right_now_and_then_and_notes_only_what_is_needed():
     assert 0.08 < right / 150 < 0.6
 
 
-def test_a_careless_one_drops_useless_facts_at_the_next_section_and_notes_and_keeps_the_needed_as_before():
-    """Shares are counted from the texts of the memories."""
-    seen = slips = held = kept = 0
-    for seed in range(150):
-        asked = problem(seed % 15)
-        *memories, answer = read(asked, CARELESS, seed)
-        before = ""
-        for section, memory in zip(sections(asked), memories, strict=True):
-            text = text_of(memory)
-            useless = [fact for fact, needed in asked.metadata["facts"] if not needed and fact in section]
-            there = [fact for fact, needed in asked.metadata["facts"] if not needed and fact in text]
-            assert set(there) <= set(useless) and memory.slip == bool(there)
-            seen, slips = seen + len(useless), slips + len(there)
-            for fact in asked.metadata["needed"]:
-                if fact in before and fact not in section:
-                    held, kept = held + 1, kept + (fact in text)
-            before = text
-        assert not answer.slip and (asked.answers[0] in text_of(answer)) == all(
-            fact in before for fact in asked.metadata["needed"]
-        )
-    assert seen > 300 and slips / seen == pytest.approx(0.5, abs=0.05)
-    assert held > 150 and kept / held == pytest.approx(0.75, abs=0.08)
-
-
-def sections(asked: Problem) -> list[str]:
-    return [TOKENIZER.decode(chunk) for chunk in MemoryAgent(TOKENIZER, AGENT).tokenize(asked).chunks(CHUNK)]
-
-
 def text_of(conversation: Conversation) -> str:
     return TOKENIZER.decode(conversation.response[:-1])
-
-
-def test_useless_facts_give_way_to_needed_ones():
-    everything = Habits(1, slip_share=1)
-    roomy = max(len(memory.response) for memory in read(problem(0), everything))
-    least = max(len(memory.response) for memory in read(problem(0), FAULTLESS))
-    assert least < roomy
-    agent = MemoryAgent(TOKENIZER, replace(AGENT, memory_tokens=least))
-    *memories, answer = ScriptedReader(agent, everything).read(problem(0), random.Random(0))
-    assert max(len(memory.response) for memory in memories) <= least
-    assert reward("qa", text_of(answer), problem(0).answers, {}) == 1.0
 
 
 def test_problems_without_facts_are_refused():
@@ -178,11 +139,6 @@ def test_the_command_writes_conversations_that_fine_tuning_reads(model, tmp_path
         return "\nMemory: None\n" in prompt and response == "None<|end|>"
 
     assert there == [line for line in lines if not is_idle(line)] != lines
-    assert main(["demonstrations", *arguments, "max_bad_share=0.2", "idle_share=1", "slip_share=0.5"]) == 0
-    count = len((tmp_path / "out" / "conversations.jsonl").read_text().splitlines())
-    reader = ScriptedReader(MemoryAgent(TOKENIZER, AGENT), CARELESS)
-    shown = [c for index in range(5) for c in reader.read(problem(index), seeded(index))]
-    assert 0 < count == sum(not conversation.slip for conversation in shown) < len(shown)
     quarantined = (tmp_path / "out" / "quarantine" / "conversations.jsonl").read_text()
     assert "jobs.prepare facts" in quarantined and '"bad"' in quarantined
     assert main(["demonstrations", *arguments, "keep_share=75"]) == 2

@@ -7,7 +7,7 @@ from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from pipeline.data.documents.facts.relations import PERSON, Relation, draw_value, similar_subjects, subjects_of
+from pipeline.data.documents.facts.relations import PERSON, Relation, draw_value, subjects_of
 from pipeline.data.documents.ruler.fitting import fit
 from pipeline.data.documents.ruler.haystack import essay_haystack, hidden
 from pipeline.errors import DataError
@@ -53,9 +53,9 @@ class Riddle:
 def draw_riddle(rng: random.Random, relations: tuple[Relation, ...], hops: int, others: int) -> Riddle:
     """Draw a question over `hops` facts (1 or 2), and `others` further facts, or all that there are.
 
-    The first others are decoys. Some have the relations of the needed facts, about a subject with a similar name; for
-    two hops they are a chain. Some say something else about the needed subjects. No other fact has relation and subject
-    of a needed one, and no value of another contains that of one.
+    Only the subject in the question tells the needed facts from the others: the first others have the relations of the
+    needed facts and, for two hops, are a chain of another thing. No other fact has relation and subject of a needed
+    one, and no value of another contains that of one.
 
     Raises:
         DataError: there is no chain of two among the relations.
@@ -84,11 +84,7 @@ def draw_riddle(rng: random.Random, relations: tuple[Relation, ...], hops: int, 
     for fact in needed[:others]:
         chained = found[0].value if fact.relation.subject == PERSON and found else ""
         while len(found) <= needed.index(fact):
-            add(fact.relation, chained or rng.choice(similar_subjects(fact.subject, fact.relation)))
-    for fact in needed:
-        of_subject = [r for r in relations if r.subject == fact.relation.subject and r is not fact.relation]
-        if len(found) < others and of_subject:
-            add(rng.choice(of_subject), fact.subject)
+            add(fact.relation, chained or rng.choice(subjects_of(fact.relation)))
     pairs = _pairs(relations)
     for relation, subject in rng.sample(pairs, min(len(pairs), others + len(taken))):
         if len(found) < others:

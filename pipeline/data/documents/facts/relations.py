@@ -187,13 +187,6 @@ def subjects_of(relation: Relation) -> tuple[str, ...]:
     return tuple(f"the {material} {thing}" for material in MATERIALS for thing in THINGS)
 
 
-def similar_subjects(subject: str, relation: Relation) -> list[str]:
-    """The other subjects of a relation that share a word with this one; all others if none does."""
-    words = set(subject.split()) - {"the"}
-    others = [other for other in subjects_of(relation) if other != subject]
-    return [other for other in others if words & set(other.split())] or others
-
-
 def relations_of(forms: str) -> tuple[Relation, ...]:
     """The relations of a name in `FORMS`."""
     held_out = forms == "held_out"
