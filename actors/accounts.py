@@ -68,6 +68,8 @@ class Accounts:
     def step_begins(self) -> None:
         """Start the clock of the next step. Time before now counts for no step."""
         self._step_began, self._generated_before = time.monotonic(), self.done.tokens_generated
+        for pool in (self.generators, self.scorers):
+            pool.waited_share()  # the next one is of the step
         self._computed_before, self._validated_before = self._computed, self.validation.tokens_computed
 
     def resume(self, state: RunState) -> None:

@@ -41,6 +41,7 @@ BY_NAME = {
     "workers": (0, 10**5),
     "at_once": (0, 10**4),
     "kv_cache_gib": (0, 10**5),
+    "gpu_kv_cache_gib": (0, 10**5),
     "bucket_mib": (0, 10**5),
     "group_size": (0, 10**5),
     "groups_per_step": (0, 10**6),

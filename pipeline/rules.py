@@ -73,6 +73,11 @@ def generation_rules(c: GenerationConfig) -> Rules:
         g.tensor_parallel == 1 or g.num_gpus == g.tensor_parallel,
         f"generator.num_gpus={g.num_gpus} must equal generator.tensor_parallel={g.tensor_parallel}",
     )
+    yield (
+        not 0 < g.num_gpus < 1 or g.gpu_kv_cache_gib > 0,
+        f"generator.num_gpus={g.num_gpus:g}: an engine that shares its GPU needs generator.gpu_kv_cache_gib, because "
+        "vLLM takes what others allocate while it starts for its own",
+    )
 
 
 def check_data_given(config: Any) -> None:

@@ -76,6 +76,7 @@ class GeneratorSection:
     max_sequences: int = 256  # most conversations decoded together in one engine
     kv_cache_gib: float = 1.0  # CPU engines: size of the KV cache in GiB
     gpu_memory_share: float = 0.9  # GPU engines: share of the device's memory for weights and KV cache
+    gpu_kv_cache_gib: float = 0.0  # GPU engines: size of the KV cache in GiB; 0: what gpu_memory_share leaves for it
     enforce_eager: bool = False  # do not compile the model; best for CPU engines and small models
     timeout_s: float = 3600.0  # a group (in an evaluation: a response) that takes longer fails, in seconds
     stall_s: float = 300.0  # an engine that makes no progress for this many seconds is restarted

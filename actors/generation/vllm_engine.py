@@ -195,6 +195,7 @@ def engine_args(config: GenerationConfig, seed: int) -> AsyncEngineArgs:
         if on_cpu
         else {
             "gpu_memory_utilization": g.gpu_memory_share,
+            "kv_cache_memory_bytes": int(g.gpu_kv_cache_gib * 2**30) or None,
             "tensor_parallel_size": g.tensor_parallel,
             # Float32 logits, as in the learner (pipeline/learning/policy.py). On a GPU they cost nothing; on a CPU vLLM
             # would copy the whole head to float32 in every step, which doubles a small model's time.

@@ -8,6 +8,7 @@ import ctypes
 import os
 import shutil
 import tempfile
+import time
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 
 CONCURRENCY_GROUPS = {"io": 1, "send": 1, "watch": 1}
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # parameters of mallopt(3)
+PROBES_S = (1.0, 2.0, 4.0)  # between looks at a folder that does not seem to be shared
 LEAST_COLLECTIVE_S = 600.0  # least limit for a collective operation, which waits for the slowest rank
 RETURNED_FROM = 1 << 20  # bytes of an allocation
 
@@ -72,14 +74,17 @@ class LearnerRank:
             folder: the local folder, in which the job actor left a file with the run's id.
             run_id: the run's id.
         """
-        node = f"node {ray.util.get_node_ip_address()}"
-        try:
-            if (local_path(folder) / RUN_ID).read_text("utf-8").strip() != run_id:
-                return f"{node} has another folder there"
-            with tempfile.NamedTemporaryFile(prefix="probe-", dir=local_path(folder)):
-                return ""
-        except OSError as error:
-            return f"{node}: {reason_of(error)}"
+        node, trouble = f"node {ray.util.get_node_ip_address()}", ""
+        for wait_s in (*PROBES_S, 0):  # a file server may show a new file late
+            try:
+                if (local_path(folder) / RUN_ID).read_text("utf-8").strip() == run_id:
+                    with tempfile.NamedTemporaryFile(prefix="probe-", dir=local_path(folder)):
+                        return ""
+                trouble = f"{node} has another folder there"
+            except OSError as error:
+                trouble = f"{node}: {reason_of(error)}"
+            time.sleep(wait_s)
+        return trouble
 
     def join(self, host: str, port: int, checkpoint: str = "", universal: bool = False) -> None:
         """Form the gang with the other ranks and load the model.
@@ -116,10 +121,11 @@ class LearnerRank:
         import torch
 
         device = torch.cuda.get_device_name() if torch.cuda.is_available() else ""
-        try:
-            return device, built_architecture(self.engine.model.config)
-        except (AttributeError, TypeError):  # no decoder with gated feed-forward layers
-            return device, None
+        with contextlib.suppress(Exception):  # any exception, for any model: only metrics need it
+            config = self.engine.model.config
+            if not any(getattr(config, experts, None) for experts in ("num_experts", "num_local_experts")):
+                return device, built_architecture(config)
+        return device, None
 
     def convert(self, checkpoint: str, universal: str) -> None:
         """Convert the state of a checkpoint for any number of ranks, into the folder `universal`."""

@@ -4,15 +4,18 @@ Only matrix products count, a multiplication with its addition as two. What a me
 does not count, nor do forward passes beside the training ones (proximal log-probs, the reference model).
 """
 
+import re
 from dataclasses import dataclass
 
 from pipeline.learning.device_memory import Architecture
 
 FORWARD, FORWARD_AND_BACKWARD = 1, 3  # FLOPs over those of a forward pass
-# Dense bfloat16 FLOP/s by what the device's name contains, from the vendors' data sheets; the first match counts.
+# Dense bfloat16 FLOP/s by words in the device's name, from the vendors' data sheets; the first match counts.
 PEAKS = {
+    "GB200": 2500e12,
     "B200": 2250e12,
     "GH200": 989e12,
+    "H200 NVL": 835e12,
     "H200": 989e12,
     "H100 PCIe": 756e12,
     "H100 NVL": 835e12,
@@ -20,6 +23,7 @@ PEAKS = {
     "A100": 312e12,
     "A800": 312e12,
     "L40S": 362e12,
+    "L40": 181e12,
     "L4": 121e12,
     "A10G": 70e12,
     "A40": 150e12,
@@ -27,6 +31,7 @@ PEAKS = {
     "RTX 4090": 165e12,
     "MI300X": 1307e12,
 }
+OTHERWISE = re.compile(r"\b(MIG|Laptop|4090 D)\b")  # a part of a device, or a slower one of that name
 
 
 @dataclass(frozen=True)
@@ -95,4 +100,6 @@ def peak_flops(device: str, dtype: str) -> float | None:
     """
     if dtype != "bfloat16":
         return None
-    return next((peak for name, peak in PEAKS.items() if name in device), None)
+    if OTHERWISE.search(device):
+        return None
+    return next((peak for name, peak in PEAKS.items() if re.search(rf"\b{name}\b", device)), None)

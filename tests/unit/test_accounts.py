@@ -88,6 +88,17 @@ def test_devices_are_as_fast_as_what_went_through_the_model_while_they_worked(ru
     assert row["learner_mfu"] == pytest.approx(flops / (2 * 5) / 989e12)
 
 
+def test_what_pools_waited_for_before_training_is_not_the_first_steps(run, clock):
+    asked = []
+    for pool in (run.generators, run.scorers):
+        pool.waited_share = lambda: asked.append(clock.now) or 0.25
+    clock.now += 50
+    run.training_begins()
+    assert asked == [150.0] * 2
+    step(run, clock, 8.0, 100)
+    assert asked == [150.0] * 2 + [158.0] * 4  # for the step's row, and when the next step begins
+
+
 def test_validation_has_its_share_of_what_engines_compute_in_a_step(run, clock):
     run.training_begins()
     record = record_of(random_group(np.random.default_rng(0), episodes=2), "g", [1.0, 0.0])

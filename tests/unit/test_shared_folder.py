@@ -16,6 +16,7 @@ def nodes(monkeypatch):
     """Every question is asked on another node."""
     addresses = (f"10.0.0.{number}" for number in range(100))
     monkeypatch.setattr("ray.util.get_node_ip_address", lambda: next(addresses))
+    monkeypatch.setattr("actors.learning.rank.PROBES_S", (0.01,))
 
 
 def gang(*folders) -> LearnerGang:
