@@ -256,6 +256,7 @@ class Coordinator(JobActor):
                     step = self.learners.unless_unsent(self.groups.take())
                     await self._train_on(await self._unless_stopped(step))
                     continue
+                await self.learners.sent()
                 await self.learners.saved()
                 if self.step != self.learners.saved_step:  # before the last validation, which may take long
                     await self._save()
@@ -287,7 +288,7 @@ class Coordinator(JobActor):
         await self.learners.publish(ledger.version + 1, self.generators.publish)
         self.groups.step_done(step)
         self.validation.begin()
-        for pool in (self.generators, self.scorers, self.learners):
+        for pool in (self.generators, self.scorers):
             pool.work_done()
         self.check_lease()
         row = self.accounts.step_done(step, updates, waited, trained)

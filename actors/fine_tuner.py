@@ -158,6 +158,7 @@ class FineTuner(JobActor):
                 await self.stored(shutil.rmtree, self.folder / "universal", limit_s=STORAGE_S)
 
     async def _start_gang(self, gang: FineTuningGang, checkpoint: str, universal: str) -> None:
+        await gang.up()
         await gang.check_folder(self.folder, self.lease.run, "Choose a run.folder that they share")
         await gang.start(checkpoint, universal)
 

@@ -5,6 +5,7 @@ another generator when this process dies, and an agent that reads in order loses
 """
 
 import asyncio
+import contextlib
 import logging
 import os
 import time
@@ -38,6 +39,8 @@ from pipeline.rollout.replay import Finished, Replay, digest
 from pipeline.sections import GenerationConfig
 from pipeline.text import load_tokenizer
 from pipeline.weights.transport import Receivers, Weights
+
+FETCH_S = 3600.0  # limit for fetching new weights; a slow network is no fault
 
 log = logging.getLogger(__name__)
 
@@ -230,11 +233,16 @@ class Generator:
 
         Raises:
             WeightsLost: they can no longer be fetched; the weights in use stay.
-            Hung: the engine did not load them within generator.stall_s; fetching has no limit.
+            Hung: they were not fetched within `FETCH_S`, or the engine did not load them within generator.stall_s.
             Exception: an error of the receiver's `fetch`; the weights in use stay.
         """
         limit = self.config.generator.stall_s
-        async with self._receivers[weights.transport].fetch(weights) as parts:
+        async with contextlib.AsyncExitStack() as fetched:
+            try:
+                async with asyncio.timeout(FETCH_S):
+                    parts = await fetched.enter_async_context(self._receivers[weights.transport].fetch(weights))
+            except TimeoutError:
+                raise Hung(f"took longer than {FETCH_S:g} s to fetch new weights") from None
             try:
                 async with asyncio.timeout(limit):
                     return await self.engine.load_weights(weights.version, weights.transport, parts)

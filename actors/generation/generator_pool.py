@@ -3,7 +3,7 @@ hang, or their node is drained."""
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Coroutine, Iterator, Mapping
 from dataclasses import dataclass
 from typing import cast
 
@@ -121,7 +121,7 @@ class GeneratorPool(Pool):
     async def serve(self, name: str, actor) -> str:
         self.engine_version, node = await actor.start.remote()
         member = Member(actor, node, version=0)
-        await self._load_newer(name, member)
+        await self._while_alive(name, member, self._load_newer(name, member))
         self._members[name] = member
         self._joined(name, None)
         await self.enter(name)
@@ -300,6 +300,17 @@ class GeneratorPool(Pool):
             except TimeoutError:
                 raise Hung(f"hung: its engine did nothing for generator.stall_s={limit:g}") from None
             await asyncio.sleep(min(HEARTBEAT_S, limit / 10))
+
+    async def _while_alive(self, name: str, member: Member, work: Coroutine) -> None:
+        """Wait for `work`. Raises `Hung` if the engine is silent meanwhile (`_feel_pulse`)."""
+        both = [asyncio.create_task(one) for one in (work, self._feel_pulse(name, member))]
+        try:
+            done, _ = await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
+            for task in done:
+                task.result()
+        finally:
+            for task in both:
+                task.cancel()
 
     async def _until_drained(self, member: Member) -> None:
         async with self._drained:

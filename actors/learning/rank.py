@@ -64,7 +64,7 @@ class LearnerRank:
         from torch.distributed import TCPStore
 
         host = ray.util.get_node_ip_address()
-        self._store = TCPStore(host, 0, self.ranks, is_master=True, wait_for_workers=False)
+        self._store = TCPStore(host, 0, self.ranks, is_master=True, wait_for_workers=False, timeout=self._limit())
         return host, self._store.port
 
     def folder_trouble(self, folder: str, run_id: str) -> str:
@@ -103,10 +103,10 @@ class LearnerRank:
         os.environ.update(RANK=str(self.rank), WORLD_SIZE=str(self.ranks), LOCAL_RANK="0")
         torch.distributed.init_process_group(
             "nccl" if torch.cuda.is_available() else "gloo",
-            store=self._store or torch.distributed.TCPStore(host, port, self.ranks, is_master=False),
+            store=self._store or torch.distributed.TCPStore(host, port, self.ranks, timeout=self._limit()),
             rank=self.rank,
             world_size=self.ranks,
-            timeout=timedelta(seconds=max(LEAST_COLLECTIVE_S, self.config.learner.stall_s)),
+            timeout=self._limit(),
         )
         from actors.learning.zero_engine import ZeroEngine
 
@@ -115,6 +115,10 @@ class LearnerRank:
         if checkpoint:
             with local_folder(checkpoint) as folder:
                 self.engine.load_state(folder)
+
+    def _limit(self) -> timedelta:
+        """How long a rank waits for the others."""
+        return timedelta(seconds=max(LEAST_COLLECTIVE_S, self.config.learner.stall_s))
 
     def describe(self) -> tuple[str, Architecture | None]:
         """The device's name, empty on a CPU; and the model's sizes, None if they are unknown."""

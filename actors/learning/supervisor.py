@@ -64,6 +64,7 @@ class LearnerSupervisor:
         self._universal = folder / "universal" / "learner"
         # The folder of the checkpoints that has a file with the run's id.
         self._claimed = checkpoints.base if config.train.checkpoint_folder else str(folder)
+        self._run_folder = str(folder)  # a checkpoint is converted there
         self._run_id = run_id
         self._restarts_in_a_row = 0
         self._room = Reservation(config.learner)
@@ -111,8 +112,10 @@ class LearnerSupervisor:
             self._gang = LearnerGang(self.config, size, self._room.group)
             try:
                 await self._come_up()
-                await self._gang.check_folder(self._claimed, self._run_id, SHARE)
-                await self._gang.start(*self._state_for(size))
+                checkpoint, universal = self._state_for(size)
+                for folder in {self._claimed, *([self._run_folder] if universal else [])}:
+                    await self._gang.check_folder(folder, self._run_id, SHARE)
+                await self._gang.start(checkpoint, universal)
                 self.works = True
                 self.device, self.model = await self._gang.describe()
                 if first and self.device and not peak_flops(self.device, self.config.model.dtype):
@@ -183,7 +186,7 @@ class LearnerSupervisor:
         self.works = False
         self._count_restart(why)
         self._gang.kill()
-        self._stop_sending()  # the next gang publishes this version
+        self._stop_sending()
         with contextlib.suppress(GangLost):
             await self.saved()
         await self.keeper.find()
@@ -197,16 +200,13 @@ class LearnerSupervisor:
                 f"{why}; see their logs in Ray's dashboard"
             )
 
-    def work_done(self) -> None:
-        """Report that a step was trained: earlier losses no longer count as losses in a row."""
-        self._restarts_in_a_row = 0
-
     def can_grow(self) -> bool:
         """Whether ranks are missing and there is room for another one now."""
         return self.size < self.config.learner.ranks and self.size < self._room.reachable()
 
     async def make_way(self) -> None:
         """Shut down all ranks and reserve room for more; `start` then starts them."""
+        self._stop_sending()  # `start` sends this version
         wanted, self.works = self._room.reachable(), False
         await self._gang.close()
         if wanted > self._room.size:
@@ -256,22 +256,26 @@ class LearnerSupervisor:
 
         async def send() -> None:
             await deliver(await gang.send_weights())
+            self._restarts_in_a_row = 0  # a step was completed
 
         self._sending = asyncio.ensure_future(send())
 
     async def sent(self) -> None:
         """Wait until the version that is being sent, if any, is delivered. Raises `GangLost`."""
-        if self._sending:
-            await asyncio.shield(self._sending)
+        if sending := self._sending:
+            await asyncio.wait([sending])
+            if sending.cancelled():
+                raise GangLost("the learners were given up")
+            sending.result()
             self._sending = None
 
     async def unless_unsent(self, work: Awaitable[Result]) -> Result:
         """The result of `work`. Raises `GangLost` if it turns out before that a version cannot be sent."""
         working = asyncio.ensure_future(work)
         try:
-            if self._sending:
-                await asyncio.wait([working, self._sending], return_when=asyncio.FIRST_COMPLETED)
-                if self._sending.done():
+            if sending := self._sending:
+                await asyncio.wait([working, sending], return_when=asyncio.FIRST_COMPLETED)
+                if sending.done():
                     await self.sent()
             return await working
         finally:

@@ -45,7 +45,7 @@ def learner_memory(config: TrainingConfig, architecture: Architecture) -> tuple[
 
     ZeRO-3 splits weights, gradients and optimizer state over the ranks (arXiv 1910.02054). AdamW keeps a float32 copy
     and two moments; gradients accumulate in float32. Not counted are the device's context and communication buffers,
-    and in host memory the checkpoint and the weights in transit to the generators (rank 0).
+    and in host memory the checkpoint.
     """
     le, a = config.learner, architecture
     width = weight_bytes(config)
@@ -61,7 +61,7 @@ def learner_memory(config: TrainingConfig, architecture: Architecture) -> tuple[
         "gradients in transit between ranks": 4 * REDUCE_BUCKET + 2 * 4 * a.vocabulary * a.hidden,
         "logits of a chunk, their softmax and its gradient": 3 * 4 * min(LOGITS_IN_MEMORY, tokens * a.vocabulary),
     }
-    host: dict[str, int] = {}
+    host = {"weights on their way to the generators": width * share}
     state = host if le.offload else device
     state["gradients"] = 4 * share
     state["optimizer state"] = 12 * share  # AdamW; Muon keeps one moment for matrices, not two

@@ -77,7 +77,7 @@ def _write(bucket: WeightBucket, path: Path) -> None:
             _verify(bucket, file)
             partial.rename(path)
         except OSError as error:
-            partial.unlink()
+            partial.unlink(missing_ok=True)
             if error.errno != errno.ENOSPC:
                 raise
             room = shutil.disk_usage(path.parent)
@@ -125,9 +125,9 @@ def remove_orphans(folder: Path = SHARED_MEMORY) -> None:
 
 def _remove_unless_locked(path: str | Path, handle: int) -> None:
     """Remove a file that is open with this handle unless another process, or another handle, has a lock on it."""
-    with contextlib.suppress(BlockingIOError):
+    with contextlib.suppress(BlockingIOError, FileNotFoundError):
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        if os.fstat(handle).st_nlink:
+        if os.path.samestat(os.stat(path), os.fstat(handle)):  # else the name is another file's by now
             os.unlink(path)
 
 

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import itertools
 from collections.abc import AsyncIterator
+from operator import itemgetter
 
 import ray
 import torch
@@ -21,26 +22,35 @@ class BucketSender:
     def __init__(self, config, rank: int, ranks: int):
         self._rank, self._ranks, self._bucket_bytes = rank, ranks, config.learner.bucket_mib * 2**20
         self._packer = BucketPacker(self._bucket_bytes)
+        self._places: dict[int, int] = {}  # by bucket: the place of its first parameter in the model
 
     def copy(self, version: int, parameters: Parameters) -> None:
         """Copy this rank's share to host memory."""
         self._packer.begin()
+        self._places = {}
         shares = [0] * self._ranks  # bytes
-        for name, tensor in parameters(self._bucket_bytes):
+        for place, (name, tensor) in enumerate(parameters(self._bucket_bytes)):
             owner = shares.index(min(shares))
             shares[owner] += tensor.numel() * tensor.element_size()
             if owner == self._rank:
-                self._packer.add(name, tensor)
+                self._places.setdefault(self._packer.add(name, tensor), place)
         if torch.cuda.is_available():
             torch.cuda.synchronize()
 
-    def send(self) -> list[ray.ObjectRef]:
-        """Put the buckets into the object store; return the references of these `WeightBucket`s."""
-        return [ray.put(bucket) for bucket in self._packer.buckets()]
+    def send(self) -> list[tuple[int, ray.ObjectRef]]:
+        """Put the buckets into the object store.
+
+        Returns:
+            For each, the place of its first parameter in the model, and the reference of its `WeightBucket`.
+        """
+        return [(self._places[number], ray.put(bucket)) for number, bucket in enumerate(self._packer.buckets())]
 
 
 class BucketReceiver:
-    """Stages and verifies a version in shared memory, once per node. Each part is one bucket file."""
+    """Stages and verifies a version in shared memory, once per node. Each part is one bucket file.
+
+    Parts come in the model's order, whichever rank sent them: until a layer is complete, vLLM keeps its loaded tensors.
+    """
 
     @contextlib.asynccontextmanager
     async def fetch(self, weights: Weights) -> AsyncIterator[list[dict]]:
@@ -52,7 +62,8 @@ class BucketReceiver:
         """
         remove_orphans()  # they occupy the room that this version needs
         limit = asyncio.Semaphore(AT_ONCE)
-        staging = [_staged(ref, limit) for ref in itertools.chain(*weights.pieces)]
+        ordered = sorted(itertools.chain(*weights.pieces), key=itemgetter(0))
+        staging = [_staged(ref, limit) for _, ref in ordered]
         results = await asyncio.gather(*staging, return_exceptions=True)
         staged = [result for result in results if isinstance(result, BucketFile)]
         try:

@@ -49,8 +49,11 @@ class BucketPacker:
         """Begin a version. The buckets of the one before become invalid."""
         self._packed, self._size = [], []
 
-    def add(self, name: str, tensor: torch.Tensor) -> None:
-        """Copy a tensor. A copy from a GPU is only queued in the current stream, which must end before `buckets`."""
+    def add(self, name: str, tensor: torch.Tensor) -> int:
+        """Copy a tensor; return the number of its bucket.
+
+        A copy from a GPU is only queued in the current stream, which must end before `buckets`.
+        """
         need = tensor.numel() * tensor.element_size()
         if not self._size or self._size[-1] + _aligned(need) > self._bucket_bytes:
             self._packed.append([])
@@ -60,6 +63,7 @@ class BucketPacker:
         room.view(tensor.dtype).view(tensor.shape).copy_(tensor.detach(), non_blocking=True)
         self._packed[-1].append((name, str(tensor.dtype).removeprefix("torch."), tuple(tensor.shape), offset))
         self._size[-1] += _aligned(need)
+        return number
 
     def buckets(self) -> Iterator[WeightBucket]:
         """Yield the buckets of this version in order. Their data is valid until the next version begins."""

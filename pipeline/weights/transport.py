@@ -58,6 +58,8 @@ class WeightSender(Protocol):
     def send(self) -> Any:
         """Send what was copied, or make it ready to be fetched, in a thread of its own, beside the next step.
 
+        The ranks' process group belongs to training: use no collective operation here.
+
         The next `copy` waits until this returns. If a rank dies meanwhile, the pieces are dropped, and the next gang
         may send other weights as this version.
 

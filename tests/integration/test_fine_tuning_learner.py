@@ -53,7 +53,7 @@ async def gang_weights(config, batches) -> tuple[dict[str, torch.Tensor], list[f
     losses = [sum(rank["loss"] for rank in await gang.train(batch)) for batch in batches]
     weights = {}
     await gang.copy_weights(1, BUCKETS)
-    for ref in itertools.chain(*(await gang.send_weights()).pieces):
+    for _, ref in itertools.chain(*(await gang.send_weights()).pieces):
         bucket = await ref
         weights.update((n, t.clone()) for n, t in unpack_bucket(bucket.entries, torch.from_numpy(bucket.data.copy())))
     await gang.close()

@@ -80,7 +80,7 @@ def rate_of(config, update: int) -> float:
 async def weights_of(gang) -> dict[str, torch.Tensor]:
     weights = {}
     await gang.copy_weights(1, BUCKETS)
-    for ref in itertools.chain(*(await gang.send_weights()).pieces):
+    for _, ref in itertools.chain(*(await gang.send_weights()).pieces):
         bucket = await ref
         weights.update((n, t.clone()) for n, t in unpack_bucket(bucket.entries, torch.from_numpy(bucket.data.copy())))
     return weights

@@ -101,7 +101,7 @@ def load(engine, config, version: int, published: list):
 
     generator = Generator.__ray_metadata__.modified_class("generator-0", config, 0)
     generator.engine = engine
-    return generator.load_weights(Weights(version, BUCKETS, ([Ref(bucket) for bucket in published], [])))
+    return generator.load_weights(Weights(version, BUCKETS, (list(enumerate(map(Ref, published))), [])))
 
 
 def test_logprobs_agree_with_the_learners(runner, engine, random_model):

@@ -172,6 +172,9 @@ class Learners(Pretended):
     async def publish(self, version: int, deliver: Callable) -> None:
         await deliver(Weights(version))
 
+    async def sent(self) -> None:
+        pass
+
     async def unless_unsent(self, work: Awaitable):
         return await work
 

@@ -152,7 +152,7 @@ def test_all_engines_of_a_node_share_one_copy_which_goes_with_the_last(tmp_path)
             file.release()
 
     for _ in range(3):
-        everyone = threading.Barrier(8)
+        everyone = threading.Barrier(8, timeout=60)
         with ThreadPoolExecutor(8) as pool:
             list(pool.map(engine, range(8)))
         assert list(tmp_path.iterdir()) == []

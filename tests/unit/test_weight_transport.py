@@ -5,10 +5,12 @@ import contextlib
 from types import SimpleNamespace
 
 import pytest
+import ray
 from ray.exceptions import RayTaskError
 
 from actors.lifecycle.failures import Hung, what_happened
 from pipeline.errors import ConfigError
+from pipeline.weights.bucket_files import stage
 from pipeline.weights.bucket_transport import TRANSPORT, BucketReceiver
 from pipeline.weights.transport import BUCKETS, Receivers, Weights, WeightsLost, load_transport
 
@@ -193,9 +195,39 @@ def test_every_rank_gathers_the_whole_model_and_sends_its_share(tiny_config, mon
         for sender in senders:
             sender.copy(version, parameters)
         pieces = [sender.send() for sender in senders]
-        names = [[entry[0] for bucket in piece for entry in bucket.entries] for piece in pieces]
-        assert names == [["a"], ["b", "d"], ["c"]]
+        names = [[(place, *(entry[0] for entry in bucket.entries)) for place, bucket in piece] for piece in pieces]
+        assert names == [[(0, "a")], [(1, "b", "d")], [(2, "c")]]
     assert asked == [2**20, "end"] * 6
+
+
+def test_parts_come_in_the_models_order_whichever_rank_sent_them(tiny_config, monkeypatch, tmp_path):
+    """So an engine completes one layer after the other."""
+    import torch
+
+    from pipeline.weights import bucket_transport as module
+    from pipeline.weights.buckets import WeightBucket
+
+    async def published(bucket: WeightBucket) -> WeightBucket:
+        return bucket
+
+    monkeypatch.setattr(module, "ray", SimpleNamespace(put=lambda bucket: bucket, exceptions=ray.exceptions))
+    monkeypatch.setattr(module, "stage", lambda bucket: stage(bucket, tmp_path))
+    monkeypatch.setattr(tiny_config.learner, "bucket_mib", 1)
+    sizes = torch.randint(1, 300_000, (40,), generator=torch.Generator().manual_seed(0)).tolist()
+    model = {f"t{number:02}": torch.full((size,), float(number)) for number, size in enumerate(sizes)}
+    pieces = []
+    for rank in range(3):
+        sender = TRANSPORT.sender(tiny_config, rank, 3)
+        sender.copy(1, lambda group_bytes: iter(model.items()))
+        pieces.append([(place, published(bucket)) for place, bucket in sender.send()])
+
+    async def fetch() -> list[list[str]]:
+        async with BucketReceiver().fetch(Weights(1, BUCKETS, tuple(pieces))) as parts:
+            return [[entry[0] for entry in part["entries"]] for part in parts]
+
+    parts = asyncio.run(fetch())
+    assert sorted(name for part in parts for name in part) == list(model) and len(parts) > 12
+    assert [part[0] for part in parts] == sorted(part[0] for part in parts)
 
 
 def test_a_run_with_an_unknown_transport_is_refused_before_it_starts(capsys):
