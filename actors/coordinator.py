@@ -39,6 +39,7 @@ from pipeline.lease import Lease
 from pipeline.run.checkpoints import RunState, Scores
 from pipeline.run.config import TrainingConfig
 from pipeline.run.report import run_summary
+from pipeline.run.timeline import Timeline
 from pipeline.storage import LineFile
 
 LEARNERS_FIRST_S = 10  # head start in which learners reserve resources before generators take the rest
@@ -72,7 +73,10 @@ class Coordinator(JobActor):
         )
         pools = self.generators, self.scorers, self.learners
         self.accounts = Accounts(config, self.say, ledger, self.quarantine, *pools, self.validation)
-        self.rollouts = Rollouts(config, self.groups, self.generators, self.scorers, self.accounts, self.spawn)
+        self.timeline = Timeline(LineFile(self.folder / "timeline.json", self.storage))
+        self.rollouts = Rollouts(
+            config, self.groups, self.generators, self.scorers, self.accounts, self.timeline, self.spawn
+        )
         self.reports = StepReports(config, self.say)
         self.wandb_run = self.wandb_id = ""
         self.tracker: Tracking | None = None
@@ -126,7 +130,12 @@ class Coordinator(JobActor):
         if self._tracking:  # a run that could not start still needs the rows of earlier steps for its summary
             await asyncio.wait([self._tracking], timeout=CLOSING_S)
         unwritten = await self.tracker.flush() if self.tracker and not self.lease_lost else {}
-        return unwritten | await self.finish_files(self.quarantine_file, self.validation_quarantine)
+        return unwritten | await self.finish_files(*self._files)
+
+    @property
+    def _files(self) -> list[LineFile]:
+        """The files to which lines are appended here."""
+        return [self.quarantine_file, self.validation_quarantine, self.timeline.file]
 
     def summary(self, outcome: Outcome, seconds: float, unwritten: dict[str, int]) -> dict:
         return run_summary(
@@ -168,6 +177,7 @@ class Coordinator(JobActor):
         self.say_what_is_missing(
             [(c.generator, c.generator.count), (c.learner, c.learner.ranks), (c.scorer, c.scorer.count)]
         )
+        self.timeline.begin(continues=await self.stored(self.timeline.file.path.exists, limit_s=OPENING_S))
         # All slow parts start concurrently; the slowest, the engines, as soon as the learners have their room.
         begin = time.monotonic()
         learners = self.spawn(self._start_learners())
@@ -241,7 +251,9 @@ class Coordinator(JobActor):
     # Generators and steps.
 
     def _generator_joined(self, name: str, pause_s: float | None) -> None:
-        self.accounts.pauses += [] if pause_s is None else [pause_s]
+        if pause_s is not None:
+            self.accounts.pauses.append(pause_s)
+            self.timeline.add(name, "load weights", time.time() - pause_s, time.time())
         self.groups.changed()
 
     def _generator_left(self, name: str) -> None:
@@ -253,8 +265,9 @@ class Coordinator(JobActor):
         while not self._stop.is_set():
             try:
                 if self.step < self.config.train.steps:
-                    step = self.learners.unless_unsent(self.groups.take())
-                    await self._train_on(await self._unless_stopped(step))
+                    with self.timeline.span("learners", "wait"):
+                        step = await self._unless_stopped(self.learners.unless_unsent(self.groups.take()))
+                    await self._train_on(step)
                     continue
                 await self.learners.sent()
                 await self.learners.saved()
@@ -278,14 +291,16 @@ class Coordinator(JobActor):
         """Train one step. If groups of it were lost, nothing is trained and they are remade."""
         ledger, waited = self.groups.ledger, self.accounts.seconds
         try:
-            updates = await self.learners.train(self.step, ledger.version, step.groups)
+            with self.timeline.span("learners", "train", step=self.step + 1):
+                updates = await self.learners.train(self.step, ledger.version, step.groups)
         except GroupsLost as error:
             self.say(f"· {error}; they are remade from their finished conversations")
             for group_id in self.groups.lose(step, error.indices):
                 self.rollouts.make_again(group_id)
             return
         trained = self.accounts.seconds
-        await self.learners.publish(ledger.version + 1, self.generators.publish)
+        with self.timeline.span("learners", "publish", version=ledger.version + 1):
+            await self.learners.publish(ledger.version + 1, self.generators.publish)
         self.groups.step_done(step)
         self.validation.begin()
         for pool in (self.generators, self.scorers):
@@ -293,7 +308,7 @@ class Coordinator(JobActor):
         self.check_lease()
         row = self.accounts.step_done(step, updates, waited, trained)
         await self.reports.report(cast(Tracking, self.tracker), row, step)
-        self.say_of(self.quarantine_file, self.validation_quarantine)
+        self.say_of(*self._files)
         self.reports.check_updates(self.step, step, updates)
         if self.step % self.config.train.checkpoint_every == 0:
             await self._save()
@@ -362,7 +377,8 @@ class Coordinator(JobActor):
             withdrawn=self.groups.problems.withdrawn,
             reward=self.accounts.done.reward_after(self.learners.saved_step),
         )
-        await self.learners.save(state)
+        with self.timeline.span("learners", "copy checkpoint", step=self.step):
+            await self.learners.save(state)
 
     async def _save_the_last(self) -> None:
         """Save the last step unless it is already saved. Raises `RunFailed` if it cannot be saved."""

@@ -9,6 +9,7 @@ from actors.scoring.scorer_pool import ScorerPool
 from pipeline.errors import BadRow, reason_of
 from pipeline.rollout.episodes import GroupRecord, Sampling
 from pipeline.run.config import TrainingConfig
+from pipeline.run.timeline import Timeline
 
 
 class Rollouts:
@@ -19,6 +20,7 @@ class Rollouts:
         groups: the owner of the run's groups.
         generators, scorers: the run's pools.
         accounts: the run's accounts.
+        timeline: the run's timeline.
         spawn: runs a coroutine in the background; an error in it ends the run.
     """
 
@@ -29,9 +31,11 @@ class Rollouts:
         generators: GeneratorPool,
         scorers: ScorerPool,
         accounts: Accounts,
+        timeline: Timeline,
         spawn: Callable[[Coroutine], object],
     ):
         self.config, self.groups, self.accounts, self._spawn = config, groups, accounts, spawn
+        self.timeline = timeline
         self.generators, self.scorers = generators, scorers
         self._sampling = Sampling(config.train.temperature)
 
@@ -67,15 +71,17 @@ class Rollouts:
             while True:
                 name = name or await self.groups.move(group_id)
                 try:
-                    group, notes = await self.generators.rollout(
-                        name, group_id, problem, t.method, t.group_size, self._sampling, seed, resumed, priority
-                    )
+                    with self.timeline.span(name, "generate", group=group_id):
+                        group, notes = await self.generators.rollout(
+                            name, group_id, problem, t.method, t.group_size, self._sampling, seed, resumed, priority
+                        )
                     break
                 except GeneratorLost as lost:
                     moves, deaths = moves + 1, deaths + (not isinstance(lost, GeneratorLeft))
                     self.groups.generator_lost(group_id, lost.blame)
                     name, resumed = None, True
-            scored = await self.scorers.score(group, problem.without_document())
+            with self.timeline.span("scorers", "score", group=group_id):
+                scored = await self.scorers.score(group, problem.without_document())
         except BadRow as error:
             self.groups.withdraw(group_id, reason_of(error))
         except Exception as error:

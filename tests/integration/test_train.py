@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
@@ -213,6 +214,12 @@ def test_the_run_folder_holds_config_episodes_and_wandb(finished):
     assert episode["problem"] and "reward" in episode
     assert (folder / "training.png").read_bytes().startswith(b"\x89PNG")
     assert list(Path(summary["wandb_run"]).glob("run-*.wandb"))
+    spans = json.loads((folder / "timeline.json").read_text().rstrip(",\n") + "]")
+    rows = {event["tid"]: event["args"]["name"].split(" (")[0] for event in spans if event["ph"] == "M"}
+    done = Counter((rows[event["tid"]], event["name"]) for event in spans if event["ph"] == "X")
+    assert done["learners", "train"] == done["learners", "publish"] == summary["steps"] <= done["learners", "wait"]
+    assert done["learners", "copy checkpoint"] == 2 and done["generator-0", "load weights"] > 0
+    assert done["generator-0", "generate"] >= done["scorers", "score"] >= 4 * summary["steps"]
 
 
 def test_a_malformed_file_ends_the_run_with_its_reason(run, random_model, tmp_path):
