@@ -40,7 +40,7 @@ from pipeline.run.checkpoints import RunState, Scores
 from pipeline.run.config import TrainingConfig
 from pipeline.run.report import run_summary
 from pipeline.run.timeline import Timeline
-from pipeline.storage import LineFile
+from pipeline.storage import LineFile, has_lines
 
 LEARNERS_FIRST_S = 10  # head start in which learners reserve resources before generators take the rest
 OPENING_S = 60.0  # limit for reading the ids that this run has withdrawn
@@ -130,6 +130,7 @@ class Coordinator(JobActor):
         if self._tracking:  # a run that could not start still needs the rows of earlier steps for its summary
             await asyncio.wait([self._tracking], timeout=CLOSING_S)
         unwritten = await self.tracker.flush() if self.tracker and not self.lease_lost else {}
+        self.timeline.write()
         return unwritten | await self.finish_files(*self._files)
 
     @property
@@ -177,7 +178,7 @@ class Coordinator(JobActor):
         self.say_what_is_missing(
             [(c.generator, c.generator.count), (c.learner, c.learner.ranks), (c.scorer, c.scorer.count)]
         )
-        self.timeline.begin(continues=await self.stored(self.timeline.file.path.exists, limit_s=OPENING_S))
+        self.timeline.begin(continues=await self.stored(has_lines, self.timeline.file.path, limit_s=OPENING_S))
         # All slow parts start concurrently; the slowest, the engines, as soon as the learners have their room.
         begin = time.monotonic()
         learners = self.spawn(self._start_learners())
@@ -308,6 +309,7 @@ class Coordinator(JobActor):
         self.check_lease()
         row = self.accounts.step_done(step, updates, waited, trained)
         await self.reports.report(cast(Tracking, self.tracker), row, step)
+        self.timeline.write()
         self.say_of(*self._files)
         self.reports.check_updates(self.step, step, updates)
         if self.step % self.config.train.checkpoint_every == 0:

@@ -6,6 +6,7 @@ its files, its model and the code that the configuration names.
 """
 
 import itertools
+import math
 import re
 from collections.abc import Iterable
 from typing import Any
@@ -14,6 +15,7 @@ from pipeline.errors import ConfigError
 from pipeline.named_code import SPELLING
 from pipeline.sections import GenerationConfig, JobConfig
 
+RAYS_OWN = ("CPU", "GPU", "memory", "object_store_memory")  # resources that have keys of their own, or none
 Rules = Iterable[tuple[bool, str]]  # whether a rule holds, and the message if it does not
 
 
@@ -73,11 +75,27 @@ def generation_rules(c: GenerationConfig) -> Rules:
         g.tensor_parallel == 1 or g.num_gpus == g.tensor_parallel,
         f"generator.num_gpus={g.num_gpus} must equal generator.tensor_parallel={g.tensor_parallel}",
     )
+    shares = 0 < g.num_gpus < 1
     yield (
-        not 0 < g.num_gpus < 1 or g.gpu_kv_cache_gib > 0,
+        not shares or g.gpu_kv_cache_gib > 0,
         f"generator.num_gpus={g.num_gpus:g}: an engine that shares its GPU needs generator.gpu_kv_cache_gib, because "
         "vLLM takes what others allocate while it starts for its own",
     )
+    yield (
+        not shares or g.gpu_memory_share <= g.num_gpus,
+        f"generator.gpu_memory_share={g.gpu_memory_share:g} must be at most generator.num_gpus={g.num_gpus:g}: so much "
+        "must be free when the engine starts",
+    )
+    yield from own_resources("generator", g.resources)
+
+
+def own_resources(section: str, resources: dict[str, float]) -> Rules:
+    """The rules of a pool's custom resources."""
+    for name, amount in resources.items():
+        yield (
+            name not in RAYS_OWN and math.isfinite(amount) and amount >= 0,
+            f"{section}.resources: {name}={amount:g} must be a resource of your own and at least 0",
+        )
 
 
 def check_data_given(config: Any) -> None:

@@ -70,12 +70,14 @@ class GeneratorSection:
     min_count: int = 1  # the job waits while fewer are in service
     num_cpus: float = 1.0  # Ray CPUs per actor
     num_gpus: float = 0.0  # Ray GPUs per actor
-    # custom Ray resources per actor, to choose its nodes: {spot: 1} (docs/cluster.md)
+    # custom Ray resources per actor, to choose its nodes: generator.resources.spot=1 (docs/cluster.md)
     resources: dict[str, float] = field(default_factory=dict)
     tensor_parallel: int = 1  # GPUs per engine
     max_sequences: int = 256  # most conversations decoded together in one engine
     kv_cache_gib: float = 1.0  # CPU engines: size of the KV cache in GiB
-    gpu_memory_share: float = 0.9  # GPU engines: share of the device's memory for weights and KV cache
+    # GPU engines: share of the device's memory for weights and KV cache; with gpu_kv_cache_gib, so much must only be free
+    # when the engine starts
+    gpu_memory_share: float = 0.9
     gpu_kv_cache_gib: float = 0.0  # GPU engines: size of the KV cache in GiB; 0: what gpu_memory_share leaves for it
     enforce_eager: bool = False  # do not compile the model; best for CPU engines and small models
     timeout_s: float = 3600.0  # a group (in an evaluation: a response) that takes longer fails, in seconds

@@ -188,6 +188,11 @@ class LineFile:
             self._size = sum(map(len, self._waiting))
 
 
+def has_lines(path: Path) -> bool:
+    """Whether there is a file with anything in it."""
+    return path.exists() and path.stat().st_size > 0
+
+
 def append(text: str, path: Path) -> None:
     """Append lines to a file, all or none. A last line that was cut off when its writer died stays a separate line.
 

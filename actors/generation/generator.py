@@ -239,9 +239,11 @@ class Generator:
         limit = self.config.generator.stall_s
         async with contextlib.AsyncExitStack() as fetched:
             try:
-                async with asyncio.timeout(FETCH_S):
+                async with asyncio.timeout(FETCH_S) as fetching:
                     parts = await fetched.enter_async_context(self._receivers[weights.transport].fetch(weights))
             except TimeoutError:
+                if not fetching.expired():  # the receiver's own
+                    raise
                 raise Hung(f"took longer than {FETCH_S:g} s to fetch new weights") from None
             try:
                 async with asyncio.timeout(limit):

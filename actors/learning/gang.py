@@ -73,7 +73,7 @@ class Gang:
         await self._together([rank.progress.remote() for rank in self.ranks], START_LIMIT_S)
 
     async def check_folder(self, folder: str | Path, run_id: str, advice: str) -> None:
-        """Check that all ranks can keep checkpoints in a folder: that their nodes share it. A URI needs no check.
+        """Check that all ranks can write to a folder, and that their nodes share it. A URI needs no check.
 
         Args:
             folder: the folder or URI. A folder has a file with the run's id.
@@ -87,10 +87,7 @@ class Gang:
         if not is_local(folder):
             return
         if trouble := sorted(set(await self._all("folder_trouble", str(folder), run_id)) - {""}):
-            raise RunFailed(
-                f"{folder} is not shared by the nodes of the learner ranks, which write checkpoints there: "
-                f"{'; '.join(trouble)}. {advice}"
-            )
+            raise RunFailed(f"{folder} is not shared by the nodes of the learner ranks: {'; '.join(trouble)}. {advice}")
 
     async def start(self, checkpoint: str = "", universal: str = "") -> None:
         """Form the process group and load the model on all ranks.

@@ -32,6 +32,10 @@ NODES_S = 2.0  # between checks of the nodes
 RESTARTS_IN_A_ROW = 5  # more losses without a step in between end the run
 SHARE = "Choose a run.folder that they share, or a train.checkpoint_folder such as s3://bucket/checkpoints"
 
+SHARE_TO_CONVERT = (
+    "A checkpoint of another number of ranks is converted in the run folder: choose a run.folder that they share"
+)
+
 Result = TypeVar("Result")
 
 
@@ -113,8 +117,9 @@ class LearnerSupervisor:
             try:
                 await self._come_up()
                 checkpoint, universal = self._state_for(size)
-                for folder in {self._claimed, *([self._run_folder] if universal else [])}:
-                    await self._gang.check_folder(folder, self._run_id, SHARE)
+                await self._gang.check_folder(self._claimed, self._run_id, SHARE)
+                if universal:
+                    await self._gang.check_folder(self._run_folder, self._run_id, SHARE_TO_CONVERT)
                 await self._gang.start(checkpoint, universal)
                 self.works = True
                 self.device, self.model = await self._gang.describe()

@@ -3,11 +3,12 @@
 from typing import Any
 
 from pipeline.learning.schedule import SCHEDULES
-from pipeline.rules import Rules, at_most, one_of, positive
+from pipeline.rules import Rules, at_most, one_of, own_resources, positive
 
 
 def learner_rules(c: Any) -> Rules:
     """The rules of every job with learners. `c` has the sections `model` and `learner`."""
+    yield from own_resources("learner", c.learner.resources)
     yield from positive(
         c, "learner", "ranks", "micro_batch_tokens", "learning_rate", "muon_learning_rate", "bucket_mib", "stall_s"
     )

@@ -13,21 +13,32 @@ from pipeline.storage import LineFile
 
 
 class Timeline:
-    """Writes spans. Those of an actor that overlap get rows of their own.
+    """Writes spans. Those of an actor that overlap get rows of their own; each life of a run has a group of rows.
 
     Args:
-        file: the file.
+        file: the file. Spans wait for `write`.
     """
 
     def __init__(self, file: LineFile):
         self.file = file
+        self._life = int(time.time())
+        self._lines: list[str] = []
         self._ends: dict[str, list[float]] = defaultdict(list)  # by actor: the end of the last span of each of its rows
         self._rows: dict[tuple[str, int], int] = {}  # number of each row of an actor
 
     def begin(self, continues: bool) -> None:
         """Begin the file, or continue one that is there."""
-        if not continues:
-            self.file.put("[")
+        self._lines += [] if continues else ["["]
+        shown = time.strftime("from %Y-%m-%d %H:%M:%S", time.localtime(self._life))
+        self._lines.append(
+            json.dumps({"name": "process_name", "ph": "M", "pid": self._life, "args": {"name": shown}}) + ","
+        )
+
+    def write(self) -> None:
+        """Have the waiting spans written, without waiting for it."""
+        if self._lines:
+            self.file.put(*self._lines)
+            self._lines = []
 
     @contextlib.contextmanager
     def span(self, actor: str, name: str, **details: object) -> Iterator[None]:
@@ -58,5 +69,5 @@ class Timeline:
         self._put(name, "X", actor, place, **at, args=details)
 
     def _put(self, name: str, phase: str, actor: str, place: int, **fields: object) -> None:
-        event = {"name": name, "ph": phase, "pid": 1, "tid": self._rows[actor, place], **fields}
-        self.file.put(json.dumps(event) + ",")
+        event = {"name": name, "ph": phase, "pid": self._life, "tid": self._rows[actor, place], **fields}
+        self._lines.append(json.dumps(event) + ",")

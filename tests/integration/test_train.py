@@ -215,7 +215,7 @@ def test_the_run_folder_holds_config_episodes_and_wandb(finished):
     assert (folder / "training.png").read_bytes().startswith(b"\x89PNG")
     assert list(Path(summary["wandb_run"]).glob("run-*.wandb"))
     spans = json.loads((folder / "timeline.json").read_text().rstrip(",\n") + "]")
-    rows = {event["tid"]: event["args"]["name"].split(" (")[0] for event in spans if event["ph"] == "M"}
+    rows = {event["tid"]: event["args"]["name"].split(" (")[0] for event in spans if event["name"] == "thread_name"}
     done = Counter((rows[event["tid"]], event["name"]) for event in spans if event["ph"] == "X")
     assert done["learners", "train"] == done["learners", "publish"] == summary["steps"] <= done["learners", "wait"]
     assert done["learners", "copy checkpoint"] == 2 and done["generator-0", "load weights"] > 0

@@ -7,7 +7,7 @@ from collections import defaultdict
 import pytest
 
 from pipeline.run.timeline import Timeline
-from pipeline.storage import LineFile
+from pipeline.storage import LineFile, has_lines
 
 
 def events(path) -> list[dict]:
@@ -18,10 +18,13 @@ def events(path) -> list[dict]:
 
 @pytest.fixture
 def timeline(tmp_path):
+    lives = [0, 60]
+
     def make() -> Timeline:
         path = tmp_path / "timeline.json"
         made = Timeline(LineFile(path))
-        made.begin(continues=path.exists())
+        made._life += lives.pop(0)  # seconds later
+        made.begin(continues=has_lines(path))
         return made
 
     return make
@@ -32,9 +35,10 @@ def test_spans_that_overlap_are_in_rows_of_their_own(timeline, tmp_path):
     spans = sorted(((begin, begin + rng.uniform(0, 9)) for begin in range(60)), key=lambda span: span[1])
     for number, (begin, end) in enumerate(spans):  # they are known when they end
         made.add(f"generator-{number % 2}", "generate", begin, end, group=str(number))
+    made.write()
     made.file.write()
     found = events(tmp_path / "timeline.json")
-    names = {event["tid"]: event["args"]["name"] for event in found if event["ph"] == "M"}
+    names = {event["tid"]: event["args"]["name"] for event in found if event["name"] == "thread_name"}
     assert {"generator-0", "generator-0 (2)", "generator-1"} <= set(names.values()) and len(names) < 20
     rows = defaultdict(list)
     for event in found:
@@ -53,11 +57,20 @@ def test_a_span_ends_however_its_work_ends_and_a_resumed_run_goes_on_in_the_file
     first = timeline()
     with pytest.raises(ValueError), first.span("learners", "train", step=1):
         raise ValueError
+    first.add("scorers", "score", 1.0, 2.0)
+    first.write()
     first.file.write()
     second = timeline()
+    second.add("scorers", "score", 3.0, 4.0)
     with second.span("learners", "train", step=2):
         pass
+    second.write()
     second.file.write()
-    done = [event for event in events(tmp_path / "timeline.json") if event["ph"] == "X"]
-    assert [(event["name"], event["args"]) for event in done] == [("train", {"step": 1}), ("train", {"step": 2})]
-    assert done[0]["ts"] <= done[1]["ts"] and all(event["dur"] >= 0 for event in done)
+    found = events(tmp_path / "timeline.json")
+    rows = {(event["pid"], event["tid"]): event["args"]["name"] for event in found if event["name"] == "thread_name"}
+    done = [event for event in found if event["ph"] == "X"]
+    shown = [(event["name"], rows[event["pid"], event["tid"]], event["args"]) for event in done]
+    train = [("train", "learners", {"step": step}) for step in (1, 2)]
+    score = ("score", "scorers", {})
+    assert shown == [train[0], score, score, train[1]]
+    assert sum(event["name"] == "process_name" for event in found) == 2 == len({event["pid"] for event in found})
