@@ -75,7 +75,7 @@ class GeneratorSection:
     tensor_parallel: int = 1  # GPUs per engine
     max_sequences: int = 256  # most conversations decoded together in one engine
     kv_cache_gib: float = 1.0  # CPU engines: size of the KV cache in GiB
-    # GPU engines: share of the device's memory for weights and KV cache; with gpu_kv_cache_gib, so much must only be free
+    # GPU engines: share of the device's memory for weights and KV cache; with gpu_kv_cache_gib only what must be free
     # when the engine starts
     gpu_memory_share: float = 0.9
     gpu_kv_cache_gib: float = 0.0  # GPU engines: size of the KV cache in GiB; 0: what gpu_memory_share leaves for it

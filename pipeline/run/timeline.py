@@ -30,9 +30,8 @@ class Timeline:
         """Begin the file, or continue one that is there."""
         self._lines += [] if continues else ["["]
         shown = time.strftime("from %Y-%m-%d %H:%M:%S", time.localtime(self._life))
-        self._lines.append(
-            json.dumps({"name": "process_name", "ph": "M", "pid": self._life, "args": {"name": shown}}) + ","
-        )
+        named = {"name": "process_name", "ph": "M", "pid": self._life, "args": {"name": shown}}
+        self._lines.append(json.dumps(named) + ",")
 
     def write(self) -> None:
         """Have the waiting spans written, without waiting for it."""
