@@ -182,7 +182,7 @@ class Accounts:
         Args:
             updates: the results of the step's optimizer steps.
             train_s: seconds in which the learner ranks trained.
-            seconds: seconds of the step.
+            seconds: the step's duration.
             waited: the idle share of the generators' time.
         """
         parts = (Computed(u.work.computed, u.work.pairs, u.work.predicted) for u in updates)

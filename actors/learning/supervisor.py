@@ -31,7 +31,6 @@ from pipeline.weights.transport import FROM_DISK, Weights
 NODES_S = 2.0  # between checks of the nodes
 RESTARTS_IN_A_ROW = 5  # more losses without a step in between end the run
 SHARE = "Choose a run.folder that they share, or a train.checkpoint_folder such as s3://bucket/checkpoints"
-
 SHARE_TO_CONVERT = "A checkpoint of another number of ranks is converted there: choose a run.folder that they share"
 
 Result = TypeVar("Result")

@@ -74,7 +74,7 @@ class BucketPacker:
             yield WeightBucket(entries, data, checksum.intdigest())
 
     def _bucket(self, number: int, size: int) -> torch.Tensor:
-        """The memory of a bucket, of at least `size` bytes; only a bucket with nothing in it yet is made anew."""
+        """The memory of a bucket, of at least `size` bytes. It is replaced only while the bucket is empty."""
         if number == len(self._room) or len(self._room[number]) < size:
             # Zeros, so that the bytes between tensors have a value.
             made = torch.zeros(max(size, self._bucket_bytes), dtype=torch.uint8, pin_memory=torch.cuda.is_available())
