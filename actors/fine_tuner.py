@@ -68,9 +68,7 @@ class FineTuner(JobActor):
         await self._begin_tracking()
         await self._start()
         await self.unless_failed(self._train(examples))
-        await self._save()
-        if self.keeper.step != self.step:
-            raise RunFailed("the last checkpoint could not be saved; see the lines above")
+        await self._save_the_last()
         return "completed" if self.step >= self._last else "interrupted"
 
     async def put_away(self, outcome: Outcome) -> dict[str, int]:
@@ -238,6 +236,12 @@ class FineTuner(JobActor):
         if await self.keeper.copy(gang, self.step):
             folder = Path(self.keeper.checkpoints.folder(self.step))
             await self.keeper.write(gang, state, lambda: self._write_record(folder))
+
+    async def _save_the_last(self) -> None:
+        """Save the last step unless it is already saved. Raises `RunFailed` if it cannot be saved."""
+        await self._save()
+        if self.keeper.step != self.step:
+            raise RunFailed(f"checkpoints/{self.step}, the last, could not be saved; see the lines above")
 
     def _write_record(self, folder: Path) -> list[FileEntry]:
         record = fine_tuning_record(self.config) | {

@@ -31,7 +31,7 @@ PEAKS = {
     "RTX 4090": 165e12,
     "MI300X": 1307e12,
 }
-OTHERWISE = re.compile(r"\b(MIG|Laptop|4090 D)\b")  # a part of a device, or a slower one of that name
+NOT_THAT = re.compile(r"\b(MIG|Laptop|4090 D)\b")  # a part of a device, or a slower one with its name
 
 
 @dataclass(frozen=True)
@@ -98,8 +98,6 @@ def peak_flops(device: str, dtype: str) -> float | None:
         device: its name, as CUDA gives it; empty: a CPU, whose peak nobody states.
         dtype: of the weights. Only bfloat16 has a known peak.
     """
-    if dtype != "bfloat16":
-        return None
-    if OTHERWISE.search(device):
+    if dtype != "bfloat16" or NOT_THAT.search(device):
         return None
     return next((peak for name, peak in PEAKS.items() if re.search(rf"\b{name}\b", device)), None)

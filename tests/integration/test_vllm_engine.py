@@ -283,3 +283,13 @@ async def _path_of(engine):
     from pathlib import Path
 
     return Path(engine._llm.model_config.model)
+
+
+@pytest.mark.parametrize(("gib", "given"), [(0.0, None), (2.5, 5 * 2**29)])
+def test_a_gpu_engine_gets_a_kv_cache_of_a_size_or_what_is_left(tiny_config, random_model, monkeypatch, gib, given):
+    from actors.generation import vllm_engine as module
+
+    monkeypatch.setattr(module, "current_platform", SimpleNamespace(is_cpu=lambda: False))
+    generator = replace(tiny_config.generator, gpu_kv_cache_gib=gib, gpu_memory_share=0.35)
+    made = module.engine_args(replace(tiny_config, generator=generator), seed=0)
+    assert made.kv_cache_memory_bytes == given and made.gpu_memory_utilization == 0.35

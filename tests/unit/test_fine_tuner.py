@@ -106,7 +106,8 @@ def test_a_stop_ends_the_drawing(resume):
     assert tuner.drawn == 0 and tuner.step == STEPS and tuner.tokens == 30
 
 
-def test_a_checkpoint_that_cannot_be_written_is_counted_and_leaves_the_one_before(resume, tmp_path):
+@pytest.mark.parametrize("last", [False, True])
+def test_only_the_last_checkpoint_must_be_written(resume, tmp_path, last):
     tuner = resume(record())
     tuner.step += 1
 
@@ -117,7 +118,11 @@ def test_a_checkpoint_that_cannot_be_written_is_counted_and_leaves_the_one_befor
             raise OSError("no space left on device")
 
     tuner.gang = Gang()
-    asyncio.run(tuner._save())
+    if last:
+        with pytest.raises(RunFailed, match="checkpoints/4, the last, could not be saved"):
+            asyncio.run(tuner._save_the_last())
+    else:
+        asyncio.run(tuner._save())
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == [str(STEPS)]
     assert tuner.keeper.step == STEPS and tuner.keeper.failed == 1
     assert any("checkpoints/4 could not be saved: " in line and "no space left" in line for line in tuner._lines)

@@ -1,5 +1,7 @@
 """Model FLOPs against torch's own counter, and the metrics made of them."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
@@ -38,6 +40,18 @@ def test_flops_are_those_that_torch_counts(name):
     )
     one_less = forward_flops(architecture, everything - Computed(0, 0, 1))
     assert forward_flops(architecture, everything) - one_less == 2 * 192 * 700
+
+
+def test_a_mixture_of_experts_has_no_flops():
+    """Only some of its parameters compute a token."""
+    from actors.learning.rank import LearnerRank
+
+    def described(config):
+        return LearnerRank.describe(SimpleNamespace(engine=SimpleNamespace(model=SimpleNamespace(config=config))))
+
+    plain = MODELS["llama"]
+    assert described(plain)[1] == built_architecture(plain)
+    assert described(LlamaConfig(**SIZES, head_dim=48, num_experts=8))[1] is None
 
 
 def test_speeds_are_per_device_and_second():

@@ -1,12 +1,16 @@
 """How the supervisor publishes weights: beside the next step, in order, and never those of a lost gang."""
 
 import asyncio
+from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 
 from actors.learning.gang import GangLost
 from actors.learning.supervisor import RESTARTS_IN_A_ROW, LearnerSupervisor
+from pipeline.data.problem_stream import START
 from pipeline.errors import RunFailed
+from pipeline.run.checkpoints import Checkpoint, RunState
 from pipeline.weights.transport import Weights
 
 
@@ -110,6 +114,41 @@ def test_a_version_that_arrives_ends_the_row_of_losses(supervised):
             await learners.lost("a rank died")
 
     supervised(life)
+
+
+@pytest.mark.parametrize("ranks", [2, 3])
+def test_a_checkpoint_of_another_number_of_ranks_needs_the_run_folder_too(tiny_config, tmp_path, monkeypatch, ranks):
+    """With checkpoints elsewhere, the run folder is used for the conversion only."""
+    from actors.learning import supervisor as module
+
+    checked = []
+
+    class StartingGang(Gang):
+        def __init__(self, config, size, group):
+            super().__init__()
+
+        async def up(self) -> None: ...
+
+        async def check_folder(self, folder: str, run_id: str, advice: str) -> None:
+            checked.append((folder, run_id))
+
+        async def start(self, checkpoint: str, universal: str) -> None: ...
+
+        async def describe(self) -> tuple:
+            return "", None
+
+    async def life() -> None:
+        config = replace(tiny_config, train=replace(tiny_config.train, checkpoint_folder="s3://bucket/kept"))
+        learners = Supervisor(config, tmp_path)
+        state = RunState(8, 8, START, ranks)
+        learners.keeper.newest = Checkpoint("s3://bucket/kept/run/8", state)
+        learners._room = SimpleNamespace(is_whole=lambda: True, size=2, group=None)
+        await learners.start(0)
+
+    monkeypatch.setattr(module, "LearnerGang", StartingGang)
+    asyncio.run(life())
+    elsewhere = (f"s3://bucket/kept/{tiny_config.run.name}", "run")
+    assert checked == [elsewhere, *([(str(tmp_path), "run")] if ranks == 3 else [])]
 
 
 @pytest.mark.parametrize("end", ["lost", "make way", "abandon", "close"])

@@ -122,6 +122,48 @@ def test_only_loading_counts_as_standing_still(generator, tiny_config, monkeypat
         asyncio.run(generator(SlowEngine(), Receiver()).load_weights(WEIGHTS))
 
 
+def test_fetching_has_a_limit_and_a_receivers_own_error_is_not_taken_for_it(generator, monkeypatch):
+    class HangingReceiver(Receiver):
+        @contextlib.asynccontextmanager
+        async def fetch(self, weights: Weights):
+            await asyncio.sleep(60)
+            yield []
+
+    monkeypatch.setattr("actors.generation.generator.FETCH_S", 0.1)
+    with pytest.raises(Hung, match=r"^took longer than 0.1 s to fetch new weights"):
+        asyncio.run(generator(Engine(), HangingReceiver()).load_weights(WEIGHTS))
+    with pytest.raises(TimeoutError, match="my server"):
+        asyncio.run(generator(Engine(), Receiver(TimeoutError("my server"))).load_weights(WEIGHTS))
+
+
+def test_one_that_freezes_before_it_is_in_service_is_found(tiny_config, monkeypatch):
+    """It may hold the lock on a bucket for which the node's other generators wait."""
+    from actors.generation.generator_pool import GeneratorPool, Member
+
+    monkeypatch.setattr(tiny_config.generator, "stall_s", 0.1)
+
+    async def never():
+        await asyncio.Event().wait()
+
+    async def join() -> None:
+        actor = SimpleNamespace(heartbeat=SimpleNamespace(remote=never))
+        await GeneratorPool(tiny_config, print)._while_alive("generator-0", Member(actor, "node", version=0), never())
+
+    with pytest.raises(Hung, match="its engine did nothing for generator.stall_s=0.1"):
+        asyncio.run(asyncio.wait_for(join(), 10))
+
+
+def test_a_generator_asks_for_its_resources(tiny_config, monkeypatch):
+    from actors.generation import generator_pool as module
+
+    asked = {}
+    made = SimpleNamespace(remote=lambda *_: "a generator")
+    monkeypatch.setattr(module, "Generator", SimpleNamespace(options=lambda **options: asked.update(options) or made))
+    monkeypatch.setattr(tiny_config.generator, "resources", {"spot": 1.0})
+    assert module.GeneratorPool(tiny_config, print).make(0) == "a generator"
+    assert asked["resources"] == {"spot": 1.0}
+
+
 def test_the_pool_says_that_a_generator_stood_still(tiny_config):
     from actors.generation.generator_pool import GeneratorPool, Member
 
