@@ -4,7 +4,6 @@ import asyncio
 import contextlib
 import hashlib
 import json
-import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,7 +12,7 @@ from typing import cast
 import ray
 
 from actors.job_actor import JobActor, Outcome
-from actors.learning.checkpointing import STORAGE_S, CheckpointKeeper
+from actors.learning.checkpointing import CheckpointKeeper
 from actors.learning.gang import FineTuningGang
 from actors.tracking import Tracking, start_tracker
 from pipeline.data.problem_stream import START
@@ -27,7 +26,7 @@ from pipeline.fine_tuning.demonstrations import demonstrations
 from pipeline.fine_tuning.examples import Example, ExampleBatch, pack_examples
 from pipeline.fine_tuning.record import RECORD, fine_tuning_record, weights_hash
 from pipeline.lease import Lease
-from pipeline.run.checkpoints import LEARNER, MODEL, Checkpoint, Checkpoints, FileEntry, RunState, file_entries
+from pipeline.run.checkpoints import MODEL, Checkpoint, Checkpoints, FileEntry, RunState, file_entries
 from pipeline.text import load_tokenizer
 
 MAX_SKIPPED = 3  # updates in a row with a gradient that is not finite
@@ -144,21 +143,13 @@ class FineTuner(JobActor):
         self.say(f"· starting {le.ranks} learner ranks (DeepSpeed ZeRO-3)")
         self.say_what_is_missing([(le, le.ranks)])
         self.gang = FineTuningGang(self.config, le.ranks)
-        checkpoint = universal = ""
-        if newest := self.keeper.newest:
-            checkpoint = newest.folder
-            universal = "" if newest.state.ranks == le.ranks else str(self.folder / "universal" / LEARNER)
-        await self.unless_failed(
-            self.start_all({"learners (DeepSpeed)": self._start_gang(self.gang, checkpoint, universal)})
-        )
-        if universal:
-            with contextlib.suppress(OSError):
-                await self.stored(shutil.rmtree, self.folder / "universal", limit_s=STORAGE_S)
+        checkpoint = self.keeper.newest.folder if self.keeper.newest else ""
+        await self.unless_failed(self.start_all({"learners (DeepSpeed)": self._start_gang(self.gang, checkpoint)}))
 
-    async def _start_gang(self, gang: FineTuningGang, checkpoint: str, universal: str) -> None:
+    async def _start_gang(self, gang: FineTuningGang, checkpoint: str) -> None:
         await gang.up()
         await gang.check_folder(self.folder, self.lease.run, "Choose a run.folder that they share")
-        await gang.start(checkpoint, universal)
+        await gang.start(checkpoint)
 
     @property
     def _last(self) -> int:

@@ -7,7 +7,7 @@ written whole or not at all.
 import io
 import os
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -109,6 +109,19 @@ def copy_folder(source: str | Path, target: str | Path) -> None:
     (source_system, source_inner), (system, inner) = _locate(source), _locate(target)
     system.create_dir(inner, recursive=True)
     fs.copy_files(source_inner, inner, source_system, system)
+
+
+def copy_files(source: str | Path, target: str | Path, wanted: Callable[[Collection[str]], set[str]]) -> None:
+    """Copy the files directly in `source` whose names `wanted` selects into `target`, which is created.
+
+    Raises:
+        DataError: as `open_input`.
+    """
+    (source_system, source_inner), (system, inner) = _locate(source), _locate(target)
+    names = [i.base_name for i in source_system.get_file_info(fs.FileSelector(source_inner)) if i.is_file]
+    system.create_dir(inner, recursive=True)
+    for name in sorted(wanted(names)):
+        fs.copy_files(f"{source_inner}/{name}", f"{inner}/{name}", source_system, system)
 
 
 def make_folder(folder: str | Path) -> None:

@@ -89,22 +89,18 @@ class Gang:
         if trouble := sorted(set(await self._all("folder_trouble", str(folder), run_id)) - {""}):
             raise RunFailed(f"{folder} is not shared by the nodes of the learner ranks: {'; '.join(trouble)}. {advice}")
 
-    async def start(self, checkpoint: str = "", universal: str = "") -> None:
+    async def start(self, checkpoint: str = "") -> None:
         """Form the process group and load the model on all ranks.
 
         Args:
-            checkpoint: folder or URI of the checkpoint to start from; empty: start from the model.
-            universal: folder for the checkpoint's state, converted for any number of ranks; empty: this many ranks
-                wrote the checkpoint, so no conversion is needed.
+            checkpoint: folder or URI of the checkpoint to start from, of any number of ranks; empty: start from the
+                model.
 
         Raises:
             GangLost: a rank died or failed.
         """
-        if checkpoint and universal:
-            await self._together([self.ranks[0].convert.remote(checkpoint, universal)], START_LIMIT_S)
         ((host, port),) = await self._together([self.ranks[0].meet.remote()], START_LIMIT_S)
-        state = Path(universal).parent if universal else checkpoint
-        joining = [rank.join.remote(host, port, str(state), bool(universal)) for rank in self.ranks]
+        joining = [rank.join.remote(host, port, checkpoint) for rank in self.ranks]
         await self._together(joining, START_LIMIT_S)
 
     async def describe(self) -> tuple[str, Architecture | None]:

@@ -9,6 +9,7 @@ import os
 import shutil
 import tempfile
 import time
+from collections.abc import Callable, Collection
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import ray
 
 from pipeline.errors import reason_of
-from pipeline.files import copy_folder, is_local, join, local_path
+from pipeline.files import copy_files, copy_folder, is_local, join, local_path
 from pipeline.learning.device_memory import Architecture, built_architecture
 from pipeline.lease import RUN_ID
 from pipeline.run.checkpoints import LEARNER, MODEL, FileEntry, file_entries
@@ -86,13 +87,12 @@ class LearnerRank:
             time.sleep(wait_s)
         return trouble
 
-    def join(self, host: str, port: int, checkpoint: str = "", universal: bool = False) -> None:
+    def join(self, host: str, port: int, checkpoint: str = "") -> None:
         """Form the gang with the other ranks and load the model.
 
         Args:
             host, port: where the gang meets (`meet` of rank 0).
             checkpoint: local folder or URI with the state to start from; empty: the model as it is.
-            universal: whether the state was converted for any number of ranks.
         """
         return_freed_memory()
         # Imported here, so that processes that only hold a handle to this actor do not spend seconds on the imports.
@@ -108,13 +108,12 @@ class LearnerRank:
             world_size=self.ranks,
             timeout=self._limit(),
         )
-        from actors.learning.zero_engine import ZeroEngine
+        from actors.learning.zero_engine import STATE_TAG, ZeroEngine
 
-        options = self.engine_options()
-        self.engine = ZeroEngine(self.config.model, self.config.learner, universal=universal, **options)
+        self.engine = ZeroEngine(self.config.model, self.config.learner, **self.engine_options())
         if checkpoint:
-            with local_folder(checkpoint) as folder:
-                self.engine.load_state(folder)
+            with local_folder(checkpoint, STATE_TAG, self.engine.files_to_read) as folder:
+                self.engine.load_state(folder, self.moved)
 
     def _limit(self) -> timedelta:
         """How long a rank waits for the others."""
@@ -130,13 +129,6 @@ class LearnerRank:
             if not any(getattr(config, experts, None) for experts in ("num_experts", "num_local_experts")):
                 return device, built_architecture(config)
         return device, None
-
-    def convert(self, checkpoint: str, universal: str) -> None:
-        """Convert the state of a checkpoint for any number of ranks, into the folder `universal`."""
-        from actors.learning.zero_engine import make_universal
-
-        with local_folder(checkpoint) as folder:
-            make_universal(folder, Path(universal))
 
     def copy_weights(self, version: int, transport: str) -> None:
         """Copy this rank's part of the weights, for `send_weights`.
@@ -216,14 +208,20 @@ class LearnerRank:
 
 
 @contextlib.contextmanager
-def local_folder(checkpoint: str):
-    """Context manager with the local folder of a checkpoint's learner state: a temporary copy if it is remote."""
+def local_folder(checkpoint: str, name: str, wanted: Callable[[Collection[str]], set[str]]):
+    """Context manager with the local folder of a checkpoint's learner state: a temporary copy if it is remote.
+
+    Args:
+        checkpoint: folder or URI of the checkpoint.
+        name: the folder with the state's files.
+        wanted: says which of these files to copy.
+    """
     state = join(checkpoint, LEARNER)
     if is_local(checkpoint):
         yield local_path(state)
         return
     with tempfile.TemporaryDirectory() as folder:
-        copy_folder(state, folder)
+        copy_files(join(state, name), Path(folder) / name, wanted)
         yield Path(folder)
 
 

@@ -31,7 +31,6 @@ from pipeline.weights.transport import FROM_DISK, Weights
 NODES_S = 2.0  # between checks of the nodes
 RESTARTS_IN_A_ROW = 5  # more losses without a step in between end the run
 SHARE = "Choose a run.folder that they share, or a train.checkpoint_folder such as s3://bucket/checkpoints"
-SHARE_TO_CONVERT = "A checkpoint of another number of ranks is converted there: choose a run.folder that they share"
 
 Result = TypeVar("Result")
 
@@ -62,10 +61,8 @@ class LearnerSupervisor:
         self.restarts = 0
         self.device = ""  # name of a rank's device; empty on CPUs
         self.model: Architecture | None = None  # None: unknown
-        self._universal = folder / "universal" / "learner"
         # The folder of the checkpoints that has a file with the run's id.
         self._claimed = checkpoints.base if config.train.checkpoint_folder else str(folder)
-        self._run_folder = str(folder)  # a checkpoint is converted there
         self._run_id = run_id
         self._restarts_in_a_row = 0
         self._room = Reservation(config.learner)
@@ -113,11 +110,8 @@ class LearnerSupervisor:
             self._gang = LearnerGang(self.config, size, self._room.group)
             try:
                 await self._come_up()
-                checkpoint, universal = self._state_for(size)
                 await self._gang.check_folder(self._claimed, self._run_id, SHARE)
-                if universal:
-                    await self._gang.check_folder(self._run_folder, self._run_id, SHARE_TO_CONVERT)
-                await self._gang.start(checkpoint, universal)
+                await self._gang.start(self.checkpoint.folder if self.checkpoint else "")
                 self.works = True
                 self.device, self.model = await self._gang.describe()
                 if first and self.device and not peak_flops(self.device, self.config.model.dtype):
@@ -171,13 +165,6 @@ class LearnerSupervisor:
             coming.result()
         finally:
             coming.cancel()
-
-    def _state_for(self, ranks: int) -> tuple[str, str]:
-        """The checkpoint to load, and the folder for its conversion if another number of ranks wrote it; else empty."""
-        if not self.checkpoint:
-            return "", ""
-        same = self.checkpoint.state.ranks == ranks
-        return self.checkpoint.folder, "" if same else str(self._universal)
 
     async def lost(self, why: str) -> None:
         """Kill what is left of a lost gang, and find the newest good checkpoint.

@@ -6,11 +6,8 @@ Written for DeepSpeed 0.19; tests/integration/test_learner.py is the contract th
 
 import copy
 import os
-import shutil
-import subprocess
-import sys
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +20,8 @@ import deepspeed  # noqa: E402
 from accelerate import init_empty_weights  # noqa: E402
 from deepspeed.ops import __compatible_ops__  # noqa: E402
 from deepspeed.runtime.checkpoint_engine.checkpoint_engine import CheckpointEngine  # noqa: E402
+from deepspeed.runtime.fp16.loss_scaler import LossScaler  # noqa: E402
+from deepspeed.runtime.zero.config import ZeroStageEnum  # noqa: E402
 from transformers import AutoModelForCausalLM  # noqa: E402
 from transformers.initialization import no_init_weights  # noqa: E402
 from transformers.integrations import HfDeepSpeedConfig  # noqa: E402
@@ -31,10 +30,18 @@ from transformers.utils import logging as transformers_logging  # noqa: E402
 from pipeline.learning.device_memory import GATHERED_PARAMETERS, REDUCE_BUCKET  # noqa: E402
 from pipeline.learning.policy import Policy  # noqa: E402
 from pipeline.learning.schedule import learning_rate_factor  # noqa: E402
+from pipeline.learning.zero_shards import (  # noqa: E402
+    MODEL_FILE,
+    files_to_read,
+    optimizer_files,
+    read_file,
+    resharded,
+)
 from pipeline.sections import LearnerSection, ModelSection  # noqa: E402
 
 ZERO_STAGE = 3
 STATE_TAG = "state"  # name of DeepSpeed's folder in a checkpoint folder
+SAVED_CLASSES = (LossScaler, ZeroStageEnum)  # of DeepSpeed, in its checkpoints
 
 transformers_logging.disable_progress_bar()
 
@@ -51,7 +58,6 @@ class ZeroEngine:
         temperature: float = 1.0,
         train_entropy: bool = False,
         with_reference: bool = False,
-        universal: bool = False,
     ):
         """Load the model on the ranks of torch's default process group.
 
@@ -62,7 +68,6 @@ class ZeroEngine:
             temperature: temperature of the log-probs.
             train_entropy: whether entropies get a gradient.
             with_reference: whether to load the model a second time, as the frozen reference.
-            universal: whether `load_state` will get a universal checkpoint (`make_universal`).
         """
         on_gpu = torch.cuda.is_available()
         # DeepSpeed would compile a shared-memory collective for one-node CPU groups; gloo needs no compiler.
@@ -70,7 +75,7 @@ class ZeroEngine:
         deepspeed.init_distributed(dist_backend="nccl" if on_gpu else "gloo")  # uses the process group that there is
         self.rank = torch.distributed.get_rank()
         self.ranks = torch.distributed.get_world_size()
-        settings = _settings(model, learner) | {"checkpoint": {"load_universal": universal}}
+        settings = _settings(model, learner)
         policy = _load_policy(model, settings, temperature, train_entropy)
         self.model = policy.model
         if learner.activation_checkpointing:
@@ -162,15 +167,62 @@ class ZeroEngine:
         finally:
             self._engine.checkpoint_engine = writer
 
-    def load_state(self, folder: Path) -> None:
+    def files_to_read(self, names: Collection[str]) -> set[str]:
+        """Which of the files in a checkpoint's folder `STATE_TAG` this rank's `load_state` reads."""
+        sizes = [size for group in self._sub_groups() for size in group.values()]
+        return files_to_read(names, sizes, self.ranks, self.rank)
+
+    def load_state(self, folder: Path, moved: Callable[[], None] = lambda: None) -> None:
         """Load the weights, the optimizer state and the position in the schedule from a checkpoint's folder.
 
+        Any number of ranks may have written it. All ranks must call.
+
+        Args:
+            folder: the folder.
+            moved: called while work makes progress, from several threads.
+
         Raises:
-            RuntimeError: the folder has no such state.
+            RuntimeError: the folder has no such state, or it is of another model.
         """
-        loaded, _ = self._engine.load_checkpoint(str(folder), tag=STATE_TAG)
-        if loaded is None:
-            raise RuntimeError(f"DeepSpeed found no state in {folder}")
+        if not (folder / STATE_TAG / MODEL_FILE).is_file():
+            raise RuntimeError(f"{folder} has no state of DeepSpeed")
+        common = read_file(folder / STATE_TAG / MODEL_FILE, SAVED_CLASSES)
+        if common["dp_world_size"] == self.ranks:
+            self._engine.load_checkpoint(str(folder), tag=STATE_TAG)
+        else:
+            self._load_resharded(folder / STATE_TAG, common, moved)
+
+    def _load_resharded(self, folder: Path, common: dict, moved: Callable[[], None]) -> None:
+        """Load the state that another number of ranks wrote. DeepSpeed itself would first convert all of it.
+
+        Args:
+            folder: the folder with the files.
+            common: the content of `MODEL_FILE`.
+            moved: see `load_state`.
+        """
+        engine, optimizer, groups = self._engine, self._engine.optimizer, self._sub_groups()
+        old_groups = [{name: shape.numel() for name, shape in group.items()} for group in common["param_shapes"]]
+        files = optimizer_files(self.files_to_read(os.listdir(folder)))
+        saved = {rank: read_file(folder / name, SAVED_CLASSES) for rank, name in files.items()}
+        old_ranks = common["dp_world_size"]
+        weights, states = resharded(saved, old_ranks, old_groups, groups, self.ranks, self.rank, moved)
+        state = dict(next(iter(saved.values()))["optimizer_state_dict"])
+        settings = [dict(group) for group in state["optimizer_state_dict"]["param_groups"]]
+        for number, group in enumerate(settings):
+            group["params"] = [sub for sub, owner in optimizer.sub_group_to_group_id.items() if owner == number]
+        state["optimizer_state_dict"] = {"state": states, "param_groups": settings}
+        state["fp32_flat_groups"], state["partition_count"] = weights, self.ranks
+        optimizer.checkpoint_event_prologue()
+        optimizer.load_state_dict([state if rank == self.rank else None for rank in range(self.ranks)])
+        optimizer.checkpoint_event_epilogue()
+        engine.lr_scheduler.load_state_dict(common["lr_scheduler"])
+        for name in ("global_steps", "global_samples", "skipped_steps"):
+            setattr(engine, name, common[name])
+
+    def _sub_groups(self) -> list[dict[str, int]]:
+        """The optimizer's sub-groups of parameters: numbers in each parameter, by name, in order."""
+        names = self._engine.param_names
+        return [{names[p]: p.ds_numel for p in group} for group in self._engine.optimizer.fp16_groups]
 
     def close(self) -> None:
         torch.distributed.destroy_process_group()
@@ -209,23 +261,6 @@ def _copied(state):
         )
         return type(state)(items)
     return state
-
-
-def make_universal(folder: Path, universal: Path) -> None:
-    """Convert the files of `copy_state` in `folder` to DeepSpeed's universal format, for any number of ranks.
-
-    DeepSpeed's converter runs in a separate process.
-
-    Raises:
-        RuntimeError: the conversion failed.
-    """
-    shutil.rmtree(universal, ignore_errors=True)  # left by an earlier conversion
-    command = [sys.executable, "-m", "deepspeed.checkpoint.ds_to_universal", "--inject_missing_state"]
-    command += ["--num_extract_workers=1", "--num_merge_workers=1"]
-    command += [f"--input_folder={folder / STATE_TAG}", f"--output_folder={universal / STATE_TAG}"]
-    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    if done.returncode != 0:
-        raise RuntimeError(f"{folder} could not be converted for another number of ranks:\n{done.stdout[-2000:]}")
 
 
 def _gathered(group: list[tuple[str, torch.nn.Parameter]]) -> Iterator[tuple[str, torch.Tensor]]:

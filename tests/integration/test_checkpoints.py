@@ -80,8 +80,7 @@ def test_any_number_of_ranks_goes_on_as_if_nothing_had_been(
 
     async def run():
         gang = LearnerGang(replace(config, learner=replace(config.learner, ranks=ranks)), ranks)
-        universal = "" if ranks == checkpoint.state.ranks else str(tmp_path / "universal" / "learner")
-        await gang.start(checkpoint.folder, universal)
+        await gang.start(checkpoint.folder)
         loaded = await weights_of(gang)
         rows = await steps(ray_session, gang, batches, 2, 4)
         weights = await weights_of(gang)

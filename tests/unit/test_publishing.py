@@ -132,7 +132,7 @@ def test_a_checkpoint_of_another_number_of_ranks_needs_the_run_folder_too(tiny_c
         async def check_folder(self, folder: str, run_id: str, advice: str) -> None:
             checked.append((folder, run_id))
 
-        async def start(self, checkpoint: str, universal: str) -> None: ...
+        async def start(self, checkpoint: str) -> None: ...
 
         async def describe(self) -> tuple:
             return "", None
