@@ -13,6 +13,7 @@ import hashlib
 import json
 import math
 from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -35,6 +36,7 @@ from pipeline.run.config import TrainingConfig
 MANIFEST, RUN_STATE = "manifest.json", "run.json"
 MODEL, LEARNER = "hf", "learner"
 PIECE = 1 << 24  # bytes per read
+AT_ONCE = 8  # files that are verified concurrently
 
 
 @dataclass(frozen=True)
@@ -158,8 +160,8 @@ class Checkpoints:
         try:
             manifest = json.loads(_text(join(folder, MANIFEST)))
             entries = [FileEntry(**entry) for entry in manifest["files"]]
-            for entry in entries:
-                _check(folder, entry)
+            with ThreadPoolExecutor(AT_ONCE) as threads:
+                list(threads.map(lambda entry: _check(folder, entry), entries))
             state = json.loads(_text(join(folder, RUN_STATE)))
             cursor = state.pop("cursor")
             return Checkpoint(folder, RunState(cursor=Cursor(cursor["position"], tuple(cursor["open"])), **state))

@@ -2,6 +2,9 @@
 
 import asyncio
 import json
+import os
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,6 +13,8 @@ import pytest
 import torch
 from ray.exceptions import RayTaskError
 
+from actors.learning.zero_engine import SAVED_CLASSES
+from pipeline.learning.zero_shards import MODEL_FILE, optimizer_files, read_file, resharded
 from pipeline.run.checkpoints import Checkpoints
 from tests.integration.test_learner import case_config, records, weights_of
 from tests.support.checkpoint_files import state
@@ -25,6 +30,10 @@ STEPS = 4  # two before the checkpoint, two after it
 def config(tiny_config):
     learner = {"schedule": "cosine", "ranks": 2, "stall_s": 60.0}
     return case_config(tiny_config, {"learner": learner, "train": {"updates_per_step": 2}})
+
+
+def with_learner(config, **values):
+    return replace(config, learner=replace(config.learner, **values))
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +56,18 @@ async def steps(ray, gang, batches, first: int, last: int) -> list[dict]:
 
 @pytest.fixture(scope="module")
 def uninterrupted(ray_session, config, batches, tmp_path_factory):
-    """A run of two ranks that writes a checkpoint after its second step while it trains the third."""
+    """A run of two ranks that writes a checkpoint after its second step while it trains the third: its folder, and its
+    weights and updates."""
+    return uninterrupted_run(ray_session, config, batches, tmp_path_factory)
+
+
+@pytest.fixture(scope="module")
+def uninterrupted_muon(ray_session, config, batches, tmp_path_factory):
+    config = with_learner(config, optimizer="muon", max_grad_norm=0.0)
+    return uninterrupted_run(ray_session, config, batches, tmp_path_factory)
+
+
+def uninterrupted_run(ray, config, batches, tmp_path_factory):
     from actors.learning.gang import LearnerGang
 
     folder = tmp_path_factory.mktemp("run") / "checkpoints" / "2"
@@ -55,12 +75,12 @@ def uninterrupted(ray_session, config, batches, tmp_path_factory):
     async def run():
         gang = LearnerGang(config, 2)
         await gang.start()
-        rows = await steps(ray_session, gang, batches, 0, 2)
+        rows = await steps(ray, gang, batches, 0, 2)
         at_checkpoint = await weights_of(gang)
         await gang.copy_checkpoint(str(folder))
-        rows += await steps(ray_session, gang, batches, 2, 3)
+        rows += await steps(ray, gang, batches, 2, 3)
         await saved(gang, folder, ranks=2)
-        rows += await steps(ray_session, gang, batches, 3, 4)
+        rows += await steps(ray, gang, batches, 3, 4)
         weights = await weights_of(gang)
         await gang.close()
         return at_checkpoint, rows, weights
@@ -69,9 +89,17 @@ def uninterrupted(ray_session, config, batches, tmp_path_factory):
 
 
 @pytest.mark.parametrize("ranks", [2, 1, 3])
-def test_any_number_of_ranks_goes_on_as_if_nothing_had_been(
-    ray_session, config, batches, uninterrupted, tmp_path, ranks
-):
+def test_any_number_of_ranks_goes_on_as_if_nothing_had_been(ray_session, config, batches, uninterrupted, ranks):
+    check_going_on(ray_session, config, batches, uninterrupted, ranks)
+
+
+def test_muon_goes_on_too(ray_session, config, batches, uninterrupted_muon):
+    """Its matrices have a state and a learning rate of their own."""
+    config = with_learner(config, optimizer="muon", max_grad_norm=0.0)
+    check_going_on(ray_session, config, batches, uninterrupted_muon, ranks=1)
+
+
+def check_going_on(ray, config, batches, uninterrupted, ranks: int) -> None:
     from actors.learning.gang import LearnerGang
 
     folder, at_checkpoint, rows, weights = uninterrupted
@@ -79,10 +107,10 @@ def test_any_number_of_ranks_goes_on_as_if_nothing_had_been(
     assert checkpoint.folder == str(folder)
 
     async def run():
-        gang = LearnerGang(replace(config, learner=replace(config.learner, ranks=ranks)), ranks)
+        gang = LearnerGang(with_learner(config, ranks=ranks), ranks)
         await gang.start(checkpoint.folder)
         loaded = await weights_of(gang)
-        rows = await steps(ray_session, gang, batches, 2, 4)
+        rows = await steps(ray, gang, batches, 2, 4)
         weights = await weights_of(gang)
         await gang.close()
         return loaded, rows, weights
@@ -97,6 +125,30 @@ def test_any_number_of_ranks_goes_on_as_if_nothing_had_been(
     for name, weight in weights.items():
         moved = (weight - at_checkpoint[name]).norm()
         assert moved > 0 and (resumed[name] - weight).norm() / moved <= (1e-6 if ranks == 2 else 1e-3), name
+
+
+def test_the_parts_are_those_of_deepspeeds_own_conversion(uninterrupted, tmp_path):
+    """Its universal checkpoint has each parameter whole."""
+    state = uninterrupted[0] / "learner" / "state"
+    command = [sys.executable, "-m", "deepspeed.checkpoint.ds_to_universal", "--inject_missing_state"]
+    command += ["--num_extract_workers=1", "--num_merge_workers=1", f"--input_folder={state}"]
+    environment = os.environ | {"DS_ACCELERATOR": "cpu"}
+    subprocess.run([*command, f"--output_folder={tmp_path}"], check=True, capture_output=True, env=environment)
+    common = read_file(state / MODEL_FILE, SAVED_CLASSES)
+    groups = [{name: shape.numel() for name, shape in group.items()} for group in common["param_shapes"]]
+    files = optimizer_files(os.listdir(state))
+    saved = {rank: read_file(state / name, SAVED_CLASSES) for rank, name in files.items()}
+    for ranks in (1, 3):
+        for rank in range(ranks):
+            weights, states = resharded(saved, 2, groups, groups, ranks, rank)
+            for number, group in enumerate(groups):
+                for key, values in {"fp32": weights[number], **states[number]}.items():
+                    if key == "step":
+                        continue
+                    whole = [torch.load(tmp_path / "zero" / name / f"{key}.pt").flatten() for name in group]
+                    padded = [torch.nn.functional.pad(values, (0, -len(values) % ranks)) for values in whole]
+                    expected = torch.cat([values.reshape(ranks, -1)[rank] for values in padded])
+                    assert torch.equal(values, expected), (ranks, rank, key)
 
 
 def test_the_model_of_a_checkpoint_is_that_of_its_step(uninterrupted):
