@@ -122,6 +122,8 @@ class LearnerSection:
     activation_checkpointing: bool = False  # save memory: keep only the layers' inputs and recompute the rest
     offload: bool = False  # GPU: keep the optimizer state in host memory
     bucket_mib: int = 64  # most MiB of a weight bucket (a larger tensor has its own)
+    # send new bfloat16 weights as what changed since the version before, for slow networks (docs/performance.md)
+    weight_deltas: bool = False
 
 
 @dataclass

@@ -275,6 +275,7 @@ class Generator:
             await self._started
             self._watching.cancel()
             self.engine.shutdown()
+        self._receivers.close()
 
     async def _watch_engine(self) -> None:
         """End this actor when the engine process dies. Calls that wait for it, such as loading weights, might hang."""

@@ -10,12 +10,15 @@ import shutil
 import stat
 import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 
-from pipeline.weights.buckets import WeightBucket, new_checksum
+from pipeline.weights.buckets import Entries, WeightBucket, new_checksum
+from pipeline.weights.deltas import BucketDelta, patched
 
 SHARED_MEMORY = Path("/dev/shm") if Path("/dev/shm").is_dir() else Path(tempfile.gettempdir())
 BUCKET_FILE = "palimpsest-bucket-"  # followed by the bucket's checksum and size
@@ -36,6 +39,7 @@ class BucketFile:
     path: str
     size: int  # bytes
     entries: list  # as in `WeightBucket`
+    checksum: int
     file: io.FileIO
 
     def release(self) -> None:
@@ -50,15 +54,35 @@ def stage(bucket: WeightBucket, folder: Path = SHARED_MEMORY) -> BucketFile:
     Raises:
         BucketError: there is no room for it, or the checksum is wrong.
     """
-    path = folder / f"{BUCKET_FILE}{bucket.checksum:016x}-{bucket.data.size}"
+    return _staged(bucket.entries, bucket.data.size, bucket.checksum, lambda: bucket.data, folder)
+
+
+def stage_delta(delta: BucketDelta, base: BucketFile, folder: Path = SHARED_MEMORY) -> BucketFile:
+    """The same for the bucket that a delta makes of the staged one before it.
+
+    Raises:
+        BucketError: there is no room for it, the delta is damaged, or the checksum is wrong.
+    """
+
+    def data() -> np.ndarray:
+        try:
+            return patched(read_bucket_file(base.path, base.size).numpy(), delta)
+        except ValueError as error:
+            raise BucketError(str(error)) from None
+
+    return _staged(delta.entries, delta.size, delta.checksum, data, folder)
+
+
+def _staged(entries: Entries, size: int, checksum: int, data: Callable[[], np.ndarray], folder: Path) -> BucketFile:
+    path = folder / f"{BUCKET_FILE}{checksum:016x}-{size}"
     while True:
         file = _locked(path, os.O_RDONLY, fcntl.LOCK_SH)
         if file is not None:
-            return BucketFile(str(path), bucket.data.size, [list(entry) for entry in bucket.entries], file)
-        _write(bucket, path)
+            return BucketFile(str(path), size, [list(entry) for entry in entries], checksum, file)
+        _write(entries, checksum, data, path)
 
 
-def _write(bucket: WeightBucket, path: Path) -> None:
+def _write(entries: Entries, checksum: int, data: Callable[[], np.ndarray], path: Path) -> None:
     """Write and verify a bucket's file. Returns without doing so if another process is doing it or has done it."""
     partial = path.with_name(path.name + PARTIAL)
     file = _locked(partial, os.O_RDWR | os.O_CREAT, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -71,10 +95,11 @@ def _write(bucket: WeightBucket, path: Path) -> None:
                 partial.unlink()
                 return
             file.truncate(0)  # of a writer that died
-            left = bucket.data.data
+            content = data()
+            left = content.data
             while left:
                 left = left[file.write(left) :]
-            _verify(bucket, file)
+            _verify(entries, checksum, file)
             partial.rename(path)
         except OSError as error:
             partial.unlink(missing_ok=True)
@@ -82,7 +107,7 @@ def _write(bucket: WeightBucket, path: Path) -> None:
                 raise
             room = shutil.disk_usage(path.parent)
             raise BucketError(
-                f"{path.parent} has no room for {bucket.data.size:,} bytes of new weights: {room.free:,} of "
+                f"{path.parent} has no room for {content.size:,} bytes of new weights: {room.free:,} of "
                 f"{room.total:,} bytes are free, and each node with generators needs as many there as the model has. "
                 "Make it larger (Docker: --shm-size=…; Kubernetes: an emptyDir of medium Memory; else mount -o "
                 "remount,size=…)"
@@ -156,14 +181,14 @@ def _locked(path: Path, flags: int, lock: int) -> io.FileIO | None:
     return None
 
 
-def _verify(bucket: WeightBucket, file: io.FileIO) -> None:
+def _verify(entries: Entries, checksum: int, file: io.FileIO) -> None:
     """Compare the checksum of the file's bytes with the one computed when the bucket was packed."""
-    checksum, part = new_checksum(bucket.entries), memoryview(bytearray(READ_BYTES))
+    digest, part = new_checksum(entries), memoryview(bytearray(READ_BYTES))
     file.seek(0)
     while read := file.readinto(part):
-        checksum.update(part[:read])
-    if checksum.intdigest() != bucket.checksum:
-        names = [entry[0] for entry in bucket.entries]
+        digest.update(part[:read])
+    if digest.intdigest() != checksum:
+        names = [entry[0] for entry in entries]
         raise BucketError(
             f"the weights from {names[0]} to {names[-1]} are not those that the learners packed: wrong checksum"
         )

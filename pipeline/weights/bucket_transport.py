@@ -4,28 +4,58 @@ import asyncio
 import contextlib
 import itertools
 from collections.abc import AsyncIterator
-from operator import itemgetter
+from dataclasses import dataclass
+from operator import attrgetter
 
 import ray
 import torch
 
-from pipeline.weights.bucket_files import BucketFile, read_bucket_file, remove_orphans, stage
-from pipeline.weights.buckets import BucketPacker, unpack_bucket
+from pipeline.weights.bucket_files import BucketFile, read_bucket_file, remove_orphans, stage, stage_delta
+from pipeline.weights.buckets import BucketPacker, WeightBucket, unpack_bucket
+from pipeline.weights.deltas import delta_of
 from pipeline.weights.transport import Parameters, Weights, WeightsLost, WeightTransport
 
 AT_ONCE = 4  # buckets that a receiver fetches and stages concurrently
 
 
+@dataclass(frozen=True)
+class Sent:
+    """A bucket in the object store.
+
+    Attributes:
+        place: the place of its first parameter in the model.
+        bucket: reference of the `WeightBucket`.
+        base: checksum of the bucket in the version before; 0: unknown.
+        delta: reference of the `BucketDelta` between the two; None: there is none.
+        keep: whether the next version may come as a delta to this one.
+    """
+
+    place: int
+    bucket: ray.ObjectRef
+    base: int = 0
+    delta: ray.ObjectRef | None = None
+    keep: bool = False
+
+
 class BucketSender:
-    """Each rank sends its share of the parameters, whole ones; the shares have about as many bytes."""
+    """Each rank sends its share of the parameters, whole ones; the shares have about as many bytes.
+
+    With learner.weight_deltas it keeps the version before, and also sends what changed.
+    """
 
     def __init__(self, config, rank: int, ranks: int):
         self._rank, self._ranks, self._bucket_bytes = rank, ranks, config.learner.bucket_mib * 2**20
-        self._packer = BucketPacker(self._bucket_bytes)
+        self._deltas = config.learner.weight_deltas
+        self._packer, self._other_packer = (BucketPacker(self._bucket_bytes) for _ in range(2))
         self._places: dict[int, int] = {}  # by bucket: the place of its first parameter in the model
+        self._packed: list[WeightBucket] = []  # the version that was sent last, in this packer's memory
+        self._before: list[WeightBucket] = []  # the one before, in the other packer's
 
     def copy(self, version: int, parameters: Parameters) -> None:
         """Copy this rank's share to host memory."""
+        if self._deltas:
+            self._packer, self._other_packer = self._other_packer, self._packer
+            self._before, self._packed = self._packed, []
         self._packer.begin()
         self._places = {}
         shares = [0] * self._ranks  # bytes
@@ -37,20 +67,28 @@ class BucketSender:
         if torch.cuda.is_available():
             torch.cuda.synchronize()
 
-    def send(self) -> list[tuple[int, ray.ObjectRef]]:
-        """Put the buckets into the object store.
-
-        Returns:
-            For each, the place of its first parameter in the model, and the reference of its `WeightBucket`.
-        """
-        return [(self._places[number], ray.put(bucket)) for number, bucket in enumerate(self._packer.buckets())]
+    def send(self) -> list[Sent]:
+        """Put the buckets into the object store."""
+        self._packed = list(self._packer.buckets())
+        sent = []
+        for number, bucket in enumerate(self._packed):
+            base, delta = 0, None
+            if self._before:
+                base, delta = self._before[number].checksum, delta_of(self._before[number], bucket)
+            refs = ray.put(bucket), base, delta and ray.put(delta)
+            sent.append(Sent(self._places[number], *refs, keep=self._deltas))
+        return sent
 
 
 class BucketReceiver:
     """Stages and verifies a version in shared memory, once per node. Each part is one bucket file.
 
     Parts come in the model's order, whichever rank sent them: until a layer is complete, vLLM keeps its loaded tensors.
+    If the senders make deltas, the files of a version stay until the next one is made from them.
     """
+
+    def __init__(self) -> None:
+        self._kept: dict[int, BucketFile] = {}  # by checksum
 
     @contextlib.asynccontextmanager
     async def fetch(self, weights: Weights) -> AsyncIterator[list[dict]]:
@@ -62,8 +100,8 @@ class BucketReceiver:
         """
         remove_orphans()  # they occupy the room that this version needs
         limit = asyncio.Semaphore(AT_ONCE)
-        ordered = sorted(itertools.chain(*weights.pieces), key=itemgetter(0))
-        staging = [_staged(ref, limit) for _, ref in ordered]
+        ordered: list[Sent] = sorted(itertools.chain(*weights.pieces), key=attrgetter("place"))
+        staging = [self._staged(sent, limit) for sent in ordered]
         results = await asyncio.gather(*staging, return_exceptions=True)
         staged = [result for result in results if isinstance(result, BucketFile)]
         try:
@@ -71,22 +109,33 @@ class BucketReceiver:
                 if isinstance(result, BaseException):
                     raise result
             yield [{"path": file.path, "size": file.size, "entries": file.entries} for file in staged]
+            before, self._kept = self._kept, {}
+            if any(sent.keep for sent in ordered):
+                self._kept, staged = {file.checksum: file for file in staged}, []
+            staged += before.values()
         finally:
             for file in staged:
                 file.release()
+
+    async def _staged(self, sent: Sent, limit: asyncio.Semaphore) -> BucketFile:
+        async with limit:
+            base = self._kept.get(sent.base) if sent.delta else None
+            try:
+                made = await (sent.delta if base else sent.bucket)
+            except ray.exceptions.RayError as error:
+                raise WeightsLost(str(error)) from None
+            if base:
+                return await asyncio.to_thread(stage_delta, made, base)
+            return await asyncio.to_thread(stage, made)
 
     def read(self, part: dict) -> list[tuple[str, torch.Tensor]]:
         """The tensors of a part as views of the mapped file. Raises `BucketError` if the file cannot be read."""
         return unpack_bucket(part["entries"], read_bucket_file(part["path"], part["size"]))
 
-
-async def _staged(ref: ray.ObjectRef, limit: asyncio.Semaphore) -> BucketFile:
-    async with limit:
-        try:
-            bucket = await ref
-        except ray.exceptions.RayError as error:
-            raise WeightsLost(str(error)) from None
-        return await asyncio.to_thread(stage, bucket)
+    def close(self) -> None:
+        for file in self._kept.values():
+            file.release()
+        self._kept = {}
 
 
 TRANSPORT = WeightTransport(BucketSender, BucketReceiver)

@@ -96,6 +96,10 @@ class WeightReceiver(Protocol):
         """
         ...
 
+    def close(self) -> None:
+        """Give up what is kept for the next version. The process ends."""
+        ...
+
 
 @dataclass(frozen=True)
 class WeightTransport:
@@ -138,3 +142,7 @@ class Receivers(dict[str, WeightReceiver]):
     def __missing__(self, transport: str) -> WeightReceiver:
         self[transport] = receiver = load_transport(transport).receiver()
         return receiver
+
+    def close(self) -> None:
+        for receiver in self.values():
+            receiver.close()
