@@ -21,6 +21,7 @@ from pipeline.agents import Agent, load_agent
 from pipeline.agents.memory_trace import count_memories
 from pipeline.end_tokens import end_tokens
 from pipeline.evaluation.answers import AnswerRecord, AnswerRecorder
+from pipeline.learning.device_memory import count_parameters
 from pipeline.problems import Problem
 from pipeline.rollout.answer import Memories
 from pipeline.rollout.episodes import (
@@ -36,9 +37,10 @@ from pipeline.rollout.episodes import (
 )
 from pipeline.rollout.memory_counts import MemoryCounts
 from pipeline.rollout.replay import Finished, Replay, digest
+from pipeline.run.config import TrainingConfig
 from pipeline.sections import GenerationConfig
 from pipeline.text import load_tokenizer
-from pipeline.weights.transport import Receivers, Weights
+from pipeline.weights.transport import BUCKETS, Receivers, Weights
 
 FETCH_S = 3600.0  # limit for fetching new weights; a slow network is no fault
 
@@ -85,6 +87,8 @@ class Generator:
         from pipeline.weights.bucket_files import remove_orphans
 
         await asyncio.to_thread(remove_orphans)  # of a generator that was killed: they take memory until removed
+        if self._journal:  # new weights will come
+            await asyncio.to_thread(check_room_for_weights, self.config)
         self._tokenizer = load_tokenizer(self.config.model.path, self.config.model.trust_remote_code)
         self.engine = VllmEngine(self.config, end_tokens(self._tokenizer), self.seed)
         await self.engine.start()
@@ -287,6 +291,25 @@ class Generator:
         """End this actor's process: the pool starts another, and its groups continue on other generators."""
         log.error("generator %s ends itself: %s", self.name, why)
         os._exit(1)
+
+
+def check_room_for_weights(config: TrainingConfig) -> None:
+    """Check that this node has room for new weights.
+
+    Raises:
+        BucketError: it has not.
+    """
+    import torch
+    from transformers import AutoConfig
+
+    from pipeline.weights.bucket_files import check_room
+
+    if config.train.weight_transport != BUCKETS:
+        return
+    trusted = config.model.trust_remote_code
+    parameters = count_parameters(AutoConfig.from_pretrained(config.model.path, trust_remote_code=trusted), trusted)
+    versions = 2 if config.learner.weight_deltas else 1
+    check_room(versions * parameters * getattr(torch, config.model.dtype).itemsize)
 
 
 class _Run:

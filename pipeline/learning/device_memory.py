@@ -73,15 +73,10 @@ def built_architecture(model_config) -> Architecture:
     Raises:
         AttributeError: the config does not have these sizes under their usual names.
     """
-    import torch
-    from transformers import AutoModelForCausalLM
-
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(model_config)
     heads = model_config.num_attention_heads
     width = getattr(model_config, "head_dim", None) or model_config.hidden_size // heads
     return Architecture(
-        parameters=sum(parameter.numel() for parameter in model.parameters()),
+        parameters=count_parameters(model_config),
         layers=model_config.num_hidden_layers,
         hidden=model_config.hidden_size,
         intermediate=model_config.intermediate_size,
@@ -89,6 +84,16 @@ def built_architecture(model_config) -> Architecture:
         key_value=width * getattr(model_config, "num_key_value_heads", heads),
         vocabulary=model_config.vocab_size,
     )
+
+
+def count_parameters(model_config, trust_remote_code: bool = False) -> int:
+    """The number of parameters of any model type, from a transformers config."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(model_config, trust_remote_code=trust_remote_code)
+    return sum(parameter.numel() for parameter in model.parameters())
 
 
 def layer_activations(architecture: Architecture, tokens: int, width: int) -> int:

@@ -48,6 +48,34 @@ class BucketFile:
             _remove_unless_locked(self.path, self.file.fileno())
 
 
+def check_room(size: int, folder: Path = SHARED_MEMORY) -> None:
+    """Check that a node has room for the bucket files of a model.
+
+    Args:
+        size: bytes of all that are there at the same time.
+        folder: where they lie.
+
+    Raises:
+        BucketError: it has not.
+    """
+    ours = 0
+    for path in folder.glob(f"{BUCKET_FILE}*"):
+        with contextlib.suppress(OSError):  # it is gone
+            ours += path.stat().st_size
+    if shutil.disk_usage(folder).free + ours < size:
+        raise no_room(folder, size)
+
+
+def no_room(folder: Path, size: int) -> BucketError:
+    """The error for bytes that do not fit."""
+    room = shutil.disk_usage(folder)
+    return BucketError(
+        f"{folder} has no room for {size:,} bytes of new weights: {room.free:,} of {room.total:,} bytes are free, and "
+        "each node with generators needs as many there as the model has, or twice as many with learner.weight_deltas. "
+        "Make it larger (Docker: --shm-size=…; Kubernetes: an emptyDir of medium Memory; else mount -o remount,size=…)"
+    )
+
+
 def stage(bucket: WeightBucket, folder: Path = SHARED_MEMORY) -> BucketFile:
     """Copy a bucket into a file in shared memory and verify the copy, unless another process of this node has done so.
 
@@ -105,13 +133,7 @@ def _write(entries: Entries, checksum: int, data: Callable[[], np.ndarray], path
             partial.unlink(missing_ok=True)
             if error.errno != errno.ENOSPC:
                 raise
-            room = shutil.disk_usage(path.parent)
-            raise BucketError(
-                f"{path.parent} has no room for {content.size:,} bytes of new weights: {room.free:,} of "
-                f"{room.total:,} bytes are free, and each node with generators needs as many there as the model has. "
-                "Make it larger (Docker: --shm-size=…; Kubernetes: an emptyDir of medium Memory; else mount -o "
-                "remount,size=…)"
-            ) from None
+            raise no_room(path.parent, content.size) from None
         except BucketError:
             partial.unlink()
             raise

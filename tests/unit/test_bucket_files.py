@@ -1,5 +1,6 @@
 """Weight buckets in shared memory: what is loaded is what was packed, or an error; and nothing of ours stays there."""
 
+import contextlib
 import errno
 import io
 import os
@@ -12,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from pipeline.weights import bucket_files
 from pipeline.weights.bucket_files import BUCKET_FILE, PARTIAL, BucketError, read_bucket_file, remove_orphans, stage
@@ -168,3 +170,24 @@ def test_what_another_user_put_in_its_place_is_refused(bucket, tmp_path, monkeyp
         monkeypatch.setattr(bucket_files.os, "getuid", lambda: path.lstat().st_uid + 1)
     with pytest.raises(BucketError, match="is not a file of this user|cannot be used: Too many levels"):
         stage(bucket, tmp_path)
+
+
+def test_a_node_without_room_is_told_before_the_run(tmp_path, tiny_config, monkeypatch):
+    """The embedded model in float32, twice with deltas. Files of ours that are there do not count: they are shared."""
+    from actors.generation.generator import check_room_for_weights
+
+    size = sum(t.numel() * 4 for t in load_file(Path(tiny_config.model.path) / "model.safetensors").values())
+    config = replace(tiny_config, model=replace(tiny_config.model, dtype="float32"))
+    deltas = replace(config, learner=replace(config.learner, weight_deltas=True))
+    there = tmp_path / f"{BUCKET_FILE}{1:016x}-100"
+    there.write_bytes(bytes(100))
+    monkeypatch.setattr(bucket_files.check_room, "__defaults__", (tmp_path,))
+    for free, given, fits in ((size, config, True), (size - 100, config, True), (size - 101, config, False)):
+        usage = shutil._ntuple_diskusage(2 * size, 0, free)
+        monkeypatch.setattr(bucket_files.shutil, "disk_usage", lambda folder, usage=usage: usage)
+        with contextlib.nullcontext() if fits else pytest.raises(BucketError, match=f"no room for {size:,} bytes"):
+            check_room_for_weights(given)
+    monkeypatch.setattr(bucket_files.shutil, "disk_usage", lambda folder: shutil._ntuple_diskusage(size, 0, size))
+    with pytest.raises(BucketError, match=f"no room for {2 * size:,} bytes.*weight_deltas"):
+        check_room_for_weights(deltas)
+    check_room_for_weights(replace(deltas, train=replace(deltas.train, weight_transport="mine:TRANSPORT")))
