@@ -61,7 +61,7 @@ def run(settings: Settings) -> str:
         raise ConfigError("steps, windows and tokens must be at least 2")
     torch.set_num_threads(1)
     transformers_logging.disable_progress_bar()
-    transformers_logging.set_verbosity_error()  # it warns of a text longer than the window, of which only parts are read
+    transformers_logging.set_verbosity_error()  # it warns of a text longer than the window; only parts are read
     rows = []
     for rate in settings.learning_rates:
         steps = list(measured(settings, rate))[settings.steps // 2 :]
