@@ -16,7 +16,7 @@ import sys
 from pathlib import Path
 
 from jobs.support.driver import EXIT_STATUS, asks_for_help, show_help, start_actor, start_ray, stop_ray, summary_of
-from jobs.support.inputs import check_samples, load_model_files, whole_path
+from jobs.support.inputs import check_layers, check_samples, load_model_files, whole_path
 from jobs.support.run_folder import RunFolder, check_earlier, check_unused, leave_interrupted, run_folder
 from jobs.support.stop_signals import StopSignals
 from pipeline.config import config_yaml, load_config
@@ -41,7 +41,8 @@ def main(arguments: list[str]) -> int:
         check_fine_tuning(config)
         if config.data.source == "file":
             check_samples(config.data.path)
-        load_model_files(config.model)
+        _, settings = load_model_files(config.model)
+        check_layers(config.learner, settings)
         if dry_run:
             print(config_yaml(config))
             return 0

@@ -16,6 +16,7 @@ from statistics import median
 from jobs.support.driver import EXIT_STATUS, asks_for_help, show_help, start_actor, start_ray, stop_ray, summary_of
 from jobs.support.evaluation import check as check_evaluation_job
 from jobs.support.inputs import (
+    check_layers,
     check_model,
     check_samples,
     model_config,
@@ -67,6 +68,7 @@ def main(arguments: list[str]) -> int:
         estimator_for(config.objective.advantage)
         check_loss(config.objective, is_taken)
         check_model(config, [config.train.method])
+        check_layers(config.learner, model_settings(config.model))
         if is_evaluated(config):
             check_evaluation_job(evaluation_of(config, config.model.path))
     except ConfigError as error:

@@ -119,7 +119,9 @@ class LearnerSection:
     warmup_steps: int = 20  # optimizer steps of linear warm-up
     weight_decay: float = 0.01  # decoupled from the gradient
     max_grad_norm: float = 1.0  # clip gradients to this norm; 0: no clipping, as Muon needs
-    activation_checkpointing: bool = False  # save memory: keep only the layers' inputs and recompute the rest
+    # save memory: of this many layers keep only the inputs, and recompute the rest. A number, all, or auto: 0 on CPUs;
+    # on GPUs as few as fit by the estimate of --dry-run, and all if there is none
+    checkpoint_layers: str = "auto"
     offload: bool = False  # GPU: keep the optimizer state in host memory
     bucket_mib: int = 64  # most MiB of a weight bucket (a larger tensor has its own)
     # send new bfloat16 weights as what changed since the version before, for slow networks (docs/performance.md)

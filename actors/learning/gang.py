@@ -103,10 +103,10 @@ class Gang:
         joining = [rank.join.remote(host, port, checkpoint) for rank in self.ranks]
         await self._together(joining, START_LIMIT_S)
 
-    async def describe(self) -> tuple[str, Architecture | None]:
-        """The name of a device, empty on CPUs; and the model's sizes, None if unknown. Raises `GangLost`."""
-        ((device, architecture),) = await self._together([self.ranks[0].describe.remote()])
-        return device, architecture
+    async def describe(self) -> tuple[str, Architecture | None, int]:
+        """See `LearnerRank.describe`. Raises `GangLost`."""
+        (description,) = await self._together([self.ranks[0].describe.remote()])
+        return description
 
     async def copy_weights(self, version: int, transport: str) -> None:
         """Have all ranks copy the weights, for `send_weights`.

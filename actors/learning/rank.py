@@ -119,16 +119,14 @@ class LearnerRank:
         """How long a rank waits for the others."""
         return timedelta(seconds=max(LEAST_COLLECTIVE_S, self.config.learner.stall_s))
 
-    def describe(self) -> tuple[str, Architecture | None]:
-        """The device's name, empty on a CPU; and the model's sizes, None if they are unknown."""
+    def describe(self) -> tuple[str, Architecture | None, int]:
+        """The device's name, empty on a CPU; the model's sizes, None if unknown; the number of checkpointed layers."""
         import torch
 
         device = torch.cuda.get_device_name() if torch.cuda.is_available() else ""
         with contextlib.suppress(Exception):  # any exception, for any model: only metrics need it
-            config = self.engine.model.config
-            if not any(getattr(config, experts, None) for experts in ("num_experts", "num_local_experts")):
-                return device, built_architecture(config)
-        return device, None
+            return device, built_architecture(self.engine.model.config), self.engine.checkpointed
+        return device, None, self.engine.checkpointed
 
     def copy_weights(self, version: int, transport: str) -> None:
         """Copy this rank's part of the weights, for `send_weights`.

@@ -4,6 +4,7 @@ reference model.
 Written for DeepSpeed 0.19; tests/integration/test_learner.py is the contract that an upgrade must keep.
 """
 
+import contextlib
 import copy
 import os
 from collections import OrderedDict
@@ -27,7 +28,12 @@ from transformers.initialization import no_init_weights  # noqa: E402
 from transformers.integrations import HfDeepSpeedConfig  # noqa: E402
 from transformers.utils import logging as transformers_logging  # noqa: E402
 
-from pipeline.learning.device_memory import GATHERED_PARAMETERS, REDUCE_BUCKET  # noqa: E402
+from pipeline.learning.device_memory import (  # noqa: E402
+    GATHERED_PARAMETERS,
+    REDUCE_BUCKET,
+    built_architecture,
+    layers_to_checkpoint,
+)
 from pipeline.learning.policy import Policy  # noqa: E402
 from pipeline.learning.schedule import learning_rate_factor  # noqa: E402
 from pipeline.learning.zero_shards import (  # noqa: E402
@@ -78,8 +84,8 @@ class ZeroEngine:
         settings = _settings(model, learner)
         policy = _load_policy(model, settings, temperature, train_entropy)
         self.model = policy.model
-        if learner.activation_checkpointing:
-            policy.checkpoint_activations()
+        self.checkpointed = _layers_to_checkpoint(policy, model, learner)
+        policy.checkpoint_activations(self.checkpointed)
         optimizer = _optimizer(policy, learner)
         schedule = torch.optim.lr_scheduler.LambdaLR(
             optimizer, lambda update: learning_rate_factor(update, learner, updates)
@@ -280,6 +286,22 @@ def _load_policy(model: ModelSection, settings: dict, temperature: float, train_
     del sharded_loading
     _restore_buffers(loaded, model)
     return Policy(loaded, temperature, train_entropy=train_entropy)
+
+
+def _layers_to_checkpoint(policy: Policy, model: ModelSection, learner: LearnerSection) -> int:
+    """The number of layers to checkpoint, the same on all ranks: the most that any of them needs."""
+    memory, sizes, ranks = None, None, torch.distributed.get_world_size()
+    device = "cpu"
+    if torch.cuda.is_available():
+        device = f"cuda:{torch.cuda.current_device()}"
+        memory = torch.cuda.get_device_properties(device).total_memory
+    if learner.checkpoint_layers == "auto" and memory is not None:
+        with contextlib.suppress(Exception):  # any exception, for any model
+            sizes = built_architecture(policy.model.config)
+    count = layers_to_checkpoint(learner, model.dtype, sizes, ranks, len(policy.layers), memory)
+    most = torch.tensor(count, device=device)
+    torch.distributed.all_reduce(most, torch.distributed.ReduceOp.MAX)
+    return int(most)
 
 
 def _plain_buffers(loaded: torch.nn.Module, model: ModelSection) -> dict[str, torch.Tensor]:

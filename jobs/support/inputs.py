@@ -15,7 +15,7 @@ from pipeline.errors import ConfigError, DataError
 from pipeline.evaluation.config import EvaluationData
 from pipeline.files import exists
 from pipeline.learning.device_memory import FAMILIES
-from pipeline.sections import DataSection, GenerationConfig, ModelSection
+from pipeline.sections import DataSection, GenerationConfig, LearnerSection, ModelSection
 
 
 def check_model(config: GenerationConfig, methods: Sequence[str]) -> None:
@@ -46,6 +46,20 @@ def check_model(config: GenerationConfig, methods: Sequence[str]) -> None:
         )
     longest = [prompt for method, agent in agents.items() for prompt in _longest(method, agent, tokenizer, config)]
     check_window(config, list(dict.fromkeys(longest)), settings.get("max_position_embeddings"))  # each prompt once
+
+
+def check_layers(learner: LearnerSection, settings: dict) -> None:
+    """Check that a model has as many layers as learners are to checkpoint. Raises `ConfigError`.
+
+    Args:
+        learner: the learner section, already checked.
+        settings: the content of the model's config.json.
+    """
+    named, layers = learner.checkpoint_layers, settings.get("num_hidden_layers")
+    if named.isdecimal() and type(layers) is int and int(named) > layers:
+        raise ConfigError(
+            f"learner.checkpoint_layers={named}, but the model has {layers} layers; all checkpoints them all"
+        )
 
 
 def load_model_files(model: ModelSection) -> tuple[Any, dict]:

@@ -13,7 +13,7 @@ WAITS = ("min_ranks", "wait_s", "stall_s", "resources")  # learner keys without 
 # checkpoint's.
 CHANGEABLE = frozenset(
     "model.path data.path data.max_bad_share learner.ranks learner.num_cpus learner.num_gpus learner.offload "
-    "learner.micro_batch_tokens learner.activation_checkpointing learner.bucket_mib fine_tuning.stop_after "
+    "learner.micro_batch_tokens learner.checkpoint_layers learner.bucket_mib fine_tuning.stop_after "
     "fine_tuning.checkpoint_every fine_tuning.record_every".split()
 )
 

@@ -150,13 +150,28 @@ class Policy(nn.Module):
         model.set_output_embeddings(ResponseHead(model.get_output_embeddings(), temperature, train_entropy))
         self.model = model
 
-    def checkpoint_activations(self) -> None:
-        """Keep only the layers' inputs for the backward pass from now on, and recompute the rest."""
-        self.model.gradient_checkpointing_enable({"use_reentrant": False})
-        for layer in self.model.modules():
+    @property
+    def layers(self) -> list[nn.Module]:
+        """The model's layers whose activations can be checkpointed, in order."""
+        return [module for module in self.model.modules() if isinstance(module, GradientCheckpointingLayer)]
+
+    def checkpoint_activations(self, count: int) -> None:
+        """Keep only the inputs of the first `count` layers for the backward pass from now on, and recompute the rest.
+
+        The last layers' activations are freed before the first layers are recomputed, so checkpointing the first ones
+        has the lower peak.
+
+        Raises:
+            ValueError: the model does not have so many layers.
+        """
+        layers = self.layers
+        if count > len(layers):
+            raise ValueError(f"learner.checkpoint_layers={count}, but the model has {len(layers)} layers")
+        if count:
+            self.model.gradient_checkpointing_enable({"use_reentrant": False})
+        for number, layer in enumerate(layers):
             # Checkpointing is active in training mode only; the inner modules stay in evaluation mode, without dropout.
-            if isinstance(layer, GradientCheckpointingLayer):
-                layer.training = True
+            layer.training = number < count
 
     def forward(self, tokens, positions, predict_at, targets, forest: Forest) -> tuple[torch.Tensor, torch.Tensor]:
         """Log-probs and entropies of a micro-batch's response tokens (pipeline/learning/packing.py), float32 [R]."""

@@ -1,5 +1,6 @@
 """Configuration rules of jobs with learners."""
 
+import re
 from typing import Any
 
 from pipeline.learning.schedule import SCHEDULES
@@ -15,6 +16,11 @@ def learner_rules(c: Any) -> Rules:
     yield from at_most(c, "learner", "min_ranks", "ranks")
     yield from one_of(c, "learner", "optimizer", ("adamw", "muon"))
     yield from one_of(c, "learner", "schedule", SCHEDULES)
+    layers = c.learner.checkpoint_layers
+    yield (
+        layers in ("all", "auto") or re.fullmatch(r"[0-9]{1,6}", layers) is not None,
+        f"learner.checkpoint_layers={layers} must be a number of layers, all or auto",
+    )
     yield (
         0 < c.learner.decay_share <= 1,
         f"learner.decay_share={c.learner.decay_share} is a share of the run, above 0 and up to 1",

@@ -3,11 +3,11 @@
 from dataclasses import dataclass
 
 from pipeline.learning.device_memory import (
-    GATHERED_PARAMETERS,
-    LOGITS_IN_MEMORY,
-    REDUCE_BUCKET,
+    BYTES,
+    USABLE_SHARE,
     Architecture,
-    layer_activations,
+    layers_to_checkpoint,
+    rank_memory,
 )
 from pipeline.learning.schedule import learning_rate
 from pipeline.run.config import TrainingConfig
@@ -15,6 +15,7 @@ from pipeline.run.ledger import discard_limit
 
 GIB = 2**30
 ROWS_SHOWN = 12
+DEVICES_GIB = (24, 40, 80, 141)  # of common GPUs
 
 
 @dataclass(frozen=True)
@@ -35,38 +36,20 @@ def schedule_table(config: TrainingConfig) -> list[ScheduledStep]:
     ]
 
 
-def weight_bytes(config: TrainingConfig) -> int:
-    """Bytes per weight of the model."""
-    return {"float32": 4, "bfloat16": 2}[config.model.dtype]
+def learner_memory(
+    config: TrainingConfig, architecture: Architecture, checkpointed: int
+) -> tuple[dict[str, int], dict[str, int]]:
+    """Estimated bytes of one learner rank, on its device and in host memory (`rank_memory`), with the reference model.
 
-
-def learner_memory(config: TrainingConfig, architecture: Architecture) -> tuple[dict[str, int], dict[str, int]]:
-    """Estimated bytes of one learner rank: on its device at the peak of a backward pass, and in host memory.
-
-    ZeRO-3 splits weights, gradients and optimizer state over the ranks (arXiv 1910.02054). AdamW keeps a float32 copy
-    and two moments; gradients accumulate in float32. Not counted are the device's context and communication buffers,
-    and in host memory the checkpoint.
+    Args:
+        config: the run's configuration.
+        architecture: the model's sizes.
+        checkpointed: how many layers keep only their input.
     """
-    le, a = config.learner, architecture
-    width = weight_bytes(config)
-    share = -(-a.parameters // le.ranks)
-    tokens = le.micro_batch_tokens
-    layer = layer_activations(a, tokens, width)
-    kept = a.layers * tokens * a.hidden * width + layer if le.activation_checkpointing else a.layers * layer
-    device = {
-        "weights": width * share,
-        "layers gathered for computation": width * min(a.parameters, GATHERED_PARAMETERS),
-        "activations": kept,
-        "gradients of activations, within a layer": 3 * width * tokens * a.intermediate,
-        "gradients in transit between ranks": 4 * REDUCE_BUCKET + 2 * 4 * a.vocabulary * a.hidden,
-        "logits of a chunk, their softmax and its gradient": 3 * 4 * min(LOGITS_IN_MEMORY, tokens * a.vocabulary),
-    }
-    host = {"weights on their way to the generators": width * share}
-    state = host if le.offload else device
-    state["gradients"] = 4 * share
-    state["optimizer state"] = 12 * share  # AdamW; Muon keeps one moment for matrices, not two
+    le, dtype = config.learner, config.model.dtype
+    device, host = rank_memory(le, dtype, architecture, le.ranks, checkpointed)
     if config.objective.kl_coefficient:
-        host["reference model"] = width * share
+        host["reference model"] = BYTES[dtype] * -(-architecture.parameters // le.ranks)
     return device, host
 
 
@@ -138,17 +121,46 @@ def _dynamic_sampling_line(config: TrainingConfig) -> list[str]:
 
 def _memory_lines(config: TrainingConfig, architecture: Architecture | None) -> list[str]:
     if architecture is None:
-        return ["the model's architecture is unknown: no memory estimate"]
-    device, host = learner_memory(config, architecture)
-    lines = [f"{architecture.parameters:,} parameters; estimated memory per learner rank, in GiB:"]
+        unknown = ["the model's architecture is unknown: no memory estimate"]
+        automatic = config.learner.checkpoint_layers == "auto" and config.learner.num_gpus
+        return [*unknown, *["learner.checkpoint_layers=auto is all layers then"] * bool(automatic)]
+    checkpointed, why = _checkpointed(config, architecture)
+    device, host = learner_memory(config, architecture, checkpointed)
+    lines = [
+        *why,
+        f"{architecture.parameters:,} parameters; estimated memory per learner rank with {checkpointed} of "
+        f"{architecture.layers} layers checkpointed, in GiB:",
+    ]
     for place, parts in (("on its device", device), ("in host memory", host)):
         if parts:
             lines.append(f"  {sum(parts.values()) / GIB:7.2f}  {place}")
             lines += [f"  {size / GIB:14.2f}  {what}" for what, size in parts.items()]
-    weights = weight_bytes(config) * architecture.parameters / config.generator.tensor_parallel / GIB
+    weights = BYTES[config.model.dtype] * architecture.parameters / config.generator.tensor_parallel / GIB
     return [
         *lines,
         f"  {weights:7.2f}  for the weights on each device of a generator, beside its KV cache",
+    ]
+
+
+def _checkpointed(config: TrainingConfig, architecture: Architecture) -> tuple[int, list[str]]:
+    """The number of checkpointed layers for the estimate, and where it comes from.
+
+    The ranks choose by their own device. It is unknown here, so the estimate has all layers checkpointed.
+    """
+    le, layers = config.learner, architecture.layers
+
+    def chosen(memory: int | None) -> int:
+        return layers_to_checkpoint(le, config.model.dtype, architecture, le.ranks, layers, memory)
+
+    if le.checkpoint_layers != "auto":
+        return chosen(None), [f"learner.checkpoint_layers={le.checkpoint_layers} of {layers} layers"]
+    if not le.num_gpus:
+        return 0, ["learner.checkpoint_layers=auto: 0 on CPUs"]
+    part = f" of its {le.num_gpus:g}" if le.num_gpus < 1 else ""
+    fits = ", ".join(f"{chosen(size * GIB)} with {size} GiB" for size in DEVICES_GIB)
+    return layers, [
+        f"learner.checkpoint_layers=auto: as few of the {layers} layers as fit {USABLE_SHARE:.0%}{part} of the device: "
+        f"{fits}"
     ]
 
 

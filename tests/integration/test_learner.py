@@ -28,7 +28,7 @@ CASES = {
     "paper": {"objective": {"entropy_coefficient": 0.0}},  # so conversations without an advantage are not computed
     # Everything that has a path of its own through the learner.
     "everything": {
-        "learner": {"schedule": "cosine", "activation_checkpointing": True},
+        "learner": {"schedule": "cosine", "checkpoint_layers": "1"},
         "objective": {"kl_coefficient": 0.5, "entropy_coefficient": 0.01, "entropy_weight": "reward"},
         "train": {"updates_per_step": 3},
     },

@@ -267,7 +267,7 @@ def test_every_option_of_the_objective_at_work(run, problem_file, ending_model, 
         "objective.entropy_coefficient=0.001",
         "objective.overlong_penalty=0.5",
         "objective.advantage=leave_one_out",
-        "learner.activation_checkpointing=true",
+        "learner.checkpoint_layers=all",
     ]
     status, output = run(*arguments)
     assert status == 0, output

@@ -269,7 +269,7 @@ def test_trl_gets_what_this_system_gets(trl, inputs):
     assert (c["learning_rate"], c["weight_decay"]) == (ours.learner.learning_rate, ours.learner.weight_decay)
     assert (c["max_grad_norm"], c["beta"]) == (ours.learner.max_grad_norm, ours.objective.kl_coefficient)
     assert c["model_init_kwargs"] == {"dtype": ours.model.dtype} and not c["bf16"]
-    assert c["gradient_checkpointing"] is ours.learner.activation_checkpointing is False
+    assert not c["gradient_checkpointing"] and ours.learner.checkpoint_layers == "auto" and not ours.learner.num_gpus
 
 
 def test_prompts_that_trl_reads_as_other_tokens_are_an_error(trl, inputs):

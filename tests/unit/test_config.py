@@ -138,6 +138,8 @@ def test_all_broken_rules_are_reported_at_once():
     ("section", "values", "message"),
     [
         ("learner", {"micro_batch_tokens": 8191}, "learner.micro_batch_tokens=8191 must be at least agent.window=8192"),
+        ("learner", {"checkpoint_layers": "some"}, "learner.checkpoint_layers=some must be a number of layers, all or"),
+        ("learner", {"checkpoint_layers": "-1"}, "learner.checkpoint_layers=-1 must be a number of layers, all or"),
         ("learner", {"schedule": "step"}, "learner.schedule='step' must be one of constant, cosine"),
         ("objective", {"dual_clip": 1.0}, "objective.dual_clip above 1"),
         ("objective", {"importance_cap": 0.0}, "objective.importance_cap=0.0 must be greater than 0"),
@@ -252,3 +254,22 @@ def test_other_values_may_name_the_run_whose_name_was_made():
     assert config.train.checkpoint_folder == "/data/mine"
     with pytest.raises(ConfigError, match="Interpolation key 'run.title' not found"):
         load_training_config(["preset=tiny", "interpolation=yes", "run.name=${run.title}"])
+
+
+def test_layers_to_checkpoint_are_a_number_or_a_word(tmp_path):
+    preset = tmp_path / "seven.yaml"
+    preset.write_text("preset: tiny\nlearner:\n  checkpoint_layers: 7\n")
+    assert load_training_config([f"preset={preset}"]).learner.checkpoint_layers == "7"
+    for value in ("7", "all", "auto"):
+        config = load_training_config(["preset=tiny", f"learner.checkpoint_layers={value}"])
+        assert config.learner.checkpoint_layers == value
+
+
+def test_a_model_has_the_layers_that_are_to_be_checkpointed(capsys):
+    from jobs.fine_tune import main as fine_tune
+    from jobs.train import main as train
+
+    for main in (train, fine_tune):
+        assert main(["learner.checkpoint_layers=2", "--dry-run", *["preset=tiny"] * (main is train)]) == 0
+        assert main(["learner.checkpoint_layers=3", "--dry-run", *["preset=tiny"] * (main is train)]) == 2
+        assert "learner.checkpoint_layers=3, but the model has 2 layers" in capsys.readouterr().err

@@ -47,7 +47,9 @@ def test_a_mixture_of_experts_has_no_flops():
     from actors.learning.rank import LearnerRank
 
     def described(config):
-        return LearnerRank.describe(SimpleNamespace(engine=SimpleNamespace(model=SimpleNamespace(config=config))))
+        return LearnerRank.describe(
+            SimpleNamespace(engine=SimpleNamespace(model=SimpleNamespace(config=config), checkpointed=0))
+        )
 
     plain = MODELS["llama"]
     assert described(plain)[1] == built_architecture(plain)

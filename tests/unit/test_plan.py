@@ -9,7 +9,7 @@ from transformers import AutoConfig, LlamaConfig, LlamaForCausalLM, MistralConfi
 
 from pipeline.config import CONFIGS
 from pipeline.data.rows import write_problem_file
-from pipeline.learning.device_memory import architecture_of, built_architecture, layer_activations
+from pipeline.learning.device_memory import architecture_of, built_architecture, layer_activations, layers_to_checkpoint
 from pipeline.problems import Problem
 from pipeline.run.config import load_training_config
 from pipeline.run.plan import GIB, document_chunks, learner_memory, plan_text
@@ -59,7 +59,7 @@ def test_the_sizes_of_the_presets_models_are_the_published_ones():
 def test_engine_and_learner_fit_one_gpu_of_24_gb():
     config = load_training_config(["preset=one_gpu"])
     assert config.generator.num_gpus + config.learner.num_gpus == 1
-    device, host = learner_memory(config, known("Qwen2.5-0.5B-Instruct"))
+    device, host = learner_memory(config, known("Qwen2.5-0.5B-Instruct"), 24)
     contexts = 2 * 0.6 * GIB
     assert sum(device.values()) + config.generator.gpu_memory_share * 24e9 + contexts < 24e9
     assert list(host.values()) == [device["weights"]]
@@ -67,14 +67,15 @@ def test_engine_and_learner_fit_one_gpu_of_24_gb():
 
 @pytest.mark.parametrize("size", ["1.5B", "3B"])
 def test_a_rank_fits_a_gpu_of_one_node(size):
-    device, host = learner_memory(load_training_config(["preset=one_node"]), known(f"Qwen2.5-{size}-Instruct"))
+    sizes = known(f"Qwen2.5-{size}-Instruct")
+    device, host = learner_memory(load_training_config(["preset=one_node"]), sizes, sizes.layers)
     assert sum(device.values()) < 60 * GIB and list(host.values()) == [device["weights"]]  # of 80
 
 
 def test_the_state_of_a_rank_is_its_share_of_eighteen_bytes_a_parameter():
     """bfloat16 weights; float32 gradients, a float32 copy and two moments (after arXiv 1910.02054)."""
     config, sizes = load_training_config(["preset=memagent_7b"]), known("Qwen2.5-7B-Instruct")
-    device, host = learner_memory(config, sizes)
+    device, host = learner_memory(config, sizes, 28)
     state = device["weights"] + device["gradients"] + device["optimizer state"]
     assert state == pytest.approx(18 * 7_615_616_512 / 24, rel=1e-6)
     assert host == {name: device["weights"] for name in ("weights on their way to the generators", "reference model")}
@@ -83,7 +84,7 @@ def test_the_state_of_a_rank_is_its_share_of_eighteen_bytes_a_parameter():
     offload = replace(
         config, learner=replace(config.learner, offload=True), objective=replace(config.objective, kl_coefficient=0.0)
     )
-    device, host = learner_memory(offload, sizes)
+    device, host = learner_memory(offload, sizes, 28)
     assert "optimizer state" not in device and "gradients" not in device
     assert sum(host.values()) == pytest.approx((16 + 2) * 7_615_616_512 / 24, rel=1e-6)
 
@@ -116,13 +117,65 @@ def test_the_activations_of_a_layer_are_about_what_torch_keeps(key_value_heads):
     assert layer_activations(built_architecture(config), tokens, width=2) == pytest.approx(measured, rel=0.25)
 
 
-def test_checkpointed_activations_are_the_inputs_of_the_layers_and_one_layer():
+@pytest.mark.parametrize(("checkpointed", "whole"), [(28, 1), (27, 1), (20, 8), (1, 27), (0, 28)])
+def test_checkpointed_layers_keep_their_inputs_and_are_recomputed_one_by_one(checkpointed, whole):
+    """At the peak there are the inputs, and what the others keep; or, when those are done, one layer recomputed."""
     config, sizes = load_training_config(["preset=memagent_7b"]), known("Qwen2.5-7B-Instruct")
-    device, _ = learner_memory(config, sizes)
-    layer = layer_activations(sizes, 32768, 2)
-    assert device["activations"] == 28 * 32768 * 3584 * 2 + layer
-    without = replace(config, learner=replace(config.learner, activation_checkpointing=False))
-    assert learner_memory(without, sizes)[0]["activations"] == 28 * layer
+    layer = 32768 * (2 * (8 * 3584 + 4 * 512 + 4 * 18944) + 8 * 3584)  # test_the_activations_of_a_layer_…
+    device, _ = learner_memory(config, sizes, checkpointed)
+    assert device["activations"] == checkpointed * 32768 * 3584 * 2 + whole * layer
+
+
+def test_auto_checkpoints_as_few_layers_as_fit_the_share_of_the_device():
+    config, sizes = load_training_config(["preset=memagent_7b"]), known("Qwen2.5-7B-Instruct")
+    # From the formulas by hand, in bytes: what does not depend on the number, and what a layer keeps beside its input.
+    fixed = 18 * 7_615_616_512 / 24 + 2e9 + 3 * 2 * 32768 * 18944 + 4e8 + 8 * 152064 * 3584 + 12 * 2**26
+    inputs, layer = 2 * 32768 * 3584, 32768 * (2 * (8 * 3584 + 4 * 512 + 4 * 18944) + 8 * 3584)
+
+    def by_hand(memory: float) -> int:
+        fits = [n for n in range(29) if fixed + n * inputs + max(1, 28 - n) * layer <= 0.8 * memory]
+        return fits[0] if fits else 28
+
+    def chosen(memory: int | None, learner=config.learner, sizes=sizes) -> int:
+        return layers_to_checkpoint(learner, "bfloat16", sizes, 24, 28, memory)
+
+    counts = [chosen(size * GIB) for size in (24, 80, 141, 400)]
+    assert counts == [by_hand(size * GIB) for size in (24, 80, 141, 400)]
+    assert counts[0] == 28 > counts[1] > counts[2] > counts[3] == 0
+    half = replace(config.learner, num_gpus=0.5)
+    assert chosen(160 * GIB, half) == counts[1]
+    assert chosen(None) == chosen(400 * GIB, sizes=None) == 28
+    assert chosen(None, replace(config.learner, num_gpus=0.0)) == 0
+    assert [chosen(None, replace(config.learner, checkpoint_layers=n)) for n in ("0", "7", "all")] == [0, 7, 28]
+
+
+def test_fewer_ranks_checkpoint_more_layers():
+    config, sizes = load_training_config(["preset=memagent_7b"]), known("Qwen2.5-7B-Instruct")
+    many, few = (layers_to_checkpoint(config.learner, "bfloat16", sizes, ranks, 28, 80 * GIB) for ranks in (24, 8))
+    assert many < few
+
+
+@pytest.mark.parametrize(
+    ("arguments", "lines"),
+    [
+        (
+            ["preset=memagent_7b"],
+            ["learner.checkpoint_layers=auto: as few of the 28 layers as fit 80% of the device: 28 with 24 GiB,"],
+        ),
+        (["preset=one_gpu"], ["80% of its 0.5 of the device"]),
+        (["preset=memagent_7b", "learner.checkpoint_layers=9"], ["=9 of 28 layers", "rank with 9 of 28 layers"]),
+        (["preset=memagent_7b", "learner.checkpoint_layers=all"], ["=all of 28 layers", "rank with 28 of 28 layers"]),
+        (["preset=smollm2"], ["learner.checkpoint_layers=auto: 0 on CPUs", "rank with 0 of 28 layers"]),
+    ],
+)
+def test_the_plan_says_how_many_layers_are_checkpointed_and_why(arguments, lines):
+    plan = plan_text(load_training_config(arguments), known("Qwen2.5-7B-Instruct"))
+    assert all(line in plan for line in lines), plan
+
+
+def test_the_plan_says_that_an_unknown_model_checkpoints_all_layers():
+    assert "auto is all layers then" in plan_text(load_training_config(["preset=memagent_7b"]), None)
+    assert "auto is all layers then" not in plan_text(load_training_config(["preset=tiny"]), None)
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import torch
 import pipeline.learning.policy
 from pipeline.learning.forest import Forest
 from pipeline.learning.policy import Policy, token_logprobs
+from tests.support.policies import small_policy
 
 
 @pytest.mark.parametrize("logits_in_memory", [1, 70, 10_000])  # one row a chunk, seven, all
@@ -55,23 +56,27 @@ def test_the_weights_gradient_of_a_bfloat16_model_is_added_up_in_float32(monkeyp
     assert error.max() < 2**-8  # the rounding of the sum; added up in bfloat16 it is off by a multiple
 
 
-def test_checkpointed_activations_change_no_gradient_and_keep_less(random_model):
-    from transformers import AutoModelForCausalLM
-
-    model = AutoModelForCausalLM.from_pretrained(random_model)
-    policy, tokens = Policy(model, temperature=1.0), torch.arange(60)
+def test_checkpointed_activations_change_no_gradient_and_keep_less():
+    """Of a model with three layers, for every number of them."""
+    policy, tokens = small_policy("qwen2", num_hidden_layers=3), torch.arange(60)
     results = []
-    for _ in range(2):
+    for layers in (0, 1, 2, 3, 0):
+        policy.checkpoint_activations(layers)
         kept = []
         with torch.autograd.graph.saved_tensors_hooks(lambda t, kept=kept: (kept.append(t.nbytes), t)[1], lambda t: t):
             logprobs, _ = policy(tokens, tokens, tokens[:-1], tokens[1:], Forest((0, 60)))
         policy.zero_grad()
         logprobs.sum().backward()
         results.append((sum(kept), [parameter.grad.clone() for parameter in policy.parameters()]))
-        policy.checkpoint_activations()
-    (whole, expected), (less, gradients) = results
-    assert less < whole / 2
-    assert all(torch.allclose(a, b, rtol=1e-4, atol=1e-6) for a, b in zip(gradients, expected, strict=True))
+    whole, one, two, three, again = (size for size, _ in results)
+    assert again == whole and whole - one == one - two == two - three > whole / 4
+    for _, gradients in results:
+        assert all(torch.equal(a, b) for a, b in zip(gradients, results[0][1], strict=True))
+
+
+def test_more_layers_than_the_model_has_cannot_be_checkpointed():
+    with pytest.raises(ValueError, match=r"learner\.checkpoint_layers=3, but the model has 2 layers"):
+        small_policy("llama").checkpoint_activations(3)
 
 
 def test_a_model_whose_logits_are_more_than_a_projection_is_refused(random_model):

@@ -135,7 +135,7 @@ def test_a_checkpoint_of_another_number_of_ranks_needs_the_run_folder_too(tiny_c
         async def start(self, checkpoint: str) -> None: ...
 
         async def describe(self) -> tuple:
-            return "", None
+            return "", None, 0
 
     async def life() -> None:
         config = replace(tiny_config, train=replace(tiny_config.train, checkpoint_folder="s3://bucket/kept"))
