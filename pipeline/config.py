@@ -13,7 +13,7 @@ import os
 import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, TypeVar, cast, get_origin
+from typing import Any, TypeVar, cast, get_args, get_origin
 
 import yaml
 from omegaconf import DictConfig, OmegaConf
@@ -280,6 +280,8 @@ def _type_of(schema: type, key: str) -> object:
     """The annotation of the value with this dotted name; None if there is no such value."""
     name, _, rest = key.partition(".")
     kind = next((f.type for f in dataclasses.fields(schema) if f.name == name), None)
+    if rest and get_origin(kind) is dict:
+        return get_args(kind)[1]
     return _type_of(kind, rest) if rest and isinstance(kind, type) and dataclasses.is_dataclass(kind) else kind
 
 

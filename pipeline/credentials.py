@@ -46,6 +46,11 @@ def has_credentials(value: str) -> bool:
     return without_credentials(value, whole=True) != value
 
 
+def names_credential(name: str) -> bool:
+    """Whether a parameter or an environment variable of this name usually holds a credential."""
+    return NAME.fullmatch(name) is not None
+
+
 def without_credentials(text: str, whole: bool = False) -> str:
     """The text with the credentials of all URIs in it struck out.
 
@@ -72,6 +77,6 @@ def _struck(uri: str) -> str:
 def _struck_parameter(parameter: re.Match) -> str:
     name, value = parameter.groups()
     plain = unquote(unquote(value))  # a URI inside a URI is escaped, sometimes twice
-    if NAME.fullmatch(unquote(name).strip()) or (plain != value and has_credentials(plain)):
+    if names_credential(unquote(name).strip()) or (plain != value and has_credentials(plain)):
         return f"{name}={STRUCK_OUT}"
     return parameter[0]

@@ -109,6 +109,8 @@ class LearnerSection:
     num_cpus: float = 1.0  # Ray CPUs per rank
     num_gpus: float = 0.0  # Ray GPUs per rank
     resources: dict[str, float] = field(default_factory=dict)  # custom Ray resources per rank, to choose its nodes
+    # environment variables of the ranks: learner.environment.NCCL_SOCKET_IFNAME=eth0 (docs/cluster.md)
+    environment: dict[str, str] = field(default_factory=dict)
     # most tokens of one forward pass on one rank, a shared prefix counted once; at least agent.window
     micro_batch_tokens: int = 8192
     optimizer: str = "adamw"  # adamw, or muon (Muon for the layers' matrices, AdamW for the other parameters)

@@ -1,6 +1,7 @@
 """The learner gangs: they start all ranks together, give each its share of a step, and have them publish weights."""
 
 import asyncio
+import os
 import time
 from collections.abc import Coroutine
 from pathlib import Path
@@ -19,6 +20,7 @@ from pipeline.errors import RunFailed
 from pipeline.files import is_local
 from pipeline.fine_tuning.examples import ExampleBatch
 from pipeline.learning.device_memory import Architecture
+from pipeline.learning.environment import rank_environment
 from pipeline.learning.objectives import LOSSES
 from pipeline.learning.packing import Update, plan_update, split_updates, work_of
 from pipeline.rollout.episodes import GroupRecord
@@ -62,9 +64,12 @@ class Gang:
         self._placement = None if placement else ranks_placement(config.learner, size)
         places = [PlacementGroupSchedulingStrategy(placement or self._placement, rank) for rank in range(size)]
         le = config.learner
-        resources = {"num_cpus": le.num_cpus, "num_gpus": le.num_gpus, "resources": dict(le.resources)}
+        options = {"num_cpus": le.num_cpus, "num_gpus": le.num_gpus, "resources": dict(le.resources)}
+        # Torch reads its variables when it is imported, so they must be there when the process starts.
+        if environment := rank_environment(le, os.environ):
+            options["runtime_env"] = {"env_vars": environment}
         self.ranks = [
-            self.LEARNER.options(scheduling_strategy=place, **resources).remote(config, rank, size)
+            self.LEARNER.options(scheduling_strategy=place, **options).remote(config, rank, size)
             for rank, place in enumerate(places)
         ]
 

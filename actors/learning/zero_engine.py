@@ -401,6 +401,14 @@ def _common_settings(model: ModelSection, zero: dict) -> dict:
         # Accumulate gradients of bfloat16 weights over micro-batches and ranks in float32.
         "data_types": {"grad_accum_dtype": "fp32"},
         "communication_data_type": "fp32",
-        "zero_optimization": zero,
+        "zero_optimization": zero
+        | {
+            # DeepSpeed's defaults, in numbers. While a module computes, the next parameters are gathered until this
+            # many numbers are on their way: one matrix of a 7B model, or two small ones. More would hide a slower
+            # network, and take its part of GATHERED_PARAMETERS.
+            "stage3_prefetch_bucket_size": 5 * 10**7,
+            # Smaller parameters stay whole on every rank: norms and biases, whose gathering would be all latency.
+            "stage3_param_persistence_threshold": 10**5,
+        },
         "steps_per_print": 2**31,
     }

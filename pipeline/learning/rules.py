@@ -3,6 +3,7 @@
 import re
 from typing import Any
 
+from pipeline.learning.environment import environment_rules
 from pipeline.learning.schedule import SCHEDULES
 from pipeline.rules import Rules, at_most, one_of, own_resources, positive
 
@@ -10,6 +11,7 @@ from pipeline.rules import Rules, at_most, one_of, own_resources, positive
 def learner_rules(c: Any) -> Rules:
     """The rules of every job with learners. `c` has the sections `model` and `learner`."""
     yield from own_resources("learner", c.learner.resources)
+    yield from environment_rules(c.learner.environment)
     yield from positive(
         c, "learner", "ranks", "micro_batch_tokens", "learning_rate", "muon_learning_rate", "bucket_mib", "stall_s"
     )
