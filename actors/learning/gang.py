@@ -216,7 +216,7 @@ class LearnerGang(Gang):
     config: TrainingConfig
 
     async def train(
-        self, step: int, version: int, groups: list[tuple[GroupRecord, ray.ObjectRef]]
+        self, step: int, version: int, groups: list[tuple[GroupRecord, ray.ObjectRef]], traces: str = ""
     ) -> list[UpdateResult]:
         """Train one step; return the results of its updates.
 
@@ -224,6 +224,7 @@ class LearnerGang(Gang):
             step: the number of steps trained before.
             version: the version of the weights before the step.
             groups: the records of the step's groups, with references to their episodes.
+            traces: folder for a trace of the step from each rank; empty: none.
 
         Raises:
             GroupsLost: some groups cannot be fetched; nothing was trained.
@@ -250,10 +251,11 @@ class LearnerGang(Gang):
         if any(lost):
             raise GroupsLost(sorted({index for of_rank in lost for index in of_rank}))
         calls = []
-        for rank, updates, mine in zip(self.ranks, shares, indices, strict=True):
+        for number, (rank, updates, mine) in enumerate(zip(self.ranks, shares, indices, strict=True)):
             advantages: dict[int, np.ndarray] = {index: groups[index][0].advantages for index in mine}
             rewards: dict[int, np.ndarray] = {index: groups[index][0].rewards for index in mine}
-            calls.append(rank.train.remote(version, updates, advantages, rewards))
+            trace = f"{traces}/step-{step + 1}-rank-{number}.json.gz" if traces else ""
+            calls.append(rank.train.remote(version, updates, advantages, rewards, trace))
         by_rank = await self._together(calls)
         of_updates = map(list, zip(*by_rank, strict=True))
         return [UpdateResult(*result) for result in zip(sets, of_updates, work, strict=True)]

@@ -4,6 +4,7 @@ import numpy as np
 import ray
 
 from actors.learning.rank import CONCURRENCY_GROUPS, LearnerRank
+from actors.learning.tracing import traced
 from pipeline.learning.packing import Update
 
 
@@ -39,6 +40,7 @@ class Learner(LearnerRank):
         updates: list[Update],
         advantages: dict[int, np.ndarray],
         rewards: dict[int, np.ndarray],
+        trace: str,
     ) -> list[dict]:
         """Train one step on this rank's share of the fetched groups.
 
@@ -47,6 +49,7 @@ class Learner(LearnerRank):
             updates: this rank's share of each optimizer step, in order (pipeline/learning/packing.py).
             advantages: the advantages of each fetched group's conversations, float32 [C], by the group's index.
             rewards: the rewards of each fetched group's episodes, float32 [G], by the group's index.
+            trace: file for a trace of the step (actors/learning/tracing.py); empty: none.
 
         Returns:
             For each update: `loss`, this rank's part of the loss; `metrics`, sums by name
@@ -58,4 +61,5 @@ class Learner(LearnerRank):
 
         groups, self._groups = self._groups, {}
         trainer = StepTrainer(self.engine, self.config.objective, groups, advantages, rewards, self.moved)
-        return trainer.train(version, updates)
+        with traced(trace):
+            return trainer.train(version, updates)

@@ -29,6 +29,7 @@ from pipeline.run.metrics import UpdateResult
 from pipeline.weights.transport import FROM_DISK, Weights
 
 NODES_S = 2.0  # between checks of the nodes
+PROFILES = "profiles"  # folder of the traces in the run folder
 RESTARTS_IN_A_ROW = 5  # more losses without a step in between end the run
 SHARE = "Choose a run.folder that they share, or a train.checkpoint_folder such as s3://bucket/checkpoints"
 
@@ -229,8 +230,10 @@ class LearnerSupervisor:
     async def train(
         self, step: int, version: int, groups: list[tuple[GroupRecord, ray.ObjectRef]]
     ) -> list[UpdateResult]:
-        """See `LearnerGang.train`."""
-        return await self._gang.train(step, version, groups)
+        """See `LearnerGang.train`. Steps of train.profile_steps leave traces in the run folder."""
+        first, last = self.config.train.profile_steps or (0, 0)
+        traces = f"{self._run_folder}/{PROFILES}" if first <= step + 1 <= last else ""
+        return await self._gang.train(step, version, groups, traces)
 
     async def publish(self, version: int, deliver: Callable[[Weights], Awaitable[None]]) -> None:
         """Copy the weights, and send them as this version while training continues.

@@ -38,6 +38,8 @@ class TrainSection:
     evaluate_every: int = 0  # steps between validations (section validation), the first before step 1; 0: none
     episodes_every: int = 10  # steps between samples of episodes to read, in the run folder and in wandb
     episodes_shown: int = 4  # episodes per sample
+    # [first, last]: each learner rank writes a profiler trace of each of these steps to the run folder; []: no traces
+    profile_steps: list[int] = field(default_factory=list)
     evaluation: str = "none"  # jobs.evaluate arguments for an evaluation before and after a completed run; none: off
 
 

@@ -30,6 +30,12 @@ def training_rules(c: TrainingConfig) -> Rules:
     yield from positive(c, "train", "checkpoint_every", "keep_last")
     yield from validation_rules(c)
     yield resume_rule(c)
+    profiled = c.train.profile_steps
+    yield (
+        not profiled or (len(profiled) == 2 and 1 <= profiled[0] <= profiled[1] <= c.train.steps),
+        f"train.profile_steps={profiled} must be the first and the last step to profile, between 1 and "
+        f"train.steps={c.train.steps}: train.profile_steps=[3,4]",
+    )
     place = c.train.checkpoint_folder
     yield (
         not place or "://" in place or Path(place).is_absolute(),

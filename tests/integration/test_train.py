@@ -268,10 +268,13 @@ def test_every_option_of_the_objective_at_work(run, problem_file, ending_model, 
         "objective.overlong_penalty=0.5",
         "objective.advantage=leave_one_out",
         "learner.checkpoint_layers=all",
+        "train.profile_steps=[2,3]",
     ]
     status, output = run(*arguments)
     assert status == 0, output
     rows = rows_of(tmp_path / "options")
+    traces = sorted(path.name for path in (tmp_path / "options" / "profiles").iterdir())
+    assert traces == [f"step-{step}-rank-{rank}.json.gz" for step in (2, 3) for rank in (0, 1)]
     assert [(r["step"], r["updates_total"], r["learning_rate"]) for r in rows] == [
         (step, updates, pytest.approx(rate, rel=1e-5)) for step, updates, rate in scheduled(capsys, arguments)
     ]

@@ -1,6 +1,7 @@
 """What the gang has the learners compute: all that can change the weights, and nothing else."""
 
 import asyncio
+import gzip
 import json
 from dataclasses import replace
 from types import SimpleNamespace
@@ -11,6 +12,8 @@ import torch
 
 from actors.learning.gang import LearnerGang
 from actors.learning.step import StepTrainer
+from actors.learning.supervisor import LearnerSupervisor
+from actors.learning.tracing import traced
 from pipeline.run.metrics import UpdateResult, step_row
 from pipeline.sections import ObjectiveSection
 from tests.support.groups import record_of
@@ -77,9 +80,10 @@ class Gang(LearnerGang):
         self._groups = {index: ref for index, (ref,) in refs.items()}
         return []
 
-    async def _train(self, version, updates, advantages, rewards):
+    async def _train(self, version, updates, advantages, rewards, trace):
         trainer = StepTrainer(self.engine, self.config.objective, self._groups, advantages, rewards, moved=lambda: None)
-        return trainer.train(version, updates)
+        with traced(trace):
+            return trainer.train(version, updates)
 
     async def _together(self, calls, limit_s=None):
         return [await call for call in calls]
@@ -189,3 +193,45 @@ def test_the_passes_of_proximal_and_policy_share_prefixes(tiny_config, groups):
     assert gang.engine.forests[: counts[1]] == gang.engine.forests[-counts[1] :]
     assert sum(forest.tokens for forest in gang.engine.forests) == first.work.computed + 2 * second.work.computed
     assert first.work.shared > 0 and any(forest.levels for forest in gang.engine.forests)
+
+
+def test_a_profiled_step_leaves_a_trace_without_data(tiny_config, groups, tmp_path):
+    config, folder = config_with(tiny_config, entropy_coefficient=0.0), tmp_path / "profiles"
+    gang, plain = Gang(config), Gang(config)
+    records = list(zip(records_of(groups), groups, strict=True))
+    asyncio.run(gang.train(6, 4, records, str(folder)))
+    asyncio.run(plain.train(6, 4, records))
+    assert torch.equal(gang.engine.weights(), plain.engine.weights())
+    (file,) = folder.iterdir()
+    assert file.name == "step-7-rank-0.json.gz"
+    events = json.loads(gzip.decompress(file.read_bytes()))["traceEvents"]
+    assert {"aten::mm", "aten::embedding"} <= {event["name"] for event in events}
+    known = {key for event in events if event.get("cat") == "cpu_op" for key in event["args"]}
+    assert known <= {"External id", "Record function id", "Sequence number", "Fwd thread id", "Ev Idx"}
+
+
+def test_a_trace_that_cannot_be_written_stops_no_training(tmp_path, caplog):
+    (tmp_path / "file").touch()
+    with traced(str(tmp_path / "file" / "step-1-rank-0.json.gz")):
+        result = torch.ones(2).sum()
+    assert result == 2 and "no trace in" in caplog.text
+
+
+@pytest.mark.parametrize(("steps", "profiled"), [([], []), ([2, 3], [2, 3]), ([1, 1], [1]), ([4, 4], [4])])
+def test_the_steps_that_are_asked_for_are_profiled(tiny_config, steps, profiled):
+    seen = {}
+
+    class Traces:
+        async def train(self, step, version, groups, traces):
+            seen[step + 1] = traces
+            return []
+
+    learners = SimpleNamespace(
+        config=replace(tiny_config, train=replace(tiny_config.train, profile_steps=steps)),
+        _run_folder="/runs/a",
+        _gang=Traces(),
+    )
+    for step in range(5):
+        asyncio.run(LearnerSupervisor.train(learners, step, step, []))
+    assert {step for step, traces in seen.items() if traces} == set(profiled)
+    assert set(seen.values()) <= {"", "/runs/a/profiles"}
