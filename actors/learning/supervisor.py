@@ -64,6 +64,7 @@ class LearnerSupervisor:
         self.model: Architecture | None = None  # None: unknown
         # The folder of the checkpoints that has a file with the run's id.
         self._claimed = checkpoints.base if config.train.checkpoint_folder else str(folder)
+        self._run_folder = str(folder)
         self._run_id = run_id
         self._restarts_in_a_row = 0
         self._room = Reservation(config.learner)

@@ -119,14 +119,13 @@ class BucketReceiver:
 
     async def _staged(self, sent: Sent, limit: asyncio.Semaphore) -> BucketFile:
         async with limit:
-            base = self._kept.get(sent.base) if sent.delta else None
+            base = self._kept.get(sent.base)
             try:
-                made = await (sent.delta if base else sent.bucket)
+                if base and sent.delta:
+                    return await asyncio.to_thread(stage_delta, await sent.delta, base)
+                return await asyncio.to_thread(stage, await sent.bucket)
             except ray.exceptions.RayError as error:
                 raise WeightsLost(str(error)) from None
-            if base:
-                return await asyncio.to_thread(stage_delta, made, base)
-            return await asyncio.to_thread(stage, made)
 
     def read(self, part: dict) -> list[tuple[str, torch.Tensor]]:
         """The tensors of a part as views of the mapped file. Raises `BucketError` if the file cannot be read."""

@@ -117,11 +117,11 @@ def test_a_version_that_arrives_ends_the_row_of_losses(supervised):
 
 
 @pytest.mark.parametrize("ranks", [2, 3])
-def test_a_checkpoint_of_another_number_of_ranks_needs_the_run_folder_too(tiny_config, tmp_path, monkeypatch, ranks):
-    """With checkpoints elsewhere, the run folder is used for the conversion only."""
+def test_only_the_checkpoint_folder_must_be_shared(tiny_config, tmp_path, monkeypatch, ranks):
+    """Whatever the number of ranks that wrote the checkpoint."""
     from actors.learning import supervisor as module
 
-    checked = []
+    checked, started = [], []
 
     class StartingGang(Gang):
         def __init__(self, config, size, group):
@@ -132,7 +132,8 @@ def test_a_checkpoint_of_another_number_of_ranks_needs_the_run_folder_too(tiny_c
         async def check_folder(self, folder: str, run_id: str, advice: str) -> None:
             checked.append((folder, run_id))
 
-        async def start(self, checkpoint: str) -> None: ...
+        async def start(self, checkpoint: str) -> None:
+            started.append(checkpoint)
 
         async def describe(self) -> tuple:
             return "", None, 0
@@ -147,8 +148,7 @@ def test_a_checkpoint_of_another_number_of_ranks_needs_the_run_folder_too(tiny_c
 
     monkeypatch.setattr(module, "LearnerGang", StartingGang)
     asyncio.run(life())
-    elsewhere = (f"s3://bucket/kept/{tiny_config.run.name}", "run")
-    assert checked == [elsewhere, *([(str(tmp_path), "run")] if ranks == 3 else [])]
+    assert checked == [(f"s3://bucket/kept/{tiny_config.run.name}", "run")] and started == ["s3://bucket/kept/run/8"]
 
 
 @pytest.mark.parametrize("end", ["lost", "make way", "abandon", "close"])
