@@ -184,7 +184,7 @@ class Evaluator(JobActor):
         self.engine_version = self.pool.engine_version
         self.began = time.monotonic()
         # As many trials as the engines decode at once: an agent that reads in order has one open response.
-        for _ in range(c.generator.count * c.generator.max_sequences):
+        for _ in range(c.generator.count * self.pool.room):
             self.spawn(self._work())
         reporting = self.spawn(self._report_progress())
         await self._all_answered.wait()

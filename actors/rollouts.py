@@ -93,6 +93,7 @@ class Rollouts:
                 generator=name,
                 generation_seconds=notes.seconds,
                 moves=moves,
+                preemptions=notes.preemptions,
                 # An upper bound: what the generators between the first and the last one lost is unknown.
                 redone_conversations=notes.resumed_episodes + (deaths - 1) * t.group_size if deaths else 0,
             )

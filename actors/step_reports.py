@@ -10,6 +10,8 @@ from pipeline.run.config import TrainingConfig
 from pipeline.run.metrics import UpdateResult
 from pipeline.run.report import step_line, validation_line
 
+PREEMPTED_SHARE = 0.05  # preemptions per conversation above which a step's report warns
+
 
 class StepReports:
     """Lives in the coordinator.
@@ -34,6 +36,13 @@ class StepReports:
                 f"· warning: vLLM's and the learner's log-probs differ by {row['logprob_mismatch_mean']:.2g} on "
                 f"average, more than train.mismatch_warning={mismatch_warning:g}; with the same weights they should "
                 "agree"
+            )
+        if row["preemptions"] > PREEMPTED_SHARE * row["conversations"]:
+            cache = "gpu_kv_cache_gib or gpu_memory_share" if self.config.generator.num_gpus else "kv_cache_gib"
+            self._say(
+                f"· warning: engines stopped conversations {row['preemptions']:,} times to compute them again, because "
+                f"their KV cache was full ({row['conversations']:,} conversations in this step); lower "
+                f"generator.max_sequences, or raise generator.{cache}"
             )
         if number == 1 or number % t.episodes_every == 0 or number == t.steps:
             shown = list(zip(step.problems, step.groups, strict=True))[: t.episodes_shown]

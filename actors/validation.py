@@ -176,8 +176,7 @@ class Validation:
 
     def _most_under_way(self) -> int:
         """How many questions may be under way."""
-        sequences = len(self._pool.versions) * self._config.generator.max_sequences
-        return max(1, int(self._share * sequences))
+        return max(1, int(self._share * self._pool.sequences))
 
     def _usable(self, name: str, version: int) -> bool:
         """Whether a generator may answer: it has the weights to validate or newer ones, and no suspect runs there."""

@@ -68,7 +68,7 @@ def generation_rules(c: GenerationConfig) -> Rules:
     """The rules of every job with generators."""
     yield from job_rules(c)
     yield from positive(c, "agent", "window", "problem_tokens", "chunk_tokens", "memory_tokens", "answer_tokens")
-    yield from positive(c, "generator", "count", "tensor_parallel", "max_sequences", "timeout_s", "stall_s")
+    yield from positive(c, "generator", "count", "tensor_parallel", "timeout_s", "stall_s")
     yield from at_most(c, "generator", "min_count", "count")
     g = c.generator
     yield (

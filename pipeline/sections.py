@@ -73,7 +73,8 @@ class GeneratorSection:
     # custom Ray resources per actor, to choose its nodes: generator.resources.spot=1 (docs/cluster.md)
     resources: dict[str, float] = field(default_factory=dict)
     tensor_parallel: int = 1  # GPUs per engine
-    max_sequences: int = 256  # most conversations decoded together in one engine
+    # most conversations decoded together in one engine; 0: as many of agent.window tokens as fit its KV cache
+    max_sequences: int = 256
     kv_cache_gib: float = 1.0  # CPU engines: size of the KV cache in GiB
     # GPU engines: share of the device's memory for weights and KV cache; with gpu_kv_cache_gib only what must be free
     # when the engine starts

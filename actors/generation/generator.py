@@ -81,6 +81,10 @@ class Generator:
         await self._started
         return self.engine.version_of_vllm, ray.get_runtime_context().get_node_id()
 
+    async def max_sequences(self) -> int:
+        """How many conversations the engine decodes together, once it has started."""
+        return self.engine.max_sequences
+
     async def _start(self) -> None:
         # Imported here, so that processes that only hold a handle to this actor do not spend seconds on importing vLLM.
         from actors.generation.vllm_engine import VllmEngine
@@ -135,6 +139,7 @@ class Generator:
         notes = RolloutNotes(
             seconds=time.perf_counter() - begin,
             resumed_episodes=sum(run.generated > 0 for run in runs) if resumed else 0,
+            preemptions=sum(run.preemptions for run in runs),
         )
         return pack_group(problem.id, done, memory), notes
 
@@ -337,7 +342,7 @@ class _Run:
     ):
         self._generator, self._group_id, self._episode = generator, group_id, episode
         self._sampling, self._seed, self._replay, self._priority = sampling, seed, replay, priority
-        self.replayed = self.generated = 0
+        self.replayed = self.generated = self.preemptions = 0
 
     async def episode(self, agent, tokenized) -> Episode | None:
         """Run the episode; None if the generator is drained before its end. Open conversations are finished first."""
@@ -356,6 +361,7 @@ class _Run:
         if self._seed:
             sampling = replace(sampling, seed=response_seed(*self._seed, self._episode, number))
         response = await self._generator.generate(prompt, max_tokens, sampling, self._priority)
+        self.preemptions += response.preemptions
         await self._generator.finish(Finished(self._group_id, self._episode, digest(prompt), response))
         return response
 

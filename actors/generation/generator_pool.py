@@ -51,6 +51,7 @@ class Member:
     actor: object
     node: str
     version: int  # of its weights
+    room: int = 0  # conversations that its engine decodes together
     open: int = 0  # number of calls in progress
     tokens: int = 0  # number read and written for answers
     loading: bool = False  # whether it is loading weights, or was when it was lost
@@ -104,6 +105,7 @@ class GeneratorPool(Pool):
         self._drained = asyncio.Condition()  # `_draining` has changed: rarer than `_changed`, for all members at once
         self._tokens_of_the_gone = 0
         self.engine_version = ""
+        self.room = g.max_sequences  # conversations that an engine decodes together; 0: not yet known
 
     def make(self, number: int):
         g = self.config.generator
@@ -120,7 +122,8 @@ class GeneratorPool(Pool):
 
     async def serve(self, name: str, actor) -> str:
         self.engine_version, node = await actor.start.remote()
-        member = Member(actor, node, version=0)
+        self.room = self.config.generator.max_sequences or await actor.max_sequences.remote()
+        member = Member(actor, node, version=0, room=self.room)
         await self._while_alive(name, member, self._load_newer(name, member))
         self._members[name] = member
         self._joined(name, None)
@@ -169,6 +172,11 @@ class GeneratorPool(Pool):
             self._weights = weights
             self._published.notify_all()
 
+    @property
+    def sequences(self) -> int:
+        """How many conversations the generators in service decode together."""
+        return sum(member.room for member in self._members.values())
+
     # Work.
 
     async def rollout(self, name: str, *arguments) -> tuple[ray.ObjectRef, RolloutNotes]:
@@ -212,10 +220,9 @@ class GeneratorPool(Pool):
             GeneratorLost: the generator died or is leaving.
             Exception: an error that the generator raised.
         """
-        room = self.config.generator.max_sequences
 
         def free() -> list[tuple[str, Member]]:
-            return [(name, m) for name, m in self._members.items() if m.open < room and usable(name, m.version)]
+            return [(name, m) for name, m in self._members.items() if m.open < m.room and usable(name, m.version)]
 
         while not (found := free()):
             async with self._changed:  # what makes a generator usable may change without a notice

@@ -13,7 +13,9 @@ import uuid
 from collections.abc import Collection, Iterator
 from typing import Any, cast
 
+from pipeline.learning.device_memory import built_architecture
 from pipeline.rollout.episodes import Completion, Sampling
+from pipeline.rollout.kv_cache import fitting_sequences
 from pipeline.sections import GenerationConfig
 
 # Read by vLLM at import.
@@ -24,6 +26,7 @@ import ray  # noqa: E402
 import torch  # noqa: E402
 import vllm  # noqa: E402
 import vllm.v1.engine.utils as engine_launcher  # noqa: E402
+from transformers import AutoConfig  # noqa: E402
 from vllm import SamplingParams, TokensPrompt  # noqa: E402
 from vllm.config import WeightTransferConfig  # noqa: E402
 from vllm.distributed.weight_transfer.base import WeightTransferUpdateRequest  # noqa: E402
@@ -32,6 +35,7 @@ from vllm.logprobs import Logprob  # noqa: E402
 from vllm.platforms import current_platform  # noqa: E402
 from vllm.sampling_params import RequestOutputKind  # noqa: E402
 from vllm.v1.engine.async_llm import AsyncLLM  # noqa: E402
+from vllm.v1.metrics.loggers import PrometheusStatLogger  # noqa: E402
 
 from actors.generation.vllm_worker import BACKEND, end_with_parent  # noqa: E402
 
@@ -57,7 +61,9 @@ class VllmEngine:
             # enforce_eager covers the model only: a C++ compiler would compile vLLM's helpers at the first request.
             torch.compiler.set_stance("force_eager")
         with _forking() if on_cpu else contextlib.nullcontext():
-            self._llm = AsyncLLM.from_engine_args(engine_args(config, seed))
+            arguments = engine_args(config, seed)
+            self.max_sequences = cast(int, arguments.max_num_seqs)
+            self._llm = AsyncLLM.from_engine_args(arguments, stat_loggers=[NoStatistics])
         self._loading = asyncio.Lock()
         self._open = asyncio.Event()  # new requests wait while weights change, so that they get the right salt
         self._open.set()
@@ -98,6 +104,7 @@ class VllmEngine:
         )
         async for output in self._llm.generate(request, parameters, uuid.uuid4().hex, priority=priority):
             result, cached_tokens = output.outputs[0], cast(int, output.num_cached_tokens)
+            preemptions = output.metrics.num_preemptions  # vLLM has metrics because there is a logger of statistics
         tokens = list(result.token_ids)
         entries = cast(list[dict[int, Logprob]], result.logprobs)  # never None, since they were requested
         logprobs = [entry[token].logprob for token, entry in zip(tokens, entries, strict=True)]
@@ -105,7 +112,7 @@ class VllmEngine:
         if len(versions) != len(tokens):
             raise RuntimeError(f"vLLM gave the weight version of {len(versions)} of {len(tokens)} tokens")
         reason = cast(str, result.finish_reason)
-        return Completion(tokens, logprobs, versions, reason, cache_version, max_tokens, cached_tokens)
+        return Completion(tokens, logprobs, versions, reason, cache_version, max_tokens, cached_tokens, preemptions)
 
     async def load_weights(self, version: int, transport: str, parts: list[dict]) -> float:
         """Switch to new weights without ending the requests in flight; return the pause in seconds.
@@ -148,6 +155,24 @@ class VllmEngine:
         self._llm.shutdown()
 
 
+class NoStatistics(PrometheusStatLogger):
+    """Stands for vLLM's loggers of statistics, so that requests carry their counts and nothing else is recorded.
+
+    vLLM would add a Prometheus logger to any other.
+    """
+
+    def __init__(self, vllm_config, engine_indexes=None):
+        """Make no Prometheus metrics."""
+
+    def record(self, *arguments, **named) -> None: ...
+
+    def record_sleep_state(self, *arguments, **named) -> None: ...
+
+    def record_admission_rejection(self, reason: str) -> None: ...
+
+    def log_engine_initialized(self) -> None: ...
+
+
 class _ForkedProcess(multiprocessing.context.ForkProcess):
     def run(self) -> None:
         gc.freeze()  # Ray's objects from before the fork must not be finalized in this process
@@ -172,6 +197,24 @@ def _forking() -> Iterator[None]:
         yield
     finally:
         engine_launcher.get_mp_context = chosen
+
+
+def sequences_of(config: GenerationConfig) -> int:
+    """How many conversations the engine decodes together: generator.max_sequences, with 0 resolved.
+
+    Raises:
+        ValueError: it is 0, and the model's sizes are unknown.
+    """
+    if config.generator.max_sequences:
+        return config.generator.max_sequences
+    # NVML gives the size without a CUDA context, which vLLM's processes must not inherit.
+    memory = None if current_platform.is_cpu() else current_platform.get_device_total_memory()
+    try:
+        model = AutoConfig.from_pretrained(config.model.path, trust_remote_code=config.model.trust_remote_code)
+        fitting = fitting_sequences(config, built_architecture(model), memory)
+    except Exception as error:  # any exception, for any model
+        raise ValueError(f"set generator.max_sequences: the sizes of {config.model.path} are unknown") from error
+    return cast(int, fitting)  # known, since the memory is
 
 
 def engine_args(config: GenerationConfig, seed: int) -> AsyncEngineArgs:
@@ -209,7 +252,7 @@ def engine_args(config: GenerationConfig, seed: int) -> AsyncEngineArgs:
         load_format="safetensors",
         skip_tokenizer_init=True,  # tokens in, tokens out
         max_model_len=config.agent.window,
-        max_num_seqs=g.max_sequences,
+        max_num_seqs=sequences_of(config),
         enforce_eager=g.enforce_eager,
         enable_prefix_caching=True,
         scheduling_policy="priority",

@@ -35,6 +35,7 @@ class Completion:
         max_tokens: generation limit of the response; 0: none.
         cached_tokens: tokens of the prompt that the engine did not compute, because its prefix cache had them. Counted
             when the engine first computes the prompt; what it computes again after a preemption is not counted.
+        preemptions: how often the engine, whose KV cache was full, stopped the request to compute it again later.
     """
 
     tokens: list[int]
@@ -44,6 +45,7 @@ class Completion:
     cache_version: int = 0
     max_tokens: int = 0
     cached_tokens: int = 0
+    preemptions: int = 0
 
 
 @dataclass(frozen=True)
@@ -123,6 +125,7 @@ class RolloutNotes:
 
     seconds: float
     resumed_episodes: int = 0  # episodes resumed here, each with a conversation that the last generator may have begun
+    preemptions: int = 0  # of the conversations that were generated here
 
 
 def response_seed(*numbers: int) -> int:
@@ -282,6 +285,7 @@ class GroupRecord(ScoredGroup):
     generator: str
     generation_seconds: float
     moves: int = 0  # moves to another generator, after one died or left
+    preemptions: int = 0  # of its conversations, by the generator that finished it
     redone_conversations: int = 0  # conversations lost with a generator and restarted; at most one per episode and move
 
     @classmethod

@@ -18,7 +18,7 @@ from pipeline.rollout.memory_counts import MemoryCounts, memory_shares
 KEYS = frozenset(
     """
     step version reward reward_std reward_trained overlong_penalty groups groups_of_equal_reward groups_discarded
-    kept_fraction episodes conversations cut_conversations cut_answer_fraction
+    kept_fraction episodes conversations cut_conversations cut_answer_fraction preemptions
     memory_written memory_kept memory_answered memory_junk memory_tokens
     staleness_mean staleness_max mixed_version_episodes updates updates_skipped learning_rate grad_norm grad_norm_max
     loss micro_batches proximal_seconds group_seconds_mean group_seconds_max
@@ -108,6 +108,7 @@ def step_row(
         "kept_fraction": len(records) / (len(records) + len(discarded)),
         "episodes": len(rewards),
         "conversations": sum(len(record.lengths) for record in records),
+        "preemptions": sum(record.preemptions for record in records),
         "cut_conversations": sum(record.cut_conversations for record in records),
         "cut_answer_fraction": sum(record.cut_answers for record in records + discarded) / len(sampled),
         **memory_shares(sum((record.memory for record in records), MemoryCounts())),

@@ -1,6 +1,7 @@
 """The plan that --dry-run prints: counts, learning rates, tokens, and the memory of a learner rank."""
 
 from dataclasses import dataclass
+from typing import cast
 
 from pipeline.learning.device_memory import (
     BYTES,
@@ -10,10 +11,10 @@ from pipeline.learning.device_memory import (
     rank_memory,
 )
 from pipeline.learning.schedule import learning_rate
+from pipeline.rollout.kv_cache import GIB, cache_bytes, fitting_sequences, token_bytes
 from pipeline.run.config import TrainingConfig
 from pipeline.run.ledger import discard_limit
 
-GIB = 2**30
 ROWS_SHOWN = 12
 DEVICES_GIB = (24, 40, 80, 141)  # of common GPUs
 
@@ -85,6 +86,7 @@ def plan_text(config: TrainingConfig, architecture: Architecture | None, documen
             *_dynamic_sampling_line(config),
             f"{config.generator.count} generator(s), {le.ranks} learner rank(s), {config.scorer.count} scorer(s)",
             f"weights in {config.model.dtype}",
+            *_sequence_lines(config, architecture),
             f"checkpoints every {t.checkpoint_every} steps and at the end",
             "",
             *_memory_lines(config, architecture),
@@ -139,6 +141,29 @@ def _memory_lines(config: TrainingConfig, architecture: Architecture | None) -> 
     return [
         *lines,
         f"  {weights:7.2f}  for the weights on each device of a generator, beside its KV cache",
+    ]
+
+
+def _sequence_lines(config: TrainingConfig, architecture: Architecture | None) -> list[str]:
+    """How many conversations an engine decodes together if it chooses, and why."""
+    g, window = config.generator, config.agent.window
+    if g.max_sequences:
+        return []
+    if architecture is None:
+        return ["generator.max_sequences=0: unknown, because the model's architecture is"]
+    each = window * token_bytes(config, architecture) / GIB
+
+    def fitting(memory: int | None) -> str:
+        cache = cast(int, cache_bytes(config, architecture, memory)) / GIB
+        return f"{fitting_sequences(config, architecture, memory)} in a KV cache of {cache:.1f} GiB"
+
+    if cache_bytes(config, architecture, None) is not None:
+        fits = fitting(None)
+    else:
+        fits = ", ".join(f"{fitting(size * GIB)} on GPUs with {size} GiB" for size in DEVICES_GIB)
+    return [
+        f"generator.max_sequences=0: conversations of {window} tokens have {each:.3f} GiB each, so an engine decodes "
+        f"together {fits}"
     ]
 
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 from ray.exceptions import ObjectLostError
 from safetensors.torch import load_file
+from transformers import AutoConfig
 
 from pipeline.learning.forest import Forest
 from pipeline.learning.policy import Policy
@@ -64,6 +65,40 @@ def fresh_engine(runner, tiny_config, other_model):
     engine = start_engine(runner, config, other_model)
     yield engine
     end_engine(engine)
+
+
+@pytest.fixture(scope="module")
+def full_engine(runner, tiny_config, random_model):
+    """Its KV cache has room for ten blocks, and a window needs eight."""
+    model = AutoConfig.from_pretrained(random_model)
+    block = BLOCK * 2 * model.num_hidden_layers * model.num_key_value_heads * model.head_dim * 4
+    generator = replace(tiny_config.generator, kv_cache_gib=10 * block / 2**30, max_sequences=8)
+    engine = start_engine(runner, replace(tiny_config, generator=generator), random_model)
+    yield engine
+    end_engine(engine)
+
+
+def test_preemptions_are_counted(runner, engine, full_engine):
+    async def preemptions(engine):
+        requests = (engine.generate([0, *range(9, 60 + i)], 150, WARM) for i in range(8))
+        return [response.preemptions for response in await asyncio.gather(*requests)]
+
+    assert sum(runner.run(preemptions(full_engine))) > 0
+    assert runner.run(preemptions(engine)) == [0] * 8
+
+
+def test_an_engine_chooses_how_many_conversations_it_decodes_together(tiny_config, random_model):
+    """Of 64 tokens, each with a key and a value in every layer."""
+    from actors.generation.vllm_engine import sequences_of
+
+    model = AutoConfig.from_pretrained(random_model)
+    window = 64 * 2 * model.num_hidden_layers * model.num_key_value_heads * model.head_dim * 4
+    generator = replace(tiny_config.generator, max_sequences=0, kv_cache_gib=5.5 * window / 2**30)
+    assert sequences_of(replace(tiny_config, generator=generator)) == 5
+    assert sequences_of(replace(tiny_config, generator=replace(generator, max_sequences=7))) == 7
+    nowhere = replace(tiny_config, generator=generator, model=replace(tiny_config.model, path="/no/model"))
+    with pytest.raises(ValueError, match=r"set generator\.max_sequences: the sizes of /no/model are unknown"):
+        sequences_of(nowhere)
 
 
 def learner_logprobs(model, temperature: float, tokens: list[int], prompt: list[int] = PROMPT) -> torch.Tensor:

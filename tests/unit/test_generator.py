@@ -59,7 +59,9 @@ def generator_with(config, monkeypatch, respond):
             cached = self.begun  # no two are equal
             await asyncio.sleep(0.001 * self.begun)  # no two responses take as long
             tokens = respond(prompt)
-            return Completion(tokens, [-0.1] * len(tokens), [0] * len(tokens), "stop", cached_tokens=cached)
+            return Completion(
+                tokens, [-0.1] * len(tokens), [0] * len(tokens), "stop", cached_tokens=cached, preemptions=cached % 2
+            )
 
     class Journal(list):
         async def write(self, finished):
@@ -120,7 +122,7 @@ def test_an_answer_tells_what_its_memories_did(forgetful):
 def test_a_group_goes_on_from_the_journal_and_generates_only_what_is_missing(forgetful):
     """Of two episodes, one was finished but for its answer, the other had not begun."""
     whole, notes = asyncio.run(forgetful.rollout("g", chain(), "memory", 2, Sampling(1.0)))
-    assert notes.resumed_episodes == 0
+    assert notes.resumed_episodes == 0 and notes.preemptions == 4  # one for each second of eight conversations
     journal = [f for f in forgetful._journal if f.episode == 0][:3]
     forgetful._journal.clear()
 
@@ -129,7 +131,7 @@ def test_a_group_goes_on_from_the_journal_and_generates_only_what_is_missing(for
 
     forgetful._read_journal = read
     group, notes = asyncio.run(forgetful.rollout("g", chain(), "memory", 2, Sampling(1.0), resumed=True))
-    assert notes.resumed_episodes == 2
+    assert notes.resumed_episodes == 2 and notes.preemptions == 3  # of those numbered 9 to 13
     assert [f.episode for f in forgetful._journal].count(0) == 1 and len(forgetful._journal) == 1 + 4
     assert group.episode_answers == whole.episode_answers and group.memory == whole.memory
     assert all((getattr(group, name) == getattr(whole, name)).all() for name in ("tokens", "offsets", "logprobs"))

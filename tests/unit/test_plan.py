@@ -179,6 +179,26 @@ def test_the_plan_says_that_an_unknown_model_checkpoints_all_layers():
 
 
 @pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (["preset=memagent_7b"], "conversations of 8192 tokens have 0.438 GiB each, so an engine decodes together "),
+        (["preset=memagent_7b"], "127 in a KV cache of 55.8 GiB on GPUs with 80 GiB"),
+        (
+            ["preset=one_gpu", "generator.max_sequences=0"],
+            "tokens have 0.219 GiB each, so an engine decodes together 22 ",
+        ),
+        (["preset=smollm2", "generator.max_sequences=0", "model.dtype=float32"], "7 in a KV cache of 0.5 GiB"),
+    ],
+)
+def test_the_plan_says_how_many_conversations_an_engine_decodes_together(arguments, line):
+    config, sizes = load_training_config(arguments), known("Qwen2.5-7B-Instruct")
+    assert line in plan_text(config, sizes)
+    assert "max_sequences=0: unknown" in plan_text(config, None)
+    chosen = replace(config, generator=replace(config.generator, max_sequences=9))
+    assert "generator.max_sequences" not in plan_text(chosen, sizes).replace("max_sequences: ", "")
+
+
+@pytest.mark.parametrize(
     ("preset", "document_tokens", "chunks"),
     [("tiny", None, 8), ("memagent_7b", 28000, 6), ("memagent_7b", 30001, 7), ("memagent_7b", None, None)],
 )

@@ -39,6 +39,10 @@ class Pool:
         self.failing: Exception | None = None
         self.done = 0
 
+    @property
+    def sequences(self) -> int:
+        return 20 * len(self.versions)
+
     async def answer(self, problem, method, sampling, *others, usable):
         while not any(usable(name, version) for name, version in self.versions.items()):
             await asyncio.sleep(0.005)
