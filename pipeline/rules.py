@@ -11,10 +11,12 @@ import re
 from collections.abc import Iterable
 from typing import Any
 
+from pipeline.dtype import cpu_flags
 from pipeline.errors import ConfigError
 from pipeline.named_code import SPELLING
 from pipeline.sections import GenerationConfig, JobConfig
 
+FP8_CACHE_FLAGS = frozenset({"avx512f", "amx_tile"})  # vLLM 0.32 needs one of them for an fp8 KV cache on a CPU
 RAYS_OWN = ("CPU", "GPU", "memory", "object_store_memory")  # resources that have keys of their own, or none
 Rules = Iterable[tuple[bool, str]]  # whether a rule holds, and the message if it does not
 
@@ -87,6 +89,11 @@ def generation_rules(c: GenerationConfig) -> Rules:
         "must be free when the engine starts",
     )
     yield from own_resources("generator", g.resources)
+    yield from one_of(c, "generator", "kv_cache_dtype", ("auto", "fp8"))
+    yield (
+        g.kv_cache_dtype != "fp8" or g.num_gpus > 0 or bool(FP8_CACHE_FLAGS & cpu_flags()),
+        "generator.kv_cache_dtype=fp8 needs a GPU, or a CPU with AVX-512 or AMX, which this machine lacks",
+    )
 
 
 def own_resources(section: str, resources: dict[str, float]) -> Rules:

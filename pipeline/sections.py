@@ -76,6 +76,8 @@ class GeneratorSection:
     # most conversations decoded together in one engine; 0: as many of agent.window tokens as fit its KV cache
     max_sequences: int = 256
     kv_cache_gib: float = 1.0  # CPU engines: size of the KV cache in GiB
+    # numbers in the KV cache: auto (the dtype of the weights) or fp8 (half or a quarter of that, and less exact)
+    kv_cache_dtype: str = "auto"
     # GPU engines: share of the device's memory for weights and KV cache; with gpu_kv_cache_gib only what must be free
     # when the engine starts
     gpu_memory_share: float = 0.9

@@ -253,6 +253,7 @@ def engine_args(config: GenerationConfig, seed: int) -> AsyncEngineArgs:
         skip_tokenizer_init=True,  # tokens in, tokens out
         max_model_len=config.agent.window,
         max_num_seqs=sequences_of(config),
+        kv_cache_dtype=cast(Any, g.kv_cache_dtype),
         enforce_eager=g.enforce_eager,
         enable_prefix_caching=True,
         scheduling_policy="priority",

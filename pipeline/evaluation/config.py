@@ -78,11 +78,12 @@ def synthetic_settings(data: EvaluationData) -> SyntheticSettings:
     )
 
 
-# Keys that may differ when an evaluation is resumed: none of them changes an answer.
+# Keys that may differ when an evaluation is resumed: none of them changes an answer, except ANSWERS_DEPEND_ON.
 FREE_TO_CHANGE = (
     *("wandb", "generator", "run.name", "run.folder"),
     *("data.max_bad_share", "data.passage_folders", "evaluate.max_attempts", "evaluate.memories"),
 )
+ANSWERS_DEPEND_ON = "generator.kv_cache_dtype"
 
 
 def check_same(before: dict, now: dict) -> None:
@@ -99,7 +100,7 @@ def check_same(before: dict, now: dict) -> None:
     different = [
         f"  {key}: {before.get(key)!r} then, {now.get(key)!r} now"
         for key in sorted(before.keys() | now.keys())
-        if before.get(key) != now.get(key) and not key.startswith(FREE_TO_CHANGE)
+        if before.get(key) != now.get(key) and (key == ANSWERS_DEPEND_ON or not key.startswith(FREE_TO_CHANGE))
     ]
     if different:
         raise ConfigError(

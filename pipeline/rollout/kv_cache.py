@@ -11,7 +11,8 @@ MOST_SEQUENCES = 1024
 
 def token_bytes(config: GenerationConfig, architecture: Architecture) -> int:
     """Bytes of one token in the KV cache, over all devices of an engine: a key and a value of each layer."""
-    return 2 * architecture.layers * architecture.key_value * BYTES[config.model.dtype]
+    width = 1 if config.generator.kv_cache_dtype == "fp8" else BYTES[config.model.dtype]
+    return 2 * architecture.layers * architecture.key_value * width
 
 
 def cache_bytes(config: GenerationConfig, architecture: Architecture, memory: int | None) -> int | None:

@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 from types import SimpleNamespace
 
 import pytest
@@ -10,8 +10,10 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from actors.step_reports import StepReports
-from pipeline.config import CONFIGS
+from pipeline import rules
+from pipeline.config import CONFIGS, load_config
 from pipeline.errors import ConfigError
+from pipeline.evaluation.config import EvaluationConfig, check_same
 from pipeline.learning.device_memory import architecture_of, built_architecture
 from pipeline.rollout.kv_cache import cache_bytes, fitting_sequences, token_bytes
 from pipeline.run.config import load_training_config
@@ -57,6 +59,46 @@ def test_a_cache_of_a_given_size_needs_no_memory():
     assert fitting_sequences(shared, sizes, None) == 106  # 5 GiB of 4096 · 12 KiB each
     cpu = load_training_config(["preset=smollm2", "model.dtype=float32"])
     assert fitting_sequences(cpu, sizes, None) == 34  # 0.5 GiB of 640 · 24 KiB each
+
+
+@pytest.mark.parametrize(("dtype", "share"), [("bfloat16", 2), ("float32", 4)])
+def test_a_number_of_a_cache_in_fp8_has_one_byte(dtype, share):
+    sizes = sizes_of("Qwen2.5-0.5B-Instruct")
+    plain = load_training_config(["preset=one_gpu", f"model.dtype={dtype}"])
+    small = load_training_config(["preset=one_gpu", f"model.dtype={dtype}", "generator.kv_cache_dtype=fp8"])
+    assert token_bytes(small, sizes) == 2 * 24 * 2 * 64 == token_bytes(plain, sizes) / share
+
+
+@pytest.mark.parametrize(
+    ("flags", "gpus", "refused"),
+    [
+        ({"avx2"}, 0.0, True),
+        ({"avx2", "avx512f"}, 0.0, False),
+        ({"amx_tile"}, 0.0, False),
+        ({"avx2"}, 1.0, False),
+    ],
+)
+def test_fp8_is_refused_on_a_cpu_that_vllm_cannot_use_for_it(monkeypatch, flags, gpus, refused):
+    monkeypatch.setattr(rules, "cpu_flags", lambda: flags)
+    config = load_training_config(["preset=tiny", "generator.kv_cache_dtype=fp8", f"generator.num_gpus={gpus}"])
+    broken = [message for holds, message in rules.generation_rules(config) if not holds]
+    assert [message.partition(" needs")[0] for message in broken] == ["generator.kv_cache_dtype=fp8"] * refused
+
+
+def test_an_unknown_dtype_of_the_cache_is_refused():
+    config = load_training_config(["preset=tiny", "generator.kv_cache_dtype=int4"])
+    broken = [message for holds, message in rules.generation_rules(config) if not holds]
+    assert broken == ["generator.kv_cache_dtype='int4' must be one of auto, fp8"]
+
+
+def test_an_evaluation_is_not_resumed_with_another_dtype_of_the_cache():
+    auto = asdict(load_config(["preset=eval_tiny"], EvaluationConfig))
+    other = asdict(load_config(["preset=eval_tiny", "generator.kv_cache_dtype=fp8"], EvaluationConfig))
+    other["run"]["name"] = auto["run"]["name"]
+    more = asdict(load_config(["preset=eval_tiny", "generator.count=7"], EvaluationConfig))
+    check_same(auto, more)
+    with pytest.raises(ConfigError, match="generator.kv_cache_dtype: 'auto' then, 'fp8' now"):
+        check_same(auto, other)
 
 
 def test_zero_sequences_are_a_choice_and_fewer_are_a_fault():
