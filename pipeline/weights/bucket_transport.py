@@ -3,9 +3,9 @@
 import asyncio
 import contextlib
 import itertools
+import random
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
-from operator import attrgetter
 
 import ray
 import torch
@@ -100,17 +100,20 @@ class BucketReceiver:
         """
         remove_orphans()  # they occupy the room that this version needs
         limit = asyncio.Semaphore(AT_ONCE)
-        ordered: list[Sent] = sorted(itertools.chain(*weights.pieces), key=attrgetter("place"))
-        staging = [self._staged(sent, limit) for sent in ordered]
-        results = await asyncio.gather(*staging, return_exceptions=True)
+        sent: list[Sent] = list(itertools.chain(*weights.pieces))
+        # Each receiver begins elsewhere, so that nodes have different buckets to pass on (`jobs.bench broadcast`).
+        begin = random.randrange(len(sent))
+        sent = sent[begin:] + sent[:begin]
+        results = await asyncio.gather(*(self._staged(each, limit) for each in sent), return_exceptions=True)
         staged = [result for result in results if isinstance(result, BucketFile)]
         try:
             for result in results:
                 if isinstance(result, BaseException):
                     raise result
-            yield [{"path": file.path, "size": file.size, "entries": file.entries} for file in staged]
+            in_order = sorted(zip(sent, staged, strict=True), key=lambda pair: pair[0].place)
+            yield [{"path": file.path, "size": file.size, "entries": file.entries} for _, file in in_order]
             before, self._kept = self._kept, {}
-            if any(sent.keep for sent in ordered):
+            if any(each.keep for each in sent):
                 self._kept, staged = {file.checksum: file for file in staged}, []
             staged += before.values()
         finally:

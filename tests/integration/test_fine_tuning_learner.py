@@ -53,8 +53,8 @@ async def gang_weights(config, batches) -> tuple[dict[str, torch.Tensor], list[f
     losses = [sum(rank["loss"] for rank in await gang.train(batch)) for batch in batches]
     weights = {}
     await gang.copy_weights(1, BUCKETS)
-    for _, ref in itertools.chain(*(await gang.send_weights()).pieces):
-        bucket = await ref
+    for sent in itertools.chain(*(await gang.send_weights()).pieces):
+        bucket = await sent.bucket
         weights.update((n, t.clone()) for n, t in unpack_bucket(bucket.entries, torch.from_numpy(bucket.data.copy())))
     await gang.close()
     return weights, losses

@@ -80,8 +80,8 @@ def rate_of(config, update: int) -> float:
 async def weights_of(gang) -> dict[str, torch.Tensor]:
     weights = {}
     await gang.copy_weights(1, BUCKETS)
-    for _, ref in itertools.chain(*(await gang.send_weights()).pieces):
-        bucket = await ref
+    for sent in itertools.chain(*(await gang.send_weights()).pieces):
+        bucket = await sent.bucket
         weights.update((n, t.clone()) for n, t in unpack_bucket(bucket.entries, torch.from_numpy(bucket.data.copy())))
     return weights
 

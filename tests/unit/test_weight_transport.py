@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -237,7 +238,7 @@ def test_every_rank_gathers_the_whole_model_and_sends_its_share(tiny_config, mon
         for sender in senders:
             sender.copy(version, parameters)
         pieces = [sender.send() for sender in senders]
-        names = [[(place, *(entry[0] for entry in bucket.entries)) for place, bucket in piece] for piece in pieces]
+        names = [[(sent.place, *(entry[0] for entry in sent.bucket.entries)) for sent in piece] for piece in pieces]
         assert names == [[(0, "a")], [(1, "b", "d")], [(2, "c")]]
     assert asked == [2**20, "end"] * 6
 
@@ -261,7 +262,7 @@ def test_parts_come_in_the_models_order_whichever_rank_sent_them(tiny_config, mo
     for rank in range(3):
         sender = TRANSPORT.sender(tiny_config, rank, 3)
         sender.copy(1, lambda group_bytes: iter(model.items()))
-        pieces.append([(place, published(bucket)) for place, bucket in sender.send()])
+        pieces.append([replace(sent, bucket=published(sent.bucket)) for sent in sender.send()])
 
     async def fetch() -> list[list[str]]:
         async with BucketReceiver().fetch(Weights(1, BUCKETS, tuple(pieces))) as parts:
