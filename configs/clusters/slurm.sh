@@ -17,6 +17,7 @@ export RAY_AUTH_MODE=token
 if [ ! -e ~/.ray/auth_token ]; then
     (umask 077 && ray get-auth-token --generate >/dev/null)
 fi
+ulimit -n "$(ulimit -Hn)"  # Ray opens many files; srun passes this on
 export RAY_SYMMETRIC_RUN_CLUSTER_WAIT_TIMEOUT=600  # seconds; the first import from a shared file system takes long
 head=${HEAD_IP:-$(hostname -I | cut -d ' ' -f 1)}  # this script runs on the first node
 exec srun --kill-on-bad-exit=1 ray symmetric-run --address "$head:6379" --min-nodes "$SLURM_JOB_NUM_NODES" \

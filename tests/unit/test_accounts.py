@@ -1,18 +1,22 @@
 """The accounts of a run against a life worked by hand: its clock, its rates, what was lost in this life and before."""
 
+import re
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
-from actors import accounts
+from actors import accounts, tracker
 from actors.accounts import Accounts
 from actors.groups import Step
+from pipeline.config import CONFIGS
 from pipeline.learning.device_memory import Architecture
 from pipeline.run.config import load_training_config
 from pipeline.run.ledger import Ledger
 from pipeline.run.metrics import KEYS, is_taken
+from pipeline.run.validation import validation_row
 from tests.support.groups import random_group, record_of
+from tests.support.result_rows import row as result
 from tests.support.updates import rank, update
 
 MODEL = Architecture(0, layers=2, hidden=32, intermediate=64, query=32, key_value=16, vocabulary=100)
@@ -52,7 +56,8 @@ def step(run: Accounts, clock, seconds: float, tokens: int, waited: float = 1.0,
     run.ledger.step += 1
     record = record_of(random_group(np.random.default_rng(0), episodes=2), "g", [1.0, 0.0])
     done = Step([(record, "ref")], [4], ["problem"], [])
-    trained_on = update(rank(tokens=5, staleness=[5]), groups=[0], computed=50, pairs=700, predicted=5)
+    ranks = rank(tokens=5, same_version_tokens=5)
+    trained_on = update(ranks, groups=[0], tokens=5, staleness=[5], computed=50, pairs=700, predicted=5)
     return run.step_done(done, [trained_on], waited, trained)
 
 
@@ -146,3 +151,17 @@ def test_the_keys_that_no_metric_of_an_objective_may_have_are_those_of_the_row(r
     of_the_objective = {"kl", "clip_fraction", "ratio_mean", "importance_mean", "importance_max", "importance_capped"}
     assert step(run, clock, 1.0, 1).keys() - of_the_objective == KEYS
     assert is_taken("turn_reward") and is_taken("turn_reward_gate") and not is_taken("clip_fraction")
+
+
+def test_the_dashboard_shows_what_a_run_exports(run, clock, tmp_path, monkeypatch):
+    """With Ray's gauges, which need no Ray to be set."""
+    monkeypatch.setattr(tracker, "was_started_again", lambda: False)
+    config = load_training_config(["preset=tiny", "wandb.mode=disabled", "run.name=shown"])
+    tracked = tracker.Tracker.__ray_metadata__.modified_class(config, str(tmp_path))
+    run.pauses += [0.2]  # else no engine has loaded weights
+    assert tracked.log(step(run, clock, 1.0, 1)) == []
+    answers = [result(id="q", length=144) | {"versions": [1, 1], "prompt_tokens_computed": 3}]
+    tracked.validated(validation_row(1, 1, "questions", answers, 1.0), [])
+    exported = {f"ray_{gauge.info['name']}" for gauge in tracked._gauges.values()}
+    shown = set(re.findall(r"\bray_\w+", (CONFIGS / "clusters" / "grafana.json").read_text()))
+    assert len(shown) > 40 and shown - exported == set()
