@@ -1,5 +1,6 @@
 """A run's metrics are among those that Ray offers to Prometheus."""
 
+import re
 import urllib.request
 
 from pipeline.run.config import load_training_config
@@ -14,14 +15,13 @@ def test_a_step_and_its_run_are_at_rays_metrics_port(ray_session, random_model, 
     )
     tracker = Tracker.remote(config, str(tmp_path))
     ray_session.get(tracker.log.remote({"step": 1, "reward": 0.75, "positions": [1]}))
-    (node,) = ray_session.nodes()
-    address = f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}"
+    nodes = [node for node in ray_session.nodes() if node["Alive"]]
 
     def offered() -> list[str]:
-        with urllib.request.urlopen(address, timeout=10) as page:
-            return [line for line in page.read().decode().splitlines() if line.startswith("ray_palimpsest_reward{")]
+        places = [f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}" for node in nodes]
+        pages = [urllib.request.urlopen(place, timeout=10).read().decode() for place in places]
+        return re.findall(r'^ray_palimpsest_reward\{.*run="scraped".*\} (.+)$', "\n".join(pages), re.MULTILINE)
 
     until(offered, 60)
-    (line,) = offered()
-    assert 'run="scraped"' in line and line.endswith(" 0.75")
+    assert offered() == ["0.75"]
     ray_session.kill(tracker)
