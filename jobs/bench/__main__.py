@@ -57,7 +57,8 @@ def measure(claim: str, arguments: list[str]) -> int:
     except ConfigError as error:
         print(f"configuration error:\n{error}", file=sys.stderr)
         return 2
-    result = Result(shlex.join(["python", "-m", "jobs.bench", claim, *arguments]), machine(), tables)
+    there = "" if getattr(module, "SIMULATED", False) else machine()
+    result = Result(shlex.join(["python", "-m", "jobs.bench", claim, *arguments]), there, tables)
     print(tables, flush=True)
     print(f"· kept in {keep(claim, result)}; `python -m jobs.bench write` puts it on {PAGE.name}", file=sys.stderr)
     return 0

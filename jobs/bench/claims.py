@@ -10,7 +10,7 @@ from typing import Any
 from pipeline.files import write_text
 
 # In the order of docs/performance.md. Each is a module of this package.
-CLAIMS = ("sharing", "pipeline", "peers", "asynchrony", "coordinator", "deltas", "loss", "length")
+CLAIMS = ("sharing", "pipeline", "peers", "asynchrony", "coordinator", "deltas", "broadcast", "loss", "length")
 
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "runs" / "bench"
@@ -21,13 +21,13 @@ class Result:
     """What a command measured."""
 
     command: str
-    machine: str
+    machine: str  # empty: the tables are computed, not measured
     tables: str  # Markdown
 
 
 def load(claim: str) -> Any:
     """A claim's module: `Settings`, a dataclass of its keys; `run(settings) -> str`, which returns tables in Markdown;
-    and `measure`, if it uses `in_own_process` (jobs/bench/measuring.py)."""
+    `measure`, if it uses `in_own_process` (jobs/bench/measuring.py); and `SIMULATED`, if it measures nothing."""
     return importlib.import_module(f"jobs.bench.{claim}")
 
 

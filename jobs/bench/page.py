@@ -66,7 +66,8 @@ def section(claim: str, results: list[Result], before: str = "") -> str:
     """
     blocks = commands(before)
     for result in results:
-        blocks[result.command] = "\n\n".join([*paragraphs(result.tables), f"Measured on {result.machine}."])
+        how = f"Measured on {result.machine}." if result.machine else "Simulated, not measured."
+        blocks[result.command] = "\n\n".join([*paragraphs(result.tables), how])
     blocks = dict(sorted(blocks.items())) or {f"python -m jobs.bench {claim}": NOT_MEASURED}
     shown = [f"    {command}\n\n{block}" for command, block in blocks.items()]
     return "\n\n".join([f"## {title(claim)}", *paragraphs(text_of(claim)), *shown]) + "\n"

@@ -10,7 +10,7 @@ encoded again.
 import functools
 import re
 import reprlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 import yaml
@@ -146,6 +146,10 @@ class Prompts:
             raise ConfigError(f"{self._template.file}: the key empty_memory is missing")
         return list(self._empty_memory)  # the agent's own, which it may change
 
+    def layout(self, name: str) -> list[int | str]:
+        """A prompt's slots by name, and the number of tokens of each text between them."""
+        return [part if isinstance(part, str) else len(part) for part in self._parts[name]]
+
     def fill(self, name: str, **slots: list[int]) -> list[int]:
         """Return a prompt as tokens, with its slots filled.
 
@@ -157,6 +161,25 @@ class Prompts:
         if slots.keys() != self._slots[name]:
             raise TypeError(f"the prompt {name} has the slots {sorted(self._slots[name])}, not {sorted(slots)}")
         return [token for part in self._parts[name] for token in (slots[part] if isinstance(part, str) else part)]
+
+
+def estimated_layout(
+    template: PromptTemplate, name: str, slots: Iterable[str], characters_of_a_token: float
+) -> list[int | str]:
+    """`Prompts.layout` without a tokenizer, from the number of characters. What a chat template adds is left out.
+
+    Raises:
+        ConfigError: the template lacks the prompt.
+    """
+    if name not in template.prompts:
+        raise ConfigError(f"{template.file}: the prompt {name} is missing")
+    text, end = template.prompts[name], 0
+    parts: list[int | str] = []
+    for found in _names_in_braces(text):
+        if found["name"] in slots:
+            parts += [round((found.start() - end) / characters_of_a_token), found["name"]]
+            end = found.end()
+    return [*parts, round((len(text) - end) / characters_of_a_token)]
 
 
 def _split(tokenizer, template: PromptTemplate, name: str, slots: frozenset[str]) -> list[list[int] | str]:

@@ -1,0 +1,111 @@
+"""How fast devices compute for a plan: what was measured, where, and what is only assumed.
+
+GPUs: **assumed**. No run of this project has been on a GPU. A rate is the data sheet's peak times a utilization below.
+One thing was measured: the learner's pass with Qwen2.5-7B's sizes, four layers deep, on one H200 without ZeRO-3 and
+optimizer (docs/performance.md, "Sharing on a GPU"). It reached 0.39 (trees) to 0.48 (packed rows) of the peak,
+recomputation counted; `LEARNING` is the lower end.
+
+CPUs: **measured**, in runs on two cores (`MEASURED`). A run's rows do not tell prefill from decoding, so prefill is
+assumed to compute as fast as the learners; what remains of the engines' time is decoding.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from pipeline.learning.device_memory import Architecture
+from pipeline.learning.flops import Computed, forward_flops
+from pipeline.run.devices import Device
+
+GIB = 2**30
+LEARNING = 0.4  # of the peak, recomputation counted as work
+PREFILL = 0.5  # of the peak, assumed
+DECODE_BANDWIDTH = 0.7  # of the memory's bandwidth, assumed
+NETWORK = 0.8  # of the bandwidth of links and networks in collectives, assumed
+STEP_S = 0.003  # of an engine's host for each decoding step: scheduling, sampling; assumed
+HOST_LINK = 25e9  # bytes/s between a GPU and host memory, assumed (PCIe 4 or 5, pinned memory)
+CONTEXT = 3 * GIB  # of a GPU for CUDA's and NCCL's own use, in every process; assumed
+PROCESS = 4 * GIB  # of host memory for an engine's or a learner rank's process beside weights and states; assumed
+SCORER = GIB  # of host memory for a scorer's process; assumed
+
+
+@dataclass(frozen=True)
+class Rates:
+    """How fast one device works; of a CPU, one core.
+
+    prefill    FLOP/s of an engine on prompts
+    decode     FLOP/s of an engine on responses
+    learning   FLOP/s of a learner, recomputation counted
+    bandwidth  bytes/s of memory in decoding; 0: `decode` says it all
+    step_s     seconds of an engine's host for each decoding step
+    link       bytes/s between devices of a node; 0: `learning` contains the exchange
+    host_link  bytes/s of weights on their way from a learner rank, and into an engine
+    block      tokens of a block of the prefix cache
+    source     where the numbers come from, for the user
+    """
+
+    prefill: float
+    decode: float
+    learning: float
+    bandwidth: float
+    step_s: float
+    link: float
+    host_link: float
+    block: int
+    source: str
+
+
+def gpu_rates(device: Device) -> Rates:
+    """The assumed rates of a GPU."""
+    return Rates(
+        prefill=PREFILL * device.peak,
+        decode=PREFILL * device.peak,
+        learning=LEARNING * device.peak,
+        bandwidth=DECODE_BANDWIDTH * device.bandwidth,
+        step_s=STEP_S,
+        link=NETWORK * device.link,
+        host_link=HOST_LINK,
+        block=16,
+        source=f"ASSUMED, not measured: {LEARNING:.0%} of the data sheet's peak in learning, {PREFILL:.0%} in prefill, "
+        f"{DECODE_BANDWIDTH:.0%} of its memory bandwidth in decoding",
+    )
+
+
+def core_rates(rows: Sequence[dict], a: Architecture, weight_bytes: int, cores: int, source: str) -> Rates:
+    """The rates of a core from the rows of a measured run on a CPU, with one engine of one thread.
+
+    Engine and ranks share the cores: while the ranks train, every thread has `cores / (1 + ranks)` of one, at most one.
+
+    Args:
+        rows: consecutive rows of metrics.jsonl, without validation in them.
+        a: the model's architecture.
+        weight_bytes: bytes of its weights.
+        cores: cores of the machine.
+        source: the run and the machine, in words.
+    """
+    engine_s = learner_s = prefill = generated = learned = paused = published = 0.0
+    for row in rows:
+        share = min(1.0, cores / (1 + row["learner_ranks"]))
+        busy = (1 - row["generators_waited"]) * row["seconds"]
+        engine_s += busy - (1 - share) * min(busy, row["train_seconds"])
+        learner_s += share * row["learner_ranks"] * row["train_seconds"]
+        generated += 1e12 * row["generator_tflops"] * busy
+        learned += 1e12 * row["learner_tflops"] * row["learner_ranks"] * row["train_seconds"]
+        prefill += forward_flops(a, Computed(row["prompt_tokens_computed"]))
+        paused += row["update_pause_max"] or 0.0
+        published += row["publish_seconds"]
+    learning = learned / learner_s
+    return Rates(
+        prefill=learning,
+        decode=(generated - prefill) / (engine_s - prefill / learning),
+        learning=learning,
+        bandwidth=0.0,
+        step_s=0.0,
+        link=0.0,
+        host_link=len(rows) * weight_bytes / max(paused, published),
+        block=32,
+        source=source,
+    )
+
+
+# By the number of the model's parameters and its dtype.
+MEASURED: dict[tuple[int, str], Rates] = {}
