@@ -18,11 +18,13 @@ from pipeline.config import preset_names
 from pipeline.data.recipes import RECIPES
 from pipeline.evaluation.config import EvaluationConfig
 from pipeline.fine_tuning.config import FineTuningConfig
+from pipeline.run.cluster_config import PlanConfig
 from pipeline.run.config import TrainingConfig
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "configuration.md"
 JOBS: dict[str, type] = {
     "train": TrainingConfig,
+    "plan": PlanConfig,
     "evaluate": EvaluationConfig,
     "fine_tune": FineTuningConfig,
     **{f"prepare {kind}": schema for kind, schema in RECIPES.items()},
@@ -72,7 +74,7 @@ def _title(group: tuple[str, type], groups: Groups) -> str:
     """The heading of a group, which no other has."""
     name, jobs = group[0], groups[group][0]
     if not name:
-        return "jobs.prepare" if len(jobs) > 1 else f"jobs.{jobs[0]}"
+        return f"jobs.{jobs[0].partition(' ')[0] if len(jobs) > 1 else jobs[0]}"
     is_alone = sum(other == name for other, _ in groups) == 1
     return name if is_alone else f"{name} of {' and '.join(jobs)}"
 

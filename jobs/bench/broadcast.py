@@ -2,7 +2,7 @@
 
 Each learner rank holds its share of the version, in buckets of `learner.bucket_mib`; a larger tensor has a bucket of
 its own. A node that has a bucket can pass it on. pipeline/weights/broadcast.py says how Ray's object store spreads
-objects and what the simulation leaves out: its times are lower bounds.
+objects and what the simulation leaves out; its times are optimistic on fast networks.
 
 "As it is": all nodes fetch the buckets in the model's order, four at a time. So they ask for the same ones at the same
 time, mostly of the learners' nodes, and pass little on. "Each from another bucket on" is not implemented. It shows what

@@ -145,7 +145,7 @@ def cluster_plan(
 
 
 def version_broadcast(config: PlanConfig, a: Architecture) -> float:
-    """Seconds in which a version reaches the last node with generators, at least; 0 if all is on one node.
+    """Seconds in which a version reaches the last node with generators; 0 if all is on one node.
 
     Nodes with generators count as others than those with learner ranks.
     """
@@ -336,7 +336,7 @@ def faults_of(config: PlanConfig, w: Workload, where: Nodes, memory: Memory, gen
         faults.append(
             f"a learner rank needs {(memory.learner + CONTEXT) / GIB:.1f} GiB"
             + (f" beside the {shared / GIB:.1f} GiB of an engine" if shared else "")
-            + f" and a {c.device} has {device.memory / GIB:.1f} GiB: raise learner.ranks, lower "
+            + f" and cluster.device={c.device} has {device.memory / GIB:.1f} GiB: raise learner.ranks, lower "
             "learner.micro_batch_tokens, or set learner.offload=true"
         )
     if c.nodes and where.count > c.nodes:

