@@ -9,12 +9,13 @@ checkpoints, the optimizer's own time, uneven ranks and time lost to faults.
 from dataclasses import dataclass, replace
 from math import ceil
 
-from pipeline.learning.device_memory import Architecture
+from pipeline.learning.device_memory import BYTES, Architecture, layers_to_checkpoint
 from pipeline.learning.flops import FORWARD, FORWARD_AND_BACKWARD, Computed, forward_flops
+from pipeline.rollout.kv_cache import MOST_SEQUENCES, cache_bytes, token_bytes
 from pipeline.run.calibration import CONTEXT, NETWORK, PROCESS, SCORER, Rates
 from pipeline.run.cluster_config import CPU, PlanConfig
 from pipeline.run.devices import DEVICES
-from pipeline.run.plan import GIB, learner_memory, weight_bytes
+from pipeline.run.plan import GIB, learner_memory
 from pipeline.run.workload import Workload
 from pipeline.weights.broadcast import broadcast_seconds, first_copies
 
@@ -122,7 +123,7 @@ def cluster_plan(
     """
     t = config.train
     where = place(config)
-    size = weight_bytes(config) * a.parameters
+    size = BYTES[config.model.dtype] * a.parameters
     groups = t.groups_per_step / (config.cluster.informative_share if t.dynamic_sampling else 1.0)
     generation = generate(config, a, workload, rates, groups)
     learning = learn(config, a, workload, rates, where)
@@ -153,7 +154,7 @@ def version_broadcast(config: PlanConfig, a: Architecture) -> float:
     if where.count == 1:
         return 0.0
     bucket, ranks = config.learner.bucket_mib * 2**20, config.learner.ranks
-    copies = first_copies(a, weight_bytes(config), bucket, ranks, where.learning)
+    copies = first_copies(a, BYTES[config.model.dtype], bucket, ranks, where.learning)
     return broadcast_seconds(copies, where.generating, config.cluster.network_gb_s * 1e9)
 
 
@@ -168,10 +169,10 @@ def generate(config: PlanConfig, a: Architecture, w: Workload, rates: Rates, gro
     prompts, written = w.prompts(rates.block), w.written()
     prefill_s = forward_flops(a, prompts) / (devices * rates.prefill)
 
-    kv = kv_bytes(config, a)
+    kv = token_bytes(config, a)
     room = kv_room(config, a) / (kv * w.longest)
     flying = (t.max_staleness + 1) * t.groups_per_step * t.group_size / engines
-    limits = {"generator.max_sequences": g.max_sequences, KV: room, "the episodes in flight": flying}
+    limits = {"generator.max_sequences": g.max_sequences or MOST_SEQUENCES, KV: room, "the episodes in flight": flying}
     limit = min(limits, key=lambda name: limits[name])
     batch = max(1.0, limits[limit])
     computing = batch * forward_flops(a, written) / max(1, written.tokens) / (devices * rates.decode)
@@ -192,7 +193,7 @@ def generate(config: PlanConfig, a: Architecture, w: Workload, rates: Rates, gro
 def learn(config: PlanConfig, a: Architecture, w: Workload, rates: Rates, where: Nodes) -> Learning:
     """Estimate the learner ranks' part of a step.
 
-    Passes over a forward pass: 3, with activation checkpointing 4; one more for the reference model, and one for the
+    Passes over a forward pass: 3, with all layers checkpointed 4; one more for the reference model, and one for the
     proximal policy in all updates but the first. For each micro-batch ZeRO-3 gathers the weights in the forward and in
     the backward pass and reduces float32 gradients (arXiv 1910.02054), beside the computation.
     """
@@ -201,10 +202,10 @@ def learn(config: PlanConfig, a: Architecture, w: Workload, rates: Rates, where:
     groups = informative * t.groups_per_step / t.updates_per_step
     group = w.prompts() + w.written()
     others = (1 if config.objective.kl_coefficient else 0) + (t.updates_per_step - 1) / t.updates_per_step
-    passes = FORWARD_AND_BACKWARD + (FORWARD if le.activation_checkpointing else 0) + others * FORWARD
+    passes = FORWARD_AND_BACKWARD + FORWARD * checkpointed_layers(config, a) / a.layers + others * FORWARD
     computing = passes * groups * forward_flops(a, group) / (le.ranks * rates.learning)
     micro_batches = ceil(groups * group.tokens / (le.ranks * le.micro_batch_tokens))
-    exchanged = (2 * weight_bytes(config) + 4 + others * weight_bytes(config)) * a.parameters
+    exchanged = (2 * BYTES[config.model.dtype] + 4 + others * BYTES[config.model.dtype]) * a.parameters
     exchanging = micro_batches * exchange_seconds(config, exchanged, rates, where)
     seconds = t.updates_per_step * max(computing, exchanging)
     return Learning(
@@ -244,25 +245,27 @@ def step_seconds(config: PlanConfig, generating: float, learning: float, broadca
     return min(generating, learning) / both + abs(generating - learning) / alone
 
 
-def kv_bytes(config: PlanConfig, a: Architecture) -> int:
-    """Bytes of a token in the KV cache: a key and a value in every layer."""
-    return 2 * a.key_value * a.layers * weight_bytes(config)
-
-
 def matrix_bytes(config: PlanConfig, a: Architecture) -> int:
     """Bytes of the matrices that a decoding step reads: all layers and the head."""
-    return forward_flops(a, Computed(tokens=1, predicted=1)) // 2 * weight_bytes(config)
+    return forward_flops(a, Computed(tokens=1, predicted=1)) // 2 * BYTES[config.model.dtype]
 
 
-def kv_room(config: PlanConfig, a: Architecture) -> float:
-    """Bytes for the KV cache of an engine, on all of its devices; below 0 if its weights do not fit."""
-    g, c = config.generator, config.cluster
-    if c.device == CPU:
-        return g.kv_cache_gib * GIB
-    if g.gpu_kv_cache_gib:
-        return g.tensor_parallel * g.gpu_kv_cache_gib * GIB
-    device = g.gpu_memory_share * DEVICES[c.device].memory - CONTEXT
-    return g.tensor_parallel * device - weight_bytes(config) * a.parameters
+def kv_room(config: PlanConfig, a: Architecture) -> int:
+    """Bytes for the KV cache of an engine, on all of its devices."""
+    room = cache_bytes(config, a, device_memory(config))
+    assert room is not None  # the memory is known
+    return room
+
+
+def device_memory(config: PlanConfig) -> int | None:
+    """Bytes of a GPU; None on CPUs."""
+    return None if config.cluster.device == CPU else int(DEVICES[config.cluster.device].memory)
+
+
+def checkpointed_layers(config: PlanConfig, a: Architecture) -> int:
+    """How many layers a learner rank checkpoints."""
+    le = config.learner
+    return layers_to_checkpoint(le, config.model.dtype, a, le.ranks, a.layers, device_memory(config))
 
 
 def place(config: PlanConfig) -> Nodes:
@@ -295,12 +298,12 @@ def needed_memory(config: PlanConfig, a: Architecture, where: Nodes) -> Memory:
     A node with generators holds a version in the object store and up to two that are staged in shared memory. On a node
     with both roles, both are counted, though that node may not have the most of each.
     """
-    device, host = learner_memory(config, a)
-    g, size = config.generator, weight_bytes(config) * a.parameters
+    device, host = learner_memory(config, a, checkpointed_layers(config, a))
+    g, size = config.generator, BYTES[config.model.dtype] * a.parameters
     on_cpu = config.cluster.device == CPU
     learner, learner_host = sum(device.values()), sum(host.values())
     staged = 3 * size if where.generators else 0
-    engines = where.generators * (PROCESS + (size + round(kv_room(config, a)) if on_cpu else 0))
+    engines = where.generators * (PROCESS + (size + kv_room(config, a) if on_cpu else 0))
     ranks = where.ranks * (PROCESS + learner_host + (learner if on_cpu else 0))
     apart = where.generating + where.learning <= where.count
     busiest = max(staged + engines, ranks) if apart else staged + engines + ranks

@@ -64,7 +64,7 @@ class _Transfer:
 
 
 def broadcast_seconds(
-    copies: list[Copy], receivers: int, bandwidth: float, rotated: bool = False, seed: int = 0
+    copies: list[Copy], receivers: int, bandwidth: float, in_order: bool = False, seed: int = 0
 ) -> float:
     """Seconds until the last of the receiving nodes has all buckets.
 
@@ -72,7 +72,7 @@ def broadcast_seconds(
         copies: the buckets in the order in which they are fetched, `AT_ONCE` at a time.
         receivers: nodes that fetch; none of them has a first copy.
         bandwidth: of a node's network in bytes/s, in each direction.
-        rotated: what if each receiver began at another place of the order; `BucketReceiver` does not.
+        in_order: what if all receivers fetched the buckets in the same order; `BucketReceiver` begins at a random one.
         seed: of the random choices.
     """
     from pipeline.weights.bucket_transport import AT_ONCE  # here, since it imports Ray and torch
@@ -82,11 +82,11 @@ def broadcast_seconds(
     holders = [[copy.node] for copy in copies]
     queues: dict[int, deque[_Transfer]] = {node: deque() for node in range(senders + receivers)}
     asked = Counter[int]()  # buckets that a receiver has asked for
+    first = {target: 0 if in_order else choose.randrange(len(copies)) for target in list(queues)[senders:]}
 
     def ask(target: int) -> None:
         if asked[target] < len(copies):
-            first = (target - senders) * len(copies) // receivers if rotated else 0
-            bucket = (first + asked[target]) % len(copies)
+            bucket = (first[target] + asked[target]) % len(copies)
             asked[target] += 1
             source = choose.choice(holders[bucket])
             queues[source].append(_Transfer(bucket, source, target, float(copies[bucket].size)))

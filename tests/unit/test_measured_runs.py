@@ -1,5 +1,5 @@
-"""The plan's arithmetic against measured runs on CPUs (tests/support/measured_runs.json): the rates come from some steps,
-and the predicted time is that of others."""
+"""The plan's arithmetic against measured runs on CPUs (tests/support/measured_runs.json): the rates come from some
+steps, and the predicted time is that of others."""
 
 import json
 from dataclasses import asdict
@@ -8,11 +8,10 @@ from statistics import mean
 
 import pytest
 
-from pipeline.learning.device_memory import Architecture
+from pipeline.learning.device_memory import BYTES, Architecture
 from pipeline.run.calibration import MEASURED, core_rates
 from pipeline.run.cluster_config import load_plan_config
 from pipeline.run.cluster_plan import cluster_plan
-from pipeline.run.plan import weight_bytes
 from pipeline.run.workload import Workload
 
 RUNS = json.loads((Path(__file__).parents[1] / "support" / "measured_runs.json").read_text(encoding="utf-8"))
@@ -21,7 +20,7 @@ CALIBRATING = 5  # steps of a run whose rates are taken
 
 def rates_of(run: dict, rows: list[dict]):
     sizes, config = Architecture(**run["architecture"]), plan_config(run, rows)
-    return core_rates(rows, sizes, weight_bytes(config) * sizes.parameters, run["cores"], "measured")
+    return core_rates(rows, sizes, BYTES[config.model.dtype] * sizes.parameters, run["cores"], "measured")
 
 
 def plan_config(run: dict, rows: list[dict]):
