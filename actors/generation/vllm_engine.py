@@ -104,7 +104,7 @@ class VllmEngine:
         )
         async for output in self._llm.generate(request, parameters, uuid.uuid4().hex, priority=priority):
             result, cached_tokens = output.outputs[0], cast(int, output.num_cached_tokens)
-            preemptions = output.metrics.num_preemptions  # vLLM has metrics because there is a logger of statistics
+            preemptions = cast(Any, output.metrics).num_preemptions  # never None, thanks to `NoStatistics`
         tokens = list(result.token_ids)
         entries = cast(list[dict[int, Logprob]], result.logprobs)  # never None, since they were requested
         logprobs = [entry[token].logprob for token, entry in zip(tokens, entries, strict=True)]
