@@ -8,6 +8,8 @@
 #   default's starting model (docs/tiny-model.md).
 # make figures: the figures of docs/tiny-model.md; hours on two cores, resumes where it stopped.
 # make bench ARGS="<claim> key=value …": measure a claim of docs/performance.md; ARGS=all: every claim, and the page.
+# make gpu-check: check a machine with GPUs before a run (docs/cluster.md). PARTS=learner,attention: some of the parts.
+#   PYTHON=…: with the packages of that interpreter, without .venv.
 # make chaos: break real runs in every way and check that nothing was lost; writes its tables to docs/reliability.md.
 # make smollm2: the model of preset=smollm2.
 # make learn: SmolLM2-135M learns to read with a memory (docs/learn.md).
@@ -17,7 +19,8 @@
 
 export RAY_AUTH_MODE = token
 
-.PHONY: train test test-unit lint tools docs prepare evaluate figures fine_tune bench chaos setup smollm2 learn peers
+.PHONY: train test test-unit lint tools docs prepare evaluate figures fine_tune bench gpu-check chaos setup smollm2 learn \
+        peers
 .DEFAULT_GOAL := train
 
 train: setup
@@ -50,6 +53,9 @@ docs: setup
 
 prepare evaluate figures fine_tune bench: setup
 	@.venv/bin/python -m jobs.$@ $(ARGS)
+
+gpu-check: $(if $(PYTHON),,setup)
+	@$(or $(PYTHON),.venv/bin/python) -m jobs.gpu_check $(if $(PARTS),"parts=[$(PARTS)]") $(ARGS)
 
 chaos: setup
 	@.venv/bin/python -m tests.chaos --write $(ARGS)

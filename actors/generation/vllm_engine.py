@@ -151,6 +151,11 @@ class VllmEngine:
         """Whether the engine process has died."""
         return self._llm.errored
 
+    @property
+    def cuda_graphs(self) -> str:
+        """vLLM's mode of CUDA graphs; NONE without them."""
+        return self._llm.vllm_config.compilation_config.cudagraph_mode.name
+
     def shutdown(self) -> None:
         self._llm.shutdown()
 
