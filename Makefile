@@ -19,8 +19,8 @@
 
 export RAY_AUTH_MODE = token
 
-.PHONY: train test test-unit lint tools docs prepare evaluate figures fine_tune bench gpu-check chaos setup smollm2 learn \
-        peers
+.PHONY: train test test-unit lint tools docs prepare evaluate figures fine_tune bench gpu-check chaos setup smollm2 \
+	learn peers
 .DEFAULT_GOAL := train
 
 train: setup

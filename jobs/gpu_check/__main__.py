@@ -20,7 +20,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
 from dataclasses import asdict
 from pathlib import Path
 from typing import IO, NoReturn, cast
@@ -83,17 +83,17 @@ def run_all(settings: Settings) -> int:
     begin, results = time.monotonic(), list[Result]()
     for part in settings.parts:
         print(f"· {part}; its log is {log_of(part, output)}", flush=True)
-        for result in results_of(part, settings, output):
-            results.append(result)
-            print(f"  {result.state}: {result.check}, {result.seconds:.1f} s: {result.measured}", flush=True)
+        with contextlib.closing(results_of(part, settings, output)) as found_in_part:
+            for result in found_in_part:
+                results.append(result)
+                print(f"  {result.state}: {result.check}, {result.seconds:.1f} s: {result.measured}", flush=True)
     found = counts(results)
     seconds, where = round(time.monotonic() - begin, 1), machine()
     content = {"machine": where, "settings": asdict(settings), "seconds": seconds, "results": list(map(vars, results))}
     write_text(output, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
     print(f"\n{table_of(results)}\n\nMeasured on {where}.")
-    print(
-        f"· {', '.join(f'{n} {state}' for state, n in found.items())} in {seconds:.0f} s; also in {output}", flush=True
-    )
+    summary = ", ".join(f"{number} {state}" for state, number in found.items())
+    print(f"· {summary} in {seconds:.0f} s; also in {output}", flush=True)
     return 1 if found[FAILED] else 0
 
 
@@ -101,9 +101,11 @@ def log_of(part: str, output: Path) -> Path:
     return output.with_name(f"{part}.log")
 
 
-def results_of(part: str, settings: Settings, output: Path) -> Iterator[Result]:
-    """Run a part in a process of its own; yield its results. If the process fails or takes too long, so says a last
-    one."""
+def results_of(part: str, settings: Settings, output: Path) -> Generator[Result, None, None]:
+    """Run a part in a process of its own and yield its results.
+
+    If the process fails or takes too long, the last one says so. The process ends if the generator is closed.
+    """
     begin, running, failed = time.monotonic(), "", False
     with (
         log_of(part, output).open("w", encoding="utf-8") as log,
@@ -118,16 +120,21 @@ def results_of(part: str, settings: Settings, output: Path) -> Iterator[Result]:
             start_new_session=True,  # it can be ended with all that it has started
         )
         late = threading.Event()
-        timer = threading.Timer(settings.limit_s, lambda: (late.set(), end(process)))
+
+        def end_late() -> None:
+            late.set()
+            end(process)
+
+        timer = threading.Timer(settings.limit_s, end_late)
         timer.start()
         try:
             for line in cast(IO[str], process.stdout):
                 sent = received(line)
                 if isinstance(sent, Result):
-                    running, failed = "", failed or sent.state == FAILED
+                    running, failed = "", sent.state == FAILED
                     yield sent
                 else:
-                    running = sent
+                    running, failed = sent, False
                     print(f"  {running} …", flush=True)
             status = process.wait()
         finally:
@@ -135,7 +142,7 @@ def results_of(part: str, settings: Settings, output: Path) -> Iterator[Result]:
             end(process)
     if late.is_set():
         reason = f"the part took longer than limit_s={settings.limit_s:g}"
-    elif status and not failed:
+    elif status and not failed:  # an error that a check has raised is known
         reason = f"the part's process ended with status {status}: see {log_of(part, output)}"
     else:
         return
@@ -158,14 +165,22 @@ def end(process: subprocess.Popen) -> None:
     """End a process that leads a session, and what it has started there."""
     for number in (signal.SIGTERM, signal.SIGKILL):
         deadline = time.monotonic() + END_S
-        with contextlib.suppress(ProcessLookupError):  # all have ended
-            os.killpg(process.pid, number)
-            while time.monotonic() < deadline:
-                process.poll()  # one that has ended is there until somebody asks
-                os.killpg(process.pid, 0)
-                time.sleep(0.1)
-            continue
-        return
+        there = reached(process, number)
+        while there and time.monotonic() < deadline:
+            time.sleep(0.1)
+            there = reached(process, 0)
+        if not there:
+            return
+
+
+def reached(process: subprocess.Popen, number: int) -> bool:
+    """Send a signal to the session that a process leads; whether anything is left of it."""
+    process.poll()  # a process that has ended is left until somebody asks
+    try:
+        os.killpg(process.pid, number)
+    except ProcessLookupError:
+        return False
+    return True
 
 
 def run_part(part: str, folder: str, settings: str) -> int:

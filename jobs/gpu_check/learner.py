@@ -201,7 +201,7 @@ def plain_step(settings: Settings, folder: Path) -> tuple[Step, dict[str, Any]]:
 
     config, (groups, advantages, update) = configuration(settings, folder), batch_of(settings)
     dtype, learner = getattr(torch, settings.dtype), config.learner
-    model = AutoModelForCausalLM.from_pretrained(config.model.path, dtype=dtype)
+    model: Any = AutoModelForCausalLM.from_pretrained(config.model.path, dtype=dtype)
     buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
     policy = Policy(model.to(settings.device), config.train.temperature)
     policy.checkpoint_activations()

@@ -22,7 +22,7 @@ SMALL = {
     "num_key_value_heads": 1,
     "vocab_size": 1000,
 }
-SHARPER = 3.0  # factor of the weights of queries and keys, so that attention depends on where a token stands
+SHARPER = 2.0  # factor of the weights of queries and keys, so that attention depends on where a token stands
 SHARED = 3 / 4  # of a conversation, with the others of its group
 RESPONSE = 1 / 16  # of a conversation
 CONVERSATIONS = 4  # of a group
@@ -40,7 +40,7 @@ def write_model(folder: Path, settings: Settings, seed: int) -> Path:
 
     sizes = model_settings(settings)
     torch.manual_seed(seed)
-    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**sizes))
+    model: Any = AutoModelForCausalLM.from_config(AutoConfig.for_model(**sizes))
     with torch.no_grad():
         for layer in model.model.layers:
             layer.self_attn.q_proj.weight.mul_(SHARPER)

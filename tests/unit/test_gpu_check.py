@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import signal
 import sys
 import time
 from dataclasses import replace
@@ -156,18 +157,18 @@ def result(part: str, name: str, state: str = PASSED) -> str:
 
 def test_a_part_that_crashes_leaves_the_others(scripts, capsys):
     status, results = scripts(
-        learner=result("learner", "step") + "send(begins='MFU'); os.kill(os.getpid(), 11)",
+        learner=result("learner", "step", FAILED) + "send(begins='MFU'); os.kill(os.getpid(), 11)",
         attention=result("attention", "trees"),
     )
     assert status == 1
     assert [(r["part"], r["check"], r["state"]) for r in results] == [
-        ("learner", "step", PASSED),
+        ("learner", "step", FAILED),
         ("learner", "MFU", FAILED),
         ("attention", "trees", PASSED),
     ]
     assert "status -11" in results[1]["measured"] and "learner.log" in results[1]["measured"]
     printed = capsys.readouterr().out
-    assert "| learner | MFU | failed |" in printed and "2 passed, 1 failed, 0 skipped" in printed
+    assert "| learner | MFU | failed |" in printed and "1 passed, 2 failed, 0 skipped" in printed
 
 
 def test_a_failure_that_was_reported_is_not_reported_twice(scripts):
@@ -191,6 +192,19 @@ def test_a_part_that_takes_too_long_is_ended_with_what_it_has_started(scripts, t
     while psutil.pid_exists(int(started.read_text())) and time.monotonic() < deadline:
         time.sleep(0.1)
     assert not psutil.pid_exists(int(started.read_text()))
+
+
+def test_sigterm_ends_the_command_and_the_part_that_runs(monkeypatch, tmp_path, capsys):
+    part = tmp_path / "part"
+    script = f"open({str(part)!r}, 'w').write(str(os.getpid())); os.kill(os.getppid(), 15); time.sleep(600)"
+    monkeypatch.setattr(command, "command_of", lambda *_: [sys.executable, "-c", WRITER + script])
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        assert command.main(["device=cpu", "parts=[engine]", f"output={tmp_path / 'results.json'}"]) == 130
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert "interrupted" in capsys.readouterr().err
+    assert not psutil.pid_exists(int(part.read_text()))
 
 
 def test_a_part_for_a_cpu_sees_no_gpu():
