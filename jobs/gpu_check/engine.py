@@ -70,10 +70,10 @@ async def one_device(settings: Settings, first: Path, other: Path, report: Repor
         with report.check("samples"):
             before = await samples_of(engine, settings, version=0)
         with report.check("three updates while requests run") as measured:
-            updates = [buckets_of(model, settings) for model in (other, first, other)]
+            of_first, of_other = (buckets_of(model, settings) for model in (first, other))
+            updates = [of_other, of_first, of_other]
             pauses, versions = await updated(engine, settings, updates)
-            longest = max(pauses)
-            measured.note(f"longest pause {1000 * longest:.0f} ms")
+            measured.note(f"longest pause {1000 * max(pauses):.0f} ms")
             check_versions(versions, len(updates), measured)
         with report.check("samples after the updates"):
             after = await samples_of(engine, settings, version=len(updates))

@@ -26,7 +26,7 @@ sys.meta_path.insert(0, Missing())
 def checked(output: Path, *arguments: str, **environment: str) -> tuple[int, dict[tuple[str, str], dict], str]:
     """The exit status, the results by part and check, and what was printed."""
     done = subprocess.run(
-        [sys.executable, "-m", "jobs.gpu_check", "device=cpu", f"output={output}", *arguments],
+        [sys.executable, "-m", "jobs.gpu_check", "device=cpu", "limit_s=1800", f"output={output}", *arguments],
         cwd=ROOT,
         env=os.environ | environment,
         stdout=subprocess.PIPE,
