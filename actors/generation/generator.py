@@ -11,7 +11,7 @@ import os
 import time
 from dataclasses import replace
 from functools import partial
-from typing import NoReturn
+from typing import NoReturn, cast
 
 import ray
 
@@ -92,7 +92,7 @@ class Generator:
 
         await asyncio.to_thread(remove_orphans)  # of a generator that was killed: they take memory until removed
         if self._journal:  # new weights will come
-            await asyncio.to_thread(check_room_for_weights, self.config)
+            await asyncio.to_thread(check_room_for_weights, cast(TrainingConfig, self.config))
         self._tokenizer = load_tokenizer(self.config.model.path, self.config.model.trust_remote_code)
         self.engine = VllmEngine(self.config, end_tokens(self._tokenizer), self.seed)
         await self.engine.start()

@@ -126,7 +126,7 @@ def compared(old: list[WeightBucket], new: list[WeightBucket]) -> Step:
         made += time.perf_counter() - begin
         size += after.data.size
         delta_bytes += len(delta.data) if delta else after.data.size
-        changed += np.count_nonzero(before.data.view(np.uint16) != after.data.view(np.uint16))
+        changed += int(np.count_nonzero(before.data.view(np.uint16) != after.data.view(np.uint16)))
         if delta:
             begin = time.perf_counter()
             result = patched(before.data, delta)

@@ -189,7 +189,8 @@ def run(settings: Settings, folder: Path, report: Report) -> None:
     inputs, upstream = tensors_of(settings, rows)
     wide = torch.float32 if settings.on_gpu else torch.float64
     exact = results(Exact(rows, wide), [x.to(wide) for x in inputs], upstream.to(wide))
-    for name, kernel in {"padded": Padded, **LEARNERS}.items():
+    kernels: dict[str, type[Kernel]] = {"padded": Padded, **LEARNERS}
+    for name, kernel in kernels.items():
         with contextlib.suppress(Exception), report.check(name) as measured:  # the others do not depend on it
             measure(kernel(rows, dtype), inputs, upstream, exact, settings, measured)
     for implementation in CAPABILITIES:

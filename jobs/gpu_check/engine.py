@@ -137,10 +137,12 @@ def loaded(model: Path, settings: Settings) -> Any:
 async def load(engine, version: int, buckets: Sequence[WeightBucket]) -> float:
     """Have an engine load weights as a generator does; return the pause in seconds."""
 
+    from pipeline.weights.bucket_transport import Sent
+
     async def sent(bucket: WeightBucket) -> WeightBucket:
         return bucket  # a generator awaits an object reference
 
-    weights = Weights(version, BUCKETS, ([(place, sent(bucket)) for place, bucket in enumerate(buckets)],))
+    weights = Weights(version, BUCKETS, ([Sent(place, sent(bucket)) for place, bucket in enumerate(buckets)],))
     async with load_transport(BUCKETS).receiver().fetch(weights) as parts:
         return await engine.load_weights(version, BUCKETS, parts)
 

@@ -204,18 +204,19 @@ def plain_step(settings: Settings, folder: Path) -> tuple[Step, dict[str, Any]]:
     model: Any = AutoModelForCausalLM.from_pretrained(config.model.path, dtype=dtype)
     buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
     policy = Policy(model.to(settings.device), config.train.temperature)
-    policy.checkpoint_activations()
+    policy.checkpoint_activations(len(policy.layers))
     parameters = dict(policy.model.named_parameters())
     torch.save({name: parameter.detach().cpu() for name, parameter in parameters.items()}, folder / START)
     masters = {name: parameter.detach().float().clone() for name, parameter in parameters.items()}
-    for master in masters.values():
-        master.grad = torch.zeros_like(master)
+    gradients = {name: torch.zeros_like(master) for name, master in masters.items()}
     total = 0.0
     for items in update.micro_batches:
         micro_batch = build_micro_batch(items, groups, advantages, no_rewards(groups))
         batch = tensors(micro_batch, settings.device)
+        logprobs, entropy = policy(*inputs_of(batch))
         losses = token_losses(
-            *policy(*inputs_of(batch)),
+            logprobs,
+            entropy,
             batch["advantages"],
             batch["rewards"],
             behaviour=batch["behaviour"],
@@ -228,8 +229,10 @@ def plain_step(settings: Settings, folder: Path) -> tuple[Step, dict[str, Any]]:
         total += loss.item()
         for name, parameter in parameters.items():
             assert parameter.grad is not None
-            masters[name].grad += parameter.grad.float()
+            gradients[name] += parameter.grad.float()
             parameter.grad = None
+    for name, master in masters.items():
+        master.grad = gradients[name]
     norm = torch.nn.utils.clip_grad_norm_(masters.values(), learner.max_grad_norm)
     torch.optim.AdamW(masters.values(), lr=learner.learning_rate, weight_decay=learner.weight_decay).step()
     torch.save({name: master.detach().to("cpu", dtype) for name, master in masters.items()}, folder / PLAIN)

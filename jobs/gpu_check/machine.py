@@ -39,8 +39,8 @@ def run(settings: Settings, folder: Path, report: Report) -> None:
     assert architecture is not None  # Qwen2 is a known family
     for name, place, each in (("shared memory", SHARED_MEMORY, BUCKETS), ("disk", folder, FILES)):
         with report.check(name) as measured:
-            free = shutil.disk_usage(place).free / GIB
-            measured.at_least(f"{place}, GiB free", free, round(each * architecture.parameters / GIB, 1))
+            room = shutil.disk_usage(place).free / GIB
+            measured.at_least(f"{place}, GiB free", room, round(each * architecture.parameters / GIB, 1))
     with report.check("compiler") as measured:
         compiler(settings, measured)
 

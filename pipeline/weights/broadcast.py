@@ -114,7 +114,8 @@ def broadcast_seconds(
 
 def _served(queue: deque[_Transfer]) -> list[_Transfer]:
     """The oldest transfers of a node, as many as its window holds, and at least one."""
-    served, size = [], 0.0
+    served: list[_Transfer] = []
+    size = 0.0
     for transfer in queue:
         if served and size + transfer.left > WINDOW:
             break
