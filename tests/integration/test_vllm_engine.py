@@ -15,6 +15,7 @@ from pipeline.learning.forest import Forest
 from pipeline.learning.policy import Policy
 from pipeline.rollout.episodes import Sampling
 from pipeline.weights.bucket_files import BUCKET_FILE, SHARED_MEMORY, BucketError
+from pipeline.weights.bucket_transport import Sent
 from pipeline.weights.buckets import WeightBucket, pack_buckets
 from pipeline.weights.transport import BUCKETS, Weights, WeightsLost
 
@@ -136,7 +137,8 @@ def load(engine, config, version: int, published: list):
 
     generator = Generator.__ray_metadata__.modified_class("generator-0", config, 0)
     generator.engine = engine
-    return generator.load_weights(Weights(version, BUCKETS, (list(enumerate(map(Ref, published))), [])))
+    sent = [Sent(place, Ref(bucket)) for place, bucket in enumerate(published)]
+    return generator.load_weights(Weights(version, BUCKETS, (sent, [])))
 
 
 def test_logprobs_agree_with_the_learners(runner, engine, random_model):

@@ -178,3 +178,11 @@ def test_the_reward_since_a_checkpoint_is_that_of_its_steps_though_rows_are_miss
 def test_a_run_without_a_step_has_a_summary_too():
     summary = RunTotals().summary()
     assert summary["updates"] == 0 and summary["reward_first"] is None and summary["logprob_mismatch_mean"] is None
+
+
+def test_a_row_counts_the_preemptions_of_the_trained_groups():
+    trained = [
+        dataclasses.replace(record, preemptions=n) for record, n in zip(records([1, 0], [0, 0]), (3, 4), strict=True)
+    ]
+    discarded = [dataclasses.replace(record, preemptions=9) for record in records([1, 1])]
+    assert step_row(1, 1, trained, [update(rank(tokens=10), tokens=10)], discarded)["preemptions"] == 7

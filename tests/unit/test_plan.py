@@ -159,12 +159,12 @@ def test_fewer_ranks_checkpoint_more_layers():
     ("arguments", "lines"),
     [
         (
-            ["preset=memagent_7b"],
+            ["preset=memagent_7b", "learner.checkpoint_layers=auto"],
             ["learner.checkpoint_layers=auto: as few of the 28 layers as fit 80% of the device: 28 with 24 GiB,"],
         ),
-        (["preset=one_gpu"], ["80% of its 0.5 of the device"]),
+        (["preset=one_gpu", "learner.checkpoint_layers=auto"], ["80% of its 0.5 of the device"]),
         (["preset=memagent_7b", "learner.checkpoint_layers=9"], ["=9 of 28 layers", "rank with 9 of 28 layers"]),
-        (["preset=memagent_7b", "learner.checkpoint_layers=all"], ["=all of 28 layers", "rank with 28 of 28 layers"]),
+        (["preset=memagent_7b"], ["=all of 28 layers", "rank with 28 of 28 layers"]),
         (["preset=smollm2"], ["learner.checkpoint_layers=auto: 0 on CPUs", "rank with 0 of 28 layers"]),
     ],
 )
