@@ -1,11 +1,14 @@
 """The plan of a run on a cluster, against numbers worked by hand and against measured ones."""
 
 import json
+import re
 from dataclasses import replace
 from math import ceil
 
 import pytest
 
+from jobs import plan
+from pipeline.agents.prompts import estimated_layout, load_template
 from pipeline.config import CONFIGS
 from pipeline.errors import ConfigError
 from pipeline.learning.device_memory import architecture_of
@@ -232,8 +235,8 @@ def test_the_best_division_has_the_shortest_step_of_all():
     assert generators + ranks == 32 and seconds < cluster_plan(c, SEVEN, PAPER, H100).seconds
     for count in range(1, 32):
         other = config(f"generator.count={count}", f"learner.ranks={32 - count}")
-        plan = cluster_plan(other, SEVEN, PAPER, H100)
-        assert plan.faults or plan.seconds >= seconds - 1e-9
+        tried = cluster_plan(other, SEVEN, PAPER, H100)
+        assert tried.faults or tried.seconds >= seconds - 1e-9
     assert best_split(config(preset="one_gpu"), SEVEN, PAPER, H100) is None
 
 
@@ -285,3 +288,42 @@ def test_a_wrong_configuration_is_explained(arguments, said):
 
 def test_the_device_is_a_gpu_where_the_run_has_gpus():
     assert config().cluster.device == "H100" and config(preset="tiny").cluster.device == "CPU"
+
+
+# The command.
+
+
+def test_the_command_prints_the_plan_and_its_price(capsys):
+    assert plan.main(["preset=memagent_7b", "cluster.price=2.5", "cluster.document_tokens=32000"]) == 0
+    printed, errors = capsys.readouterr()
+    assert errors == "" and "rates: ASSUMED, not measured" in printed
+    assert "on 32 GPUs: 4 nodes of 8 H100, 50 GB/s between nodes" in printed
+    assert "document: 32,000 tokens: 7 chunks" in printed and "= 16,384 conversations" in printed
+    (step,) = re.findall(r"^step +([\d,]+) s  learning binds", printed, re.MULTILINE)
+    hours, gpu_hours, price = re.findall(
+        r"^400 steps: ([\d.]+) hours, ([\d,]+) GPU-hours .*, ([\d,]+) at", printed, re.M
+    )[0]
+    assert float(hours) == pytest.approx(400 * float(step.replace(",", "")) / 3600, rel=0.01)
+    assert float(gpu_hours.replace(",", "")) == pytest.approx(32 * float(hours), rel=0.01)
+    assert float(price.replace(",", "")) == pytest.approx(2.5 * 32 * float(hours), rel=0.01)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "said"),
+    [
+        (["preset=memagent_7b", "cluster.nodes=3"], 1, "does not fit: 8 generators and 24 learner ranks need 4 nodes"),
+        (["preset=memagent_7b", "cluster.device=H1000"], 2, "configuration error:\ncluster.device='H1000'"),
+        (["preset=tiny", "model.dtype=bfloat16"], 2, "nothing was measured for 343,040 parameters in bfloat16"),
+    ],
+)
+def test_the_command_says_what_is_wrong(arguments, status, said, capsys):
+    assert plan.main(arguments) == status
+    assert said in capsys.readouterr().err
+
+
+def test_an_estimated_layout_has_the_templates_slots_in_order():
+    template = load_template("memagent_chunk_first")
+    layout = estimated_layout(template, "memory", ("problem", "memory", "chunk"), 4.5)
+    assert [part for part in layout if isinstance(part, str)] == ["problem", "chunk", "memory"]
+    fixed = template.prompts["memory"].format(problem="", memory="", chunk="")
+    assert sum(part for part in layout if isinstance(part, int)) == pytest.approx(len(fixed) / 4.5, abs=2)

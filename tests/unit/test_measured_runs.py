@@ -1,5 +1,5 @@
-"""The plan's arithmetic against measured runs on CPUs (tests/support/measured_runs.json): the rates come from some
-steps, and the predicted time is that of others."""
+"""The plan's arithmetic against measured runs on CPUs (tests/support/measured_runs.json): the rates come from some of
+their steps, and the predicted time is that of others."""
 
 import json
 from dataclasses import asdict
