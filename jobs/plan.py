@@ -99,6 +99,7 @@ def workload_of(config: PlanConfig, document: int) -> Workload:
     return Workload(
         chunks=chunks,
         group_size=config.train.group_size,
+        distinct=c.distinct_memories or config.train.group_size,
         problem=c.problem_tokens or min(TYPICAL_QUESTION, a.problem_tokens),
         chunk=ceil(document / chunks),
         memory=c.memory_tokens or ceil(a.memory_tokens / 2),

@@ -30,6 +30,8 @@ class ClusterSection:
     problem_tokens: int = 0  # mean tokens of a question; 0: at most 64
     memory_tokens: int = 0  # mean tokens of a memory as written; 0: half of agent.memory_tokens
     answer_tokens: int = 0  # mean tokens of an answer as written; 0: half of agent.answer_tokens
+    # mean number of different memories that the episodes of a group write at a turn; 0: all differ
+    distinct_memories: float = 0.0
     # share of the groups whose rewards differ; the others are discarded with train.dynamic_sampling, else not computed
     informative_share: float = 1.0
 
@@ -74,6 +76,11 @@ def plan_rules(c: PlanConfig) -> Rules:
     yield (
         0 < c.cluster.informative_share <= 1,
         f"cluster.informative_share={c.cluster.informative_share:g} must be above 0 and at most 1",
+    )
+    distinct = c.cluster.distinct_memories
+    yield (
+        distinct == 0 or 1 <= distinct <= c.train.group_size,
+        f"cluster.distinct_memories={distinct:g} must be 0, or lie between 1 and train.group_size={c.train.group_size}",
     )
     for name in ("problem", "memory", "answer"):
         tokens, most = getattr(c.cluster, f"{name}_tokens"), getattr(c.agent, f"{name}_tokens")

@@ -200,7 +200,7 @@ def learn(config: PlanConfig, a: Architecture, w: Workload, rates: Rates, where:
     le, t, c = config.learner, config.train, config.cluster
     informative = 1.0 if t.dynamic_sampling else c.informative_share
     groups = informative * t.groups_per_step / t.updates_per_step
-    group = w.prompts() + w.written()
+    group = w.learned()
     others = (1 if config.objective.kl_coefficient else 0) + (t.updates_per_step - 1) / t.updates_per_step
     passes = FORWARD_AND_BACKWARD + FORWARD * checkpointed_layers(config, a) / a.layers + others * FORWARD
     computing = passes * groups * forward_flops(a, group) / (le.ranks * rates.learning)

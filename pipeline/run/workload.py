@@ -16,6 +16,7 @@ class Workload:
 
     chunks       chunks of a document
     group_size   episodes
+    distinct     different memories that the episodes write at a turn, on average; what follows equal ones is shared
     problem      tokens of the question
     chunk        tokens of a chunk
     memory       tokens of a memory as written
@@ -27,6 +28,7 @@ class Workload:
 
     chunks: int
     group_size: int
+    distinct: float
     problem: int
     chunk: int
     memory: int
@@ -81,16 +83,25 @@ class Workload:
                 _pieces(n, head, stem),
                 _pieces(1, stem, shared_first),
                 _pieces(episodes, shared_first, first),
-                _pieces(episodes * (n - 1), stem, later),
+                _pieces(self.distinct * (n - 1), stem, later),
+                _pieces((episodes - self.distinct) * (n - 1), _whole(later, block), later),
                 _pieces(1, 0, answer_stem),
-                _pieces(episodes, answer_stem, answering),
+                _pieces(self.distinct, answer_stem, answering),
+                _pieces(episodes - self.distinct, _whole(answering, block), answering),
             ),
             Computed(),
         )
 
     def written(self) -> Computed:
-        """What a group's responses cost. The last token of a response goes through no model."""
-        n, episodes, reading = self.chunks, self.group_size, self.reading
+        """What an engine computes of a group's responses. The last token of a response goes through no model."""
+        return self._responses(self.group_size)
+
+    def learned(self) -> Computed:
+        """What learners compute of a group: its prompts, and the different ones of its responses."""
+        return self.prompts() + self._responses(self.distinct)
+
+    def _responses(self, episodes: float) -> Computed:
+        n, reading = self.chunks, self.reading
         first, later = self._length(reading, self.empty), self._length(reading, self.memory)
         answering = self._length(self.answering, self.memory)
         passes = sum(
@@ -121,6 +132,6 @@ def _whole(tokens: int, block: int) -> int:
     return tokens - tokens % block
 
 
-def _pieces(count: int, start: int, stop: int) -> Computed:
+def _pieces(count: float, start: int, stop: int) -> Computed:
     """`count` pieces of sequences, each from token `start` to `stop`; the tokens before it are there already."""
-    return Computed(count * (stop - start), count * (attended_pairs(stop) - attended_pairs(start)))
+    return Computed(round(count * (stop - start)), round(count * (attended_pairs(stop) - attended_pairs(start))))

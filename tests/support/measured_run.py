@@ -11,7 +11,7 @@ from pathlib import Path
 from statistics import mean
 
 from jobs.plan import workload_of
-from jobs.train import architecture
+from jobs.train import architecture, document_tokens
 from pipeline.run.cluster_config import load_plan_config
 
 KEYS = (
@@ -19,6 +19,11 @@ KEYS = (
     "generator_tflops prompt_tokens prompt_tokens_computed tokens_trained tokens_computed episodes memory_tokens "
     "kept_fraction groups groups_of_equal_reward"
 ).split()
+
+
+def trained_groups(row: dict) -> int:
+    """Groups of a step that learners computed."""
+    return row["groups"] - row["groups_of_equal_reward"]
 
 
 def entry(folder: Path, name: str, cores: str) -> dict:
@@ -30,19 +35,21 @@ def entry(folder: Path, name: str, cores: str) -> dict:
     assert sizes is not None
     document = config.data.synthetic_chunks * config.agent.chunk_tokens
     if config.data.source == "file":
-        from jobs.train import document_tokens
-
         document = document_tokens(config) or 0
     c, t = config.cluster, config.train
     chunks = workload_of(config, document).chunks
     c.memory_tokens = round(mean(row["memory_tokens"] for row in rows)) + 1  # and the end token
     written = sum(row["tokens_trained"] for row in rows) / sum(row["episodes"] for row in rows)
     c.answer_tokens = max(1, round(written - chunks * c.memory_tokens))
+    workload = workload_of(config, document)
+    computed = sum(row["tokens_computed"] for row in rows) / sum(trained_groups(row) for row in rows)
+    one, two = (dataclasses.replace(workload, distinct=n).learned().tokens for n in (1, 2))
+    distinct = min(t.group_size, max(1.0, 1 + (computed - one) / (two - one)))
     return {
         "name": name,
         "cores": c.cores,
         "architecture": dataclasses.asdict(sizes),
-        "workload": dataclasses.asdict(workload_of(config, document)),
+        "workload": dataclasses.asdict(dataclasses.replace(workload, distinct=round(distinct, 2))),
         "arguments": [
             *(
                 f"generator.{key}={getattr(config.generator, key)}"

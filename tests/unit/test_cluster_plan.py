@@ -34,7 +34,7 @@ from pipeline.run.workload import Workload
 SEVEN = architecture_of(json.loads((CONFIGS / "models" / "Qwen2.5-7B-Instruct" / "config.json").read_text()))
 H100 = gpu_rates(DEVICES["H100"])
 PAPER = Workload(
-    6, 16, 64, 4667, 512, 3, 512, [60, "problem", 10, "memory", 10, "chunk", 20], [50, "problem", 10, "memory", 20]
+    6, 16, 16, 64, 4667, 512, 3, 512, [60, "problem", 10, "memory", 10, "chunk", 20], [50, "problem", 10, "memory", 20]
 )
 SECTION_FIRST = replace(PAPER, reading=[60, "problem", 10, "chunk", 10, "memory", 20])
 
@@ -82,7 +82,7 @@ def test_prefill_takes_two_flops_for_a_parameter_and_token():
     one chunk and no sharing to speak of: 16 × 4,000 tokens at 13 GFLOP are 0.85 PFLOP; attention adds 2%."""
     layers = 7_615_616_512 - 2 * 152_064 * 3584
     assert forward_flops(SEVEN, Computed(tokens=1)) == pytest.approx(2 * layers, rel=1e-4)
-    w = Workload(2, 16, 1, 4000, 1, 1, 1, [0, "memory", 0, "chunk", 0, "problem"], [0, "memory", 0])
+    w = Workload(2, 16, 16, 1, 4000, 1, 1, 1, [0, "memory", 0, "chunk", 0, "problem"], [0, "memory", 0])
     c = config("generator.count=1", "train.max_staleness=0")
     generation = generate(c, SEVEN, w, replace(H100, prefill=1e15, decode=1e15, step_s=0), groups=1)
     first, later, answers = 4002, 16 * 4002, 16
@@ -106,7 +106,7 @@ def test_a_key_value_cache_of_the_7b_model_takes_57_kilobytes_a_token():
 def test_decoding_reads_the_weights_once_and_every_sequences_cache():
     """100 sequences of 6,000 tokens in the cache: 14.1 + 34.4 GB at 2.345 TB/s are 20.7 ms, and 3 of the engine's host.
     So 5,110 responses of two tokens, of which one is decoded, take 51.1 steps."""
-    w = Workload(1, 2555, 0, 5980, 2, 20, 2, ["memory", "chunk"], ["chunk", 6000, "memory"])
+    w = Workload(1, 2555, 2555, 0, 5980, 2, 20, 2, ["memory", "chunk"], ["chunk", 6000, "memory"])
     w = replace(w, answering=[5998, "memory"])
     c = config("generator.count=1", "generator.max_sequences=100")
     generation = generate(c, SEVEN, w, replace(H100, prefill=1e30), groups=1)
@@ -120,7 +120,7 @@ def test_decoding_reads_the_weights_once_and_every_sequences_cache():
 def test_a_group_takes_as_long_as_estimated_on_the_page_of_the_benchmarks():
     """docs/performance.md, "Coordinator", with the section first: prompts 3 s, responses 12 s, a group 15 s of an
     engine with 125 sequences at 2.3 TB/s; in round numbers, with every sequence at its full length."""
-    w = Workload(6, 16, 158, 4667, 512, 3, 512, SECTION_FIRST.reading, PAPER.answering)
+    w = Workload(6, 16, 16, 158, 4667, 512, 3, 512, SECTION_FIRST.reading, PAPER.answering)
     c = config("generator.count=1", "generator.max_sequences=125", "train.max_staleness=0")
     generation = generate(c, SEVEN, w, replace(H100, prefill=500e12, bandwidth=2.3e12, step_s=0), groups=1)
     assert generation.seconds == pytest.approx(15, rel=0.2)
@@ -245,24 +245,23 @@ def test_the_best_division_has_the_shortest_step_of_all():
 
 def test_the_rates_of_a_core_follow_from_a_runs_rows():
     """One engine and two ranks on two cores. The ranks train for 30 of 50 s, when each thread has two thirds of a core:
-    40 core seconds. The engine is busy for 45 s, of which 30 at two thirds: 35 core seconds. With 1.2 TFLOP the ranks
-    reach 30 GFLOP/s. Prefill has the same rate: 0.3 TFLOP are 10 s, so decoding took 25 s for 0.5 TFLOP: 20 GFLOP/s."""
-    tokens = round(0.3e12 / forward_flops(SEVEN, Computed(1)))
+    40 core seconds. The engine is busy for 45 s, of which 30 at two thirds: 35 core seconds. So 1.2 TFLOP of the ranks
+    are 30 GFLOP/s, and 0.7 TFLOP of the engine 20 GFLOP/s."""
     row = {
         "learner_ranks": 2,
         "seconds": 50.0,
         "train_seconds": 30.0,
         "generators_waited": 0.1,
         "learner_tflops": 1.2 / (2 * 30),
-        "generator_tflops": 0.8 / 45,
-        "prompt_tokens_computed": tokens,
+        "generator_tflops": 0.7 / 45,
         "update_pause_max": 2.0,
         "publish_seconds": 1.0,
     }
-    rates = core_rates([row, row], SEVEN, weight_bytes=100, cores=2, source="by hand")
-    assert rates.learning == pytest.approx(30e9) and rates.prefill == rates.learning
-    assert rates.decode == pytest.approx(20e9, rel=0.05)
+    rates = core_rates([row, row], model_bytes=100, cores=2, source="by hand")
+    assert (rates.learning, rates.prefill, rates.decode) == pytest.approx((30e9, 20e9, 20e9))
     assert rates.host_link == 50
+    three = core_rates([row], model_bytes=100, cores=3, source="by hand")  # no thread waits for a core
+    assert (three.learning, three.decode) == pytest.approx((20e9, 0.7e12 / 45))
 
 
 # The configuration.
@@ -275,6 +274,7 @@ def test_the_rates_of_a_core_follow_from_a_runs_rows():
         (["cluster.device=CPU"], "cluster.device=CPU does not go with generator.num_gpus=1"),
         (["cluster.gpus_per_node=0"], "cluster.gpus_per_node=0 must be greater than 0"),
         (["cluster.informative_share=0"], "cluster.informative_share=0 must be above 0"),
+        (["cluster.distinct_memories=17"], "must be 0, or lie between 1 and train.group_size=16"),
         (["cluster.memory_tokens=2000"], "must be at most agent.memory_tokens=1024"),
         (["train.method=direct"], "a plan knows the method memory only"),
         (["cluster.pirce=3"], "did you mean 'cluster.price'"),

@@ -15,12 +15,12 @@ from pipeline.run.cluster_plan import cluster_plan
 from pipeline.run.workload import Workload
 
 RUNS = json.loads((Path(__file__).parents[1] / "support" / "measured_runs.json").read_text(encoding="utf-8"))
-CALIBRATING = 5  # steps of a run whose rates are taken
+CALIBRATING = 2  # steps of a run whose rates are taken
 
 
 def rates_of(run: dict, rows: list[dict]):
     sizes, config = Architecture(**run["architecture"]), plan_config(run, rows)
-    return core_rates(rows, sizes, BYTES[config.model.dtype] * sizes.parameters, run["cores"], "measured")
+    return core_rates(rows, BYTES[config.model.dtype] * sizes.parameters, run["cores"], "measured")
 
 
 def plan_config(run: dict, rows: list[dict]):

@@ -12,10 +12,11 @@ SECTION_FIRST = [40, "problem", 20, "chunk", 21, "memory", 22]
 ANSWERING = [33, "problem", 20, "memory", 25]
 
 
-def workload(reading: list, chunks: int = 3, group_size: int = 4) -> Workload:
+def workload(reading: list, chunks: int = 3, group_size: int = 4, distinct: int | None = None) -> Workload:
     return Workload(
         chunks=chunks,
         group_size=group_size,
+        distinct=group_size if distinct is None else distinct,
         problem=18,
         chunk=100,
         memory=30,
@@ -35,7 +36,7 @@ def conversations(w: Workload) -> list[tuple[list[int], list[int]]]:
         return made.setdefault(name, [next(used) for _ in range(tokens)])
 
     def prompt(kind: str, layout: list, turn: int, episode: int) -> list[int]:
-        memory = text("empty", w.empty) if turn == 0 else text(("memory", turn - 1, episode), w.memory)
+        memory = text("empty", w.empty) if turn == 0 else text(("memory", turn - 1, episode % w.distinct), w.memory)
         slots = {"problem": text("problem", w.problem), "chunk": text(("chunk", turn), w.chunk), "memory": memory}
         parts = [slots[p] if isinstance(p, str) else text(("text", kind, i), p) for i, p in enumerate(layout)]
         return [token for part in parts for token in part]
@@ -43,15 +44,19 @@ def conversations(w: Workload) -> list[tuple[list[int], list[int]]]:
     found = []
     for episode in range(w.group_size):
         for turn in range(w.chunks):
-            found.append((prompt("read", list(w.reading), turn, episode), text(("memory", turn, episode), w.memory)))
-        found.append((prompt("answer", list(w.answering), w.chunks, episode), text(("answer", episode), w.answer)))
+            written = text(("memory", turn, episode % w.distinct), w.memory)
+            found.append((prompt("read", list(w.reading), turn, episode), written))
+        written = text(("answer", episode % w.distinct), w.answer)
+        found.append((prompt("answer", list(w.answering), w.chunks, episode), written))
     return found
 
 
 @pytest.mark.parametrize("reading", [PAPER, SECTION_FIRST])
-@pytest.mark.parametrize(("chunks", "group_size"), [(1, 2), (3, 4), (6, 16)])
-def test_the_tokens_are_those_of_the_tree_of_prefixes(reading, chunks, group_size):
-    w = workload(reading, chunks, group_size)
+@pytest.mark.parametrize(
+    ("chunks", "group_size", "distinct"), [(1, 2, 2), (3, 4, 4), (6, 16, 16), (3, 8, 2), (2, 4, 1)]
+)
+def test_the_tokens_are_those_of_the_tree_of_prefixes(reading, chunks, group_size, distinct):
+    w = workload(reading, chunks, group_size, distinct)
     written = conversations(w)
     assert len(written) == w.conversations
     assert sum(len(prompt) for prompt, _ in written) == w.prompt_tokens
@@ -60,7 +65,7 @@ def test_the_tokens_are_those_of_the_tree_of_prefixes(reading, chunks, group_siz
 
     # The last token of a response goes through no model.
     tree = PrefixTree.of([np.array(prompt + response[:-1]) for prompt, response in written])
-    group = w.prompts() + w.written()
+    group = w.learned()
     assert group.tokens == tree.tokens()
     assert group.pairs == attended_pairs(tree.lengths).sum() - attended_pairs(tree.shared).sum()
     assert group.predicted == w.responses
@@ -82,5 +87,5 @@ def test_a_prefix_cache_shares_whole_blocks_only():
 
 def test_the_first_token_of_a_response_is_the_prompts():
     """A group of one chunk with a memory and an answer of one token each decodes nothing."""
-    w = Workload(1, 5, 18, 100, 1, 2, 1, PAPER, ANSWERING)
+    w = Workload(1, 5, 5, 18, 100, 1, 2, 1, PAPER, ANSWERING)
     assert w.written() == Computed(predicted=10)
