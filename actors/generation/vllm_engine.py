@@ -15,7 +15,7 @@ from typing import Any, cast
 
 from pipeline.learning.device_memory import built_architecture
 from pipeline.rollout.episodes import Completion, Sampling
-from pipeline.rollout.kv_cache import fitting_sequences
+from pipeline.run.kv_cache import fitting_sequences
 from pipeline.sections import GenerationConfig
 
 # Read by vLLM at import.

@@ -39,7 +39,7 @@ GIB = 2**30
 @dataclass
 class Settings:
     model: str = "models/smollm2"  # `make smollm2`
-    learning_rates: list[float] = field(default_factory=lambda: [1e-6, 1e-5])
+    learning_rates: list[float] = field(default_factory=lambda: [1e-6, 1e-5])  # of AdamW, constant
     steps: int = 12  # optimizer steps with each
     windows: int = 8  # texts per step
     tokens: int = 96  # of each

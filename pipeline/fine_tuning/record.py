@@ -8,7 +8,8 @@ from pipeline.errors import ConfigError
 from pipeline.fine_tuning.config import FineTuningConfig
 
 RECORD = "fine_tuning.json"
-WAITS = ("min_ranks", "wait_s", "stall_s", "resources", "environment")  # learner keys without influence on the result
+# Learner keys without influence on the result.
+WAITS = ("min_ranks", "wait_s", "stall_s", "resources", "environment", "weight_deltas")
 # Keys of the record that may change when a run is resumed. Paths may: the data are compared, and the weights are the
 # checkpoint's.
 CHANGEABLE = frozenset(

@@ -11,10 +11,10 @@ from math import ceil
 
 from pipeline.learning.device_memory import BYTES, Architecture, layers_to_checkpoint
 from pipeline.learning.flops import FORWARD, FORWARD_AND_BACKWARD, Computed, forward_flops
-from pipeline.rollout.kv_cache import MOST_SEQUENCES, cache_bytes, token_bytes
 from pipeline.run.calibration import CONTEXT, NETWORK, PROCESS, SCORER, Rates
 from pipeline.run.cluster_config import CPU, PlanConfig
 from pipeline.run.devices import DEVICES
+from pipeline.run.kv_cache import MOST_SEQUENCES, cache_bytes, token_bytes
 from pipeline.run.plan import GIB, learner_memory
 from pipeline.run.workload import Workload
 from pipeline.weights.broadcast import broadcast_seconds, first_copies

@@ -11,8 +11,8 @@ from pipeline.learning.device_memory import (
     rank_memory,
 )
 from pipeline.learning.schedule import learning_rate
-from pipeline.rollout.kv_cache import GIB, cache_bytes, fitting_sequences, token_bytes
 from pipeline.run.config import TrainingConfig
+from pipeline.run.kv_cache import GIB, cache_bytes, fitting_sequences, token_bytes
 from pipeline.run.ledger import discard_limit
 
 ROWS_SHOWN = 12

@@ -102,7 +102,7 @@ class BucketReceiver:
         limit = asyncio.Semaphore(AT_ONCE)
         sent: list[Sent] = list(itertools.chain(*weights.pieces))
         # Each receiver begins elsewhere, so that nodes have different buckets to pass on (`jobs.bench broadcast`).
-        begin = random.randrange(len(sent))
+        begin = random.randrange(max(1, len(sent)))
         sent = sent[begin:] + sent[:begin]
         results = await asyncio.gather(*(self._staged(each, limit) for each in sent), return_exceptions=True)
         staged = [result for result in results if isinstance(result, BucketFile)]

@@ -13,7 +13,6 @@ from pipeline.config import CONFIGS
 from pipeline.errors import ConfigError
 from pipeline.learning.device_memory import architecture_of
 from pipeline.learning.flops import PEAKS, Computed, forward_flops
-from pipeline.rollout.kv_cache import token_bytes
 from pipeline.run.calibration import LEARNING, core_rates, gpu_rates
 from pipeline.run.cluster_config import load_plan_config
 from pipeline.run.cluster_plan import (
@@ -29,6 +28,7 @@ from pipeline.run.cluster_plan import (
     step_seconds,
 )
 from pipeline.run.devices import DEVICES
+from pipeline.run.kv_cache import token_bytes
 from pipeline.run.workload import Workload
 
 SEVEN = architecture_of(json.loads((CONFIGS / "models" / "Qwen2.5-7B-Instruct" / "config.json").read_text()))

@@ -15,8 +15,8 @@ from pipeline.config import CONFIGS, load_config
 from pipeline.errors import ConfigError
 from pipeline.evaluation.config import EvaluationConfig, check_same
 from pipeline.learning.device_memory import architecture_of, built_architecture
-from pipeline.rollout.kv_cache import cache_bytes, fitting_sequences, token_bytes
 from pipeline.run.config import load_training_config
+from pipeline.run.kv_cache import cache_bytes, fitting_sequences, token_bytes
 
 GIB = 2**30
 

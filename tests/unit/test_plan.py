@@ -14,6 +14,8 @@ from pipeline.problems import Problem
 from pipeline.run.config import load_training_config
 from pipeline.run.plan import GIB, document_chunks, learner_memory, plan_text
 
+AUTO = ["preset=memagent_7b", "learner.checkpoint_layers=auto"]
+
 
 def known(name: str):
     return architecture_of(json.loads((CONFIGS / "models" / name / "config.json").read_text()))
@@ -120,14 +122,14 @@ def test_the_activations_of_a_layer_are_about_what_torch_keeps(key_value_heads):
 @pytest.mark.parametrize(("checkpointed", "whole"), [(28, 1), (27, 1), (20, 8), (1, 27), (0, 28)])
 def test_checkpointed_layers_keep_their_inputs_and_are_recomputed_one_by_one(checkpointed, whole):
     """At the peak there are the inputs, and what the others keep; or, when those are done, one layer recomputed."""
-    config, sizes = load_training_config(["preset=memagent_7b"]), known("Qwen2.5-7B-Instruct")
+    config, sizes = load_training_config(AUTO), known("Qwen2.5-7B-Instruct")
     layer = 32768 * (2 * (8 * 3584 + 4 * 512 + 4 * 18944) + 8 * 3584)  # test_the_activations_of_a_layer_…
     device, _ = learner_memory(config, sizes, checkpointed)
     assert device["activations"] == checkpointed * 32768 * 3584 * 2 + whole * layer
 
 
 def test_auto_checkpoints_as_few_layers_as_fit_the_share_of_the_device():
-    config, sizes = load_training_config(["preset=memagent_7b"]), known("Qwen2.5-7B-Instruct")
+    config, sizes = load_training_config(AUTO), known("Qwen2.5-7B-Instruct")
     # From the formulas by hand, in bytes: what does not depend on the number, and what a layer keeps beside its input.
     fixed = 18 * 7_615_616_512 / 24 + 2e9 + 3 * 2 * 32768 * 18944 + 4e8 + 8 * 152064 * 3584 + 12 * 2**26
     inputs, layer = 2 * 32768 * 3584, 32768 * (2 * (8 * 3584 + 4 * 512 + 4 * 18944) + 8 * 3584)
@@ -150,7 +152,7 @@ def test_auto_checkpoints_as_few_layers_as_fit_the_share_of_the_device():
 
 
 def test_fewer_ranks_checkpoint_more_layers():
-    config, sizes = load_training_config(["preset=memagent_7b"]), known("Qwen2.5-7B-Instruct")
+    config, sizes = load_training_config(AUTO), known("Qwen2.5-7B-Instruct")
     many, few = (layers_to_checkpoint(config.learner, "bfloat16", sizes, ranks, 28, 80 * GIB) for ranks in (24, 8))
     assert many < few
 
@@ -174,7 +176,7 @@ def test_the_plan_says_how_many_layers_are_checkpointed_and_why(arguments, lines
 
 
 def test_the_plan_says_that_an_unknown_model_checkpoints_all_layers():
-    assert "auto is all layers then" in plan_text(load_training_config(["preset=memagent_7b"]), None)
+    assert "auto is all layers then" in plan_text(load_training_config(AUTO), None)
     assert "auto is all layers then" not in plan_text(load_training_config(["preset=tiny"]), None)
 
 
