@@ -111,8 +111,15 @@ def copy_folder(source: str | Path, target: str | Path) -> None:
     fs.copy_files(source_inner, inner, source_system, system)
 
 
-def copy_files(source: str | Path, target: str | Path, wanted: Callable[[Collection[str]], set[str]]) -> None:
+def copy_files(
+    source: str | Path,
+    target: str | Path,
+    wanted: Callable[[Collection[str]], set[str]],
+    copied: Callable[[], None] = lambda: None,
+) -> None:
     """Copy the files directly in `source` whose names `wanted` selects into `target`, which is created.
+
+    `copied` is called after each file.
 
     Raises:
         DataError: as `open_input`.
@@ -122,6 +129,7 @@ def copy_files(source: str | Path, target: str | Path, wanted: Callable[[Collect
     system.create_dir(inner, recursive=True)
     for name in sorted(wanted(names)):
         fs.copy_files(f"{source_inner}/{name}", f"{inner}/{name}", source_system, system)
+        copied()
 
 
 def make_folder(folder: str | Path) -> None:

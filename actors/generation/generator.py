@@ -74,10 +74,14 @@ class Generator:
         self._tokens_done = 0
         self._draining = False
 
-    async def start(self) -> tuple[str, str]:
-        """Start the engine once; return vLLM's version and the id of this actor's node."""
+    async def start(self, check_room: bool = False) -> tuple[str, str]:
+        """Start the engine once; return vLLM's version and the id of this actor's node.
+
+        Args:
+            check_room: whether to check first that the node has room for the new weights of a training run.
+        """
         if self._started is None:
-            self._started = asyncio.create_task(self._start())
+            self._started = asyncio.create_task(self._start(check_room))
         await self._started
         return self.engine.version_of_vllm, ray.get_runtime_context().get_node_id()
 
@@ -85,13 +89,13 @@ class Generator:
         """How many conversations the engine decodes together, once it has started."""
         return self.engine.max_sequences
 
-    async def _start(self) -> None:
+    async def _start(self, check_room: bool) -> None:
         # Imported here, so that processes that only hold a handle to this actor do not spend seconds on importing vLLM.
         from actors.generation.vllm_engine import VllmEngine
         from pipeline.weights.bucket_files import remove_orphans
 
         await asyncio.to_thread(remove_orphans)  # of a generator that was killed: they take memory until removed
-        if self._journal:  # new weights will come
+        if check_room:
             await asyncio.to_thread(check_room_for_weights, cast(TrainingConfig, self.config))
         self._tokenizer = load_tokenizer(self.config.model.path, self.config.model.trust_remote_code)
         self.engine = VllmEngine(self.config, end_tokens(self._tokenizer), self.seed)
@@ -312,7 +316,11 @@ def check_room_for_weights(config: TrainingConfig) -> None:
     if config.train.weight_transport != BUCKETS:
         return
     trusted = config.model.trust_remote_code
-    parameters = count_parameters(AutoConfig.from_pretrained(config.model.path, trust_remote_code=trusted), trusted)
+    try:
+        parameters = count_parameters(AutoConfig.from_pretrained(config.model.path, trust_remote_code=trusted), trusted)
+    except Exception:  # any exception, of any model's code
+        log.warning("the parameters of %s cannot be counted: no check of room for new weights", config.model.path)
+        return
     versions = 2 if config.learner.weight_deltas else 1
     check_room(versions * parameters * getattr(torch, config.model.dtype).itemsize)
 

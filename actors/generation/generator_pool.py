@@ -23,6 +23,7 @@ HEARTBEAT_S = 10.0  # between heartbeats; with a short generator.stall_s a tenth
 DRAINING_S = 2.0  # between checks for draining nodes
 USABLE_S = 1.0  # between checks of which generators are usable
 TOKENS_WAIT_S = 5.0
+CLOSE_S = 30.0  # limit for shutting down the engine of a drained generator
 
 Usable = Callable[[str, int], bool]
 
@@ -121,7 +122,9 @@ class GeneratorPool(Pool):
             looking.cancel()
 
     async def serve(self, name: str, actor) -> str:
-        self.engine_version, node = await actor.start.remote()
+        # At the start of a training run; a node that has worked had the room.
+        check_room = self._journal is not None and not self._were_ready
+        self.engine_version, node = await actor.start.remote(check_room)
         self.room = self.config.generator.max_sequences or await actor.max_sequences.remote()
         member = Member(actor, node, version=0, room=self.room)
         await self._while_alive(name, member, self._load_newer(name, member))
@@ -145,6 +148,8 @@ class GeneratorPool(Pool):
             member.ended = True
             await self.leave(name)
             await self._drain(name, member)
+            with contextlib.suppress(Exception):  # it leaves anyway; what it keeps in shared memory may stay
+                await asyncio.wait_for(result_of(member.actor.close.remote()), CLOSE_S)
             return f"left node {member.node[:8]}, which is being drained"
         except RayTaskError:
             member.ended = True

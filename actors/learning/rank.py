@@ -112,7 +112,7 @@ class LearnerRank:
 
         self.engine = ZeroEngine(self.config.model, self.config.learner, **self.engine_options())
         if checkpoint:
-            with local_folder(checkpoint, STATE_TAG, self.engine.files_to_read) as folder:
+            with local_folder(checkpoint, STATE_TAG, self.engine.files_to_read, self.moved) as folder:
                 self.engine.load_state(folder, self.moved)
 
     def _limit(self) -> timedelta:
@@ -206,20 +206,21 @@ class LearnerRank:
 
 
 @contextlib.contextmanager
-def local_folder(checkpoint: str, name: str, wanted: Callable[[Collection[str]], set[str]]):
+def local_folder(checkpoint: str, name: str, wanted: Callable[[Collection[str]], set[str]], copied: Callable[[], None]):
     """Context manager with the local folder of a checkpoint's learner state: a temporary copy if it is remote.
 
     Args:
         checkpoint: folder or URI of the checkpoint.
         name: the folder with the state's files.
         wanted: says which of these files to copy.
+        copied: called after each.
     """
     state = join(checkpoint, LEARNER)
     if is_local(checkpoint):
         yield local_path(state)
         return
     with tempfile.TemporaryDirectory() as folder:
-        copy_files(join(state, name), Path(folder) / name, wanted)
+        copy_files(join(state, name), Path(folder) / name, wanted, copied)
         yield Path(folder)
 
 

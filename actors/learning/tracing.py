@@ -25,10 +25,19 @@ def traced(path: str) -> Iterator[None]:
     from torch.profiler import ProfilerActivity, profile
 
     activities = [ProfilerActivity.CPU, *[ProfilerActivity.CUDA] * torch.cuda.is_available()]
-    with profile(activities=activities, record_shapes=False, profile_memory=False, with_stack=False) as profiler:
+    profiler = profile(activities=activities, record_shapes=False, profile_memory=False, with_stack=False)
+    try:
+        profiler.start()
+    except RuntimeError as error:  # the GPU's counters are in use or not permitted
+        log.warning("no trace in %s: %s", path, error)
         yield
+        return
+    try:
+        yield
+    finally:
+        profiler.stop()
     try:
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         profiler.export_chrome_trace(path)
-    except OSError as error:
+    except (OSError, RuntimeError) as error:
         log.warning("no trace in %s: %s", path, error)

@@ -39,8 +39,9 @@ from pipeline.learning.schedule import learning_rate_factor  # noqa: E402
 from pipeline.learning.zero_shards import (  # noqa: E402
     MODEL_FILE,
     files_to_read,
-    optimizer_files,
+    ranks_to_read,
     read_file,
+    read_ranks,
     resharded,
 )
 from pipeline.sections import LearnerSection, ModelSection  # noqa: E402
@@ -208,9 +209,8 @@ class ZeroEngine:
         """
         engine, optimizer, groups = self._engine, self._engine.optimizer, self._sub_groups()
         old_groups = [{name: shape.numel() for name, shape in group.items()} for group in common["param_shapes"]]
-        files = optimizer_files(self.files_to_read(os.listdir(folder)))
-        saved = {rank: read_file(folder / name, SAVED_CLASSES) for rank, name in files.items()}
-        old_ranks = common["dp_world_size"]
+        old_ranks, sizes = common["dp_world_size"], [size for group in groups for size in group.values()]
+        saved = read_ranks(folder, ranks_to_read(sizes, old_ranks, self.ranks, self.rank), SAVED_CLASSES)
         weights, states = resharded(saved, old_ranks, old_groups, groups, self.ranks, self.rank, moved)
         state = dict(next(iter(saved.values()))["optimizer_state_dict"])
         settings = [dict(group) for group in state["optimizer_state_dict"]["param_groups"]]

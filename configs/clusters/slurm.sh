@@ -3,7 +3,7 @@
 #   sbatch --nodes=4 --gpus-per-node=8 configs/clusters/slurm.sh jobs.train preset=memagent_7b \
 #       data.path=… run.folder=… run.name=first resume=auto
 # Nodes share the repository with its .venv, and the home folder with Ray's token. With run.name and resume=auto, the
-# same command goes on from the last checkpoint (train.checkpoint_every). Where nodes have several networks, HEAD_IP
+# same command resumes from the last checkpoint (train.checkpoint_every). Where nodes have several networks, HEAD_IP
 # names the address of the first node that the others shall use.
 #SBATCH --job-name=palimpsest
 #SBATCH --ntasks-per-node=1

@@ -132,7 +132,7 @@ class SimulatedEngines:
         self._running = self._version = 0
         self._random = random.Random(0)
 
-    async def start(self) -> tuple[str, str]:
+    async def start(self, check_room: bool = False) -> tuple[str, str]:
         return "simulated", ray.get_runtime_context().get_node_id()
 
     async def rollout(

@@ -32,6 +32,8 @@ from jobs.support.driver import asks_for_help, show_help
 from pipeline.config import load_config
 from pipeline.errors import ConfigError
 from pipeline.files import write_text
+from pipeline.learning.environment import rank_environment
+from pipeline.run.config import load_training_config
 
 END_S = 20.0  # a part that has to end gets so many seconds before it is killed
 PART = "--part"  # in the process of a part
@@ -72,7 +74,8 @@ def check_gpu() -> None:
         built = f"is built for CUDA {torch.version.cuda}" if torch.version.cuda else "is built without CUDA"
         raise ConfigError(
             f"torch sees no GPU (torch {torch.__version__} {built}). Install the GPU packages (make setup GPU=1) on a "
-            "machine whose nvidia-smi shows one; or choose device=cpu, which runs the same checks on a small model"
+            "machine whose nvidia-smi shows one; or choose device=cpu, which runs the same checks on a small model "
+            "(engine and training need vLLM's packages for CPUs)"
         )
 
 
@@ -113,7 +116,7 @@ def results_of(part: str, settings: Settings, output: Path) -> Generator[Result,
     ):
         process = subprocess.Popen(
             command_of(part, folder, settings),
-            env=os.environ | environment(settings),
+            env=os.environ | environment(settings, part),
             stdout=subprocess.PIPE,
             stderr=log,
             text=True,
@@ -154,9 +157,12 @@ def command_of(part: str, folder: str, settings: Settings) -> list[str]:
     return [sys.executable, "-m", "jobs.gpu_check", PART, part, folder, json.dumps(asdict(settings))]
 
 
-def environment(settings: Settings) -> dict[str, str]:
+def environment(settings: Settings, part: str) -> dict[str, str]:
     """Environment variables of a part's process."""
     offline = {"HF_HUB_OFFLINE": "1"}  # the models are made here
+    if settings.on_gpu and part == "learner":
+        learner = load_training_config(["preset=one_gpu"]).learner
+        return offline | rank_environment(learner, os.environ)
     # The learner's code computes on a GPU if it sees one.
     return offline if settings.on_gpu else {**offline, **ONE_THREAD, "CUDA_VISIBLE_DEVICES": ""}
 

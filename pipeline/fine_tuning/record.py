@@ -41,13 +41,12 @@ def check_unchanged(config: FineTuningConfig, earlier: dict) -> None:
     Raises:
         ConfigError: a key that determines the model has another value.
     """
-    fixed = {"learner.ranks"} if config.learner.optimizer == "muon" else set()  # DeepSpeed cannot convert Muon's state
     there = {name: values for name, values in earlier.items() if isinstance(values, dict)}
     changed = [
         f"{section}.{key}={value}"
         for section, values in fine_tuning_record(config)["config"].items()
         for key, value in values.items()
-        if f"{section}.{key}" not in CHANGEABLE - fixed and there.get(section, {}).get(key) != value
+        if f"{section}.{key}" not in CHANGEABLE and there.get(section, {}).get(key) != value
     ]
     if changed:
         raise ConfigError(f"the run began with other values than {', '.join(changed)}; choose another run.name")

@@ -149,7 +149,7 @@ def rank_memory(
         "gradients in transit between ranks": 4 * REDUCE_BUCKET + 2 * 4 * a.vocabulary * a.hidden,
         "logits of a chunk, their softmax and its gradient": 3 * 4 * min(LOGITS_IN_MEMORY, tokens * a.vocabulary),
     }
-    host = {"weights on their way to the generators": width * share}
+    host = {"weights on their way to the generators": width * share * (2 if learner.weight_deltas else 1)}
     state = host if learner.offload else device
     state["gradients"] = 4 * share
     state["optimizer state"] = 12 * share  # AdamW; Muon keeps one moment for matrices, not two

@@ -69,6 +69,23 @@ def optimizer_files(names: Iterable[str]) -> dict[int, str]:
     return {int(match[1]): name for match, name in found if match}
 
 
+def ranks_to_read(sizes: Iterable[int], old_ranks: int, ranks: int, rank: int) -> set[int]:
+    """The old ranks that have something for a rank (arguments: `pieces`, of all parameters)."""
+    return {piece.rank for size in set(sizes) for piece in pieces(size, old_ranks, ranks, rank)}
+
+
+def read_ranks(folder: Path, ranks: Iterable[int], classes: Sequence[Any]) -> dict[int, dict]:
+    """Read the optimizer's files of these ranks (`read_file`); the folder need not have others.
+
+    Raises:
+        RuntimeError: one is missing.
+    """
+    of_rank = optimizer_files(path.name for path in folder.iterdir())
+    if missing := set(ranks) - of_rank.keys():
+        raise RuntimeError(f"{folder} lacks the optimizer's state of ranks {sorted(missing)}")
+    return {rank: read_file(folder / of_rank[rank], classes) for rank in ranks}
+
+
 def files_to_read(names: Collection[str], sizes: Iterable[int], ranks: int, rank: int) -> set[str]:
     """The files of a checkpoint that a rank needs.
 
@@ -79,7 +96,7 @@ def files_to_read(names: Collection[str], sizes: Iterable[int], ranks: int, rank
         rank: the one that reads.
     """
     of_rank = optimizer_files(names)
-    needed = {piece.rank for size in set(sizes) for piece in pieces(size, len(of_rank), ranks, rank)}
+    needed = ranks_to_read(sizes, len(of_rank), ranks, rank)
     own = f"zero_pp_rank_{rank}_mp_rank_00_model_states.pt"  # read if the number of ranks is the same
     return {MODEL_FILE, *(of_rank[old] for old in needed), *({own} & set(names))}
 

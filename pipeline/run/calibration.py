@@ -20,8 +20,8 @@ PREFILL = 0.5  # of the peak, assumed
 DECODE_BANDWIDTH = 0.7  # of the memory's bandwidth, assumed
 NETWORK = 0.8  # of the bandwidth of links and networks in collectives, assumed
 STEP_S = 0.003  # of an engine's host for each decoding step: scheduling, sampling; assumed
-HOST_LINK = 25e9  # bytes/s between a GPU and host memory, assumed (PCIe 4 or 5, pinned memory)
-CONTEXT = 3 * GIB  # of a GPU for CUDA's and NCCL's own use, in every process; assumed
+HOST_LINK = 10e9  # bytes/s between a GPU and host memory that is not pinned, as what engines read; assumed
+CONTEXT = 3 * GIB // 2  # of a GPU for CUDA's and NCCL's own use, in a learner rank; assumed
 PROCESS = 4 * GIB  # of host memory for an engine's or a learner rank's process beside weights and states; assumed
 SCORER = GIB  # of host memory for a scorer's process; assumed
 

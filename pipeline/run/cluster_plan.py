@@ -14,7 +14,7 @@ from pipeline.learning.flops import FORWARD, FORWARD_AND_BACKWARD, Computed, for
 from pipeline.run.calibration import CONTEXT, NETWORK, PROCESS, SCORER, Rates
 from pipeline.run.cluster_config import CPU, PlanConfig
 from pipeline.run.devices import DEVICES
-from pipeline.run.kv_cache import MOST_SEQUENCES, cache_bytes, token_bytes
+from pipeline.run.kv_cache import ENGINE_OVERHEAD, cache_bytes, fitting_sequences, token_bytes
 from pipeline.run.plan import GIB, learner_memory
 from pipeline.run.workload import Workload
 from pipeline.weights.broadcast import broadcast_seconds, first_copies
@@ -128,7 +128,7 @@ def cluster_plan(
     generation = generate(config, a, workload, rates, groups)
     learning = learn(config, a, workload, rates, where)
     publish = exchange_seconds(config, size, rates, where) + size / config.learner.ranks / rates.host_link
-    load = size / config.generator.tensor_parallel / rates.host_link
+    load = size / rates.host_link  # each process of an engine moves whole tensors to its device
     memory = needed_memory(config, a, where)
     return ClusterPlan(
         workload=workload,
@@ -141,7 +141,7 @@ def cluster_plan(
         load=load,
         broadcast=broadcast,
         seconds=step_seconds(config, generation.seconds + load, learning.seconds + publish, broadcast),
-        faults=tuple(faults_of(config, workload, where, memory, generation)),
+        faults=tuple(faults_of(config, a, where, memory)),
     )
 
 
@@ -172,7 +172,11 @@ def generate(config: PlanConfig, a: Architecture, w: Workload, rates: Rates, gro
     kv = token_bytes(config, a)
     room = kv_room(config, a) / (kv * w.longest)
     flying = (t.max_staleness + 1) * t.groups_per_step * t.group_size / engines
-    limits = {"generator.max_sequences": g.max_sequences or MOST_SEQUENCES, KV: room, "the episodes in flight": flying}
+    limits = {KV: room, "the episodes in flight": flying}
+    if g.max_sequences:
+        limits["generator.max_sequences"] = g.max_sequences
+    else:  # as many as the engine is started with
+        limits[KV] = min(room, fitting(config, a))
     limit = min(limits, key=lambda name: limits[name])
     batch = max(1.0, limits[limit])
     computing = batch * forward_flops(a, written) / max(1, written.tokens) / (devices * rates.decode)
@@ -201,11 +205,13 @@ def learn(config: PlanConfig, a: Architecture, w: Workload, rates: Rates, where:
     informative = 1.0 if t.dynamic_sampling else c.informative_share
     groups = informative * t.groups_per_step / t.updates_per_step
     group = w.learned()
-    others = (1 if config.objective.kl_coefficient else 0) + (t.updates_per_step - 1) / t.updates_per_step
+    o, width = config.objective, BYTES[config.model.dtype]
+    others = (1 if o.kl_coefficient else 0) + (o.decoupled and (t.updates_per_step - 1) / t.updates_per_step)
     passes = FORWARD_AND_BACKWARD + FORWARD * checkpointed_layers(config, a) / a.layers + others * FORWARD
     computing = passes * groups * forward_flops(a, group) / (le.ranks * rates.learning)
     micro_batches = ceil(groups * group.tokens / (le.ranks * le.micro_batch_tokens))
-    exchanged = (2 * BYTES[config.model.dtype] + 4 + others * BYTES[config.model.dtype]) * a.parameters
+    gradients = 8 if le.optimizer == "muon" else 4  # Muon's whole gradients are reduced and gathered
+    exchanged = (2 * width + gradients + others * width) * a.parameters
     exchanging = micro_batches * exchange_seconds(config, exchanged, rates, where)
     seconds = t.updates_per_step * max(computing, exchanging)
     return Learning(
@@ -237,6 +243,8 @@ def step_seconds(config: PlanConfig, generating: float, learning: float, broadca
         return generating + learning + broadcast
     if config.cluster.device == CPU:
         devices, engines, ranks = float(config.cluster.cores), float(g.count), float(le.ranks)
+    elif g.num_gpus >= 1 and le.num_gpus >= 1:
+        return max(generating, learning)
     else:
         devices = ceil(g.count * g.num_gpus + le.ranks * le.num_gpus)
         engines, ranks = g.count * max(1.0, g.num_gpus), le.ranks * max(1.0, le.num_gpus)
@@ -255,6 +263,13 @@ def kv_room(config: PlanConfig, a: Architecture) -> int:
     room = cache_bytes(config, a, device_memory(config))
     assert room is not None  # the memory is known
     return room
+
+
+def fitting(config: PlanConfig, a: Architecture) -> int:
+    """What an engine makes of generator.max_sequences=0."""
+    sequences = fitting_sequences(config, a, device_memory(config))
+    assert sequences is not None  # the memory is known
+    return sequences
 
 
 def device_memory(config: PlanConfig) -> int | None:
@@ -295,16 +310,19 @@ def place(config: PlanConfig) -> Nodes:
 def needed_memory(config: PlanConfig, a: Architecture, where: Nodes) -> Memory:
     """The memory that processes and nodes need.
 
-    A node with generators holds a version in the object store and up to two that are staged in shared memory. On a node
-    with both roles, both are counted, though that node may not have the most of each.
+    A node with generators holds a version in the object store and up to two that are staged in shared memory, with
+    deltas three. A rank copies its state when a checkpoint is written, and puts its share of a version into the object
+    store; rank 0 also copies the model. On a node with both roles, both are counted, though that node may not have the
+    most of each.
     """
     device, host = learner_memory(config, a, checkpointed_layers(config, a))
     g, size = config.generator, BYTES[config.model.dtype] * a.parameters
     on_cpu = config.cluster.device == CPU
     learner, learner_host = sum(device.values()), sum(host.values())
-    staged = 3 * size if where.generators else 0
+    staged = (4 if config.learner.weight_deltas else 3) * size if where.generators else 0
     engines = where.generators * (PROCESS + (size + kv_room(config, a) if on_cpu else 0))
-    ranks = where.ranks * (PROCESS + learner_host + (learner if on_cpu else 0))
+    copies = 12 * a.parameters / config.learner.ranks + size / config.learner.ranks
+    ranks = where.ranks * (PROCESS + learner_host + round(copies) + (learner if on_cpu else 0)) + size
     apart = where.generating + where.learning <= where.count
     busiest = max(staged + engines, ranks) if apart else staged + engines + ranks
     return Memory(
@@ -316,7 +334,7 @@ def needed_memory(config: PlanConfig, a: Architecture, where: Nodes) -> Memory:
     )
 
 
-def faults_of(config: PlanConfig, w: Workload, where: Nodes, memory: Memory, generation: Generation) -> list[str]:
+def faults_of(config: PlanConfig, a: Architecture, where: Nodes, memory: Memory) -> list[str]:
     """Why a run does not fit its cluster."""
     c, g, le = config.cluster, config.generator, config.learner
     faults = []
@@ -325,16 +343,22 @@ def faults_of(config: PlanConfig, w: Workload, where: Nodes, memory: Memory, gen
             f"a node needs {memory.node_host / GIB:.0f} GiB of host memory and has "
             f"cluster.host_memory_gib={c.host_memory_gib:g}"
         )
-    if generation.room < 1:
+    if kv_room(config, a) < token_bytes(config, a) * config.agent.window:
         faults.append(
-            f"an engine's KV cache has no room for a conversation of {w.longest:,} tokens beside "
+            f"an engine's KV cache has no room for agent.window={config.agent.window:,} tokens beside "
             f"{memory.generator_weights / GIB:.1f} GiB of weights: raise generator.tensor_parallel and "
             "generator.num_gpus, or shorten the conversations"
         )
     if c.device == CPU:
         return faults
     device = DEVICES[c.device]
-    shared = g.gpu_memory_share * device.memory if 0 < le.num_gpus < 1 and g.num_gpus < 1 else 0.0
+    engine = memory.generator_weights + memory.generator_room + ENGINE_OVERHEAD
+    if engine > device.memory:
+        faults.append(
+            f"an engine needs {engine / GIB:.1f} GiB and cluster.device={c.device} has {device.memory / GIB:.1f} GiB: "
+            "lower generator.gpu_kv_cache_gib"
+        )
+    shared = engine if 0 < le.num_gpus < 1 and g.num_gpus < 1 else 0.0
     if memory.learner + CONTEXT + shared > device.memory:
         faults.append(
             f"a learner rank needs {(memory.learner + CONTEXT) / GIB:.1f} GiB"
@@ -366,7 +390,8 @@ def best_split(
     for count in range(1, ceil(gpus / g.tensor_parallel)):
         ranks = gpus - count * g.tensor_parallel
         split = replace(config, generator=replace(g, count=count), learner=replace(le, ranks=ranks))
-        plan = cluster_plan(split, a, workload, rates, broadcast)
+        spread = version_broadcast(split, a) if config.train.max_staleness == 0 else broadcast
+        plan = cluster_plan(split, a, workload, rates, spread)
         if not plan.faults:
             found.append((count, ranks, plan.seconds))
     return min(found, key=lambda split: split[2], default=None)

@@ -24,30 +24,31 @@ class Device:
     link: float
 
 
-# Memory in GB and its bandwidth in TB/s, from the vendors' data sheets of the SXM form if there is one; B200 and GB200:
-# those of DGX B200 and GB200 NVL72, divided by their GPUs. A100 and A800: 80 GB. GH200: HBM3. Links are half of what
-# the sheets say, which add both directions: NVLink, on MI300X all of Infinity Fabric, else PCIe.
+# Memory in GiB, about what CUDA reports of it, and its bandwidth in TB/s, from the vendors' data sheets of the SXM form
+# if there is one; B200 and GB200: those of DGX B200 and GB200 NVL72, divided by their GPUs. A100 and A800: 80 GB.
+# GH200: HBM3. Links are half of what the sheets say, which add both directions: NVLink, on MI300X all of Infinity
+# Fabric, else PCIe.
 SHEETS = {
-    "GB200": (186, 8.0, 900e9),
-    "B200": (180, 8.0, 900e9),
-    "GH200": (96, 4.0, 450e9),
-    "H200 NVL": (141, 4.8, 450e9),
-    "H200": (141, 4.8, 450e9),
-    "H100 PCIe": (80, 2.0, PCIE_5),
-    "H100 NVL": (94, 3.9, 300e9),
-    "H100": (80, 3.35, 450e9),
-    "A100": (80, 2.039, 300e9),
-    "A800": (80, 2.039, 200e9),
-    "L40S": (48, 0.864, PCIE_4),
-    "L40": (48, 0.864, PCIE_4),
-    "L4": (24, 0.3, PCIE_4 / 2),  # 8 lanes
-    "A10G": (24, 0.6, PCIE_4),
-    "A40": (48, 0.696, PCIE_4),
-    "A10": (24, 0.6, PCIE_4),
-    "RTX 4090": (24, 1.008, PCIE_4),
-    "MI300X": (192, 5.3, 448e9),
+    "GB200": (184, 8.0, 900e9),
+    "B200": (178, 8.0, 900e9),
+    "GH200": (94, 4.0, 450e9),
+    "H200 NVL": (139, 4.8, 450e9),
+    "H200": (139, 4.8, 450e9),
+    "H100 PCIe": (79, 2.0, PCIE_5),
+    "H100 NVL": (93, 3.9, 300e9),
+    "H100": (79, 3.35, 450e9),
+    "A100": (79, 2.039, 300e9),
+    "A800": (79, 2.039, 200e9),
+    "L40S": (44, 0.864, PCIE_4),
+    "L40": (44, 0.864, PCIE_4),
+    "L4": (22, 0.3, PCIE_4),
+    "A10G": (22, 0.6, PCIE_4),
+    "A40": (44, 0.696, PCIE_4),
+    "A10": (22, 0.6, PCIE_4),
+    "RTX 4090": (23, 1.008, PCIE_4),
+    "MI300X": (191, 5.3, 448e9),
 }
 DEVICES = {
-    name: Device(name, PEAKS[name], memory * 1e9, bandwidth * 1e12, link)
+    name: Device(name, PEAKS[name], memory * 2**30, bandwidth * 1e12, link)
     for name, (memory, bandwidth, link) in SHEETS.items()
 }

@@ -8,6 +8,7 @@ from pipeline.learning.rules import learner_rules
 from pipeline.rewards.advantages import ADVANTAGES
 from pipeline.rules import Rules, at_most, check_rules, generation_rules, named_function, one_of, positive, resume_rule
 from pipeline.run.config import TrainingConfig
+from pipeline.weights.transport import BUCKETS
 
 
 def check_config(config: TrainingConfig) -> None:
@@ -69,6 +70,11 @@ def training_rules(c: TrainingConfig) -> Rules:
     yield (
         0 < o.clip_low < 1 and o.clip_high > 0 and o.dual_clip > 1,
         "objective.clip_low must lie in (0, 1), objective.clip_high above 0 and objective.dual_clip above 1",
+    )
+    yield (
+        not c.learner.weight_deltas or (c.train.weight_transport == BUCKETS and c.model.dtype != "float32"),
+        f"learner.weight_deltas needs train.weight_transport={BUCKETS} and weights in bfloat16: a step changes nearly "
+        "all float32 weights",
     )
     yield (
         0 < o.overlong_share <= 1,

@@ -58,10 +58,11 @@ def check_room(size: int, folder: Path = SHARED_MEMORY) -> None:
     Raises:
         BucketError: it has not.
     """
-    ours = 0
+    ours = 0  # bytes of files that are there already; the engines of a node share them
     for path in folder.glob(f"{BUCKET_FILE}*"):
         with contextlib.suppress(OSError):  # it is gone
-            ours += path.stat().st_size
+            about = path.lstat()
+            ours += about.st_size if about.st_uid == os.getuid() else 0
     if shutil.disk_usage(folder).free + ours < size:
         raise no_room(folder, size)
 
@@ -89,8 +90,10 @@ def stage_delta(delta: BucketDelta, base: BucketFile, folder: Path = SHARED_MEMO
     """The same for the bucket that a delta makes of the staged one before it.
 
     Raises:
-        BucketError: there is no room for it, the delta is damaged, or the checksum is wrong.
+        BucketError: there is no room for it, the delta is damaged or of another base, or the checksum is wrong.
     """
+    if base.checksum != delta.base:
+        raise BucketError(f"the delta is to bucket {delta.base:016x}, not to {base.checksum:016x}")
 
     def data() -> np.ndarray:
         try:

@@ -6,6 +6,7 @@ import itertools
 import random
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
+from operator import attrgetter
 
 import ray
 import torch
@@ -89,6 +90,7 @@ class BucketReceiver:
 
     def __init__(self) -> None:
         self._kept: dict[int, BucketFile] = {}  # by checksum
+        self._closed = False
 
     @contextlib.asynccontextmanager
     async def fetch(self, weights: Weights) -> AsyncIterator[list[dict]]:
@@ -100,7 +102,7 @@ class BucketReceiver:
         """
         remove_orphans()  # they occupy the room that this version needs
         limit = asyncio.Semaphore(AT_ONCE)
-        sent: list[Sent] = list(itertools.chain(*weights.pieces))
+        sent: list[Sent] = sorted(itertools.chain(*weights.pieces), key=attrgetter("place"))
         # Each receiver begins elsewhere, so that nodes have different buckets to pass on (`jobs.bench broadcast`).
         begin = random.randrange(max(1, len(sent)))
         sent = sent[begin:] + sent[:begin]
@@ -113,7 +115,7 @@ class BucketReceiver:
             in_order = sorted(zip(sent, staged, strict=True), key=lambda pair: pair[0].place)
             yield [{"path": file.path, "size": file.size, "entries": file.entries} for _, file in in_order]
             before, self._kept = self._kept, {}
-            if any(each.keep for each in sent):
+            if any(each.keep for each in sent) and not self._closed:
                 self._kept, staged = {file.checksum: file for file in staged}, []
             staged += before.values()
         finally:
@@ -135,6 +137,7 @@ class BucketReceiver:
         return unpack_bucket(part["entries"], read_bucket_file(part["path"], part["size"]))
 
     def close(self) -> None:
+        self._closed = True
         for file in self._kept.values():
             file.release()
         self._kept = {}

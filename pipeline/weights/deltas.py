@@ -13,7 +13,7 @@ import pyarrow
 from pipeline.weights.buckets import Entries, WeightBucket
 
 LEVEL = 1  # of zstd; higher levels are slower and hardly smaller
-WORTH = 0.5  # a delta has at most this share of its bucket's bytes
+MOST_CHANGED = 0.25  # share of the words; with more a delta is hardly smaller, and takes much memory to make
 GAP_BYTES, WORD_BYTES = 4, 2
 
 
@@ -43,13 +43,11 @@ def delta_of(old: WeightBucket, new: WeightBucket) -> BucketDelta | None:
     if old.entries != new.entries or old.data.size != new.data.size:
         return None
     difference = old.data.view(np.uint16) ^ new.data.view(np.uint16)
-    places = np.flatnonzero(difference)
-    if len(places) > WORTH * difference.size:
+    if np.count_nonzero(difference) > MOST_CHANGED * difference.size:
         return None
+    places = np.flatnonzero(difference)
     gaps = np.diff(places, prepend=0).astype("<u4")
     data = _codec().compress(_planes(gaps) + _planes(difference[places].astype("<u2")), asbytes=True)
-    if len(data) > WORTH * new.data.size:
-        return None
     return BucketDelta(new.entries, new.data.size, new.checksum, old.checksum, len(places), data)
 
 

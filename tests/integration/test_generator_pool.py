@@ -22,7 +22,7 @@ def pool(ray_session, tiny_config, monkeypatch):
         def __init__(self):
             self.draining, self.hung = asyncio.Event(), False
 
-        async def start(self):
+        async def start(self, check_room):
             return "vLLM", ray_session.get_runtime_context().get_node_id()
 
         async def until_death(self):

@@ -50,7 +50,7 @@ def test_every_device_with_a_peak_has_a_memory():
     assert list(DEVICES) == list(PEAKS)
     assert all(device.peak == PEAKS[name] for name, device in DEVICES.items())
     h100 = DEVICES["H100"]
-    assert (h100.memory, h100.bandwidth, h100.link) == (80e9, 3.35e12, 450e9)
+    assert (h100.memory, h100.bandwidth, h100.link) == (79 * 2**30, 3.35e12, 450e9)
 
 
 def test_the_rates_of_a_gpu_say_that_they_are_assumed():
@@ -92,14 +92,14 @@ def test_prefill_takes_two_flops_for_a_parameter_and_token():
 
 
 def test_a_key_value_cache_of_the_7b_model_takes_57_kilobytes_a_token():
-    """28 layers × (4 heads of 128 for keys + as many for values) × 2 bytes. An H100 at 0.9 of 80 GB, less 2 GiB of its
-    own use and 15.23 GB of weights, has room for 54.6 GB."""
+    """28 layers × (4 heads of 128 for keys + as many for values) × 2 bytes. An H100 at 0.9 of 79 GiB, less 2 GiB of
+    its own use and 15.23 GB of weights, has room for 59.0 GB."""
     c = config()
     assert token_bytes(c, SEVEN) == 57_344
-    assert kv_room(c, SEVEN) == pytest.approx(54.62e9, rel=1e-3)
+    assert kv_room(c, SEVEN) == pytest.approx(58.97e9, rel=1e-3)
     assert matrix_bytes(c, SEVEN) == pytest.approx(15.23e9 - 2 * 152_064 * 3584, rel=1e-3)  # not the input embedding
     two = config("generator.tensor_parallel=2", "generator.num_gpus=2")
-    assert kv_room(two, SEVEN) == pytest.approx(2 * (0.9 * 80e9 - 2 * 2**30) - 15.23e9, rel=1e-3)
+    assert kv_room(two, SEVEN) == pytest.approx(2 * (0.9 * 79 - 2) * 2**30 - 15.23e9, rel=1e-3)
     assert kv_room(config("generator.gpu_kv_cache_gib=5"), SEVEN) == 5 * 2**30
 
 
@@ -131,6 +131,8 @@ def test_the_batch_is_what_is_least():
         return generate(config(*arguments), SEVEN, PAPER, H100, 128).limit
 
     assert limit() == KV and limit("generator.max_sequences=16") == "generator.max_sequences"
+    # With 0 the engine takes as many whole windows of 8,192 tokens as fit: 58.97 GB / 57,344 / 8,192.
+    assert generate(config(), SEVEN, PAPER, H100, 128).batch == 125
     assert limit("train.groups_per_step=16", "train.max_staleness=0") == "the episodes in flight"
 
 
@@ -149,6 +151,7 @@ def test_learning_takes_three_forward_passes_and_one_for_each_thing_more():
     assert seconds() == pytest.approx(4 * forward)
     assert seconds("objective.kl_coefficient=0.1") == pytest.approx(5 * forward)
     assert seconds("train.updates_per_step=16") == pytest.approx((4 + 15 / 16) * forward)
+    assert seconds("train.updates_per_step=16", "objective.decoupled=false") == pytest.approx(4 * forward)
     assert seconds("cluster.informative_share=0.5") == pytest.approx(2 * forward)
     assert seconds("cluster.informative_share=0.5", "train.dynamic_sampling=true") == pytest.approx(4 * forward)
 
@@ -195,6 +198,21 @@ def test_learning_may_be_the_longer_side():
 # Nodes and memory.
 
 
+def test_the_host_memory_of_a_node():
+    """7B in bfloat16 has 15.23 GB. The node with eight engines: 4 GiB each, three versions. A node with eight of 24
+    ranks: 4 GiB each, the share of a version on its way and in the object store (0.63 GB each), 12 bytes for each of
+    317M parameters while a checkpoint is written, and on one node the model. With deltas each rank keeps another share.
+    A scorer has 1 GiB."""
+    gib = 2**30
+    ranks = 8 * (4 * gib + 2 * 15.231e9 / 24 + 12 * 7.6156e9 / 24) + 15.231e9
+    engines = 8 * 4 * gib + 3 * 15.231e9
+    assert cluster_plan(config(), SEVEN, PAPER, H100).memory.node_host == pytest.approx(
+        max(ranks, engines) + gib, rel=1e-3
+    )
+    deltas = cluster_plan(config("learner.weight_deltas=true"), SEVEN, PAPER, H100).memory.node_host
+    assert deltas == pytest.approx(max(ranks + 8 * 15.231e9 / 24, engines + 15.231e9) + gib, rel=1e-3)
+
+
 @pytest.mark.parametrize(
     ("arguments", "nodes"),
     [
@@ -220,7 +238,8 @@ def test_processes_are_placed_on_whole_nodes(arguments, nodes):
         (["cluster.host_memory_gib=50"], ["host memory and has cluster.host_memory_gib=50"]),
         (["learner.ranks=1"], ["a learner rank needs"]),
         (["cluster.device=L4"], ["a learner rank needs"]),
-        (["generator.gpu_memory_share=0.2"], ["no room for a conversation of 5,855 tokens beside 14.2 GiB of weights"]),
+        (["generator.gpu_memory_share=0.2"], ["no room for agent.window=8,192 tokens beside 14.2 GiB of weights"]),
+        (["generator.gpu_kv_cache_gib=70"], ["an engine needs 86.2 GiB and cluster.device=H100 has 79.0 GiB"]),
         (["cluster.device=H200"], []),
     ],
 )

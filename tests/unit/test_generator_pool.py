@@ -35,7 +35,7 @@ class Actor:
             self.work.append(asyncio.get_running_loop().create_future())
             return self.work[-1]
 
-        async def start():
+        async def start(check_room):
             return "vLLM", "a node"
 
         calls = {"start": start, "heartbeat": beat, "answer": begin, "until_death": Never, "drain": Never}

@@ -208,8 +208,10 @@ def test_sigterm_ends_the_command_and_the_part_that_runs(monkeypatch, tmp_path, 
 
 
 def test_a_part_for_a_cpu_sees_no_gpu():
-    assert command.environment(SMALL)["CUDA_VISIBLE_DEVICES"] == ""
-    assert "CUDA_VISIBLE_DEVICES" not in command.environment(Settings())
+    assert command.environment(SMALL, "learner")["CUDA_VISIBLE_DEVICES"] == ""
+    assert "CUDA_VISIBLE_DEVICES" not in command.environment(Settings(), "engine")
+    for part, allocator in (("learner", "expandable_segments:True"), ("engine", None)):
+        assert command.environment(Settings(), part).get("PYTORCH_CUDA_ALLOC_CONF") == allocator
 
 
 # Machine.
@@ -367,6 +369,11 @@ def test_a_kernel_that_torch_cannot_activate_is_skipped(monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
     with pytest.raises(Skipped, match="on a GPU only"), attention.activated("FA3", SMALL):
         pass
+
+    def missing(implementation: str) -> None:
+        raise ModuleNotFoundError("no kernels")
+
+    monkeypatch.setattr(attention, "activate_flash_attention_impl", missing)
     with pytest.raises(Skipped, match="not available: ModuleNotFoundError"), attention.activated("FA3", on_gpu):
         pass
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (8, 0))

@@ -113,7 +113,7 @@ def test_the_pool_asks_an_engine_that_chooses(tiny_config):
     async def never(*_):
         await asyncio.Event().wait()
 
-    async def start():
+    async def start(check_room):
         return "vLLM", "a node"
 
     async def twelve():

@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import ray
 import torch
 
 from pipeline.weights import bucket_files, bucket_transport
@@ -12,7 +13,7 @@ from pipeline.weights.bucket_files import BucketError, stage, stage_delta
 from pipeline.weights.bucket_transport import BucketReceiver, BucketSender
 from pipeline.weights.buckets import WeightBucket, pack_buckets
 from pipeline.weights.deltas import delta_of, patched
-from pipeline.weights.transport import Weights
+from pipeline.weights.transport import Weights, WeightsLost
 
 NUMBERS = 300_000
 
@@ -82,10 +83,13 @@ def test_a_damaged_delta_is_an_error(old, damage, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_delta_to_another_base_is_found_by_the_checksum(old, tmp_path):
+def test_a_delta_to_another_base_is_refused(old, tmp_path):
     other = stage(bucket_of(changed(old, 0.1)), tmp_path)
+    delta = delta_of(bucket_of(old), bucket_of(changed(old, 0.01)))
+    with pytest.raises(BucketError, match="the delta is to bucket"):
+        stage_delta(delta, other, tmp_path)
     with pytest.raises(BucketError, match="wrong checksum"):
-        stage_delta(delta_of(bucket_of(old), bucket_of(changed(old, 0.01))), other, tmp_path)
+        stage_delta(replace(delta, base=other.checksum), other, tmp_path)
     other.release()
 
 
@@ -193,6 +197,58 @@ def test_a_version_that_is_not_sent_is_no_base(tiny_config, fetched, old):
     asyncio.run(run())
     assert fetched == ["WeightBucket", "WeightBucket"]
     receiver.close()
+
+
+def test_one_that_missed_a_version_fetches_the_whole_next_one(tiny_config, fetched, old):
+    senders, receiver = senders_of(tiny_config, True), BucketReceiver()
+    versions = [{"a": changed(old, 0.01 * step)} for step in range(3)]
+
+    async def run():
+        for number, weights in enumerate(versions):
+            sent = published(senders, number, weights)
+            if number != 1:
+                assert equal(await received(receiver, sent), weights)
+
+    asyncio.run(run())
+    assert fetched == ["WeightBucket", "WeightBucket"]
+    receiver.close()
+
+
+def test_a_lost_delta_leaves_the_version_before_as_a_base(tiny_config, fetched, old, tmp_path):
+    """Its owner died. The next version may come as a delta again, if it is one to the version that is kept."""
+    senders, receiver = senders_of(tiny_config, True), BucketReceiver()
+    first, second = {"a": old}, {"a": changed(old, 0.01)}
+
+    class Lost(Ref):
+        def __await__(self):
+            raise ray.exceptions.ObjectLostError("id", None, "")
+            yield
+
+    async def run():
+        await received(receiver, published(senders, 1, first))
+        sent = published(senders, 2, second)
+        pieces = tuple([replace(each, delta=Lost(None, fetched)) for each in piece] for piece in sent.pieces)
+        with pytest.raises(WeightsLost):
+            await received(receiver, replace(sent, pieces=pieces))
+        assert len(list(tmp_path.iterdir())) == 1
+        assert equal(await received(receiver, sent), second)
+
+    asyncio.run(run())
+    assert fetched == ["WeightBucket", "BucketDelta"]
+    receiver.close()
+
+
+def test_one_that_is_closed_while_it_loads_leaves_nothing(tiny_config, fetched, old, tmp_path):
+    """As at the end of a run, when the last version has just been published."""
+    senders, receiver = senders_of(tiny_config, True), BucketReceiver()
+
+    async def run():
+        await received(receiver, published(senders, 1, {"a": old}))
+        async with receiver.fetch(published(senders, 2, {"a": changed(old, 0.01)})):
+            receiver.close()
+
+    asyncio.run(run())
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_without_deltas_nothing_is_kept(tiny_config, fetched, old, tmp_path):

@@ -6,7 +6,15 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.learning.zero_shards import MODEL_FILE, files_to_read, read_file, resharded
+from pipeline.files import copy_files
+from pipeline.learning.zero_shards import (
+    MODEL_FILE,
+    files_to_read,
+    ranks_to_read,
+    read_file,
+    read_ranks,
+    resharded,
+)
 
 SIZES = {"embedding": 1000, "norm": 7, "matrix": 96, "bias": 1, "head": 641}
 KEYS = ("weights", "exp_avg", "exp_avg_sq")
@@ -65,6 +73,23 @@ def test_a_rank_reads_few_files():
     names = [f"zero_pp_rank_{rank}_mp_rank_00_optim_states.pt" for rank in range(96)]
     assert files_to_read(names, [152064 * 5120, 5120 * 13824], 48, 7) == {MODEL_FILE, names[14], names[15]}
     assert len(files_to_read(names, [152064 * 5120, 5120 * 13824, 5120, 1024], 48, 7)) <= 5
+
+
+def test_a_folder_with_only_the_files_that_a_rank_wanted_is_enough(parameters, tmp_path):
+    """As a copy of a checkpoint in an object store."""
+    for old in range(3):
+        torch.save(written(parameters, SPLIT, 3, old), tmp_path / f"zero_pp_rank_{old}_mp_rank_00_optim_states.pt")
+    sizes = [1000]
+    assert ranks_to_read(sizes, 3, 5, 4) == {2}
+    copied = tmp_path / "copied"
+    copy_files(tmp_path, copied, lambda names: files_to_read(names, sizes, 5, 4) - {MODEL_FILE})
+    assert [path.name for path in copied.iterdir()] == ["zero_pp_rank_2_mp_rank_00_optim_states.pt"]
+    read = read_ranks(copied, ranks_to_read(sizes, 3, 5, 4), ())
+    assert torch.equal(
+        read[2]["optimizer_state_dict"]["fp32_flat_groups"][0], part(parameters, "weights", SPLIT[0], 3, 2)
+    )
+    with pytest.raises(RuntimeError, match=r"lacks the optimizer's state of ranks \[0, 1\]"):
+        read_ranks(copied, ranks_to_read(sizes, 3, 1, 0), ())
 
 
 def test_a_rank_of_the_same_number_reads_its_own_files():
