@@ -200,11 +200,11 @@ def test_learning_may_be_the_longer_side():
 
 def test_the_host_memory_of_a_node():
     """7B in bfloat16 has 15.23 GB. The node with eight engines: 4 GiB each, three versions. A node with eight of 24
-    ranks: 4 GiB each, the share of a version on its way and in the object store (0.63 GB each), 12 bytes for each of
-    317M parameters while a checkpoint is written, and on one node the model. With deltas each rank keeps another share.
-    A scorer has 1 GiB."""
+    ranks: 4 GiB each, the share of a version on its way and in the object store and of the reference model (0.63 GB
+    each), 12 bytes for each of 317M parameters while a checkpoint is written, and on one node the model. With deltas
+    each rank keeps another share. A scorer has 1 GiB."""
     gib = 2**30
-    ranks = 8 * (4 * gib + 2 * 15.231e9 / 24 + 12 * 7.6156e9 / 24) + 15.231e9
+    ranks = 8 * (4 * gib + 3 * 15.231e9 / 24 + 12 * 7.6156e9 / 24) + 15.231e9
     engines = 8 * 4 * gib + 3 * 15.231e9
     assert cluster_plan(config(), SEVEN, PAPER, H100).memory.node_host == pytest.approx(
         max(ranks, engines) + gib, rel=1e-3
