@@ -195,7 +195,9 @@ class ZeroEngine:
             raise RuntimeError(f"{folder} has no state of DeepSpeed")
         common = read_file(folder / STATE_TAG / MODEL_FILE, SAVED_CLASSES)
         if common["dp_world_size"] == self.ranks:
-            self._engine.load_checkpoint(str(folder), tag=STATE_TAG)
+            loaded, _ = self._engine.load_checkpoint(str(folder), tag=STATE_TAG)
+            if loaded is None:
+                raise RuntimeError(f"DeepSpeed found no state in {folder}")
         else:
             self._load_resharded(folder / STATE_TAG, common, moved)
 
