@@ -42,6 +42,7 @@ EPISODES = 16
 SECTIONS = (5000, 5000, 5000, 5000, 5000, 3000)  # tokens
 QUESTION, MEMORY = 188, 512  # tokens: the question with the template's text; a response
 GROUP_S = 15.0  # of an engine
+SEQUENCES = 125  # that an engine decodes together
 GROUPS_PER_STEP = 4  # per generator
 RANKS = 3  # per generator
 STEP_S = GROUP_S * GROUPS_PER_STEP
@@ -134,6 +135,9 @@ class SimulatedEngines:
 
     async def start(self, check_room: bool = False) -> tuple[str, str]:
         return "simulated", ray.get_runtime_context().get_node_id()
+
+    async def max_sequences(self) -> int:
+        return SEQUENCES
 
     async def rollout(
         self,
@@ -239,7 +243,9 @@ class SimulatedRanks:
     async def fetch(self, refs: dict[int, list]) -> list[int]:
         return []
 
-    async def train(self, version: int, updates: list[Update], advantages: dict, rewards: dict) -> list[dict]:
+    async def train(
+        self, version: int, updates: list[Update], advantages: dict, rewards: dict, trace: str
+    ) -> list[dict]:
         await asyncio.sleep(self._load.seconds(TRAINING_SHARE * STEP_S))
         return [result_of(update) for update in updates]
 

@@ -192,5 +192,5 @@ def test_what_a_killed_generator_left_is_removed_when_one_starts(tiny_config, mo
     generator = generator_with(tiny_config, monkeypatch, lambda prompt: [])
     monkeypatch.setitem(sys.modules, "actors.generation.vllm_engine", SimpleNamespace(VllmEngine=Engine))
     monkeypatch.setattr("pipeline.weights.bucket_files.remove_orphans", lambda: done.append("orphans"))
-    asyncio.run(generator._start())
+    asyncio.run(generator._start(check_room=False))
     assert done == ["orphans", "engine"]
