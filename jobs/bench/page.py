@@ -17,7 +17,8 @@ One command per claim: `python -m jobs.bench <claim>`. With `--help` it lists it
 compares its variants side by side in one run on one machine, in one thread per engine. Where a
 claim has several rounds, the variants take turns, in reverse order every second round, and a number
 is the median over the rounds, with the lowest and the highest in brackets. Compare the ratios:
-times and rates are those of the machine that is named below the table.
+times and rates are those of the machine that is named below the table. Broadcast is simulated, and
+Sharing on a GPU was measured by hand.
 
 `python -m jobs.bench all` measures every claim and writes this page. `python -m jobs.bench write`
 writes it from the results in `runs/bench/`. A claim without a result keeps its section as it is.
