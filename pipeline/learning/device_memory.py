@@ -35,6 +35,7 @@ class Architecture:
     intermediate: int
     query: int  # width of the queries; the attention's output has the same
     key_value: int  # width of the keys; the values have the same
+    key_heads: int  # into which this width is divided
     vocabulary: int
 
 
@@ -69,6 +70,7 @@ def architecture_of(model_config: dict) -> Architecture | None:
         intermediate=inner,
         query=query,
         key_value=key_value,
+        key_heads=c["num_key_value_heads"],
         vocabulary=c["vocab_size"],
     )
 
@@ -84,13 +86,15 @@ def built_architecture(model_config) -> Architecture:
         raise ValueError("the sizes of models with experts are unknown")
     heads = model_config.num_attention_heads
     width = getattr(model_config, "head_dim", None) or model_config.hidden_size // heads
+    key_heads = getattr(model_config, "num_key_value_heads", heads)
     return Architecture(
         parameters=count_parameters(model_config),
         layers=model_config.num_hidden_layers,
         hidden=model_config.hidden_size,
         intermediate=model_config.intermediate_size,
         query=width * heads,
-        key_value=width * getattr(model_config, "num_key_value_heads", heads),
+        key_value=width * key_heads,
+        key_heads=key_heads,
         vocabulary=model_config.vocab_size,
     )
 

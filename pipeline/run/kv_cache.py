@@ -1,5 +1,7 @@
 """Estimates how many conversations fit an engine's KV cache, for `generator.max_sequences=0`."""
 
+from math import ceil
+
 from pipeline.learning.device_memory import BYTES, Architecture
 from pipeline.sections import GenerationConfig
 
@@ -10,9 +12,13 @@ MOST_SEQUENCES = 1024
 
 
 def token_bytes(config: GenerationConfig, architecture: Architecture) -> int:
-    """Bytes of one token in the KV cache, over all devices of an engine: a key and a value of each layer."""
+    """Bytes of one token in the KV cache, over all devices of an engine: a key and a value of each layer.
+
+    With more devices than heads of keys, each device has one head, and so each head is there more than once.
+    """
     width = 1 if config.generator.kv_cache_dtype == "fp8" else BYTES[config.model.dtype]
-    return 2 * architecture.layers * architecture.key_value * width
+    copies = ceil(config.generator.tensor_parallel / architecture.key_heads)
+    return 2 * architecture.layers * architecture.key_value * width * copies
 
 
 def cache_bytes(config: GenerationConfig, architecture: Architecture, memory: int | None) -> int | None:

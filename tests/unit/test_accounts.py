@@ -19,7 +19,7 @@ from tests.support.groups import random_group, record_of
 from tests.support.result_rows import row as result
 from tests.support.updates import rank, update
 
-MODEL = Architecture(0, layers=2, hidden=32, intermediate=64, query=32, key_value=16, vocabulary=100)
+MODEL = Architecture(0, layers=2, hidden=32, intermediate=64, query=32, key_value=16, key_heads=2, vocabulary=100)
 
 
 @pytest.fixture

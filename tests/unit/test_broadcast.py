@@ -63,7 +63,7 @@ def test_the_buckets_are_those_that_the_ranks_send(tied, monkeypatch):
     """Three ranks with buckets of 1 MiB; the sender's own code packs tensors of these sizes."""
     embedding, layer = 400 * 256, [256 * 256, 256 * 64, 256 * 64, 256 * 256, *[256 * 512] * 3]
     parameters = sum(layer) * 4 + embedding * (1 if tied else 2) + 9 * 256
-    a = Architecture(parameters, 4, 256, 512, 256, 64, 400)
+    a = Architecture(parameters, 4, 256, 512, 256, 64, 4, 400)
     sizes = [embedding, *layer * 4, *([] if tied else [embedding])]
     assert tensor_sizes(a) == sizes
 

@@ -53,6 +53,14 @@ def test_a_gpu_holds_what_the_weights_leave_of_its_share():
     assert cache_bytes(config, sizes, None) is fitting_sequences(config, sizes, None) is None
 
 
+def test_with_more_devices_than_heads_of_keys_each_device_has_one():
+    config, sizes = load_training_config(["preset=memagent_7b"]), sizes_of("Qwen2.5-7B-Instruct")
+    once = token_bytes(config, sizes)  # 4 heads
+    for devices, copies in ((2, 1), (4, 1), (8, 2)):
+        more = replace(config, generator=replace(config.generator, tensor_parallel=devices))
+        assert token_bytes(more, sizes) == copies * once
+
+
 def test_a_cache_of_a_given_size_needs_no_memory():
     sizes = sizes_of("Qwen2.5-0.5B-Instruct")
     shared = load_training_config(["preset=one_gpu"])
