@@ -51,7 +51,7 @@ def written(parameters, groups, ranks: int, rank: int) -> dict:
     return {"optimizer_state_dict": {"fp32_flat_groups": weights, "optimizer_state_dict": {"state": states}}}
 
 
-@pytest.mark.parametrize("old_ranks, ranks", itertools.permutations([1, 2, 3, 5, 16], 2))
+@pytest.mark.parametrize("old_ranks, ranks", [*itertools.permutations([1, 2, 3, 5, 16], 2)])
 @pytest.mark.parametrize("old_groups, groups", [(WHOLE, WHOLE), (WHOLE, SPLIT), (SPLIT, WHOLE)])
 def test_each_rank_gets_its_part_from_the_files_that_it_reads(parameters, old_ranks, ranks, old_groups, groups):
     names = [f"bf16_zero_pp_rank_{rank}_mp_rank_00_optim_states.pt" for rank in range(old_ranks)] + [MODEL_FILE]
