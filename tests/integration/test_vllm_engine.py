@@ -222,16 +222,18 @@ def test_weights_change_in_flight_and_new_requests_see_only_the_new_ones(
     assert cached_tokens(runner, engine, kept, kept)[1] == len(kept) // BLOCK * BLOCK
 
     async def scenario():
-        updated = asyncio.Event()
+        begun, updated = asyncio.Event(), asyncio.Event()
 
-        async def keep_generating():
+        async def keep_generating(limit):
             responses = []
             while not updated.is_set():
-                responses.append(await engine.generate(PROMPT, 110, WARM))
+                responses.append(await engine.generate(PROMPT, limit, WARM))
+                begun.set()
             return responses
 
-        running = [asyncio.create_task(keep_generating()) for _ in range(32)]
-        await asyncio.sleep(0.5)
+        # Limits of their own: responses that began together would end together, and now and then just before the pause.
+        running = [asyncio.create_task(keep_generating(limit)) for limit in range(80, 112)]
+        await begun.wait()
         pause = await load(engine, tiny_config, 1, buckets(other_model))
         updated.set()
         new = await engine.generate(PROMPT, 60, WARM)
