@@ -1,5 +1,5 @@
 # make train: train the embedded default.            make train ARGS="preset=… train.steps=3": other settings.
-# make test: run the tests.                          make test ARGS="-k groups -x": some of them.
+# make test: run the tests, in two processes.        make test ARGS="-k groups -x": some of them. ARGS="-n 0": in one.
 # make test-unit: the tests without Ray and engines, within a minute.
 # make lint: check style, types, spelling and links. make docs: write docs/configuration.md from the source.
 # make prepare ARGS="<kind> key=value …": make samples to train or evaluate on (docs/data.md).
@@ -26,8 +26,9 @@ export RAY_AUTH_MODE = token
 train: setup
 	@.venv/bin/python -m jobs.submit $(if $(filter preset=%,$(ARGS)),,preset=tiny) $(ARGS)
 
+# A run of the integration tests leaves a third of two cores idle; two processes use it. Each has a Ray of its own.
 test: setup
-	@OMP_NUM_THREADS=1 .venv/bin/python -m pytest $(ARGS)
+	@OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 test-unit: setup
 	@OMP_NUM_THREADS=1 .venv/bin/python -m pytest tests/unit $(ARGS)
