@@ -10,6 +10,7 @@ from actors.groups import Step
 from actors.learning.supervisor import LearnerSupervisor
 from actors.scoring.scorer_pool import ScorerPool
 from actors.validation import Validation
+from pipeline.alerts import Alert
 from pipeline.data.quarantine import Quarantine
 from pipeline.learning.flops import FORWARD, FORWARD_AND_BACKWARD, Computed, peak_flops, speeds
 from pipeline.rollout.episodes import GroupRecord
@@ -204,10 +205,11 @@ class Accounts:
             if ledger.step != step or step == c.train.steps:  # after the last step there is no next one
                 step, since = ledger.step, time.monotonic()
             elif time.monotonic() - since > SILENCE_S:
-                self._say(
+                line = (
                     f"· no step for {self.seconds:.0f} s: {ledger.count(RUNNING)} groups running, "
                     f"{ledger.count(BUFFERED)} buffered of {c.train.groups_per_step} for a step; in service "
                     f"{self.generators.alive}/{c.generator.count} generators, {self.scorers.alive}/{c.scorer.count} "
                     f"scorers, {self.learners.size}/{c.learner.ranks} learner ranks"
                 )
+                self._say(Alert("no step", line))
                 since = time.monotonic()

@@ -32,6 +32,7 @@ from actors.scoring.scorer_pool import ScorerPool
 from actors.step_reports import StepReports
 from actors.tracking import Tracking, start_tracker
 from actors.validation import Validation
+from pipeline.alerts import Alert
 from pipeline.data.problem_stream import START
 from pipeline.data.quarantine import Quarantine, withdrawn_ids
 from pipeline.errors import RunFailed, reason_of
@@ -161,6 +162,10 @@ class Coordinator(JobActor):
     def step(self) -> int:
         """The number of steps trained."""
         return self.groups.ledger.step
+
+    def alert(self, alert: Alert) -> None:
+        if self.tracker:
+            self.tracker.alert(alert)
 
     # Starting and ending.
 
@@ -295,7 +300,7 @@ class Coordinator(JobActor):
             with self.timeline.span("learners", "train", step=self.step + 1):
                 updates = await self.learners.train(self.step, ledger.version, step.groups)
         except GroupsLost as error:
-            self.say(f"· {error}; they are remade from their finished conversations")
+            self.say(Alert("groups lost", f"· {error}; they are remade from their finished conversations"))
             for group_id in self.groups.lose(step, error.indices):
                 self.rollouts.make_again(group_id)
             return
@@ -328,7 +333,7 @@ class Coordinator(JobActor):
         await self.learners.lost(why)
         checkpoint, step = self.learners.checkpoint, self.learners.saved_step
         self.accounts.steps_lost += self.step - step
-        self.say(f"· {why}; going back from step {self.step} to step {step}")
+        self.say(Alert("learners lost", f"· {why}; going back from step {self.step} to step {step}"))
         self.groups.roll_back(step, checkpoint.state.cursor if checkpoint else START)
         self.validation.roll_back(step)
         await self.tracker.roll_back(step)

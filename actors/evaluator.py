@@ -18,6 +18,7 @@ from actors.generation.generator_pool import GeneratorLost, GeneratorPool
 from actors.job_actor import CLOSING_S, JobActor, Outcome
 from actors.trials import DOCUMENTS_UNDER_WAY, Room, TrialRunner, answer_row
 from actors.wandb_run import WandbRun
+from pipeline.alerts import Alert
 from pipeline.data.quarantine import Quarantine
 from pipeline.errors import DataError, RunFailed, reason_of
 from pipeline.evaluation.config import EvaluationConfig
@@ -159,6 +160,10 @@ class Evaluator(JobActor):
         self.wandb = WandbRun(self.config, self.folder)
         self.wandb_place, _ = await asyncio.to_thread(self.wandb.started)
         self._say_news()
+
+    def alert(self, alert: Alert) -> None:
+        if self.wandb:
+            self.wandb.alert(alert.topic, str(alert))
 
     def _say_news(self) -> None:
         self.say_of(*self._files())

@@ -23,6 +23,7 @@ from typing import TypeVar, cast
 
 import ray
 
+from pipeline.alerts import Alert
 from pipeline.data.problem_queue import ProblemQueue
 from pipeline.data.problem_stream import START, Cursor
 from pipeline.data.quarantine import Quarantine
@@ -181,7 +182,7 @@ class Groups:
         ended = self.ledger.fail(group_id)
         if attempts < self._config.train.max_attempts:
             self._end(ended, self.problems.again)
-            self._say(f"· group {group_id} failed and will be run again: {reason}")
+            self._say(Alert("group failed", f"· group {group_id} failed and will be run again: {reason}"))
         else:
             self._withdraw(ended, f"given up after {attempts} attempts: {reason}")
         failed = self.failures.total() - self.failures[DROPPED_STALE]

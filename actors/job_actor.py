@@ -13,6 +13,7 @@ from typing import TypeVar
 
 import ray
 
+from pipeline.alerts import Alert
 from pipeline.errors import DataError, RunFailed, reason_of
 from pipeline.lease import BEAT_S, Lease, LeaseLost
 from pipeline.storage import LineFile, Storage
@@ -147,9 +148,14 @@ class JobActor:
         return self._said, lines
 
     def say(self, line: str) -> None:
-        self._lines.append(line)
+        self._lines.append(str(line))
         self._said += 1
         self._line_added.set()
+        if isinstance(line, Alert):
+            self.alert(line)
+
+    def alert(self, alert: Alert) -> None:
+        """Send an alert to the job's wandb run, if there is one."""
 
     async def start_all(self, parts: dict[str, Awaitable]) -> None:
         """Wait until all parts of the job have started. Report each start, and at intervals what is missing.

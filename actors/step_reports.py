@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 from actors.groups import Step
 from actors.tracking import Tracking
+from pipeline.alerts import Alert
 from pipeline.dtype import MISMATCH_WARNING
 from pipeline.errors import RunFailed
 from pipeline.run.config import TrainingConfig
@@ -32,18 +33,20 @@ class StepReports:
         self._say(step_line(row, t.steps))  # the row is on disk before the line is shown
         mismatch_warning = t.mismatch_warning or MISMATCH_WARNING[self.config.model.dtype]
         if (row["logprob_mismatch_mean"] or 0) > mismatch_warning:
-            self._say(
+            line = (
                 f"· warning: vLLM's and the learner's log-probs differ by {row['logprob_mismatch_mean']:.2g} on "
                 f"average, more than train.mismatch_warning={mismatch_warning:g}; with the same weights they should "
                 "agree"
             )
+            self._say(Alert("log-probs do not match", line))
         if row["preemptions"] > PREEMPTED_SHARE * row["conversations"]:
             cache = "gpu_kv_cache_gib or gpu_memory_share" if self.config.generator.num_gpus else "kv_cache_gib"
-            self._say(
+            line = (
                 f"· warning: engines stopped conversations {row['preemptions']:,} times to compute them again, because "
                 f"their KV cache was full ({row['conversations']:,} conversations in this step); lower "
                 f"generator.max_sequences, or raise generator.{cache}"
             )
+            self._say(Alert("KV cache full", line))
         if number == 1 or number % t.episodes_every == 0 or number == t.steps:
             shown = list(zip(step.problems, step.groups, strict=True))[: t.episodes_shown]
             # Ray passes references inside lists unresolved.
@@ -61,10 +64,11 @@ class StepReports:
             self._skipped_in_a_row = self._skipped_in_a_row + 1 if update.skipped else 0
             if update.skipped:
                 names = ", ".join(step.groups[index][0].group_id for index in update.culprits)
-                self._say(
+                line = (
                     f"· step {number}: update {update_number} of {len(updates)} was skipped: its loss or gradient "
                     f"is not finite; groups: {names}"
                 )
+                self._say(Alert("update skipped", line))
             if self._skipped_in_a_row >= self.config.train.max_skipped_updates:
                 raise RunFailed(
                     f"{self._skipped_in_a_row} updates in a row were skipped: their loss or gradient is not finite; "

@@ -24,6 +24,7 @@ from pipeline.files import write_text
 from pipeline.rollout.episodes import EpisodeGroup, GroupRecord
 from pipeline.run.config import TrainingConfig
 from pipeline.run.history import DRAWN, History, RunTotals
+from pipeline.run.metric_names import STEP, wandb_name
 from pipeline.run.validation import validation_metrics
 from pipeline.run.validation_file import ANSWERS, VALIDATION, ValidationFile
 from pipeline.storage import MOST_KEPT, Storage, append
@@ -111,7 +112,8 @@ class Tracker:
         news = self._written()
         shown = {name: value for name, value in row.items() if isinstance(value, (int, float))}
         ages = row.get("staleness_tokens")
-        self._wandb.log(lambda wandb: shown | ({"staleness_tokens": _histogram(wandb, ages)} if ages else {}))
+        histogram = wandb_name("staleness_tokens")
+        self._wandb.log(lambda wandb: _named(shown) | ({histogram: _histogram(wandb, ages)} if ages else {}))
         for name, value in shown.items():
             self._gauge(name).set(value, {"run": self._run_name})
         return news + self._drawn() + self._wandb.news()
@@ -129,11 +131,15 @@ class Tracker:
         news += self._try(ANSWERS, lambda: self._validations.write_answers(row["step"], answers))
         self._lost[ANSWERS] += ANSWERS in self._failing
         shown = validation_metrics(row)
-        self._wandb.log(lambda wandb: {"step": row["step"]} | shown)
+        self._wandb.log(lambda wandb: {STEP: row["step"]} | _named(shown))
         for name, value in shown.items():
             self._gauge(name).set(value, {"run": self._run_name})
         self.draw()
         return news + self._wandb.news()
+
+    def alert(self, topic: str, line: str) -> None:
+        """Send a progress line to wandb as an alert; see `WandbRun.alert`."""
+        self._wandb.alert(topic, line)
 
     def roll_back(self, step: int) -> list[str]:
         """Move the rows of later steps to abandoned.jsonl: metrics.jsonl is the history of the current weights.
@@ -278,7 +284,7 @@ class Tracker:
         self._lost[EPISODES] += EPISODES in self._failing
         columns = ["problem", "conversations", "answer", "reward"]
         data = [[_cell(e[c]) for c in columns] for e in shown]
-        self._wandb.log(lambda wandb: {"episodes": wandb.Table(columns=columns, data=data), "step": step})
+        self._wandb.log(lambda wandb: {"reading/episodes": wandb.Table(columns=columns, data=data), STEP: step})
         return news + self._wandb.news()
 
     def draw(self) -> None:
@@ -335,7 +341,7 @@ class Tracker:
         if self._figure and not concurrent.futures.wait([self._figure], FIGURE_S).done:
             news.append(f"· {FIGURE} is not done after {FIGURE_S:g} s; the run does not wait for it")
         news += self._drawn()
-        self._wandb.log(lambda wandb: {"training": wandb.Image(str(figure))} if figure.exists() else {})
+        self._wandb.log(lambda wandb: {"reading/training": wandb.Image(str(figure))} if figure.exists() else {})
         self._wandb.finish(summary)
         return news + self._wandb.news()
 
@@ -364,6 +370,11 @@ def _cell(value):
     if not isinstance(value, list):
         return value
     return "\n---\n".join(f"{conversation['role']}: {conversation['response']}" for conversation in value)
+
+
+def _named(metrics: dict[str, float]) -> dict[str, float]:
+    """The metrics under their names in wandb."""
+    return {wandb_name(name): value for name, value in metrics.items()}
 
 
 def _histogram(wandb, counts: list[int]):

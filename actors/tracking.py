@@ -8,6 +8,7 @@ from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from actors.tracker import METRICS, Tracker
+from pipeline.alerts import Alert
 from pipeline.errors import reason_of
 
 ANSWER_S = 60.0  # limit for an answer of the tracker; then the job continues
@@ -61,6 +62,11 @@ class Tracking:
         """See `Tracker.episodes`."""
         self._tell(await self._answer(self.tracker.episodes.remote(step, samples)) or [])
 
+    def alert(self, alert: Alert) -> None:
+        """See `Tracker.alert`. Does not wait; while the tracker does not answer, the alert is dropped."""
+        if not self._is_late:
+            self.tracker.alert.remote(alert.topic, str(alert))
+
     def draw(self) -> None:
         """See `Tracker.draw`. Does not wait."""
         self.tracker.draw.remote()
@@ -83,9 +89,13 @@ class Tracking:
         for line in lines:
             self._say(line)
 
+    @property
+    def _is_late(self) -> bool:
+        return self._late is not None and not self._late.done()
+
     async def _answer(self, call: ray.ObjectRef):
         """The tracker's answer; None if it fails or takes too long, which is reported once. A late call still runs."""
-        if self._late and not self._late.done():
+        if self._is_late:
             return None  # the tracker answers in order, so this call would be late, too
         answer = asyncio.ensure_future(_result(call))
         try:

@@ -13,10 +13,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from pipeline.run.metric_names import STEP, SUMMARIES, wandb_name
 from pipeline.sections import GenerationConfig
 
 START_S = 30.0  # limit for wandb's processes to start and its server to answer
 HANGS_S = 120.0  # a longer call counts as hanging
+ALERT_EVERY_S = 3600.0  # between two alerts of one topic
 FINISH_S = 45.0  # limit for the last uploads
 MOST_WAITING = 1000  # calls that may wait while one hangs
 
@@ -39,6 +41,7 @@ class WandbRun:
         self._said = False
         self._news: list[str] = []
         self._summary: dict = {}
+        self._alerted: dict[str, float] = {}  # when an alert of a topic was last sent
         self._calls: queue.Queue[Callable | None] = queue.Queue()
         self._call_began: float | None = None
         self._started, self._ended = threading.Event(), threading.Event()
@@ -60,10 +63,17 @@ class WandbRun:
 
         `make_row` gets the module wandb and runs in wandb's thread, since pictures and tables write files.
         """
-        if self._calls.qsize() < MOST_WAITING:
-            self._calls.put(lambda wandb: self._run.log(make_row(wandb)))
-        else:
-            self._say_once("it does not answer and will lack some rows")
+        self._put(lambda wandb: self._run.log(make_row(wandb)))
+
+    def alert(self, topic: str, line: str) -> None:
+        """Send a progress line as an alert, unless one of this topic was sent within `ALERT_EVERY_S`."""
+        now = time.monotonic()
+        if now - self._alerted.get(topic, -ALERT_EVERY_S) < ALERT_EVERY_S:
+            return
+        self._alerted[topic] = now
+        text = line.removeprefix("· ")
+        # wandb's server keeps to the interval, too, also when this process has been restarted.
+        self._put(lambda wandb: self._run.alert(topic, text, wandb.AlertLevel.WARN, ALERT_EVERY_S))
 
     def finish(self, summary: dict, limit_s: float = FINISH_S) -> None:
         """End the run and wandb's own process."""
@@ -81,6 +91,12 @@ class WandbRun:
             self._say_once(f"no answer for {HANGS_S:g} s")
         news, self._news = self._news, []
         return news
+
+    def _put(self, call: Callable[[Any], None]) -> None:
+        if self._calls.qsize() < MOST_WAITING:
+            self._calls.put(call)
+        else:
+            self._say_once("it does not answer and will lack some rows")
 
     def _say_once(self, what: str) -> None:
         if not self._said:  # later problems follow from the first
@@ -125,8 +141,10 @@ class WandbRun:
         # wandb's import hooks report imported packages, so imports would raise once its core process is dead.
         wandb.sdk.lib.import_hooks.unregister_all_post_import_hooks()
         # A run that returns to a checkpoint logs some steps twice; wandb's own step counter cannot go back.
-        self._run.define_metric("step")
-        self._run.define_metric("*", step_metric="step")
+        self._run.define_metric(STEP)
+        self._run.define_metric("*", step_metric=STEP)
+        for name, summary in SUMMARIES.items():
+            self._run.define_metric(wandb_name(name), step_metric=STEP, summary=summary)
         self._enabled = not self._run.disabled
         self._place = self._run.url or (str(Path(self._run.dir).parent) if self._enabled else "")
 

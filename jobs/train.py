@@ -41,7 +41,7 @@ from pipeline.rules import check_data_given
 from pipeline.run.checkpoints import checkpoints_of
 from pipeline.run.config import TrainingConfig, load_training_config
 from pipeline.run.history import RunTotals
-from pipeline.run.metrics import is_taken
+from pipeline.run.metric_names import is_taken
 from pipeline.run.plan import plan_text
 from pipeline.run.report import run_summary
 from pipeline.run.rules import check_config

@@ -14,7 +14,7 @@ from pipeline.learning.policy import inputs_of, tensors
 from pipeline.learning.returned import check_returned
 from pipeline.learning.token_metrics import Max, Mean, Sums, TokenMetric, Total, added
 from pipeline.rollout.episodes import EpisodeGroup
-from pipeline.run.metrics import is_taken
+from pipeline.run.metric_names import is_taken
 from pipeline.sections import ObjectiveSection
 
 # Log-probs under the proximal policy for each micro-batch of an update; None if it is unused or the policy itself.

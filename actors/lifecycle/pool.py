@@ -14,6 +14,7 @@ import ray
 from ray.exceptions import RayTaskError
 
 from actors.lifecycle.failures import DIED, Hung, what_happened
+from pipeline.alerts import Alert
 from pipeline.errors import RunFailed
 
 DEATHS_IN_A_ROW = 5  # after more deaths without any work done, give up the actor
@@ -153,7 +154,9 @@ class Pool:
                 return
             self.restarts += 1
             wait_s = min(LONGEST_BACK_OFF_S, 2 ** (self._deaths[name] - 1) - 1) if self._deaths[name] else 0
-            self._say(f"· {name} {why}; starting it again{f' in {wait_s} s' if wait_s else ''}")
+            line = f"· {name} {why}; starting it again{f' in {wait_s} s' if wait_s else ''}"
+            again = self._deaths[name] > 1  # a first death is part of life on spot nodes
+            self._say(Alert(f"a {self._kind} keeps dying", line) if again else line)
             await asyncio.sleep(wait_s)
 
     def _give_up(self, name: str, why: str) -> None:
@@ -161,7 +164,7 @@ class Pool:
         said = f"{name} died {self._deaths[name]} times without completing any work; the last time, it {why}"
         if self._count - len(self._given_up) < self._least:
             raise RunFailed(f"{said}; see its log in Ray's dashboard")
-        self._say(f"· {said}; continuing without it")
+        self._say(Alert(f"a {self._kind} was given up", f"· {said}; continuing without it"))
 
 
 async def result_of(ref: ray.ObjectRef):

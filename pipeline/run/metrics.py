@@ -13,29 +13,8 @@ from pipeline.learning.packing import Work
 from pipeline.learning.token_metrics import added
 from pipeline.rollout.episodes import GroupRecord
 from pipeline.rollout.memory_counts import MemoryCounts, memory_shares
+from pipeline.run.metric_names import TURN_REWARD
 
-# The keys of a step's row that are no metrics of the objective.
-KEYS = frozenset(
-    """
-    step version reward reward_std reward_trained overlong_penalty groups groups_of_equal_reward groups_discarded
-    kept_fraction episodes conversations cut_conversations cut_answer_fraction preemptions
-    memory_written memory_kept memory_answered memory_junk memory_tokens
-    staleness_mean staleness_max mixed_version_episodes updates updates_skipped learning_rate grad_norm grad_norm_max
-    loss micro_batches proximal_seconds group_seconds_mean group_seconds_max
-    prompt_tokens prompt_tokens_computed prefix_hit_share prefix_hit_share_min prefix_hit_shares
-    tokens_trained staleness_tokens tokens_computed tokens_shared_share tokens_recomputed
-    entropy logprob_mismatch_mean logprob_mismatch_max logprob_mismatch_tokens
-    positions updates_total seconds wait_seconds train_seconds publish_seconds update_pause_max
-    tokens_generated_total tokens_per_second groups_running groups_buffered groups_unscored groups_failed
-    groups_dropped_stale groups_discarded_total rows_quarantined generators scorers learner_ranks
-    generators_waited scorers_waited learners_waited effective_time_ratio validation_share
-    learner_tokens_per_device_second learner_tflops learner_mfu
-    generator_tokens_per_device_second generator_tflops generator_mfu
-    group_moves groups_lost conversations_redone generator_restarts scorer_restarts learner_restarts steps_lost
-    checkpoints_failed coordinator_restarts
-    """.split()
-)
-TURN_REWARD = "turn_reward"  # begins the keys of `conversation_rewards`
 NOT_IN_NAMES = re.compile(r"[^A-Za-z0-9_]")
 
 
@@ -159,11 +138,6 @@ def prefix_hits(records: list[GroupRecord]) -> dict[str, Any]:
         "prefix_hit_share_min": min(shares),
         "prefix_hit_shares": {str(version): cached[version] / prompt[version] for version in sorted(prompt)},
     }
-
-
-def is_taken(name: str) -> bool:
-    """Whether a metric of the objective would hide a key of the row."""
-    return name in KEYS or name.startswith(TURN_REWARD)
 
 
 def _finite(value: object) -> object:

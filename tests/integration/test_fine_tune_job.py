@@ -8,6 +8,7 @@ import pytest
 
 from pipeline.config import CONFIGS
 from pipeline.fine_tuning.record import RECORD
+from pipeline.run.metric_names import FINE_TUNING_KEYS
 from tests.support.faults import run_job
 
 TINY = CONFIGS / "models" / "tiny"
@@ -78,6 +79,7 @@ def test_a_run_leaves_a_figure_and_a_model_for_plain_transformers(again):
 
     assert (again / "training.png").stat().st_size > 0
     rows = [json.loads(line) for line in (again / "metrics.jsonl").read_text().splitlines()]
+    assert {name for row in rows for name in row} == FINE_TUNING_KEYS
     assert [row["step"] for row in rows] == list(range(1, STEPS + 1))
     folder = again / "checkpoints" / str(STEPS) / "hf"
     assert AutoModelForCausalLM.from_pretrained(folder).num_parameters() == 343_040

@@ -3,6 +3,7 @@
 import sys
 import threading
 import time
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -17,7 +18,8 @@ class FakeWandb:
 
     def __init__(self, **faults):
         self.faults, self.logged, self.ended = faults, [], []
-        self.summary = {}
+        self.summary, self.defined, self.alerts = {}, {}, []
+        self.AlertLevel = SimpleNamespace(WARN="WARN")
         hooks = SimpleNamespace(unregister_all_post_import_hooks=lambda: None)
         self.sdk = SimpleNamespace(lib=SimpleNamespace(import_hooks=hooks))
         self.url, self.disabled, self.dir = "https://wandb.test/run", False, "/none/files"
@@ -38,8 +40,12 @@ class FakeWandb:
         self._call("init")
         return self
 
-    def define_metric(self, *_, **__):
-        pass
+    def define_metric(self, name, **how):
+        self.defined[name] = how
+
+    def alert(self, *alert):
+        self._call("alert")
+        self.alerts.append(alert)
 
     def log(self, row):
         self._call("log")
@@ -92,6 +98,7 @@ CASES = {
     "a core process that hangs": ({"log": hanging}, "no answer for 0.1 s", 0),
     "a full disk": ({"table": raising(OSError(28, "No space left on device"))}, "No space left", 3),
     "an exit": ({"log": raising(SystemExit(3))}, "SystemExit: 3", 0),
+    "an alert that is refused": ({"alert": raising(ValueError("no such level"))}, "ValueError: no such level", 0),
     "an end that fails": ({"finish": raising(BrokenPipeError("gone"))}, "BrokenPipeError: gone", 6),
     "an end that hangs": ({"finish": hanging}, "not finished after 0.3 s", 6),
     "a teardown that fails": ({"teardown": raising(RuntimeError("twice"))}, "RuntimeError: twice", 6),
@@ -104,6 +111,7 @@ def test_whatever_wandb_does_is_said_once_and_holds_nobody_up(run_with, faults, 
     begin, news = time.monotonic(), []
     run.started(LIMIT_S)
     news += run.news()
+    run.alert("no step", "· no step for 61 s")
     for step in range(6):
         run.log(lambda wandb, step=step: {"table": wandb.Table()} if step == 3 else {"step": step})
         time.sleep(0.05)
@@ -123,6 +131,33 @@ def test_without_a_fault_nothing_is_said(run_with):
     run.finish({"status": "failed", "reward": 1})
     assert (place, run_id) == (wandb.url, wandb.id) and len(run_id) == 8
     assert wandb.logged == [{"step": 1}] and wandb.summary["reward"] == 1 and wandb.ended == [1]
+    assert run.news() == []
+
+
+def test_the_summary_has_the_best_of_what_has_a_best(run_with):
+    run, wandb = run_with()
+    run.started()
+    assert wandb.defined["reward/reward"] == {"step_metric": "step", "summary": "last,max"}
+    assert wandb.defined["*"] == {"step_metric": "step"} and "validation/validation_score" in wandb.defined
+    run.finish({"status": "completed"})
+
+
+def test_an_alert_of_a_topic_is_sent_once_in_a_while(run_with, monkeypatch):
+    from actors import wandb_run as module
+
+    monkeypatch.setattr(module, "ALERT_EVERY_S", 0.3)
+    run, wandb = run_with()
+    run.alert("no step", "· no step for 61 s")
+    run.alert("no step", "· no step for 122 s")
+    run.alert("update skipped", "· step 3: update 1 of 1 was skipped")
+    time.sleep(0.3)
+    run.alert("no step", "· no step for 183 s")
+    run.finish({"status": "completed"})
+    assert wandb.alerts == [
+        ("no step", "no step for 61 s", "WARN", 0.3),
+        ("update skipped", "step 3: update 1 of 1 was skipped", "WARN", 0.3),
+        ("no step", "no step for 183 s", "WARN", 0.3),
+    ]
     assert run.news() == []
 
 
@@ -153,3 +188,18 @@ def test_a_config_that_disables_it_needs_no_server(tmp_path):
     run.log(lambda wandb: {"step": 1})
     run.finish({"status": "completed"})
     assert run.news() == []
+
+
+def test_an_offline_run_keeps_rows_and_alerts_until_it_is_uploaded(tmp_path):
+    """With the real wandb. What its file holds is what `wandb sync` sends."""
+    from actors.wandb_run import WandbRun
+
+    run = WandbRun(load_training_config(["preset=tiny", "run.name=kept", "wandb.mode=offline"]), tmp_path)
+    place, run_id = run.started()
+    run.log(lambda wandb: {"step": 1, "reward/reward": 0.5})
+    run.alert("no step", "· no step for 61 s")
+    run.finish({"status": "completed"})
+    assert run.news() == []
+    (kept,) = Path(place).glob(f"run-{run_id}.wandb")
+    content = kept.read_bytes()
+    assert all(text in content for text in (b"reward/reward", b"no step for 61 s"))

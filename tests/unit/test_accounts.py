@@ -13,7 +13,7 @@ from pipeline.config import CONFIGS
 from pipeline.learning.device_memory import Architecture
 from pipeline.run.config import load_training_config
 from pipeline.run.ledger import Ledger
-from pipeline.run.metrics import KEYS, is_taken
+from pipeline.run.metric_names import KEYS, is_taken
 from pipeline.run.validation import validation_row
 from tests.support.groups import random_group, record_of
 from tests.support.result_rows import row as result

@@ -9,7 +9,7 @@ import pytest
 from jobs.docs import anchor
 
 ROOT = Path(__file__).parents[2]
-PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")])
+PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
 LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
 QUOTED = re.compile(r"`([\w./-]+/[\w./-]*|[A-Z]+\.md)`")
 # Top folders of the repository: a path that begins with one is a file of it, or a folder that a run makes there.

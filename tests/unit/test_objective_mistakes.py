@@ -12,7 +12,7 @@ from pipeline.learning.objectives import check_loss
 from pipeline.learning.packing import Item, Update
 from pipeline.learning.token_metrics import Max, Mean, TokenMetric
 from pipeline.rollout.episodes import Completion, Conversation, Episode, pack_group
-from pipeline.run.metrics import is_taken
+from pipeline.run.metric_names import is_taken
 from pipeline.run.rules import check_config
 from pipeline.sections import ObjectiveSection
 from tests.unit.test_config import sound

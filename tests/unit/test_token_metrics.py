@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.learning.token_metrics import Histogram, Max, Mean, Total, added
-from pipeline.run.metrics import is_taken, step_row
+from pipeline.run.metric_names import is_taken
+from pipeline.run.metrics import step_row
 from tests.support.updates import rank, update
 from tests.unit.test_metrics import records
 
