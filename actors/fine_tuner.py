@@ -15,6 +15,7 @@ from actors.job_actor import JobActor, Outcome
 from actors.learning.checkpointing import CheckpointKeeper
 from actors.learning.gang import FineTuningGang
 from actors.tracking import Tracking, start_tracker
+from pipeline.alerts import Alert
 from pipeline.data.problem_stream import START
 from pipeline.data.quarantine import Quarantine
 from pipeline.data.sample_files import SampleFiles
@@ -53,6 +54,10 @@ class FineTuner(JobActor):
         """End the run after the current step and save the model."""
         self.say("· stopping after this step")
         await super().stop()
+
+    def alert(self, alert: Alert) -> None:
+        if self.tracker:
+            self.tracker.alert(alert)
 
     async def work(self) -> str:
         if self.config.resume == "auto":
@@ -177,6 +182,9 @@ class FineTuner(JobActor):
             }
             await self.tracker.log(row)
             self.say_of(self.quarantine_file)
+            if row["grad_norm"] is None:
+                line = f"· step {self.step} was skipped: its loss or gradient is not finite"
+                self.say(Alert("update skipped", line))
             skipped = skipped + 1 if row["grad_norm"] is None else 0
             if skipped == MAX_SKIPPED:
                 raise RunFailed(f"{skipped} steps in a row were skipped: their gradient is not finite")

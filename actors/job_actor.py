@@ -155,7 +155,8 @@ class JobActor:
             self.alert(line)
 
     def alert(self, alert: Alert) -> None:
-        """Send an alert to the job's wandb run, if there is one."""
+        """Send an alert to the job's wandb run, if it has begun."""
+        raise NotImplementedError
 
     async def start_all(self, parts: dict[str, Awaitable]) -> None:
         """Wait until all parts of the job have started. Report each start, and at intervals what is missing.

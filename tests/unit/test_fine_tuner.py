@@ -6,8 +6,9 @@ import json
 
 import pytest
 
-from actors.fine_tuner import FineTuner
+from actors.fine_tuner import MAX_SKIPPED, FineTuner
 from jobs.support.run_folder import check_earlier
+from pipeline.alerts import Alert
 from pipeline.config import load_config, save_config
 from pipeline.data.problem_stream import START
 from pipeline.errors import ConfigError, RunFailed
@@ -100,6 +101,26 @@ def test_a_damaged_checkpoint_is_not_resumed_from(resume, tmp_path):
 def test_a_stop_ends_the_drawing(resume):
     tuner = resume(record(), stop=True)
     assert tuner.drawn == 0 and tuner.step == STEPS and tuner.tokens == 30
+
+
+def test_a_skipped_step_is_reported_and_many_end_the_run(resume):
+    tuner, alerts = resume(record()), []
+
+    class Tracker:
+        async def log(self, row: dict) -> None: ...
+
+        def alert(self, alert: Alert) -> None:
+            alerts.append((alert.topic, alert))
+
+    class Gang:
+        async def train(self, batch) -> list[dict]:
+            return [{"loss": float("nan"), "grad_norm": None, "learning_rate": 1.0}]
+
+    tuner.tracker, tuner.gang = Tracker(), Gang()
+    with pytest.raises(RunFailed, match=f"{MAX_SKIPPED} steps in a row were skipped"):
+        asyncio.run(tuner._train(examples()))
+    line = f"· step {STEPS + 1} was skipped: its loss or gradient is not finite"
+    assert alerts[0] == ("update skipped", line) and len(alerts) == MAX_SKIPPED
 
 
 @pytest.mark.parametrize("last", [False, True])
