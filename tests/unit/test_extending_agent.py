@@ -1,4 +1,4 @@
-"""The agent and the prompt templates of docs/extending.md, from outside the packages."""
+"""The agent and the prompt templates of the tutorials and of docs/extending.md, from outside the packages."""
 
 import asyncio
 

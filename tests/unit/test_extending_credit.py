@@ -1,4 +1,4 @@
-"""The examples of docs/extending.md: a reward for each conversation, and an advantage estimator."""
+"""The examples of the pages: a reward for each conversation, and an advantage estimator."""
 
 import numpy as np
 import pytest
