@@ -24,7 +24,7 @@ from pipeline.learning.policy import Policy
 from pipeline.rollout.episodes import Sampling
 from pipeline.run.config import TrainingConfig, load_training_config
 from pipeline.weights.buckets import WeightBucket, pack_buckets
-from pipeline.weights.transport import BUCKETS, Weights, load_transport
+from pipeline.weights.transport import BUCKETS, WeightReceiver, Weights, load_transport
 
 RESPONSE = 48  # tokens of a response whose log-probs are compared
 PROMPTS = 4  # of each length
@@ -85,11 +85,13 @@ async def one_device(settings: Settings, first: Path, other: Path, report: Repor
 async def two_devices(settings: Settings, first: Path, other: Path) -> list[Sample]:
     """Samples of an engine on two devices after an update."""
     engine = await started(settings, first, tensor_parallel=2)
+    receiver = load_transport(BUCKETS).receiver()
     try:
-        await load(engine, 1, buckets_of(other, settings))
+        await load(engine, receiver, 1, buckets_of(other, settings))
         return await samples_of(engine, settings, version=1)
     finally:
         engine.shutdown()
+        receiver.close()
 
 
 def configuration(settings: Settings, model: Path, tensor_parallel: int = 1) -> TrainingConfig:
@@ -134,7 +136,7 @@ def loaded(model: Path, settings: Settings) -> Any:
     return AutoModelForCausalLM.from_pretrained(model, dtype=getattr(torch, settings.dtype))
 
 
-async def load(engine, version: int, buckets: Sequence[WeightBucket]) -> float:
+async def load(engine, receiver: WeightReceiver, version: int, buckets: Sequence[WeightBucket]) -> float:
     """Have an engine load weights as a generator does; return the pause in seconds."""
 
     from pipeline.weights.bucket_transport import Sent
@@ -142,8 +144,8 @@ async def load(engine, version: int, buckets: Sequence[WeightBucket]) -> float:
     async def sent(bucket: WeightBucket) -> WeightBucket:
         return bucket  # a generator awaits an object reference
 
-    weights = Weights(version, BUCKETS, ([Sent(place, sent(bucket)) for place, bucket in enumerate(buckets)],))
-    async with load_transport(BUCKETS).receiver().fetch(weights) as parts:
+    pieces = [Sent(place, bucket.data.size, sent(bucket)) for place, bucket in enumerate(buckets)]
+    async with receiver.fetch(Weights(version, BUCKETS, (pieces,))) as parts:
         return await engine.load_weights(version, BUCKETS, parts)
 
 
@@ -164,10 +166,13 @@ async def updated(engine, settings: Settings, updates: list[list[WeightBucket]])
         return versions
 
     running = [asyncio.create_task(keep_generating(number)) for number in range(RUNNING)]
-    pauses = []
-    for version, buckets in enumerate(updates, 1):
-        await engine.generate(random_tokens(settings, prompt_tokens, version), STEPS, SAMPLING)
-        pauses.append(await load(engine, version, buckets))
+    pauses, receiver = [], load_transport(BUCKETS).receiver()
+    try:
+        for version, buckets in enumerate(updates, 1):
+            await engine.generate(random_tokens(settings, prompt_tokens, version), STEPS, SAMPLING)
+            pauses.append(await load(engine, receiver, version, buckets))
+    finally:
+        receiver.close()
     await engine.generate(random_tokens(settings, prompt_tokens, 0), STEPS, SAMPLING)
     done.set()
     return pauses, list(itertools.chain(*await asyncio.gather(*running)))

@@ -1,4 +1,9 @@
-"""Weight buckets as files in shared memory: one copy per node, which all processes of all its engines map."""
+"""Weight buckets as files in shared memory: one copy per node, which all processes of all its engines map.
+
+A file has two locks, and each process that uses it has both on a handle of its own. The lock on the file (flock) says
+who keeps it: a file that nobody keeps is an orphan. The lock on its bytes (fcntl's open file description locks, which
+do not see flock's) says who reads or writes it. Who keeps a file without reading it has a spare.
+"""
 
 import contextlib
 import errno
@@ -8,9 +13,12 @@ import os
 import re
 import shutil
 import stat
+import struct
 import tempfile
+import threading
 import time
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,7 +42,7 @@ class BucketError(RuntimeError):
 
 @dataclass
 class BucketFile:
-    """A bucket in shared memory. Whoever needs it keeps the file open, with a shared lock."""
+    """A bucket in shared memory. Whoever needs it keeps the file open, with a shared lock on it and on its bytes."""
 
     path: str
     size: int  # bytes
@@ -46,6 +54,77 @@ class BucketFile:
         """Give it up. The last one to do so removes the file."""
         with self.file:
             _remove_unless_locked(self.path, self.file.fileno())
+
+
+class Spares:
+    """Files of buckets that a process no longer needs, for new buckets of their sizes.
+
+    Overwriting a file is faster than making one: the kernel neither allocates nor clears memory, and a process that has
+    mapped the file keeps its mapping. All processes that used a bucket keep its file as a spare, and each of them may
+    overwrite it when nobody reads it. Until then the bucket is there for a process that needs it.
+    """
+
+    def __init__(self) -> None:
+        self._files: list[io.FileIO] = []  # the oldest first
+        self._lock = threading.Lock()
+
+    def add(self, file: BucketFile) -> None:
+        """Keep the file of a bucket that is no longer needed."""
+        _lock_bytes(file.file, fcntl.F_UNLCK)
+        with self._lock:
+            self._files.append(file.file)
+
+    def remove(self, file: io.FileIO) -> None:
+        """Forget the spare that is this file: it is in use again."""
+        with self._lock:
+            for spare in [each for each in self._files if os.path.sameopenfile(each.fileno(), file.fileno())]:
+                self._files.remove(spare)
+                spare.close()
+
+    def take(self, size: int, path: Path) -> io.FileIO | None:
+        """Rename a file of this size that nobody reads, and lock its bytes for writing; None if there is none.
+
+        It may also be a file that only other processes keep, so that new files are made only if all others are in use.
+        """
+        with self._lock:
+            for spare in [each for each in self._files if os.fstat(each.fileno()).st_size == size]:
+                if _lock_bytes(spare, fcntl.F_WRLCK):
+                    self._files.remove(spare)
+                    if name := _name_of(spare):
+                        os.rename(name, path)
+                        return spare
+                    spare.close()
+        for other in path.parent.glob(f"{BUCKET_FILE}*-{size}"):
+            with contextlib.suppress(BucketError):  # of another user
+                if file := _locked(other, fcntl.F_WRLCK):
+                    os.rename(other, path)
+                    return file
+        return None
+
+    def trim(self, sizes: Iterable[int]) -> None:
+        """Keep no more spares than buckets of these sizes need, the newest. Free the memory of others, unless read."""
+        need = Counter(sizes)
+        with self._lock:
+            files, self._files = self._files, []
+            for spare in reversed(files):
+                size = os.fstat(spare.fileno()).st_size
+                if need[size] and _name_of(spare):
+                    need[size] -= 1
+                    self._files.insert(0, spare)
+                    continue
+                with spare:
+                    if _lock_bytes(spare, fcntl.F_WRLCK) and (name := _name_of(spare)):
+                        spare.truncate(0)  # other processes keep it, and with it its memory
+                        os.unlink(name)
+
+    def close(self) -> None:
+        """Give all of them up. The last process to do so removes a file."""
+        with self._lock:
+            for spare in self._files:
+                with spare:
+                    if name := _name_of(spare):
+                        _remove_unless_locked(name, spare.fileno())
+            self._files = []
 
 
 def check_room(size: int, folder: Path = SHARED_MEMORY) -> None:
@@ -77,16 +156,23 @@ def no_room(folder: Path, size: int) -> BucketError:
     )
 
 
-def stage(bucket: WeightBucket, folder: Path = SHARED_MEMORY) -> BucketFile:
+def stage(bucket: WeightBucket, folder: Path = SHARED_MEMORY, spares: Spares | None = None) -> BucketFile:
     """Copy a bucket into a file in shared memory and verify the copy, unless another process of this node has done so.
+
+    Args:
+        bucket: the bucket.
+        folder: where the file lies.
+        spares: files of which one may be overwritten; None: a new file is made.
 
     Raises:
         BucketError: there is no room for it, or the checksum is wrong.
     """
-    return _staged(bucket.entries, bucket.data.size, bucket.checksum, lambda: bucket.data, folder)
+    return _staged(bucket.entries, bucket.data.size, bucket.checksum, lambda: bucket.data, folder, spares)
 
 
-def stage_delta(delta: BucketDelta, base: BucketFile, folder: Path = SHARED_MEMORY) -> BucketFile:
+def stage_delta(
+    delta: BucketDelta, base: BucketFile, folder: Path = SHARED_MEMORY, spares: Spares | None = None
+) -> BucketFile:
     """The same for the bucket that a delta makes of the staged one before it.
 
     Raises:
@@ -101,32 +187,47 @@ def stage_delta(delta: BucketDelta, base: BucketFile, folder: Path = SHARED_MEMO
         except ValueError as error:
             raise BucketError(str(error)) from None
 
-    return _staged(delta.entries, delta.size, delta.checksum, data, folder)
+    return _staged(delta.entries, delta.size, delta.checksum, data, folder, spares)
 
 
-def _staged(entries: Entries, size: int, checksum: int, data: Callable[[], np.ndarray], folder: Path) -> BucketFile:
+def _staged(
+    entries: Entries,
+    size: int,
+    checksum: int,
+    data: Callable[[], np.ndarray],
+    folder: Path,
+    spares: Spares | None,
+) -> BucketFile:
     path = folder / f"{BUCKET_FILE}{checksum:016x}-{size}"
     while True:
-        file = _locked(path, os.O_RDONLY, fcntl.LOCK_SH)
+        file = _locked(path, fcntl.F_RDLCK) or _written(entries, checksum, data, path, spares)
         if file is not None:
+            if spares:
+                spares.remove(file)
             return BucketFile(str(path), size, [list(entry) for entry in entries], checksum, file)
-        _write(entries, checksum, data, path)
 
 
-def _write(entries: Entries, checksum: int, data: Callable[[], np.ndarray], path: Path) -> None:
-    """Write and verify a bucket's file. Returns without doing so if another process is doing it or has done it."""
+def _written(
+    entries: Entries, checksum: int, data: Callable[[], np.ndarray], path: Path, spares: Spares | None
+) -> io.FileIO | None:
+    """Write and verify a bucket's file; None if another process is doing it or has done it."""
     partial = path.with_name(path.name + PARTIAL)
-    file = _locked(partial, os.O_RDWR | os.O_CREAT, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    file = _locked(partial, fcntl.F_WRLCK, os.O_CREAT)
     if file is None:
         time.sleep(POLL_S)
-        return
-    with file:
+        return None
+    with contextlib.ExitStack() as unless_done:
+        unless_done.enter_context(file)
         try:
             if path.exists():
                 partial.unlink()
-                return
-            file.truncate(0)  # of a writer that died
+                return None
             content = data()
+            if spares and os.fstat(file.fileno()).st_size != content.size:  # else of a writer that died
+                if spare := spares.take(content.size, partial):
+                    file = unless_done.enter_context(spare)
+            file.truncate(content.size)
+            file.seek(0)
             left = content.data
             while left:
                 left = left[file.write(left) :]
@@ -140,6 +241,9 @@ def _write(entries: Entries, checksum: int, data: Callable[[], np.ndarray], path
         except BucketError:
             partial.unlink()
             raise
+        unless_done.pop_all()
+    _lock_bytes(file, fcntl.F_RDLCK)
+    return file
 
 
 def read_bucket_file(path: str, size: int) -> torch.Tensor:
@@ -181,29 +285,51 @@ def _remove_unless_locked(path: str | Path, handle: int) -> None:
             os.unlink(path)
 
 
-def _locked(path: Path, flags: int, lock: int) -> io.FileIO | None:
-    """Open and lock a file; None if there is none, another process has the lock, or it was renamed or removed.
+def _locked(path: Path, lock: int, flags: int = 0) -> io.FileIO | None:
+    """Open a file, keep it, and lock its bytes.
+
+    Args:
+        path: the file.
+        lock: `fcntl.F_RDLCK` or `fcntl.F_WRLCK`.
+        flags: further flags of `os.open`.
+
+    Returns:
+        None if there is no such file, another process has locked the bytes, or the file was renamed or removed.
 
     Raises:
         BucketError: it is no file of this user. Anyone may write to shared memory, and names can be guessed.
     """
     try:
-        handle = os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK, 0o600)
+        handle = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | flags, 0o600)
     except FileNotFoundError:
         return None
     except OSError as error:
         raise BucketError(f"{path} cannot be used: {error.strerror}") from None
-    file = os.fdopen(handle, "r+b" if flags & os.O_RDWR else "rb", buffering=0)
+    file = os.fdopen(handle, "r+b", buffering=0)
     about = os.fstat(handle)
     if not stat.S_ISREG(about.st_mode) or about.st_uid != os.getuid():
         file.close()
         raise BucketError(f"{path} is not a file of this user")
-    with contextlib.suppress(FileNotFoundError, BlockingIOError):
-        fcntl.flock(handle, lock)
-        if os.path.samestat(os.stat(path), about):
+    with contextlib.suppress(FileNotFoundError):
+        fcntl.flock(handle, fcntl.LOCK_SH)
+        if _lock_bytes(file, lock) and os.path.samestat(os.stat(path), about):
             return file
     file.close()
     return None
+
+
+def _name_of(file: io.FileIO) -> str | None:
+    """The path of an open file, which another process may have renamed; None if it was removed."""
+    return os.readlink(f"/proc/self/fd/{file.fileno()}") if os.fstat(file.fileno()).st_nlink else None
+
+
+def _lock_bytes(file: io.FileIO, lock: int) -> bool:
+    """Change the lock on a file's bytes; return whether other locks allow it. A lock is changed at once or stays."""
+    with contextlib.suppress(BlockingIOError):
+        # struct flock: type, beginning and length (0, 0: all bytes), and a process id, which these locks leave 0.
+        fcntl.fcntl(file, fcntl.F_OFD_SETLK, struct.pack("hhqqi", lock, os.SEEK_SET, 0, 0, 0))
+        return True
+    return False
 
 
 def _verify(entries: Entries, checksum: int, file: io.FileIO) -> None:

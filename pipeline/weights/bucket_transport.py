@@ -11,7 +11,7 @@ from operator import attrgetter
 import ray
 import torch
 
-from pipeline.weights.bucket_files import BucketFile, read_bucket_file, remove_orphans, stage, stage_delta
+from pipeline.weights.bucket_files import BucketFile, Spares, read_bucket_file, remove_orphans, stage, stage_delta
 from pipeline.weights.buckets import BucketPacker, WeightBucket, unpack_bucket
 from pipeline.weights.deltas import delta_of
 from pipeline.weights.transport import Parameters, Weights, WeightsLost, WeightTransport
@@ -25,6 +25,7 @@ class Sent:
 
     Attributes:
         place: the place of its first parameter in the model.
+        size: bytes of the bucket.
         bucket: reference of the `WeightBucket`.
         base: checksum of the bucket in the version before; 0: unknown.
         delta: reference of the `BucketDelta` between the two; None: there is none.
@@ -32,6 +33,7 @@ class Sent:
     """
 
     place: int
+    size: int
     bucket: ray.ObjectRef
     base: int = 0
     delta: ray.ObjectRef | None = None
@@ -77,7 +79,7 @@ class BucketSender:
             if self._before:
                 base, delta = self._before[number].checksum, delta_of(self._before[number], bucket)
             refs = ray.put(bucket), base, delta and ray.put(delta)
-            sent.append(Sent(self._places[number], *refs, keep=self._deltas))
+            sent.append(Sent(self._places[number], bucket.data.size, *refs, keep=self._deltas))
         return sent
 
 
@@ -85,11 +87,13 @@ class BucketReceiver:
     """Stages and verifies a version in shared memory, once per node. Each part is one bucket file.
 
     Parts come in the model's order, whichever rank sent them: until a layer is complete, vLLM keeps its loaded tensors.
-    If the senders make deltas, the files of a version stay until the next one is made from them.
+    If the senders make deltas, the files of a version stay until the next one is made from them. The files of an older
+    version are overwritten, so a node has at most two versions.
     """
 
     def __init__(self) -> None:
         self._kept: dict[int, BucketFile] = {}  # by checksum
+        self._spares = Spares()
         self._closed = False
 
     @contextlib.asynccontextmanager
@@ -103,6 +107,8 @@ class BucketReceiver:
         remove_orphans()  # they occupy the room that this version needs
         limit = asyncio.Semaphore(AT_ONCE)
         sent: list[Sent] = sorted(itertools.chain(*weights.pieces), key=attrgetter("place"))
+        sizes = [each.size for each in sent]
+        self._spares.trim(sizes)  # other ranks pack other buckets
         # Each receiver begins elsewhere, so that nodes have different buckets to pass on (`jobs.bench broadcast`).
         begin = random.randrange(max(1, len(sent)))
         sent = sent[begin:] + sent[:begin]
@@ -113,22 +119,26 @@ class BucketReceiver:
                 if isinstance(result, BaseException):
                     raise result
             in_order = sorted(zip(sent, staged, strict=True), key=lambda pair: pair[0].place)
-            yield [{"path": file.path, "size": file.size, "entries": file.entries} for _, file in in_order]
             before, self._kept = self._kept, {}
+            for file in before.values():  # now, so that other engines may overwrite them while this one loads
+                self._spares.add(file)
+            yield [{"path": file.path, "size": file.size, "entries": file.entries} for _, file in in_order]
             if any(each.keep for each in sent) and not self._closed:
                 self._kept, staged = {file.checksum: file for file in staged}, []
-            staged += before.values()
         finally:
             for file in staged:
-                file.release()
+                self._spares.add(file)
+            self._spares.trim(sizes)
+            if self._closed:
+                self._spares.close()
 
     async def _staged(self, sent: Sent, limit: asyncio.Semaphore) -> BucketFile:
         async with limit:
             base = self._kept.get(sent.base)
             try:
                 if base and sent.delta:
-                    return await asyncio.to_thread(stage_delta, await sent.delta, base)
-                return await asyncio.to_thread(stage, await sent.bucket)
+                    return await asyncio.to_thread(stage_delta, await sent.delta, base, spares=self._spares)
+                return await asyncio.to_thread(stage, await sent.bucket, spares=self._spares)
             except ray.exceptions.RayError as error:
                 raise WeightsLost(str(error)) from None
 
@@ -141,6 +151,7 @@ class BucketReceiver:
         for file in self._kept.values():
             file.release()
         self._kept = {}
+        self._spares.close()
 
 
 TRANSPORT = WeightTransport(BucketSender, BucketReceiver)

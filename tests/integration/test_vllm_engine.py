@@ -137,8 +137,16 @@ def load(engine, config, version: int, published: list):
 
     generator = Generator.__ray_metadata__.modified_class("generator-0", config, 0)
     generator.engine = engine
-    sent = [Sent(place, Ref(bucket)) for place, bucket in enumerate(published)]
-    return generator.load_weights(Weights(version, BUCKETS, (sent, [])))
+    sizes = [bucket.data.size if isinstance(bucket, WeightBucket) else 0 for bucket in published]
+    sent = [Sent(place, size, Ref(bucket)) for place, (size, bucket) in enumerate(zip(sizes, published, strict=True))]
+
+    async def loaded() -> float:
+        try:
+            return await generator.load_weights(Weights(version, BUCKETS, (sent, [])))
+        finally:
+            generator._receivers.close()
+
+    return loaded()
 
 
 def test_logprobs_agree_with_the_learners(runner, engine, random_model):

@@ -115,7 +115,7 @@ def fetched(monkeypatch, tmp_path):
     monkeypatch.setattr(bucket_transport.ray, "put", lambda value: Ref(value, fetched))
     monkeypatch.setattr(bucket_files, "SHARED_MEMORY", tmp_path)
     for function in (bucket_transport.stage, bucket_transport.stage_delta, bucket_transport.remove_orphans):
-        here = lambda *arguments, function=function: function(*arguments, tmp_path)  # noqa: E731
+        here = lambda *given, function=function, **named: function(*given, tmp_path, **named)  # noqa: E731
         monkeypatch.setattr(bucket_transport, function.__name__, here)
     return fetched
 
@@ -156,7 +156,8 @@ def test_whoever_has_the_version_before_fetches_what_changed(tiny_config, fetche
             kinds.append(set(fetched))
             fetched.clear()
             size = sum(path.stat().st_size for path in tmp_path.iterdir())
-            assert size == sum(-(-2 * len(values) // 64) * 64 for values in weights.values())  # one version is kept
+            one = sum(-(-2 * len(values) // 64) * 64 for values in weights.values())
+            assert size == min(number, 2) * one  # this version, and the one before as spares
         assert equal(await received(late, sent), versions[-1])
         assert set(fetched) == {"WeightBucket"}
         return kinds
@@ -251,13 +252,32 @@ def test_one_that_is_closed_while_it_loads_leaves_nothing(tiny_config, fetched, 
     assert list(tmp_path.iterdir()) == []
 
 
-def test_without_deltas_nothing_is_kept(tiny_config, fetched, old, tmp_path):
+def test_without_deltas_one_version_is_there_and_the_next_one_overwrites_it(tiny_config, fetched, old, tmp_path):
     senders, receiver = senders_of(tiny_config, False), BucketReceiver()
+    files = []
 
     async def run():
-        for number in range(2):
+        for number in range(3):
             assert await received(receiver, published(senders, number, {"a": changed(old, 0.01 * number)}))
-            assert list(tmp_path.iterdir()) == []
+            (file,) = tmp_path.iterdir()
+            files.append((file.name, file.stat().st_ino))
 
     asyncio.run(run())
     assert set(fetched) == {"WeightBucket"}
+    assert len(set(files)) == 3 and len({inode for _, inode in files}) == 1
+    receiver.close()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_learners_that_pack_other_buckets_leave_no_spares_of_the_old_ones(tiny_config, fetched, old, tmp_path):
+    """As after a restart with another number of ranks."""
+    receiver = BucketReceiver()
+
+    async def run():
+        for number, weights in enumerate([{"a": old}, {"a": old[:500], "b": old[500:]}]):
+            assert equal(await received(receiver, published(senders_of(tiny_config, False), number, weights)), weights)
+
+    asyncio.run(run())
+    assert sum(path.stat().st_size for path in tmp_path.iterdir()) < 2.01 * len(old)
+    receiver.close()
+    assert list(tmp_path.iterdir()) == []

@@ -254,7 +254,7 @@ def test_parts_come_in_the_models_order_whichever_rank_sent_them(tiny_config, mo
         return bucket
 
     monkeypatch.setattr(module, "ray", SimpleNamespace(put=lambda bucket: bucket, exceptions=ray.exceptions))
-    monkeypatch.setattr(module, "stage", lambda bucket: stage(bucket, tmp_path))
+    monkeypatch.setattr(module, "stage", lambda bucket, spares: stage(bucket, tmp_path, spares))
     monkeypatch.setattr(tiny_config.learner, "bucket_mib", 1)
     sizes = torch.randint(1, 300_000, (40,), generator=torch.Generator().manual_seed(0)).tolist()
     model = {f"t{number:02}": torch.full((size,), float(number)) for number, size in enumerate(sizes)}
