@@ -132,15 +132,18 @@ class VllmEngine:
                 begin = time.perf_counter()
                 await self._llm.pause_generation(mode="keep", clear_cache=False)
                 await self._llm.start_weight_update()
-                for part in parts:
-                    info = {"transport": transport, "part": part}
-                    await self._llm.update_weights(WeightTransferUpdateRequest(update_info=info))
+                info = {"transport": transport, "parts": parts}
+                await self._llm.update_weights(WeightTransferUpdateRequest(update_info=info))
                 await self._llm.finish_weight_update(weight_version=str(version))
                 self.version = version
                 await self._llm.resume_generation()
                 return time.perf_counter() - begin
             finally:
                 self._open.set()
+
+    async def pinned_weights(self) -> list[tuple[int, int]]:
+        """Of each worker: bytes of weight files that are pinned for copies to its GPU, and bytes of all it keeps."""
+        return [(pinned, mapped) for pinned, mapped in await self._llm.collective_rpc("pinned_weights")]
 
     async def heartbeat(self) -> None:
         """Return after the engine's next loop iteration, whether or not it has work."""

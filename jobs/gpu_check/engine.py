@@ -73,7 +73,10 @@ async def one_device(settings: Settings, first: Path, other: Path, report: Repor
             of_first, of_other = (buckets_of(model, settings) for model in (first, other))
             updates = [of_other, of_first, of_other]
             pauses, versions = await updated(engine, settings, updates)
-            measured.note(f"longest pause {1000 * max(pauses):.0f} ms")
+            size = sum(bucket.data.size for bucket in of_other)
+            measured.note(f"longest pause {1000 * max(pauses):.0f} ms, shortest {size / min(pauses) / 1e9:.1f} GB/s")
+            for pinned, mapped in await engine.pinned_weights() if settings.on_gpu else []:
+                measured.note(f"{pinned / 1e9:.1f} of {mapped / 1e9:.1f} GB mapped weights pinned")
             check_versions(versions, len(updates), measured)
         with report.check("samples after the updates"):
             after = await samples_of(engine, settings, version=len(updates))

@@ -256,10 +256,15 @@ def read_bucket_file(path: str, size: int) -> torch.Tensor:
         has = os.path.getsize(path)
     except OSError as error:
         raise BucketError(f"the weights in {path} cannot be read: {error.strerror}") from None
-    if has != size:
-        raise BucketError(f"{path} has {has:,} bytes, and its weights have {size:,}")
+    check_size(path, has, size)
     # Not shared: with shared=True, torch creates a missing file, and fills up a short one with zeros.
     return torch.from_file(path, shared=False, size=size, dtype=torch.uint8)
+
+
+def check_size(path: str, has: int, size: int) -> None:
+    """Raise `BucketError` if a bucket's file has another size than the bucket."""
+    if has != size:
+        raise BucketError(f"{path} has {has:,} bytes, and its weights have {size:,}")
 
 
 def remove_orphans(folder: Path = SHARED_MEMORY) -> None:

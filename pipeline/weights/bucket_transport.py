@@ -14,6 +14,7 @@ import torch
 from pipeline.weights.bucket_files import BucketFile, Spares, read_bucket_file, remove_orphans, stage, stage_delta
 from pipeline.weights.buckets import BucketPacker, WeightBucket, unpack_bucket
 from pipeline.weights.deltas import delta_of
+from pipeline.weights.pinned import PinnedFiles
 from pipeline.weights.transport import Parameters, Weights, WeightsLost, WeightTransport
 
 AT_ONCE = 4  # buckets that a receiver fetches and stages concurrently
@@ -95,6 +96,7 @@ class BucketReceiver:
         self._kept: dict[int, BucketFile] = {}  # by checksum
         self._spares = Spares()
         self._closed = False
+        self.pinned: PinnedFiles | None = None  # in a worker with a GPU
 
     @contextlib.asynccontextmanager
     async def fetch(self, weights: Weights) -> AsyncIterator[list[dict]]:
@@ -122,7 +124,10 @@ class BucketReceiver:
             before, self._kept = self._kept, {}
             for file in before.values():  # now, so that other engines may overwrite them while this one loads
                 self._spares.add(file)
-            yield [{"path": file.path, "size": file.size, "entries": file.entries} for _, file in in_order]
+            yield [
+                {"version": weights.version, "path": file.path, "size": file.size, "entries": file.entries}
+                for _, file in in_order
+            ]
             if any(each.keep for each in sent) and not self._closed:
                 self._kept, staged = {file.checksum: file for file in staged}, []
         finally:
@@ -143,8 +148,16 @@ class BucketReceiver:
                 raise WeightsLost(str(error)) from None
 
     def read(self, part: dict) -> list[tuple[str, torch.Tensor]]:
-        """The tensors of a part as views of the mapped file. Raises `BucketError` if the file cannot be read."""
-        return unpack_bucket(part["entries"], read_bucket_file(part["path"], part["size"]))
+        """The tensors of a part as views of the mapped file, which is pinned if this process uses a GPU.
+
+        Raises:
+            BucketError: the file cannot be read.
+        """
+        path, size = part["path"], part["size"]
+        if not torch.cuda.is_initialized():
+            return unpack_bucket(part["entries"], read_bucket_file(path, size))
+        self.pinned = self.pinned or PinnedFiles()
+        return unpack_bucket(part["entries"], self.pinned.read(path, size, part["version"]))
 
     def close(self) -> None:
         self._closed = True
@@ -152,6 +165,8 @@ class BucketReceiver:
             file.release()
         self._kept = {}
         self._spares.close()
+        if self.pinned:
+            self.pinned.close()
 
 
 TRANSPORT = WeightTransport(BucketSender, BucketReceiver)

@@ -3,8 +3,10 @@ flight, what the prefix cache spares, and the order of requests."""
 
 import asyncio
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
+import psutil
 import pytest
 import torch
 from ray.exceptions import ObjectLostError
@@ -254,6 +256,11 @@ def test_weights_change_in_flight_and_new_requests_see_only_the_new_ones(
     assert all(r.finish_reason in ("stop", "length") for r in responses)
     assert new.versions == [1] * len(new.tokens)
     assert pause > 0
+    # Nothing of the engine lies in the files, which the next version overwrites.
+    processes = [psutil.Process(), *psutil.Process().children(recursive=True)]
+    assert len(processes) > 1
+    assert not any(BUCKET_FILE in Path(f"/proc/{process.pid}/maps").read_text() for process in processes)
+    assert runner.run(engine.pinned_weights()) == [(0, 0)]  # there is no GPU
 
     difference = learner_logprobs(other_model, 0.7, new.tokens) - torch.tensor(new.logprobs)
     assert difference.abs().mean() <= 1e-4
