@@ -155,6 +155,8 @@ class FineTuner(JobActor):
         await gang.up()
         await gang.check_folder(self.folder, self.lease.run, "Choose a run.folder that they share")
         await gang.start(checkpoint)
+        for line in (await gang.describe()).choices(self.config):
+            self.say(line)
 
     @property
     def _last(self) -> int:

@@ -28,6 +28,16 @@ class ModelSection:
 
 
 @dataclass
+class TrainedModelSection(ModelSection):
+    """The model of a job with learners."""
+
+    # kernels of the learners' attention: auto, padded (any device, any dtype), or flash attention for GPUs in bfloat16:
+    # fa2 (torch's own), fa3 (Hopper, with its package), fa4 (Hopper and Blackwell, with flash-attn-4). auto is the
+    # first of fa3, fa4 and fa2 that works on the learners' GPU, else padded (docs/cluster.md)
+    attention: str = "auto"
+
+
+@dataclass
 class RowLimits:
     """Size limits of a row of data. A larger row is malformed or malicious, and is quarantined."""
 

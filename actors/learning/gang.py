@@ -14,12 +14,12 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from actors.learning.fine_tuning_learner import FineTuningLearner, FineTuningUpdate
 from actors.learning.learner import Learner
+from actors.learning.rank import Description
 from actors.learning.reservation import ranks_placement
 from actors.lifecycle.failures import DIED, what_happened
 from pipeline.errors import RunFailed
 from pipeline.files import is_local
 from pipeline.fine_tuning.examples import ExampleBatch
-from pipeline.learning.device_memory import Architecture
 from pipeline.learning.environment import rank_environment
 from pipeline.learning.objectives import LOSSES
 from pipeline.learning.packing import Update, plan_update, split_updates, work_of
@@ -108,8 +108,8 @@ class Gang:
         joining = [rank.join.remote(host, port, checkpoint) for rank in self.ranks]
         await self._together(joining, START_LIMIT_S)
 
-    async def describe(self) -> tuple[str, Architecture | None, int]:
-        """See `LearnerRank.describe`. Raises `GangLost`."""
+    async def describe(self) -> Description:
+        """What the first rank computes on, and what it chose. Raises `GangLost`."""
         (description,) = await self._together([self.ranks[0].describe.remote()])
         return description
 

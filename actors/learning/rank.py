@@ -12,12 +12,13 @@ import time
 from collections.abc import Callable, Collection
 from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import ray
 
 from pipeline.errors import reason_of
 from pipeline.files import copy_files, copy_folder, is_local, join, local_path
+from pipeline.learning.attention_choice import AUTO
 from pipeline.learning.device_memory import Architecture, built_architecture
 from pipeline.lease import RUN_ID
 from pipeline.run.checkpoints import LEARNER, MODEL, FileEntry, file_entries
@@ -32,6 +33,25 @@ M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # parameters of mallopt(3)
 PROBES_S = (1.0, 2.0, 4.0)  # between looks at a folder that does not seem to be shared
 LEAST_COLLECTIVE_S = 600.0  # least limit for a collective operation, which waits for the slowest rank
 RETURNED_FROM = 1 << 20  # bytes of an allocation
+
+
+class Description(NamedTuple):
+    """What a rank computes on, and what it chose."""
+
+    device: str  # the device's name; empty on a CPU
+    model: Architecture | None  # the model's sizes; None: unknown
+    checkpointed: int  # layers
+    attention: str  # the kernels of the attention, and why it is not others
+
+    def choices(self, config) -> list[str]:
+        """A line for each `auto` that chose by the GPU. `config` is the job's, with the sections model and learner."""
+        lines = []
+        if self.device and config.learner.checkpoint_layers == "auto":
+            of = f" of {self.model.layers}" if self.model else ""
+            lines.append(f"· learner.checkpoint_layers=auto: {self.checkpointed}{of} layers on {self.device}")
+        if self.device and config.model.attention == AUTO:
+            lines.append(f"· model.attention=auto: on {self.device} {self.attention}")
+        return lines
 
 
 class LearnerRank:
@@ -119,14 +139,13 @@ class LearnerRank:
         """How long a rank waits for the others."""
         return timedelta(seconds=max(LEAST_COLLECTIVE_S, self.config.learner.stall_s))
 
-    def describe(self) -> tuple[str, Architecture | None, int]:
-        """The device's name, empty on a CPU; the model's sizes, None if unknown; the number of checkpointed layers."""
+    def describe(self) -> Description:
         import torch
 
-        device = torch.cuda.get_device_name() if torch.cuda.is_available() else ""
+        device, model = torch.cuda.get_device_name() if torch.cuda.is_available() else "", None
         with contextlib.suppress(Exception):  # any exception, for any model: only metrics need it
-            return device, built_architecture(self.engine.model.config), self.engine.checkpointed
-        return device, None, self.engine.checkpointed
+            model = built_architecture(self.engine.model.config)
+        return Description(device, model, self.engine.checkpointed, str(self.engine.attention))
 
     def copy_weights(self, version: int, transport: str) -> None:
         """Copy this rank's part of the weights, for `send_weights`.

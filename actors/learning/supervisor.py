@@ -115,10 +115,10 @@ class LearnerSupervisor:
                 await self._gang.check_folder(self._claimed, self._run_id, SHARE)
                 await self._gang.start(self.checkpoint.folder if self.checkpoint else "")
                 self.works = True
-                self.device, self.model, checkpointed = await self._gang.describe()
-                if le.checkpoint_layers == "auto" and self.device:
-                    of = f" of {self.model.layers}" if self.model else ""
-                    self.say(f"· learner.checkpoint_layers=auto: {checkpointed}{of} layers on {self.device}")
+                described = await self._gang.describe()
+                self.device, self.model = described.device, described.model
+                for line in described.choices(self.config):
+                    self.say(line)
                 if first and self.device and not peak_flops(self.device, self.config.model.dtype):
                     self.say(
                         f"· no MFU: the peak of {self.device} in {self.config.model.dtype} is unknown "

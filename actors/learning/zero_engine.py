@@ -44,7 +44,7 @@ from pipeline.learning.zero_shards import (  # noqa: E402
     read_ranks,
     resharded,
 )
-from pipeline.sections import LearnerSection, ModelSection  # noqa: E402
+from pipeline.sections import LearnerSection, ModelSection, TrainedModelSection  # noqa: E402
 
 ZERO_STAGE = 3
 STATE_TAG = "state"  # name of DeepSpeed's folder in a checkpoint folder
@@ -58,7 +58,7 @@ class ZeroEngine:
 
     def __init__(
         self,
-        model: ModelSection,
+        model: TrainedModelSection,
         learner: LearnerSection,
         *,
         updates: int,
@@ -84,7 +84,7 @@ class ZeroEngine:
         self.ranks = torch.distributed.get_world_size()
         settings = _settings(model, learner)
         policy = _load_policy(model, settings, temperature, train_entropy)
-        self.model = policy.model
+        self.model, self.attention = policy.model, policy.attention
         self.checkpointed = _layers_to_checkpoint(policy, model, learner)
         policy.checkpoint_activations(self.checkpointed)
         optimizer = _optimizer(policy, learner)
@@ -276,7 +276,7 @@ def _gathered(group: list[tuple[str, torch.nn.Parameter]]) -> Iterator[tuple[str
         yield from ((name, parameter.data) for name, parameter in group)
 
 
-def _load_policy(model: ModelSection, settings: dict, temperature: float, train_entropy: bool) -> Policy:
+def _load_policy(model: TrainedModelSection, settings: dict, temperature: float, train_entropy: bool) -> Policy:
     """Load the model, with every parameter sharded over the ranks from the start."""
     sharded_loading = HfDeepSpeedConfig(settings)  # affects transformers as long as this object lives
     loaded = AutoModelForCausalLM.from_pretrained(
@@ -287,7 +287,8 @@ def _load_policy(model: ModelSection, settings: dict, temperature: float, train_
     )
     del sharded_loading
     _restore_buffers(loaded, model)
-    return Policy(loaded, temperature, train_entropy=train_entropy)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return Policy(loaded, temperature, train_entropy, model.attention, device)
 
 
 def _layers_to_checkpoint(policy: Policy, model: ModelSection, learner: LearnerSection) -> int:

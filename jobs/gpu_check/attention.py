@@ -4,8 +4,10 @@ The same conversations are computed as
 
 - padded: a padded batch in torch's scaled dot-product attention, as transformers calls it,
 - varlen: the learner's attention of rows in which nothing is shared,
-- trees: the learner's attention of rows in which a shared prefix is computed once,
-- FA3, FA4: varlen and trees with these kernels, if torch can activate them. The learner does not use them.
+- trees: the learner's attention of rows in which a shared prefix is computed once.
+
+On a GPU, varlen and trees are computed with torch's own flash attention, then with fa3 and fa4 if they can be used, and
+trees with the learner's padded batches. The first check says which of them `model.attention=auto` chooses.
 """
 
 import contextlib
@@ -17,26 +19,23 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch.nn.attention import (
-    SDPBackend,
-    activate_flash_attention_impl,
-    list_flash_attention_impls,
-    restore_flash_attention_impl,
-    sdpa_kernel,
-)
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
 
 from jobs.gpu_check.report import Measured, Report, Skipped
 from jobs.gpu_check.samples import model_settings, random_group
 from jobs.gpu_check.settings import Settings
+from pipeline.errors import reason_of
 from pipeline.learning.attention import forest_attention, parts_of
+from pipeline.learning.attention_choice import AUTO, PADDED, obstacle
+from pipeline.learning.flash_attention import Heads, activate, select_attention
 from pipeline.learning.forest import Forest, build_forest
 from pipeline.rollout.prefix_tree import PrefixTree
 
 # Distance to float32, relative to the norm: of outputs and of the gradients of queries, keys and values.
 TOLERANCE = {"bfloat16": 0.02, "float32": 1e-5}
 TIMED = 5  # passes, after one for warm-up
-CAPABILITIES = {"FA3": (9,), "FA4": (9, 10)}  # major compute capabilities that a kernel knows
+OWN, OTHERS = "fa2", ("fa3", "fa4")  # torch's flash attention, and what may take its place
 
 Tensors = tuple[torch.Tensor, ...]
 
@@ -154,7 +153,11 @@ class Padded(Kernel):
 class Varlen(Kernel):
     def __init__(self, rows: Rows, dtype: torch.dtype):
         super().__init__(rows, dtype)
-        self._parts = parts_of(self.forest(), rows.places.device, dtype)
+        device = rows.places.device
+        self._parts = parts_of(self.forest(), device, self.kernels(device))
+
+    def kernels(self, device: torch.device) -> str:
+        return OWN if device.type == "cuda" else PADDED
 
     def forest(self) -> Forest:
         return Forest(tuple(self.rows.ends))
@@ -181,6 +184,11 @@ class Trees(Varlen):
         return x.float()
 
 
+class PaddedTrees(Trees):
+    def kernels(self, device):
+        return PADDED
+
+
 LEARNERS: dict[str, type[Kernel]] = {"varlen": Varlen, "trees": Trees}
 
 
@@ -189,24 +197,34 @@ def run(settings: Settings, folder: Path, report: Report) -> None:
     inputs, upstream = tensors_of(settings, rows)
     wide = torch.float32 if settings.on_gpu else torch.float64
     exact = results(Exact(rows, wide), [x.to(wide) for x in inputs], upstream.to(wide))
+    with report.check("model.attention=auto") as measured:
+        chosen = select_attention(AUTO, torch.device(settings.device), dtype, heads_of(settings))
+        activate(PADDED)
+        measured.note(str(chosen))
     kernels: dict[str, type[Kernel]] = {"padded": Padded, **LEARNERS}
+    if settings.on_gpu:  # elsewhere they are the same as trees
+        kernels["trees, padded"] = PaddedTrees
     for name, kernel in kernels.items():
         with contextlib.suppress(Exception), report.check(name) as measured:  # the others do not depend on it
             measure(kernel(rows, dtype), inputs, upstream, exact, settings, measured)
-    for implementation in CAPABILITIES:
+    for other in OTHERS:
         for name, kernel in LEARNERS.items():
-            with report.check(f"{name}, {implementation}") as measured, activated(implementation, settings):
+            with report.check(f"{name}, {other}") as measured, activated(other, settings):
                 try:
                     measure(kernel(rows, dtype), inputs, upstream, exact, settings, measured)
                 except Exception as error:  # torch calls these kernels prototypes
-                    raise Skipped(f"not available: {type(error).__name__}: {error}") from error
+                    raise Skipped(f"not available: {reason_of(error)}") from error
+
+
+def heads_of(settings: Settings) -> Heads:
+    sizes = model_settings(settings)
+    heads = sizes["num_attention_heads"]
+    return Heads(heads, sizes["num_key_value_heads"], sizes["hidden_size"] // heads)
 
 
 def tensors_of(settings: Settings, rows: Rows) -> tuple[Tensors, torch.Tensor]:
     """Queries, keys and values of the row, [T, heads, D], and the gradient of the outputs, [N, heads, D]."""
-    sizes, dtype = model_settings(settings), getattr(torch, settings.dtype)
-    heads, key_heads = sizes["num_attention_heads"], sizes["num_key_value_heads"]
-    width = sizes["hidden_size"] // heads
+    dtype, (heads, key_heads, width) = getattr(torch, settings.dtype), heads_of(settings)
     torch.manual_seed(0)
     shapes = [(rows.forest.tokens, n, width) for n in (heads, key_heads, key_heads)]
     made = [torch.randn(shape).to(settings.device, dtype) for shape in [*shapes, (len(rows.places), heads, width)]]
@@ -245,27 +263,23 @@ def measure(
 
 
 @contextlib.contextmanager
-def activated(implementation: str, settings: Settings) -> Iterator[None]:
-    """Context manager in which torch's flash attention is another implementation.
+def activated(name: str, settings: Settings) -> Iterator[None]:
+    """Context manager in which torch's flash attention is another one.
 
     Raises:
         Skipped: it is not available.
     """
-    if not settings.on_gpu:
-        raise Skipped("not available: on a GPU only")
-    major, minor = torch.cuda.get_device_capability()
-    if major not in CAPABILITIES[implementation]:
-        raise Skipped(f"not available: the device's compute capability is {major}.{minor}")
-    if implementation not in list_flash_attention_impls():
-        raise Skipped(f"not available: torch {torch.__version__} does not know it")
+    capability = torch.cuda.get_device_capability() if settings.on_gpu else None
+    if why := obstacle(name, capability, settings.dtype, heads_of(settings).size):
+        raise Skipped(f"not available: {why}")
     try:
-        activate_flash_attention_impl(implementation)
+        activate(name)
     except Exception as error:  # whatever the import of its package raises
-        raise Skipped(f"not available: {type(error).__name__}: {error}") from error
+        raise Skipped(f"not available: {reason_of(error)}") from error
     try:
         yield
     finally:
-        restore_flash_attention_impl()
+        activate(PADDED)
 
 
 def synchronize(settings: Settings) -> None:

@@ -62,6 +62,7 @@ class Trained:
     buffers: dict[str, Any]  # of the model, by name
     seconds: list[float]  # of each timed step
     device: str  # its name; empty for a CPU
+    attention: str  # the kernels that model.attention=auto chose
 
 
 def run(settings: Settings, folder: Path, report: Report) -> None:
@@ -144,6 +145,7 @@ def speed(settings: Settings, trained: Trained, measured: Measured) -> None:
     architecture = architecture_of(model_settings(settings))
     peak, seconds = peak_flops(trained.device, settings.dtype), statistics.median(trained.seconds)
     found = speeds("learner", computed(settings), seconds, architecture, peak, FORWARD_AND_BACKWARD)
+    measured.note(f"model.attention=auto: {trained.attention}")
     measured.note(f"{seconds:.3f} s per step")
     measured.note(f"{found['learner_tokens_per_device_second']:.0f} tokens/s")
     measured.note(f"{found['learner_tflops']:.3g} TFLOP/s")
@@ -295,7 +297,7 @@ def zero_steps(settings: Settings, folder: Path) -> Trained:
         seconds.append(time.perf_counter() - begin)
     engine.zero.close()
     device = torch.cuda.get_device_name() if settings.on_gpu else ""
-    return Trained([first, following], buffers, seconds[1:], device)
+    return Trained([first, following], buffers, seconds[1:], device, str(engine.zero.attention))
 
 
 def resumed_step(settings: Settings, folder: Path) -> Step:

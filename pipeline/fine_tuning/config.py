@@ -6,7 +6,7 @@ from pipeline.errors import ConfigError
 from pipeline.fine_tuning.demonstrations import CURRICULA, TEMPLATES
 from pipeline.learning.rules import learner_rules
 from pipeline.rules import check_rules, job_rules, one_of, positive, resume_rule
-from pipeline.sections import JobConfig, LearnerSection
+from pipeline.sections import JobConfig, LearnerSection, TrainedModelSection
 
 SOURCES = ("file", "demonstrations")
 
@@ -34,6 +34,7 @@ class FineTuneSection:
 
 @dataclass
 class FineTuningConfig(JobConfig):
+    model: TrainedModelSection = field(default_factory=TrainedModelSection)
     resume: str = "no"  # no, or auto: resume from the newest good checkpoint of run.name, or begin if there is none
 
     data: FineTuningData = field(default_factory=FineTuningData)

@@ -6,9 +6,10 @@ their scores, as in ring attention (arXiv 2310.01889). In the backward pass a ke
 log-sum-exp, so it finds the true probabilities and its part of the gradient. So a prefix's keys and values are read
 once for all branches that see the whole of it.
 
-All lengths are known on the host, so no layer waits for the device. There are two sets of kernels:
-    padded  scaled dot-product attention of batches; branches of like length share a batch. On CPUs, and for float32.
-    varlen  flash attention of sequences of any lengths, without padding. On CUDA, for bfloat16 and float16.
+All lengths are known on the host, so no layer waits for the device. There are two sets of kernels, between which
+pipeline/learning/attention_choice.py chooses:
+    padded  scaled dot-product attention of batches; branches of like length share a batch
+    varlen  flash attention of sequences of any lengths, without padding: torch's own, or what has taken its place
 """
 
 from abc import ABC, abstractmethod
@@ -20,12 +21,14 @@ import numpy as np
 import torch
 from transformers import AttentionInterface, AttentionMaskInterface
 
+from pipeline.learning.attention_choice import PADDED
 from pipeline.learning.forest import Block, Forest
 
 NAME = "forest"
 LIKE_LENGTH = 0.9  # the shortest branch of a padded batch has at least this share of the longest one's tokens
-HALF = (torch.bfloat16, torch.float16)
-LARGEST_HEAD = 256  # of flash attention, in numbers
+# Lengths of padded batches on a device are multiples of so many tokens: then they recur, and torch's allocator finds
+# blocks of their size again.
+ROUNDED = {"cuda": 64}
 aten = torch.ops.aten
 
 
@@ -46,21 +49,13 @@ def forest_attention(module, query, key, value, attention_mask, *, forest, scali
         The output, [1, T, heads, D], and None in place of the attention weights.
 
     Raises:
-        ValueError: the model has a sliding window, or heads that flash attention does not take.
+        ValueError: the model has a sliding window.
     """
     if sliding_window is not None:
         raise ValueError("models with a sliding window are not supported: the learner's attention sees all of a prompt")
-    if query.is_cuda and query.dtype in HALF:
-        check_head(query.shape[-1])
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     rows = (x[0].transpose(0, 1) for x in (query, key, value))
     return _ForestAttention.apply(*rows, forest, scale)[None], None
-
-
-def check_head(size: int) -> None:
-    """Raise a ValueError if flash attention does not take heads of this size."""
-    if size % 8 or size > LARGEST_HEAD:
-        raise ValueError(f"heads of {size} numbers are not supported: flash attention takes multiples of 8 up to 256")
 
 
 AttentionInterface.register(NAME, forest_attention)
@@ -116,12 +111,13 @@ class Parts:
     blocks: list[Part]
 
 
-def parts_of(forest: Forest, device: torch.device, dtype: torch.dtype) -> Parts:
-    """The parts of a row's attention, for the kernel of a device and dtype."""
-    if device.type == "cuda" and dtype in HALF:
+def parts_of(forest: Forest, device: torch.device, chosen: str) -> Parts:
+    """The parts of a row's attention on a device, for the chosen kernels (pipeline/learning/attention_choice.py)."""
+    if chosen != PADDED:
         whole = _Sequences([slice(0, forest.tokens)], forest.branches, device)
         return Parts(_Varlen(), [Part(whole, whole)], [_level(level, device) for level in forest.levels])
-    batches = [_Batch(branches, device) for branches in _of_like_length(forest.branches)]
+    multiple = ROUNDED.get(device.type, 1)
+    batches = [_Batch(branches, multiple, device) for branches in _of_like_length(forest.branches)]
     blocks = [Part(_Slice(queries), _Slice(keys)) for level in forest.levels for queries, keys in level]
     kernel = _Efficient() if device.type == "cuda" else _FlashOfCpu()
     return Parts(kernel, [Part(batch, batch) for batch in batches], blocks)
@@ -188,11 +184,17 @@ class _Slice:
 
 
 class _Batch:
-    """Branches as a padded batch [B, heads, L, …]. The padding follows each branch, so no token sees it."""
+    """Branches as a padded batch [B, heads, L, …]. The padding follows each branch, so no token sees it.
 
-    def __init__(self, branches: Sequence[tuple[int, int]], device: torch.device):
+    Args:
+        branches: start and end of each in the row.
+        multiple: L is a multiple of it.
+        device: where the attention is computed.
+    """
+
+    def __init__(self, branches: Sequence[tuple[int, int]], multiple: int, device: torch.device):
         starts, ends = np.array(branches).T
-        steps = np.arange((ends - starts).max())
+        steps = np.arange(-(-(ends - starts).max() // multiple) * multiple)
         is_token = steps < (ends - starts)[:, None]
         padded = np.where(is_token, starts[:, None] + steps, starts[:, None])
         self._padded = torch.as_tensor(padded, device=device)

@@ -13,7 +13,9 @@ from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from pipeline.learning import attention
+from pipeline.learning.attention_choice import AUTO
 from pipeline.learning.device_memory import LOGITS_IN_MEMORY
+from pipeline.learning.flash_attention import Heads, select_attention
 from pipeline.learning.forest import Forest
 
 PRODUCT_IN_MEMORY = 2**22  # float32 numbers of a product before it is added to a sum: 16 MiB
@@ -130,22 +132,37 @@ class ResponseHead(nn.Module):
 
 
 class Policy(nn.Module):
-    """A transformers causal language model as a function from packed rows to response log-probs and entropies."""
+    """A transformers causal language model as a function from packed rows to response log-probs and entropies.
 
-    def __init__(self, model: PreTrainedModel, temperature: float, train_entropy: bool = False):
+    Attributes:
+        attention: the kernels that compute its attention.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        temperature: float,
+        train_entropy: bool = False,
+        attention_kernels: str = AUTO,
+        device: torch.device | None = None,
+    ):
         """
         Args:
             model: a causal language model; its lm_head is replaced.
             temperature: the sampling temperature, so that learner and generator use the same distribution.
             train_entropy: whether the entropies have a gradient.
+            attention_kernels: `model.attention`. The choice holds for the whole process.
+            device: where the model computes; None: where it is.
 
         Raises:
-            ValueError: the model's logits are not a plain projection of its hidden states.
+            ValueError: the model's logits are not a plain projection of its hidden states, or its attention cannot be
+                computed as asked.
         """
         super().__init__()
         for field in ("final_logit_softcapping", "logit_scale", "logits_scaling"):
             if getattr(model.config, field, None) is not None:
                 raise ValueError(f"models with {field} are not supported: their log-probs would be wrong")
+        self.attention = select_attention(attention_kernels, device or model.device, model.dtype, _heads(model.config))
         model.set_attn_implementation(attention.NAME)
         model.set_output_embeddings(ResponseHead(model.get_output_embeddings(), temperature, train_entropy))
         self.model = model
@@ -180,11 +197,19 @@ class Policy(nn.Module):
 
     def hidden_states(self, tokens, positions, forest: Forest) -> torch.Tensor:
         """The hidden states of a row, [T, D]."""
-        parts = attention.parts_of(forest, tokens.device, self.model.dtype)
+        parts = attention.parts_of(forest, tokens.device, self.attention.name)
         states = self.model.base_model(
             input_ids=tokens[None], position_ids=positions[None], use_cache=False, forest=parts
         )
         return states.last_hidden_state[0]
+
+
+def _heads(config: Any) -> Heads | None:
+    """The heads of a model, from its transformers config; None: unknown."""
+    if (queries := getattr(config, "num_attention_heads", None)) is None:
+        return None
+    keys = getattr(config, "num_key_value_heads", None) or queries
+    return Heads(queries, keys, getattr(config, "head_dim", None) or config.hidden_size // queries)
 
 
 def tensors(batch: Any, device: torch.device | str = "cpu") -> dict[str, Any]:

@@ -3,6 +3,7 @@
 import re
 from typing import Any
 
+from pipeline.learning.attention_choice import FLASH, VALUES
 from pipeline.learning.environment import environment_rules
 from pipeline.learning.schedule import SCHEDULES
 from pipeline.rules import Rules, at_most, one_of, own_resources, positive
@@ -10,6 +11,16 @@ from pipeline.rules import Rules, at_most, one_of, own_resources, positive
 
 def learner_rules(c: Any) -> Rules:
     """The rules of every job with learners. `c` has the sections `model` and `learner`."""
+    yield from one_of(c, "model", "attention", VALUES)
+    flash = c.model.attention in FLASH
+    yield (
+        not flash or c.learner.num_gpus > 0,
+        f"model.attention={c.model.attention} needs GPUs: set learner.num_gpus, or choose auto or padded",
+    )
+    yield (
+        not flash or c.model.dtype != "float32",
+        f"model.attention={c.model.attention} needs model.dtype=bfloat16, or choose auto or padded",
+    )
     yield from own_resources("learner", c.learner.resources)
     yield from environment_rules(c.learner.environment)
     yield from positive(

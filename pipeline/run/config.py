@@ -5,7 +5,14 @@ from dataclasses import dataclass, field
 from pipeline.config import load_config
 from pipeline.data.documents.synthetic import VALIDATION_SEED
 from pipeline.evaluation.config import EvaluationData
-from pipeline.sections import DataSection, GenerationConfig, LearnerSection, ObjectiveSection, ScorerSection
+from pipeline.sections import (
+    DataSection,
+    GenerationConfig,
+    LearnerSection,
+    ObjectiveSection,
+    ScorerSection,
+    TrainedModelSection,
+)
 
 
 @dataclass
@@ -64,6 +71,7 @@ class ValidationSection:
 class TrainingConfig(GenerationConfig):
     """The configuration of a training run."""
 
+    model: TrainedModelSection = field(default_factory=TrainedModelSection)
     resume: str = "no"  # no, or auto: resume from the newest good checkpoint of run.name, or begin if there is none
 
     data: DataSection = field(default_factory=DataSection)

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import cast
 
+from pipeline.learning.attention_choice import AUTO, FLASH, HALF, PADDED
 from pipeline.learning.device_memory import (
     BYTES,
     USABLE_SHARE,
@@ -86,6 +87,7 @@ def plan_text(config: TrainingConfig, architecture: Architecture | None, documen
             *_dynamic_sampling_line(config),
             f"{config.generator.count} generator(s), {le.ranks} learner rank(s), {config.scorer.count} scorer(s)",
             f"weights in {config.model.dtype}",
+            _attention_line(config),
             *_sequence_lines(config, architecture),
             f"checkpoints every {t.checkpoint_every} steps and at the end",
             "",
@@ -142,6 +144,17 @@ def _memory_lines(config: TrainingConfig, architecture: Architecture | None) -> 
         *lines,
         f"  {weights:7.2f}  for the weights on each device of a generator, beside its KV cache",
     ]
+
+
+def _attention_line(config: TrainingConfig) -> str:
+    """The kernels of the learners' attention. The ranks choose by their own GPU, which is unknown here."""
+    named = config.model.attention
+    if named != AUTO:
+        return f"model.attention={named}"
+    if not config.learner.num_gpus or config.model.dtype not in HALF:
+        return f"model.attention=auto: {PADDED}"
+    *best, last = FLASH
+    return f"model.attention=auto: the first of {', '.join(best)} and {last} that works on the learners' GPU"
 
 
 def _sequence_lines(config: TrainingConfig, architecture: Architecture | None) -> list[str]:

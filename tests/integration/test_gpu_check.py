@@ -52,7 +52,7 @@ def test_machine_learner_and_attention_run_where_ray_and_vllm_are_not_installed(
         ("machine", "import ray"),
         ("machine", "import vllm"),
         ("machine", "compiler"),
-        *(("attention", f"{kernel}, {name}") for kernel in ("varlen", "trees") for name in ("FA3", "FA4")),
+        *(("attention", f"{kernel}, {name}") for kernel in ("varlen", "trees") for name in ("fa3", "fa4")),
     }
     assert set(states.values()) == {"passed", "skipped"}
     assert {name for part, name in states if part == "learner"} == {

@@ -11,12 +11,12 @@ from pipeline.errors import ConfigError
 from pipeline.rules import check_data_given
 from pipeline.run.config import TrainingConfig, load_training_config
 from pipeline.run.rules import check_config
-from pipeline.sections import ModelSection
+from pipeline.sections import TrainedModelSection
 
 
 def sound(**sections: dict) -> TrainingConfig:
     """A configuration that passes, with some values changed."""
-    config = TrainingConfig(model=ModelSection(path="some/model"))
+    config = TrainingConfig(model=TrainedModelSection(path="some/model"))
     config.run.name, config.data.path = "name", "questions.jsonl"
     for section, values in sections.items():
         setattr(config, section, dataclasses.replace(getattr(config, section), **values))

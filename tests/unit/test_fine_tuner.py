@@ -7,6 +7,7 @@ import json
 import pytest
 
 from actors.fine_tuner import MAX_SKIPPED, FineTuner
+from actors.learning.rank import Description
 from jobs.support.run_folder import check_earlier
 from pipeline.alerts import Alert
 from pipeline.config import load_config, save_config
@@ -81,6 +82,7 @@ def test_settings_that_determine_the_model_must_not_change(tmp_path):
 
     save_config(config(), tmp_path / "config.yaml")
     check_earlier(config("fine_tuning.checkpoint_every=7", "learner.num_cpus=1", "learner.ranks=3"), tmp_path)
+    check_earlier(config("model.attention=padded"), tmp_path)
     with pytest.raises(ConfigError, match=r"other values than learner.learning_rate=0.001, fine_tuning.steps=17;"):
         check_earlier(config("learner.learning_rate=1e-3", "fine_tuning.steps=17"), tmp_path)
 
@@ -121,6 +123,38 @@ def test_a_skipped_step_is_reported_and_many_end_the_run(resume):
         asyncio.run(tuner._train(examples()))
     line = f"· step {STEPS + 1} was skipped: its loss or gradient is not finite"
     assert alerts[0] == ("update skipped", line) and len(alerts) == MAX_SKIPPED
+
+
+@pytest.mark.parametrize(
+    ("device", "settings", "said"),
+    [
+        (
+            "NVIDIA H100",
+            [],
+            [
+                "· learner.checkpoint_layers=auto: 3 layers on NVIDIA H100",
+                "· model.attention=auto: on NVIDIA H100 fa2; not fa3: no package",
+            ],
+        ),
+        ("NVIDIA H100", ["learner.checkpoint_layers=all", "model.attention=fa2"], []),
+        ("", [], []),  # on a CPU there is nothing to choose
+    ],
+)
+def test_what_was_chosen_by_the_gpu_is_said(resume, device, settings, said):
+    class Gang:
+        async def up(self) -> None: ...
+
+        async def check_folder(self, *_) -> None: ...
+
+        async def start(self, checkpoint: str) -> None: ...
+
+        async def describe(self) -> Description:
+            return Description(device, None, 3, "fa2; not fa3: no package")
+
+    tuner = resume(record(), *settings)
+    before = len(tuner._lines)
+    asyncio.run(tuner._start_gang(Gang(), ""))
+    assert list(tuner._lines)[before:] == said
 
 
 @pytest.mark.parametrize("last", [False, True])

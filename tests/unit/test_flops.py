@@ -48,7 +48,9 @@ def test_a_mixture_of_experts_has_no_flops():
 
     def described(config):
         return LearnerRank.describe(
-            SimpleNamespace(engine=SimpleNamespace(model=SimpleNamespace(config=config), checkpointed=0))
+            SimpleNamespace(
+                engine=SimpleNamespace(model=SimpleNamespace(config=config), checkpointed=0, attention="padded")
+            )
         )
 
     plain = MODELS["llama"]

@@ -175,6 +175,19 @@ def test_the_plan_says_how_many_layers_are_checkpointed_and_why(arguments, lines
     assert all(line in plan for line in lines), plan
 
 
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (["preset=memagent_7b"], "model.attention=auto: the first of fa3, fa4 and fa2 that works on the learners' GPU"),
+        (["preset=memagent_7b", "model.dtype=float32"], "model.attention=auto: padded"),
+        (["preset=tiny"], "model.attention=auto: padded"),
+        (["preset=memagent_7b", "model.attention=fa4"], "model.attention=fa4"),
+    ],
+)
+def test_the_plan_says_which_kernels_compute_the_attention(arguments, line):
+    assert line in plan_text(load_training_config(arguments), None).splitlines()
+
+
 def test_the_plan_says_that_an_unknown_model_checkpoints_all_layers():
     assert "auto is all layers then" in plan_text(load_training_config(AUTO), None)
     assert "auto is all layers then" not in plan_text(load_training_config(["preset=tiny"]), None)

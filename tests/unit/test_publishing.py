@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import pytest
 
 from actors.learning.gang import GangLost
+from actors.learning.rank import Description
 from actors.learning.supervisor import RESTARTS_IN_A_ROW, LearnerSupervisor
 from pipeline.data.problem_stream import START
 from pipeline.errors import RunFailed
@@ -135,8 +136,8 @@ def test_only_the_checkpoint_folder_must_be_shared(tiny_config, tmp_path, monkey
         async def start(self, checkpoint: str) -> None:
             started.append(checkpoint)
 
-        async def describe(self) -> tuple:
-            return "", None, 0
+        async def describe(self) -> Description:
+            return Description("", None, 0, "padded")
 
     async def life() -> None:
         config = replace(tiny_config, train=replace(tiny_config.train, checkpoint_folder="s3://bucket/kept"))
