@@ -96,12 +96,12 @@ def distance_to_padded(name: str, device: torch.device, dtype: torch.dtype, head
     def drawn(*shape: int) -> torch.Tensor:
         return torch.randn(1, *shape, heads.size, generator=random).to(device, dtype)
 
-    leaves = [drawn(count, forest.tokens).requires_grad_() for count in (heads.queries, heads.keys, heads.keys)]
+    query, key, value = (drawn(n, forest.tokens).requires_grad_() for n in (heads.queries, heads.keys, heads.keys))
     upstream = drawn(forest.tokens, heads.queries)
 
     def results(kernels: str) -> list[torch.Tensor]:
-        out, _ = forest_attention(None, *leaves, None, forest=parts_of(forest, device, kernels))
-        return [x.detach().float() for x in (out, *torch.autograd.grad(out, leaves, upstream))]
+        out, _ = forest_attention(None, query, key, value, None, forest=parts_of(forest, device, kernels))
+        return [x.detach().float() for x in (out, *torch.autograd.grad(out, (query, key, value), upstream))]
 
     pairs = zip(results(name), results(PADDED), strict=True)
     return float(torch.stack([(got - wanted).norm() / wanted.norm() for got, wanted in pairs]).max())
