@@ -11,6 +11,7 @@
 # make gpu-check: check a machine with GPUs before a run (docs/cluster.md). PARTS=learner,attention: some of the parts.
 #   PYTHON=…: with the packages of that interpreter, without .venv.
 # make chaos: break real runs in every way and check that nothing was lost; writes its tables to docs/reliability.md.
+# make documents: install what reads PDF, HTML and DOCX files (docs/files.md).
 # make smollm2: the model of preset=smollm2.
 # make learn: SmolLM2-135M learns to read with a memory (docs/learn.md).
 # make peers: TRL in .venv-peers, for make bench ARGS=peers.
@@ -19,18 +20,18 @@
 
 export RAY_AUTH_MODE = token
 
-.PHONY: train test test-unit lint tools docs prepare evaluate figures fine_tune bench gpu-check chaos setup smollm2 \
-	learn peers
+.PHONY: train test test-unit lint tools documents docs prepare evaluate figures fine_tune bench gpu-check chaos setup \
+	smollm2 learn peers
 .DEFAULT_GOAL := train
 
 train: setup
 	@.venv/bin/python -m jobs.submit $(if $(filter preset=%,$(ARGS)),,preset=tiny) $(ARGS)
 
 # A run of the integration tests leaves a third of two cores idle; two processes use it. Each has a Ray of its own.
-test: setup
+test: documents
 	@OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
-test-unit: setup
+test-unit: documents
 	@OMP_NUM_THREADS=1 .venv/bin/python -m pytest tests/unit $(ARGS)
 
 # What it runs is installed beside the lock once (requirements/dev.txt).
@@ -47,6 +48,14 @@ tools: setup
 .venv/installed-dev: requirements/dev.txt .venv/installed
 	@echo "· installing requirements/dev.txt"
 	@.venv/bin/python -m pip install -qq --no-deps --require-hashes -r requirements/dev.txt
+	@touch $@
+
+documents: setup
+	@$(MAKE) --no-print-directory -s .venv/installed-documents
+
+.venv/installed-documents: requirements/documents.txt .venv/installed
+	@echo "· installing requirements/documents.txt"
+	@.venv/bin/python -m pip install -qq --no-deps --require-hashes -r requirements/documents.txt
 	@touch $@
 
 docs: setup

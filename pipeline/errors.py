@@ -28,6 +28,10 @@ class QuestionTooLong(BadRow):
     """The question does not fit the agent's budget for it."""
 
 
+class UnreadableDocument(DataError):
+    """A file cannot be read as a document. The message names the file, says what is wrong with it and what to do."""
+
+
 class RunFailed(RuntimeError):
     """The run cannot continue. The message says why and what to look at."""
 

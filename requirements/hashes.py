@@ -1,6 +1,6 @@
 """Write the hashes of every pin into the locks. Run it after a version in a lock was changed.
 
-    python requirements/hashes.py [cpu gpu dev smollm2 peers uv]
+    python requirements/hashes.py [cpu gpu dev documents smollm2 peers uv]
 
 It needs Python 3.11, uv on the PATH, and PyPI. The hashes of a pin are those of all files of that version on PyPI that
 Linux x86-64 with Python 3.11 or 3.12 may install; a mirror of PyPI serves the same files. A version that PyPI does not
@@ -15,6 +15,7 @@ import tomllib
 from pathlib import Path
 
 FOLDER = Path(__file__).resolve().parent
+LOCKS = ("cpu", "gpu", "dev", "documents", "smollm2", "peers", "uv")
 PYTHONS = ("3.11", "3.12")
 PLATFORM = "x86_64-manylinux_2_40"
 # A pin and the hashes that follow it.
@@ -22,7 +23,7 @@ PIN = re.compile(r"^(?P<pin>[\w.-]+==[^\s\\]+)(?P<hashes>(?: \\\n    --hash=sha2
 
 
 def main(names: list[str]) -> None:
-    for lock in [FOLDER / f"{name}.txt" for name in names or ("cpu", "gpu", "dev", "smollm2", "peers", "uv")]:
+    for lock in [FOLDER / f"{name}.txt" for name in names or LOCKS]:
         text = lock.read_text(encoding="utf-8")
         lock.write_text(with_hashes(text, hashes_on_pypi(without_hashes(text))), encoding="utf-8")
 

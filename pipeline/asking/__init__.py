@@ -1,0 +1,1 @@
+"""The agent's own use: documents of any kind become text."""
