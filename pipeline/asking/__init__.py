@@ -1,1 +1,1 @@
-"""The agent's own use: documents of any kind become text."""
+"""Questions about a user's own files: each file becomes text."""
