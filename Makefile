@@ -6,6 +6,7 @@
 # make evaluate ARGS="preset=… data.path=…": answer questions and score the answers (docs/evaluation.md).
 # make fine_tune ARGS="preset=fine_tune model.path=… data.path=…": supervised fine-tuning; without ARGS, the embedded
 #   default's starting model (docs/tiny-model.md).
+# make view ARGS=runs/<name>: the page of a run, also of one that is not over (README.md, "What a run leaves").
 # make figures: the figures of docs/tiny-model.md; hours on two cores, resumes where it stopped.
 # make bench ARGS="<claim> key=value …": measure a claim of docs/performance.md; ARGS=all: every claim, and the page.
 # make gpu-check: check a machine with GPUs before a run (docs/cluster.md). PARTS=learner,attention: some of the parts.
@@ -20,8 +21,8 @@
 
 export RAY_AUTH_MODE = token
 
-.PHONY: train test test-unit lint tools documents docs prepare evaluate figures fine_tune bench gpu-check chaos setup \
-	smollm2 learn peers
+.PHONY: train test test-unit lint tools documents docs prepare evaluate figures fine_tune bench view gpu-check chaos \
+	setup smollm2 learn peers
 .DEFAULT_GOAL := train
 
 train: setup
@@ -61,7 +62,7 @@ documents: setup
 docs: setup
 	@.venv/bin/python -m jobs.docs
 
-prepare evaluate figures fine_tune bench: setup
+prepare evaluate figures fine_tune bench view: setup
 	@.venv/bin/python -m jobs.$@ $(ARGS)
 
 gpu-check: $(if $(PYTHON),,setup)

@@ -75,6 +75,28 @@ class WandbRun:
         # wandb's server keeps to the interval, too, also when this process has been restarted.
         self._put(lambda wandb: self._run.alert(topic, text, wandb.AlertLevel.WARN, ALERT_EVERY_S))
 
+    def log_file(self, name: str, content: Callable[[], bytes]) -> None:
+        """Log a file as an artifact of the run, if wandb is enabled.
+
+        It is written beside the wandb run's own files, from which an offline run is uploaded later.
+
+        Args:
+            name: the file's name, and the artifact's type.
+            content: makes the file's content, in wandb's thread.
+        """
+
+        def add(wandb) -> None:
+            if not self._enabled:
+                return
+            path = Path(self._run.dir).parent / name
+            path.write_bytes(content())
+            artifact = wandb.Artifact(f"{Path(name).stem}-{self._id}", type=Path(name).stem)
+            # Not copied to wandb's folder in the user's home.
+            artifact.add_file(str(path), name=name, policy="immutable", skip_cache=True)
+            self._run.log_artifact(artifact)
+
+        self._calls.put(add)
+
     def finish(self, summary: dict, limit_s: float = FINISH_S) -> None:
         """End the run and wandb's own process."""
         self._summary = summary

@@ -18,7 +18,8 @@ from pipeline.fine_tuning.demonstrations import CURRICULA, TEMPLATES
 from pipeline.run.config import TrainingConfig
 
 NAMES = (
-    *("train", "plan", "submit", "evaluate", "fine_tune", "prepare", "figures", "learn", "docs", "bench.__main__"),
+    *("train", "plan", "submit", "evaluate", "fine_tune", "prepare", "figures", "learn", "view", "docs"),
+    "bench.__main__",
     "gpu_check.__main__",
 )
 JOBS = [f"jobs.{name}" for name in NAMES]
