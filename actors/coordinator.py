@@ -313,7 +313,7 @@ class Coordinator(JobActor):
             pool.work_done()
         self.check_lease()
         row = self.accounts.step_done(step, updates, waited, trained)
-        await self.reports.report(cast(Tracking, self.tracker), row, step)
+        await self.reports.report(cast(Tracking, self.tracker), row, step, updates)
         self.timeline.write()
         self.say_of(*self._files)
         self.reports.check_updates(self.step, step, updates)

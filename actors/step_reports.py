@@ -1,6 +1,6 @@
 """Reports on steps (rows of metrics, progress lines, sampled episodes, skipped updates) and on validations."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from actors.groups import Step
 from actors.tracking import Tracking
@@ -10,6 +10,7 @@ from pipeline.errors import RunFailed
 from pipeline.run.config import TrainingConfig
 from pipeline.run.metrics import UpdateResult
 from pipeline.run.report import step_line, validation_line
+from pipeline.run.sampled_episode import samples_at
 
 PREEMPTED_SHARE = 0.05  # preemptions per conversation above which a step's report warns
 
@@ -26,7 +27,7 @@ class StepReports:
         self.config, self._say = config, say
         self._skipped_in_a_row = 0
 
-    async def report(self, tracker: Tracking, row: dict, step: Step) -> None:
+    async def report(self, tracker: Tracking, row: dict, step: Step, updates: Sequence[UpdateResult] = ()) -> None:
         """Log a step's row and report its progress line; write sampled episodes every `episodes_every` steps."""
         t, number = self.config.train, row["step"]
         await tracker.log(row)
@@ -48,9 +49,11 @@ class StepReports:
             )
             self._say(Alert("KV cache full", line))
         if number == 1 or number % t.episodes_every == 0 or number == t.steps:
-            shown = list(zip(step.problems, step.groups, strict=True))[: t.episodes_shown]
+            shown = list(zip(step.problems, step.groups, strict=True))[: samples_at(t, number)]
             # Ray passes references inside lists unresolved.
-            await tracker.episodes(number, [(problem.question, record, [ref]) for problem, (record, ref) in shown])
+            samples = [(problem.without_document(), record, [ref]) for problem, (record, ref) in shown]
+            logprobs = [rank["shown"] for update in updates for rank in update.ranks if "shown" in rank]
+            await tracker.episodes(number, samples, logprobs)
             tracker.draw()  # in the background
 
     async def report_validation(self, tracker: Tracking, row: dict, answers: list[dict]) -> None:

@@ -20,15 +20,20 @@ from ray.util.metrics import Gauge
 
 from actors.lifecycle.cluster import was_started_again
 from actors.wandb_run import WandbRun
+from pipeline.evaluation.results import SURROGATES
 from pipeline.files import write_text
-from pipeline.rollout.episodes import EpisodeGroup, GroupRecord
+from pipeline.problems import Problem
+from pipeline.rollout.episodes import GroupRecord
 from pipeline.run.config import TrainingConfig
 from pipeline.run.history import DRAWN, History, RunTotals
 from pipeline.run.metric_names import STEP, wandb_name
+from pipeline.run.sampled_episode import sampled_episode
 from pipeline.run.validation import validation_metrics
 from pipeline.run.validation_file import ANSWERS, VALIDATION, ValidationFile
 from pipeline.storage import MOST_KEPT, Storage, append
 from pipeline.text import load_tokenizer
+from pipeline.view.lines import Notes
+from pipeline.view.page import PAGE, page_of, run_data
 
 READING_S = 120.0  # limit for reading the rows of a resumed run
 FIGURE_S = 15.0  # limit for the last figure at the end of a run
@@ -262,25 +267,33 @@ class Tracker:
             self._gauges[name] = Gauge(f"palimpsest_{name}", f"{name} of the last step", ("run",))
         return self._gauges[name]
 
-    def episodes(self, step: int, samples: list[tuple[str, GroupRecord, list[ray.ObjectRef]]]) -> list[str]:
+    def episodes(
+        self,
+        step: int,
+        samples: list[tuple[Problem, GroupRecord, list[ray.ObjectRef]]],
+        logprobs: list[ray.ObjectRef],
+    ) -> list[str]:
         """Write one episode of each sample in readable form, and send them to wandb.
 
         Args:
             step: the learner step.
-            samples: (question, record, [reference to the group]).
+            samples: (problem, record, [reference to the group]).
+            logprobs: references to what the ranks computed for these samples (`Shown`).
 
         Returns:
             Progress lines.
         """
         tokenizer, shown = load_tokenizer(self.model.path, self.model.trust_remote_code), []
-        for question, record, (ref,) in samples:
-            try:
-                group = ray.get(ref)
-            except ray.exceptions.RayError:
-                continue  # lost with its node; later samples will do
-            shown.append(readable_episode(tokenizer, question, record, group))
+        learner: dict[int, dict[int, np.ndarray]] = {}
+        for ref in logprobs:
+            for (index, conversation), computed in (_fetched(ref) or {}).items():
+                learner.setdefault(index, {})[conversation] = computed
+        for index, (problem, record, (ref,)) in enumerate(samples):
+            if group := _fetched(ref):
+                shown.append(sampled_episode(tokenizer, problem, record, group, learner.get(index, {})))
         lines = "".join(json.dumps(episode, ensure_ascii=False) + "\n" for episode in shown)
-        news = self._try(EPISODES, lambda: write_text(self.folder / EPISODES / f"step-{step:06d}.jsonl", lines))
+        text = lines.encode(errors=SURROGATES).decode()
+        news = self._try(EPISODES, lambda: write_text(self.folder / EPISODES / f"step-{step:06d}.jsonl", text))
         self._lost[EPISODES] += EPISODES in self._failing
         columns = ["problem", "conversations", "answer", "reward"]
         data = [[_cell(e[c]) for c in columns] for e in shown]
@@ -335,13 +348,14 @@ class Tracker:
             return {METRICS: missing, ABANDONED: aside} | ({VALIDATION: len(validations)} if validations else {})
 
     def finish(self, summary: dict) -> list[str]:
-        """Draw the last figure and end the wandb run; return progress lines."""
+        """Draw the last figure, log it and the run's page to wandb and end the wandb run; return progress lines."""
         news, figure = self._written(), self.folder / FIGURE
         self._begin_figure()
         if self._figure and not concurrent.futures.wait([self._figure], FIGURE_S).done:
             news.append(f"· {FIGURE} is not done after {FIGURE_S:g} s; the run does not wait for it")
         news += self._drawn()
         self._wandb.log(lambda wandb: {"reading/training": wandb.Image(str(figure))} if figure.exists() else {})
+        self._wandb.log_file(PAGE, lambda: page_of(run_data(self.folder, Notes(), summary)))
         self._wandb.finish(summary)
         return news + self._wandb.news()
 
@@ -352,18 +366,12 @@ def _draw(history: History, validations: list[dict], path: Path) -> None:
     training_figure(history, path, validations)
 
 
-def readable_episode(tokenizer, question: str, record: GroupRecord, group: EpisodeGroup) -> dict:
-    """The first episode of a group as text: the response of each conversation in order, then the answer."""
-    mine = [c for c, episode in enumerate(group.episodes) if episode == 0]
-    return {
-        "problem_id": record.problem_id,
-        "problem": question,
-        "conversations": [{"role": group.roles[c], "response": tokenizer.decode(group.response(c))} for c in mine],
-        "answer": group.episode_answers[0],
-        "reward": float(record.rewards[0]),
-        # The mean over its conversations.
-        "advantage": float(record.advantages[mine].mean(dtype=np.float64)) if mine else 0.0,
-    }
+def _fetched(ref: ray.ObjectRef):
+    """An object; None if it is lost with its node or process: later samples will do."""
+    try:
+        return ray.get(ref)
+    except ray.exceptions.RayError:
+        return None
 
 
 def _cell(value):

@@ -58,9 +58,9 @@ class Tracking:
         """See `Tracker.roll_back`."""
         self._tell(await self._answer(self.tracker.roll_back.remote(step)) or [])
 
-    async def episodes(self, step: int, samples: list) -> None:
+    async def episodes(self, step: int, samples: list, logprobs: list[ray.ObjectRef]) -> None:
         """See `Tracker.episodes`."""
-        self._tell(await self._answer(self.tracker.episodes.remote(step, samples)) or [])
+        self._tell(await self._answer(self.tracker.episodes.remote(step, samples, logprobs)) or [])
 
     def alert(self, alert: Alert) -> None:
         """See `Tracker.alert`. Does not wait; while the tracker does not answer, the alert is dropped."""

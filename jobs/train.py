@@ -28,6 +28,7 @@ from jobs.support.inputs import (
 from jobs.support.run_evaluation import evaluate_run, evaluation_of, is_evaluated
 from jobs.support.run_folder import RunFolder, check_earlier, check_unused, leave_interrupted, run_folder
 from jobs.support.stop_signals import StopSignals
+from jobs.view import write_run_page
 from pipeline.config import CONFIGS, config_yaml
 from pipeline.data.documents.passages import document_text
 from pipeline.data.rows import row_rules
@@ -143,6 +144,7 @@ def train(config: TrainingConfig) -> int:
         except KeyboardInterrupt:
             status = EXIT_STATUS["interrupted"]
     stop_ray()
+    write_run_page(folder)
     return status
 
 

@@ -18,7 +18,7 @@ import ray
 from actors.generation.journal import JournalWriter
 from actors.lifecycle.failures import Hung
 from pipeline.agents import Agent, load_agent
-from pipeline.agents.memory_trace import count_memories
+from pipeline.agents.memory_trace import MemoryTrace, reading_of, trace_memories
 from pipeline.end_tokens import end_tokens
 from pipeline.evaluation.answers import AnswerRecord, AnswerRecorder
 from pipeline.learning.device_memory import count_parameters
@@ -35,7 +35,6 @@ from pipeline.rollout.episodes import (
     run_agent,
     run_episode,
 )
-from pipeline.rollout.memory_counts import MemoryCounts
 from pipeline.rollout.replay import Finished, Replay, digest
 from pipeline.run.config import TrainingConfig
 from pipeline.sections import GenerationConfig
@@ -139,13 +138,14 @@ class Generator:
         done = await self._unless_engine_dies(gather_or_cancel([run.episode(agent, tokenized) for run in runs]))
         if None in done:
             raise Draining(f"{self.name} is on a node that is being drained")
-        memory = await self._memory_counts(problem, tokenized, [episode.memories for episode in done])
+        traces = await self._memory_traces(problem, tokenized, [episode.memories for episode in done])
+        reading = reading_of(tokenized, self.config.agent, done[0].memories, traces[0])
         notes = RolloutNotes(
             seconds=time.perf_counter() - begin,
             resumed_episodes=sum(run.generated > 0 for run in runs) if resumed else 0,
             preemptions=sum(run.preemptions for run in runs),
         )
-        return pack_group(problem.id, done, memory), notes
+        return pack_group(problem.id, done, tuple(trace.counts for trace in traces), reading), notes
 
     async def answer(
         self,
@@ -177,8 +177,8 @@ class Generator:
         generate = partial(self._generate_in_time, priority=priority)
         recorder = AnswerRecorder(generate, sampling, transcript, responses)
         answer = recorder.answer(await self._unless_engine_dies(run_agent(agent, tokenized, recorder)))
-        (counts,) = await self._memory_counts(problem, tokenized, [answer.memories])
-        return recorder.record(answer, tokenized, self._tokenizer, memories, counts)
+        (trace,) = await self._memory_traces(problem, tokenized, [answer.memories])
+        return recorder.record(answer, tokenized, self._tokenizer, memories, trace.counts)
 
     async def tokens_done(self) -> int:
         """The number of tokens read and written for `answer` since the start."""
@@ -217,12 +217,10 @@ class Generator:
 
         return await self._with_tokenizer(tokenize)
 
-    async def _memory_counts(
-        self, problem: Problem, tokenized: object, episodes: list[Memories]
-    ) -> tuple[MemoryCounts, ...]:
-        """Count the events in the memories of each episode (`count_memories`)."""
+    async def _memory_traces(self, problem: Problem, tokenized: object, episodes: list[Memories]) -> list[MemoryTrace]:
+        """Follow the needed facts through the memories of each episode (`trace_memories`)."""
         return await self._with_tokenizer(
-            count_memories, problem, tokenized, self._tokenizer, self.config.agent, episodes
+            trace_memories, problem, tokenized, self._tokenizer, self.config.agent, episodes
         )
 
     async def _with_tokenizer(self, work, *arguments):

@@ -28,6 +28,7 @@ from pipeline.rollout.prefix_tree import PrefixTree
 from pipeline.run.checkpoints import FileEntry
 from pipeline.run.config import TrainingConfig
 from pipeline.run.metrics import UpdateResult
+from pipeline.run.sampled_episode import samples_at
 from pipeline.weights.transport import Weights
 
 START_LIMIT_S = 3600.0  # limit without progress while a model loads
@@ -255,7 +256,8 @@ class LearnerGang(Gang):
             advantages: dict[int, np.ndarray] = {index: groups[index][0].advantages for index in mine}
             rewards: dict[int, np.ndarray] = {index: groups[index][0].rewards for index in mine}
             trace = f"{traces}/step-{step + 1}-rank-{number}.json.gz" if traces else ""
-            calls.append(rank.train.remote(version, updates, advantages, rewards, trace))
+            shown = [index for index in mine if index < samples_at(self.config.train, step + 1)]
+            calls.append(rank.train.remote(version, updates, advantages, rewards, trace, shown))
         by_rank = await self._together(calls)
         of_updates = map(list, zip(*by_rank, strict=True))
         return [UpdateResult(*result) for result in zip(sets, of_updates, work, strict=True)]

@@ -41,6 +41,7 @@ class Learner(LearnerRank):
         advantages: dict[int, np.ndarray],
         rewards: dict[int, np.ndarray],
         trace: str,
+        shown: list[int],
     ) -> list[dict]:
         """Train one step on this rank's share of the fetched groups.
 
@@ -50,16 +51,21 @@ class Learner(LearnerRank):
             advantages: the advantages of each fetched group's conversations, float32 [C], by the group's index.
             rewards: the rewards of each fetched group's episodes, float32 [G], by the group's index.
             trace: file for a trace of the step (actors/learning/tracing.py); empty: none.
+            shown: the fetched groups, by index, whose first episode is sampled for people to read.
 
         Returns:
             For each update: `loss`, this rank's part of the loss; `metrics`, sums by name
             (pipeline/learning/token_metrics.py); `grad_norm`, None if the update was skipped because the loss or
             gradient was not finite on some rank; `not_finite`, the indices of this rank's groups that caused it; and
-            `learning_rate`, `micro_batches` and `proximal_seconds`.
+            `learning_rate`, `micro_batches` and `proximal_seconds`. The first has `shown` if this rank computed
+            log-probs to show: a reference to them (`Shown`), which are lost with this rank.
         """
         from actors.learning.step import StepTrainer
 
         groups, self._groups = self._groups, {}
-        trainer = StepTrainer(self.engine, self.config.objective, groups, advantages, rewards, self.moved)
+        trainer = StepTrainer(self.engine, self.config.objective, groups, advantages, rewards, self.moved, shown)
         with traced(trace):
-            return trainer.train(version, updates)
+            rows = trainer.train(version, updates)
+        if trainer.logprobs:
+            rows[0]["shown"] = ray.put(trainer.logprobs)
+        return rows

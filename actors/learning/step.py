@@ -1,7 +1,7 @@
 """One training step on a learner rank: runs its micro-batches through policy and loss, and sums the metrics."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,7 @@ from pipeline.learning.returned import check_returned
 from pipeline.learning.token_metrics import Max, Mean, Sums, TokenMetric, Total, added
 from pipeline.rollout.episodes import EpisodeGroup
 from pipeline.run.metric_names import is_taken
+from pipeline.run.sampled_episode import SAMPLED, Shown
 from pipeline.sections import ObjectiveSection
 
 # Log-probs under the proximal policy for each micro-batch of an update; None if it is unused or the policy itself.
@@ -31,6 +32,11 @@ class StepTrainer:
         advantages: the advantages of each group's conversations, float32 [C], by the group's index.
         rewards: the rewards of each group's episodes, float32 [G], by the group's index.
         moved: called at every micro-batch, to record progress.
+        shown: the groups, by index, whose first episode's log-probs are kept.
+
+    Attributes:
+        logprobs: of these episodes' conversations that this rank computes, under the weights with which their update
+            begins.
     """
 
     def __init__(
@@ -41,7 +47,10 @@ class StepTrainer:
         advantages: dict[int, np.ndarray],
         rewards: dict[int, np.ndarray],
         moved: Callable[[], None],
+        shown: Collection[int] = (),
     ):
+        self.logprobs: Shown = {}
+        self._shown = frozenset(shown)
         self.engine, self.objective, self._token_losses = engine, objective, loss_for(objective.loss)
         self._groups, self._advantages, self._rewards, self._moved = groups, advantages, rewards, moved
 
@@ -87,6 +96,7 @@ class StepTrainer:
             inputs = inputs_of(batch)
             reference = self.engine.reference(*inputs)
             logprobs, entropy = self.engine.forward(*inputs)
+            self._keep_shown(items, logprobs)
             # Before the objective is called, which may change what it is given.
             own = own_metrics(version, batch, entropy.detach(), logprobs.detach() if at_start else proximal[number])
             own_sums = {n: m.kind.of(m.values if items else m.values[:0]) for n, m in own.items()}
@@ -127,6 +137,16 @@ class StepTrainer:
             "not_finite": sorted(not_finite),
             "proximal_seconds": 0.0,
         }
+
+    def _keep_shown(self, items: list[Item], logprobs: torch.Tensor) -> None:
+        """Copy the log-probs of the shown conversations out of a micro-batch's, float [R]."""
+        end = 0
+        for item in items:
+            group = self._groups[item.group]
+            start, end = end, end + len(group.response(item.conversation))
+            if item.group in self._shown and group.episodes[item.conversation] == SAMPLED:
+                kept = logprobs[start:end].detach().float().cpu().numpy().copy()
+                self.logprobs[item.group, item.conversation] = kept
 
     def _build(self, items: list[Item]) -> dict[str, Any]:
         """A micro-batch with its arrays as tensors on the device."""

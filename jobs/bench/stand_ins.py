@@ -244,7 +244,7 @@ class SimulatedRanks:
         return []
 
     async def train(
-        self, version: int, updates: list[Update], advantages: dict, rewards: dict, trace: str
+        self, version: int, updates: list[Update], advantages: dict, rewards: dict, trace: str, shown: list[int]
     ) -> list[dict]:
         await asyncio.sleep(self._load.seconds(TRAINING_SHARE * STEP_S))
         return [result_of(update) for update in updates]

@@ -24,6 +24,7 @@ from pipeline.end_tokens import end_tokens, without_end
 from pipeline.problems import Problem
 from pipeline.rollout.answer import Memories
 from pipeline.rollout.memory_counts import MemoryCounts, Ratio
+from pipeline.rollout.reading import MOST_DOCUMENT, MOST_SECTION, Reading
 from pipeline.sections import AgentSection
 from pipeline.text import encode_text
 
@@ -154,10 +155,10 @@ def _span_near(text: str, place: int, document: np.ndarray, tokenizer) -> tuple[
     return first + start, first + tokens_until(begin + len(text))
 
 
-def count_memories(
+def trace_memories(
     problem: Problem, tokenized: object, tokenizer, config: AgentSection, episodes: Iterable[Memories]
-) -> tuple[MemoryCounts, ...]:
-    """Count the memories of each episode of a problem, before scoring. Facts are followed only in chained memories.
+) -> list["MemoryTrace"]:
+    """Trace the memories of each episode of a problem. Facts are followed only in chained memories.
 
     Args:
         problem: the problem; its metadata may list its needed facts.
@@ -170,17 +171,43 @@ def count_memories(
     facts: tuple[NeededFact, ...] = ()
     if document is not None and any(memories.chained for memories in episodes):
         facts = needed_facts(problem, document, tokenizer)
-    counts = []
+    traces = []
     for memories in episodes:
         trace = MemoryTrace(tokenizer, config, facts if memories.chained else ())
         for tokens in memories.tokens:
             trace.add([int(token) for token in tokens])
-        counts.append(trace.counts)
-    return tuple(counts)
+        traces.append(trace)
+    return traces
+
+
+def reading_of(tokenized: object, config: AgentSection, memories: Memories, trace: "MemoryTrace") -> Reading:
+    """What an episode read and remembered, to be shown.
+
+    Args:
+        tokenized: the result of the agent's `tokenize`.
+        config: the agent's section.
+        memories: the episode's memories.
+        trace: the trace of these.
+    """
+    document, size = getattr(tokenized, "document", None), config.chunk_tokens
+    starts = range(0, len(document), size) if document is not None and memories.chained else range(0)
+    most = min(MOST_SECTION, MOST_DOCUMENT // max(1, len(starts)), size)
+    held = np.zeros((len(trace.held), len(trace.facts)), bool)
+    for row, facts in zip(held, trace.held, strict=True):
+        row[list(facts)] = True
+    return Reading(
+        document_tokens=None if document is None else len(document),
+        # Copies: a view would keep the document in memory.
+        sections=tuple(np.array(document[start : start + most], np.int32) for start in starts),
+        memories=tuple(np.array(tokens, np.int32) for tokens in memories.tokens),
+        facts=tuple(fact.text for fact in trace.facts),
+        places=tuple(fact.chunk(size) for fact in trace.facts),
+        held=held,
+    )
 
 
 class MemoryTrace:
-    """Counts over the memories of one episode. Keeps only the counts and which facts the last memory holds.
+    """Counts over the memories of one episode. Keeps only the counts and which facts each memory holds.
 
     Args:
         tokenizer: the tokenizer of the memories.
@@ -194,7 +221,7 @@ class MemoryTrace:
         empty = load_template(config.prompt_template).empty_memory
         self._empty = None if empty is None else encode_text(tokenizer, empty)
         self._chunks = [fact.chunk(config.chunk_tokens) for fact in facts]
-        self._known: set[int] = set()  # the facts in the last memory, by index
+        self.held: list[frozenset[int]] = []  # the facts in each memory, by index; empty if there are none to follow
         self._counts = MemoryCounts()
 
     @property
@@ -207,18 +234,23 @@ class MemoryTrace:
         """Whether the last memory holds all needed facts."""
         return bool(self.facts) and len(self._known) == len(self.facts)
 
+    @property
+    def _known(self) -> frozenset[int]:
+        """The facts in the last memory."""
+        return self.held[-1] if self.held else frozenset()
+
     def add(self, tokens: list[int]) -> None:
         """Count the memory written for the document's next chunk. `tokens` may include the end token."""
         tokens = without_end(tokens, self._end_tokens)
         length = 0 if tokens == self._empty else len(tokens)
         if self.facts:
             text = self._tokenizer.decode(tokens, skip_special_tokens=True)
-            new = {number for number, fact in enumerate(self.facts) if fact.is_in(text)}
+            new = frozenset(number for number, fact in enumerate(self.facts) if fact.is_in(text))
             useful = sum(self.facts[number].useful_tokens(text) for number in new)
             self._follow(new, length, useful)
         self._counts += MemoryCounts(tokens=Ratio(length, 1))
 
-    def _follow(self, new: set[int], length: int, useful: int) -> None:
+    def _follow(self, new: frozenset[int], length: int, useful: int) -> None:
         old, read = self._known, self._counts.tokens.whole
         here = {number for number, chunk in enumerate(self._chunks) if chunk == read}
         chances = {number for number in here - old if old.issuperset(range(self.facts[number].builds_on))}
@@ -227,4 +259,4 @@ class MemoryTrace:
             kept=Ratio(len(old & new), len(old)),
             junk=Ratio(max(0, length - useful), length),
         )
-        self._known = new
+        self.held.append(new)

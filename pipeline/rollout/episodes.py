@@ -8,6 +8,7 @@ import numpy as np
 from pipeline.rollout.answer import NO_MEMORIES, Memories, answer_of
 from pipeline.rollout.memory_counts import MemoryCounts
 from pipeline.rollout.prefix_tree import PrefixTree, attended_pairs
+from pipeline.rollout.reading import Reading
 
 
 @dataclass(frozen=True)
@@ -166,6 +167,7 @@ class EpisodeGroup:
     episode_answers: tuple[str, ...]  # each episode's answer
     cut_answers: np.ndarray
     memory: tuple[MemoryCounts, ...] | None = None  # counts of each episode, before scoring; None: not counted
+    reading: Reading | None = None  # of the first episode, which may be shown; None: not known
 
     @property
     def lengths(self) -> np.ndarray:
@@ -201,7 +203,10 @@ class EpisodeGroup:
 
 
 def pack_group(
-    problem_id: str, episodes: list[Episode], memory: tuple[MemoryCounts, ...] | None = None
+    problem_id: str,
+    episodes: list[Episode],
+    memory: tuple[MemoryCounts, ...] | None = None,
+    reading: Reading | None = None,
 ) -> EpisodeGroup:
     """Pack the episodes of one problem into flat arrays.
 
@@ -209,6 +214,7 @@ def pack_group(
         problem_id: the problem's id.
         episodes: the G episodes.
         memory: the memory counts of each episode; None: not counted.
+        reading: what the first episode read and remembered; None: not known.
 
     Raises:
         ValueError: there is no conversation; a prompt is empty, so that nothing predicts the response; or a log-prob is
@@ -239,6 +245,7 @@ def pack_group(
         episode_answers=tuple(episode.answer for episode in episodes),
         cut_answers=np.array([episode.cut for episode in episodes], dtype=bool),
         memory=memory,
+        reading=reading,
     )
 
 

@@ -67,7 +67,7 @@ def test_what_is_not_written_at_the_end_is_counted(tracker, full):
     full(0)
     tracker.log(row(1))
     tracker.log(row(2))
-    tracker.episodes(2, [])
+    tracker.episodes(2, [], [])
     unwritten, _ = tracker.flush()
     assert unwritten["metrics.jsonl"] == 2 and unwritten["episodes"] == 1
 

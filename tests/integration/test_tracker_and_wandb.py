@@ -42,7 +42,7 @@ def test_rows_are_whole_whatever_becomes_of_wandb(ray_session, config, tmp_path,
         for step in (2, 3):
             await tracking.log(row(step))
             await asyncio.sleep(0.5)
-        await tracking.episodes(3, [])
+        await tracking.episodes(3, [], [])
         await tracking.roll_back(2)
         await tracking.log(row(3))
         assert len(said) == 1, said

@@ -7,7 +7,7 @@ import pytest
 from jobs.support.inputs import check_model
 from pipeline.agents import load_agent
 from pipeline.agents.memory import MemoryAgent
-from pipeline.agents.memory_trace import count_memories
+from pipeline.agents.memory_trace import trace_memories
 from pipeline.data.documents.synthetic import tiny_tokenizer
 from pipeline.errors import ConfigError
 from pipeline.problems import Problem
@@ -52,8 +52,8 @@ def test_a_gated_agent_keeps_its_memory_where_a_chunk_adds_nothing(config):
     assert "<memory> Sam Rex . <section>" in asked[1] and "<memory> Sam Rex . <section>" in asked[2]
     assert episode.answer == "\\boxed{ Paris }" and not episode.cut
     # The facts are followed through the memory that stayed as it was.
-    (counts,) = count_memories(problem, tokenized, tokenizer, config.agent, [episode.memories])
-    assert counts == MemoryCounts(Ratio(2, 2), Ratio(2, 2), Ratio(0, 1), Ratio(0, 12), Ratio(12, 3))
+    (trace,) = trace_memories(problem, tokenized, tokenizer, config.agent, [episode.memories])
+    assert trace.counts == MemoryCounts(Ratio(2, 2), Ratio(2, 2), Ratio(0, 1), Ratio(0, 12), Ratio(12, 3))
 
 
 def test_its_window_and_its_template_are_checked_before_anything_starts(config, examples):

@@ -14,6 +14,8 @@ from actors.learning.gang import LearnerGang
 from actors.learning.step import StepTrainer
 from actors.learning.supervisor import LearnerSupervisor
 from actors.learning.tracing import traced
+from pipeline.learning.packing import Item, build_micro_batch
+from pipeline.learning.policy import inputs_of, tensors
 from pipeline.run.metrics import UpdateResult, step_row
 from pipeline.sections import ObjectiveSection
 from tests.support.groups import record_of
@@ -80,10 +82,13 @@ class Gang(LearnerGang):
         self._groups = {index: ref for index, (ref,) in refs.items()}
         return []
 
-    async def _train(self, version, updates, advantages, rewards, trace):
-        trainer = StepTrainer(self.engine, self.config.objective, self._groups, advantages, rewards, moved=lambda: None)
+    async def _train(self, version, updates, advantages, rewards, trace, shown):
+        numbers = self._groups, advantages, rewards
+        trainer = StepTrainer(self.engine, self.config.objective, *numbers, moved=lambda: None, shown=shown)
         with traced(trace):
-            return trainer.train(version, updates)
+            rows = trainer.train(version, updates)
+        self.shown = trainer.logprobs
+        return rows
 
     async def _together(self, calls, limit_s=None):
         return [await call for call in calls]
@@ -142,6 +147,29 @@ def test_an_entropy_term_that_rewards_of_0_weight_away_computes_nothing(tiny_con
     *rewarded, zero = records_of(groups)
     assert all(conversations(gang._to_compute(record)) == with_responses(record) for record in rewarded)
     assert not len(gang._to_compute(zero))
+
+
+@pytest.mark.parametrize("updates", [1, 2])
+def test_the_log_probs_of_sampled_episodes_are_kept_and_training_is_the_same(tiny_config, groups, updates):
+    """Of the first episode of the first two groups, in a step with samples; no others, and none in another step."""
+    config = config_with(tiny_config, updates, entropy_coefficient=0.1, entropy_weight="one")
+    sampling, plain = (
+        Gang(replace(config, train=replace(config.train, episodes_shown=shown, episodes_every=7))) for shown in (2, 0)
+    )
+    for gang in (sampling, plain):
+        trained(gang, groups)
+    assert torch.equal(sampling.engine.weights(), plain.engine.weights()) and plain.shown == {}
+    records = records_of(groups)
+    assert set(sampling.shown) == {(g, c) for g in (0, 1) for c in with_responses(records[g], groups[g].episodes == 0)}
+    for (g, c), logprobs in sampling.shown.items():
+        assert len(logprobs) == len(groups[g].response(c)) and logprobs.dtype == np.float32
+        if updates == 1:  # all under the weights before the step
+            row = build_micro_batch([Item(g, c, 0)], {g: groups[g]}, {g: np.zeros(99)}, {g: np.zeros(9)})
+            with torch.no_grad():
+                alone, _ = small_policy("qwen2", 1)(*inputs_of(tensors(row, "cpu")))
+            assert logprobs == pytest.approx(alone.numpy(), abs=1e-5)
+    asyncio.run(sampling.train(1, 4, list(zip(records, groups, strict=True))))
+    assert sampling.shown == {}
 
 
 @pytest.mark.parametrize("updates", [1, 2])
