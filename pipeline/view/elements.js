@@ -33,7 +33,7 @@ function later(summary, make) {
 
 /** A labelled choice. `options` are [value, label]. */
 function choice(label, options, changed) {
-  const select = element("select", { change: () => changed(select.value) },
+  const select = element("select", { "aria-label": label, change: () => changed(select.value) },
     options.map(([value, shown]) => element("option", { value }, shown)));
   return element("label", {}, label, " ", select);
 }

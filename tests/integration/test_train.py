@@ -211,7 +211,14 @@ def test_the_run_folder_holds_config_episodes_and_wandb(finished):
     assert "groups_per_step: 4" in (folder / "config.yaml").read_text()
     episode = json.loads((folder / "episodes" / "step-000004.jsonl").read_text().splitlines()[0])
     assert [c["role"] for c in episode["conversations"]] == ["memory"] * 3 + ["answer"]
-    assert episode["problem"] and "reward" in episode
+    assert episode["problem"] and "reward" in episode and len(episode["sections"]) == len(episode["memories"]) == 3
+    everything = [json.loads(row) for path in (folder / "episodes").iterdir() for row in path.read_text().splitlines()]
+    tokens = [c["tokens"] for row in everything for c in row["conversations"]]
+    assert all(sum(count for _, count in t["versions"]) == len(t["logprobs"]) == len(t["characters"]) for t in tokens)
+    assert any(t["learner"] and len(t["learner"]) == len(t["logprobs"]) for t in tokens)
+    assert (folder / "view.html").read_text().count('<script type="application/json" id="episode-') == len(everything)
+    assert f"· page {folder / 'view.html'}" in finished[2]
+    assert list(Path(summary["wandb_run"]).glob("view.html"))
     assert (folder / "training.png").read_bytes().startswith(b"\x89PNG")
     assert list(Path(summary["wandb_run"]).glob("run-*.wandb"))
     spans = json.loads((folder / "timeline.json").read_text().rstrip(",\n") + "]")
