@@ -66,7 +66,7 @@ def pool(ray_session, tiny_config, monkeypatch):
     monkeypatch.setattr(module, "draining_nodes", lambda: set(drained))
     monkeypatch.setattr(module, "DRAINING_S", 0.1)
     monkeypatch.setattr(module, "HEARTBEAT_S", 0.1)
-    sizes = replace(tiny_config.generator, count=1, stall_s=5.0, drain_s=float(LIMIT_S))
+    sizes = replace(tiny_config.generator, count=1, stall_s=10.0, drain_s=float(LIMIT_S))
 
     class Running:
         def __init__(self):

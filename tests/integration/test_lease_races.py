@@ -15,7 +15,7 @@ import pytest
 from pipeline import lease as module
 from pipeline.errors import ConfigError
 from pipeline.lease import LEASE, RUN_ID, Heartbeat, LeaseLost, take_lease
-from tests.support.faults import ROOT
+from tests.support.faults import LIMIT_S, ROOT
 from tests.support.leases import STALE_S, from_elsewhere, taking_process
 
 
@@ -74,9 +74,9 @@ def test_of_many_that_take_it_at_once_one_has_it_and_the_others_are_refused(tmp_
         process.start()
     begin.set()
     for process in processes:
-        process.join(30)
+        process.join(LIMIT_S)
     assert [process.exitcode for process in processes] == [0] * takers
-    results = [ended.get(timeout=5) for _ in processes]
+    results = [ended.get(timeout=LIMIT_S) for _ in processes]
     ((_, run),) = [result for result in results if result[0] == "has it"]
     assert run == json.loads((tmp_path / LEASE).read_bytes())["run"] == (tmp_path / RUN_ID).read_text().strip()
     assert all("is in use by" in said for kind, said in results if kind == "refused")
@@ -98,6 +98,6 @@ def test_a_suspended_run_whose_folder_was_taken_over_finds_out_when_it_wakes(tmp
         suspended.send_signal(signal.SIGSTOP)
         lease = take_lease(tmp_path, lambda line: None, stale_s=STALE_S)
         suspended.send_signal(signal.SIGCONT)
-        _, error = suspended.communicate(timeout=20)
+        _, error = suspended.communicate(timeout=LIMIT_S)
     assert "LeaseLost" in error and f"was taken over by run {lease.run}" in error
     assert module._look(lease.path).token == lease.token

@@ -19,9 +19,9 @@ def test_a_step_and_its_run_are_at_rays_metrics_port(ray_session, random_model, 
 
     def offered() -> list[str]:
         places = [f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}" for node in nodes]
-        pages = [urllib.request.urlopen(place, timeout=10).read().decode() for place in places]
+        pages = [urllib.request.urlopen(place, timeout=60).read().decode() for place in places]
         return re.findall(r'^ray_palimpsest_reward\{.*run="scraped".*\} (.+)$', "\n".join(pages), re.MULTILINE)
 
-    until(offered, 60)
+    until(offered)
     assert offered() == ["0.75"]
     ray_session.kill(tracker)

