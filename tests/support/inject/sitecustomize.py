@@ -143,7 +143,7 @@ class Finder(importlib.abc.MetaPathFinder):
 
 
 if "CHAOS_FOLDER" in os.environ:
-    # Imports are most of what a short job computes. With Python's threshold of 700, an eighth of their time is garbage
+    # Imports are most of what a short job computes. With Python's threshold of 700, a tenth of their time is garbage
     # collection that finds nothing.
     gc.set_threshold(50_000)
     sys.meta_path.insert(0, Finder())
