@@ -15,7 +15,7 @@ import re
 from bisect import bisect_left
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 
@@ -189,7 +189,8 @@ def reading_of(tokenized: object, config: AgentSection, memories: Memories, trac
         memories: the episode's memories.
         trace: the trace of these.
     """
-    document, size = getattr(tokenized, "document", None), config.chunk_tokens
+    document: Any = getattr(tokenized, "document", None)
+    size = config.chunk_tokens
     starts = range(0, len(document), size) if document is not None and memories.chained else range(0)
     most = min(MOST_SECTION, MOST_DOCUMENT // max(1, len(starts)), size)
     held = np.zeros((len(trace.held), len(trace.facts)), bool)

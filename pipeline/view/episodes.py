@@ -60,7 +60,9 @@ def sampled_episodes(folder: Path, notes: Notes) -> list[dict]:
 def _episode(row: dict, step: int) -> dict:
     given = row.get("conversations")
     conversations = [_conversation(c) for c in given if isinstance(c, dict)] if isinstance(given, list) else []
-    facts = [[text(f.get("text")), _index(f.get("section"))] for f in _objects(row.get("facts"))]
+    facts: list[list] = [[text(f.get("text")), _index(f.get("section"))] for f in _objects(row.get("facts"))]
+        (text(f.get("text")), _index(f.get("section"))) for f in _objects(row.get("facts"))
+    ]
     lists = row.get("held")
     held = [[i for i in known if type(i) is int and 0 <= i < len(facts)] for known in _lists(lists)]
     is_old = "memories" not in row and not any(c[LENGTHS] for c in conversations)
@@ -109,7 +111,7 @@ def _index(value: object) -> int | None:
 
 def _conversation(given: dict) -> list:
     response, advantage = text(given.get("response")), rounded(given.get("advantage"))
-    plain = [text(given.get("role"))[:100], response, advantage, None, None, None, None]
+    plain: list = [text(given.get("role"))[:100], response, advantage, None, None, None, None]
     tokens = given.get("tokens")
     characters = tokens.get("characters") if isinstance(tokens, dict) else None
     if not isinstance(tokens, dict) or not isinstance(characters, list):

@@ -104,7 +104,7 @@ def test_the_command_writes_the_page_and_says_what_it_lacks(tmp_path, capsys):
         ([], "name one run folder"),
         (["{tmp}/nothing"], "nothing is no run folder"),
         (["{tmp}/run", "{tmp}/run"], "name one run folder"),
-        (["{tmp}/run", "ouput=x"], "unknown: ouput"),
+        (["{tmp}/run", "outpt=x"], "unknown: outpt"),
         (["{tmp}/run", "wandb=true"], "must be yes or no"),
         (["{tmp}/run", "output={tmp}"], "is a folder"),
     ],
