@@ -64,18 +64,20 @@ def stop_ray(limit_s: float = STOP_S) -> None:
     """Leave the cluster; end it if this process started it.
 
     Args:
-        limit_s: after so many seconds the cluster's control store (GCS) is killed if this process started it. Ray
-            asks it to forget this process and waits for the answer without a limit; seen once in Ray 2.60: none came.
+        limit_s: after so many seconds the cluster's control store (GCS) and raylet are killed if this process started
+            them. Ray waits without a limit for the raylet to let this process go, which asks the store; seen once in
+            Ray 2.60: no answer came. With the store alone killed, Ray may end this process with status 1 after a
+            minute, before the raylet gives up.
     """
     import ray
 
-    def kill_control_store() -> None:
+    def kill_cluster() -> None:
         for process in psutil.Process().children(recursive=True):
             with contextlib.suppress(psutil.Error):  # the process has ended
-                if process.name() == "gcs_server":
+                if process.name() in ("gcs_server", "raylet"):
                     process.kill()
 
-    watch = threading.Timer(limit_s, kill_control_store)
+    watch = threading.Timer(limit_s, kill_cluster)
     watch.daemon = True
     watch.start()
     try:

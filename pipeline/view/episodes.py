@@ -61,8 +61,6 @@ def _episode(row: dict, step: int) -> dict:
     given = row.get("conversations")
     conversations = [_conversation(c) for c in given if isinstance(c, dict)] if isinstance(given, list) else []
     facts: list[list] = [[text(f.get("text")), _index(f.get("section"))] for f in _objects(row.get("facts"))]
-        (text(f.get("text")), _index(f.get("section"))) for f in _objects(row.get("facts"))
-    ]
     lists = row.get("held")
     held = [[i for i in known if type(i) is int and 0 <= i < len(facts)] for known in _lists(lists)]
     is_old = "memories" not in row and not any(c[LENGTHS] for c in conversations)
