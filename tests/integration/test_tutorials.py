@@ -111,7 +111,7 @@ def test_a_run_can_be_read(follow, folder):
     run = folder / "runs" / "mine"
     page = (TUTORIALS / "reading-a-run.md").read_text(encoding="utf-8")
     parts = re.findall(r"^## \d+\. (\S+[./]\S*)$", page, re.MULTILINE)
-    assert len(parts) == 6 and all((run / part).exists() for part in parts)
+    assert len(parts) == 7 and all((run / part).exists() for part in parts)
 
 
 def test_an_own_agent_is_trained_and_evaluated(follow, folder):
