@@ -137,6 +137,7 @@ class LearnerSection:
     # save memory: of this many layers keep only the inputs, and recompute the rest. A number, all, or auto: 0 on CPUs;
     # on GPUs as few as fit by the estimate of --dry-run, and all if there is none
     checkpoint_layers: str = "auto"
+    liger: bool = False  # GPU: Liger's fused kernels for norms, SwiGLU and rotary embeddings (docs/cluster.md)
     offload: bool = False  # GPU: keep the optimizer state in host memory
     bucket_mib: int = 64  # most MiB of a weight bucket (a larger tensor has its own)
     # send new bfloat16 weights as what changed since the version before, for slow networks (docs/performance.md)

@@ -34,6 +34,7 @@ from pipeline.learning.device_memory import (  # noqa: E402
     built_architecture,
     layers_to_checkpoint,
 )
+from pipeline.learning.liger import use_liger  # noqa: E402
 from pipeline.learning.policy import Policy  # noqa: E402
 from pipeline.learning.schedule import learning_rate_factor  # noqa: E402
 from pipeline.learning.zero_shards import (  # noqa: E402
@@ -83,7 +84,7 @@ class ZeroEngine:
         self.rank = torch.distributed.get_rank()
         self.ranks = torch.distributed.get_world_size()
         settings = _settings(model, learner)
-        policy = _load_policy(model, settings, temperature, train_entropy)
+        policy = _load_policy(model, settings, temperature, train_entropy, learner.liger)
         self.model, self.attention = policy.model, policy.attention
         self.checkpointed = _layers_to_checkpoint(policy, model, learner)
         policy.checkpoint_activations(self.checkpointed)
@@ -99,7 +100,7 @@ class ZeroEngine:
         self._reference = None
         if with_reference:
             settings = _reference_settings(model)
-            reference = _load_policy(model, settings, temperature, False).requires_grad_(False)
+            reference = _load_policy(model, settings, temperature, False, learner.liger).requires_grad_(False)
             self._reference, *_ = deepspeed.initialize(model=reference, config=settings, dist_init_required=False)
             _check_buffers(self._reference, model)
 
@@ -276,7 +277,9 @@ def _gathered(group: list[tuple[str, torch.nn.Parameter]]) -> Iterator[tuple[str
         yield from ((name, parameter.data) for name, parameter in group)
 
 
-def _load_policy(model: TrainedModelSection, settings: dict, temperature: float, train_entropy: bool) -> Policy:
+def _load_policy(
+    model: TrainedModelSection, settings: dict, temperature: float, train_entropy: bool, liger: bool
+) -> Policy:
     """Load the model, with every parameter sharded over the ranks from the start."""
     sharded_loading = HfDeepSpeedConfig(settings)  # affects transformers as long as this object lives
     loaded = AutoModelForCausalLM.from_pretrained(
@@ -287,6 +290,8 @@ def _load_policy(model: TrainedModelSection, settings: dict, temperature: float,
     )
     del sharded_loading
     _restore_buffers(loaded, model)
+    if liger:
+        use_liger(loaded)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     return Policy(loaded, temperature, train_entropy, model.attention, device)
 

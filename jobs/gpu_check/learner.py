@@ -11,12 +11,13 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from jobs.gpu_check.report import Measured, Missed, Report
+from jobs.gpu_check.report import Measured, Missed, Report, Skipped
 from jobs.gpu_check.samples import model_settings, random_group, write_model
 from jobs.gpu_check.settings import Settings
 from pipeline.learning.device_memory import architecture_of
@@ -84,6 +85,12 @@ def run(settings: Settings, folder: Path, report: Report) -> None:
     with report.check("a checkpoint resumes with the same step") as measured:
         resumed = in_process(resumed_step, settings, folder)
         compare(settings, resumed, following, first.weights, measured)
+    with report.check("Liger's kernels take the same step") as measured:
+        if not settings.on_gpu or find_spec("liger_kernel") is None:
+            raise Skipped("on a CPU" if not settings.on_gpu else "liger-kernel is not installed")
+        with_liger: Trained = in_process(zero_steps, settings, folder, True)
+        compare(settings, with_liger.steps[0], plain, folder / START, measured)
+        speed(settings, with_liger, measured)
 
 
 def in_process(function: Callable, *arguments: object) -> Any:
@@ -158,9 +165,14 @@ def speed(settings: Settings, trained: Trained, measured: Measured) -> None:
 # What the processes run.
 
 
-def configuration(settings: Settings, folder: Path) -> TrainingConfig:
+def configuration(settings: Settings, folder: Path, liger: bool = False) -> TrainingConfig:
     """The preset of one GPU, with a learning rate that is seen in one step."""
-    learner = {"learning_rate": LEARNING_RATE, "warmup_steps": 0, "micro_batch_tokens": 2 * settings.length}
+    learner = {
+        "learning_rate": LEARNING_RATE,
+        "warmup_steps": 0,
+        "micro_batch_tokens": 2 * settings.length,
+        "liger": str(liger).lower(),
+    }
     given = [f"learner.{key}={value}" for key, value in learner.items()]
     return load_training_config(
         ["preset=one_gpu", f"model.path={folder / MODEL}", f"model.dtype={settings.dtype}", *given]
@@ -244,7 +256,7 @@ def plain_step(settings: Settings, folder: Path) -> tuple[Step, dict[str, Any]]:
 class Engine:
     """The learners' engine in this process alone, and the same update for every step."""
 
-    def __init__(self, settings: Settings, folder: Path):
+    def __init__(self, settings: Settings, folder: Path, liger: bool = False):
         import torch
 
         torch.set_num_threads(max(1, int(os.environ.get("OMP_NUM_THREADS", "1"))))
@@ -254,7 +266,7 @@ class Engine:
         torch.distributed.init_process_group(backend, store=store, rank=0, world_size=1)
         from actors.learning.zero_engine import ZeroEngine
 
-        self._folder, self._config = folder, configuration(settings, folder)
+        self._folder, self._config = folder, configuration(settings, folder, liger)
         self._batch = batch_of(settings)
         self.zero = ZeroEngine(
             self._config.model, self._config.learner, updates=100, temperature=self._config.train.temperature
@@ -278,11 +290,11 @@ class Engine:
         return step
 
 
-def zero_steps(settings: Settings, folder: Path) -> Trained:
+def zero_steps(settings: Settings, folder: Path, liger: bool = False) -> Trained:
     """Two steps of ZeRO-3 with a checkpoint between them, and timed ones."""
     import torch
 
-    engine = Engine(settings, folder)
+    engine = Engine(settings, folder, liger)
     buffers = {name: buffer.cpu() for name, buffer in engine.zero.model.named_buffers()}
     first = engine.kept_step(ZERO)
     for path, content in engine.zero.copy_state(folder / STATE).items():

@@ -14,8 +14,8 @@ WAITS = ("min_ranks", "wait_s", "stall_s", "resources", "environment", "weight_d
 # checkpoint's.
 CHANGEABLE = frozenset(
     "model.path model.attention data.path data.max_bad_share learner.ranks learner.num_cpus learner.num_gpus "
-    "learner.offload learner.micro_batch_tokens learner.checkpoint_layers learner.bucket_mib fine_tuning.stop_after "
-    "fine_tuning.checkpoint_every fine_tuning.record_every".split()
+    "learner.liger learner.offload learner.micro_batch_tokens learner.checkpoint_layers learner.bucket_mib "
+    "fine_tuning.stop_after fine_tuning.checkpoint_every fine_tuning.record_every".split()
 )
 
 

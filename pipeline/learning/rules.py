@@ -21,6 +21,10 @@ def learner_rules(c: Any) -> Rules:
         not flash or c.model.dtype != "float32",
         f"model.attention={c.model.attention} needs model.dtype=bfloat16, or choose auto or padded",
     )
+    yield (
+        not c.learner.liger or c.learner.num_gpus > 0,
+        "learner.liger=true needs GPUs: set learner.num_gpus, or learner.liger=false",
+    )
     yield from own_resources("learner", c.learner.resources)
     yield from environment_rules(c.learner.environment)
     yield from positive(

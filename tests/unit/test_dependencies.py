@@ -14,10 +14,12 @@ DISTRIBUTIONS = {
     "yaml": "pyyaml",
     "huggingface_hub": "huggingface-hub",
     "docx": "python-docx",
+    "liger_kernel": "liger-kernel",
 }  # where a module has another name
 NOT_IMPORTED = {"wonderwords"}  # whose word lists are read
 SMOLLM2 = {"gguf"}  # of requirements/smollm2.txt alone
 DOCUMENTS = {"lxml", "pypdf", "python-docx"}  # of requirements/documents.txt alone
+GPU = {"liger-kernel"}  # of requirements/gpu.txt alone
 PEERS = {"trl", "datasets"}  # of requirements/peers.txt alone
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 
@@ -39,7 +41,7 @@ def named(requirements: list[str]) -> set[str]:
 
 
 def test_the_dependencies_are_what_is_imported():
-    assert named(PROJECT["dependencies"]) == imported() - SMOLLM2 - DOCUMENTS - PEERS | NOT_IMPORTED
+    assert named(PROJECT["dependencies"]) == imported() - SMOLLM2 - DOCUMENTS - GPU - PEERS | NOT_IMPORTED
 
 
 @pytest.mark.parametrize("lock", ["cpu", "gpu"])
@@ -57,7 +59,7 @@ def test_what_developing_needs_is_in_the_locks():
     assert named(PROJECT["optional-dependencies"]["dev"]) <= pinned
 
 
-@pytest.mark.parametrize(("extra", "wanted"), [("documents", DOCUMENTS), ("peers", PEERS)])
+@pytest.mark.parametrize(("extra", "wanted"), [("documents", DOCUMENTS), ("gpu", GPU), ("peers", PEERS)])
 def test_an_extra_is_in_its_lock(extra, wanted):
     pinned = named(re.findall(r"^[\w.-]+(?===)", (ROOT / f"requirements/{extra}.txt").read_text(), re.MULTILINE))
     assert named(PROJECT["optional-dependencies"][extra]) == wanted <= pinned
