@@ -144,6 +144,7 @@ class Accounts:
             "wait_seconds": waited,
             "train_seconds": trained - waited,
             "publish_seconds": seconds - trained,
+            "weight_bytes_share": self.learners.weight_bytes_share,
             "update_pause_max": max(self.pauses, default=None),
             "tokens_generated_total": self.done.tokens_generated,
             "tokens_per_second": (self.done.tokens_generated - self._generated_before) / seconds,

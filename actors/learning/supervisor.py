@@ -26,7 +26,7 @@ from pipeline.rollout.episodes import GroupRecord
 from pipeline.run.checkpoints import Checkpoint, RunState, Scores, checkpoints_of
 from pipeline.run.config import TrainingConfig
 from pipeline.run.metrics import UpdateResult
-from pipeline.weights.transport import FROM_DISK, Weights
+from pipeline.weights.transport import FROM_DISK, Weights, load_transport
 
 NODES_S = 2.0  # between checks of the nodes
 PROFILES = "profiles"  # folder of the traces in the run folder
@@ -62,6 +62,7 @@ class LearnerSupervisor:
         self.restarts = 0
         self.device = ""  # name of a rank's device; empty on CPUs
         self.model: Architecture | None = None  # None: unknown
+        self.weight_bytes_share: float | None = None  # of the version that was sent last (`WeightTransport`)
         # The folder of the checkpoints that has a file with the run's id.
         self._claimed = checkpoints.base if config.train.checkpoint_folder else str(folder)
         self._run_folder = str(folder)
@@ -251,7 +252,9 @@ class LearnerSupervisor:
         await gang.copy_weights(version, self.config.train.weight_transport)
 
         async def send() -> None:
-            await deliver(await gang.send_weights())
+            weights = await gang.send_weights()
+            self.weight_bytes_share = load_transport(self.config.train.weight_transport).bytes_share(weights.pieces)
+            await deliver(weights)
             self._restarts_in_a_row = 0  # a step was completed
 
         self._sending = asyncio.ensure_future(send())

@@ -19,8 +19,8 @@ SECTIONS = {
             tokens_trained tokens_computed tokens_shared_share tokens_recomputed tokens_generated_total prompt_tokens
             prompt_tokens_computed prefix_hit_share prefix_hit_share_min prefix_hit_shares preemptions""",
         "time": """
-            seconds wait_seconds train_seconds publish_seconds proximal_seconds update_pause_max group_seconds_mean
-            group_seconds_max""",
+            seconds wait_seconds train_seconds publish_seconds weight_bytes_share proximal_seconds update_pause_max
+            group_seconds_mean group_seconds_max""",
         "speed": """
             tokens_per_second learner_tokens_per_device_second learner_tflops learner_mfu
             generator_tokens_per_device_second generator_tflops generator_mfu""",

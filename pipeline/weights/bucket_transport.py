@@ -30,6 +30,7 @@ class Sent:
         bucket: reference of the `WeightBucket`.
         base: checksum of the bucket in the version before; 0: unknown.
         delta: reference of the `BucketDelta` between the two; None: there is none.
+        delta_size: its bytes.
         keep: whether the next version may come as a delta to this one.
     """
 
@@ -38,6 +39,7 @@ class Sent:
     bucket: ray.ObjectRef
     base: int = 0
     delta: ray.ObjectRef | None = None
+    delta_size: int = 0
     keep: bool = False
 
 
@@ -80,7 +82,8 @@ class BucketSender:
             if self._before:
                 base, delta = self._before[number].checksum, delta_of(self._before[number], bucket)
             refs = ray.put(bucket), base, delta and ray.put(delta)
-            sent.append(Sent(self._places[number], bucket.data.size, *refs, keep=self._deltas))
+            delta_size = len(delta.data) if delta else 0
+            sent.append(Sent(self._places[number], bucket.data.size, *refs, delta_size, keep=self._deltas))
         return sent
 
 
@@ -169,4 +172,11 @@ class BucketReceiver:
             self.pinned.close()
 
 
-TRANSPORT = WeightTransport(BucketSender, BucketReceiver)
+def bytes_share(pieces: tuple[list[Sent], ...]) -> float | None:
+    """The bytes of a version's deltas, and of the buckets without one, divided by those of all buckets."""
+    sent = list(itertools.chain(*pieces))
+    whole = sum(each.size for each in sent)
+    return sum(each.delta_size if each.delta else each.size for each in sent) / whole if whole else None
+
+
+TRANSPORT = WeightTransport(BucketSender, BucketReceiver, bytes_share)

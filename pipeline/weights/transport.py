@@ -108,10 +108,13 @@ class WeightTransport:
     Attributes:
         sender: makes a sender from the job's configuration, the rank, and the number of ranks.
         receiver: makes a receiver without arguments; all that it needs must travel in `Weights.pieces`.
+        bytes_share: returns, of `Weights.pieces`, the share of a whole version's bytes that must be fetched with the
+            version before at hand; None: unknown. Only the metrics need it.
     """
 
     sender: Callable[[Any, int, int], WeightSender]
     receiver: Callable[[], WeightReceiver]
+    bytes_share: Callable[[tuple], float | None] = lambda pieces: None
 
 
 BUCKETS = "buckets"

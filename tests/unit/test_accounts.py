@@ -42,6 +42,7 @@ def run(clock) -> Accounts:
             waited_share=lambda: 0.25,
             device="NVIDIA H100 80GB HBM3",
             model=MODEL,
+            weight_bytes_share=0.004,
         )
         for n in (1, 2, 3)
     ]
@@ -71,6 +72,7 @@ def test_a_step_lasts_from_the_end_of_the_one_before(run, clock):
     assert row["tokens_per_second"] == 15 and row["tokens_generated_total"] == 160
     assert row["learners_waited"] == 0.25 and row["update_pause_max"] == 0.5 and run.pauses == []
     assert row["updates_total"] == 2 and row["effective_time_ratio"] == 1
+    assert row["weight_bytes_share"] == 0.004
     assert row["positions"] == [4] and row["rows_quarantined"] == 7
 
 

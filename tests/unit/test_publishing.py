@@ -77,6 +77,20 @@ def test_training_goes_on_while_a_version_is_sent_and_the_next_one_waits_for_it(
     supervised(life)
 
 
+def test_the_share_of_bytes_is_that_of_the_version_that_was_sent_last(supervised, monkeypatch):
+    transport = SimpleNamespace(bytes_share=lambda pieces: 0.25)
+    monkeypatch.setattr("actors.learning.supervisor.load_transport", lambda name: {"buckets": transport}[name])
+
+    async def life(learners: Supervisor) -> None:
+        learners._gang.may_send.set()
+        assert learners.weight_bytes_share is None
+        await learners.publish(1, learners.deliver)
+        await learners.sent()
+        assert learners.weight_bytes_share == 0.25
+
+    supervised(life)
+
+
 def test_who_waits_for_groups_learns_that_a_version_cannot_be_sent(supervised):
     async def life(learners: Supervisor) -> None:
         learners._gang.fails = True

@@ -168,6 +168,18 @@ def test_whoever_has_the_version_before_fetches_what_changed(tiny_config, fetche
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("deltas", [False, True])
+def test_the_share_of_a_whole_version_that_was_sent_is_known(tiny_config, fetched, old, deltas):
+    """Tensor a changes in one place of a hundred, b everywhere."""
+    senders = senders_of(tiny_config, deltas)
+    first = published(senders, 1, {"a": old, "b": old})
+    second = published(senders, 2, {"a": changed(old, 0.01), "b": -old})
+    assert bucket_transport.bytes_share(first.pieces) == 1
+    share = bucket_transport.bytes_share(second.pieces)
+    assert 0.5 < share < 0.52 if deltas else share == 1
+    assert bucket_transport.bytes_share(()) is None
+
+
 def test_new_senders_begin_with_a_whole_version(tiny_config, fetched, old, tmp_path):
     """As after a restart of the learners."""
     receiver = BucketReceiver()
