@@ -36,6 +36,7 @@ from pipeline.rollout.episodes import (
 )
 from pipeline.rollout.replay import Finished
 from pipeline.run.config import TrainingConfig
+from pipeline.weights.bucket_transport import Sent
 from pipeline.weights.transport import FROM_DISK, Weights
 
 EPISODES = 16
@@ -252,9 +253,9 @@ class SimulatedRanks:
     async def copy_weights(self, version: int, transport: str) -> None:
         pass
 
-    async def send_weights(self) -> list[ray.ObjectRef]:
-        """References of a rank's share of the buckets, which are empty."""
-        return [ray.put(b"") for _ in range(self._buckets)]
+    async def send_weights(self) -> list[Sent]:
+        """A rank's share of the buckets, which are empty."""
+        return [Sent(place, 0, ray.put(b"")) for place in range(self._buckets)]
 
     async def copy_checkpoint(self, folder: str) -> None:
         pass

@@ -165,6 +165,7 @@ class Keeper:
 class Learners(Pretended):
     states: tuple = ()
     keeper = Keeper()
+    weight_bytes_share = None
 
     async def train(self, step: int, version: int, groups: list) -> list:
         return [update(rank(tokens=5, staleness=[5], same_version_tokens=5), groups=list(range(len(groups))))]
