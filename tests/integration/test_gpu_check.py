@@ -52,6 +52,7 @@ def test_machine_learner_and_attention_run_where_ray_and_vllm_are_not_installed(
         ("machine", "import ray"),
         ("machine", "import vllm"),
         ("machine", "compiler"),
+        ("learner", "Liger's kernels take the same step"),
         *(("attention", f"{kernel}, {name}") for kernel in ("varlen", "trees") for name in ("fa3", "fa4")),
     }
     assert set(states.values()) == {"passed", "skipped"}
@@ -62,6 +63,7 @@ def test_machine_learner_and_attention_run_where_ray_and_vllm_are_not_installed(
         "buffers of a plain load",
         "MFU",
         "a checkpoint resumes with the same step",
+        "Liger's kernels take the same step",
     }
     assert "| learner | MFU | passed |" in said
 
