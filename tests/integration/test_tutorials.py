@@ -105,7 +105,7 @@ def test_own_questions_go_through_training_and_evaluation(follow, folder):
 
 def test_a_run_can_be_read(follow, folder):
     """The run of the page before."""
-    printed = follow("reading-a-run")
+    printed = follow("reading-a-run", view="")
     assert '"logprob_mismatch_mean"' in printed and '"status": "completed"' in printed
     assert "step-000003.jsonl reward" in printed and "   memory '" in printed
     run = folder / "runs" / "mine"
