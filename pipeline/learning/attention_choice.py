@@ -30,7 +30,7 @@ class Flash:
     package: str
 
 
-FLASH = {  # in auto's order: fastest first, as their authors report; not timed by this project
+FLASH = {  # in auto's order: assumed to be the fastest first; not timed by this project
     "fa3": Flash(
         "FA3",
         range(9, 10),
