@@ -66,8 +66,8 @@ def stop_ray(limit_s: float = STOP_S) -> None:
     Args:
         limit_s: after so many seconds the cluster's control store (GCS) and raylet are killed if this process started
             them. Ray waits without a limit for the raylet to let this process go, which asks the store; seen once in
-            Ray 2.60: no answer came. With the store alone killed, Ray may end this process with status 1 after a
-            minute, before the raylet gives up.
+            Ray 2.60: no answer came. With the store alone killed, Ray has ended this process with status 1 after
+            a minute.
     """
     import ray
 
