@@ -15,3 +15,6 @@ class Alert(str):
         alert = super().__new__(cls, line)
         alert.topic = topic
         return alert
+
+    def __getnewargs__(self) -> tuple[str, str]:  # type: ignore[override]  # a line may be sent to another process
+        return self.topic, str(self)

@@ -1,6 +1,7 @@
 """Conditions of which a run sends alerts: each is a progress line too, and its owner says both at once."""
 
 import asyncio
+import pickle
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -29,6 +30,11 @@ from tests.support.updates import rank, update
 
 def topics(said: list[str]) -> list[str]:
     return [line.topic for line in said if isinstance(line, Alert)]
+
+
+def test_an_alert_is_the_same_in_another_process():
+    there = pickle.loads(pickle.dumps(Alert("title", "· a line")))
+    assert (type(there), there, there.topic) == (Alert, "· a line", "title")
 
 
 def test_an_alert_is_a_progress_line_and_is_sent(tmp_path):
