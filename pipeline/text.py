@@ -4,6 +4,7 @@ import functools
 import itertools
 import json
 import re
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -93,6 +94,37 @@ def encode_document(tokenizer, text: str) -> np.ndarray:
         blocks.append(np.array(encode_text(tokenizer, text[begin:end]), np.int32))
         begin = end
     return np.concatenate([np.zeros(0, np.int32), *blocks])
+
+
+def encode_stream(tokenizer, pieces: Iterable[str]) -> Iterator[tuple[str, np.ndarray]]:
+    """Encode a document that comes in pieces, block by block. Yield each block's text and tokens, int32 [n].
+
+    The tokens are those of `encode_document`, as long as the tokenizer cuts between words. Of a tokenizer that never
+    does, `encode_document` takes the whole text at once; here a block ends within two `BLOCK`s all the same, so that
+    memory stays flat, and the tokens at its end may differ.
+
+    Raises:
+        ValueError: as `encode_text`.
+    """
+    text, pieces = "", iter(pieces)
+    while True:
+        waiting, characters = [text], len(text)
+        while characters < 2 * BLOCK and (piece := next(pieces, None)) is not None:
+            waiting.append(piece)
+            characters += len(piece)
+        is_last = characters < 2 * BLOCK
+        text, begin = "".join(waiting), 0
+        # A piece may be large. What is left is less than two blocks.
+        while len(text) - begin >= 2 * BLOCK or (is_last and begin < len(text)):
+            end = _place_to_cut(tokenizer, text, begin + BLOCK)
+            if end == len(text) and not is_last:
+                word = WORD_END.search(text, begin + BLOCK, begin + 2 * BLOCK)
+                end = word.end() if word else begin + BLOCK
+            yield text[begin:end], np.array(encode_text(tokenizer, text[begin:end]), np.int32)
+            begin = end
+        text = text[begin:]
+        if is_last:
+            return
 
 
 def _place_to_cut(tokenizer, text: str, start: int) -> int:
