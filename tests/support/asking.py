@@ -49,7 +49,7 @@ class ScriptedModel:
             noted = [] if slots["memory"] == "No previous memory" else [slots["memory"]]
             text = " ".join([*noted, *FACT.findall(slots["section"])])
         else:
-            facts = FACT.findall(slots.get("memory") or slots["article"])
+            facts = FACT.findall(slots["memory" if "memory" in slots else "article"])
             text = f"It is \\boxed{{{facts[-1].split()[-1].rstrip('.')}}}" if facts else "\\boxed{unknown}"
         tokens = encode_text(self.tokenizer, text)[: max_tokens - 1]
         return Completion([*tokens, self.tokenizer.eos_token_id], [-0.5] * (len(tokens) + 1), [0] * (len(tokens) + 1),
