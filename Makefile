@@ -12,6 +12,7 @@
 # make gpu-check: check a machine with GPUs before a run (docs/cluster.md). PARTS=learner,attention: some of the parts.
 #   PYTHON=…: with the packages of that interpreter, without .venv.
 # make chaos: break real runs in every way and check that nothing was lost; writes its tables to docs/reliability.md.
+# make ask ARGS='"question" FILE…': answer a question about documents (docs/asking.md).
 # make documents: install what reads PDF, HTML and DOCX files (docs/files.md).
 # make smollm2: the model of preset=smollm2.
 # make learn: SmolLM2-135M learns to read with a memory (docs/learn.md).
@@ -21,8 +22,8 @@
 
 export RAY_AUTH_MODE = token
 
-.PHONY: train test test-unit lint tools documents docs prepare evaluate figures fine_tune bench view gpu-check chaos \
-	setup smollm2 learn peers
+.PHONY: train test test-unit lint tools documents docs ask prepare evaluate figures fine_tune bench view gpu-check \
+	chaos setup smollm2 learn peers
 .DEFAULT_GOAL := train
 
 train: setup
@@ -61,6 +62,10 @@ documents: setup
 
 docs: setup
 	@.venv/bin/python -m jobs.docs
+
+# What reads PDF, HTML and DOCX files is installed by `make documents`.
+ask: setup
+	@.venv/bin/python -m jobs.ask $(ARGS)
 
 prepare evaluate figures fine_tune bench view: setup
 	@.venv/bin/python -m jobs.$@ $(ARGS)

@@ -130,11 +130,11 @@ def documents(paths: list[str], config: AskConfig) -> Iterator[tuple[list[Source
                 copy = stack.enter_context(tempfile.NamedTemporaryFile(prefix="asked-"))
                 shutil.copyfileobj(sys.stdin.buffer, copy)
                 copy.flush()
-                found, left = [SourceFile(Path(copy.name), STDIN_NAME)], []
+                files.append(SourceFile(Path(copy.name), STDIN_NAME))
             else:
-                found, left = find_files([Path(path)])
-            files += found
-            left_out += left
+                found, others = find_files([Path(path)])
+                files += found
+                left_out += others
         yield files, left_out
 
 

@@ -71,8 +71,7 @@ async def open_model(config: AskConfig, say: Callable[[str], object]) -> AskedMo
         ConfigError: the model, the method or the prompt template cannot be used.
         EndpointError: the server does not respond.
     """
-    agent_class = load_agent(config.ask.method)
-    check_agent(config.ask.method, agent_class)
+    agent_class = check_agent(config.ask.method, load_agent(config.ask.method))
     template = load_template(config.agent.prompt_template)
     if config.ask.endpoint:
         tokenizer = _endpoint_tokenizer(config, template.chat)

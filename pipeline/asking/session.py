@@ -273,8 +273,8 @@ class Reading:
         return max(math.ceil(tokens / document.chunk_tokens), document.sections), True
 
 
-def check_agent(method: str, agent: type) -> None:
-    """Check that a class of agents can read a streamed document.
+def check_agent(method: str, agent: type) -> type[Reader]:
+    """Check that a class of agents can read a streamed document, and return it.
 
     Raises:
         ConfigError: it is no `Reader`, or tokenizes problems in a way of its own.
@@ -284,6 +284,7 @@ def check_agent(method: str, agent: type) -> None:
             f"the method {method!r} cannot be asked: it must be memory, direct, concat, or a class of your own that "
             "has the methods of pipeline.agents.reader.Reader and does not override tokenize"
         )
+    return agent
 
 
 def _unread(agent: DirectAgent, document: StreamedDocument, taken: dict[int, Section]) -> tuple[int, list[Section]]:
