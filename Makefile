@@ -13,7 +13,8 @@
 #   PYTHON=…: with the packages of that interpreter, without .venv.
 # make chaos: break real runs in every way and check that nothing was lost; writes its tables to docs/reliability.md.
 # make ask ARGS='"question" FILE…': answer a question about documents (docs/asking.md).
-# make documents: install what reads PDF, HTML and DOCX files (docs/files.md).
+# make serve: answer questions over HTTP, in OpenAI's interface and on a page (docs/serving.md).
+# make documents: install what reads PDF, HTML and DOCX files (docs/files.md). make serving: what make serve needs.
 # make smollm2: the model of preset=smollm2.
 # make learn: SmolLM2-135M learns to read with a memory (docs/learn.md).
 # make peers: TRL in .venv-peers, for make bench ARGS=peers.
@@ -22,18 +23,18 @@
 
 export RAY_AUTH_MODE = token
 
-.PHONY: train test test-unit lint tools documents docs ask prepare evaluate figures fine_tune bench view gpu-check \
-	chaos setup smollm2 learn peers
+.PHONY: train test test-unit lint tools documents serving docs ask serve prepare evaluate figures fine_tune bench view \
+	gpu-check chaos setup smollm2 learn peers
 .DEFAULT_GOAL := train
 
 train: setup
 	@.venv/bin/python -m jobs.submit $(if $(filter preset=%,$(ARGS)),,preset=tiny) $(ARGS)
 
 # A run of the integration tests leaves a third of two cores idle; two processes use it. Each has a Ray of its own.
-test: documents
+test: documents serving
 	@OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
-test-unit: documents
+test-unit: documents serving
 	@OMP_NUM_THREADS=1 .venv/bin/python -m pytest tests/unit $(ARGS)
 
 # What it runs is installed beside the lock once (requirements/dev.txt).
@@ -47,17 +48,12 @@ lint: tools
 tools: setup
 	@$(MAKE) --no-print-directory -s .venv/installed-dev
 
-.venv/installed-dev: requirements/dev.txt .venv/installed
-	@echo "· installing requirements/dev.txt"
-	@.venv/bin/python -m pip install -qq --no-deps --require-hashes -r requirements/dev.txt
-	@touch $@
+documents serving: setup
+	@$(MAKE) --no-print-directory -s .venv/installed-$@
 
-documents: setup
-	@$(MAKE) --no-print-directory -s .venv/installed-documents
-
-.venv/installed-documents: requirements/documents.txt .venv/installed
-	@echo "· installing requirements/documents.txt"
-	@.venv/bin/python -m pip install -qq --no-deps --require-hashes -r requirements/documents.txt
+.venv/installed-%: requirements/%.txt .venv/installed
+	@echo "· installing $<"
+	@.venv/bin/python -m pip install -qq --no-deps --require-hashes -r $<
 	@touch $@
 
 docs: setup
@@ -66,6 +62,9 @@ docs: setup
 # What reads PDF, HTML and DOCX files is installed by `make documents`.
 ask: setup
 	@.venv/bin/python -m jobs.ask $(ARGS)
+
+serve: documents serving
+	@.venv/bin/python -m jobs.serve $(ARGS)
 
 prepare evaluate figures fine_tune bench view: setup
 	@.venv/bin/python -m jobs.$@ $(ARGS)

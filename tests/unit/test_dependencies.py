@@ -19,6 +19,11 @@ DISTRIBUTIONS = {
 NOT_IMPORTED = {"wonderwords"}  # whose word lists are read
 SMOLLM2 = {"gguf"}  # of requirements/smollm2.txt alone
 DOCUMENTS = {"lxml", "pypdf", "python-docx"}  # of requirements/documents.txt alone
+SERVING = {
+    "fastapi",
+    "python-multipart",
+    "mcp",
+}  # Ray Serve's interface; requirements/serving.txt has what it needs beside the locks
 GPU = {"liger-kernel"}  # of requirements/gpu.txt alone
 PEERS = {"trl", "datasets"}  # of requirements/peers.txt alone
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -41,7 +46,7 @@ def named(requirements: list[str]) -> set[str]:
 
 
 def test_the_dependencies_are_what_is_imported():
-    assert named(PROJECT["dependencies"]) == imported() - SMOLLM2 - DOCUMENTS - GPU - PEERS | NOT_IMPORTED
+    assert named(PROJECT["dependencies"]) == imported() - SMOLLM2 - DOCUMENTS - SERVING - GPU - PEERS | NOT_IMPORTED
 
 
 @pytest.mark.parametrize("lock", ["cpu", "gpu"])
