@@ -2,12 +2,12 @@
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, cast
 
 from jobs.support.endpoint import Endpoint
 from jobs.support.inputs import check_model, load_model_files
 from jobs.support.local_engine import LocalEngine
-from pipeline.agents import load_agent
+from pipeline.agents import Agent, load_agent
 from pipeline.agents.prompts import load_template
 from pipeline.agents.reader import Reader
 from pipeline.agents.window import check_window
@@ -77,7 +77,8 @@ async def open_model(config: AskConfig, say: Callable[[str], object]) -> AskedMo
         tokenizer = _endpoint_tokenizer(config, template.chat)
         agent = agent_class(tokenizer, config.agent)
         model = ModelSection(config.ask.endpoint)
-        check_window(GenerationConfig(model=model, agent=config.agent), agent.longest_prompts(), None)
+        longest = cast(Agent, agent).longest_prompts()
+        check_window(GenerationConfig(model=model, agent=config.agent), longest, None)
         client = Endpoint(config.ask, tokenizer, template.chat)
         try:
             name = await client.model()

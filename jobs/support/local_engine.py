@@ -44,7 +44,7 @@ class LocalEngine:
         async with self._starting:
             if self._engine is None:
                 self._say(f"starting vLLM with {self._config.model.path}")
-                self._engine = await self._start()
+                await self._start()
         limit = self._config.ask.timeout_s
         try:
             async with asyncio.timeout(limit):
@@ -56,7 +56,7 @@ class LocalEngine:
                 raise RunFailed(f"the vLLM engine has died ({last_line(error)}); the same command resumes") from error
             raise
 
-    async def _start(self):
+    async def _start(self) -> None:
         os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
         os.environ.setdefault("VLLM_LOGGING_STREAM", "ext://sys.stderr")  # stdout is the answer's
         output = self._closing.enter_context(tempfile.TemporaryFile(prefix="asked-engine-"))
@@ -66,13 +66,14 @@ class LocalEngine:
 
                 gpus = 0 if current_platform.is_cpu() else self._config.ask.tensor_parallel
                 config = engine_config(self._config, gpus)
-                engine = VllmEngine(config, end_tokens(self._tokenizer), self._config.ask.seed)
-            await engine.start()
+                # No local variable: exceptions that libraries kept while they were imported hold this frame.
+                self._engine = VllmEngine(config, end_tokens(self._tokenizer), self._config.ask.seed)
+            await self._engine.start()
         except Exception as error:  # vLLM raises any exception for a model that it cannot load
+            self._engine = None
             output.seek(max(output.seek(0, os.SEEK_END) - SHOWN, 0))
             said = output.read().decode(errors="replace").strip()
             raise RunFailed(f"{said}\nvLLM cannot run model={self._config.model.path}: {last_line(error)}") from error
-        return engine
 
     async def close(self) -> None:
         """Shut the engine down, which would otherwise leave its process behind."""

@@ -34,7 +34,7 @@ def test_a_reading_is_ended_by_ctrl_c_resumed_and_then_answered_at_once(tmp_path
     document.write_text(problem.document.replace(" . ", " .\n"))
     reading = start(problem.question, document, tmp_path)
     begun = ""
-    while not begun.startswith("section 5 of about 8"):
+    while not begun.startswith("section 5 of about "):
         begun = reading.stderr.readline()
         assert begun, "the job ended before the fifth section"
     os.killpg(reading.pid, signal.SIGINT)  # as from a terminal: the engine's process would get it too
