@@ -27,6 +27,7 @@ import shutil
 import signal
 import sys
 import tempfile
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -38,7 +39,7 @@ from pipeline.asking.documents import SourceFile, files_hash, find_files, read_f
 from pipeline.asking.kept import KeptReading, NothingKept, default_folder
 from pipeline.asking.parsing import ParseLimits
 from pipeline.asking.session import Answered, Reading, SectionRead
-from pipeline.errors import BadRow, ConfigError, DataError, RunFailed, reason_of
+from pipeline.errors import BadRow, ConfigError, DataError, RunFailed, UnreadableDocument, reason_of
 
 FLAGS = {  # the key that each spells
     "--method": "ask.method=",
@@ -49,6 +50,7 @@ FLAGS = {  # the key that each spells
 }
 SETTING = re.compile(r"(?:preset|interpolation|model|(?:model|agent|ask)(?:\.\w+)+)=.*", re.DOTALL)
 STDIN = "-"
+MEASURED_S = 0.5  # wait before the first section for the size of the text, which may take longer to know
 STDIN_NAME = "standard input"
 
 
@@ -175,8 +177,11 @@ async def read(model: AskedModel, question: str, files: list[SourceFile], view: 
         limits = ParseLimits(
             file_bytes=a.file_mib << 20, characters=model.config.agent.document_characters, seconds=a.parse_s
         )
-        pieces, size = read_files(files, limits), text_bytes(files)
-        reading = Reading(question, pieces, model.agent, model.client.generate, model.sampling, kept, size)
+        pieces = read_files(files, limits)
+        reading = Reading(question, pieces, model.agent, model.client.generate, model.sampling, kept)
+        measuring = threading.Thread(target=_measure, args=(reading, files, limits), daemon=True)
+        measuring.start()
+        measuring.join(MEASURED_S)
         with _stopping(reading, view):
             async for event in reading.events():
                 if isinstance(event, SectionRead):
@@ -196,6 +201,12 @@ def kept_answer(kept: NothingKept, files: list[SourceFile]) -> Answered | None:
         return None
     names = {file.name for file in files}
     return answered if all(source.place.file in names for source in answered.sources) else None
+
+
+def _measure(reading: Reading, files: list[SourceFile], limits: ParseLimits) -> None:
+    """Find out the size of the text, which takes a while for parsed files. The reading says what is wrong with them."""
+    with contextlib.suppress(UnreadableDocument, OSError):
+        reading.document_bytes = text_bytes(files, limits)
 
 
 @contextlib.contextmanager

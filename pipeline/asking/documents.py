@@ -81,11 +81,19 @@ def read_files(files: Sequence[SourceFile], limits: ParseLimits) -> Iterator[Pla
             yield PlacedText(BETWEEN, place)
 
 
-def text_bytes(files: Sequence[SourceFile]) -> int | None:
-    """The size of the files' text in bytes; None if it is not known before they are read."""
-    if any(kind_of(file.path) not in PLAIN for file in files):
-        return None
-    return sum(file.path.stat().st_size for file in files) + len(BETWEEN) * (len(files) - 1)
+def text_bytes(files: Sequence[SourceFile], limits: ParseLimits) -> int:
+    """The size of the files' text in bytes. PDF, HTML and DOCX files are parsed for it.
+
+    Raises:
+        UnreadableDocument: a file cannot be read, or exceeds a limit.
+    """
+    between = len(BETWEEN) * (len(files) - 1)
+    return between + sum(
+        file.path.stat().st_size
+        if kind_of(file.path) in PLAIN
+        else sum(len(block.text.encode(errors="replace")) for block in read_document(file.path, limits))
+        for file in files
+    )
 
 
 def files_hash(files: Sequence[SourceFile]) -> list[list[str]]:

@@ -119,7 +119,8 @@ class Reading:
         generate: samples responses (`Generate`).
         sampling: the sampling; response number i gets the seed `sampling.seed` + i.
         kept: where conversations are kept.
-        document_bytes: size of the document's text as UTF-8, to estimate the number of sections; None: not known.
+        document_bytes: size of the document's text as UTF-8, to estimate the number of sections; None: not known. May
+            be set later.
 
     Raises:
         QuestionTooLong: the question is longer than agent.problem_tokens.
@@ -136,7 +137,7 @@ class Reading:
         document_bytes: int | None = None,
     ):
         self._agent, self._generate, self._kept = agent, generate, kept or NothingKept()
-        self._bytes = document_bytes
+        self.document_bytes = document_bytes
         tokens = agent.encode_question(Problem("asked", question, ()))
         config = agent.config
         self._document = StreamedDocument(
@@ -267,9 +268,9 @@ class Reading:
         document = self._document
         if document.ended:
             return document.sections, False
-        if self._bytes is None:
+        if self.document_bytes is None:
             return None, True
-        tokens = document.tokens * self._bytes / max(document.bytes, 1)
+        tokens = document.tokens * self.document_bytes / max(document.bytes, 1)
         return max(math.ceil(tokens / document.chunk_tokens), document.sections), True
 
 

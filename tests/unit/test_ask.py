@@ -22,6 +22,7 @@ from pipeline.asking.documents import find_files, read_files, text_bytes
 from pipeline.asking.parsing import ParseLimits
 from pipeline.errors import ConfigError, UnreadableDocument
 from tests.support.asking import ScriptedModel, reader
+from tests.support.document_files import pdf
 
 TEXT = "".join(f"{line:<59}\n" for line in ["The door is red.", "Fog fell.", "The cat is blue."])
 MODEL = ["model=/a/model"]
@@ -148,7 +149,19 @@ def test_several_files_and_a_folder(model, tmp_path, capsys):
     assert [file.path.name for file in files] == ["b.md", "a.txt"]
     texts = [piece.text for piece in read_files(files, ParseLimits())]
     assert "".join(texts) == "The cat is blue.\n\n\n\n\nThe dog is old.\n"
-    assert text_bytes(files) == len("".join(texts))
+    assert text_bytes(files, ParseLimits()) == len("".join(texts))
+
+
+def test_the_sections_of_a_pdf_file_are_counted_before_its_end(model, tmp_path, capsys):
+    path = tmp_path / "report.pdf"
+    path.write_bytes(pdf([[f"The cat{page} is blue."] for page in range(1, 9)]))
+    assert ask.main([*MODEL, "Which?", str(path)]) == 0
+    printed = capsys.readouterr()
+    assert printed.out.startswith("blue\n") and f"{path}, page " in printed.out
+    shown = [line.split("  ")[0] for line in printed.err.splitlines()]
+    assert shown[0].startswith("section 1 of about ") and shown[-1].removeprefix("section ").startswith(
+        f"{len(shown)} of {len(shown)}"
+    )
 
 
 @pytest.mark.parametrize(
