@@ -13,6 +13,7 @@ from tests.support.faults import run_job
 
 TINY = CONFIGS / "models" / "tiny"
 STEPS = 50
+SAVED = 30  # between two points of the curve
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +36,7 @@ def shipped() -> dict:
 def again(fine_tune, tmp_path_factory) -> Path:
     """The folder of a run with the shipped recipe that was stopped early."""
     folder = tmp_path_factory.mktemp("runs")
-    status, output = fine_tune(folder, f"fine_tuning.stop_after={STEPS}")
+    status, output = fine_tune(folder, f"fine_tuning.stop_after={STEPS}", f"fine_tuning.checkpoint_every={SAVED}")
     assert status == 0, output
     return folder / "run"
 
@@ -53,16 +54,14 @@ def test_the_recipe_repeats_the_data_and_the_losses_of_the_record(shipped, again
 
 def test_a_run_that_was_stopped_goes_on_where_it_was(fine_tune, again, tmp_path):
     """Data and losses are those of a run that was not stopped; other data are refused."""
-    saved = 30  # between two points of the curve
-    status, output = fine_tune(tmp_path, f"fine_tuning.stop_after={saved + 2}", f"fine_tuning.checkpoint_every={saved}")
-    assert status == 0, output
-    shutil.rmtree(tmp_path / "run" / "checkpoints" / str(saved + 2))  # as if killed before
+    shutil.copytree(again, tmp_path / "run")
+    shutil.rmtree(tmp_path / "run" / "checkpoints" / str(STEPS))  # as if killed before
     status, output = fine_tune(tmp_path, f"fine_tuning.stop_after={STEPS}")
     assert status == 2 and "resume that run with resume=auto" in output
     status, output = fine_tune(tmp_path, "resume=auto", "run.seed=1")
-    assert status == 1 and f"the first {saved} steps would get other data" in output
+    assert status == 1 and f"the first {SAVED} steps would get other data" in output
     status, output = fine_tune(tmp_path, f"fine_tuning.stop_after={STEPS}", "fine_tuning.keep_last=1", "resume=auto")
-    assert status == 0 and f"· resuming after step {saved}" in output, output
+    assert status == 0 and f"· resuming after step {SAVED}" in output, output
     resumed, whole = (
         json.loads((run / f"checkpoints/{STEPS}/hf" / RECORD).read_text()) for run in (tmp_path / "run", again)
     )

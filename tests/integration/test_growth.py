@@ -1,4 +1,4 @@
-"""What a run holds does not grow with its steps: 10,000 of them, in seconds, of a run whose engines only pretend."""
+"""What a run holds does not grow with its steps: 4,000 of them, of a run whose engines only pretend."""
 
 import asyncio
 import random
@@ -26,11 +26,11 @@ def parts(run: Simulation) -> dict[str, object]:
     }
 
 
-def test_ten_thousand_steps_leave_no_more_than_a_thousand(tiny_config, tmp_path, monkeypatch):
+def test_four_thousand_steps_leave_no_more_than_a_thousand(tiny_config, tmp_path, monkeypatch):
     """With groups that fail, generators that are killed, checkpoints, and entries of the journal that come too late."""
     for limit in ("actors.job_actor.LINES_KEPT", "actors.generation.journal.DROPPED_KEPT"):
         monkeypatch.setattr(limit, 500)  # reached in a thousand steps
-    train = replace(tiny_config.train, steps=10_000, groups_per_step=2, checkpoint_every=100, episodes_every=5000)
+    train = replace(tiny_config.train, steps=4000, groups_per_step=2, checkpoint_every=100, episodes_every=2000)
     config = replace(tiny_config, train=train, wandb=replace(tiny_config.wandb, mode="disabled"))
     chance, held, added = random.Random(0), {}, RunTotals.add
 
@@ -48,7 +48,7 @@ def test_ten_thousand_steps_leave_no_more_than_a_thousand(tiny_config, tmp_path,
         run = runner.run(simulate(config, tmp_path, monkeypatch, problems=3000, strike=strike, deadly={"p70", "p2500"}))
         runner.run(run.train())
     rows = rows_of(tmp_path)
-    assert len(rows) == train.steps and rows[-1]["groups_failed"] > 500 and rows[-1]["rows_quarantined"] >= 2
+    assert len(rows) == train.steps and rows[-1]["groups_failed"] > 200 and rows[-1]["rows_quarantined"] >= 2
     early, late = held[1000], held[train.steps]
     # A number of eight bytes or two of each metric that the summary or the figure needs.
     for name in ("accounts", "tracker"):
