@@ -1,0 +1,29 @@
+"""Folders and files that only their owner can read."""
+
+import os
+import stat
+from pathlib import Path
+
+from pipeline.errors import DataError
+from pipeline.files import atomic_output
+
+
+def make_private(folder: Path) -> None:
+    """Make a folder, and take the permissions of others away if it is there.
+
+    Raises:
+        DataError: it belongs to another user, or is no folder.
+    """
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    found = folder.lstat()
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid():
+        raise DataError(f"{folder} is not a folder of yours; set serve.folder")
+    if stat.S_IMODE(found.st_mode) != 0o700:
+        folder.chmod(0o700)
+
+
+def write_private(path: Path, data: bytes) -> None:
+    """Write a whole file that only its owner can read, or leave what is there as it is."""
+    with atomic_output(path) as partial:
+        with open(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600), "wb") as file:
+            file.write(data)
