@@ -1,0 +1,1 @@
+"""Actors and routes of the server of questions."""
