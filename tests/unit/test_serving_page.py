@@ -1,4 +1,4 @@
-"""The page's files and routes: all are served, under a policy that they keep, and no text of a document becomes markup."""
+"""The page: its files are served under a policy that they keep, and no text of a document becomes markup."""
 
 import re
 import tomllib

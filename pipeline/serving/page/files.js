@@ -26,10 +26,13 @@ export class Files {
 
   /** Shows the files on the server. Those that were chosen stay chosen. */
   async load() {
-    const listed = (await json("GET", "v1/files")).data, chosen = new Set(this.chosen.map(({ id }) => id));
-    this.files.clear();
-    byId("files").replaceChildren();
-    for (const file of listed) this.add(file, chosen.has(file.id));
+    const before = new Map(this.files);
+    const listed = (await json("GET", "v1/files")).data;
+    for (const [id, { item }] of before) {
+      item.remove();
+      this.files.delete(id);
+    }
+    for (const file of listed) if (!this.files.has(file.id)) this.add(file, Boolean(before.get(file.id)?.box.checked));
     this.note();
   }
 

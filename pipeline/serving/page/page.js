@@ -28,9 +28,13 @@ async function start() {
     const [models] = await Promise.all([json("GET", "v1/models"), files.load()]);
     showModels(models.data);
   } catch (error) {
-    return askForKey(inWords(error));
+    if (error.status === 401) return askForKey(inWords(error));
+    byId("start-again").hidden = false;
+    return setText(byId("start-trouble"), inWords(error));
   }
   setText(byId("key-trouble"), "");
+  setText(byId("start-trouble"), "");
+  byId("start-again").hidden = true;
   byId("key-form").hidden = true;
   for (const place of ["documents", "ask", "change-key"]) byId(place).hidden = false;
   if (!turns.length) showKept();
@@ -84,12 +88,21 @@ function ask() {
   if (previous) body.previous_response_id = previous.id;
   const turn = addTurn(question, files.chosen);
   byId("question").value = "";
+  setText(byId("ask-trouble"), "");
   showAbout();
   focusOn(turn.title);
   turn.element.scrollIntoView({ block: "start" });
-  turn.run({ body }).then(() => {
-    if (turn.id === null) byId("question").value ||= question; // nothing was begun: it can be asked again
-  });
+  turn.run({ body }).then(() => turn.id === null && takeBack(turn));
+}
+
+/** A question that the server did not accept can be changed and asked again. */
+function takeBack(turn) {
+  turn.element.remove();
+  turns.splice(turns.indexOf(turn), 1);
+  byId("question").value ||= turn.question;
+  setText(byId("ask-trouble"), inWords(turn.error));
+  showAbout();
+  if (turn.error.status !== 401) byId("question").focus();
 }
 
 function keep() {
@@ -109,6 +122,7 @@ async function showKept() {
     }
     const turn = addTurn(question, about);
     turn.id = id;
+    turn.begin(response.status, "Resuming…");
     for (const file of about) if (files.files.has(file.id)) files.files.get(file.id).box.checked = true;
     if (["queued", "in_progress"].includes(response.status)) turn.run({ id });
     else turn.on({ type: `response.${response.status}`, response });
@@ -123,6 +137,7 @@ byId("key-form").addEventListener("submit", (event) => {
   start();
 });
 byId("change-key").addEventListener("click", () => askForKey());
+byId("start-again").addEventListener("click", start);
 byId("ask").addEventListener("submit", (event) => {
   event.preventDefault();
   ask();

@@ -33,6 +33,7 @@ export class Sections {
     this.characters += lengthOf(parts);
     this.times.push([performance.now(), this.tokens]);
     if (this.times.length > RECENT + 1) this.times.shift();
+    this.drop(this.highest - NEWEST);
     this.fit(MOST_CHARACTERS);
   }
 
@@ -40,16 +41,19 @@ export class Sections {
   fit(most) {
     while (this.characters > most && this.step <= this.highest) {
       this.step *= 2;
-      for (const [number, one] of this.read) {
-        if (one.parts && number % this.step && number !== this.latest && number <= this.highest - NEWEST) {
-          this.characters -= lengthOf(one.parts);
-          one.parts = null;
-        }
-      }
+      for (const number of this.read.keys()) if (number <= this.highest - NEWEST) this.drop(number);
     }
   }
 
-  /** Of the sections that came before the newest, those of which the memory should go, once the step is larger. */
+  /** Drops the memory of a section that is not among every `step`-th. */
+  drop(number) {
+    const one = this.read.get(number);
+    if (!one?.parts || number % this.step === 0) return;
+    this.characters -= lengthOf(one.parts);
+    one.parts = null;
+  }
+
+  /** The section nearest to another whose memory is held; null: there is none. */
   nearestHeld(number) {
     for (let away = 1; away <= this.highest; away++) {
       for (const near of [number - away, number + away]) if (this.read.get(near)?.parts) return near;

@@ -44,7 +44,7 @@ const wait = (seconds) => new Promise((done) => setTimeout(done, seconds * 1000)
 /** Follows a response to its end.
  *
  * Args: `body`: the request that makes it; or `id` of one that was made. `on(event)`: called with each event, in order;
- * after a lost connection with those that came since. `lost(seconds)`: the connection was lost and is tried again then.
+ * after a lost connection with those that came since. `lost(seconds)`: the connection was lost and is tried again then; null: only the end can still be told.
  * Raises ApiError: it cannot be followed.
  */
 export async function follow({ body, id = null }, on, lost) {
@@ -75,7 +75,7 @@ export async function follow({ body, id = null }, on, lost) {
       }
     } catch (error) {
       if (handling) throw error; // of this page: no new connection mends it
-      if (error instanceof ApiError && error.status === 400 && id !== null) return poll(id, on, lost);
+      if (error instanceof ApiError && error.status === 400 && id !== null) return poll(id, on, lost); // no longer held
       const lasts = error instanceof ApiError && error.status !== 0 && error.status !== 429 && error.status < 502;
       if (lasts || id === null) throw error instanceof ApiError ? error : new ApiError(0, "The connection was lost.");
     } finally {
@@ -90,13 +90,13 @@ export async function follow({ body, id = null }, on, lost) {
 
 /** Waits for the end of a response whose events are not held any more. */
 async function poll(id, on, lost) {
+  lost(null);
   for (;;) {
     try {
       const response = await json("GET", `v1/responses/${encodeURIComponent(id)}`);
       if (!["queued", "in_progress"].includes(response.status)) return on({ type: `response.${response.status}`, response });
     } catch (error) {
       if (error.status !== 0 && error.status !== 429 && error.status < 502) throw error;
-      lost(POLL_S);
     }
     await wait(POLL_S);
   }

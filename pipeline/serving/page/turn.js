@@ -16,7 +16,7 @@ const MOST_FOLDED = 1e6; // characters of memories that are held of an earlier q
 export class Turn {
   /** `question`, `files` ([{id, name}]); `changed()` is called when its id or its end is known. */
   constructor(question, files, changed, refused) {
-    Object.assign(this, { question, files, changed, refused, id: null, status: "new", shown: 0, isFollowing: true });
+    Object.assign(this, { question, files, changed, refused, id: null, error: null, status: "new", shown: 0, isFollowing: true });
     this.sections = new Sections();
     this.bar = new Bar(this.sections, (number) => this.choose(number));
     this.words = new Set();
@@ -57,9 +57,11 @@ export class Turn {
     try {
       await follow(asked, (event) => this.on(event), (seconds) => {
         this.sections.pause();
-        setText(this.state, `The connection was lost. The reading continues on the server; trying again in ${seconds} s.`);
+        setText(this.state, seconds === null ? "The server does not hold these sections any more. The answer is shown when it is there."
+          : `The connection was lost. The reading continues on the server; trying again in ${seconds} s.`);
       });
     } catch (error) {
+      this.error = error;
       this.end("failed");
       setText(this.state, "There is no answer.");
       setText(this.trouble, inWords(error));
