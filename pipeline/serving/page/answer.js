@@ -15,13 +15,13 @@ export function answerView(response, go) {
     sources[i].setAttribute("tabindex", -1);
     sources[i].focus();
   };
-  const facts = partsWith(of.answer, holders).map(([part, word]) => (word === null ? part
-    : button(part, () => follow(holders.get(word)), { class: "fact", "aria-label": `${part}: show where it comes from` })));
+  const facts = factsOf(of.answer, holders).map(([part, source]) => (source === null ? part
+    : button(part, () => follow(source), { class: "fact", "aria-label": `${part}: show where it comes from` })));
   return [
     element("h3", { tabindex: -1 }, "Answer"),
     element("p", { class: "text answer", dir: "auto" }, of.answer ? facts : element("em", {}, "The answer is empty.")),
     ...limits(response).map((limit) => element("p", { class: "limit" }, limit)),
-    text.trim() === of.answer ? "" : element("details", {}, element("summary", {}, "The model's whole text"),
+    [of.answer, `\\boxed{${of.answer}}`].includes(text.trim()) ? "" : element("details", {}, element("summary", {}, "The model's whole text"),
       element("p", { class: "text", dir: "auto" }, text)),
     element("h3", {}, "Where it comes from"),
     sources.length
@@ -31,6 +31,21 @@ export function answerView(response, go) {
     element("p", { class: "note" }, `${plural(of.sections, "section")} in ${duration(of.seconds)}, `
       + `${plural(of.prompt_tokens, "prompt token")} and ${plural(of.response_tokens, "response token")}.`),
   ].filter(Boolean);
+}
+
+/** The parts of an answer in order: [text, source], where neighbouring words of the same source are one part. */
+function factsOf(answer, holders) {
+  const facts = [];
+  for (const [text, word] of partsWith(answer, holders)) {
+    const source = word === null ? null : holders.get(word), last = facts[facts.length - 1], before = facts[facts.length - 2];
+    if (source !== null && before?.[1] === source && last[1] === null && !last[0].trim()) {
+      before[0] += last[0] + text;
+      facts.pop();
+    } else {
+      facts.push([text, source]);
+    }
+  }
+  return facts;
 }
 
 /** The whole text of the answer. */
@@ -52,9 +67,10 @@ function sourceView(source, i, go) {
   const words = new Set(source.words);
   const where = source.passage === null ? `section ${source.section}, which begins at ` : "";
   return element("li", { class: "passage" },
-    element("p", { class: "place" }, where, isolated(placeText(source.place)), source.is_answer ? "" : " (a fact behind the answer)"),
+    element("div", { class: "row" },
+      element("p", { class: "place" }, where, isolated(placeText(source.place)), source.is_answer ? "" : " (a fact behind the answer)"),
+      go ? button(`Show section ${source.section}`, () => go(source.section), { "aria-label": `Show section ${source.section}, of source ${i + 1}` }) : ""),
     source.passage === null
-      ? element("p", { class: "note" }, "The memory noted ", isolated(source.words.slice(0, 8).join(", ")), " here; the text does not contain it.")
-      : element("blockquote", { class: "text", dir: "auto" }, markedWords(source.passage, words)),
-    go ? button(`Show section ${source.section}`, () => go(source.section), { "aria-label": `Show section ${source.section}, of source ${i + 1}` }) : "");
+      ? element("p", { class: "note" }, "The memory noted “", isolated(source.words.slice(0, 8).join(", ")), "” here; the text does not contain it.")
+      : element("blockquote", { class: "text", dir: "auto" }, markedWords(source.passage, words)));
 }

@@ -23,7 +23,7 @@ export class Bar {
     this.changed = new Set(); // cells to draw
     this.chosen = 0;
     this.element = element("div", { class: "bar", role: "toolbar", keydown: (event) => this.moved(event),
-      "aria-label": "The document as a bar of sections. Arrow keys move between sections that were read." });
+      "aria-label": "The document as a bar of sections. Left and right arrow keys move between sections, up and down between cells." });
   }
 
   /** A section was read. */
@@ -66,11 +66,11 @@ export class Bar {
     this.redraw();
   }
 
-  /** The section that is shown. */
-  show(number, isBegun = true) {
+  /** Marks the section that is shown. */
+  show(number) {
     if (this.chosen) this.changed.add(this.index(this.chosen));
     this.chosen = number;
-    if (isBegun) this.changed.add(this.index(number));
+    this.changed.add(this.index(number));
   }
 
   redraw() {
@@ -117,9 +117,9 @@ export class Bar {
   }
 
   moved(event) {
-    const at = this.chosen;
-    const to = { ArrowLeft: at - 1, ArrowRight: at + 1, ArrowUp: at - this.size, ArrowDown: at + this.size,
-      PageUp: at - 10 * this.size, PageDown: at + 10 * this.size, Home: 1, End: this.sections.highest }[event.key];
+    const at = this.chosen, cell = this.size > 1 ? this.size : undefined;
+    const to = { ArrowLeft: at - 1, ArrowRight: at + 1, ArrowUp: cell && at - cell, ArrowDown: cell && at + cell,
+      Home: 1, End: this.sections.highest }[event.key];
     if (to === undefined || event.altKey || event.ctrlKey || event.metaKey) return;
     event.preventDefault();
     const within = Math.min(Math.max(to, 1), this.sections.highest);

@@ -10,7 +10,7 @@ import { follow } from "./stream.js";
 import { duration } from "./words.js";
 
 const DRAW_MS = matchMedia("(prefers-reduced-motion: reduce)").matches ? 1000 : 150;
-const SAY_MS = 30_000; // between two announcements of the progress
+const SAY_MS = 60_000; // between two announcements of the progress
 const MOST_FOLDED = 1e6; // characters of memories that are held of an earlier question
 
 export class Turn {
