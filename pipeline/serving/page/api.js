@@ -31,7 +31,7 @@ export const setKey = (given) => sessionStorage.setItem(KEPT, given.trim());
 const isKey = (given) => /^[\x21-\x7e]+$/.test(given || "");
 
 function bearer() {
-  if (!isKey(key())) throw new ApiError(401, "This key has characters that no key has.");
+  if (!isKey(key())) throw new ApiError(401, "it has characters that no key has");
   return `Bearer ${key()}`;
 }
 
@@ -43,7 +43,7 @@ export async function request(method, path, { body, signal, accept = "applicatio
   try {
     response = await fetch(path, { method, headers, body: body && JSON.stringify(body), signal, cache: "no-store" });
   } catch {
-    throw new ApiError(0, "The server does not answer.");
+    throw new ApiError(0, "the server does not answer; check that it runs");
   }
   if (!response.ok) throw refusal(response.status, response.headers.get("Retry-After"), await response.text().catch(() => ""));
   return response;
@@ -54,7 +54,7 @@ export async function json(method, path, body) {
   try {
     return await response.json();
   } catch {
-    throw new ApiError(0, "The server's response ended early.");
+    throw new ApiError(0, "the server's response ended early");
   }
 }
 
@@ -67,8 +67,8 @@ export function upload(file, progress, signal) {
     sent.open("POST", "v1/files");
     sent.setRequestHeader("Authorization", bearer());
     sent.upload.addEventListener("progress", (event) => event.lengthComputable && progress(event.loaded / event.total));
-    sent.addEventListener("error", () => reject(new ApiError(0, "The connection was lost: the file may be too large, or it cannot be read.")));
-    sent.addEventListener("abort", () => reject(new ApiError(-1, "It was not sent.")));
+    sent.addEventListener("error", () => reject(new ApiError(0, "the connection was lost; the file may be too large, or it cannot be read")));
+    sent.addEventListener("abort", () => reject(new ApiError(-1, "it was not sent")));
     sent.addEventListener("load", () => {
       if (sent.status < 200 || sent.status > 299) {
         return reject(refusal(sent.status, sent.getResponseHeader("Retry-After"), sent.responseText));
@@ -76,7 +76,7 @@ export function upload(file, progress, signal) {
       try {
         resolve(JSON.parse(sent.responseText));
       } catch {
-        reject(new ApiError(0, "The server's response ended early."));
+        reject(new ApiError(0, "the server's response ended early"));
       }
     });
     signal.addEventListener("abort", () => sent.abort());
@@ -91,7 +91,7 @@ function refusal(status, retryAfter, text) {
   } catch {
     // not the server's own error, as of a proxy
   }
-  return new ApiError(status, message || `The server answered with the status ${status}.`, seconds(retryAfter));
+  return new ApiError(status, message || `the server answered with the status ${status}`, seconds(retryAfter));
 }
 
 function seconds(retryAfter) {
@@ -99,12 +99,10 @@ function seconds(retryAfter) {
   return Number.isFinite(given) && given >= 0 ? given : null;
 }
 
-/** An error in words: what was wrong and what to do. */
-export function inWords(error) {
-  if (!(error instanceof ApiError)) return `This page failed: ${error && error.message ? error.message : error}`;
-  if (error.status === 0) return `${error.message} Check that it runs and try again.`;
-  if (error.status === 401) return `The key was refused: ${error.message}`;
-  const when = error.retryAfter === null ? "later" : `in ${error.retryAfter} s`;
-  if (error.status === 429 || error.status === 503) return `${error.message} Try again ${when}.`;
-  return error.message;
+/** What has not happened, and why: "It was not sent: the file is empty." */
+export function inWords(what, error) {
+  const reason = error instanceof ApiError ? error.message : `this page failed: ${error?.message ?? error}`;
+  const isBusy = error.status === 429 || error.status === 503;
+  const when = !isBusy ? "" : error.retryAfter === null ? "; try again later" : `; try again in ${error.retryAfter} s`;
+  return `${what}: ${reason.replace(/\.$/, "")}${when}.`;
 }

@@ -27,7 +27,7 @@ export class Files {
   /** Shows the files on the server. Those that were chosen stay chosen. */
   async load() {
     const before = new Map(this.files);
-    const listed = (await json("GET", "v1/files")).data;
+    const listed = (await json("GET", "v1/files?order=asc")).data;
     for (const [id, { item }] of before) {
       item.remove();
       this.files.delete(id);
@@ -58,7 +58,7 @@ export class Files {
     try {
       await json("DELETE", `v1/files/${encodeURIComponent(id)}`);
     } catch (error) {
-      if (error.status !== 404) return this.failed(`${name} was not removed. ${inWords(error)}`, error);
+      if (error.status !== 404) return this.failed(inWords(`${name} was not removed`, error), error);
     }
     const next = (item.nextElementSibling || item.previousElementSibling)?.querySelector("button") || byId("choose");
     this.files.delete(id);
@@ -107,7 +107,7 @@ export class Files {
     } catch (error) {
       if (error.status !== -1) {
         const place = byId("files-trouble");
-        place.append(element("p", {}, isolated(file.name), ` was not added. ${inWords(error)}`));
+        place.append(element("p", {}, isolated(file.name), inWords(" was not added", error)));
         this.refused(error);
       }
     }

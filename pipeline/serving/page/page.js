@@ -20,7 +20,7 @@ function askForKey(text = "") {
 
 /** What any refused request leads to: without a valid key, the key is asked for. */
 function refused(error) {
-  if (error.status === 401) askForKey(inWords(error));
+  if (error.status === 401) askForKey(inWords("The server refused this key", error));
 }
 
 async function start() {
@@ -28,9 +28,9 @@ async function start() {
     const [models] = await Promise.all([json("GET", "v1/models"), files.load()]);
     showModels(models.data);
   } catch (error) {
-    if (error.status === 401) return askForKey(inWords(error));
+    if (error.status === 401) return askForKey(inWords("The server refused this key", error));
     byId("start-again").hidden = false;
-    return setText(byId("start-trouble"), inWords(error));
+    return setText(byId("start-trouble"), inWords("This page cannot start", error));
   }
   setText(byId("key-trouble"), "");
   setText(byId("start-trouble"), "");
@@ -100,7 +100,7 @@ function takeBack(turn) {
   turn.element.remove();
   turns.splice(turns.indexOf(turn), 1);
   byId("question").value ||= turn.question;
-  setText(byId("ask-trouble"), inWords(turn.error));
+  setText(byId("ask-trouble"), inWords("The question was not accepted", turn.error));
   showAbout();
   if (turn.error.status !== 401) byId("question").focus();
 }

@@ -67,7 +67,7 @@ export async function follow({ body, id = null }, on, lost) {
         failures = 0;
         after = event.sequence_number ?? after;
         id ??= event.response?.id ?? null;
-        if (name === "error") throw new ApiError(500, String(event.message ?? "The server reported an error."));
+        if (name === "error") throw new ApiError(500, String(event.message ?? "the server reported an error"));
         handling = true;
         on(event);
         handling = false;
@@ -77,11 +77,11 @@ export async function follow({ body, id = null }, on, lost) {
       if (handling) throw error; // of this page: no new connection mends it
       if (error instanceof ApiError && error.status === 400 && id !== null) return poll(id, on, lost); // no longer held
       const lasts = error instanceof ApiError && error.status !== 0 && error.status !== 429 && error.status < 502;
-      if (lasts || id === null) throw error instanceof ApiError ? error : new ApiError(0, "The connection was lost.");
+      if (lasts || id === null) throw error instanceof ApiError ? error : new ApiError(0, "the connection was lost");
     } finally {
       clearTimeout(silence);
     }
-    if (id === null) throw new ApiError(0, "The connection was lost before the reading began.");
+    if (id === null) throw new ApiError(0, "the connection was lost before the reading began");
     const seconds = Math.min(2 ** failures++, LONGEST_WAIT_S);
     lost(seconds);
     await wait(seconds);

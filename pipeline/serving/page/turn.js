@@ -1,6 +1,6 @@
 // A question: its reading, section by section, and its answer.
 
-import { inWords, json } from "./api.js";
+import { ApiError, inWords, json } from "./api.js";
 import { answerView } from "./answer.js";
 import { Bar } from "./bar.js";
 import { button, element, focusOn, isolated, say, setText } from "./elements.js";
@@ -63,8 +63,7 @@ export class Turn {
     } catch (error) {
       this.error = error;
       this.end("failed");
-      setText(this.state, "There is no answer.");
-      setText(this.trouble, inWords(error));
+      setText(this.trouble, inWords("There is no answer", error));
       this.refused(error);
     }
   }
@@ -83,8 +82,7 @@ export class Turn {
     }
     if (type === "response.failed") {
       this.end("failed");
-      setText(this.state, "There is no answer.");
-      setText(this.trouble, response.error?.message || "The reading failed.");
+      setText(this.trouble, inWords("There is no answer", new ApiError(500, response.error?.message || "the reading failed")));
     }
   }
 
@@ -198,7 +196,7 @@ export class Turn {
     } catch (error) {
       if (this.isOver) return;
       undo();
-      setText(this.trouble, inWords(error));
+      setText(this.trouble, inWords(`The server refused to ${what}`, error));
       this.refused(error);
     }
   }
@@ -216,7 +214,6 @@ export class Turn {
     this.words = new Set(of.sources.flatMap((source) => source.words));
     this.bar.mark(of.sources.map((source) => source.section));
     this.drawn = null;
-    setText(this.state, "");
     const hadFocus = this.controls.contains(document.activeElement);
     this.end(response.status);
     if (hadFocus) focusOn(this.answer.querySelector("h3"));
@@ -228,6 +225,7 @@ export class Turn {
     this.status = status;
     this.controls.hidden = this.progress.hidden = this.written.hidden = this.follower.hidden = true;
     this.isFollowing = false;
+    setText(this.state, "");
     if (hadFocus) focusOn(this.title);
     this.draw();
     this.changed();
