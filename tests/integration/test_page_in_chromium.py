@@ -238,6 +238,21 @@ def test_a_file_that_the_server_refuses_is_named_with_the_reason(opened):
     assert page.locator("#files li").count() == 1 and page.locator("#files-trouble").inner_text() == ""
 
 
+def test_sending_a_file_is_cancelled(opened):
+    page = opened()
+    page.route("**/v1/files", lambda route: None if route.request.method == "POST" else route.continue_())
+    page.wait_for_selector("#documents:not([hidden])")
+    page.set_input_files("#choose", [{"name": n, "mimeType": "", "buffer": b"x"} for n in ("a.txt", "b.txt")])
+    expect(page.get_by_role("progressbar", name="Sending a.txt")).to_be_visible()
+    page.get_by_role("button", name="Do not send b.txt").click()
+    page.get_by_role("button", name="Do not send a.txt").click()
+    expect(page.locator("#choose")).to_be_focused()
+    assert page.locator("#uploads li").count() == 0
+    page.unroute("**/v1/files")
+    add(page, "".join(LINES))
+    assert page.locator("#files li").count() == 1 and page.locator("#files-trouble").inner_text() == ""
+
+
 def test_a_file_is_removed(opened):
     page = opened()
     add(page, "The sky is wide.\n", "sky.txt")

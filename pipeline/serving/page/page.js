@@ -10,6 +10,7 @@ const MOST_KEPT = 20;
 const METHODS = { direct: "as much at once as fits the window", concat: "each section for itself, then all notes" };
 
 const turns = [];
+let isRestoring = false;
 const files = new Files(showAbout, refused);
 
 function askForKey(text = "") {
@@ -106,6 +107,7 @@ function takeBack(turn) {
 }
 
 function keep() {
+  if (isRestoring) return; // those that are not shown again yet would be forgotten
   const kept = turns.filter((turn) => turn.id && turn.status !== "failed").slice(-MOST_KEPT);
   sessionStorage.setItem(KEPT, JSON.stringify(kept.map(({ id, question, files }) => ({ id, question, files }))));
 }
@@ -113,6 +115,7 @@ function keep() {
 /** Shows the questions of this tab again: answers as they were, and the reading that continues. */
 async function showKept() {
   const kept = JSON.parse(sessionStorage.getItem(KEPT) || "[]");
+  isRestoring = true;
   for (const { id, question, files: about } of kept) {
     let response;
     try {
@@ -127,6 +130,7 @@ async function showKept() {
     if (["queued", "in_progress"].includes(response.status)) turn.run({ id });
     else turn.on({ type: `response.${response.status}`, response });
   }
+  isRestoring = false;
   if (kept.length) files.note();
 }
 
