@@ -80,6 +80,30 @@ def test_a_long_reading_holds_memories_of_all_its_parts_and_no_more_than_fit(ope
     assert held["near"] == held["held"][0] > 1
 
 
+def test_the_bar_of_a_document_of_unknown_length_grows_and_keeps_the_focus(opened):
+    cells = opened().evaluate("""async () => {
+        const { Bar } = await import("/page/bar.js"), { Sections } = await import("/page/sections.js");
+        const sections = new Sections(), bar = new Bar(sections, () => {}), cells = [];
+        document.body.append(bar.element);
+        for (let section = 1; section <= 1000; section++) {
+            sections.add({ section, sections: null, is_estimate: true, is_cut: false, prompt_tokens: 1,
+                response_tokens: 1, place: { file: "a", page: null, line: section }, changes: [] });
+            bar.read(section);
+            if (section === 7) bar.show(section);
+            if (section === 7) bar.focus();
+            bar.draw();
+            if ([7, 80, 81, 161, 1000].includes(section)) {
+                cells.push([bar.cells.length, bar.size, document.activeElement.getAttribute("aria-label")]);
+            }
+        }
+        return cells;
+    }""")
+    assert [(count, size) for count, size, _ in cells] == [(7, 1), (80, 1), (41, 2), (33, 5), (50, 20)]
+    assert [label.partition(",")[0] for *_, label in cells] == [
+        "Section 7", "Section 7", "Sections 7 to 8", "Sections 6 to 10", "Sections 1 to 20",
+    ]  # fmt: skip
+
+
 def test_events_are_parsed_however_they_are_cut(opened):
     text = ": alive\n\nevent: a\ndata: 1\n\n"
     text += "event: b\r\ndata:\u2028\u00e9\U0001f9d9\r\ndata: x: y\r\n\r\nid: 4\n\ndata: cut"

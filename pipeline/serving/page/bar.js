@@ -29,6 +29,7 @@ export class Bar {
   /** A section was read. */
   read(number) {
     const all = Math.max(this.sections.total ?? 0, this.sections.highest), size = span(all), count = Math.ceil(all / size);
+    const hadFocus = this.element.contains(document.activeElement);
     if (size !== this.size) {
       this.size = size;
       this.cells = [];
@@ -39,6 +40,7 @@ export class Bar {
     }
     while (this.cells.length > count) this.cells.pop().button?.remove();
     for (let i = 0; i < count; i++) this.cell(i);
+    if (hadFocus && !this.element.contains(document.activeElement)) this.focus();
   }
 
   count(number) {
