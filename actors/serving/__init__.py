@@ -1,1 +1,1 @@
-"""Actors and routes of the server of questions."""
+"""A server of questions: its HTTP interface, its readings, and the engines behind them."""
