@@ -1,4 +1,4 @@
-"""A server with the routes of files only, in a thread: a key's name is the key itself."""
+"""Parts of the interface on a server in a thread: a key's name is the key itself."""
 
 import threading
 import time
@@ -13,6 +13,13 @@ from pipeline.serving.errors import RequestError
 
 
 def files_app(store, file_mib: int) -> FastAPI:
+    app = keyed_app()
+    add_routes(app, store, file_mib)
+    return app
+
+
+def keyed_app() -> FastAPI:
+    """An app without routes, with the errors of requests."""
     app = FastAPI()
 
     @app.middleware("http")
@@ -24,7 +31,6 @@ def files_app(store, file_mib: int) -> FastAPI:
     async def error(_, error):
         return JSONResponse(error.to_json(), error.status, error.headers())
 
-    add_routes(app, store, file_mib)
     return app
 
 
