@@ -158,7 +158,7 @@ async def read(model: AskedModel, question: str, path: Path) -> AsyncGenerator[E
         pieces = read_files(files, limits)
         reading = Reading(question, pieces, model.agent, model.client.generate, model.sampling, kept)
         threading.Thread(target=_measure, args=(reading, files, limits), daemon=True).start()
-        async with contextlib.aclosing(reading.events()) as events:
+        async with contextlib.aclosing(reading.events()) as events:  # type: ignore[type-var] # it is a generator
             async for event in events:
                 yield event
 

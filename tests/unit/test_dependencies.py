@@ -15,6 +15,8 @@ DISTRIBUTIONS = {
     "huggingface_hub": "huggingface-hub",
     "docx": "python-docx",
     "liger_kernel": "liger-kernel",
+    "mcp_types": "mcp-types",
+    "python_multipart": "python-multipart",
 }  # where a module has another name
 NOT_IMPORTED = {"wonderwords"}  # whose word lists are read
 SMOLLM2 = {"gguf"}  # of requirements/smollm2.txt alone
@@ -23,6 +25,10 @@ SERVING = {
     "fastapi",
     "python-multipart",
     "mcp",
+    "mcp-types",
+    "pydantic",
+    "starlette",
+    "yarl",
 }  # Ray Serve's interface; requirements/serving.txt has what it needs beside the locks
 GPU = {"liger-kernel"}  # of requirements/gpu.txt alone
 PEERS = {"trl", "datasets"}  # of requirements/peers.txt alone
