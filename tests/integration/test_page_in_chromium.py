@@ -5,7 +5,6 @@ import re
 import pytest
 
 from tests.support.chromium import REFUSED, Tabs, chromium
-from tests.support.serving_double import KEY
 from tests.support.serving_page import LINES, PageServer, add, answer, ask
 
 expect = pytest.importorskip(
@@ -33,7 +32,7 @@ def server():
 def opened(browser, server):
     """Opens the page with a key."""
     with Tabs(browser, server.address) as tabs:
-        yield lambda key=KEY, **options: tabs.open(f"#key={key}" if key else "", **options)
+        yield lambda key=server.key, **options: tabs.open(f"#key={key}" if key else "", **options)
 
 
 def test_a_reading_from_the_upload_to_the_passage(opened, server):
@@ -154,11 +153,11 @@ def test_the_key_leaves_the_address_and_a_wrong_one_is_asked_for(opened, server)
     page.fill("#key", "pal-\u2028\u00e9")
     page.keyboard.press("Enter")
     expect(page.locator("#key-trouble")).to_contain_text("characters that no key has")
-    page.fill("#key", KEY)
+    page.fill("#key", server.key)
     page.keyboard.press("Enter")
     expect(page.locator("#documents")).to_be_visible()
     assert not page.locator("#key-form").is_visible()
-    assert page.evaluate("history.length") <= 2 and KEY not in page.content()
+    assert page.evaluate("history.length") <= 2 and server.key not in page.content()
 
 
 def test_too_many_readings_are_refused_with_the_time_to_try_again(opened, server):
@@ -308,7 +307,7 @@ def test_everything_is_reached_by_the_keyboard(opened, server):
         raise AssertionError(f"Tab does not reach {name}")
 
     expect(page.locator("#key")).to_be_focused()
-    page.keyboard.type(KEY)
+    page.keyboard.type(server.key)
     page.keyboard.press("Enter")
     expect(page.locator("#documents")).to_be_visible()
     add(page, "".join(LINES))

@@ -5,7 +5,6 @@ import time
 import pytest
 
 from tests.support.chromium import REFUSED, Tabs, chromium
-from tests.support.serving_double import KEY
 from tests.support.serving_page import LINES, PageServer, add, answer, ask
 
 expect = pytest.importorskip(
@@ -31,7 +30,7 @@ def server():
 def opened(browser, server):
     """Opens the page with a key."""
     with Tabs(browser, server.address) as tabs:
-        yield lambda key=KEY, **options: tabs.open(f"#key={key}" if key else "", **options)
+        yield lambda key=server.key, **options: tabs.open(f"#key={key}" if key else "", **options)
 
 
 def test_2000_sections_stay_fast(opened, server):

@@ -1,15 +1,19 @@
 """A server with the page and a scripted model, in a thread, for a browser."""
 
 import asyncio
+import shutil
+import tempfile
 import threading
 import time
+from pathlib import Path
 
 import uvicorn
 
+from actors.serving.app import make_app
 from pipeline.rollout.episodes import Completion
 from pipeline.text import encode_text
 from tests.support.asking import FACT, ScriptedModel, reader
-from tests.support.serving_double import make_app
+from tests.support.serving import served_by
 
 LINES = [
     f"{line:<59}\n" for line in ("The door is red.", "Fog fell.", "The cat is blue.", "Rain fell.", "The end is near.")
@@ -63,7 +67,9 @@ class PageServer:
     def __init__(self):
         self.model = PacedModel(reader().tokenizer)
         self.drop_streams = 0  # connections of streams to be lost after some events
-        app = make_app(self.model.generate)
+        self._folder = Path(tempfile.mkdtemp())
+        served, self.key = served_by(self.model, self._folder, lengths={"problem_tokens": 400}, readings=1)
+        app = make_app(served)
         self._server = uvicorn.Server(uvicorn.Config(self._dropping(app), port=0, log_level="critical"))
         self._thread = threading.Thread(target=self._server.run, daemon=True)
 
@@ -81,6 +87,7 @@ class PageServer:
         self._server.should_exit = self._server.force_exit = True
         self._thread.join(20)
         assert not self._thread.is_alive()
+        shutil.rmtree(self._folder)
 
     def hold_after(self, conversations: int) -> None:
         """Let the model answer so many conversations, and no others until `release`."""

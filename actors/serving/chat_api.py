@@ -1,0 +1,118 @@
+"""OpenAI's chat completions: a long message, an earlier one or a file is the document. Memories are its reasoning."""
+
+import json
+from collections.abc import AsyncIterator
+from typing import TYPE_CHECKING, Any
+
+from fastapi import FastAPI, Request
+from fastapi.responses import StreamingResponse
+
+from actors.serving.readings import Run
+from actors.serving.requests import body_of, documents_of, ended_with_client, fits, flag, number, refuse, sampling_of
+from actors.serving.responses_api import SSE
+from pipeline.asking.session import SectionRead
+from pipeline.serving.errors import RequestError
+from pipeline.serving.messages import asked, messages_of
+
+if TYPE_CHECKING:
+    from actors.serving.app import Served
+
+# Fields that would change the answer, and the values with which they do not.
+UNSUPPORTED: dict[str, tuple] = {
+    "n": (1,),
+    "tools": ([],),
+    "functions": ([],),
+    "tool_choice": ("auto", "none"),
+    "response_format": ({"type": "text"},),
+    "logprobs": (False,),
+    "stop": ([], ""),
+    "logit_bias": ({},),
+    "frequency_penalty": (0,),
+    "presence_penalty": (0,),
+}
+
+
+def add_routes(app: FastAPI, served: "Served") -> None:
+    """Add the route of chat completions."""
+    readings = served.readings
+    most_bytes = (served.config.serve.limits.file_mib << 20) * 3 // 2 + (1 << 20)
+
+    @app.post("/v1/chat/completions")
+    async def create(request: Request):
+        owner, body = request.state.owner, await body_of(request, most_bytes)
+        refuse(body, UNSUPPORTED)
+        model, method = served.method_of(body.get("model"))
+        found = asked(messages_of(body.get("messages"), "messages"), "", await readings.check(method, fits), False)
+        documents = await documents_of(served, owner, found.files)
+        stream, options = flag(body, "stream"), body.get("stream_options") or {}
+        most = body.get("max_completion_tokens") is not None and "max_completion_tokens" or "max_tokens"
+        run = await readings.start(
+            owner,
+            found.question,
+            documents + ((found.text,) if found.text else ()),
+            method,
+            sampling_of(served, body),
+            model,
+            number(body, most, 1, 10**9),
+        )
+        if stream:
+            with_usage = isinstance(options, dict) and bool(options.get("include_usage"))
+            return StreamingResponse(chunks(request, run, with_usage), media_type="text/event-stream", headers=SSE)
+        async with ended_with_client(request, readings, run):
+            memory = ""
+            async for _, event in run.follow(run.dropped):
+                memory = event.memory if isinstance(event, SectionRead) else memory
+        await readings.remove(run)
+        if run.error is not None:
+            raise run.error
+        assert run.answered is not None
+        message = {"role": "assistant", "content": run.answered.answer, "reasoning_content": memory, "refusal": None}
+        return {
+            **_head(run, "chat.completion"),
+            "choices": [{"index": 0, "message": message, "finish_reason": _reason(run), "logprobs": None}],
+            "usage": _usage(run),
+        }
+
+    async def chunks(request: Request, run: Run, with_usage: bool) -> AsyncIterator[str]:
+        head = _head(run, "chat.completion.chunk")
+
+        def chunk(delta: dict[str, Any], reason: str | None = None) -> str:
+            choice = {"index": 0, "delta": delta, "finish_reason": reason, "logprobs": None}
+            return f"data: {json.dumps({**head, 'choices': [choice]})}\n\n"
+
+        async with ended_with_client(request, readings, run):
+            yield chunk({"role": "assistant", "content": ""})
+            try:
+                async for _, event in run.follow(run.dropped):
+                    if event is None:
+                        yield ": alive\n\n"
+                    elif isinstance(event, SectionRead):
+                        of = "" if event.sections is None else f" of {'about ' * event.is_estimate}{event.sections}"
+                        said = f"Memory after section {event.number}{of}:\n{event.memory}\n\n"
+                        yield chunk({"reasoning_content": said})
+                if run.error is not None:
+                    raise run.error
+            except RequestError as error:
+                yield f"data: {json.dumps(error.to_json())}\n\n"
+                return
+            assert run.answered is not None
+            yield chunk({"content": run.answered.answer})
+            yield chunk({}, _reason(run))
+            if with_usage:
+                yield f"data: {json.dumps({**head, 'choices': [], 'usage': _usage(run)})}\n\n"
+            yield "data: [DONE]\n\n"
+        await readings.remove(run)
+
+
+def _head(run: Run, kind: str) -> dict[str, Any]:
+    return {"id": run.id, "object": kind, "created": int(run.created), "model": run.model}
+
+
+def _reason(run: Run) -> str:
+    return "length" if run.answered is not None and run.answered.is_cut else "stop"
+
+
+def _usage(run: Run) -> dict[str, int]:
+    assert run.answered is not None
+    prompt, response = run.answered.prompt_tokens, run.answered.response_tokens
+    return {"prompt_tokens": prompt, "completion_tokens": response, "total_tokens": prompt + response}

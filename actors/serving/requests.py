@@ -1,0 +1,129 @@
+"""What the interfaces of responses and of chats have in common: fields of a request, documents, dropped clients."""
+
+import asyncio
+import contextlib
+import json
+from collections.abc import AsyncIterator
+from typing import TYPE_CHECKING, Any
+
+from fastapi import Request
+
+from actors.serving.readings import Document, Readings, Run
+from pipeline.agents.reader import Reader
+from pipeline.errors import QuestionTooLong
+from pipeline.problems import Problem
+from pipeline.rollout.episodes import Sampling
+from pipeline.serving.errors import RequestError
+from pipeline.serving.messages import AttachedFile
+from pipeline.serving.urls import fetch_url, name_of
+
+if TYPE_CHECKING:
+    from actors.serving.app import Served
+
+
+def number(body: dict[str, Any], key: str, least: float, most: float, default: Any = None) -> Any:
+    """A number of a request. Raises `RequestError` if it is none, or outside its limits."""
+    value = body.get(key)
+    if value is None:
+        return default
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not least <= value <= most:
+        raise RequestError(400, f"{key} must be a number from {least:g} to {most:g}", param=key)
+    return value
+
+
+def flag(body: dict[str, Any], key: str, default: bool = False) -> bool:
+    """A yes or no of a request. Raises `RequestError` if it is neither."""
+    value = body.get(key)
+    if value is None:
+        return default
+    if not isinstance(value, bool):
+        raise RequestError(400, f"{key} must be true or false", param=key)
+    return value
+
+
+def refuse(body: dict[str, Any], unsupported: dict[str, tuple]) -> None:
+    """Refuse fields that would change the answer, unless they have one of the values that change nothing."""
+    for key, harmless in unsupported.items():
+        if body.get(key) is not None and body[key] not in harmless:
+            raise RequestError(400, f"{key} is not supported", code="unsupported_parameter", param=key)
+
+
+def sampling_of(served: "Served", body: dict[str, Any]) -> Sampling:
+    plain = served.sampling
+    return Sampling(
+        float(number(body, "temperature", 0, 2, plain.temperature)),
+        float(number(body, "top_p", 0.001, 1, plain.top_p)),
+        number(body, "seed", 0, 2**31 - 1),
+    )
+
+
+def fits(agent: Reader, text: str) -> bool:
+    """Whether a text fits a question."""
+    try:
+        agent.encode_question(Problem("asked", text, ()))
+    except QuestionTooLong:
+        return False
+    return True
+
+
+async def body_of(request: Request, most_bytes: int) -> dict[str, Any]:
+    """The JSON object of a request.
+
+    Raises:
+        RequestError: it is none, or too large.
+    """
+    data = bytearray()
+    async for chunk in request.stream():
+        data += chunk
+        if len(data) > most_bytes:
+            raise RequestError(413, f"the request has more than {most_bytes:,} bytes, the limit; upload files first")
+    try:
+        found = json.loads(data)
+        json.dumps(found, ensure_ascii=False).encode()  # no halves of surrogate pairs
+    except (ValueError, RecursionError):
+        raise RequestError(400, "the request is no JSON of whole characters") from None
+    if not isinstance(found, dict):
+        raise RequestError(400, "the request must be a JSON object")
+    return found
+
+
+async def documents_of(served: "Served", owner: str, files: tuple[AttachedFile, ...]) -> tuple[Document, ...]:
+    """The stored files of a request; those that came with it are stored now.
+
+    Raises:
+        RequestError: there is no such file, it cannot be read, or URLs are not allowed.
+    """
+    found: list[Document] = []
+    for file in files:
+        if file.id is not None:
+            found.append(served.files.get(owner, file.id))
+        elif file.data is not None:
+            found.append(await served.files.add(owner, file.name or "file", _once(file.data)))
+        else:
+            url = str(file.url)
+            if not served.config.serve.urls:
+                raise RequestError(400, "this server fetches no URLs (serve.urls); upload the file", param="file_url")
+            chunks = fetch_url(url, served.config.serve.limits)
+            found.append(await served.files.add(owner, file.name or name_of(url), chunks))
+    return tuple(found)
+
+
+async def _once(data: bytes) -> AsyncIterator[bytes]:
+    yield data
+
+
+@contextlib.asynccontextmanager
+async def ended_with_client(request: Request, readings: Readings, run: Run) -> AsyncIterator[None]:
+    """Context manager that cancels a reading if the client goes, or the block ends, before its end."""
+
+    async def watch() -> None:
+        while (await request.receive())["type"] != "http.disconnect":
+            pass
+        await readings.cancel(run)
+
+    watching = asyncio.create_task(watch())
+    try:
+        yield
+    finally:
+        watching.cancel()
+        await readings.cancel(run)

@@ -1,0 +1,184 @@
+"""OpenAI's Responses: a response is a reading; its memories are items of reasoning."""
+
+import contextlib
+import json
+from collections.abc import AsyncIterator
+from typing import TYPE_CHECKING, Any
+
+from fastapi import FastAPI, Request
+from fastapi.responses import StreamingResponse
+
+from actors.serving.readings import Readings, Run
+from actors.serving.requests import body_of, documents_of, ended_with_client, fits, flag, number, refuse, sampling_of
+from pipeline.asking.session import SectionRead
+from pipeline.serving.errors import RequestError
+from pipeline.serving.messages import asked, messages_of
+from pipeline.serving.responses import (
+    FIRST_EVENTS,
+    SECTION_EVENTS,
+    first_events,
+    last_events,
+    response_object,
+    section_events,
+)
+
+if TYPE_CHECKING:
+    from actors.serving.app import Served
+
+# Fields that would change the answer, and the values with which they do not.
+UNSUPPORTED: dict[str, tuple] = {
+    "tools": ([],),
+    "tool_choice": ("auto", "none"),
+    "text": ({}, {"format": {"type": "text"}}),
+    "conversation": (),
+    "prompt": (),
+    "top_logprobs": (0,),
+    "max_tool_calls": (),
+}
+SSE = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
+
+
+def add_routes(app: FastAPI, served: "Served") -> None:
+    """Add the routes of responses."""
+    readings = served.readings
+    most_bytes = (served.config.serve.limits.file_mib << 20) * 3 // 2 + (1 << 20)  # files in base64
+    asked_for: dict[str, dict[str, Any]] = {}  # by response, what it repeats of its request
+
+    def shown(run: Run) -> dict[str, Any]:
+        for id in asked_for.keys() - readings.ids():
+            del asked_for[id]
+        return shown_response(run, asked_for.get(run.id, {}))
+
+    @app.post("/v1/responses")
+    async def create(request: Request):
+        owner, body = request.state.owner, await body_of(request, most_bytes)
+        refuse(body, UNSUPPORTED)
+        stream, background = flag(body, "stream"), flag(body, "background")
+        store = flag(body, "store", default=True)
+        if background and not store:
+            raise RequestError(400, "background needs store", param="store")
+        model, method = served.method_of(body.get("model"))
+        instructions = body.get("instructions") or ""
+        if not isinstance(instructions, str):
+            raise RequestError(400, "instructions must be a text", param="instructions")
+        repeated = {key: body.get(key) for key in ("metadata", "previous_response_id", "temperature", "top_p")}
+        if not isinstance(repeated["metadata"] or {}, dict) or len(json.dumps(repeated["metadata"])) > 16_384:
+            raise RequestError(400, "metadata must be an object of at most 16,384 characters", param="metadata")
+        before = _previous(readings, owner, body.get("previous_response_id"))
+        found = asked(
+            messages_of(body.get("input"), "input"),
+            instructions,
+            await readings.check(method, fits),
+            before is not None,
+        )
+        documents = await documents_of(served, owner, found.files)
+        documents += (found.text,) if found.text else ()
+        if not documents and before is not None:
+            documents = before.documents
+        run = await readings.start(
+            owner,
+            found.question,
+            documents,
+            method,
+            sampling_of(served, body),
+            model,
+            number(body, "max_output_tokens", 1, 10**9),
+        )
+        asked_for[run.id] = {**repeated, "instructions": instructions or None, "background": background}
+        if stream:
+            ending = contextlib.nullcontext() if background else ended_with_client(request, readings, run)
+            return StreamingResponse(events(run, -1, ending, store), media_type="text/event-stream", headers=SSE)
+        if not background:
+            async with ended_with_client(request, readings, run):
+                async for _ in run.follow(run.dropped):
+                    pass
+            if not store:
+                await readings.remove(run)
+            if run.error is not None:
+                raise run.error
+        return shown(run)
+
+    @app.get("/v1/responses/{id}")
+    async def retrieve(request: Request, id: str, stream: str = "", starting_after: str = ""):
+        run = readings.get(request.state.owner, id)
+        if stream.lower() not in ("true", "1"):
+            return shown(run)
+        try:
+            after = int(starting_after) if starting_after else -1
+        except ValueError:
+            raise RequestError(400, "starting_after must be a number", param="starting_after") from None
+        if run.dropped and (after + 1 - FIRST_EVENTS) // SECTION_EVENTS < run.dropped:
+            raise RequestError(400, "these events are not held any more; get the response", code="events_dropped")
+        return StreamingResponse(
+            events(run, after, contextlib.nullcontext(), True), media_type="text/event-stream", headers=SSE
+        )
+
+    @app.delete("/v1/responses/{id}")
+    async def delete(request: Request, id: str) -> dict[str, Any]:
+        await readings.remove(readings.get(request.state.owner, id))
+        return {"id": id, "object": "response", "deleted": True}
+
+    @app.post("/v1/responses/{id}/cancel")
+    async def cancel(request: Request, id: str) -> dict[str, Any]:
+        run = readings.get(request.state.owner, id)
+        await readings.cancel(run)
+        return shown(run)
+
+    @app.post("/v1/responses/{id}/stop")
+    async def stop(request: Request, id: str) -> dict[str, Any]:
+        run = readings.get(request.state.owner, id)
+        readings.stop(run)
+        return shown(run)
+
+    async def events(
+        run: Run, after: int, ending: contextlib.AbstractAsyncContextManager, store: bool
+    ) -> AsyncIterator[str]:
+        """The events of a stream whose numbers are above `after`."""
+        async with ending:
+            for event in first_events(shown_response(run, asked_for.get(run.id, {}), begun=True)):
+                if event["sequence_number"] > after:
+                    yield sse(event)
+            try:
+                begin = max(0, after + 1 - FIRST_EVENTS) // SECTION_EVENTS
+                async for number, read in run.follow(min(begin, run.read)):
+                    if read is None:
+                        yield ": alive\n\n"
+                    elif isinstance(read, SectionRead):
+                        for event in section_events(run.id, number, read):
+                            if event["sequence_number"] > after:
+                                yield sse(event)
+            except RequestError as error:  # this client is too slow
+                yield sse({"type": "error", "code": error.code, "message": error.message, "param": None})
+                return
+            for event in last_events(shown(run), run.read):
+                if event["sequence_number"] > after:
+                    yield sse(event)
+            if not store:
+                await readings.remove(run)
+
+
+def sse(event: dict[str, Any]) -> str:
+    return f"event: {event['type']}\ndata: {json.dumps(event)}\n\n"
+
+
+def shown_response(run: Run, asked_for: dict[str, Any], begun: bool = False) -> dict[str, Any]:
+    """OpenAI's object of a reading; `begun`: as it was when it began."""
+    return response_object(
+        id=run.id,
+        model=run.model,
+        created=run.created,
+        status="in_progress" if begun else run.status,
+        question=run.question,
+        file_ids={name: file.id for name, file in run.names().items()},
+        answered=None if begun else run.answered,
+        error=None if begun else run.error,
+        asked=asked_for,
+    )
+
+
+def _previous(readings: Readings, owner: str, id: Any) -> Run | None:
+    if id is None:
+        return None
+    if not isinstance(id, str):
+        raise RequestError(400, "previous_response_id must be a text", param="previous_response_id")
+    return readings.get(owner, id)
