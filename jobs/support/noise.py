@@ -44,6 +44,11 @@ KNOWN = {
     "printed for any thread of an actor with an event loop; one of them reads Ray Data": (
         r"Using blocking ray\.get inside async actor",
     ),
+    "said by Ray Serve when a server starts or ends": (
+        r"Cannot deregister autoscaling state for deployment",
+        r"Task ServeController\.graceful_shutdown failed",
+    ),
+    "gRPC's, of the fork that starts an engine on a CPU, which uses no gRPC": (r"skipping fork\(\) handlers",),
     "a tip, repeated at every start": (r"Tip: use `ray status` to view detailed cluster status",),
     # wandb
     "the job prints the location of its wandb run itself": (

@@ -1,9 +1,14 @@
 """The configuration of `jobs.serve`."""
 
+import os
 from dataclasses import dataclass, field
+from pathlib import Path
 
-from pipeline.asking.config import AskedModel
-from pipeline.sections import AgentSection
+from pipeline.asking.config import AskedModel, newest_learned, trained_agent
+from pipeline.config import load_config
+from pipeline.rules import check_rules, one_of, positive
+from pipeline.run.checkpoints import MODEL
+from pipeline.sections import AgentSection, GenerationConfig, GeneratorSection, ModelSection, from_repository
 
 
 @dataclass
@@ -47,6 +52,7 @@ class ServeSection:
     urls: bool = False  # fetch files from URLs that a request names (input_file with file_url)
     temperature: float = 0.7  # sampling temperature of a request without one; 0: the likeliest token
     top_p: float = 0.95  # of a request without one: sample from the likeliest tokens whose probabilities sum to this
+    seed: int = 0  # of the engines
     replicas: ReplicaSection = field(default_factory=ReplicaSection)
     limits: LimitSection = field(default_factory=LimitSection)
 
@@ -56,3 +62,79 @@ class ServeConfig:
     model: AskedModel = field(default_factory=AskedModel)
     agent: AgentSection = field(default_factory=AgentSection)
     serve: ServeSection = field(default_factory=ServeSection)
+
+
+def load_serve_config(arguments: list[str]) -> ServeConfig:
+    """Resolve `key=value` arguments.
+
+    A model that was trained here reads with the lengths and prompts of its training, unless a preset is named.
+
+    Raises:
+        ConfigError: an argument or a combination of arguments is wrong, or there is no model.
+    """
+    config = load_config(arguments, ServeConfig)
+    _check(config)
+    config.model.path = from_repository(config.model.path or newest_learned())
+    trained = trained_agent(config.model.path)
+    if trained and not any(argument.startswith("preset=") for argument in arguments):
+        given = [argument for argument in arguments if argument.startswith("agent.")]
+        config.agent = load_config([*trained, *given], ServeConfig).agent
+    return config
+
+
+def model_name(config: ServeConfig) -> str:
+    """The model's name in the interface."""
+    parts = [part for part in Path(config.model.path).parts if part not in ("/", MODEL)]
+    return config.serve.name or parts[-1]
+
+
+def serve_folder(config: ServeConfig) -> Path:
+    """The folder of keys and files."""
+    if config.serve.folder:
+        return Path(config.serve.folder).expanduser()
+    base = os.environ.get("XDG_STATE_HOME", "")
+    return (Path(base) if Path(base).is_absolute() else Path.home() / ".local" / "state") / "palimpsest" / "serve"
+
+
+def serving_engine_config(config: ServeConfig) -> GenerationConfig:
+    """The configuration of a replica's engine."""
+    r = config.serve.replicas
+    generator = GeneratorSection(
+        num_gpus=r.num_gpus,
+        tensor_parallel=r.tensor_parallel,
+        max_sequences=r.max_sequences,
+        kv_cache_gib=r.kv_cache_gib,
+        gpu_memory_share=r.gpu_memory_share,
+        enforce_eager=r.enforce_eager,
+        timeout_s=r.timeout_s,
+    )
+    model = ModelSection(config.model.path, config.model.dtype, config.model.trust_remote_code)
+    made = GenerationConfig(model=model, agent=config.agent, generator=generator)
+    made.complete()
+    return made
+
+
+def _check(config: ServeConfig) -> None:
+    s, r, m = config.serve, config.serve.replicas, config.serve.limits
+    sizes = [(f"serve.limits.{key}", value) for key, value in vars(m).items()]
+    sizes += [
+        (f"serve.replicas.{key}", getattr(r, key))
+        for key in ("min", "max", "conversations", "tensor_parallel", "max_sequences", "kv_cache_gib", "timeout_s")
+    ]
+    check_rules(
+        one_of(config, "model", "dtype", ("auto", "float32", "bfloat16")),
+        positive(config, "agent", "window", "problem_tokens", "chunk_tokens", "memory_tokens", "answer_tokens"),
+        [
+            *((value > 0, f"{key}={value} must be above 0") for key, value in sizes),
+            (0 < s.port < 65_536, f"serve.port={s.port} must be from 1 to 65535"),
+            (0 < s.top_p <= 1, f"serve.top_p={s.top_p} must be above 0 and at most 1"),
+            (s.temperature >= 0, f"serve.temperature={s.temperature} must be at least 0"),
+            (r.min <= r.max, f"serve.replicas.min={r.min} is above serve.replicas.max={r.max}"),
+            (r.num_cpus >= 0 and r.num_gpus >= 0, "serve.replicas.num_cpus and num_gpus must be at least 0"),
+            (0 < r.gpu_memory_share <= 1, f"serve.replicas.gpu_memory_share={r.gpu_memory_share} must be from 0 to 1"),
+            (r.tensor_parallel == 1 or r.num_gpus > 0, "serve.replicas.tensor_parallel needs serve.replicas.num_gpus"),
+            (m.readings <= m.all_readings, "serve.limits.readings is above serve.limits.all_readings"),
+            (not s.folder or Path(s.folder).expanduser().is_absolute(), f"serve.folder={s.folder} is relative"),
+            (":" not in s.name and "/" not in s.name, f"serve.name={s.name} must not contain : or /"),
+        ],
+    )

@@ -216,6 +216,10 @@ def test_the_models_are_the_methods(server):
         assert response.output_text == "blue" and response.palimpsest["sections"] == 4
 
 
+def of_parts(*parts: dict) -> dict:
+    return {"input": [{"role": "user", "content": list(parts)}]}
+
+
 @pytest.mark.parametrize(
     ("change", "status", "message"),
     [
@@ -228,9 +232,9 @@ def test_the_models_are_the_methods(server):
         ({"input": [1]}, 400, r"input\[0\] must be a message"),
         ({"input": "Which?"}, 400, "there is no document"),
         ({"input": "x" * 200}, 400, "put the question in a paragraph"),
-        ({"input": [{"role": "user", "content": [{"type": "input_image"}]}]}, 400, "part of type 'input_image'"),
-        ({"input": [{"role": "user", "content": [{"type": "input_file", "file_id": "file-0"}, QUESTION]}]}, 404, "there is no file"),
-        ({"input": [{"role": "user", "content": [{"type": "input_file", "file_url": "http://a/b"}, QUESTION]}]}, 400, "fetches no URLs"),
+        (of_parts({"type": "input_image"}), 400, "part of type 'input_image'"),
+        (of_parts({"type": "input_file", "file_id": "file-0"}, QUESTION), 404, "there is no file"),
+        (of_parts({"type": "input_file", "file_url": "http://a/b"}, QUESTION), 400, "fetches no URLs"),
         ({"previous_response_id": "resp_0"}, 404, "there is no response"),
         ({"background": True, "store": False}, 400, "background needs store"),
         ({"metadata": {"a": "b" * 20_000}}, 400, "metadata"),

@@ -1,0 +1,62 @@
+"""The HTTP side of a server as a deployment of Ray Serve: one replica, on the head node, where the files are."""
+
+from typing import Any
+
+from fastapi import FastAPI
+from ray import serve
+
+from actors.serving.app import Served, make_app
+from actors.serving.engine_replica import engine_application, generate_with
+from pipeline.agents import load_agent
+from pipeline.agents.reader import Reader
+from pipeline.asking.session import check_agent
+from pipeline.serving.config import ServeConfig, model_name, serve_folder
+from pipeline.serving.files import FileStore
+from pipeline.serving.keys import Keys
+from pipeline.text import load_tokenizer
+
+MOST_REQUESTS = 10_000  # at once; the limits of the app are far below
+APPLICATION = "palimpsest"
+
+
+@serve.ingress()
+class Frontend:
+    """The app and all its state.
+
+    Args:
+        config: the configuration.
+        engines: the handle of the replicas.
+    """
+
+    def __init__(self, config: ServeConfig, engines: Any):
+        folder = serve_folder(config)
+        self._served = Served(
+            config,
+            lambda method: new_agent(config, method),
+            generate_with(engines, config.serve.replicas.timeout_s),
+            model_name(config),
+            Keys(folder),
+            FileStore(folder, config.serve.limits, config.agent.document_characters),
+        )
+
+    def __serve_build_asgi_app__(self) -> FastAPI:
+        return make_app(self._served)
+
+
+def new_agent(config: ServeConfig, method: str) -> Reader:
+    """An agent with a tokenizer of its own: two threads must not use one at once."""
+    tokenizer = load_tokenizer(config.model.path, config.model.trust_remote_code)
+    return check_agent(method, load_agent(method))(tokenizer, config.agent)
+
+
+def application(config: ServeConfig) -> serve.Application:
+    """The whole server, for `serve.run`."""
+    frontend = serve.deployment(
+        Frontend,
+        name="frontend",
+        num_replicas=1,
+        max_ongoing_requests=MOST_REQUESTS,
+        ray_actor_options={"num_cpus": 0, "resources": {"node:__internal_head__": 0.001}},
+        graceful_shutdown_timeout_s=5,
+    )
+    return frontend.bind(config, engine_application(config))
