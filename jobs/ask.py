@@ -22,35 +22,23 @@ model=PATH is short for model.path=PATH.
 import asyncio
 import contextlib
 import json
-import re
 import shutil
 import signal
 import sys
 import tempfile
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 
+from jobs.support.asked_files import events_of, split_arguments
 from jobs.support.asked_model import AskedModel, open_model
 from jobs.support.driver import asks_for_help, show_help
 from jobs.support.reading_view import ReadingView, answer_text, for_terminal
 from pipeline.asking.config import AskConfig, load_ask_config
-from pipeline.asking.documents import SourceFile, files_hash, find_files, read_files, text_bytes
-from pipeline.asking.kept import KeptReading, NothingKept, default_folder
-from pipeline.asking.parsing import ParseLimits
+from pipeline.asking.documents import SourceFile, find_files
 from pipeline.asking.session import Answered, Reading, SectionRead
-from pipeline.errors import BadRow, ConfigError, DataError, RunFailed, UnreadableDocument, reason_of
+from pipeline.errors import BadRow, ConfigError, DataError, RunFailed, reason_of
 
-FLAGS = {  # the key that each spells
-    "--method": "ask.method=",
-    "--endpoint": "ask.endpoint=",
-    "--endpoint-model": "ask.endpoint_model=",
-    "--tokenizer": "ask.tokenizer=",
-    "--no-keep": "ask.keep=false",
-}
-SETTING = re.compile(r"(?:preset|interpolation|model|(?:model|agent|ask)(?:\.\w+)+)=.*", re.DOTALL)
 STDIN = "-"
-MEASURED_S = 0.5  # wait before the first section for the size of the text, which may take longer to know
 STDIN_NAME = "standard input"
 
 
@@ -77,39 +65,6 @@ def main(arguments: list[str]) -> int:
         return _failed(reason_of(error), 1)
     except (KeyboardInterrupt, asyncio.CancelledError):
         return _failed("· interrupted; the same command resumes", 130)
-
-
-def split_arguments(arguments: list[str]) -> tuple[list[str], list[str], bool]:
-    """The settings (`key=value`), the other words, and whether the answer is wanted as JSON.
-
-    Raises:
-        ConfigError: an option is unknown, or its value is missing or too much.
-    """
-    settings: list[str] = []
-    words: list[str] = []
-    as_json = False
-    left = list(arguments)
-    while left:
-        argument = left.pop(0)
-        flag, equals, value = argument.partition("=")
-        if argument == "--":
-            words += left
-            break
-        if argument == "--json":
-            as_json = True
-        elif flag in FLAGS and FLAGS[flag].endswith("="):
-            if not equals and not left:
-                raise ConfigError(f"{flag} needs a value")
-            settings.append(FLAGS[flag] + (value if equals else left.pop(0)))
-        elif argument in FLAGS:
-            settings.append(FLAGS[argument])
-        elif argument.startswith("--"):
-            raise ConfigError(f"unknown option {argument}; there are {', '.join([*FLAGS, '--json'])}")
-        elif SETTING.fullmatch(argument):
-            settings.append(f"model.path={value}" if flag == "model" else argument)
-        else:
-            words.append(argument)
-    return settings, words, as_json
 
 
 @contextlib.contextmanager
@@ -165,48 +120,23 @@ async def ask(config: AskConfig, question: str, files: list[SourceFile], left_ou
 
 async def read(model: AskedModel, question: str, files: list[SourceFile], view: ReadingView) -> Answered:
     """Read the files for the question, or take the answer of an earlier reading."""
-    a = model.config.ask
-    kept = NothingKept()
-    if a.keep:
-        folder = Path(a.folder).expanduser() if a.folder else default_folder()
-        kept = KeptReading(folder, model.reading_key(question, files_hash(files)))
-    with contextlib.closing(kept):
-        if (answered := kept_answer(kept, files)) is not None:
-            view.say("answered before; --no-keep reads again")
-            return answered
-        limits = ParseLimits(
-            file_bytes=a.file_mib << 20, characters=model.config.agent.document_characters, seconds=a.parse_s
-        )
-        pieces = read_files(files, limits)
-        reading = Reading(question, pieces, model.agent, model.client.generate, model.sampling, kept)
-        measuring = threading.Thread(target=_measure, args=(reading, files, limits), daemon=True)
-        measuring.start()
-        measuring.join(MEASURED_S)
-        with _stopping(reading, view):
-            async for event in reading.events():
+    with contextlib.ExitStack() as stopping:
+        begun = False
+
+        def begin(reading: Reading) -> None:
+            nonlocal begun
+            begun = True
+            stopping.enter_context(_stopping(reading, view))
+
+        async with contextlib.aclosing(events_of(model, question, files, begin)) as events:
+            async for event in events:
                 if isinstance(event, SectionRead):
                     view.read(event)
-                else:
-                    return event
+                    continue
+                if not begun:
+                    view.say("answered before; --no-keep reads again")
+                return event
     raise AssertionError("a reading ends with its answer")
-
-
-def kept_answer(kept: NothingKept, files: list[SourceFile]) -> Answered | None:
-    """The answer of an earlier reading, if its places have the names of the files as they are named now."""
-    if kept.answered is None:
-        return None
-    try:
-        answered = Answered.from_json(kept.answered)
-    except (TypeError, KeyError):  # of an earlier version
-        return None
-    names = {file.name for file in files}
-    return answered if all(source.place.file in names for source in answered.sources) else None
-
-
-def _measure(reading: Reading, files: list[SourceFile], limits: ParseLimits) -> None:
-    """Find out the size of the text, which takes a while for parsed files. The reading says what is wrong with them."""
-    with contextlib.suppress(UnreadableDocument, OSError):
-        reading.document_bytes = text_bytes(files, limits)
 
 
 @contextlib.contextmanager

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import AsyncIterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.responses import StreamingResponse
@@ -10,12 +10,10 @@ from fastapi.responses import StreamingResponse
 from actors.serving.readings import Run
 from actors.serving.requests import body_of, documents_of, ended_with_client, fits, flag, number, refuse, sampling_of
 from actors.serving.responses_api import SSE
+from actors.serving.served import Served
 from pipeline.asking.session import SectionRead
 from pipeline.serving.errors import RequestError
 from pipeline.serving.messages import asked, messages_of
-
-if TYPE_CHECKING:
-    from actors.serving.app import Served
 
 # Fields that would change the answer, and the values with which they do not.
 UNSUPPORTED: dict[str, tuple] = {
@@ -32,7 +30,7 @@ UNSUPPORTED: dict[str, tuple] = {
 }
 
 
-def add_routes(app: FastAPI, served: "Served") -> None:
+def add_routes(app: FastAPI, served: Served) -> None:
     """Add the route of chat completions."""
     readings = served.readings
     most_bytes = (served.config.serve.limits.file_mib << 20) * 3 // 2 + (1 << 20)

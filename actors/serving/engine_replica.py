@@ -33,7 +33,7 @@ class EngineReplica:
         seed: vLLM's seed.
     """
 
-    async def __init__(self, config: GenerationConfig, seed: int):
+    async def __init__(self, config: GenerationConfig, seed: int):  # type: ignore[misc] # Ray Serve awaits it
         # Imported here, so that processes that only hold a handle do not spend seconds on importing vLLM.
         from actors.generation.vllm_engine import VllmEngine
 

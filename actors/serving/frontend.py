@@ -5,8 +5,9 @@ from typing import Any
 from fastapi import FastAPI
 from ray import serve
 
-from actors.serving.app import Served, make_app
+from actors.serving.app import make_app
 from actors.serving.engine_replica import engine_application, generate_with
+from actors.serving.served import Served
 from pipeline.agents import load_agent
 from pipeline.agents.reader import Reader
 from pipeline.asking.session import check_agent

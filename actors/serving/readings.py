@@ -225,7 +225,8 @@ class Readings:
 
     def expire(self) -> int:
         """Forget readings that were over and last used longer than keep_s ago, or are too many; return how many."""
-        before, owners = self._clock() - self._limits.keep_s, {}
+        before = self._clock() - self._limits.keep_s
+        owners: dict[str, list[Run]] = {}
         for run in sorted(self._runs.values(), key=lambda run: -run.used):
             if run.is_over:
                 owners.setdefault(run.owner, []).append(run)

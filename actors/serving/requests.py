@@ -4,11 +4,12 @@ import asyncio
 import contextlib
 import json
 from collections.abc import AsyncIterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from fastapi import Request
 
 from actors.serving.readings import Document, Readings, Run
+from actors.serving.served import Served
 from pipeline.agents.reader import Reader
 from pipeline.errors import QuestionTooLong
 from pipeline.problems import Problem
@@ -16,9 +17,6 @@ from pipeline.rollout.episodes import Sampling
 from pipeline.serving.errors import RequestError
 from pipeline.serving.messages import AttachedFile
 from pipeline.serving.urls import fetch_url, name_of
-
-if TYPE_CHECKING:
-    from actors.serving.app import Served
 
 
 def number(body: dict[str, Any], key: str, least: float, most: float, default: Any = None) -> Any:
@@ -48,7 +46,7 @@ def refuse(body: dict[str, Any], unsupported: dict[str, tuple]) -> None:
             raise RequestError(400, f"{key} is not supported", code="unsupported_parameter", param=key)
 
 
-def sampling_of(served: "Served", body: dict[str, Any]) -> Sampling:
+def sampling_of(served: Served, body: dict[str, Any]) -> Sampling:
     plain = served.sampling
     return Sampling(
         float(number(body, "temperature", 0, 2, plain.temperature)),
@@ -87,7 +85,7 @@ async def body_of(request: Request, most_bytes: int) -> dict[str, Any]:
     return found
 
 
-async def documents_of(served: "Served", owner: str, files: tuple[AttachedFile, ...]) -> tuple[Document, ...]:
+async def documents_of(served: Served, owner: str, files: tuple[AttachedFile, ...]) -> tuple[Document, ...]:
     """The stored files of a request; those that came with it are stored now.
 
     Raises:

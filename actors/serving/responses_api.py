@@ -3,13 +3,14 @@
 import contextlib
 import json
 from collections.abc import AsyncIterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.responses import StreamingResponse
 
 from actors.serving.readings import Readings, Run
 from actors.serving.requests import body_of, documents_of, ended_with_client, fits, flag, number, refuse, sampling_of
+from actors.serving.served import Served
 from pipeline.asking.session import SectionRead
 from pipeline.serving.errors import RequestError
 from pipeline.serving.messages import asked, messages_of
@@ -21,9 +22,6 @@ from pipeline.serving.responses import (
     response_object,
     section_events,
 )
-
-if TYPE_CHECKING:
-    from actors.serving.app import Served
 
 # Fields that would change the answer, and the values with which they do not.
 UNSUPPORTED: dict[str, tuple] = {
@@ -38,7 +36,7 @@ UNSUPPORTED: dict[str, tuple] = {
 SSE = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
 
 
-def add_routes(app: FastAPI, served: "Served") -> None:
+def add_routes(app: FastAPI, served: Served) -> None:
     """Add the routes of responses."""
     readings = served.readings
     most_bytes = (served.config.serve.limits.file_mib << 20) * 3 // 2 + (1 << 20)  # files in base64

@@ -9,7 +9,6 @@ import contextlib
 import os
 import signal
 import sys
-import threading
 from collections.abc import AsyncGenerator, Iterable
 from pathlib import Path
 from typing import Annotated
@@ -20,14 +19,12 @@ from mcp.server.mcpserver.exceptions import ToolError
 from mcp_types import ListRootsResult
 from pydantic import Field
 
-from jobs.ask import kept_answer, split_arguments
+from jobs.support.asked_files import events_of, split_arguments
 from jobs.support.asked_model import AskedModel, open_model
 from pipeline.asking.config import load_ask_config
-from pipeline.asking.documents import SourceFile, files_hash, find_files, read_files, text_bytes
-from pipeline.asking.kept import KeptReading, NothingKept, default_folder
-from pipeline.asking.parsing import ParseLimits
-from pipeline.asking.session import Event, Reading
-from pipeline.errors import BadRow, ConfigError, DataError, RunFailed, UnreadableDocument, reason_of
+from pipeline.asking.documents import find_files
+from pipeline.asking.session import Event
+from pipeline.errors import BadRow, ConfigError, DataError, RunFailed, reason_of
 from pipeline.serving import mcp_tool
 
 PATH = "The file to read (text, Markdown, HTML, PDF or DOCX), or a folder of such files: inside one of your roots."
@@ -143,30 +140,9 @@ async def read(model: AskedModel, question: str, path: Path) -> AsyncGenerator[E
         DataError, BadRow, RunFailed, OSError: it cannot be answered; the message says why.
     """
     files, _ = await asyncio.to_thread(find_files, [path])
-    a, kept = model.config.ask, NothingKept()
-    if a.keep:
-        folder = Path(a.folder).expanduser() if a.folder else default_folder()
-        hashes = await asyncio.to_thread(files_hash, files)
-        kept = KeptReading(folder, model.reading_key(question, hashes))
-    with contextlib.closing(kept):
-        if (answered := kept_answer(kept, files)) is not None:
-            yield answered
-            return
-        limits = ParseLimits(
-            file_bytes=a.file_mib << 20, characters=model.config.agent.document_characters, seconds=a.parse_s
-        )
-        pieces = read_files(files, limits)
-        reading = Reading(question, pieces, model.agent, model.client.generate, model.sampling, kept)
-        threading.Thread(target=_measure, args=(reading, files, limits), daemon=True).start()
-        async with contextlib.aclosing(reading.events()) as events:  # type: ignore[type-var] # it is a generator
-            async for event in events:
-                yield event
-
-
-def _measure(reading: Reading, files: list[SourceFile], limits: ParseLimits) -> None:
-    """Find out the size of the text, to estimate the number of sections. The reading says what is wrong with it."""
-    with contextlib.suppress(UnreadableDocument, OSError):
-        reading.document_bytes = text_bytes(files, limits)
+    async with contextlib.aclosing(events_of(model, question, files)) as events:
+        async for event in events:
+            yield event
 
 
 def _split_roots(arguments: list[str]) -> tuple[list[Path], list[str]]:

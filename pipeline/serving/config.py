@@ -75,6 +75,7 @@ def load_serve_config(arguments: list[str]) -> ServeConfig:
     config = load_config(arguments, ServeConfig)
     _check(config)
     config.model.path = from_repository(config.model.path or newest_learned())
+    config.serve.folder = str(serve_folder(config))  # actors may have another environment
     trained = trained_agent(config.model.path)
     if trained and not any(argument.startswith("preset=") for argument in arguments):
         given = [argument for argument in arguments if argument.startswith("agent.")]

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from actors.serving.app import Served
+from actors.serving.served import Served
 from pipeline.serving.config import LimitSection, ServeConfig
 from pipeline.serving.files import FileStore
 from pipeline.serving.keys import Keys

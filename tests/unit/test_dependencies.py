@@ -17,12 +17,14 @@ DISTRIBUTIONS = {
     "liger_kernel": "liger-kernel",
     "mcp_types": "mcp-types",
     "python_multipart": "python-multipart",
+    "prometheus_client": "prometheus-client",
 }  # where a module has another name
 NOT_IMPORTED = {"wonderwords"}  # whose word lists are read
 SMOLLM2 = {"gguf"}  # of requirements/smollm2.txt alone
 DOCUMENTS = {"lxml", "pypdf", "python-docx"}  # of requirements/documents.txt alone
 SERVING = {
     "fastapi",
+    "prometheus-client",
     "python-multipart",
     "mcp",
     "mcp-types",

@@ -18,7 +18,8 @@ from pipeline.fine_tuning.demonstrations import CURRICULA, TEMPLATES
 from pipeline.run.config import TrainingConfig
 
 NAMES = (
-    *("train", "plan", "submit", "evaluate", "fine_tune", "prepare", "figures", "learn", "ask", "view", "docs"),
+    *("train", "plan", "submit", "evaluate", "fine_tune", "prepare", "figures", "learn", "ask", "serve"),
+    *("view", "docs"),
     "bench.__main__",
     "gpu_check.__main__",
 )
