@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -16,6 +17,7 @@ from pipeline.serving.errors import RequestError
 
 OPEN = ("/", "/health")  # without a key, beside the page's files
 EXPIRE_S = 60.0
+THREADS = 64  # of parsing, encoding and writing
 
 
 def make_app(served: Served) -> FastAPI:
@@ -62,6 +64,8 @@ def _lifespan(served: Served):
                 served.readings.expire()
                 served.files.expire()
 
+        # Ray Serve gives five threads, of which a few readings that wait for a parser would take all.
+        asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(THREADS, "app"))
         expiring = asyncio.create_task(expire())
         try:
             yield

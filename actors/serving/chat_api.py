@@ -8,7 +8,16 @@ from fastapi import FastAPI, Request
 from fastapi.responses import StreamingResponse
 
 from actors.serving.readings import Run
-from actors.serving.requests import body_of, documents_of, ended_with_client, fits, flag, number, refuse, sampling_of
+from actors.serving.requests import (
+    body_of,
+    documents_of,
+    ended_with_client,
+    fits,
+    flag,
+    refuse,
+    sampling_of,
+    whole_number,
+)
 from actors.serving.responses_api import SSE
 from actors.serving.served import Served
 from pipeline.asking.session import SectionRead
@@ -33,17 +42,16 @@ UNSUPPORTED: dict[str, tuple] = {
 def add_routes(app: FastAPI, served: Served) -> None:
     """Add the route of chat completions."""
     readings = served.readings
-    most_bytes = (served.config.serve.limits.file_mib << 20) * 3 // 2 + (1 << 20)
 
     @app.post("/v1/chat/completions")
     async def create(request: Request):
-        owner, body = request.state.owner, await body_of(request, most_bytes)
+        owner, body = request.state.owner, await body_of(request)
         refuse(body, UNSUPPORTED)
         model, method = served.method_of(body.get("model"))
         found = asked(messages_of(body.get("messages"), "messages"), "", await readings.check(method, fits), False)
         documents = await documents_of(served, owner, found.files)
         stream, options = flag(body, "stream"), body.get("stream_options") or {}
-        most = body.get("max_completion_tokens") is not None and "max_completion_tokens" or "max_tokens"
+        most = "max_tokens" if body.get("max_completion_tokens") is None else "max_completion_tokens"
         run = await readings.start(
             owner,
             found.question,
@@ -51,7 +59,7 @@ def add_routes(app: FastAPI, served: Served) -> None:
             method,
             sampling_of(served, body),
             model,
-            number(body, most, 1, 10**9),
+            whole_number(body, most, 1, 10**9),
         )
         if stream:
             with_usage = isinstance(options, dict) and bool(options.get("include_usage"))

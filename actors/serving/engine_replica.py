@@ -19,6 +19,7 @@ from pipeline.text import load_tokenizer
 
 AGAIN_S = 1.0  # before a conversation is tried on another replica
 HEALTH_S = 10.0
+SHUTDOWN_S = 20.0  # for open conversations; what is left is asked again on another replica
 
 
 class EngineDied(RuntimeError):
@@ -77,15 +78,7 @@ class EngineReplica:
 def engine_application(config: ServeConfig) -> serve.Application:
     """The deployment of the engine's replicas, to be bound to the frontend."""
     r = config.serve.replicas
-    gpus = r.tensor_parallel if r.num_gpus else 0
-    options: dict[str, Any] = {"ray_actor_options": {"num_cpus": r.num_cpus, "num_gpus": r.num_gpus}}
-    if gpus > 1:  # vLLM's workers take the bundles
-        first = {"CPU": r.num_cpus, "GPU": r.num_gpus}
-        options = {
-            "ray_actor_options": {"num_cpus": r.num_cpus},
-            "placement_group_bundles": [first, *[{"GPU": r.num_gpus}] * (gpus - 1)],
-            "placement_group_strategy": "STRICT_PACK",
-        }
+    options = {"num_cpus": r.num_cpus, "num_gpus": r.num_gpus}
     deployment = serve.deployment(
         EngineReplica,
         name="engine",
@@ -97,8 +90,8 @@ def engine_application(config: ServeConfig) -> serve.Application:
         },
         health_check_period_s=HEALTH_S,
         health_check_timeout_s=3 * HEALTH_S,
-        graceful_shutdown_timeout_s=r.timeout_s,
-        **options,
+        graceful_shutdown_timeout_s=SHUTDOWN_S,
+        ray_actor_options=options,
     )
     return deployment.bind(serving_engine_config(config), config.serve.seed)
 

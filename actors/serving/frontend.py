@@ -1,5 +1,6 @@
 """The HTTP side of a server as a deployment of Ray Serve: one replica, on the head node, where the files are."""
 
+import copy
 from typing import Any
 
 from fastapi import FastAPI
@@ -46,7 +47,7 @@ class Frontend:
 
 def new_agent(config: ServeConfig, method: str) -> Reader:
     """An agent with a tokenizer of its own: two threads must not use one at once."""
-    tokenizer = load_tokenizer(config.model.path, config.model.trust_remote_code)
+    tokenizer = copy.deepcopy(load_tokenizer(config.model.path, config.model.trust_remote_code))
     return check_agent(method, load_agent(method))(tokenizer, config.agent)
 
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import contextvars
 import functools
 import logging
 import secrets
@@ -173,7 +174,8 @@ class Readings:
             holds.close()
             self._runs.pop(run.id, None)
             raise
-        run.task = asyncio.create_task(self._run(run, holds, method, agent, given))
+        # In a context of its own: Ray Serve cancels what was called in that of a request whose client goes.
+        run.task = asyncio.create_task(self._run(run, holds, method, agent, given), context=contextvars.Context())
         return run
 
     def get(self, owner: str, id: str) -> Run:

@@ -18,6 +18,9 @@ from pipeline.serving.errors import RequestError
 from pipeline.serving.messages import AttachedFile
 from pipeline.serving.urls import fetch_url, name_of
 
+BODY_BYTES = 64 << 20  # of a JSON request; larger files are uploaded
+LONGEST_TOKEN = 256  # characters
+
 
 def number(body: dict[str, Any], key: str, least: float, most: float, default: Any = None) -> Any:
     """A number of a request. Raises `RequestError` if it is none, or outside its limits."""
@@ -27,6 +30,14 @@ def number(body: dict[str, Any], key: str, least: float, most: float, default: A
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not least <= value <= most:
         raise RequestError(400, f"{key} must be a number from {least:g} to {most:g}", param=key)
     return value
+
+
+def whole_number(body: dict[str, Any], key: str, least: int, most: int) -> int | None:
+    """A whole number of a request, if it is there. Raises `RequestError` if it is none, or outside its limits."""
+    value = number(body, key, least, most)
+    if value is not None and value != int(value):
+        raise RequestError(400, f"{key} must be a whole number", param=key)
+    return None if value is None else int(value)
 
 
 def flag(body: dict[str, Any], key: str, default: bool = False) -> bool:
@@ -51,12 +62,14 @@ def sampling_of(served: Served, body: dict[str, Any]) -> Sampling:
     return Sampling(
         float(number(body, "temperature", 0, 2, plain.temperature)),
         float(number(body, "top_p", 0.001, 1, plain.top_p)),
-        number(body, "seed", 0, 2**31 - 1),
+        whole_number(body, "seed", 0, 2**31 - 1),
     )
 
 
 def fits(agent: Reader, text: str) -> bool:
     """Whether a text fits a question."""
+    if len(text) > LONGEST_TOKEN * agent.config.problem_tokens:  # a document, which would take long to encode
+        return False
     try:
         agent.encode_question(Problem("asked", text, ()))
     except QuestionTooLong:
@@ -64,7 +77,7 @@ def fits(agent: Reader, text: str) -> bool:
     return True
 
 
-async def body_of(request: Request, most_bytes: int) -> dict[str, Any]:
+async def body_of(request: Request) -> dict[str, Any]:
     """The JSON object of a request.
 
     Raises:
@@ -73,8 +86,12 @@ async def body_of(request: Request, most_bytes: int) -> dict[str, Any]:
     data = bytearray()
     async for chunk in request.stream():
         data += chunk
-        if len(data) > most_bytes:
-            raise RequestError(413, f"the request has more than {most_bytes:,} bytes, the limit; upload files first")
+        if len(data) > BODY_BYTES:
+            raise RequestError(413, f"the request has more than {BODY_BYTES >> 20} MiB, the limit; upload its files")
+    return await asyncio.to_thread(_object, bytes(data))
+
+
+def _object(data: bytes) -> dict[str, Any]:
     try:
         found = json.loads(data)
         json.dumps(found, ensure_ascii=False).encode()  # no halves of surrogate pairs

@@ -9,7 +9,16 @@ from fastapi import FastAPI, Request
 from fastapi.responses import StreamingResponse
 
 from actors.serving.readings import Readings, Run
-from actors.serving.requests import body_of, documents_of, ended_with_client, fits, flag, number, refuse, sampling_of
+from actors.serving.requests import (
+    body_of,
+    documents_of,
+    ended_with_client,
+    fits,
+    flag,
+    refuse,
+    sampling_of,
+    whole_number,
+)
 from actors.serving.served import Served
 from pipeline.asking.session import SectionRead
 from pipeline.serving.errors import RequestError
@@ -39,7 +48,6 @@ SSE = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
 def add_routes(app: FastAPI, served: Served) -> None:
     """Add the routes of responses."""
     readings = served.readings
-    most_bytes = (served.config.serve.limits.file_mib << 20) * 3 // 2 + (1 << 20)  # files in base64
     asked_for: dict[str, dict[str, Any]] = {}  # by response, what it repeats of its request
 
     def shown(run: Run) -> dict[str, Any]:
@@ -49,7 +57,7 @@ def add_routes(app: FastAPI, served: Served) -> None:
 
     @app.post("/v1/responses")
     async def create(request: Request):
-        owner, body = request.state.owner, await body_of(request, most_bytes)
+        owner, body = request.state.owner, await body_of(request)
         refuse(body, UNSUPPORTED)
         stream, background = flag(body, "stream"), flag(body, "background")
         store = flag(body, "store", default=True)
@@ -80,7 +88,7 @@ def add_routes(app: FastAPI, served: Served) -> None:
             method,
             sampling_of(served, body),
             model,
-            number(body, "max_output_tokens", 1, 10**9),
+            whole_number(body, "max_output_tokens", 1, 10**9),
         )
         asked_for[run.id] = {**repeated, "instructions": instructions or None, "background": background}
         if stream:

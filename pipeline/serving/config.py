@@ -19,7 +19,7 @@ class ReplicaSection:
     max: int = 1  # most replicas
     conversations: int = 8  # autoscaling: conversations in flight per replica to aim at
     num_cpus: float = 1.0  # Ray CPUs per replica
-    num_gpus: float = 0.0  # Ray GPUs per replica; with tensor_parallel above 1, of each of its devices
+    num_gpus: int = 0  # GPUs per replica; tensor_parallel, or 0 on CPUs
     tensor_parallel: int = 1  # GPUs per replica
     max_sequences: int = 64  # most conversations decoded together in one engine
     kv_cache_gib: float = 1.0  # CPU: size of the KV cache in GiB
@@ -101,7 +101,7 @@ def serving_engine_config(config: ServeConfig) -> GenerationConfig:
     """The configuration of a replica's engine."""
     r = config.serve.replicas
     generator = GeneratorSection(
-        num_gpus=r.num_gpus,
+        num_gpus=float(r.num_gpus),
         tensor_parallel=r.tensor_parallel,
         max_sequences=r.max_sequences,
         kv_cache_gib=r.kv_cache_gib,
@@ -131,9 +131,12 @@ def _check(config: ServeConfig) -> None:
             (0 < s.top_p <= 1, f"serve.top_p={s.top_p} must be above 0 and at most 1"),
             (s.temperature >= 0, f"serve.temperature={s.temperature} must be at least 0"),
             (r.min <= r.max, f"serve.replicas.min={r.min} is above serve.replicas.max={r.max}"),
-            (r.num_cpus >= 0 and r.num_gpus >= 0, "serve.replicas.num_cpus and num_gpus must be at least 0"),
+            (r.num_cpus >= 0, f"serve.replicas.num_cpus={r.num_cpus} must be at least 0"),
             (0 < r.gpu_memory_share <= 1, f"serve.replicas.gpu_memory_share={r.gpu_memory_share} must be from 0 to 1"),
-            (r.tensor_parallel == 1 or r.num_gpus > 0, "serve.replicas.tensor_parallel needs serve.replicas.num_gpus"),
+            (
+                r.num_gpus == r.tensor_parallel or (r.num_gpus == 0 and r.tensor_parallel == 1),
+                f"serve.replicas.num_gpus={r.num_gpus} must equal serve.replicas.tensor_parallel={r.tensor_parallel}",
+            ),
             (m.readings <= m.all_readings, "serve.limits.readings is above serve.limits.all_readings"),
             (not s.folder or Path(s.folder).expanduser().is_absolute(), f"serve.folder={s.folder} is relative"),
             (":" not in s.name and "/" not in s.name, f"serve.name={s.name} must not contain : or /"),

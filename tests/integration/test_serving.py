@@ -13,6 +13,7 @@ import httpx
 import openai
 import psutil
 import pytest
+from ray.serve import get_deployment_handle
 
 from pipeline.data.documents.synthetic import synthetic_problem
 from tests.support.faults import until
@@ -111,11 +112,21 @@ def test_a_reading_outlives_the_engine(client):
     assert details["is_whole"] and details["sections"] == 60
 
 
-def test_a_client_that_goes_frees_its_place(server, key, client):
+def test_a_client_that_goes_frees_its_place(server, key, client, ray_session):
+    engines = get_deployment_handle("engine", app_name="palimpsest")
     stream = ask(client, 2000, stream=True)
     assert next(iter(stream)).type == "response.created" and running(server, key) == "1.0"
+    until(lambda: engines.running.remote().result() == 1)
     stream.close()
-    until(lambda: running(server, key) == "0.0")
+    until(lambda: running(server, key) == "0.0" and engines.running.remote().result() == 0)
+
+
+def test_a_reading_in_the_background_goes_on_without_its_client(client):
+    stream = ask(client, 200, stream=True, background=True)
+    id = next(iter(stream)).response.id
+    stream.close()
+    until(lambda: client.responses.retrieve(id).status != "in_progress")
+    assert client.responses.retrieve(id).palimpsest["sections"] == 200
 
 
 def test_ctrl_c_ends_it_and_no_file_holds_the_key(server, key):

@@ -3,6 +3,8 @@
 import socket
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from jobs import serve
 from pipeline.serving.config import load_serve_config, model_name, serving_engine_config
@@ -36,7 +38,7 @@ def test_keys_are_made_listed_and_removed(state, capsys):
         (["file.txt"], "unknown argument file.txt"),
         (["preset=serve_tiny", "serve.limits.readings=0"], "serve.limits.readings=0 must be above 0"),
         (["preset=serve_tiny", "serve.replicas.min=2"], "serve.replicas.min=2 is above"),
-        (["preset=serve_tiny", "serve.replicas.tensor_parallel=2"], "needs serve.replicas.num_gpus"),
+        (["preset=serve_tiny", "serve.replicas.tensor_parallel=2"], "num_gpus=0 must equal"),
         (["preset=serve_tiny", "serve.limits.readings=100"], "serve.limits.readings is above"),
         (["preset=serve_tiny", "serve.folder=here"], "serve.folder=here is relative"),
         (["preset=serve_tiny", "serve.name=a:b"], "must not contain"),
@@ -101,3 +103,22 @@ def test_messages_without_a_question_or_a_document_are_refused():
         with pytest.raises(RequestError, match=message):
             asked(of(*messages), "", fits, has_documents=False)
     assert asked(of(("user", "Which?")), "", fits, has_documents=True).text is None
+
+
+WORDS = st.sampled_from(["type", "role", "content", "text", "user", "message", "input_file", "file", "file_id", "a b"])
+ANYTHING = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=30) | WORDS,
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(WORDS, inner, max_size=4),
+    max_leaves=20,
+)
+MESSAGE = st.fixed_dictionaries({"role": st.sampled_from(["user", "system", "assistant"]), "content": ANYTHING})
+
+
+@given(ANYTHING | st.lists(MESSAGE, max_size=4))
+def test_whatever_is_sent_is_a_question_or_refused_in_words(sent):
+    try:
+        found = asked(messages_of(sent, "input"), "", fits, has_documents=False)
+    except RequestError as error:
+        assert error.status == 400 and error.message
+    else:
+        assert found.question and fits(found.question) and (found.files or found.text)

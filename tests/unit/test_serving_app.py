@@ -239,6 +239,7 @@ def of_parts(*parts: dict) -> dict:
         ({"background": True, "store": False}, 400, "background needs store"),
         ({"metadata": {"a": "b" * 20_000}}, 400, "metadata"),
         ({"max_output_tokens": 0}, 400, "max_output_tokens"),
+        ({"max_output_tokens": 1.5}, 400, "max_output_tokens must be a whole number"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_served_is_refused_in_words(server, change, status, message):
