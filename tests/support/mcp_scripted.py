@@ -1,7 +1,7 @@
 """`python -m tests.support.mcp_scripted …`: MCP over stdio as `jobs.serve --mcp …` runs it, with a scripted model.
 
-It prints to stdout what must not get there. A document that holds the word HANG is never read to its end; that its
-reading has ended early is said on stderr.
+It prints to stdout what must not get there. A document that holds the word HANG is never read to its end; stderr says
+when its reading hangs there, and when it has ended.
 """
 
 import asyncio
@@ -21,6 +21,7 @@ def scripted_model(config) -> AskedModel:
         print("noise on stdout", flush=True)
         response = await model.generate(prompt, max_tokens, sampling)
         if "HANG" in model.asked[-1].get("section", ""):
+            print("reading hangs", file=sys.stderr, flush=True)
             try:
                 await asyncio.sleep(600)
             except asyncio.CancelledError:

@@ -30,7 +30,7 @@ class Served:
 
     def __init__(self, folder):
         self.store = FileStore(folder, LimitSection())
-        self.ended = threading.Event()
+        self.hangs, self.ended = threading.Event(), threading.Event()
         self.asked = []
 
     async def ask(self, owner, question, files):
@@ -46,6 +46,7 @@ class Served:
 
         async def generate(prompt, max_tokens, sampling):
             if question == "Hang?" and model.asked:
+                self.hangs.set()
                 try:
                     await asyncio.sleep(600)
                 finally:
@@ -138,22 +139,17 @@ def test_an_error_is_the_tools_and_holds_no_secrets(served, question, reason):
 
 @MODES
 def test_a_cancelled_call_ends_its_reading(served, mode):
-    served.ended.clear()
+    served.hangs.clear(), served.ended.clear()
 
     async def cancel():
         async with connected(served, mode=mode) as client:
-            reported = asyncio.Event()
-
-            async def report(*_):
-                reported.set()
-
             arguments = {"file_id": served.file.id, "question": "Hang?"}
-            calling = asyncio.create_task(client.call_tool("ask_document", arguments, progress_callback=report))
-            await asyncio.wait_for(reported.wait(), 30)
+            calling = asyncio.create_task(client.call_tool("ask_document", arguments))
+            assert await asyncio.to_thread(served.hangs.wait, 30)
             calling.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await calling
-            assert await asyncio.to_thread(served.ended.wait, 10)
+            assert await asyncio.to_thread(served.ended.wait, 30)
 
     asyncio.run(cancel())
 

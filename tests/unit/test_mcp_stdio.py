@@ -166,10 +166,16 @@ def test_a_file_that_cannot_be_read_is_an_error_of_the_tool(folder):
     assert not fine.is_error
 
 
+@pytest.mark.parametrize("is_early", [False, True])
 @pytest.mark.parametrize("mode", ["legacy", "auto"])
-def test_a_cancelled_call_ends_its_reading_and_the_next_one_is_answered(tmp_path, folder, mode):
+def test_a_cancelled_call_ends_its_reading_and_the_next_one_is_answered(tmp_path, folder, mode, is_early):
+    """`is_early`: cancelled at the first report, wherever the reading is then; else while the model generates."""
     (folder / "long.txt").write_text(TEXT + "HANG")
     log = tmp_path / "log"
+
+    async def said(line: str):
+        while line not in log.read_text():
+            await asyncio.sleep(0.01)
 
     async def cancel():
         async with started_by_client(mode, [folder.as_uri()], log) as client:
@@ -180,15 +186,16 @@ def test_a_cancelled_call_ends_its_reading_and_the_next_one_is_answered(tmp_path
 
             arguments = {"path": "long.txt", "question": "Which?"}
             calling = asyncio.create_task(client.call_tool("ask_document", arguments, progress_callback=report))
-            await asyncio.wait_for(reported.wait(), 60)
+            await (reported.wait() if is_early else said("reading hangs"))
             calling.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await calling
-            while "reading ended" not in log.read_text():
-                await asyncio.sleep(0.01)
+            if not is_early:
+                await said("reading ended")
+            # One question at a time: the next one is answered if this reading has ended.
             return await client.call_tool("ask_document", {"path": "novel.txt", "question": "Which?"})
 
-    result = asyncio.run(asyncio.wait_for(cancel(), 120))
+    result = asyncio.run(asyncio.wait_for(cancel(), 60))
     assert result.structured_content["answer"] == "blue"
     assert "model closed" in log.read_text()
 
