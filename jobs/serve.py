@@ -122,8 +122,12 @@ def serve_until_stopped(config: ServeConfig) -> int:
 
             from actors.serving.frontend import APPLICATION, application
 
-            if APPLICATION in serve_applications():
-                raise ConfigError("this cluster serves already; end that server, or start Ray for this one")
+            status = serve.status()
+            if status.applications or status.proxies:
+                raise ConfigError(
+                    "Ray Serve runs on this cluster already, with its own address; end it (`serve shutdown`), or start "
+                    "a Ray for this server with RAY_ADDRESS=local"
+                )
             logging.getLogger("ray.serve").setLevel(logging.WARNING)
             quiet = {"log_level": "WARNING", "enable_access_log": False}
             host, port = config.serve.host, config.serve.port
@@ -143,13 +147,6 @@ def serve_until_stopped(config: ServeConfig) -> int:
         finally:
             stop_ray()
     return 0
-
-
-def serve_applications() -> set[str]:
-    """The names of the applications that the cluster serves."""
-    from ray import serve
-
-    return set(serve.status().applications)
 
 
 def announce(config: ServeConfig) -> None:

@@ -82,7 +82,7 @@ def ask(client, sections: int, **more):
 
 def engine() -> psutil.Process:
     """The replica of the engine that was started last."""
-    found = [p for p in psutil.process_iter(["cmdline"]) if ENGINE in " ".join(p.info["cmdline"] or [])]
+    found = [p for p in psutil.Process().children(recursive=True) if ENGINE in " ".join(p.cmdline())]
     return max(found, key=lambda process: process.create_time())
 
 
@@ -127,6 +127,13 @@ def test_a_reading_in_the_background_goes_on_without_its_client(client):
     stream.close()
     until(lambda: client.responses.retrieve(id).status != "in_progress")
     assert client.responses.retrieve(id).palimpsest["sections"] == 200
+
+
+def test_a_second_server_is_refused(server, key, shared_ray, tmp_path):
+    second = Server(tmp_path, shared_ray)
+    assert second.process.wait(120) == 2
+    until(lambda: "Ray Serve runs on this cluster already" in second.output)
+    assert httpx.get(f"{server.address}/health").status_code == 200
 
 
 def test_ctrl_c_ends_it_and_no_file_holds_the_key(server, key):
