@@ -22,6 +22,7 @@ import threading
 
 from jobs.support.driver import EXIT_STATUS, asks_for_help, show_help, start_ray, stop_ray
 from jobs.support.inputs import check_model
+from jobs.support.noise import mute_workers
 from jobs.support.stop_signals import StopSignals
 from pipeline.errors import ConfigError, DataError, last_line
 from pipeline.serving.config import ServeConfig, load_serve_config, model_name, serve_folder, serving_engine_config
@@ -139,6 +140,7 @@ def serve_until_stopped(config: ServeConfig) -> int:
                 while not stopped.wait(1.0):
                     pass
                 print("· ending", flush=True)
+                mute_workers()
             except RuntimeError as error:  # Ray Serve's own, when replicas do not start
                 print(f"the server did not start: {last_line(error)}", file=sys.stderr)
                 return 1

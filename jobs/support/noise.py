@@ -75,6 +75,14 @@ def hush_workers() -> None:
         printers.add_handler(name, lambda data, show=show: _show_rest(data, show))
 
 
+def mute_workers() -> None:
+    """Print nothing more of workers: when all of them are ended, some complain. Their logs keep it."""
+    from ray._private.ray_logging import global_worker_stdstream_dispatcher as printers
+
+    for name, _ in list(printers.handlers):
+        printers.remove_handler(name)
+
+
 def _show_rest(data: dict, show) -> None:
     lines = [line for line in data["lines"] if not is_noise(line)]
     if lines:

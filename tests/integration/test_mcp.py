@@ -24,7 +24,8 @@ def test_a_client_asks_a_document_and_leaves_no_process(tmp_path):
 
     async def report(progress, total, message):
         reports.append(progress)
-        started[:] = psutil.Process().children(recursive=True)
+        (server,) = (p for p in psutil.Process().children() if "jobs.support.mcp_stdio" in p.cmdline())
+        started[:] = [server, *server.children(recursive=True)]
 
     async def ask():
         async with Client(stdio_client(parameters), read_timeout_seconds=300) as client:

@@ -24,6 +24,7 @@ SMOLLM2 = {"gguf"}  # of requirements/smollm2.txt alone
 DOCUMENTS = {"lxml", "pypdf", "python-docx"}  # of requirements/documents.txt alone
 SERVING = {
     "fastapi",
+    "httpx",
     "prometheus-client",
     "python-multipart",
     "mcp",
