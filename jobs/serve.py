@@ -115,26 +115,26 @@ def check_port(host: str, port: int) -> None:
 def serve_until_stopped(config: ServeConfig) -> int:
     """Serve until SIGINT or SIGTERM; return the exit status."""
     stopped = threading.Event()
-    with StopSignals() as signals:
-        signals.add(stopped.set)
-        start_ray()
-        try:
-            from ray import serve
+    start_ray()
+    try:
+        from ray import serve
 
-            from actors.serving.frontend import APPLICATION, application
+        from actors.serving.frontend import APPLICATION, application
 
-            status = serve.status()
-            if status.applications or status.proxies:
-                raise ConfigError(
-                    "Ray Serve runs on this cluster already, with its own address; end it (`serve shutdown`), or start "
-                    "a Ray for this server with RAY_ADDRESS=local"
-                )
-            logging.getLogger("ray.serve").setLevel(logging.WARNING)
+        logging.getLogger("ray.serve").setLevel(logging.WARNING)
+        status = serve.status()
+        if status.applications or status.proxies:
+            raise ConfigError(
+                "Ray Serve runs on this cluster already, with its own address; end it (`serve shutdown`), or start "
+                "a Ray for this server with RAY_ADDRESS=local"
+            )
+        with StopSignals() as signals:  # not before Ray has set its own handler
+            signals.add(stopped.set)
             quiet = {"log_level": "WARNING", "enable_access_log": False}
             host, port = config.serve.host, config.serve.port
-            serve.start("HeadOnly", {"host": host, "port": port}, logging_config=quiet)
-            print(f"· starting {config.serve.replicas.min} replica(s) of vLLM with {config.model.path}", flush=True)
             try:
+                serve.start("HeadOnly", {"host": host, "port": port}, logging_config=quiet)
+                print(f"· starting {config.serve.replicas.min} replica(s) of vLLM with {config.model.path}", flush=True)
                 serve.run(application(config), name=APPLICATION, logging_config=quiet)
                 announce(config)
                 while not stopped.wait(1.0):
@@ -146,8 +146,8 @@ def serve_until_stopped(config: ServeConfig) -> int:
                 return 1
             finally:
                 serve.shutdown()
-        finally:
-            stop_ray()
+    finally:
+        stop_ray()
     return 0
 
 

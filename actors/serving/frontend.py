@@ -8,7 +8,7 @@ from ray import serve
 
 from actors.serving.app import make_app
 from actors.serving.engine_replica import engine_application, generate_with
-from actors.serving.served import Served
+from actors.serving.served import METHODS, Served
 from pipeline.agents import load_agent
 from pipeline.agents.reader import Reader
 from pipeline.asking.session import check_agent
@@ -31,6 +31,10 @@ class Frontend:
     """
 
     def __init__(self, config: ServeConfig, engines: Any):
+        for (
+            method
+        ) in METHODS:  # libraries are imported here: at the first requests, several threads would do it at once
+            new_agent(config, method)
         folder = serve_folder(config)
         self._served = Served(
             config,

@@ -24,7 +24,6 @@ SMOLLM2 = {"gguf"}  # of requirements/smollm2.txt alone
 DOCUMENTS = {"lxml", "pypdf", "python-docx"}  # of requirements/documents.txt alone
 SERVING = {
     "fastapi",
-    "httpx",
     "prometheus-client",
     "python-multipart",
     "mcp",
