@@ -1,6 +1,6 @@
 # make train: train the embedded default.            make train ARGS="preset=… train.steps=3": other settings.
 # make test: run the tests, in two processes.        make test ARGS="-k groups -x": some of them. ARGS="-n 0": in one.
-# make test-unit: the tests without Ray and engines, within a minute.
+# make test-unit: the tests without Ray and engines, in minutes.
 # make lint: check style, types, spelling and links. make docs: write docs/configuration.md from the source.
 # make prepare ARGS="<kind> key=value …": make samples to train or evaluate on (docs/data.md).
 # make evaluate ARGS="preset=… data.path=…": answer questions and score the answers (docs/evaluation.md).
