@@ -25,7 +25,7 @@ def make_app(served: Served) -> FastAPI:
     app = FastAPI(title="palimpsest", docs_url=None, redoc_url=None, openapi_url=None, lifespan=_lifespan(served))
     app.add_middleware(_WithKey, served=served)
     app.add_exception_handler(RequestError, _refused)  # type: ignore[arg-type] # it gets this error only
-    app.add_exception_handler(HTTPException, _not_found)  # type: ignore[arg-type]
+    app.add_exception_handler(HTTPException, _not_found)  # type: ignore[arg-type] # the same
     app.add_exception_handler(Exception, _failed)
 
     @app.get("/health")

@@ -64,11 +64,10 @@ def add_routes(app: FastAPI, served: Served) -> None:
         if stream:
             with_usage = isinstance(options, dict) and bool(options.get("include_usage"))
             return StreamingResponse(chunks(request, run, with_usage), media_type="text/event-stream", headers=SSE)
-        async with ended_with_client(request, readings, run):
+        async with ended_with_client(request, readings, run, keep=False):
             memory = ""
             async for _, event in run.follow(run.dropped):
                 memory = event.memory if isinstance(event, SectionRead) else memory
-        await readings.remove(run)
         if run.error is not None:
             raise run.error
         assert run.answered is not None
@@ -86,7 +85,7 @@ def add_routes(app: FastAPI, served: Served) -> None:
             choice = {"index": 0, "delta": delta, "finish_reason": reason, "logprobs": None}
             return f"data: {json.dumps({**head, 'choices': [choice]})}\n\n"
 
-        async with ended_with_client(request, readings, run):
+        async with ended_with_client(request, readings, run, keep=False):
             yield chunk({"role": "assistant", "content": ""})
             try:
                 async for _, event in run.follow(run.dropped):
@@ -107,7 +106,6 @@ def add_routes(app: FastAPI, served: Served) -> None:
             if with_usage:
                 yield f"data: {json.dumps({**head, 'choices': [], 'usage': _usage(run)})}\n\n"
             yield "data: [DONE]\n\n"
-        await readings.remove(run)
 
 
 def _head(run: Run, kind: str) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from pipeline.serving.config import ServeConfig, serving_engine_config
 from pipeline.text import load_tokenizer
 
 AGAIN_S = 1.0  # before a conversation is tried on another replica
+ATTEMPTS = 2  # to start a replica, before the server says that it cannot
 HEALTH_S = 10.0
 SHUTDOWN_S = 20.0  # for open conversations; what is left is asked again on another replica
 
@@ -88,6 +89,7 @@ def engine_application(config: ServeConfig) -> serve.Application:
             "max_replicas": r.max,
             "target_ongoing_requests": r.conversations,
         },
+        max_constructor_retry_count=ATTEMPTS,
         health_check_period_s=HEALTH_S,
         health_check_timeout_s=3 * HEALTH_S,
         graceful_shutdown_timeout_s=SHUTDOWN_S,

@@ -1,5 +1,7 @@
 """Numbers for Prometheus, at /metrics."""
 
+import time
+
 from fastapi import FastAPI
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Histogram, generate_latest
 from prometheus_client.core import GaugeMetricFamily
@@ -40,7 +42,7 @@ def add_routes(app: FastAPI, readings: Readings) -> None:
             tokens.labels("prompt").inc(event.prompt_tokens)
             tokens.labels("response").inc(event.response_tokens)
             if run.read == 1:
-                first.observe(event.seconds)
+                first.observe(time.time() - run.created)
         else:
             answer.observe(event.seconds)
 

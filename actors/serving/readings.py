@@ -3,13 +3,15 @@
 import asyncio
 import contextlib
 import contextvars
+import copy
 import functools
 import logging
 import secrets
 import time
 from collections import deque
-from collections.abc import AsyncGenerator, Callable, Iterator
+from collections.abc import AsyncGenerator, Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from pipeline.agents.reader import Reader
 from pipeline.asking.parsing import ParseLimits, read_document
@@ -39,6 +41,7 @@ class Run:
     """A reading and what has come of it.
 
     Attributes:
+        repeated: fields of the request that the response repeats.
         status: in_progress, completed, failed or cancelled.
         events: what is held of the log; `dropped` events came before.
         error: why it failed.
@@ -51,6 +54,7 @@ class Run:
     model: str
     created: float
     used: float
+    repeated: Mapping[str, Any] = field(default_factory=dict)
     status: str = "in_progress"
     answered: Answered | None = None
     error: RequestError | None = None
@@ -144,8 +148,9 @@ class Readings:
         sampling: Sampling,
         model: str = "",
         answer_tokens: int | None = None,
+        repeated: Mapping[str, Any] | None = None,
     ) -> Run:
-        """Start a reading.
+        """Start a reading. `repeated`: fields of the request that its response repeats.
 
         Raises:
             RequestError: a limit is reached (429), the question is too long (400), or a file is gone (404).
@@ -153,7 +158,7 @@ class Readings:
         self.expire()
         self._admit(owner)
         now = self._clock()
-        run = Run(f"resp_{secrets.token_hex(16)}", owner, question, documents, model, now, now)
+        run = Run(f"resp_{secrets.token_hex(16)}", owner, question, documents, model, now, now, repeated or {})
         holds = contextlib.ExitStack()
         try:
             for file in documents:
@@ -161,12 +166,13 @@ class Readings:
                     holds.enter_context(self._files.hold(file))
             self._runs[run.id] = run  # counts from here on
             agent = await self._agent(method)
-            given = agent.config
+            reader = copy.copy(agent)  # the pool's own keeps its limits
             if answer_tokens is not None:
-                agent.config = replace(given, answer_tokens=min(answer_tokens, given.answer_tokens))
+                answer_tokens = min(answer_tokens, agent.config.answer_tokens)
+                reader.config = replace(agent.config, answer_tokens=answer_tokens)
             try:
                 run.reading = Reading(
-                    question, self._pieces(run), agent, self._generate, sampling, None, _bytes_of(documents)
+                    question, self._pieces(run), reader, self._generate, sampling, None, _bytes_of(documents)
                 )
             except QuestionTooLong as error:
                 raise RequestError(400, reason_of(error), code="question_too_long") from None
@@ -175,7 +181,7 @@ class Readings:
             self._runs.pop(run.id, None)
             raise
         # In a context of its own: Ray Serve cancels what was called in that of a request whose client goes.
-        run.task = asyncio.create_task(self._run(run, holds, method, agent, given), context=contextvars.Context())
+        run.task = asyncio.create_task(self._run(run, holds, method, agent), context=contextvars.Context())
         return run
 
     def get(self, owner: str, id: str) -> Run:
@@ -246,10 +252,6 @@ class Readings:
         """Readings that are not over, of this owner or of all."""
         return sum(not run.is_over and owner in (None, run.owner) for run in self._runs.values())
 
-    def ids(self) -> set[str]:
-        """The ids of all readings that are kept."""
-        return set(self._runs)
-
     async def check(self, method: str, fits: Callable[[Reader, str], bool]) -> Callable[[str], bool]:
         """A test of texts with an agent of this method."""
         agent = await self._agent(method)
@@ -294,12 +296,12 @@ class Readings:
             if number + 1 < len(run.documents):
                 yield PlacedText(BETWEEN, place)
 
-    async def _run(self, run: Run, holds: contextlib.ExitStack, method: str, agent: Reader, config: object) -> None:
+    async def _run(self, run: Run, holds: contextlib.ExitStack, method: str, agent: Reader) -> None:
         assert run.reading is not None
         status = "failed"
         try:
             async with asyncio.timeout(self._limits.reading_s):
-                async with contextlib.aclosing(run.reading.events()) as events:  # type: ignore[type-var]
+                async with contextlib.aclosing(run.reading.events()) as events:
                     async for event in events:
                         if isinstance(event, Answered):
                             run.answered = event
@@ -328,7 +330,6 @@ class Readings:
             log.error("a reading failed: %s", type(error).__name__, exc_info=error)
             run.error = RequestError(500, f"the reading failed: {type(error).__name__}", "server_error", "failed")
         finally:
-            agent.config = config  # type: ignore[assignment] # it was changed for this reading
             self._give_back(method, agent)
             run.reading = None
             run.status, run.used = status, self._clock()

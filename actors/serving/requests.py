@@ -113,7 +113,7 @@ async def documents_of(served: Served, owner: str, files: tuple[AttachedFile, ..
         if file.id is not None:
             found.append(served.files.get(owner, file.id))
         elif file.data is not None:
-            found.append(await served.files.add(owner, file.name or "file", _once(file.data)))
+            found.append(await served.files.add(owner, file.name or "file", once(file.data)))
         else:
             url = str(file.url)
             if not served.config.serve.urls:
@@ -123,13 +123,18 @@ async def documents_of(served: Served, owner: str, files: tuple[AttachedFile, ..
     return tuple(found)
 
 
-async def _once(data: bytes) -> AsyncIterator[bytes]:
+async def once(data: bytes) -> AsyncIterator[bytes]:
+    """The data as one chunk."""
     yield data
 
 
 @contextlib.asynccontextmanager
-async def ended_with_client(request: Request, readings: Readings, run: Run) -> AsyncIterator[None]:
-    """Context manager that cancels a reading if the client goes, or the block ends, before its end."""
+async def ended_with_client(request: Request, readings: Readings, run: Run, keep: bool) -> AsyncIterator[None]:
+    """Context manager that cancels a reading if the client goes, or the block ends, before its end.
+
+    Args:
+        keep: whether it can be asked for afterwards.
+    """
 
     async def watch() -> None:
         while (await request.receive())["type"] != "http.disconnect":
@@ -141,4 +146,4 @@ async def ended_with_client(request: Request, readings: Readings, run: Run) -> A
         yield
     finally:
         watching.cancel()
-        await readings.cancel(run)
+        await (readings.cancel(run) if keep else readings.remove(run))

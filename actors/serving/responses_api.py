@@ -15,6 +15,7 @@ from actors.serving.requests import (
     ended_with_client,
     fits,
     flag,
+    once,
     refuse,
     sampling_of,
     whole_number,
@@ -48,12 +49,6 @@ SSE = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
 def add_routes(app: FastAPI, served: Served) -> None:
     """Add the routes of responses."""
     readings = served.readings
-    asked_for: dict[str, dict[str, Any]] = {}  # by response, what it repeats of its request
-
-    def shown(run: Run) -> dict[str, Any]:
-        for id in asked_for.keys() - readings.ids():
-            del asked_for[id]
-        return shown_response(run, asked_for.get(run.id, {}))
 
     @app.post("/v1/responses")
     async def create(request: Request):
@@ -78,7 +73,8 @@ def add_routes(app: FastAPI, served: Served) -> None:
             before is not None,
         )
         documents = await documents_of(served, owner, found.files)
-        documents += (found.text,) if found.text else ()
+        if found.text:  # on disk, where limits hold: a later question may be about it
+            documents += (await served.files.add(owner, "message.txt", once(found.text.encode())),)
         if not documents and before is not None:
             documents = before.documents
         run = await readings.start(
@@ -89,17 +85,15 @@ def add_routes(app: FastAPI, served: Served) -> None:
             sampling_of(served, body),
             model,
             whole_number(body, "max_output_tokens", 1, 10**9),
+            {**repeated, "instructions": instructions or None, "background": background},
         )
-        asked_for[run.id] = {**repeated, "instructions": instructions or None, "background": background}
         if stream:
-            ending = contextlib.nullcontext() if background else ended_with_client(request, readings, run)
-            return StreamingResponse(events(run, -1, ending, store), media_type="text/event-stream", headers=SSE)
+            ending = contextlib.nullcontext() if background else ended_with_client(request, readings, run, keep=store)
+            return StreamingResponse(events(run, -1, ending), media_type="text/event-stream", headers=SSE)
         if not background:
-            async with ended_with_client(request, readings, run):
+            async with ended_with_client(request, readings, run, keep=store):
                 async for _ in run.follow(run.dropped):
                     pass
-            if not store:
-                await readings.remove(run)
             if run.error is not None:
                 raise run.error
         return shown(run)
@@ -116,7 +110,7 @@ def add_routes(app: FastAPI, served: Served) -> None:
         if run.dropped and (after + 1 - FIRST_EVENTS) // SECTION_EVENTS < run.dropped:
             raise RequestError(400, "these events are not held any more; get the response", code="events_dropped")
         return StreamingResponse(
-            events(run, after, contextlib.nullcontext(), True), media_type="text/event-stream", headers=SSE
+            events(run, after, contextlib.nullcontext()), media_type="text/event-stream", headers=SSE
         )
 
     @app.delete("/v1/responses/{id}")
@@ -136,12 +130,10 @@ def add_routes(app: FastAPI, served: Served) -> None:
         readings.stop(run)
         return shown(run)
 
-    async def events(
-        run: Run, after: int, ending: contextlib.AbstractAsyncContextManager, store: bool
-    ) -> AsyncIterator[str]:
+    async def events(run: Run, after: int, ending: contextlib.AbstractAsyncContextManager) -> AsyncIterator[str]:
         """The events of a stream whose numbers are above `after`."""
         async with ending:
-            for event in first_events(shown_response(run, asked_for.get(run.id, {}), begun=True)):
+            for event in first_events(shown(run, begun=True)):
                 if event["sequence_number"] > after:
                     yield sse(event)
             try:
@@ -159,15 +151,13 @@ def add_routes(app: FastAPI, served: Served) -> None:
             for event in last_events(shown(run), run.read):
                 if event["sequence_number"] > after:
                     yield sse(event)
-            if not store:
-                await readings.remove(run)
 
 
 def sse(event: dict[str, Any]) -> str:
     return f"event: {event['type']}\ndata: {json.dumps(event)}\n\n"
 
 
-def shown_response(run: Run, asked_for: dict[str, Any], begun: bool = False) -> dict[str, Any]:
+def shown(run: Run, begun: bool = False) -> dict[str, Any]:
     """OpenAI's object of a reading; `begun`: as it was when it began."""
     return response_object(
         id=run.id,
@@ -178,7 +168,7 @@ def shown_response(run: Run, asked_for: dict[str, Any], begun: bool = False) -> 
         file_ids={name: file.id for name, file in run.names().items()},
         answered=None if begun else run.answered,
         error=None if begun else run.error,
-        asked=asked_for,
+        repeated=run.repeated,
     )
 
 

@@ -88,7 +88,7 @@ async def events_of(
         measuring.start()
         measuring.join(MEASURED_S)
         begun(reading)
-        async with contextlib.aclosing(reading.events()) as events:  # type: ignore[type-var] # it is a generator
+        async with contextlib.aclosing(reading.events()) as events:
             async for event in events:
                 yield event
 

@@ -128,7 +128,7 @@ def allowed_path(path: str, roots: list[Path]) -> Path:
             found = (root / path).resolve(strict=True)
             if any(found.is_relative_to(root.resolve()) for root in roots):
                 return found
-    # The same words for a file outside and for none: what is there is nothing that this client may learn.
+    # The message does not tell whether the file exists: a client must not learn what is outside its roots.
     shown = ", ".join(str(root) for root in roots)
     raise DataError(f"{path[:200]!r} is no file in the folders that may be read: {shown}")
 

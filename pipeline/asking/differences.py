@@ -26,7 +26,8 @@ def differences(before: str, after: str) -> tuple[Span, ...]:
     """
     old, new = WORDS.findall(before), WORDS.findall(after)
     if len(old) + len(new) > MOST:
-        return tuple(Span(kind, text) for kind, text in (("dropped", before), ("added", after)) if text)  # type: ignore[arg-type]
+        whole = (Span("dropped", before), Span("added", after))
+        return tuple(span for span in whole if span.text)
     spans = []
     for what, i, j, k, n in SequenceMatcher(None, old, new, autojunk=False).get_opcodes():
         if what == "equal":

@@ -10,7 +10,6 @@ import contextlib
 import fcntl
 import json
 import os
-import stat
 from collections import defaultdict, deque
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import DataError
+from pipeline.private_files import make_private
 from pipeline.rollout.episodes import Completion
 from pipeline.rollout.replay import digest
 
@@ -80,7 +80,7 @@ class KeptReading(NothingKept):
     """
 
     def __init__(self, folder: Path, key: str):
-        _make_private(folder)
+        make_private(folder, "set ask.folder, or use --no-keep")
         _remove_oldest(folder, key)
         self.answered = None
         self._path = folder / f"{key}{SUFFIX}"
@@ -158,15 +158,6 @@ class KeptReading(NothingKept):
         self._file.seek(0, os.SEEK_END)
         self._file.write(json.dumps(row).encode() + b"\n")
         self._file.flush()
-
-
-def _make_private(folder: Path) -> None:
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    found = folder.lstat()
-    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid():
-        raise DataError(f"{folder} is not a folder of yours; set ask.folder, or use --no-keep")
-    if stat.S_IMODE(found.st_mode) != 0o700:
-        folder.chmod(0o700)
 
 
 def _remove_oldest(folder: Path, but: str) -> None:

@@ -8,7 +8,7 @@ import asyncio
 import contextlib
 import math
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -151,7 +151,7 @@ class Reading:
         self._memory = ""
         self._events: asyncio.Queue[SectionRead | None] = asyncio.Queue()
 
-    async def events(self) -> AsyncIterator[Event]:
+    async def events(self) -> AsyncGenerator[Event, None]:
         """Read, and yield a `SectionRead` for each section and `Answered` at the end.
 
         Raises:

@@ -26,9 +26,9 @@ from pathlib import Path, PurePosixPath
 
 from pipeline.asking.parsing import BY_NAME, ParseLimits, kind_of, printable, read_document
 from pipeline.errors import DataError, UnreadableDocument
+from pipeline.private_files import make_private, write_private
 from pipeline.serving.config import LimitSection
 from pipeline.serving.errors import FileMissing, RequestError
-from pipeline.serving.private import make_private, write_private
 
 ID = re.compile(r"file-[0-9a-f]{24}")
 CONTENT = ["content", *(f"content{suffix}" for suffix in BY_NAME)]
@@ -77,9 +77,9 @@ class FileStore:
     """
 
     def __init__(self, folder: Path, limits: LimitSection, characters: int = ParseLimits.characters):
-        make_private(folder)
+        make_private(folder, "set serve.folder")
         self._folder = folder / "files"
-        make_private(self._folder)
+        make_private(self._folder, "set serve.folder")
         self._lock = _locked(folder / "files.lock")
         self._limits = limits
         self._parse_limits = ParseLimits(limits.file_mib << 20, characters, limits.parse_s)

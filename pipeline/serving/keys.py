@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from pipeline.errors import ConfigError, DataError
-from pipeline.serving.private import make_private, write_private
+from pipeline.private_files import make_private, write_private
 
 PREFIX = "pal-"
 KEY_BYTES = 32  # random bytes of a key; so many need no salt and no slow hash
@@ -27,7 +27,7 @@ class Keys:
     """
 
     def __init__(self, folder: Path):
-        make_private(folder)
+        make_private(folder, "set serve.folder")
         self._path = folder / "keys.json"
         self._state: tuple[int, ...] | None = None
         self._hashes: dict[str, str] = {}  # by name

@@ -21,7 +21,7 @@ def response_object(
     file_ids: Mapping[str, str],
     answered: Answered | None = None,
     error: RequestError | None = None,
-    asked: Mapping[str, Any] | None = None,
+    repeated: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """The response.
 
@@ -30,7 +30,7 @@ def response_object(
         file_ids: the ids of files by the names that places have.
         answered: the answer, once it is there.
         error: why there is none.
-        asked: fields of the request that OpenAI's interface repeats.
+        repeated: fields of the request that OpenAI's interface repeats.
     """
     is_cut = answered is not None and answered.is_cut
     found: dict[str, Any] = {
@@ -48,7 +48,7 @@ def response_object(
         "tool_choice": "none",
         "tools": [],
         "usage": None,
-        **(asked or {}),
+        **(repeated or {}),
     }
     if answered is not None:
         found["output"] = [*_last_memory(id, answered), message_item(id, answered, file_ids)]

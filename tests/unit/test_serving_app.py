@@ -7,8 +7,11 @@ import threading
 import time
 
 import httpx
+import httpx2
 import openai
 import pytest
+from mcp import Client
+from mcp.client.streamable_http import streamable_http_client
 
 from actors.serving.app import make_app
 from tests.support.asking import ScriptedModel, reader
@@ -26,9 +29,11 @@ class HeldModel(ScriptedModel):
     def __init__(self):
         super().__init__(reader().tokenizer)
         self.free, self.running, self.cancelled = 1_000_000, 0, 0
+        self.limits: list[int] = []
 
     async def generate(self, prompt, max_tokens, sampling):
         self.running += 1
+        self.limits.append(max_tokens)
         try:
             while self.free <= 0:
                 await asyncio.sleep(0.005)
@@ -328,3 +333,38 @@ def test_a_broken_document_and_a_dead_engine_are_errors_in_words(server):
     assert dead.value.status_code == 503 and dead.value.response.headers["Retry-After"] == "5"
     events = list(server.ask(stream=True))
     assert events[-1].type == "response.failed" and events[-1].response.error.message == "no engine is there"
+
+
+def test_mcp_asks_within_the_keys_limits(start):
+    server = start(readings=1)
+    file = server.client.files.create(file=("a.txt", LINES.encode()), purpose="user_data")
+
+    async def ask(key: str):
+        headers = {"Authorization": f"Bearer {key}"}
+        async with httpx2.AsyncClient(headers=headers, timeout=20) as http:
+            async with Client(streamable_http_client(f"{server.address}/mcp", http_client=http)) as client:
+                return await client.call_tool("ask_document", {"file_id": file.id, "question": "Which?"})
+
+    found = asyncio.run(ask(server.key))
+    assert found.structured_content["answer"] == "blue" and found.structured_content["sections"] == 4
+    other = asyncio.run(ask(server.served.keys.make("second")))
+    assert other.is_error and "there is no file" in other.content[0].text
+    server.model.free = 0
+    held = server.ask(background=True)
+    assert "this key has 1 readings" in asyncio.run(ask(server.key)).content[0].text
+    server.client.responses.cancel(held.id)
+
+
+def test_what_shall_not_be_kept_is_not(server):
+    assert server.ask(store=False).output_text == "blue"
+    assert list(server.ask(store=False, stream=True))[-1].type == "response.completed"
+    messages = [{"role": "user", "content": f"{LINES}\n\nWhich?"}]
+    assert server.client.chat.completions.create(model="tiny", messages=messages).choices[0].message.content == "blue"
+    until(lambda: not server.served.readings._runs)
+
+
+def test_an_answers_limit_is_that_of_its_request_only(server):
+    cut = server.ask(max_output_tokens=4)
+    assert server.model.limits[-1] == 4 and cut.status in ("completed", "incomplete")
+    server.ask()
+    assert server.model.limits[-1] == 80
