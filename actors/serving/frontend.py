@@ -5,6 +5,8 @@ from typing import Any
 
 from fastapi import FastAPI
 from ray import serve
+from ray.exceptions import RayError
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from actors.serving.app import make_app
 from actors.serving.engine_replica import engine_application, generate_with
@@ -46,7 +48,25 @@ class Frontend:
         )
 
     def __serve_build_asgi_app__(self) -> FastAPI:
-        return make_app(self._served)
+        app = make_app(self._served)
+        app.add_middleware(GoneClients)
+        return app
+
+
+class GoneClients:
+    """Tells the app that a client has gone, where Ray Serve raises because its proxy has ended the request."""
+
+    def __init__(self, app: ASGIApp):
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def received() -> Message:
+            try:
+                return await receive()
+            except RayError:
+                return {"type": "http.disconnect"}
+
+        await self._app(scope, received if scope["type"] == "http" else receive, send)
 
 
 def new_agent(config: ServeConfig, method: str) -> Reader:
