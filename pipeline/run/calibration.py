@@ -71,7 +71,8 @@ def gpu_rates(device: Device) -> Rates:
 def core_rates(rows: Sequence[dict], model_bytes: int, cores: int, source: str) -> Rates:
     """The rates of a core from the rows of a measured run on a CPU, with one engine of one thread.
 
-    Engine and ranks share the cores: while the ranks train, every thread has `cores / (1 + ranks)` of one, at most one.
+    Engine and ranks share the cores: while both compute, every thread has `cores / (1 + ranks)` of one, at most one.
+    The engine's time without work is spread evenly over the step.
 
     Args:
         rows: consecutive rows of metrics.jsonl, without validation in them.
@@ -81,11 +82,12 @@ def core_rates(rows: Sequence[dict], model_bytes: int, cores: int, source: str) 
     """
     engine_s = learner_s = generated = learned = paused = published = 0.0
     for row in rows:
-        share = min(1.0, cores / (1 + row["learner_ranks"]))
-        busy = (1 - row["generators_waited"]) * row["seconds"]
-        engine_s += busy - (1 - share) * min(busy, row["train_seconds"])
-        learner_s += share * row["learner_ranks"] * row["train_seconds"]
-        generated += 1e12 * row["generator_tflops"] * busy
+        ranks, training = row["learner_ranks"], row["train_seconds"]
+        share, alone = min(1.0, cores / (1 + ranks)), min(1.0, cores / ranks)
+        busy = 1 - row["generators_waited"]
+        engine_s += busy * (row["seconds"] - (1 - share) * training)
+        learner_s += ranks * training * (busy * share + (1 - busy) * alone)
+        generated += 1e12 * row["generator_tflops"] * busy * row["seconds"]
         learned += 1e12 * row["learner_tflops"] * row["learner_ranks"] * row["train_seconds"]
         paused += row["update_pause_max"] or 0.0
         published += row["publish_seconds"]
@@ -105,9 +107,9 @@ def core_rates(rows: Sequence[dict], model_bytes: int, cores: int, source: str) 
 # By the number of the model's parameters and its dtype.
 MEASURED: dict[tuple[int, str], Rates] = {
     (134_515_008, "bfloat16"): Rates(  # SmolLM2-135M
-        prefill=99.3e9,
-        decode=99.3e9,
-        learning=54.2e9,
+        prefill=98.5e9,
+        decode=98.5e9,
+        learning=51.0e9,
         bandwidth=0.0,
         step_s=0.0,
         link=0.0,

@@ -7,12 +7,17 @@ tests/support/measured_runs.json. Steps with validation in them are left out.
 import dataclasses
 import json
 import sys
+from math import ceil
 from pathlib import Path
 from statistics import mean
 
 from jobs.plan import workload_of
-from jobs.train import architecture, document_tokens
-from pipeline.run.cluster_config import load_plan_config
+from jobs.support.inputs import load_model_files
+from jobs.train import architecture
+from pipeline.data.documents.passages import document_text
+from pipeline.data.rows import row_rules
+from pipeline.data.sample_files import SampleFiles
+from pipeline.run.cluster_config import PlanConfig, load_plan_config
 
 KEYS = (
     "step seconds train_seconds publish_seconds update_pause_max generators_waited learner_ranks learner_tflops "
@@ -26,6 +31,16 @@ def trained_groups(row: dict) -> int:
     return row["groups"] - row["groups_of_equal_reward"]
 
 
+def lengths(config: PlanConfig) -> tuple[int, int]:
+    """Mean tokens of the documents and of the questions of a file."""
+    tokenizer, _ = load_model_files(config.model)
+    source = SampleFiles.open(config.data.path, row_rules(config))
+    samples = [source.sample(i) for i in range(len(source))]
+    documents = [document_text(sample, config.agent.document_characters) for sample in samples]
+    counted = [[len(tokenizer.encode(text)) for text in texts] for texts in (documents, [s.question for s in samples])]
+    return round(mean(counted[0])), round(mean(counted[1]))
+
+
 def entry(folder: Path, name: str, cores: str) -> dict:
     """The entry of a run folder."""
     text = (folder / "metrics.jsonl").read_text(encoding="utf-8")
@@ -33,15 +48,15 @@ def entry(folder: Path, name: str, cores: str) -> dict:
     config = load_plan_config([f"preset={folder / 'config.yaml'}", f"cluster.{cores}"])
     sizes = architecture(config)
     assert sizes is not None
-    document = config.data.synthetic_chunks * config.agent.chunk_tokens
-    if config.data.source == "file":
-        document = document_tokens(config) or 0
     c, t = config.cluster, config.train
-    chunks = workload_of(config, document).chunks
+    chunks = round(mean(row["conversations"] / row["episodes"] for row in rows)) - 1
+    document = chunks * config.agent.chunk_tokens
+    if config.data.source == "file":
+        document, c.problem_tokens = lengths(config)
     c.memory_tokens = round(mean(row["memory_tokens"] for row in rows)) + 1  # and the end token
     written = sum(row["tokens_trained"] for row in rows) / sum(row["episodes"] for row in rows)
     c.answer_tokens = max(1, round(written - chunks * c.memory_tokens))
-    workload = workload_of(config, document)
+    workload = dataclasses.replace(workload_of(config, document), chunks=chunks, chunk=ceil(document / chunks))
     computed = sum(row["tokens_computed"] for row in rows) / sum(trained_groups(row) for row in rows)
     one, two = (dataclasses.replace(workload, distinct=n).learned().tokens for n in (1, 2))
     distinct = min(t.group_size, max(1.0, 1 + (computed - one) / (two - one)))

@@ -271,8 +271,8 @@ def test_the_rates_of_a_core_follow_from_a_runs_rows():
         "seconds": 50.0,
         "train_seconds": 30.0,
         "generators_waited": 0.1,
-        "learner_tflops": 1.2 / (2 * 30),
-        "generator_tflops": 0.7 / 45,
+        "learner_tflops": 1.26 / (2 * 30),
+        "generator_tflops": 0.72 / 45,
         "update_pause_max": 2.0,
         "publish_seconds": 1.0,
     }
@@ -280,7 +280,7 @@ def test_the_rates_of_a_core_follow_from_a_runs_rows():
     assert (rates.learning, rates.prefill, rates.decode) == pytest.approx((30e9, 20e9, 20e9))
     assert rates.host_link == 50
     three = core_rates([row], model_bytes=100, cores=3, source="by hand")  # no thread waits for a core
-    assert (three.learning, three.decode) == pytest.approx((20e9, 0.7e12 / 45))
+    assert (three.learning, three.decode) == pytest.approx((21e9, 16e9))
 
 
 # The configuration.
