@@ -15,6 +15,7 @@
 # make ask ARGS='"question" FILE…': answer a question about documents (docs/asking.md).
 # make serve: answer questions over HTTP, in OpenAI's interface and on a page (docs/serving.md).
 # make documents: install what reads PDF, HTML and DOCX files (docs/files.md). make serving: what make serve needs.
+# make browser: install what lets the tests open the pages in a Chromium that is on PATH or in CHROMIUM.
 # make smollm2: the model of preset=smollm2.
 # make learn: SmolLM2-135M learns to read with a memory (docs/learn.md).
 # make peers: TRL in .venv-peers, for make bench ARGS=peers.
@@ -23,7 +24,7 @@
 
 export RAY_AUTH_MODE = token
 
-.PHONY: train test test-unit lint tools documents serving docs ask serve prepare evaluate figures fine_tune bench view \
+.PHONY: train test test-unit lint tools documents serving browser docs ask serve prepare evaluate figures fine_tune bench view \
 	gpu-check chaos setup smollm2 learn peers
 .DEFAULT_GOAL := train
 
@@ -48,7 +49,7 @@ lint: tools
 tools: setup
 	@$(MAKE) --no-print-directory -s .venv/installed-dev
 
-documents serving: setup
+documents serving browser: setup
 	@$(MAKE) --no-print-directory -s .venv/installed-$@
 
 .venv/installed-%: requirements/%.txt .venv/installed

@@ -1,6 +1,6 @@
 """Write the hashes of every pin into the locks. Run it after a version in a lock was changed.
 
-    python requirements/hashes.py [cpu gpu dev documents serving smollm2 peers uv]
+    python requirements/hashes.py [cpu gpu dev documents serving browser smollm2 peers uv]
 
 It needs Python 3.11, uv on the PATH, and PyPI. The hashes of a pin are those of all files of that version on PyPI that
 Linux x86-64 with Python 3.11 or 3.12 may install; a mirror of PyPI serves the same files. A version that PyPI does not
@@ -15,7 +15,7 @@ import tomllib
 from pathlib import Path
 
 FOLDER = Path(__file__).resolve().parent
-LOCKS = ("cpu", "gpu", "dev", "documents", "serving", "smollm2", "peers", "uv")
+LOCKS = ("cpu", "gpu", "dev", "documents", "serving", "browser", "smollm2", "peers", "uv")
 PYTHONS = ("3.11", "3.12")
 PLATFORM = "x86_64-manylinux_2_40"
 # A pin and the hashes that follow it.

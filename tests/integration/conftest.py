@@ -18,7 +18,7 @@ ORDER = {f"test_{name}.py": place for place, name in enumerate(LONGEST)}
 
 def place(item: pytest.Item) -> int:
     """After the unit tests; files that are not named keep their order."""
-    if item.path.parent.name != "integration":
+    if "integration" not in item.path.parts:
         return -1
     return ORDER.get(item.path.name, len(LONGEST))
 

@@ -1,6 +1,6 @@
-"""A real Chromium by Playwright, neither of which is in the locks: tests that need them are skipped where they lack.
+"""A real Chromium by Playwright. Tests that need them are skipped where they lack.
 
-`pip install --target <folder> playwright`, `PYTHONPATH=<folder>`, and a Chromium on PATH or in CHROMIUM run them.
+`make browser` installs Playwright, `apt install chromium` the browser; another one is named by CHROMIUM.
 """
 
 import contextlib
@@ -15,7 +15,7 @@ REFUSED = "Failed to load resource"  # Chromium's own line for each status of 40
 @contextlib.contextmanager
 def chromium():
     """Context manager with a browser."""
-    sync_api = pytest.importorskip("playwright.sync_api", reason="Playwright is not installed: no browser opens a page")
+    sync_api = pytest.importorskip("playwright.sync_api", reason="no Playwright (`make browser`)")
     names = ("chromium", "chromium-browser", "google-chrome")
     path = os.environ.get("CHROMIUM") or next(filter(None, map(shutil.which, names)), None)
     if not path:

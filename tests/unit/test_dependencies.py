@@ -24,6 +24,7 @@ SMOLLM2 = {"gguf"}  # of requirements/smollm2.txt alone
 DOCUMENTS = {"lxml", "pypdf", "python-docx"}  # of requirements/documents.txt alone
 SERVING = {
     "fastapi",
+    "httpx",
     "prometheus-client",
     "python-multipart",
     "mcp",
@@ -33,6 +34,7 @@ SERVING = {
     "yarl",
 }  # Ray Serve's interface; requirements/serving.txt has what it needs beside the locks
 GPU = {"liger-kernel"}  # of requirements/gpu.txt alone
+BROWSER = {"playwright"}  # of requirements/browser.txt alone, for tests
 PEERS = {"trl", "datasets"}  # of requirements/peers.txt alone
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 
@@ -72,7 +74,9 @@ def test_what_developing_needs_is_in_the_locks():
     assert named(PROJECT["optional-dependencies"]["dev"]) <= pinned
 
 
-@pytest.mark.parametrize(("extra", "wanted"), [("documents", DOCUMENTS), ("gpu", GPU), ("peers", PEERS)])
+@pytest.mark.parametrize(
+    ("extra", "wanted"), [("documents", DOCUMENTS), ("gpu", GPU), ("peers", PEERS), ("browser", BROWSER)]
+)
 def test_an_extra_is_in_its_lock(extra, wanted):
     pinned = named(re.findall(r"^[\w.-]+(?===)", (ROOT / f"requirements/{extra}.txt").read_text(), re.MULTILINE))
     assert named(PROJECT["optional-dependencies"][extra]) == wanted <= pinned

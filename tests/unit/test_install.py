@@ -98,7 +98,7 @@ def test_what_is_installed_first_has_the_pin_and_the_hashes_of_the_lock(checkout
         assert PIN.fullmatch(read[part]) and read[part].startswith(f"{part}==") and read[part] in lock
 
 
-@pytest.mark.parametrize("lock", ["cpu", "gpu", "dev", "documents", "smollm2", "peers", "uv"])
+@pytest.mark.parametrize("lock", ["cpu", "gpu", "dev", "documents", "serving", "browser", "smollm2", "peers", "uv"])
 def test_every_requirement_is_pinned_and_has_hashes(lock):
     text = (ROOT / f"requirements/{lock}.txt").read_text()
     pins = [match[0] for match in PIN.finditer(text)]

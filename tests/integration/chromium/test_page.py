@@ -4,35 +4,14 @@ import re
 
 import pytest
 
-from tests.support.chromium import REFUSED, Tabs, chromium
-from tests.support.serving_page import LINES, PageServer, add, answer, ask
+from tests.support.chromium import REFUSED
+from tests.support.serving_page import LINES, add, answer, ask
 
-expect = pytest.importorskip(
-    "playwright.sync_api", reason="Playwright is not installed: no browser opens the page"
-).expect
+expect = pytest.importorskip("playwright.sync_api", reason="no Playwright (`make browser`)").expect
 EVIL = (
     "</p><script>alert(1)</script><img src=x onerror=alert(2)><style>*{display:none}</style>"
     " javascript:alert(3) &lt;b&gt; {{7*7}} \u202eenod\u202c \u05d0\u05d1\u05d2 \u0627\u0644 e\u0301 \ufeff \U0001f9d9"
 )
-
-
-@pytest.fixture(scope="module")
-def browser():
-    with chromium() as browser:
-        yield browser
-
-
-@pytest.fixture
-def server():
-    with PageServer() as server:
-        yield server
-
-
-@pytest.fixture
-def opened(browser, server):
-    """Opens the page with a key."""
-    with Tabs(browser, server.address) as tabs:
-        yield lambda key=server.key, **options: tabs.open(f"#key={key}" if key else "", **options)
 
 
 def test_a_reading_from_the_upload_to_the_passage(opened, server):

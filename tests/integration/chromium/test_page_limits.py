@@ -4,33 +4,12 @@ import time
 
 import pytest
 
-from tests.support.chromium import REFUSED, Tabs, chromium
-from tests.support.serving_page import LINES, PageServer, add, answer, ask
+from tests.support.chromium import REFUSED
+from tests.support.serving_page import LINES, add, answer, ask
 
-expect = pytest.importorskip(
-    "playwright.sync_api", reason="Playwright is not installed: no browser opens the page"
-).expect
+expect = pytest.importorskip("playwright.sync_api", reason="no Playwright (`make browser`)").expect
 LONGEST_TASK_MS = 500
 CONTRAST = 4.5  # WCAG AA
-
-
-@pytest.fixture(scope="module")
-def browser():
-    with chromium() as browser:
-        yield browser
-
-
-@pytest.fixture
-def server():
-    with PageServer() as server:
-        yield server
-
-
-@pytest.fixture
-def opened(browser, server):
-    """Opens the page with a key."""
-    with Tabs(browser, server.address) as tabs:
-        yield lambda key=server.key, **options: tabs.open(f"#key={key}" if key else "", **options)
 
 
 def test_2000_sections_stay_fast(opened, server):
