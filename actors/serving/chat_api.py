@@ -5,10 +5,10 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 from fastapi import FastAPI, Request
-from fastapi.responses import StreamingResponse
 
 from actors.serving.readings import Run
 from actors.serving.requests import (
+    EventStream,
     body_of,
     documents_of,
     ended_with_client,
@@ -18,7 +18,6 @@ from actors.serving.requests import (
     sampling_of,
     whole_number,
 )
-from actors.serving.responses_api import SSE
 from actors.serving.served import Served
 from pipeline.asking.session import SectionRead
 from pipeline.serving.errors import RequestError
@@ -63,7 +62,7 @@ def add_routes(app: FastAPI, served: Served) -> None:
         )
         if stream:
             with_usage = isinstance(options, dict) and bool(options.get("include_usage"))
-            return StreamingResponse(chunks(request, run, with_usage), media_type="text/event-stream", headers=SSE)
+            return EventStream(chunks(run, with_usage), ended_with_client(request, readings, run, keep=False))
         async with ended_with_client(request, readings, run, keep=False):
             memory = ""
             async for _, event in run.follow(run.dropped):
@@ -78,34 +77,33 @@ def add_routes(app: FastAPI, served: Served) -> None:
             "usage": _usage(run),
         }
 
-    async def chunks(request: Request, run: Run, with_usage: bool) -> AsyncIterator[str]:
+    async def chunks(run: Run, with_usage: bool) -> AsyncIterator[str]:
         head = _head(run, "chat.completion.chunk")
 
         def chunk(delta: dict[str, Any], reason: str | None = None) -> str:
             choice = {"index": 0, "delta": delta, "finish_reason": reason, "logprobs": None}
             return f"data: {json.dumps({**head, 'choices': [choice]})}\n\n"
 
-        async with ended_with_client(request, readings, run, keep=False):
-            yield chunk({"role": "assistant", "content": ""})
-            try:
-                async for _, event in run.follow(run.dropped):
-                    if event is None:
-                        yield ": alive\n\n"
-                    elif isinstance(event, SectionRead):
-                        of = "" if event.sections is None else f" of {'about ' * event.is_estimate}{event.sections}"
-                        said = f"Memory after section {event.number}{of}:\n{event.memory}\n\n"
-                        yield chunk({"reasoning_content": said})
-                if run.error is not None:
-                    raise run.error
-            except RequestError as error:
-                yield f"data: {json.dumps(error.to_json())}\n\n"
-                return
-            assert run.answered is not None
-            yield chunk({"content": run.answered.answer})
-            yield chunk({}, _reason(run))
-            if with_usage:
-                yield f"data: {json.dumps({**head, 'choices': [], 'usage': _usage(run)})}\n\n"
-            yield "data: [DONE]\n\n"
+        yield chunk({"role": "assistant", "content": ""})
+        try:
+            async for _, event in run.follow(run.dropped):
+                if event is None:
+                    yield ": alive\n\n"
+                elif isinstance(event, SectionRead):
+                    of = "" if event.sections is None else f" of {'about ' * event.is_estimate}{event.sections}"
+                    said = f"Memory after section {event.number}{of}:\n{event.memory}\n\n"
+                    yield chunk({"reasoning_content": said})
+            if run.error is not None:
+                raise run.error
+        except RequestError as error:
+            yield f"data: {json.dumps(error.to_json())}\n\n"
+            return
+        assert run.answered is not None
+        yield chunk({"content": run.answered.answer})
+        yield chunk({}, _reason(run))
+        if with_usage:
+            yield f"data: {json.dumps({**head, 'choices': [], 'usage': _usage(run)})}\n\n"
+        yield "data: [DONE]\n\n"
 
 
 def _head(run: Run, kind: str) -> dict[str, Any]:

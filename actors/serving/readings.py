@@ -181,7 +181,8 @@ class Readings:
             self._runs.pop(run.id, None)
             raise
         # In a context of its own: Ray Serve cancels what was called in that of a request whose client goes.
-        run.task = asyncio.create_task(self._run(run, holds, method, agent), context=contextvars.Context())
+        run.task = asyncio.create_task(self._run(run, run.reading), context=contextvars.Context())
+        run.task.add_done_callback(functools.partial(self._end, run, holds, method, agent))
         return run
 
     def get(self, owner: str, id: str) -> Run:
@@ -296,12 +297,10 @@ class Readings:
             if number + 1 < len(run.documents):
                 yield PlacedText(BETWEEN, place)
 
-    async def _run(self, run: Run, holds: contextlib.ExitStack, method: str, agent: Reader) -> None:
-        assert run.reading is not None
-        status = "failed"
+    async def _run(self, run: Run, reading: Reading) -> None:
         try:
             async with asyncio.timeout(self._limits.reading_s):
-                async with contextlib.aclosing(run.reading.events()) as events:
+                async with contextlib.aclosing(reading.events()) as events:
                     async for event in events:
                         if isinstance(event, Answered):
                             run.answered = event
@@ -309,7 +308,6 @@ class Readings:
                             run.read += 1
                         run.put(event)
                         self._observe(run, event)
-            status = "completed"
         except TimeoutError:
             run.error = RequestError(
                 504,
@@ -317,9 +315,6 @@ class Readings:
                 "server_error",
                 "time_limit",
             )
-        except asyncio.CancelledError:
-            status = "cancelled"
-            run.error = RequestError(409, "the reading was cancelled", code="cancelled")
         except (BadRow, DataError, ConfigError) as error:
             run.error = RequestError(400, reason_of(error), code="unreadable_document")
         except RequestError as error:
@@ -329,13 +324,18 @@ class Readings:
         except Exception as error:
             log.error("a reading failed: %s", type(error).__name__, exc_info=error)
             run.error = RequestError(500, f"the reading failed: {type(error).__name__}", "server_error", "failed")
-        finally:
-            self._give_back(method, agent)
-            run.reading = None
-            run.status, run.used = status, self._clock()
-            holds.close()
-            self._observe(run, None)
-            run.tell()
+
+    def _end(self, run: Run, holds: contextlib.ExitStack, method: str, agent: Reader, task: asyncio.Task) -> None:
+        """Called when the task of a reading is over, also if it was cancelled before it began."""
+        self._give_back(method, agent)
+        run.reading = None
+        if task.cancelled():
+            run.error = RequestError(409, "the reading was cancelled", code="cancelled")
+        run.status = "cancelled" if task.cancelled() else "completed" if run.error is None else "failed"
+        run.used = self._clock()
+        holds.close()
+        self._observe(run, None)
+        run.tell()
 
     def _observe(self, run: Run, event: Event | None) -> None:
         for observer in self.observers:

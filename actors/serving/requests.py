@@ -7,6 +7,8 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 from fastapi import Request
+from fastapi.responses import StreamingResponse
+from starlette.types import Receive, Scope, Send
 
 from actors.serving.readings import Document, Readings, Run
 from actors.serving.served import Served
@@ -126,6 +128,24 @@ async def documents_of(served: Served, owner: str, files: tuple[AttachedFile, ..
 async def once(data: bytes) -> AsyncIterator[bytes]:
     """The data as one chunk."""
     yield data
+
+
+class EventStream(StreamingResponse):
+    """Server-sent events of a reading.
+
+    Args:
+        events: the events.
+        ending: entered before the first byte: a client that goes before that must end its reading, too.
+    """
+
+    def __init__(self, events: AsyncIterator[str], ending: contextlib.AbstractAsyncContextManager):
+        headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
+        super().__init__(events, media_type="text/event-stream", headers=headers)
+        self._ending = ending
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async with self._ending:
+            await super().__call__(scope, receive, send)
 
 
 @contextlib.asynccontextmanager

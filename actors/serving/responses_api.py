@@ -2,14 +2,14 @@
 
 import contextlib
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 from typing import Any
 
 from fastapi import FastAPI, Request
-from fastapi.responses import StreamingResponse
 
 from actors.serving.readings import Readings, Run
 from actors.serving.requests import (
+    EventStream,
     body_of,
     documents_of,
     ended_with_client,
@@ -43,7 +43,6 @@ UNSUPPORTED: dict[str, tuple] = {
     "top_logprobs": (0,),
     "max_tool_calls": (),
 }
-SSE = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
 
 
 def add_routes(app: FastAPI, served: Served) -> None:
@@ -89,7 +88,7 @@ def add_routes(app: FastAPI, served: Served) -> None:
         )
         if stream:
             ending = contextlib.nullcontext() if background else ended_with_client(request, readings, run, keep=store)
-            return StreamingResponse(events(run, -1, ending), media_type="text/event-stream", headers=SSE)
+            return EventStream(events(run, -1), ending)
         if not background:
             async with ended_with_client(request, readings, run, keep=store):
                 async for _ in run.follow(run.dropped):
@@ -109,9 +108,7 @@ def add_routes(app: FastAPI, served: Served) -> None:
             raise RequestError(400, "starting_after must be a number", param="starting_after") from None
         if run.dropped and (after + 1 - FIRST_EVENTS) // SECTION_EVENTS < run.dropped:
             raise RequestError(400, "these events are not held any more; get the response", code="events_dropped")
-        return StreamingResponse(
-            events(run, after, contextlib.nullcontext()), media_type="text/event-stream", headers=SSE
-        )
+        return EventStream(events(run, after), contextlib.nullcontext())
 
     @app.delete("/v1/responses/{id}")
     async def delete(request: Request, id: str) -> dict[str, Any]:
@@ -130,31 +127,29 @@ def add_routes(app: FastAPI, served: Served) -> None:
         readings.stop(run)
         return shown(run)
 
-    async def events(run: Run, after: int, ending: contextlib.AbstractAsyncContextManager) -> AsyncIterator[str]:
-        """The events of a stream whose numbers are above `after`."""
-        async with ending:
-            for event in first_events(shown(run, begun=True)):
-                if event["sequence_number"] > after:
-                    yield sse(event)
-            try:
-                begin = max(0, after + 1 - FIRST_EVENTS) // SECTION_EVENTS
-                async for number, read in run.follow(min(begin, run.read)):
-                    if read is None:
-                        yield ": alive\n\n"
-                    elif isinstance(read, SectionRead):
-                        for event in section_events(run.id, number, read):
-                            if event["sequence_number"] > after:
-                                yield sse(event)
-            except RequestError as error:  # this client is too slow
-                yield sse({"type": "error", "code": error.code, "message": error.message, "param": None})
-                return
-            for event in last_events(shown(run), run.read):
-                if event["sequence_number"] > after:
-                    yield sse(event)
+    async def events(run: Run, after: int) -> AsyncIterator[str]:
+        """The events of a stream whose numbers are above `after`, those of a section as one piece."""
+        yield sse(first_events(shown(run, begun=True)), after)
+        try:
+            begin = max(0, after + 1 - FIRST_EVENTS) // SECTION_EVENTS
+            async for number, read in run.follow(min(begin, run.read)):
+                if read is None:
+                    yield ": alive\n\n"
+                elif isinstance(read, SectionRead):
+                    yield sse(section_events(run.id, number, read), after)
+        except RequestError as error:  # this client is too slow
+            yield sse([{"type": "error", "code": error.code, "message": error.message, "param": None}])
+            return
+        yield sse(last_events(shown(run), run.read), after)
 
 
-def sse(event: dict[str, Any]) -> str:
-    return f"event: {event['type']}\ndata: {json.dumps(event)}\n\n"
+def sse(events: Iterable[dict[str, Any]], after: int | None = None) -> str:
+    """Events as text; those whose numbers are not above `after` are left out."""
+    return "".join(
+        f"event: {event['type']}\ndata: {json.dumps(event)}\n\n"
+        for event in events
+        if after is None or event["sequence_number"] > after
+    )
 
 
 def shown(run: Run, begun: bool = False) -> dict[str, Any]:

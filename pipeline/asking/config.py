@@ -79,10 +79,7 @@ def load_ask_config(arguments: list[str]) -> AskConfig:
     if not config.model.path:
         config.model.path = newest_learned()
     config.model.path = from_repository(config.model.path)
-    trained = trained_agent(config.model.path)
-    if trained and not any(argument.startswith("preset=") for argument in arguments):
-        given = [argument for argument in arguments if argument.startswith("agent.")]
-        config.agent = load_config([*trained, *given], AskConfig).agent
+    use_trained_agent(config, arguments)
     return config
 
 
@@ -93,6 +90,22 @@ def newest_learned() -> str:
     if not steps:
         raise ConfigError(NO_MODEL.format(folder=LEARNED))
     return str(Path(checkpoints.folder(steps[0])) / MODEL)
+
+
+def use_trained_agent(config, arguments: list[str]) -> None:
+    """Give a configuration the agent of its model's training, if it was trained here and no preset is named.
+
+    Args:
+        config: has `model` and `agent`.
+        arguments: those that it was made from; those of the agent still hold.
+
+    Raises:
+        ConfigError: the run's config.yaml cannot be read.
+    """
+    trained = trained_agent(config.model.path)
+    if trained and not any(argument.startswith("preset=") for argument in arguments):
+        given = [argument for argument in arguments if argument.startswith("agent.")]
+        config.agent = load_config([*trained, *given], type(config)).agent
 
 
 def trained_agent(path: str) -> list[str]:

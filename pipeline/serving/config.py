@@ -4,7 +4,7 @@ import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from pipeline.asking.config import AskedModel, newest_learned, trained_agent
+from pipeline.asking.config import AskedModel, newest_learned, use_trained_agent
 from pipeline.config import load_config
 from pipeline.rules import check_rules, one_of, positive
 from pipeline.run.checkpoints import MODEL
@@ -76,10 +76,7 @@ def load_serve_config(arguments: list[str]) -> ServeConfig:
     _check(config)
     config.model.path = from_repository(config.model.path or newest_learned())
     config.serve.folder = str(serve_folder(config))  # actors may have another environment
-    trained = trained_agent(config.model.path)
-    if trained and not any(argument.startswith("preset=") for argument in arguments):
-        given = [argument for argument in arguments if argument.startswith("agent.")]
-        config.agent = load_config([*trained, *given], ServeConfig).agent
+    use_trained_agent(config, arguments)
     return config
 
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import base64
+import json
 import re
 import threading
 import time
@@ -12,6 +13,7 @@ import openai
 import pytest
 from mcp import Client
 from mcp.client.streamable_http import streamable_http_client
+from starlette.requests import ClientDisconnect
 
 from actors.serving.app import make_app
 from tests.support.asking import ScriptedModel, reader
@@ -178,6 +180,32 @@ def test_a_client_that_goes_ends_its_reading(server, stream):
     asking.start()
     until(lambda: server.model.cancelled == 1 and server.served.readings.count() == 0)
     asking.join()
+
+
+@pytest.mark.parametrize("path, field", [("/v1/responses", "input"), ("/v1/chat/completions", "messages")])
+def test_a_client_that_goes_before_the_first_byte_ends_its_reading(tmp_path, path, field):
+    model = HeldModel()
+    model.free = 0
+    served, key = served_by(model, tmp_path)
+    ends = []
+    served.readings.observers.append(lambda run, event: ends.append(run.status))
+    body = {field: [{"role": "user", "content": LINES + "\n\nWhich?"}], "stream": True}
+    scope = {"type": "http", "asgi": {"spec_version": "2.4"}, "method": "POST", "path": path, "query_string": b"",
+             "headers": [(b"authorization", f"Bearer {key}".encode())]}  # fmt: skip
+    given = [{"type": "http.request", "body": json.dumps(body).encode(), "more_body": False}]
+
+    async def receive():
+        return given.pop() if given else await asyncio.Event().wait()
+
+    async def send(message):
+        raise OSError("the client has gone")
+
+    async def call():
+        with pytest.raises(ClientDisconnect):
+            await make_app(served)(scope, receive, send)
+        return served.readings.count()
+
+    assert asyncio.run(call()) == 0 and ends == ["cancelled"]
 
 
 def test_a_chat_with_a_long_message_and_its_follow_up(server):
