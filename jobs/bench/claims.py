@@ -10,7 +10,10 @@ from typing import Any
 from pipeline.files import write_text
 
 # In the order of docs/performance.md. Each is a module of this package.
-CLAIMS = ("sharing", "pipeline", "peers", "asynchrony", "coordinator", "deltas", "broadcast", "loss", "length")
+CLAIMS = (
+    *("sharing", "pipeline", "peers", "asynchrony", "coordinator", "deltas", "broadcast", "loss", "length"),
+    "serving",
+)
 
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "runs" / "bench"

@@ -166,9 +166,10 @@ def test_a_file_that_cannot_be_read_is_an_error_of_the_tool(folder):
     assert not fine.is_error
 
 
+@pytest.mark.parametrize("is_early", [False, True])
 @pytest.mark.parametrize("mode", ["legacy", "auto"])
-def test_a_cancelled_call_ends_its_reading_and_the_next_one_is_answered(tmp_path, folder, mode):
-    """Cancelled while the model generates. Earlier cancellations are not covered (docs/mcp.md)."""
+def test_a_cancelled_call_ends_its_reading_and_the_next_one_is_answered(tmp_path, folder, mode, is_early):
+    """`is_early`: cancelled at the first report, wherever the reading is then; else while the model generates."""
     (folder / "long.txt").write_text(TEXT + "HANG")
     log = tmp_path / "log"
 
@@ -178,17 +179,23 @@ def test_a_cancelled_call_ends_its_reading_and_the_next_one_is_answered(tmp_path
 
     async def cancel():
         async with started_by_client(mode, [folder.as_uri()], log) as client:
+            reported = asyncio.Event()
+
+            async def report(*_):
+                reported.set()
+
             arguments = {"path": "long.txt", "question": "Which?"}
-            calling = asyncio.create_task(client.call_tool("ask_document", arguments))
-            await said("reading hangs")
+            calling = asyncio.create_task(client.call_tool("ask_document", arguments, progress_callback=report))
+            await (reported.wait() if is_early else said("reading hangs"))
             calling.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await calling
-            await said("reading ended")
+            if not is_early:
+                await said("reading ended")
             # One question at a time: the next one is answered if this reading has ended.
             return await client.call_tool("ask_document", {"path": "novel.txt", "question": "Which?"})
 
-    result = asyncio.run(asyncio.wait_for(cancel(), 60))
+    result = asyncio.run(asyncio.wait_for(cancel(), 240))
     assert result.structured_content["answer"] == "blue"
     assert "model closed" in log.read_text()
 

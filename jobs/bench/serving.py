@@ -1,0 +1,428 @@
+"""A server under load, with replicas that die and clients that drop, against its engines alone.
+
+The server is `jobs.serve` with all its parts in a Ray of its own. Many clients ask at once, over HTTP, each one
+question after the other about documents that were uploaded, at temperature 0, and follow the events of their reading.
+
+The engines alone are as many processes as the server has replicas, with one engine each and an equal part of the same
+questions, all of them at once. There the readings are run once by the code of `jobs.ask`, which gives the answers that
+the server's are compared with. Then the engine gets the same prompts again, turn by turn, from nothing but a loop: that
+is the engine's own throughput, in conversations per second.
+
+First the server is measured undisturbed. Then, in the second phase, one replica is killed every `kill_s` seconds, and a
+share of the requests is dropped by the client in the middle. Every request that is not dropped must end: with the right
+answer, or with an error that says what happened. A request without any event for `hang_s` seconds hangs.
+
+A conversation counts when its memory, or the answer, has reached the client. Readings under way when a phase ends count
+with the conversations that they had. The clients share the cores with the server. The embedded model is the worst case:
+its conversations take the engine two milliseconds, so the server's own work is large beside the engine's. `arguments`
+names another model, as for `jobs.serve`.
+"""
+
+import asyncio
+import contextlib
+import json
+import math
+import os
+import random
+import shlex
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Awaitable, Callable, Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import httpx
+import psutil
+
+from jobs.bench.measuring import ONE_THREAD, finished, started, table
+from pipeline.asking.sections import Place, PlacedText
+from pipeline.asking.session import Answered, Reading
+from pipeline.data.documents.synthetic import synthetic_problem
+from pipeline.end_tokens import end_tokens
+from pipeline.errors import ConfigError
+from pipeline.rollout.episodes import Completion, Sampling
+from pipeline.serving.config import ServeConfig, load_serve_config, serving_engine_config
+from pipeline.serving.keys import Keys
+from pipeline.text import load_tokenizer
+
+HOST = "127.0.0.1"
+GREEDY = Sampling(0.0, 1.0, 0)
+ENGINE = "ray::ServeReplica:palimpsest:engine"  # how the titles of a server's processes begin
+PARTS = {"ray::ServeReplica:palimpsest:frontend": "frontend", "ray::ProxyActor": "Serve's proxy"}
+RIGHT, WRONG, ERROR = "the right answer", "another answer", "a clear error"
+CUT, HUNG, DROPPED = "cut off without an error", "hung", "dropped by the client"
+ENDS = (RIGHT, WRONG, ERROR, CUT, HUNG, DROPPED)
+START_S, END_S = 300.0, 120.0  # limits for the server
+SAMPLE_S = 2.0  # between two looks at its memory
+MIB = 2**20
+
+
+@dataclass
+class Settings:
+    seconds: float = 600.0  # of the disturbed phase
+    calm_seconds: float = 60.0  # of the undisturbed phase
+    readings: int = 50  # at once
+    sections: int = 100  # of a document
+    replicas: int = 2  # engines
+    kill_s: float = 60.0  # between two deaths of a replica
+    drop_share: float = 0.1  # share of the requests that the client drops in the middle
+    hang_s: float = 120.0  # a request without an event for so long hangs
+    port: int = 18432  # of the server
+    arguments: str = "preset=serve_tiny"  # of jobs.serve
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What a client asks, again and again."""
+
+    number: int
+    question: str
+    file: str  # its id
+    right: str  # the answer
+
+
+@dataclass
+class Load:
+    """What the clients of a phase saw."""
+
+    seconds: float = 0.0
+    conversations: int = 0
+    ends: Counter = field(default_factory=Counter)  # requests by how they ended
+    errors: Counter = field(default_factory=Counter)  # messages of errors
+    first: list[float] = field(default_factory=list)  # seconds to the first memory
+    answer: list[float] = field(default_factory=list)  # seconds to the answer
+    memory: dict[str, list[float]] = field(default_factory=dict)  # MiB by part, over time
+    deaths: int = 0
+
+
+def run(settings: Settings) -> str:
+    """Measure; return the tables. Raises `ConfigError` if it cannot be measured so."""
+    counts = (settings.readings, settings.replicas, settings.calm_seconds, settings.seconds, settings.kill_s)
+    if min(counts) <= 0 or settings.readings < settings.replicas or settings.sections < 2:
+        raise ConfigError("readings, replicas and seconds must be above 0, sections above 1, readings >= replicas")
+    print("· the engines alone", file=sys.stderr, flush=True)
+    alone = engines_alone(settings)
+    with tempfile.TemporaryDirectory() as folder, server(settings, Path(folder)) as (process, key, start_s):
+        phases = asyncio.run(load(settings, process, key, alone["answers"]))
+        left = asyncio.run(running(settings, key))
+    return tables(alone, phases, start_s, left)
+
+
+# The engines alone.
+
+
+def configuration(settings: Settings) -> ServeConfig:
+    return load_serve_config(shlex.split(settings.arguments))
+
+
+def question_of(settings: Settings, number: int) -> tuple[str, str]:
+    """A question and its document, which has about as many sections as it shall have."""
+    config = configuration(settings)
+    problem = synthetic_problem(7, number, settings.sections)
+    text = problem.document.replace(" . ", " .\n")
+    tokens = len(load_tokenizer(config.model.path).encode(text, add_special_tokens=False))
+    return problem.question, text * max(round(settings.sections * config.agent.chunk_tokens / tokens), 1)
+
+
+def engines_alone(settings: Settings) -> dict[str, Any]:
+    """The `answers` by number, and the rates of `readings` and of the `engine`, in conversations per second."""
+    parts = [list(range(settings.readings))[part :: settings.replicas] for part in range(settings.replicas)]
+    begun = [started(["jobs.bench", "serving", "--measure", json.dumps([asdict(settings), part])]) for part in parts]
+    results = [json.loads(finished(process).splitlines()[-1]) for process in begun]
+    return {
+        "answers": {int(number): answer for result in results for number, answer in result["answers"].items()},
+        "readings": sum(result["readings"] for result in results),
+        "engine": sum(result["engine"] for result in results),
+    }
+
+
+def measure(given: dict[str, Any], numbers: list[int]) -> dict[str, Any]:
+    """Read and replay some of the questions in this process."""
+    return asyncio.run(_measure(Settings(**given), numbers))
+
+
+async def _measure(settings: Settings, numbers: list[int]) -> dict[str, Any]:
+    from actors.generation.vllm_engine import VllmEngine
+    from pipeline.agents import load_agent
+
+    config = configuration(settings)
+    tokenizer = load_tokenizer(config.model.path)
+    engine = VllmEngine(serving_engine_config(config), end_tokens(tokenizer), seed=0)
+    await engine.start()
+    agent: Any = load_agent("memory")(tokenizer, config.agent)
+    prompts: dict[int, list[tuple[list[int], int]]] = {number: [] for number in numbers}
+
+    async def read(number: int) -> str:
+        async def generate(prompt: list[int], max_tokens: int, sampling: Sampling) -> Completion:
+            prompts[number].append((prompt, max_tokens))
+            return await engine.generate(prompt, max_tokens, sampling)
+
+        question, text = question_of(settings, number)
+        pieces = [PlacedText(text, Place("", None, 1))]
+        async for event in Reading(question, pieces, agent, generate, GREEDY).events():
+            if isinstance(event, Answered):
+                return event.answer
+        raise AssertionError("a reading ends with its answer")
+
+    async def replay(number: int) -> None:
+        for prompt, max_tokens in prompts[number]:
+            await engine.generate(prompt, max_tokens, GREEDY)
+
+    async def timed(work: Callable[[int], Awaitable[Any]]) -> tuple[list[Any], float]:
+        begin = time.perf_counter()
+        return await asyncio.gather(*map(work, numbers)), time.perf_counter() - begin
+
+    try:
+        answers, reading_s = await timed(read)
+        conversations = sum(map(len, prompts.values()))
+        _, engine_s = await timed(replay)
+    finally:
+        engine.shutdown()
+    found = {str(number): answer for number, answer in zip(numbers, answers, strict=True)}
+    return {"answers": found, "readings": conversations / reading_s, "engine": conversations / engine_s}
+
+
+# The server.
+
+
+@contextlib.contextmanager
+def server(settings: Settings, folder: Path) -> Iterator[tuple[psutil.Process, str, float]]:
+    """Context manager with the server's process, a key, and the seconds until it answered."""
+    key = Keys(folder).make("bench")
+    command = [
+        *(sys.executable, "-m", "jobs.serve", *shlex.split(settings.arguments)),
+        *(f"serve.folder={folder}", f"serve.port={settings.port}"),
+        *(f"serve.replicas.{end}={settings.replicas}" for end in ("max", "min")),
+        *(f"serve.limits.{which}={2 * settings.readings}" for which in ("all_readings", "readings")),
+    ]
+    print("· starting the server", file=sys.stderr, flush=True)
+    begin = time.monotonic()
+    with tempfile.TemporaryFile() as output:  # a pipe that nobody reads would fill up
+        job = subprocess.Popen(
+            command, env=os.environ | ONE_THREAD | {"RAY_ADDRESS": "local"}, stdout=output, stderr=output
+        )
+        try:
+            asyncio.run(_until_there(settings, job.poll))
+            yield psutil.Process(job.pid), key, time.monotonic() - begin
+        finally:
+            job.terminate()
+            try:
+                job.wait(END_S)
+            finally:
+                job.kill()
+                output.seek(0)
+                said = output.read().decode(errors="replace")[-3000:]
+        if job.returncode:
+            raise RuntimeError(f"the server ended with status {job.returncode}:\n{said}")
+
+
+async def _until_there(settings: Settings, ended: Callable[[], int | None]) -> None:
+    async with asyncio.timeout(START_S), httpx.AsyncClient(trust_env=False) as client:
+        while ended() is None:
+            with contextlib.suppress(httpx.HTTPError):
+                if (await client.get(f"http://{HOST}:{settings.port}/health")).status_code == 200:
+                    return
+            await asyncio.sleep(0.5)
+    raise RuntimeError("the server ended before it answered")
+
+
+async def running(settings: Settings, key: str) -> int:
+    """How many readings the server has a little after its last client went."""
+    await asyncio.sleep(5)
+    async with httpx.AsyncClient(headers={"Authorization": f"Bearer {key}"}, trust_env=False) as client:
+        said = (await client.get(f"http://{HOST}:{settings.port}/metrics")).text
+    return int(float(said.partition("\npalimpsest_readings_running ")[2].split()[0]))
+
+
+# The load.
+
+
+async def load(settings: Settings, process: psutil.Process, key: str, answers: dict[int, str]) -> list[Load]:
+    """The undisturbed and the disturbed phase."""
+    limits = httpx.Limits(max_connections=None, max_keepalive_connections=0)
+    async with httpx.AsyncClient(
+        base_url=f"http://{HOST}:{settings.port}",
+        headers={"Authorization": f"Bearer {key}"},
+        timeout=settings.hang_s,
+        limits=limits,
+        trust_env=False,
+    ) as client:
+        asked, phases = [], []
+        for number in range(settings.readings):
+            question, text = question_of(settings, number)
+            asked.append(Asked(number, question, await upload(client, text), answers[number]))
+        for is_calm in (True, False):
+            print(f"· {'undisturbed' if is_calm else 'disturbed'}", file=sys.stderr, flush=True)
+            seconds = settings.calm_seconds if is_calm else settings.seconds
+            phases.append(await phase(settings, client, process, asked, seconds, is_calm))
+        return phases
+
+
+async def upload(client: httpx.AsyncClient, text: str) -> str:
+    given = await client.post("/v1/files", data={"purpose": "user_data"}, files={"file": ("facts.txt", text.encode())})
+    given.raise_for_status()
+    return given.json()["id"]
+
+
+async def phase(
+    settings: Settings,
+    client: httpx.AsyncClient,
+    process: psutil.Process,
+    asked: list[Asked],
+    seconds: float,
+    is_calm: bool,
+) -> Load:
+    """Ask for so long; then let what is under way end, which counts as an end but not as throughput."""
+    seen = Load(memory={part: [] for part in PARTS.values()})
+    end = time.monotonic() + seconds
+    begin = time.monotonic()
+    beside = [asyncio.create_task(watch(process, seen))]
+    if not is_calm:
+        beside.append(asyncio.create_task(kill(settings, process, seen)))
+
+    async def ask_on(one: Asked) -> None:
+        chance = random.Random(one.number)
+        while time.monotonic() < end:
+            drops = not is_calm and chance.random() < settings.drop_share
+            stop = chance.randrange(settings.sections) if drops else None
+            await ask(settings, client, one, seen, end, stop)
+
+    async with asyncio.TaskGroup() as clients:
+        for one in asked:
+            clients.create_task(ask_on(one))
+    for task in beside:
+        task.cancel()
+    seen.seconds = min(seconds, time.monotonic() - begin)
+    return seen
+
+
+async def ask(
+    settings: Settings, client: httpx.AsyncClient, asked: Asked, seen: Load, end: float, stop: int | None
+) -> None:
+    """One request; `stop`: the client goes after so many memories."""
+    parts = [{"type": "input_text", "text": asked.question}, {"type": "input_file", "file_id": asked.file}]
+    body = {"input": [{"role": "user", "content": parts}], "stream": True, "store": False, "temperature": 0}
+    begin, memories, kind = time.monotonic(), 0, ""
+    try:
+        async with client.stream("POST", "/v1/responses", json=body) as response:
+            if response.status_code != 200:
+                said = json.loads(await response.aread())["error"]["message"]
+                seen.ends[ERROR] += 1
+                seen.errors[f"{response.status_code}: {said}"] += 1
+                await asyncio.sleep(1)
+                return
+            async with asyncio.timeout(settings.hang_s) as limit:
+                async for line in response.aiter_lines():
+                    if line.startswith("event: "):
+                        kind = line.removeprefix("event: ")
+                        limit.reschedule(asyncio.get_running_loop().time() + settings.hang_s)
+                        if kind == "response.reasoning_summary_text.delta":
+                            memories += 1
+                            if memories == 1:
+                                seen.first.append(time.monotonic() - begin)
+                            if time.monotonic() < end:
+                                seen.conversations += 1
+                            if memories == stop:
+                                seen.ends[DROPPED] += 1
+                                return
+                    elif line.startswith("data: ") and kind in ("response.completed", "response.incomplete"):
+                        answer = json.loads(line.removeprefix("data: "))["response"]["palimpsest"]["answer"]
+                        seen.ends[RIGHT if answer == asked.right else WRONG] += 1
+                        seen.answer.append(time.monotonic() - begin)
+                        seen.conversations += time.monotonic() < end
+                        return
+                    elif line.startswith("data: ") and kind in ("response.failed", "error"):
+                        event = json.loads(line.removeprefix("data: "))
+                        said = event.get("message") or event["response"]["error"]["message"]
+                        seen.ends[ERROR] += 1
+                        seen.errors[said] += 1
+                        return
+        seen.ends[CUT] += 1
+    except (TimeoutError, httpx.TimeoutException):
+        seen.ends[HUNG] += 1
+    except httpx.HTTPError as error:
+        seen.ends[CUT] += 1
+        seen.errors[type(error).__name__] += 1
+        await asyncio.sleep(1)
+
+
+async def kill(settings: Settings, process: psutil.Process, seen: Load) -> None:
+    """Kill a replica now and then: half a turn after the beginning, so that even a short phase has one."""
+    await asyncio.sleep(settings.kill_s / 2)
+    while True:
+        if replicas := [one for title, one in titles(process) if title.startswith(ENGINE)]:
+            random.choice(replicas).kill()
+            seen.deaths += 1
+        await asyncio.sleep(settings.kill_s)
+
+
+async def watch(process: psutil.Process, seen: Load) -> None:
+    """Note the memory of the parts that have to stay."""
+    while True:
+        for title, one in titles(process):
+            for begin, part in PARTS.items():
+                if title.startswith(begin):
+                    seen.memory[part].append(one.memory_info().rss / MIB)
+        await asyncio.sleep(SAMPLE_S)
+
+
+def titles(process: psutil.Process) -> list[tuple[str, psutil.Process]]:
+    """The title of each process of a server."""
+    found = []
+    for one in process.children(recursive=True):
+        try:
+            found.append((" ".join(one.cmdline()), one))
+        except psutil.Error:  # it has ended
+            continue
+    return found
+
+
+# The tables.
+
+
+def tables(alone: dict[str, Any], phases: list[Load], start_s: float, left: int) -> str:
+    """The rates, how the requests ended and how long they took, the errors, and what was left."""
+    rates = {"engines alone": alone["engine"], "readings beside their engines": alone["readings"]}
+    names = ("undisturbed", "disturbed")
+    rates |= {f"server, {name}": s.conversations / s.seconds for name, s in zip(names, phases, strict=True)}
+    rows: list[tuple[object, ...]] = [
+        ("seconds", *(f"{s.seconds:.0f}" for s in phases)),
+        ("replicas killed", *(s.deaths for s in phases)),
+        *((f"requests: {end}", *(s.ends[end] for s in phases)) for end in ENDS),
+    ]
+    for name, key in (("first memory", "first"), ("answer", "answer")):
+        for share in (50, 95):
+            rows.append((f"{name}, p{share}", *(f"{percentile(getattr(s, key), share):.2f} s" for s in phases)))
+    for part in PARTS.values():
+        rows.append((f"memory of {part}", *(growth(s.memory[part]) for s in phases)))
+    errors = sum((s.errors for s in phases), Counter[str]())
+    return "\n\n".join(
+        [
+            table(
+                ("", "conversations/s", "÷ engines alone"),
+                [(name, f"{rate:.0f}", f"{rate / alone['engine']:.2f}") for name, rate in rates.items()],
+            ),
+            table(("", *names), rows),
+            *(f"Errors, {count} times: {said}" for said, count in errors.items()),
+            f"The server answered {start_s:.0f} s after its start. It had {left} readings 5 s after its last client.",
+        ]
+    )
+
+
+def percentile(numbers: list[float], share: int) -> float:
+    """The nearest-rank percentile; not a number if there are none."""
+    ordered = sorted(numbers)
+    return ordered[math.ceil(len(ordered) * share / 100) - 1] if ordered else math.nan
+
+
+def growth(samples: list[float]) -> str:
+    """The median in MiB over the first and over the last third of a phase."""
+    third = max(len(samples) // 3, 1)
+    if not samples:
+        return "none"
+    return f"{statistics.median(samples[:third]):.0f} → {statistics.median(samples[-third:]):.0f} MiB"
