@@ -22,20 +22,24 @@ from actors.serving.served import Served
 from pipeline.asking.session import SectionRead
 from pipeline.serving.errors import RequestError
 from pipeline.serving.messages import asked, messages_of
+from pipeline.serving.open_webui import unwrapped
 
 # Fields that would change the answer, and the values with which they do not.
 UNSUPPORTED: dict[str, tuple] = {
     "n": (1,),
-    "tools": ([],),
     "functions": ([],),
-    "tool_choice": ("auto", "none"),
+    "tool_choice": ("auto", "none"),  # tools themselves may be offered: the model chooses to call none
     "response_format": ({"type": "text"},),
     "logprobs": (False,),
     "stop": ([], ""),
     "logit_bias": ({},),
     "frequency_penalty": (0,),
     "presence_penalty": (0,),
+    "top_k": (0, -1),
+    "min_p": (0,),
+    "repeat_penalty": (1,),
 }
+TASK_METHOD = "direct"  # of Open WebUI's own tasks: not worth a reading of the whole chat for each
 
 
 def add_routes(app: FastAPI, served: Served) -> None:
@@ -47,14 +51,16 @@ def add_routes(app: FastAPI, served: Served) -> None:
         owner, body = request.state.owner, await body_of(request)
         refuse(body, UNSUPPORTED)
         model, method = served.method_of(body.get("model"))
-        found = asked(messages_of(body.get("messages"), "messages"), "", await readings.check(method, fits), False)
+        plain = unwrapped(messages_of(body.get("messages"), "messages"))
+        method = TASK_METHOD if plain.is_task else method
+        found = asked(plain.messages, "", await readings.check(method, fits), plain.text is not None)
         documents = await documents_of(served, owner, found.files)
         stream, options = flag(body, "stream"), body.get("stream_options") or {}
         most = "max_tokens" if body.get("max_completion_tokens") is None else "max_completion_tokens"
         run = await readings.start(
             owner,
             found.question,
-            documents + ((found.text,) if found.text else ()),
+            documents + tuple(text for text in (plain.text, found.text) if text),
             method,
             sampling_of(served, body),
             model,
