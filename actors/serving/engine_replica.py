@@ -106,10 +106,12 @@ def generate_with(handle: Any, timeout_s: float) -> Callable[[list[int], int, Sa
         timeout_s: limit of a response, with the time that it waits for a replica.
     """
 
+    ask = handle.generate  # a handle of its own, which is made once
+
     async def generate(prompt: list[int], max_tokens: int, sampling: Sampling) -> Completion:
         end = time.monotonic() + timeout_s
         while True:
-            response = handle.generate.remote(prompt, max_tokens, sampling)
+            response = ask.remote(prompt, max_tokens, sampling)
             try:
                 async with asyncio.timeout_at(asyncio.get_running_loop().time() + end - time.monotonic()):
                     return await response

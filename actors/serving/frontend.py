@@ -33,10 +33,8 @@ class Frontend:
     """
 
     def __init__(self, config: ServeConfig, engines: Any):
-        for (
-            method
-        ) in METHODS:  # libraries are imported here: at the first requests, several threads would do it at once
-            new_agent(config, method)
+        for method in METHODS:
+            new_agent(config, method)  # imports libraries, which several threads would do at once at the first requests
         folder = serve_folder(config)
         self._served = Served(
             config,
