@@ -2,11 +2,12 @@
 
 The server is `jobs.serve` with all its parts in a Ray of its own. Many clients ask at once, over HTTP, each one
 question after the other about documents that were uploaded, at temperature 0, and follow the events of their reading.
+There are more documents than an engine's prefix cache holds, so no reading finds its prompts computed.
 
-The engines alone are as many processes as the server has replicas, with one engine each and an equal part of the same
-questions, all of them at once. There the readings are run once by the code of `jobs.ask`, which gives the answers that
-the server's are compared with. Then the engine gets the same prompts again, turn by turn, from nothing but a loop: that
-is the engine's own throughput, in conversations per second.
+The engines alone are as many processes as the server has replicas, with one engine and an equal part of the readings
+and documents each. There the readings are run once by the code of `jobs.ask`, which gives the answers that the server's
+are compared with. Then the engine gets the same prompts again, turn by turn, from nothing but a loop: that is the
+engine's own throughput, in conversations per second, as long as all places have work.
 
 First the server is measured undisturbed. Then, in the second phase, one replica is killed every `kill_s` seconds, and a
 share of the requests is dropped by the client in the middle. Every request that is not dropped must end: with the right
@@ -20,6 +21,8 @@ names another model, as for `jobs.serve`.
 
 import asyncio
 import contextlib
+import copy
+import itertools
 import json
 import math
 import os
@@ -67,6 +70,7 @@ class Settings:
     seconds: float = 600.0  # of the disturbed phase
     calm_seconds: float = 60.0  # of the undisturbed phase
     readings: int = 50  # at once
+    documents: int = 200  # each with a question of its own
     sections: int = 100  # of a document
     replicas: int = 2  # engines
     kill_s: float = 60.0  # between two deaths of a replica
@@ -80,7 +84,6 @@ class Settings:
 class Asked:
     """What a client asks, again and again."""
 
-    number: int
     question: str
     file: str  # its id
     right: str  # the answer
@@ -102,9 +105,10 @@ class Load:
 
 def run(settings: Settings) -> str:
     """Measure; return the tables. Raises `ConfigError` if it cannot be measured so."""
-    counts = (settings.readings, settings.replicas, settings.calm_seconds, settings.seconds, settings.kill_s)
-    if min(counts) <= 0 or settings.readings < settings.replicas or settings.sections < 2:
-        raise ConfigError("readings, replicas and seconds must be above 0, sections above 1, readings >= replicas")
+    s = settings
+    counts = (s.replicas, s.calm_seconds, s.seconds, s.kill_s)
+    if min(counts) <= 0 or not s.replicas <= s.readings <= s.documents or s.sections < 2:
+        raise ConfigError("replicas and seconds must be above 0, sections above 1, replicas <= readings <= documents")
     print("· the engines alone", file=sys.stderr, flush=True)
     alone = engines_alone(settings)
     with tempfile.TemporaryDirectory() as folder, server(settings, Path(folder)) as (process, key, start_s):
@@ -131,7 +135,7 @@ def question_of(settings: Settings, number: int) -> tuple[str, str]:
 
 def engines_alone(settings: Settings) -> dict[str, Any]:
     """The `answers` by number, and the rates of `readings` and of the `engine`, in conversations per second."""
-    parts = [list(range(settings.readings))[part :: settings.replicas] for part in range(settings.replicas)]
+    parts = [list(range(settings.documents))[part :: settings.replicas] for part in range(settings.replicas)]
     begun = [started(["jobs.bench", "serving", "--measure", json.dumps([asdict(settings), part])]) for part in parts]
     results = [json.loads(finished(process).splitlines()[-1]) for process in begun]
     return {
@@ -154,37 +158,52 @@ async def _measure(settings: Settings, numbers: list[int]) -> dict[str, Any]:
     tokenizer = load_tokenizer(config.model.path)
     engine = VllmEngine(serving_engine_config(config), end_tokens(tokenizer), seed=0)
     await engine.start()
-    agent: Any = load_agent("memory")(tokenizer, config.agent)
+    places = settings.readings // settings.replicas
+    agents: list[Any] = [load_agent("memory")(copy.deepcopy(tokenizer), config.agent) for _ in range(places)]
     prompts: dict[int, list[tuple[list[int], int]]] = {number: [] for number in numbers}
+    asked = {number: question_of(settings, number) for number in numbers}
+    answers: dict[str, str] = {}
+    done = 0  # conversations
 
-    async def read(number: int) -> str:
+    async def counted(prompt: list[int], max_tokens: int, sampling: Sampling) -> Completion:
+        nonlocal done
+        response = await engine.generate(prompt, max_tokens, sampling)
+        done += 1
+        return response
+
+    async def read(number: int) -> None:
         async def generate(prompt: list[int], max_tokens: int, sampling: Sampling) -> Completion:
             prompts[number].append((prompt, max_tokens))
-            return await engine.generate(prompt, max_tokens, sampling)
+            return await counted(prompt, max_tokens, sampling)
 
-        question, text = question_of(settings, number)
-        pieces = [PlacedText(text, Place("", None, 1))]
+        question, text = asked[number]
+        pieces, agent = [PlacedText(text, Place("", None, 1))], agents.pop()
         async for event in Reading(question, pieces, agent, generate, GREEDY).events():
             if isinstance(event, Answered):
-                return event.answer
-        raise AssertionError("a reading ends with its answer")
+                answers[str(number)] = event.answer
+        agents.append(agent)
 
     async def replay(number: int) -> None:
         for prompt, max_tokens in prompts[number]:
-            await engine.generate(prompt, max_tokens, GREEDY)
+            await counted(prompt, max_tokens, GREEDY)
 
-    async def timed(work: Callable[[int], Awaitable[Any]]) -> tuple[list[Any], float]:
-        begin = time.perf_counter()
-        return await asyncio.gather(*map(work, numbers)), time.perf_counter() - begin
+    async def rate(work: Callable[[int], Awaitable[None]]) -> float:
+        """Conversations per second until a place finds no more work."""
+        nonlocal done
+        left, done, rates, begin = iter(numbers), 0, [], time.perf_counter()
+
+        async def place() -> None:
+            for number in left:
+                await work(number)
+            rates.append(done / (time.perf_counter() - begin))
+
+        await asyncio.gather(*(place() for _ in range(places)))
+        return rates[0]
 
     try:
-        answers, reading_s = await timed(read)
-        conversations = sum(map(len, prompts.values()))
-        _, engine_s = await timed(replay)
+        return {"readings": await rate(read), "engine": await rate(replay), "answers": answers}
     finally:
         engine.shutdown()
-    found = {str(number): answer for number, answer in zip(numbers, answers, strict=True)}
-    return {"answers": found, "readings": conversations / reading_s, "engine": conversations / engine_s}
 
 
 # The server.
@@ -253,9 +272,9 @@ async def load(settings: Settings, process: psutil.Process, key: str, answers: d
         trust_env=False,
     ) as client:
         asked, phases = [], []
-        for number in range(settings.readings):
+        for number in range(settings.documents):
             question, text = question_of(settings, number)
-            asked.append(Asked(number, question, await upload(client, text), answers[number]))
+            asked.append(Asked(question, await upload(client, text), answers[number]))
         for is_calm in (True, False):
             print(f"· {'undisturbed' if is_calm else 'disturbed'}", file=sys.stderr, flush=True)
             seconds = settings.calm_seconds if is_calm else settings.seconds
@@ -285,16 +304,18 @@ async def phase(
     if not is_calm:
         beside.append(asyncio.create_task(kill(settings, process, seen)))
 
-    async def ask_on(one: Asked) -> None:
-        chance = random.Random(one.number)
-        while time.monotonic() < end:
+    async def ask_on(number: int) -> None:
+        chance = random.Random(number)
+        for one in itertools.cycle(asked[number :: settings.readings]):
+            if time.monotonic() > end:
+                return
             drops = not is_calm and chance.random() < settings.drop_share
             stop = chance.randrange(settings.sections) if drops else None
             await ask(settings, client, one, seen, end, stop)
 
     async with asyncio.TaskGroup() as clients:
-        for one in asked:
-            clients.create_task(ask_on(one))
+        for number in range(settings.readings):
+            clients.create_task(ask_on(number))
     for task in beside:
         task.cancel()
     seen.seconds = min(seconds, time.monotonic() - begin)
