@@ -8,6 +8,7 @@ from fastapi import FastAPI, Request
 
 from actors.serving.readings import Run
 from actors.serving.requests import (
+    TASK_METHOD,
     EventStream,
     body_of,
     documents_of,
@@ -39,7 +40,6 @@ UNSUPPORTED: dict[str, tuple] = {
     "min_p": (0,),
     "repeat_penalty": (1,),
 }
-TASK_METHOD = "direct"  # of Open WebUI's own tasks: not worth a reading of the whole chat for each
 
 
 def add_routes(app: FastAPI, served: Served) -> None:

@@ -22,6 +22,7 @@ from pipeline.serving.urls import fetch_url, name_of
 
 BODY_BYTES = 64 << 20  # of a JSON request; larger files are uploaded
 LONGEST_TOKEN = 256  # characters
+TASK_METHOD = "direct"  # of Open WebUI's own tasks: not worth a reading of the whole chat for each
 
 
 def number(body: dict[str, Any], key: str, least: float, most: float, default: Any = None) -> Any:

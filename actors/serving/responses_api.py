@@ -9,6 +9,7 @@ from fastapi import FastAPI, Request
 
 from actors.serving.readings import Readings, Run
 from actors.serving.requests import (
+    TASK_METHOD,
     EventStream,
     body_of,
     documents_of,
@@ -24,6 +25,7 @@ from actors.serving.served import Served
 from pipeline.asking.session import SectionRead
 from pipeline.serving.errors import RequestError
 from pipeline.serving.messages import asked, messages_of
+from pipeline.serving.open_webui import unwrapped
 from pipeline.serving.responses import (
     FIRST_EVENTS,
     SECTION_EVENTS,
@@ -35,8 +37,7 @@ from pipeline.serving.responses import (
 
 # Fields that would change the answer, and the values with which they do not.
 UNSUPPORTED: dict[str, tuple] = {
-    "tools": ([],),
-    "tool_choice": ("auto", "none"),
+    "tool_choice": ("auto", "none"),  # tools themselves may be offered: the model chooses to call none
     "text": ({}, {"format": {"type": "text"}}),
     "conversation": (),
     "prompt": (),
@@ -65,15 +66,19 @@ def add_routes(app: FastAPI, served: Served) -> None:
         if not isinstance(repeated["metadata"] or {}, dict) or len(json.dumps(repeated["metadata"])) > 16_384:
             raise RequestError(400, "metadata must be an object of at most 16,384 characters", param="metadata")
         before = _previous(readings, owner, body.get("previous_response_id"))
+        plain = unwrapped(messages_of(body.get("input"), "input"))
+        method = TASK_METHOD if plain.is_task else method
         found = asked(
-            messages_of(body.get("input"), "input"),
+            plain.messages,
             instructions,
             await readings.check(method, fits),
-            before is not None,
+            before is not None or plain.text is not None,
         )
         documents = await documents_of(served, owner, found.files)
-        if found.text:  # on disk, where limits hold: a later question may be about it
-            documents += (await served.files.add(owner, "message.txt", once(found.text.encode())),)
+        for text in filter(
+            None, (plain.text, found.text)
+        ):  # on disk, where limits hold: a later question may be about it
+            documents += (await served.files.add(owner, "message.txt", once(text.encode())),)
         if not documents and before is not None:
             documents = before.documents
         run = await readings.start(

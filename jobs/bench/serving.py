@@ -42,7 +42,7 @@ from typing import Any
 import httpx
 import psutil
 
-from jobs.bench.measuring import ONE_THREAD, finished, started, table
+from jobs.bench.measuring import ONE_THREAD, SHOWN, finished, started, table
 from pipeline.asking.sections import Place, PlacedText
 from pipeline.asking.session import Answered, Reading
 from pipeline.data.documents.synthetic import synthetic_problem
@@ -51,7 +51,7 @@ from pipeline.errors import ConfigError
 from pipeline.rollout.episodes import Completion, Sampling
 from pipeline.serving.config import ServeConfig, load_serve_config, serving_engine_config
 from pipeline.serving.keys import Keys
-from pipeline.text import load_tokenizer
+from pipeline.text import encode_text, load_tokenizer
 
 HOST = "127.0.0.1"
 GREEDY = Sampling(0.0, 1.0, 0)
@@ -61,6 +61,7 @@ RIGHT, WRONG, ERROR = "the right answer", "another answer", "a clear error"
 CUT, HUNG, DROPPED = "cut off without an error", "hung", "dropped by the client"
 ENDS = (RIGHT, WRONG, ERROR, CUT, HUNG, DROPPED)
 START_S, END_S = 300.0, 120.0  # limits for the server
+ANSWERS = " answers at "  # what it then prints
 SAMPLE_S = 2.0  # between two looks at its memory
 MIB = 2**20
 
@@ -129,7 +130,7 @@ def question_of(settings: Settings, number: int) -> tuple[str, str]:
     config = configuration(settings)
     problem = synthetic_problem(7, number, settings.sections)
     text = problem.document.replace(" . ", " .\n")
-    tokens = len(load_tokenizer(config.model.path).encode(text, add_special_tokens=False))
+    tokens = len(encode_text(load_tokenizer(config.model.path), text))
     return problem.question, text * max(round(settings.sections * config.agent.chunk_tokens / tokens), 1)
 
 
@@ -221,12 +222,12 @@ def server(settings: Settings, folder: Path) -> Iterator[tuple[psutil.Process, s
     ]
     print("· starting the server", file=sys.stderr, flush=True)
     begin = time.monotonic()
-    with tempfile.TemporaryFile() as output:  # a pipe that nobody reads would fill up
+    with tempfile.NamedTemporaryFile() as output:  # a pipe that nobody reads would fill up
         job = subprocess.Popen(
             command, env=os.environ | ONE_THREAD | {"RAY_ADDRESS": "local"}, stdout=output, stderr=output
         )
         try:
-            asyncio.run(_until_there(settings, job.poll))
+            wait_until_it_answers(job, output.name)
             yield psutil.Process(job.pid), key, time.monotonic() - begin
         finally:
             job.terminate()
@@ -234,20 +235,20 @@ def server(settings: Settings, folder: Path) -> Iterator[tuple[psutil.Process, s
                 job.wait(END_S)
             finally:
                 job.kill()
-                output.seek(0)
-                said = output.read().decode(errors="replace")[-3000:]
         if job.returncode:
+            said = Path(output.name).read_text(errors="replace")[-SHOWN:]
             raise RuntimeError(f"the server ended with status {job.returncode}:\n{said}")
 
 
-async def _until_there(settings: Settings, ended: Callable[[], int | None]) -> None:
-    async with asyncio.timeout(START_S), httpx.AsyncClient(trust_env=False) as client:
-        while ended() is None:
-            with contextlib.suppress(httpx.HTTPError):
-                if (await client.get(f"http://{HOST}:{settings.port}/health")).status_code == 200:
-                    return
-            await asyncio.sleep(0.5)
-    raise RuntimeError("the server ended before it answered")
+def wait_until_it_answers(job: subprocess.Popen, output: str) -> None:
+    """Wait until a server says so, when all its engines have started."""
+    end, said = time.monotonic() + START_S, ""
+    while job.poll() is None and time.monotonic() < end:
+        said = Path(output).read_text(errors="replace")
+        if ANSWERS in said:
+            return
+        time.sleep(0.5)
+    raise RuntimeError(f"the server did not start:\n{said[-SHOWN:]}")
 
 
 async def running(settings: Settings, key: str) -> int:
@@ -426,7 +427,7 @@ def tables(alone: dict[str, Any], phases: list[Load], start_s: float, left: int)
         [
             table(
                 ("", "conversations/s", "÷ engines alone"),
-                [(name, f"{rate:.0f}", f"{rate / alone['engine']:.2f}") for name, rate in rates.items()],
+                [(name, f"{rate:.3g}", f"{rate / alone['engine']:.2f}") for name, rate in rates.items()],
             ),
             table(("", *names), rows),
             *(f"Errors, {count} times: {said}" for said, count in errors.items()),

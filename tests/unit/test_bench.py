@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 
 from jobs.bench import __main__ as bench
-from jobs.bench import asynchrony, claims, coordinator, length, loss, measuring, page, pipeline, stand_ins
+from jobs.bench import asynchrony, claims, coordinator, length, loss, measuring, page, pipeline, serving, stand_ins
 from jobs.bench.claims import CLAIMS, Result
 from jobs.support.keys import sections_of
 
@@ -147,6 +147,8 @@ def test_an_unknown_key_is_named(claim, capsys, folder):
         (["pipeline", "arguments=generator={count:2}"], "sets generator.count itself"),
         (["pipeline", "arguments=run.name=mine"], "sets run.name itself"),
         (["pipeline", "arguments=train.seeded_sampling=true"], "train.seeded_sampling must be false"),
+        (["serving", "readings=1"], "replicas <= readings <= documents"),
+        (["serving", "documents=49"], "replicas <= readings <= documents"),
         (["coordinator", "generators=[]"], "generators must be a list"),
         (["coordinator", "groups=3071"], "groups must be at least 3072 (3 steps)"),
         (["coordinator", "groups_per_second=0"], "groups_per_second"),
@@ -364,6 +366,37 @@ def test_the_run_is_compared_with_the_engine_that_knows_no_more():
         ["offline, turn by turn", "100", "1.00"],
         ["offline, all at once", "115 (110–120)", "1.15 (1.10–1.20)"],
     ]
+
+
+def test_the_tables_of_a_server_under_load():
+    calm = serving.Load(seconds=10, conversations=500, first=[3.0, 1.0, 2.0], answer=[9.0])
+    calm.ends[serving.RIGHT] = 3
+    calm.memory = {"frontend": [100, 102, 150, 104, 106, 104], "Serve's proxy": []}
+    broken = serving.Load(seconds=4, conversations=100, deaths=2, memory={"frontend": [7], "Serve's proxy": [8]})
+    broken.ends[serving.ERROR] = 2
+    broken.errors["no engine"] = 2
+    shown = serving.tables({"engine": 100.0, "readings": 80.0}, [calm, broken], 31.4, 0)
+    for line in (
+        "| engines alone | 100 | 1.00 |",
+        "| readings beside their engines | 80 | 0.80 |",
+        "| server, undisturbed | 50 | 0.50 |",
+        "| server, disturbed | 25 | 0.25 |",
+        "| replicas killed | 0 | 2 |",
+        "| requests: the right answer | 3 | 0 |",
+        "| requests: a clear error | 0 | 2 |",
+        "| first memory, p50 | 2.00 s | nan s |",
+        "| first memory, p95 | 3.00 s | nan s |",
+        "| memory of frontend | 101 → 105 MiB | 7 → 7 MiB |",
+        "| memory of Serve's proxy | none | 8 → 8 MiB |",
+        "Errors, 2 times: no engine",
+        "The server answered 31 s after its start. It had 0 readings 5 s after its last client.",
+    ):
+        assert line in shown.split("\n"), line
+
+
+@pytest.mark.parametrize(("share", "found"), [(50, 5), (95, 10), (1, 1), (100, 10)])
+def test_a_percentile_is_a_number_that_was_measured(share, found):
+    assert serving.percentile(list(range(10, 0, -1)), share) == found
 
 
 def test_the_coordinators_load_is_that_of_full_engines():

@@ -84,6 +84,12 @@ def test_a_connection_is_verified_and_its_models_are_listed(server):
     assert refused.status_code == 401 and refused.json()["error"]["message"] == "the key is not known"
 
 
+def test_offered_tools_and_an_attached_file_in_a_response(server):
+    message = {"role": "user", "content": [{"type": "input_text", "text": f"{with_files(LINES)}Which?"}]}
+    body = server.http.post("/responses", json={"model": "tiny", "input": [message], "tools": TOOLS}).json()
+    assert body["palimpsest"]["answer"] == "blue" and server.read() == LINES
+
+
 def test_a_streamed_chat_with_its_built_in_tools(server):
     response = server.chat(
         PASTED,

@@ -256,7 +256,7 @@ def of_parts(*parts: dict) -> dict:
 @pytest.mark.parametrize(
     ("change", "status", "message"),
     [
-        ({"tools": [{"type": "web_search"}]}, 400, "tools is not supported"),
+        ({"tool_choice": "required", "tools": [{"type": "web_search"}]}, 400, "tool_choice is not supported"),
         ({"text": {"format": {"type": "json_schema"}}}, 400, "text is not supported"),
         ({"model": "gpt"}, 404, "there is no model 'gpt'"),
         ({"temperature": "hot"}, 400, "temperature must be a number"),
