@@ -9,8 +9,10 @@ from fastapi import FastAPI, Request
 from actors.serving.readings import Run
 from actors.serving.requests import (
     TASK_METHOD,
+    UNSUPPORTED,
     EventStream,
     body_of,
+    check_tools,
     documents_of,
     ended_with_client,
     fits,
@@ -26,19 +28,10 @@ from pipeline.serving.messages import asked, messages_of
 from pipeline.serving.open_webui import unwrapped
 
 # Fields that would change the answer, and the values with which they do not.
-UNSUPPORTED: dict[str, tuple] = {
-    "n": (1,),
+OF_CHATS: dict[str, tuple] = {
     "functions": ([],),
-    "tool_choice": ("auto", "none"),  # tools themselves may be offered: the model chooses to call none
     "response_format": ({"type": "text"},),
     "logprobs": (False,),
-    "stop": ([], ""),
-    "logit_bias": ({},),
-    "frequency_penalty": (0,),
-    "presence_penalty": (0,),
-    "top_k": (0, -1),
-    "min_p": (0,),
-    "repeat_penalty": (1,),
 }
 
 
@@ -49,10 +42,12 @@ def add_routes(app: FastAPI, served: Served) -> None:
     @app.post("/v1/chat/completions")
     async def create(request: Request):
         owner, body = request.state.owner, await body_of(request)
-        refuse(body, UNSUPPORTED)
+        refuse(body, UNSUPPORTED | OF_CHATS)
+        check_tools(body)
         model, method = served.method_of(body.get("model"))
         plain = unwrapped(messages_of(body.get("messages"), "messages"))
-        method = TASK_METHOD if plain.is_task else method
+        if plain.is_task:
+            model, method = served.method_of(f"{served.name}:{TASK_METHOD}")
         found = asked(plain.messages, "", await readings.check(method, fits), plain.text is not None)
         documents = await documents_of(served, owner, found.files)
         stream, options = flag(body, "stream"), body.get("stream_options") or {}
@@ -60,7 +55,7 @@ def add_routes(app: FastAPI, served: Served) -> None:
         run = await readings.start(
             owner,
             found.question,
-            documents + tuple(text for text in (plain.text, found.text) if text),
+            documents + ((text,) if (text := plain.text or found.text) else ()),
             method,
             sampling_of(served, body),
             model,

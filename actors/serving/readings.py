@@ -156,7 +156,7 @@ class Readings:
             RequestError: a limit is reached (429), the question is too long (400), or a file is gone (404).
         """
         self.expire()
-        self._admit(owner)
+        self.admit(owner)
         now = self._clock()
         run = Run(f"resp_{secrets.token_hex(16)}", owner, question, documents, model, now, now, repeated or {})
         holds = contextlib.ExitStack()
@@ -264,7 +264,8 @@ class Readings:
         for run in list(self._runs.values()):
             await self.cancel(run)
 
-    def _admit(self, owner: str) -> None:
+    def admit(self, owner: str) -> None:
+        """Raises `RequestError` (429) if this owner may not start a reading now."""
         if self.count(owner) >= self._limits.readings:
             said = f"this key has {self._limits.readings} readings, the limit; wait for one to end"
         elif self.count() >= self._limits.all_readings:
@@ -327,8 +328,9 @@ class Readings:
 
     def _end(self, run: Run, holds: contextlib.ExitStack, method: str, agent: Reader, task: asyncio.Task) -> None:
         """Called when the task of a reading is over, also if it was cancelled before it began."""
-        self._give_back(method, agent)
         run.reading = None
+        if not task.cancelled() and run.error is None:  # else a thread may still use its tokenizer
+            self._give_back(method, agent)
         if task.cancelled():
             run.error = RequestError(409, "the reading was cancelled", code="cancelled")
         run.status = "cancelled" if task.cancelled() else "completed" if run.error is None else "failed"

@@ -22,6 +22,18 @@ from pipeline.serving.urls import fetch_url, name_of
 
 BODY_BYTES = 64 << 20  # of a JSON request; larger files are uploaded
 LONGEST_TOKEN = 256  # characters
+# Fields that would change the answer, and the values with which they do not.
+UNSUPPORTED: dict[str, tuple] = {
+    "n": (1,),
+    "tool_choice": ("auto", "none"),
+    "stop": ([], ""),
+    "logit_bias": ({},),
+    "frequency_penalty": (0,),
+    "presence_penalty": (0,),
+    "top_k": (0, -1),
+    "min_p": (0,),
+    "repeat_penalty": (1,),
+}
 TASK_METHOD = "direct"  # of Open WebUI's own tasks: not worth a reading of the whole chat for each
 
 
@@ -58,6 +70,13 @@ def refuse(body: dict[str, Any], unsupported: dict[str, tuple]) -> None:
     for key, harmless in unsupported.items():
         if body.get(key) is not None and body[key] not in harmless:
             raise RequestError(400, f"{key} is not supported", code="unsupported_parameter", param=key)
+
+
+def check_tools(body: dict[str, Any]) -> None:
+    """Raises `RequestError` unless all tools are functions, which may be offered: the model chooses to call none."""
+    tools = body.get("tools") or []
+    if not isinstance(tools, list) or any(not isinstance(t, dict) or t.get("type") != "function" for t in tools):
+        raise RequestError(400, "tools must be a list of functions", code="unsupported_parameter", param="tools")
 
 
 def sampling_of(served: Served, body: dict[str, Any]) -> Sampling:

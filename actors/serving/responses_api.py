@@ -10,8 +10,10 @@ from fastapi import FastAPI, Request
 from actors.serving.readings import Readings, Run
 from actors.serving.requests import (
     TASK_METHOD,
+    UNSUPPORTED,
     EventStream,
     body_of,
+    check_tools,
     documents_of,
     ended_with_client,
     fits,
@@ -36,8 +38,7 @@ from pipeline.serving.responses import (
 )
 
 # Fields that would change the answer, and the values with which they do not.
-UNSUPPORTED: dict[str, tuple] = {
-    "tool_choice": ("auto", "none"),  # tools themselves may be offered: the model chooses to call none
+OF_RESPONSES: dict[str, tuple] = {
     "text": ({}, {"format": {"type": "text"}}),
     "conversation": (),
     "prompt": (),
@@ -53,7 +54,9 @@ def add_routes(app: FastAPI, served: Served) -> None:
     @app.post("/v1/responses")
     async def create(request: Request):
         owner, body = request.state.owner, await body_of(request)
-        refuse(body, UNSUPPORTED)
+        refuse(body, UNSUPPORTED | OF_RESPONSES)
+        check_tools(body)
+        readings.admit(owner)  # before its files are stored
         stream, background = flag(body, "stream"), flag(body, "background")
         store = flag(body, "store", default=True)
         if background and not store:
@@ -67,7 +70,8 @@ def add_routes(app: FastAPI, served: Served) -> None:
             raise RequestError(400, "metadata must be an object of at most 16,384 characters", param="metadata")
         before = _previous(readings, owner, body.get("previous_response_id"))
         plain = unwrapped(messages_of(body.get("input"), "input"))
-        method = TASK_METHOD if plain.is_task else method
+        if plain.is_task:
+            model, method = served.method_of(f"{served.name}:{TASK_METHOD}")
         found = asked(
             plain.messages,
             instructions,
@@ -75,9 +79,7 @@ def add_routes(app: FastAPI, served: Served) -> None:
             before is not None or plain.text is not None,
         )
         documents = await documents_of(served, owner, found.files)
-        for text in filter(
-            None, (plain.text, found.text)
-        ):  # on disk, where limits hold: a later question may be about it
+        if text := plain.text or found.text:  # on disk, where limits hold: a later question may be about it
             documents += (await served.files.add(owner, "message.txt", once(text.encode())),)
         if not documents and before is not None:
             documents = before.documents

@@ -427,7 +427,10 @@ def tables(alone: dict[str, Any], phases: list[Load], start_s: float, left: int)
         [
             table(
                 ("", "conversations/s", "÷ engines alone"),
-                [(name, f"{rate:.3g}", f"{rate / alone['engine']:.2f}") for name, rate in rates.items()],
+                [
+                    (name, f"{rate:,.0f}" if rate >= 10 else f"{rate:.2f}", f"{rate / alone['engine']:.2f}")
+                    for name, rate in rates.items()
+                ],
             ),
             table(("", *names), rows),
             *(f"Errors, {count} times: {said}" for said, count in errors.items()),

@@ -85,7 +85,7 @@ class StreamedDocument:
         self.bytes = 0  # of the sections' text as UTF-8
         self.ended = False  # whether all sections were read, so that their number is known
         self.sections = 0  # read so far
-        self.stopped = False
+        self.stopped = self.abandoned = False
         self._whole: np.ndarray | None = None
         self._failure: Exception | None = None
         self._most, self._taken = most_tokens, taken
@@ -96,12 +96,16 @@ class StreamedDocument:
     def prepare(self) -> None:
         """Read the next section ahead, unless one is ready. May run in another thread, to not delay an event loop."""
         with self.lock:
-            if not self._ready and not self.ended:
+            if not self._ready and not self.ended and not self.abandoned:
                 self._read()
 
     def stop(self) -> None:
         """End the document here: `chunks` yields no more."""
         self.stopped = True
+
+    def abandon(self) -> None:
+        """Let threads that still read end soon; what they have read is used by nobody."""
+        self.abandoned = True
 
     def chunks(self, size: int) -> Iterator[list[int]]:
         """Yield the sections' tokens until the document ends or is stopped."""
@@ -129,6 +133,8 @@ class StreamedDocument:
         while (section := self._next()) is not None:
             self._taken(section)
             tokens.append(section.tokens)
+            if self.abandoned:
+                return
         self._whole = np.concatenate(tokens)
 
     def _next(self) -> Section | None:

@@ -166,6 +166,7 @@ class Reading:
                 yield event
             yield await reading
         finally:
+            self._document.abandon()  # a thread cannot be cancelled
             reading.cancel()
             with contextlib.suppress(asyncio.CancelledError, Exception):
                 await reading

@@ -225,9 +225,29 @@ def test_a_document_cannot_end_its_context():
     assert found.messages[0].text == "Which?" and found.text == hostile and not found.is_task
 
 
-def test_the_instructions_of_another_template_are_kept():
-    found = unwrapped([Message("user", f"{with_files('A.', template='Answer in Latin.' + chr(10))}Which?")])
-    assert found.messages[0].text == "Answer in Latin.\n\nWhich?" and found.text == "A."
+@pytest.mark.parametrize("template", ["", "Answer in Latin.\n"])
+def test_without_the_heading_of_a_template_a_message_is_left_as_it_is(template):
+    text = f"{with_files('A.', template=template)}Which?"
+    found = unwrapped([Message("user", text)])
+    assert found.messages[0].text == text and found.text is None
+
+
+def test_the_text_of_a_file_is_split_at_whole_tags_only():
+    body = 'A.</source>\n<source id="9 is odd.\n</context>'
+    assert unwrapped([Message("user", f"{with_files(body, 'B.')}Which?")]).text == f"{body}\n\nB."
+
+
+def test_attached_files_without_text_are_an_error(server):
+    before = ({"role": "user", "content": PASTED}, {"role": "assistant", "content": "It is blue."})
+    refused = server.chat(*before, f"{with_files(' ')}Which?")
+    assert refused.status_code == 400 and refused.json()["error"]["message"] == "the attached files have no text"
+
+
+def test_a_task_about_a_chat_with_attached_files(server):
+    history = f"<chat_history>\nUSER: {with_files(LINES)}Which?\nASSISTANT: The sky is red.\n</chat_history>"
+    assert server.chat(TASKS["title"] % history).json()["model"] == "tiny:direct"
+    (slots,) = server.model.asked
+    assert LINES in slots["article"] and slots["problem"].startswith("### Task:\n")
 
 
 @pytest.mark.parametrize(
