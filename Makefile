@@ -67,6 +67,8 @@ ask: setup
 serve: documents serving
 	@.venv/bin/python -m jobs.serve $(ARGS)
 
+bench: documents serving
+
 prepare evaluate figures fine_tune bench view: setup
 	@.venv/bin/python -m jobs.$@ $(ARGS)
 

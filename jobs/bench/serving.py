@@ -2,7 +2,7 @@
 
 The server is `jobs.serve` with all its parts in a Ray of its own. Many clients ask at once, over HTTP, each one
 question after the other about documents that were uploaded, at temperature 0, and follow the events of their reading.
-There are more documents than an engine's prefix cache holds, so no reading finds its prompts computed.
+By default, there are more documents than an engine's prefix cache holds, so no reading finds its prompts computed.
 
 The engines alone are as many processes as the server has replicas, with one engine and an equal part of the readings
 and documents each. There the readings are run once by the code of `jobs.ask`, which gives the answers that the server's
@@ -16,7 +16,8 @@ answer, or with an error that says what happened. A request without any event fo
 A conversation counts when its memory, or the answer, has reached the client. Readings under way when a phase ends count
 with the conversations that they had. The clients share the cores with the server. The embedded model is the worst case:
 its conversations take the engine two milliseconds, so the server's own work is large beside the engine's. `arguments`
-names another model, as for `jobs.serve`.
+names another model, as for `jobs.serve`. In bfloat16 the likeliest token may depend on what else is in the batch, so
+now and then the server's answer is another.
 """
 
 import asyncio
@@ -108,8 +109,10 @@ def run(settings: Settings) -> str:
     """Measure; return the tables. Raises `ConfigError` if it cannot be measured so."""
     s = settings
     counts = (s.replicas, s.calm_seconds, s.seconds, s.kill_s)
-    if min(counts) <= 0 or not s.replicas <= s.readings <= s.documents or s.sections < 2:
-        raise ConfigError("replicas and seconds must be above 0, sections above 1, replicas <= readings <= documents")
+    if min(counts) <= 0 or s.sections < 2 or s.readings % s.replicas or s.documents % s.replicas:
+        raise ConfigError("replicas and seconds must be above 0, sections above 1; replicas divide readings, documents")
+    if s.documents < s.readings:
+        raise ConfigError(f"documents={s.documents} must be at least readings={s.readings}")
     print("· the engines alone", file=sys.stderr, flush=True)
     alone = engines_alone(settings)
     with tempfile.TemporaryDirectory() as folder, server(settings, Path(folder)) as (process, key, start_s):
@@ -138,7 +141,11 @@ def engines_alone(settings: Settings) -> dict[str, Any]:
     """The `answers` by number, and the rates of `readings` and of the `engine`, in conversations per second."""
     parts = [list(range(settings.documents))[part :: settings.replicas] for part in range(settings.replicas)]
     begun = [started(["jobs.bench", "serving", "--measure", json.dumps([asdict(settings), part])]) for part in parts]
-    results = [json.loads(finished(process).splitlines()[-1]) for process in begun]
+    try:
+        results = [json.loads(finished(process).splitlines()[-1]) for process in begun]
+    finally:
+        for process in begun:
+            process.terminate()  # another one has failed
     return {
         "answers": {int(number): answer for result in results for number, answer in result["answers"].items()},
         "readings": sum(result["readings"] for result in results),
@@ -219,6 +226,7 @@ def server(settings: Settings, folder: Path) -> Iterator[tuple[psutil.Process, s
         *(f"serve.folder={folder}", f"serve.port={settings.port}"),
         *(f"serve.replicas.{end}={settings.replicas}" for end in ("max", "min")),
         *(f"serve.limits.{which}={2 * settings.readings}" for which in ("all_readings", "readings")),
+        f"serve.limits.files={settings.documents}",
     ]
     print("· starting the server", file=sys.stderr, flush=True)
     begin = time.monotonic()
@@ -301,9 +309,6 @@ async def phase(
     seen = Load(memory={part: [] for part in PARTS.values()})
     end = time.monotonic() + seconds
     begin = time.monotonic()
-    beside = [asyncio.create_task(watch(process, seen))]
-    if not is_calm:
-        beside.append(asyncio.create_task(kill(settings, process, seen)))
 
     async def ask_on(number: int) -> None:
         chance = random.Random(number)
@@ -311,14 +316,15 @@ async def phase(
             if time.monotonic() > end:
                 return
             drops = not is_calm and chance.random() < settings.drop_share
-            stop = chance.randrange(settings.sections) if drops else None
+            stop = chance.randrange(1, settings.sections) if drops else None
             await ask(settings, client, one, seen, end, stop)
 
-    async with asyncio.TaskGroup() as clients:
+    async with asyncio.TaskGroup() as tasks:
+        tasks.create_task(watch(process, seen, end))
+        if not is_calm:
+            tasks.create_task(kill(settings, process, seen, end))
         for number in range(settings.readings):
-            clients.create_task(ask_on(number))
-    for task in beside:
-        task.cancel()
+            tasks.create_task(ask_on(number))
     seen.seconds = min(seconds, time.monotonic() - begin)
     return seen
 
@@ -333,9 +339,10 @@ async def ask(
     try:
         async with client.stream("POST", "/v1/responses", json=body) as response:
             if response.status_code != 200:
-                said = json.loads(await response.aread())["error"]["message"]
-                seen.ends[ERROR] += 1
-                seen.errors[f"{response.status_code}: {said}"] += 1
+                said = (await response.aread()).decode(errors="replace")
+                is_clear = response.headers["content-type"].startswith("application/json")
+                seen.ends[ERROR if is_clear else CUT] += 1
+                seen.errors[f"{response.status_code}: {said[:300]}"] += 1
                 await asyncio.sleep(1)
                 return
             async with asyncio.timeout(settings.hang_s) as limit:
@@ -373,19 +380,21 @@ async def ask(
         await asyncio.sleep(1)
 
 
-async def kill(settings: Settings, process: psutil.Process, seen: Load) -> None:
+async def kill(settings: Settings, process: psutil.Process, seen: Load, end: float) -> None:
     """Kill a replica now and then: half a turn after the beginning, so that even a short phase has one."""
-    await asyncio.sleep(settings.kill_s / 2)
-    while True:
+    due = time.monotonic() + settings.kill_s / 2
+    while due < end:
+        await asyncio.sleep(due - time.monotonic())
+        due += settings.kill_s
         if replicas := [one for title, one in titles(process) if title.startswith(ENGINE)]:
-            random.choice(replicas).kill()
-            seen.deaths += 1
-        await asyncio.sleep(settings.kill_s)
+            with contextlib.suppress(psutil.NoSuchProcess):
+                random.choice(replicas).kill()
+                seen.deaths += 1
 
 
-async def watch(process: psutil.Process, seen: Load) -> None:
+async def watch(process: psutil.Process, seen: Load, end: float) -> None:
     """Note the memory of the parts that have to stay."""
-    while True:
+    while time.monotonic() < end:
         for title, one in titles(process):
             for begin, part in PARTS.items():
                 if title.startswith(begin):

@@ -1,7 +1,8 @@
 """A measured run for tests/unit/test_measured_runs.py: `python -m tests.support.measured_run <folder> <name> cores=2`.
 
 Reads config.yaml and metrics.jsonl of a training run on a CPU, and prints what the test needs as JSON: an entry of
-tests/support/measured_runs.json. Steps with validation in them are left out.
+tests/support/measured_runs.json. Add `"calibrates": false` by hand if another run of this model is there already. Steps
+with validation in them are left out.
 """
 
 import dataclasses

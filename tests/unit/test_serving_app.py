@@ -256,7 +256,10 @@ def of_parts(*parts: dict) -> dict:
 @pytest.mark.parametrize(
     ("change", "status", "message"),
     [
-        ({"tool_choice": "required", "tools": [{"type": "web_search"}]}, 400, "tool_choice is not supported"),
+        ({"tools": [{"type": "web_search"}]}, 400, "tools must be a list of functions"),
+        ({"tools": 5}, 400, "tools must be a list of functions"),
+        ({"tool_choice": "required"}, 400, "tool_choice is not supported"),
+        ({"stop": ["x"]}, 400, "stop is not supported"),
         ({"text": {"format": {"type": "json_schema"}}}, 400, "text is not supported"),
         ({"model": "gpt"}, 404, "there is no model 'gpt'"),
         ({"temperature": "hot"}, 400, "temperature must be a number"),
