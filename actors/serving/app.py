@@ -9,7 +9,7 @@ from typing import Any
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from actors.serving import chat_api, files_api, mcp_http, metrics, page_routes, responses_api
 from actors.serving.served import METHODS, Served
@@ -24,6 +24,7 @@ def make_app(served: Served) -> FastAPI:
     """All routes, with the check of keys and errors in OpenAI's form."""
     app = FastAPI(title="palimpsest", docs_url=None, redoc_url=None, openapi_url=None, lifespan=_lifespan(served))
     app.add_middleware(_WithKey, served=served)
+    app.add_middleware(_InTime, seconds=served.config.serve.limits.upload_s)
     app.add_exception_handler(RequestError, _refused)  # type: ignore[arg-type] # it gets this error only
     app.add_exception_handler(HTTPException, _not_found)  # type: ignore[arg-type] # the same
     app.add_exception_handler(Exception, _failed)
@@ -98,6 +99,31 @@ class _WithKey:
                 return await refusal(scope, receive, send)
             scope.setdefault("state", {})["owner"] = owner
         await self._app(scope, receive, send)
+
+
+class _InTime:
+    """Refuses a request whose body does not arrive in time: who sends a byte now and then holds a place for good."""
+
+    def __init__(self, app: ASGIApp, seconds: float):
+        self._app, self._seconds = app, seconds
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        end, is_whole = asyncio.get_running_loop().time() + self._seconds, False
+
+        async def received() -> Message:
+            nonlocal is_whole
+            if is_whole:  # what comes now is the end of the connection
+                return await receive()
+            try:
+                async with asyncio.timeout_at(end):
+                    message = await receive()
+            except TimeoutError:
+                said = f"the request did not arrive within {self._seconds:g} seconds, the limit"
+                raise RequestError(408, said, code="too_slow") from None
+            is_whole = not message.get("more_body", False)
+            return message
+
+        await self._app(scope, received if scope["type"] == "http" else receive, send)
 
 
 def _response(error: RequestError) -> JSONResponse:

@@ -35,6 +35,7 @@ class LimitSection:
     file_mib: int = 512  # most MiB of a file, and of a request's body
     files: int = 1000  # most files of a key at once
     files_mib: int = 10_240  # most MiB of a key's files together
+    upload_s: float = 900.0  # a request whose body takes longer to arrive is refused, in seconds
     parse_s: float = 300.0  # most seconds of parsing a PDF, HTML or DOCX file
     readings: int = 16  # readings of a key at once
     all_readings: int = 64  # readings of all keys at once

@@ -2,10 +2,13 @@
 
 import asyncio
 import base64
+import contextlib
 import json
 import re
+import socket
 import threading
 import time
+from urllib.parse import urlsplit
 
 import httpx
 import httpx2
@@ -308,6 +311,31 @@ def test_more_readings_than_a_key_may_have_are_refused_until_one_ends(start):
     server.client.responses.cancel(response.id)
     server.model.free = 100
     assert server.ask().output_text == "blue"
+
+
+SLOW = {  # what is sent of a request before it stands nearly still, by its path
+    "/v1/files": "Content-Type: multipart/form-data; boundary=b\r\n\r\n"
+    '--b\r\nContent-Disposition: form-data; name="file"; filename="a.txt"\r\n\r\n',
+    "/v1/responses": "Content-Type: application/json\r\n\r\n{",
+    "/v1/chat/completions": "Content-Type: application/json\r\n\r\n{",
+    "/mcp": "Content-Type: application/json\r\nAccept: application/json, text/event-stream\r\n\r\n{",
+}
+
+
+@pytest.mark.parametrize("path", SLOW)
+def test_a_body_that_comes_too_slowly_is_refused(start, path):
+    server = start(upload_s=0.5)
+    address = urlsplit(server.address)
+    head = f"POST {path} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {server.key}\r\nContent-Length: 1000\r\n"
+    with socket.create_connection((address.hostname, address.port), timeout=20) as connection:
+        connection.sendall(f"{head}{SLOW[path]}".encode())
+        begin = time.monotonic()
+        with contextlib.suppress(OSError):  # the server has ended the connection
+            while time.monotonic() < begin + 1:
+                connection.sendall(b" ")
+                time.sleep(0.1)
+        assert connection.recv(1000).startswith(b"HTTP/1.1 408 ")
+    assert not server.http.get("/v1/files").json()["data"]
 
 
 def test_a_reading_that_takes_too_long_ends_and_old_ones_are_forgotten(start):
