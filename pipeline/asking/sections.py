@@ -130,12 +130,11 @@ class StreamedDocument:
     def read_whole(self) -> None:
         """Take all sections at once, for `document`."""
         tokens = []
-        while (section := self._next()) is not None:
+        while not self.abandoned and (section := self._next()) is not None:
             self._taken(section)
             tokens.append(section.tokens)
-            if self.abandoned:
-                return
-        self._whole = np.concatenate(tokens)
+        if not self.abandoned:
+            self._whole = np.concatenate(tokens)
 
     def _next(self) -> Section | None:
         self.prepare()

@@ -141,6 +141,14 @@ def test_a_stopped_document_ends():
     assert list(chunks) == [] and not document.is_used_up
 
 
+def test_an_abandoned_document_is_read_no_further():
+    document = StreamedDocument([], pieces_of("a" * 95), byte_tokenizer(), 10, 1000, lambda section: None)
+    document.abandon()
+    document.read_whole()
+    document.prepare()
+    assert document.sections <= 1 and not document.ended
+
+
 def test_a_tokenizer_that_cannot_say_where_a_token_is_is_refused():
     class Slow:
         is_fast = False

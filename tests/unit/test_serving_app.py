@@ -166,6 +166,11 @@ def test_a_reading_is_cancelled(server):
     until(lambda: server.model.running == 1 and server.model.free == 0)
     assert server.client.responses.cancel(response.id).status == "cancelled"
     assert server.model.cancelled == 1 and server.served.readings.count() == 0
+    made = []
+    server.served.readings._make_agent = lambda method: made.append(method) or reader(method)
+    server.model.free = 1_000_000
+    assert server.ask().palimpsest["answer"] == "blue"
+    assert made == ["memory"]  # a thread may still have used the tokenizer of the cancelled reading's agent
 
 
 @pytest.mark.parametrize("stream", [False, True])
