@@ -112,8 +112,15 @@ def test_a_reading_outlives_the_engine(client):
     assert details["is_whole"] and details["sections"] == 60
 
 
-def test_a_client_that_goes_frees_its_place(server, key, client, ray_session):
-    engines = get_deployment_handle("engine", app_name="palimpsest")
+@pytest.fixture
+def engines(server, ray_session):
+    """The handle of the replicas."""
+    handle = get_deployment_handle("engine", app_name="palimpsest")
+    yield handle
+    handle.shutdown()  # else its thread would start another Ray in this process once this one has ended
+
+
+def test_a_client_that_goes_frees_its_place(server, key, client, engines):
     stream = ask(client, 2000, stream=True)
     assert next(iter(stream)).type == "response.created" and running(server, key) == "1.0"
     until(lambda: engines.running.remote().result() == 1)

@@ -106,6 +106,7 @@ class PageServer:
                     events += message.get("body", b"").count(b"\ndata:")
                     if events > 8:
                         self.drop_streams -= 1
+                        await asyncio.sleep(1)  # a browser drops what it has not read when the connection is lost
                         raise ConnectionResetError("the test loses this connection")
                 await send(message)
 

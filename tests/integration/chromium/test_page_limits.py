@@ -29,7 +29,7 @@ def test_2000_sections_stay_fast(opened, server):
     page.get_by_label("Section", exact=True).fill("1777")
     page.keyboard.press("Enter")
     expect(page.locator(".panel h4")).to_have_text("Memory after section 1777 of 2000")
-    assert time.monotonic() - begin < 2
+    assert time.monotonic() - begin < 5
     page.locator(".cell[aria-current]").focus()
     for key, section in (("ArrowUp", 1727), ("ArrowRight", 1728), ("ArrowDown", 1778), ("Home", 1), ("End", 2000)):
         page.keyboard.press(key)  # a cell has 50 sections
