@@ -67,7 +67,8 @@ def test_a_reading_is_stopped_and_answered(opened, server):
     server.hold_after(2)
     ask(page)
     expect(page.locator(".cell.read")).to_have_count(2)
-    page.get_by_role("button", name="Stop and answer now").click()
+    with page.expect_response(lambda response: response.url.endswith("/stop")):
+        page.get_by_role("button", name="Stop and answer now").click()
     expect(page.get_by_role("button", name="Cancel")).to_be_focused()
     expect(page.locator(".turn .state")).to_contain_text("stopping")
     server.release()
@@ -305,7 +306,8 @@ def test_everything_is_reached_by_the_keyboard(opened, server):
     page.keyboard.press("Shift+Tab")  # the summary of the reading
     page.keyboard.press("Shift+Tab")  # Cancel
     page.keyboard.press("Shift+Tab")
-    page.keyboard.press("Space")
+    with page.expect_response(lambda response: response.url.endswith("/stop")):
+        page.keyboard.press("Space")
     server.release()
     expect(answer(page)).to_have_text("blue")  # of the three sections that were read, and the one that was begun
     expect(page.locator(".answered h3").first).to_be_focused()
