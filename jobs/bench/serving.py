@@ -25,25 +25,23 @@ import contextlib
 import copy
 import itertools
 import json
-import math
 import os
 import random
 import shlex
-import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import httpx
 import psutil
 
-from jobs.bench.measuring import ONE_THREAD, SHOWN, finished, started, table
+from jobs.bench.measuring import ONE_THREAD, SHOWN, finished, started
+from jobs.bench.server_load import CUT, DROPPED, ERROR, HUNG, PARTS, RIGHT, WRONG, Load, tables
 from pipeline.asking.sections import Place, PlacedText
 from pipeline.asking.session import Answered, Reading
 from pipeline.data.documents.synthetic import synthetic_problem
@@ -57,10 +55,6 @@ from pipeline.text import encode_text, load_tokenizer
 HOST = "127.0.0.1"
 GREEDY = Sampling(0.0, 1.0, 0)
 ENGINE = "ray::ServeReplica:palimpsest:engine"  # how the titles of a server's processes begin
-PARTS = {"ray::ServeReplica:palimpsest:frontend": "frontend", "ray::ProxyActor": "Serve's proxy"}
-RIGHT, WRONG, ERROR = "the right answer", "another answer", "a clear error"
-CUT, HUNG, DROPPED = "cut off without an error", "hung", "dropped by the client"
-ENDS = (RIGHT, WRONG, ERROR, CUT, HUNG, DROPPED)
 START_S, END_S = 300.0, 120.0  # limits for the server
 ANSWERS = " answers at "  # what it then prints
 SAMPLE_S = 2.0  # between two looks at its memory
@@ -89,20 +83,6 @@ class Asked:
     question: str
     file: str  # its id
     right: str  # the answer
-
-
-@dataclass
-class Load:
-    """What the clients of a phase saw."""
-
-    seconds: float = 0.0
-    conversations: int = 0
-    ends: Counter = field(default_factory=Counter)  # requests by how they ended
-    errors: Counter = field(default_factory=Counter)  # messages of errors
-    first: list[float] = field(default_factory=list)  # seconds to the first memory
-    answer: list[float] = field(default_factory=list)  # seconds to the answer
-    memory: dict[str, list[float]] = field(default_factory=dict)  # MiB by part, over time
-    deaths: int = 0
 
 
 def run(settings: Settings) -> str:
@@ -411,52 +391,3 @@ def titles(process: psutil.Process) -> list[tuple[str, psutil.Process]]:
         except psutil.Error:  # it has ended
             continue
     return found
-
-
-# The tables.
-
-
-def tables(alone: dict[str, Any], phases: list[Load], start_s: float, left: int) -> str:
-    """The rates, how the requests ended and how long they took, the errors, and what was left."""
-    rates = {"engines alone": alone["engine"], "readings beside their engines": alone["readings"]}
-    names = ("undisturbed", "disturbed")
-    rates |= {f"server, {name}": s.conversations / s.seconds for name, s in zip(names, phases, strict=True)}
-    rows: list[tuple[object, ...]] = [
-        ("seconds", *(f"{s.seconds:.0f}" for s in phases)),
-        ("replicas killed", *(s.deaths for s in phases)),
-        *((f"requests: {end}", *(s.ends[end] for s in phases)) for end in ENDS),
-    ]
-    for name, key in (("first memory", "first"), ("answer", "answer")):
-        for share in (50, 95):
-            rows.append((f"{name}, p{share}", *(f"{percentile(getattr(s, key), share):.2f} s" for s in phases)))
-    for part in PARTS.values():
-        rows.append((f"memory of {part}", *(growth(s.memory[part]) for s in phases)))
-    errors = sum((s.errors for s in phases), Counter[str]())
-    return "\n\n".join(
-        [
-            table(
-                ("", "conversations/s", "÷ engines alone"),
-                [
-                    (name, f"{rate:,.0f}" if rate >= 10 else f"{rate:.2f}", f"{rate / alone['engine']:.2f}")
-                    for name, rate in rates.items()
-                ],
-            ),
-            table(("", *names), rows),
-            *(f"Errors, {count} times: {said}" for said, count in errors.items()),
-            f"The server answered {start_s:.0f} s after its start. It had {left} readings 5 s after its last client.",
-        ]
-    )
-
-
-def percentile(numbers: list[float], share: int) -> float:
-    """The nearest-rank percentile; not a number if there are none."""
-    ordered = sorted(numbers)
-    return ordered[math.ceil(len(ordered) * share / 100) - 1] if ordered else math.nan
-
-
-def growth(samples: list[float]) -> str:
-    """The median in MiB over the first and over the last third of a phase."""
-    third = max(len(samples) // 3, 1)
-    if not samples:
-        return "none"
-    return f"{statistics.median(samples[:third]):.0f} → {statistics.median(samples[-third:]):.0f} MiB"

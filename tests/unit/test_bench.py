@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 
 from jobs.bench import __main__ as bench
-from jobs.bench import asynchrony, claims, coordinator, length, loss, measuring, page, pipeline, serving, stand_ins
+from jobs.bench import asynchrony, claims, coordinator, length, loss, measuring, page, pipeline, server_load, stand_ins
 from jobs.bench.claims import CLAIMS, Result
 from jobs.support.keys import sections_of
 
@@ -369,13 +369,13 @@ def test_the_run_is_compared_with_the_engine_that_knows_no_more():
 
 
 def test_the_tables_of_a_server_under_load():
-    calm = serving.Load(seconds=10, conversations=500, first=[3.0, 1.0, 2.0], answer=[9.0])
-    calm.ends[serving.RIGHT] = 3
+    calm = server_load.Load(seconds=10, conversations=500, first=[3.0, 1.0, 2.0], answer=[9.0])
+    calm.ends[server_load.RIGHT] = 3
     calm.memory = {"frontend": [100, 102, 150, 104, 106, 104], "Serve's proxy": []}
-    broken = serving.Load(seconds=4, conversations=100, deaths=2, memory={"frontend": [7], "Serve's proxy": [8]})
-    broken.ends[serving.ERROR] = 2
+    broken = server_load.Load(seconds=4, conversations=100, deaths=2, memory={"frontend": [7], "Serve's proxy": [8]})
+    broken.ends[server_load.ERROR] = 2
     broken.errors["no engine"] = 2
-    shown = serving.tables({"engine": 100.0, "readings": 80.0}, [calm, broken], 31.4, 0)
+    shown = server_load.tables({"engine": 100.0, "readings": 80.0}, [calm, broken], 31.4, 0)
     for line in (
         "| engines alone | 100 | 1.00 |",
         "| readings beside their engines | 80 | 0.80 |",
@@ -396,7 +396,7 @@ def test_the_tables_of_a_server_under_load():
 
 @pytest.mark.parametrize(("share", "found"), [(50, 5), (95, 10), (1, 1), (100, 10)])
 def test_a_percentile_is_a_number_that_was_measured(share, found):
-    assert serving.percentile(list(range(10, 0, -1)), share) == found
+    assert server_load.percentile(list(range(10, 0, -1)), share) == found
 
 
 def test_the_coordinators_load_is_that_of_full_engines():
