@@ -15,6 +15,7 @@ import inspect
 import os
 import signal
 import sys
+import threading
 from collections import Counter
 from pathlib import Path
 
@@ -76,7 +77,8 @@ class Fault:
         if self.what == "kill":
             os.kill(os.getpid(), signal.SIGKILL)
         if self.what == "stop":
-            os.kill(os.getpid(), signal.SIGSTOP)
+            # Sent to the process, another thread would take it, and this one go on until then.
+            signal.pthread_kill(threading.get_ident(), signal.SIGSTOP)
         if self.what == "disk full":
             raise OSError(28, "No space left on device")
         if self.what == "kill engine":
