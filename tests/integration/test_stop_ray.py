@@ -11,7 +11,7 @@ ray.init("local", num_cpus=1, include_dashboard=False, log_to_driver=False)
 of = {process.name(): process for process in psutil.Process().children(recursive=True)}
 of["gcs_server"].suspend()
 stop_ray(limit_s=1)
-_, alive = psutil.wait_procs([of["gcs_server"], of["raylet"]], timeout=30)
+_, alive = psutil.wait_procs([of["gcs_server"], of["raylet"]], timeout=120)
 print(alive, ray.is_initialized())
 """
 

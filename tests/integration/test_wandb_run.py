@@ -70,7 +70,7 @@ def raising(error: BaseException):
 
 
 def hanging():
-    threading.Event().wait(30)
+    threading.Event().wait(120)
 
 
 @pytest.fixture
@@ -78,11 +78,12 @@ def run_with(monkeypatch, tmp_path):
     """Starts a run of wandb with these faults; returns it and the module."""
     from actors import wandb_run as module
 
-    monkeypatch.setattr(module, "HANGS_S", 0.1)
     config = load_training_config(["preset=tiny", "run.name=faulty", "wandb.mode=auto"])
     monkeypatch.delenv("WANDB_MODE", raising=False)
 
     def start(**faults):
+        if hanging in faults.values():  # a slow machine makes no other fault of it
+            monkeypatch.setattr(module, "HANGS_S", 0.1)
         fake = FakeWandb(**faults)
         monkeypatch.setitem(sys.modules, "wandb", fake)
         return module.WandbRun(config, tmp_path), fake
@@ -109,7 +110,7 @@ CASES = {
 def test_whatever_wandb_does_is_said_once_and_holds_nobody_up(run_with, faults, said, logged):
     run, wandb = run_with(**faults)
     begin, news = time.monotonic(), []
-    limit_s = LIMIT_S if hanging in faults.values() else 10.0  # a slow machine makes no other fault of it
+    limit_s = LIMIT_S if hanging in faults.values() else 100.0
     run.started(limit_s)
     news += run.news()
     run.alert("no step", "· no step for 61 s")
@@ -119,7 +120,7 @@ def test_whatever_wandb_does_is_said_once_and_holds_nobody_up(run_with, faults, 
         news += run.news()
     run.finish({"status": "completed"}, limit_s)
     news += run.news() + run.news()
-    assert time.monotonic() - begin < 25  # what hangs does so for 30 s
+    assert time.monotonic() - begin < 100  # what hangs does so for 120 s
     (line,) = news
     assert line.startswith("· wandb: ") and said in line and "the run continues without it" in line
     assert len(wandb.logged) == logged

@@ -168,7 +168,7 @@ def test_skypilot_starts_one_ray_on_all_nodes_and_the_job_on_the_first(tmp_path)
         bodies = {"pgrep": f"{note}; exit {int(not running)}", "ray": note, "python": f"{note}; echo at $RAY_ADDRESS"}
         environment = stand_ins(tmp_path, **bodies) | nodes | {"SKYPILOT_NODE_RANK": str(rank)}
         script = ["bash", "-c", task["run"]]
-        ended = subprocess.run(script, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=30)
+        ended = subprocess.run(script, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=120)
         assert ended.returncode == 0, ended.stderr
         assert rank or ended.stdout == "at 10.0.0.1:6379\n"
         said = (tmp_path / "calls").read_text().splitlines()

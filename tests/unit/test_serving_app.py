@@ -55,7 +55,7 @@ class Server:
     def __init__(self, address: str, served, key: str, model: HeldModel):
         self.address, self.served, self.key, self.model = address, served, key, model
         self.client = openai.OpenAI(base_url=f"{address}/v1", api_key=key, max_retries=0)
-        self.http = httpx.Client(base_url=address, headers={"Authorization": f"Bearer {key}"}, timeout=20)
+        self.http = httpx.Client(base_url=address, headers={"Authorization": f"Bearer {key}"}, timeout=120)
 
     def ask(self, question="Which?", text=LINES, **more):
         file = self.client.files.create(file=("a.txt", text.encode()), purpose="user_data")
@@ -332,7 +332,7 @@ def test_a_body_that_comes_too_slowly_is_refused(start, path):
     server = start(upload_s=0.5)
     address = urlsplit(server.address)
     head = f"POST {path} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {server.key}\r\nContent-Length: 1000\r\n"
-    with socket.create_connection((address.hostname, address.port), timeout=20) as connection:
+    with socket.create_connection((address.hostname, address.port), timeout=120) as connection:
         connection.sendall(f"{head}{SLOW[path]}".encode())
         begin = time.monotonic()
         with contextlib.suppress(OSError):  # the server has ended the connection
@@ -405,7 +405,7 @@ def test_mcp_asks_within_the_keys_limits(start):
 
     async def ask(key: str):
         headers = {"Authorization": f"Bearer {key}"}
-        async with httpx2.AsyncClient(headers=headers, timeout=20) as http:
+        async with httpx2.AsyncClient(headers=headers, timeout=120) as http:
             async with Client(streamable_http_client(f"{server.address}/mcp", http_client=http)) as client:
                 return await client.call_tool("ask_document", {"file_id": file.id, "question": "Which?"})
 

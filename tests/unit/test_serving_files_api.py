@@ -186,7 +186,7 @@ def test_a_body_without_a_length_is_counted_as_it_comes(url, store):
 def raw(url: str, length: int, body: bytes, wait: bool = True) -> bytes:
     """The reply to a request that says that its body has so many bytes."""
     parts = urlsplit(url)
-    with socket.create_connection((parts.hostname, parts.port), timeout=10) as connection:
+    with socket.create_connection((parts.hostname, parts.port), timeout=120) as connection:
         connection.sendall(
             b"POST /v1/files HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer Anna\r\n"
             b"Content-Type: multipart/form-data; boundary=b\r\nContent-Length: %d\r\n\r\n" % length + body
