@@ -20,6 +20,8 @@ BY_NAME = {
     "max_share": (0, 1),
     "idle_share": (0, 1),
     "keep_share": (0, 1),
+    "slip_share": (0, 1),
+    "tempted_share": (0, 1),
     "gpu_memory_share": (0, 1),
     "decay_share": (0, 1),
     "overlong_share": (0, 1),

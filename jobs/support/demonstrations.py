@@ -23,7 +23,7 @@ from pipeline.data.rows import RowRules
 from pipeline.data.sample_files import SampleFiles, read_samples
 from pipeline.errors import BadRow, DataError
 from pipeline.files import atomic_output, is_local, write_text
-from pipeline.fine_tuning.scripted_reader import ScriptedReader
+from pipeline.fine_tuning.scripted_reader import Habits, ScriptedReader
 from pipeline.rewards.scoring import SCORERS
 from pipeline.rules import check_rules, positive
 from pipeline.sections import AgentSection, GenerationConfig, ModelSection, RowLimits, from_repository
@@ -43,8 +43,12 @@ class DemonstrationsConfig:
     path: str = MISSING  # samples that `jobs.prepare facts` made: a file, or a folder
     output: str = MISSING  # local folder for conversations.jsonl and prepare.json, which says how they were made
     keep_share: float = 0.75  # probability with which the reader keeps a needed fact of its memory, per section
-    # share of the conversations with an empty memory and nothing noted that is written: there are many, and easy ones
+    # probability with which the reader notes a useless fact of a section. Only how it drops the fact is written
+    slip_share: float = 0.0
+    # share of the conversations with an empty memory and nothing noted that is written, as there are many: those whose
+    # section has no fact, and those whose section has a useless one
     idle_share: float = 0.25
+    tempted_share: float = 0.25
     seed: int = 0  # of all random choices
     max_bad_share: float = 0.05  # the job stops if more than this share of the rows is quarantined
     limits: RowLimits = field(default_factory=RowLimits)
@@ -93,7 +97,8 @@ def _write(config: DemonstrationsConfig, folder: Path, say: Callable[[str], None
         DataError: too many rows are bad.
     """
     tokenizer = load_tokenizer(config.model.path, config.model.trust_remote_code)
-    reader = ScriptedReader(MemoryAgent(tokenizer, config.agent), config.keep_share)
+    reader = ScriptedReader(MemoryAgent(tokenizer, config.agent), Habits(config.keep_share, config.slip_share))
+    shares = {"idle": config.idle_share, "tempted": config.tempted_share}
     quarantine = Quarantine(folder / QUARANTINE, config.max_bad_share)
     quarantine.path.unlink(missing_ok=True)
     rules = RowRules(tuple(SCORERS), config.limits, config.agent.document_characters)
@@ -108,7 +113,7 @@ def _write(config: DemonstrationsConfig, folder: Path, say: Callable[[str], None
                 quarantine.add(problem.id, str(error), source.row(index)[1])
                 continue
             for shown in conversations:
-                if not shown.idle or rng.random() < config.idle_share:
+                if shown.kind != "slip" and rng.random() < shares.get(shown.kind, 1.0):
                     line = {"prompt_tokens": shown.prompt, "response_tokens": shown.response}
                     output.write(json.dumps(line) + "\n")
                     count += 1
