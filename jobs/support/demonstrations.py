@@ -43,8 +43,7 @@ class DemonstrationsConfig:
     path: str = MISSING  # samples that `jobs.prepare facts` made: a file, or a folder
     output: str = MISSING  # local folder for conversations.jsonl and prepare.json, which says how they were made
     keep_share: float = 0.75  # probability with which the reader keeps a needed fact of its memory, per section
-    # probability with which the reader notes a useless fact of a section. Only how it drops the fact is written
-    slip_share: float = 0.0
+    slip_share: float = 0.0  # probability with which it notes a useless fact of a section; only the dropping is written
     # share of the conversations with an empty memory and nothing noted that is written, as there are many: those whose
     # section has no fact, and those whose section has a useless one
     idle_share: float = 0.25
@@ -113,7 +112,7 @@ def _write(config: DemonstrationsConfig, folder: Path, say: Callable[[str], None
                 quarantine.add(problem.id, str(error), source.row(index)[1])
                 continue
             for shown in conversations:
-                if shown.kind != "slip" and rng.random() < shares.get(shown.kind, 1.0):
+                if shown.kind != "slip" and (shown.kind not in shares or rng.random() < shares[shown.kind]):
                     line = {"prompt_tokens": shown.prompt, "response_tokens": shown.response}
                     output.write(json.dumps(line) + "\n")
                     count += 1
