@@ -44,10 +44,10 @@ class DemonstrationsConfig:
     output: str = MISSING  # local folder for conversations.jsonl and prepare.json, which says how they were made
     keep_share: float = 0.75  # probability with which the reader keeps a needed fact of its memory, per section
     slip_share: float = 0.0  # probability with which it notes a useless fact of a section; only the dropping is written
-    # share of the conversations with an empty memory and nothing noted that is written, as there are many: those whose
-    # section has no fact, and those whose section has a useless one
+    # share of the conversations with an empty memory and nothing noted that is written, as there are many: of those
+    # whose section has no fact
     idle_share: float = 0.25
-    tempted_share: float = 0.25
+    tempted_share: float = 0.25  # the same, of those whose section has a useless fact
     seed: int = 0  # of all random choices
     max_bad_share: float = 0.05  # the job stops if more than this share of the rows is quarantined
     limits: RowLimits = field(default_factory=RowLimits)
