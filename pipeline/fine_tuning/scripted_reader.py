@@ -39,7 +39,7 @@ class Conversation:
     Attributes:
         prompt, response: token ids; the response ends with the end token.
         kind: "idle" if the memory was empty and stays so, as at most sections; "tempted" if so although the section has
-            a useless fact; "slip" if a useless fact is noted.
+            a useless fact; "slip" if a useless fact is noted; else "".
     """
 
     prompt: list[int]

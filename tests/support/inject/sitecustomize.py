@@ -77,7 +77,7 @@ class Fault:
         if self.what == "kill":
             os.kill(os.getpid(), signal.SIGKILL)
         if self.what == "stop":
-            # Sent to the process, another thread would take it, and this one go on until then.
+            # Sent to the process, it may be taken by another thread, and this one goes on until then.
             signal.pthread_kill(threading.get_ident(), signal.SIGSTOP)
         if self.what == "disk full":
             raise OSError(28, "No space left on device")
