@@ -103,7 +103,7 @@ class ScriptedReader:
         noted += [fact for fact in needed[: known + 1] if fact in section and fact not in noted]
         if not self._fits(noted):
             raise BadRow("the needed facts do not fit agent.memory_tokens")
-        for fact in useless if self.habits.slip_share else ():
+        for fact in useless:
             if rng.random() < self.habits.slip_share and self._fits([*noted, fact]):
                 noted.insert(rng.randint(0, len(noted)), fact)
         return noted
