@@ -43,11 +43,9 @@ class DemonstrationsConfig:
     path: str = MISSING  # samples that `jobs.prepare facts` made: a file, or a folder
     output: str = MISSING  # local folder for conversations.jsonl and prepare.json, which says how they were made
     keep_share: float = 0.75  # probability with which the reader keeps a needed fact of its memory, per section
-    slip_share: float = 0.0  # probability with which it notes a useless fact of a section; only the dropping is written
-    # share of the conversations with an empty memory and nothing noted that is written, as there are many: of those
-    # whose section has no fact
-    idle_share: float = 0.25
-    tempted_share: float = 0.25  # the same, of those whose section has a useless fact
+    slip_share: float = 0.2  # probability with which it notes a useless fact of a section; only the dropping is written
+    tempted_share: float = 0.5  # share of the sections with a useless fact to write, where the memory stays empty
+    idle_share: float = 0.15  # share of the other sections to write, where the memory stays empty: there are many
     seed: int = 0  # of all random choices
     max_bad_share: float = 0.05  # the job stops if more than this share of the rows is quarantined
     limits: RowLimits = field(default_factory=RowLimits)
