@@ -164,7 +164,7 @@ def test_the_command_writes_conversations_that_fine_tuning_reads(model, tmp_path
     arguments += ["agent.problem_tokens=200", "agent.memory_tokens=400", "agent.answer_tokens=60"]
     assert main(["demonstrations", *arguments]) == 1  # one of six rows is bad
     assert "1 of 6 rows are bad" in capsys.readouterr().err
-    all_of = (*arguments, "max_bad_share=0.2", "idle_share=1", "tempted_share=1")
+    all_of = (*arguments, "max_bad_share=0.2", "slip_share=0", "idle_share=1", "tempted_share=1")
     assert main(["demonstrations", *all_of]) == 0
     lines = (tmp_path / "out" / "conversations.jsonl").read_text().splitlines()
     assert f"{len(lines)} conversations in" in capsys.readouterr().out
