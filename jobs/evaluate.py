@@ -12,6 +12,7 @@ from pathlib import Path
 
 from jobs.support.driver import EXIT_STATUS, asks_for_help, show_help
 from jobs.support.evaluation import check, evaluate
+from pipeline.asking.config import unlike_training
 from pipeline.config import config_yaml, load_config
 from pipeline.errors import ConfigError
 from pipeline.evaluation.comparison import compare
@@ -31,6 +32,8 @@ def main(arguments: list[str]) -> int:
         if dry_run:
             print(config_yaml(config))
         check(config)
+        if others := unlike_training(config.model.path, config.agent):
+            print(f"· the model was trained with {' '.join(others)}; this evaluation has other settings")
         if dry_run:
             return 0
         summary, folder = evaluate(config)

@@ -2,7 +2,7 @@
 
 import json
 import os
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -109,7 +109,9 @@ def use_trained_agent(config, arguments: list[str]) -> None:
 
 
 def trained_agent(path: str) -> list[str]:
-    """The agent's settings in the run that trained a model, as arguments; empty if it is no checkpoint of a run.
+    """The agent's settings in the run that trained a model, as arguments.
+
+    Empty if the model is no checkpoint of a run, or the run had no agent, as in fine-tuning.
 
     Raises:
         ConfigError: the run's config.yaml cannot be read.
@@ -119,10 +121,17 @@ def trained_agent(path: str) -> list[str]:
     if folder.name != MODEL or folder.parents[1].name != "checkpoints" or not file.is_file():
         return []
     try:
-        agent = yaml.safe_load(file.read_bytes())["agent"]
+        agent = yaml.safe_load(file.read_bytes()).get("agent", {})
         return [f"agent.{key}={_written(value)}" for key, value in agent.items()]
-    except (OSError, yaml.YAMLError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (OSError, yaml.YAMLError, ValueError, TypeError, AttributeError, RecursionError) as error:
         raise ConfigError(f"{file}: the settings of the model's training cannot be read: {error}") from None
+
+
+def unlike_training(path: str, agent: AgentSection) -> list[str]:
+    """The settings of a model's training that decide what it was taught to read, where an agent has others."""
+    taught = [f"agent.{key}=" for key in ("prompt_template", "chunk_tokens", "memory_tokens")]
+    same = {f"agent.{key}={_written(value)}" for key, value in asdict(agent).items()}
+    return [setting for setting in trained_agent(path) if setting.startswith(tuple(taught)) and setting not in same]
 
 
 def _written(value: object) -> str:

@@ -48,7 +48,7 @@ class LimitSection:
 class ServeSection:
     host: str = "127.0.0.1"  # address to listen on; 0.0.0.0: every network of this machine
     port: int = 8000  # port to listen on
-    name: str = ""  # the model's name in the interface; empty: the last part of model.path
+    name: str = ""  # the model's name in the interface; empty: the last part of model.path, of a checkpoint its step
     folder: str = ""  # folder of keys and files; empty: palimpsest/serve in $XDG_STATE_HOME, by default ~/.local/state
     urls: bool = False  # fetch files from URLs that a request names (input_file with file_url)
     temperature: float = 0.7  # sampling temperature of a request without one; 0: the likeliest token

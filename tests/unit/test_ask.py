@@ -292,7 +292,9 @@ def test_a_model_of_another_place_is_asked_with_the_defaults(tmp_path):
     (tmp_path / "config.yaml").write_text("agent: {window: 1}")
     assert trained_agent(str(tmp_path)) == trained_agent("/") == trained_agent("Qwen/Qwen2.5-7B-Instruct") == []
     path = checkpoint(tmp_path / "run", 1)
-    for content in ("agent: [", "- 1", "agent: 7", "x: 1"):
+    (tmp_path / "run" / "config.yaml").write_text("fine_tuning: {steps: 1}")
+    assert trained_agent(str(path)) == []
+    for content in ("agent: [", "- 1", "agent: 7"):
         (tmp_path / "run" / "config.yaml").write_text(content)
         with pytest.raises(ConfigError, match=r"config\.yaml: the settings of the model's training cannot be read"):
             trained_agent(str(path))

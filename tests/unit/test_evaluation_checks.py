@@ -1,10 +1,13 @@
 """A wrong configuration of an evaluation or a filter is said before anything starts."""
 
+import json
+import shutil
 from pathlib import Path
 
 import pytest
 
 from tests.support.evaluation_data import evaluation_arguments, write_questions
+from tests.support.faults import ROOT
 
 
 @pytest.fixture(scope="module")
@@ -57,3 +60,17 @@ def test_a_wrong_filter_says_so(data, tmp_path, wrong, message, capsys):
     good = ["filter", "preset=eval_tiny", "data.source=file", f"data.path={data}", f"output={tmp_path}"]
     assert main([*good, *wrong]) == 2
     assert message in capsys.readouterr().err
+
+
+def test_settings_that_are_not_those_of_the_training_are_named(arguments, tmp_path, capsys):
+    from jobs.evaluate import main
+
+    model = tmp_path / "run" / "checkpoints" / "3" / "hf"
+    shutil.copytree(ROOT / "configs" / "models" / "tiny", model)
+    assert main([*arguments, f"model.path={model}", "--dry-run"]) == 0
+    assert "trained with" not in capsys.readouterr().out
+    trained = {"prompt_template": "tiny", "chunk_tokens": 30, "memory_tokens": 7, "window": 100}
+    (tmp_path / "run" / "config.yaml").write_text(json.dumps({"agent": trained}))
+    assert main([*arguments, f"model.path={model}", "--dry-run"]) == 0
+    said = "· the model was trained with agent.chunk_tokens=30 agent.memory_tokens=7; this evaluation has other"
+    assert said in capsys.readouterr().out
