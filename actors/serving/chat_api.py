@@ -1,5 +1,6 @@
 """OpenAI's chat completions: a long message, an earlier one or a file is the document. Memories are its reasoning."""
 
+import contextlib
 import json
 from collections.abc import AsyncIterator
 from typing import Any
@@ -44,23 +45,20 @@ def add_routes(app: FastAPI, served: Served) -> None:
         owner, body = request.state.owner, await body_of(request)
         refuse(body, UNSUPPORTED | OF_CHATS)
         check_tools(body)
+        readings.admit(owner)  # before its files are stored
+        stream, options = flag(body, "stream"), body.get("stream_options") or {}
+        most = "max_tokens" if body.get("max_completion_tokens") is None else "max_completion_tokens"
+        sampling, answer_tokens = sampling_of(served, body), whole_number(body, most, 1, 10**9)
         model, method = served.method_of(body.get("model"))
         plain = unwrapped(messages_of(body.get("messages"), "messages"))
         if plain.is_task:
             model, method = served.method_of(f"{served.name}:{TASK_METHOD}")
         found = asked(plain.messages, "", await readings.check(method, fits), plain.text is not None)
-        documents = await documents_of(served, owner, found.files)
-        stream, options = flag(body, "stream"), body.get("stream_options") or {}
-        most = "max_tokens" if body.get("max_completion_tokens") is None else "max_completion_tokens"
-        run = await readings.start(
-            owner,
-            found.question,
-            documents + ((text,) if (text := plain.text or found.text) else ()),
-            method,
-            sampling_of(served, body),
-            model,
-            whole_number(body, most, 1, 10**9),
-        )
+        with contextlib.ExitStack() as added:  # the reading holds what it needs; nobody can ask for it later
+            documents = await documents_of(served, owner, found.files, added)
+            if text := plain.text or found.text:
+                documents += (text,)
+            run = await readings.start(owner, found.question, documents, method, sampling, model, answer_tokens)
         if stream:
             with_usage = isinstance(options, dict) and bool(options.get("include_usage"))
             return EventStream(chunks(run, with_usage), ended_with_client(request, readings, run, keep=False))

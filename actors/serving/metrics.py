@@ -1,6 +1,7 @@
 """Numbers for Prometheus, at /metrics."""
 
 import time
+from collections import Counter as Sum
 
 from fastapi import FastAPI
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Histogram, generate_latest
@@ -34,17 +35,24 @@ def add_routes(app: FastAPI, readings: Readings) -> None:
     )
     answer = Histogram("palimpsest_answer_seconds", "seconds to the answer", buckets=SECONDS, registry=registry)
 
+    counted: dict[str, Sum[str]] = {}  # tokens of the sections of the readings in progress, by kind
+
     def observe(run: Run, event: Event | None) -> None:
         if event is None:
             over.labels(run.status).inc()
-        elif isinstance(event, SectionRead):
+            counted.pop(run.id, None)
+            return
+        found = Sum(prompt=event.prompt_tokens, response=event.response_tokens)
+        if isinstance(event, SectionRead):
             sections.inc()
-            tokens.labels("prompt").inc(event.prompt_tokens)
-            tokens.labels("response").inc(event.response_tokens)
+            counted[run.id] = counted.get(run.id, Sum()) + found
             if run.read == 1:
                 first.observe(time.time() - run.created)
-        else:
+        else:  # with the tokens of all conversations
+            found -= counted.get(run.id, Sum())
             answer.observe(event.seconds)
+        for kind, count in found.items():
+            tokens.labels(kind).inc(count)
 
     readings.observers.append(observe)
 

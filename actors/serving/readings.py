@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from pipeline.agents.reader import Reader
-from pipeline.asking.parsing import ParseLimits, read_document
+from pipeline.asking.documents import BETWEEN, PLAIN, placed_text
 from pipeline.asking.sections import Place, PlacedText
 from pipeline.asking.session import Answered, Event, Generate, Reading, SectionRead
 from pipeline.errors import BadRow, ConfigError, DataError, QuestionTooLong, RunFailed, reason_of
@@ -26,10 +26,8 @@ from pipeline.serving.files import FileStore, StoredFile
 ALIVE_S = 15.0  # followers hear something after so many seconds
 LOG_BYTES = 8 << 20  # of the memories that a reading's log holds; older ones are dropped
 RETRY_S = 5
-BETWEEN = "\n\n"  # two documents
 MESSAGE = "message"  # the file's name in places of text that came in a message
 POOLED = 16  # agents that are kept for later readings
-PLAIN = ("text", "markdown")  # kinds of files whose size is that of their text
 
 log = logging.getLogger(__name__)
 
@@ -159,7 +157,7 @@ class Readings:
         self.admit(owner)
         now = self._clock()
         run = Run(f"resp_{secrets.token_hex(16)}", owner, question, documents, model, now, now, repeated or {})
-        holds = contextlib.ExitStack()
+        holds, agent = contextlib.ExitStack(), None
         try:
             for file in documents:
                 if isinstance(file, StoredFile):
@@ -179,6 +177,8 @@ class Readings:
         except BaseException:
             holds.close()
             self._runs.pop(run.id, None)
+            if agent is not None:
+                self._give_back(method, agent)
             raise
         # In a context of its own: Ray Serve cancels what was called in that of a request whose client goes.
         run.task = asyncio.create_task(self._run(run, run.reading), context=contextvars.Context())
@@ -284,17 +284,14 @@ class Readings:
 
     def _pieces(self, run: Run) -> Iterator[PlacedText]:
         names = {file.id: name for name, file in run.names().items()}
-        config = self._limits
         for number, document in enumerate(run.documents):
             if isinstance(document, str):
                 yield PlacedText(document, Place(MESSAGE, None, 1))
                 place = Place(MESSAGE, None, document.count("\n") + 1)
             else:
-                limits = ParseLimits(file_bytes=config.file_mib << 20, seconds=config.parse_s)
-                place = Place(names[document.id], None, 1)
-                for block in read_document(document.path, limits):
-                    place = Place(names[document.id], block.page, block.line)
-                    yield PlacedText(block.text, place)
+                for piece in placed_text(document.path, names[document.id], self._files.parse_limits):
+                    place = piece.place
+                    yield piece
             if number + 1 < len(run.documents):
                 yield PlacedText(BETWEEN, place)
 
@@ -328,7 +325,7 @@ class Readings:
 
     def _end(self, run: Run, holds: contextlib.ExitStack, method: str, agent: Reader, task: asyncio.Task) -> None:
         """Called when the task of a reading is over, also if it was cancelled before it began."""
-        run.reading = None
+        run.reading = run.task = None  # its frames hold the document's text
         if not task.cancelled() and run.error is None:  # else a thread may still use its tokenizer
             self._give_back(method, agent)
         if task.cancelled():

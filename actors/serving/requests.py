@@ -16,7 +16,8 @@ from pipeline.agents.reader import Reader
 from pipeline.errors import QuestionTooLong
 from pipeline.problems import Problem
 from pipeline.rollout.episodes import Sampling
-from pipeline.serving.errors import RequestError
+from pipeline.serving.errors import FileMissing, RequestError
+from pipeline.serving.files import FileStore, StoredFile
 from pipeline.serving.messages import AttachedFile
 from pipeline.serving.urls import fetch_url, name_of
 
@@ -116,16 +117,18 @@ async def body_of(request: Request) -> dict[str, Any]:
 def _object(data: bytes) -> dict[str, Any]:
     try:
         found = json.loads(data)
-        json.dumps(found, ensure_ascii=False).encode()  # no halves of surrogate pairs
+        json.dumps(found, ensure_ascii=False, allow_nan=False).encode()  # no halves of surrogate pairs
     except (ValueError, RecursionError):
-        raise RequestError(400, "the request is no JSON of whole characters") from None
+        raise RequestError(400, "the request is no JSON of whole characters and finite numbers") from None
     if not isinstance(found, dict):
         raise RequestError(400, "the request must be a JSON object")
     return found
 
 
-async def documents_of(served: Served, owner: str, files: tuple[AttachedFile, ...]) -> tuple[Document, ...]:
-    """The stored files of a request; those that came with it are stored now.
+async def documents_of(
+    served: Served, owner: str, files: tuple[AttachedFile, ...], undo: contextlib.ExitStack
+) -> tuple[Document, ...]:
+    """The stored files of a request; those that came with it are stored now, and removed when `undo` is closed.
 
     Raises:
         RequestError: there is no such file, it cannot be read, or URLs are not allowed.
@@ -135,14 +138,28 @@ async def documents_of(served: Served, owner: str, files: tuple[AttachedFile, ..
         if file.id is not None:
             found.append(served.files.get(owner, file.id))
         elif file.data is not None:
-            found.append(await served.files.add(owner, file.name or "file", once(file.data)))
+            found.append(await added(served.files, owner, file.name or "file", once(file.data), undo))
         else:
             url = str(file.url)
             if not served.config.serve.urls:
                 raise RequestError(400, "this server fetches no URLs (serve.urls); upload the file", param="file_url")
             chunks = fetch_url(url, served.config.serve.limits)
-            found.append(await served.files.add(owner, file.name or name_of(url), chunks))
+            found.append(await added(served.files, owner, file.name or name_of(url), chunks, undo))
     return tuple(found)
+
+
+async def added(
+    files: FileStore, owner: str, name: str, chunks: AsyncIterator[bytes], undo: contextlib.ExitStack
+) -> StoredFile:
+    """Store a file, as `FileStore.add` does, that is removed when `undo` is closed."""
+    stored = await files.add(owner, name, chunks)
+    undo.callback(_remove, files, stored)
+    return stored
+
+
+def _remove(files: FileStore, stored: StoredFile) -> None:
+    with contextlib.suppress(FileMissing):  # its owner was faster
+        files.remove(stored.owner, stored.id)
 
 
 async def once(data: bytes) -> AsyncIterator[bytes]:

@@ -12,6 +12,7 @@ from actors.serving.requests import (
     TASK_METHOD,
     UNSUPPORTED,
     EventStream,
+    added,
     body_of,
     check_tools,
     documents_of,
@@ -59,6 +60,7 @@ def add_routes(app: FastAPI, served: Served) -> None:
         readings.admit(owner)  # before its files are stored
         stream, background = flag(body, "stream"), flag(body, "background")
         store = flag(body, "store", default=True)
+        sampling, answer_tokens = sampling_of(served, body), whole_number(body, "max_output_tokens", 1, 10**9)
         if background and not store:
             raise RequestError(400, "background needs store", param="store")
         model, method = served.method_of(body.get("model"))
@@ -78,21 +80,17 @@ def add_routes(app: FastAPI, served: Served) -> None:
             await readings.check(method, fits),
             before is not None or plain.text is not None,
         )
-        documents = await documents_of(served, owner, found.files)
-        if text := plain.text or found.text:  # on disk, where limits hold: a later question may be about it
-            documents += (await served.files.add(owner, "message.txt", once(text.encode())),)
-        if not documents and before is not None:
-            documents = before.documents
-        run = await readings.start(
-            owner,
-            found.question,
-            documents,
-            method,
-            sampling_of(served, body),
-            model,
-            whole_number(body, "max_output_tokens", 1, 10**9),
-            {**repeated, "instructions": instructions or None, "background": background},
-        )
+        with contextlib.ExitStack() as undo:
+            documents = await documents_of(served, owner, found.files, undo)
+            if text := plain.text or found.text:  # on disk, where limits hold: a later question may be about it
+                documents += (await added(served.files, owner, "message.txt", once(text.encode()), undo),)
+            if not documents and before is not None:
+                documents = before.documents
+            repeated |= {"instructions": instructions or None, "background": background}
+            run = await readings.start(
+                owner, found.question, documents, method, sampling, model, answer_tokens, repeated
+            )
+            undo.pop_all()
         if stream:
             ending = contextlib.nullcontext() if background else ended_with_client(request, readings, run, keep=store)
             return EventStream(events(run, -1), ending)

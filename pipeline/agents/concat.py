@@ -34,7 +34,9 @@ class ConcatAgent(MemoryAgent):
         compressing = []
         try:
             async with asyncio.TaskGroup() as tasks:
-                for chunk in problem.chunks(self.config.chunk_tokens):
+                chunks = problem.chunks(self.config.chunk_tokens)
+                # In a thread: a streamed document parses and tokenizes its next section.
+                while (chunk := await asyncio.to_thread(next, chunks, None)) is not None:
                     await turn.acquire()
                     empty = self.prompts.empty_memory
                     prompt = self.prompts.fill("memory", problem=problem.question, memory=empty, chunk=chunk)

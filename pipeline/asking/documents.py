@@ -9,7 +9,7 @@ from pipeline.asking.parsing import ParseLimits, document_hash, kind_of, printab
 from pipeline.asking.sections import Place, PlacedText
 from pipeline.errors import UnreadableDocument
 
-BETWEEN = "\n\n"  # two files
+BETWEEN = "\n\n"  # two documents
 MOST_FILES = 10_000  # of a folder
 PLAIN = ("text", "markdown")  # kinds of files whose size is that of their text
 
@@ -74,11 +74,22 @@ def read_files(files: Sequence[SourceFile], limits: ParseLimits) -> Iterator[Pla
         UnreadableDocument: a file cannot be read, or exceeds a limit.
     """
     for number, file in enumerate(files):
-        for block in read_document(file.path, limits):
-            place = Place(file.name, block.page, block.line)
-            yield PlacedText(block.text, place)
+        place = Place(file.name, None, 1)
+        for piece in placed_text(file.path, file.name, limits):
+            place = piece.place
+            yield piece
         if number + 1 < len(files):
             yield PlacedText(BETWEEN, place)
+
+
+def placed_text(path: Path, name: str, limits: ParseLimits) -> Iterator[PlacedText]:
+    """The text of a file, in pieces that have its name in their places.
+
+    Raises:
+        UnreadableDocument: the file cannot be read, or exceeds a limit.
+    """
+    for block in read_document(path, limits):
+        yield PlacedText(block.text, Place(name, block.page, block.line))
 
 
 def text_bytes(files: Sequence[SourceFile], limits: ParseLimits) -> int:

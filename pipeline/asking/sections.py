@@ -7,7 +7,7 @@ whole (`encode_stream`).
 import threading
 from bisect import bisect_left, bisect_right
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -107,6 +107,11 @@ class StreamedDocument:
         """Let threads that still read end soon; what they have read is used by nobody."""
         self.abandoned = True
 
+    def close(self) -> None:
+        """End the parser of the file that is being read, when no thread reads any more."""
+        with self.lock:
+            self._sections.close()
+
     def chunks(self, size: int) -> Iterator[list[int]]:
         """Yield the sections' tokens until the document ends or is stopped."""
         if size != self.chunk_tokens:
@@ -165,7 +170,7 @@ class StreamedDocument:
         self._ready.append(section)
 
 
-def sections_of(pieces: Iterable[PlacedText], tokenizer, chunk_tokens: int) -> Iterator[Section]:
+def sections_of(pieces: Iterable[PlacedText], tokenizer, chunk_tokens: int) -> Generator[Section, None, None]:
     """Cut a document into sections of `chunk_tokens` tokens; the last may be shorter.
 
     Raises:

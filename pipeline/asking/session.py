@@ -170,6 +170,8 @@ class Reading:
             reading.cancel()
             with contextlib.suppress(asyncio.CancelledError, Exception):
                 await reading
+            if not self._document.ended:
+                await asyncio.to_thread(self._document.close)
 
     def stop(self) -> bool:
         """Read no more sections and answer from the memory. The sections that are being read are finished first.
@@ -177,7 +179,8 @@ class Reading:
         Returns:
             Whether there will be an answer: False if no section has begun, or the agent has no memory.
         """
-        self._document.stop()
+        if self._begun:
+            self._document.stop()
         return self._begun > 0
 
     async def _answer(self) -> Answered:
@@ -227,7 +230,13 @@ class Reading:
         finally:
             await asyncio.wait([preparing])  # a thread cannot be cancelled
         if section is not None:
-            self._section_read(section, prompt, response, time.perf_counter() - begin)
+            seconds = time.perf_counter() - begin
+            # Another section may be prepared meanwhile, which uses the tokenizer, if the agent reads several at once.
+            if self._independent:
+                memory = await asyncio.to_thread(self._memory_of, response)
+            else:
+                memory = self._memory_of(response)
+            self._section_read(section, prompt, response, memory, seconds)
         await preparing
         return response
 
@@ -241,10 +250,14 @@ class Reading:
         self._kept.add(prompt, response)
         return response
 
-    def _section_read(self, section: Section, prompt: list[int], response: Completion, seconds: float) -> None:
-        self._read += 1
+    def _memory_of(self, response: Completion) -> str:
         with self._document.lock:
-            memory = self._agent.tokenizer.decode(self._agent.tokens_of(response), skip_special_tokens=True)
+            return self._agent.tokenizer.decode(self._agent.tokens_of(response), skip_special_tokens=True)
+
+    def _section_read(
+        self, section: Section, prompt: list[int], response: Completion, memory: str, seconds: float
+    ) -> None:
+        self._read += 1
         self._trail.read(section, memory)
         sections, is_estimate = self._sections()
         self._events.put_nowait(

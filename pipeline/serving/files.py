@@ -82,7 +82,7 @@ class FileStore:
         make_private(self._folder, "set serve.folder")
         self._lock = _locked(folder / "files.lock")
         self._limits = limits
-        self._parse_limits = ParseLimits(limits.file_mib << 20, characters, limits.parse_s)
+        self.parse_limits = ParseLimits(limits.file_mib << 20, characters, limits.parse_s)
         self._parsers = ThreadPoolExecutor(PARSERS, "parse")
         self._files: dict[str, StoredFile] = {}
         self._used: dict[str, float] = {}  # when each was last used, in seconds since 1970
@@ -250,7 +250,7 @@ class FileStore:
                 kind = kind_of(path)
             except UnreadableDocument as error:
                 raise RequestError(415, said(error), code="unsupported_file", param="file") from None
-            parsing = loop.run_in_executor(self._parsers, _characters, path, self._parse_limits, given_up)
+            parsing = loop.run_in_executor(self._parsers, _characters, path, self.parse_limits, given_up)
             return kind, await parsing
         except UnreadableDocument as error:
             raise RequestError(400, said(error), code="unreadable_file", param="file") from None

@@ -4,6 +4,7 @@ import asyncio
 import json
 import os
 import stat
+import time
 
 import pytest
 
@@ -84,6 +85,44 @@ def test_a_reading_without_a_section_or_a_memory_has_no_early_answer():
     model = scripted()
     assert not Reading("Which?", pieces_of("a"), reader(), model.generate, WARM).stop()
     assert not Reading("Which?", pieces_of("a"), reader("direct"), model.generate, WARM).stop()
+
+
+def test_an_early_end_that_is_refused_ends_nothing():
+    async def answer():
+        reading = Reading("Which?", pieces_of(*TEXTS), reader(), scripted().generate, WARM)
+        assert not reading.stop()
+        return [event async for event in reading.events()][-1]
+
+    answered = asyncio.run(answer())
+    assert answered.answer == "near" and answered.is_whole
+
+
+def test_sections_that_are_slow_to_parse_delay_no_other_work():
+    class Slow:
+        question = encode_text(reader().tokenizer, "Which?")
+
+        def chunks(self, size):
+            for text in TEXTS:
+                time.sleep(0.3)
+                yield encode_text(reader().tokenizer, text)
+
+    gaps = []
+
+    async def tick():
+        while True:
+            before = time.monotonic()
+            await asyncio.sleep(0.01)
+            gaps.append(time.monotonic() - before)
+
+    async def read():
+        model = scripted()
+        ticking = asyncio.create_task(tick())
+        answer = await reader("concat").run(Slow(), lambda prompt, most, role: model.generate(prompt, most, WARM))
+        ticking.cancel()
+        return answer
+
+    assert "near" in asyncio.run(read()).text
+    assert sum(gap > 0.25 for gap in gaps) <= 1  # one may be this machine's
 
 
 def test_direct_reads_the_document_and_says_what_did_not_fit():

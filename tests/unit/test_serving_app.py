@@ -13,12 +13,14 @@ from urllib.parse import urlsplit
 import httpx
 import httpx2
 import openai
+import psutil
 import pytest
 from mcp import Client
 from mcp.client.streamable_http import streamable_http_client
 from starlette.requests import ClientDisconnect
 
 from actors.serving.app import make_app
+from pipeline.serving.errors import RequestError
 from tests.support.asking import ScriptedModel, reader
 from tests.support.served_files import running
 from tests.support.serving import served_by
@@ -173,6 +175,24 @@ def test_a_reading_is_cancelled(server):
     assert made == ["memory"]  # a thread may still have used the tokenizer of the cancelled reading's agent
 
 
+def test_a_cancelled_reading_leaves_no_parser_behind(server):
+    def parsers() -> set[int]:
+        return {child.pid for child in psutil.Process().children(recursive=True)}
+
+    page = "".join(f"<p>{line}</p>" for line in ["Fog fell over the moor."] * 100_000)
+    file = server.client.files.create(file=("a.html", page.encode()), purpose="user_data")
+    before = parsers()
+    server.model.free = 0
+    parts = [{"type": "input_file", "file_id": file.id}, {"type": "input_text", "text": "Which?"}]
+    asked = [{"role": "user", "content": parts}]
+    response = server.client.responses.create(model="tiny", input=asked, background=True)
+    until(lambda: server.model.running == 1)
+    assert parsers() > before  # most of the page is not parsed yet
+    server.client.responses.cancel(response.id)
+    until(lambda: parsers() <= before)
+    assert server.client.responses.retrieve(response.id).status == "cancelled"
+
+
 @pytest.mark.parametrize("stream", [False, True])
 def test_a_client_that_goes_ends_its_reading(server, stream):
     server.model.free = 1
@@ -245,6 +265,48 @@ def test_a_file_that_comes_with_the_request(server):
     )
     assert response.output_text == "blue" and response.palimpsest["question"] == "Be short.\n\nWhich?"
     assert [file.filename for file in server.client.files.list()] == ["b.txt"]
+
+
+def test_a_refused_request_leaves_no_files_and_a_chat_none_at_all(start):
+    server = start(files=2)
+    data = "data:text/plain;base64," + base64.b64encode(LINES.encode()).decode()
+    file = {"type": "input_file", "filename": "b.txt", "file_data": data}
+    question = {"type": "input_text", "text": "Which?"}
+    asked = {"model": "tiny", "input": [{"role": "user", "content": [file, question]}]}
+    gone = {"type": "input_file", "file_id": "file-" + "0" * 24}
+    for wrong, status in (
+        ({"max_output_tokens": 1.5}, 400),
+        ({"temperature": 9}, 400),
+        ({"input": [{"role": "user", "content": [file, gone, question]}]}, 404),
+        ({"input": [{"role": "user", "content": [file, {"type": "input_text", "text": "Which? " * 400}]}]}, 400),
+    ):
+        assert server.http.post("/v1/responses", json=asked | wrong).status_code == status
+        assert not server.served.files.list("first")
+    chat = {"type": "file", "file": {"filename": "b.txt", "file_data": data}}
+    messages = [{"role": "user", "content": [chat, {"type": "text", "text": "Which?"}]}]
+    for _ in range(3):  # more than files may be kept
+        done = server.client.chat.completions.create(model="tiny", messages=messages)
+        assert done.choices[0].message.content == "blue"
+    wrong = server.http.post("/v1/chat/completions", json={"model": "tiny", "messages": messages, "temperature": 9})
+    assert wrong.status_code == 400 and not server.served.files.list("first")
+
+
+def test_numbers_that_are_not_finite_are_refused(server):
+    body = json.dumps({"model": "tiny", "input": f"{LINES}\n\nWhich?", "metadata": {"a": float("nan")}})
+    refused = server.http.post("/v1/responses", content=body)
+    assert refused.status_code == 400 and "finite numbers" in refused.text
+
+
+def test_a_refused_question_gives_the_agent_back(server):
+    async def start() -> None:
+        with pytest.raises(RequestError, match="question"):
+            await server.served.readings.start("first", "Which? " * 400, (LINES,), "memory", server.served.sampling)
+
+    made = []
+    server.served.readings._make_agent = lambda method: made.append(method) or reader(method)
+    for _ in range(3):
+        asyncio.run(start())
+    assert made == ["memory"]
 
 
 def test_the_models_are_the_methods(server):
@@ -378,10 +440,12 @@ def test_events_that_are_not_held_are_refused(server, monkeypatch):
 
 
 def test_the_numbers_for_prometheus(server):
-    server.ask()
+    usage = server.ask().usage
     said = server.http.get("/metrics").text
     assert 'palimpsest_readings_total{status="completed"} 1.0' in said and "palimpsest_sections_total 4.0" in said
     assert "palimpsest_answer_seconds_count 1.0" in said and "palimpsest_readings_running 0.0" in said
+    assert f'palimpsest_tokens_total{{kind="prompt"}} {usage.input_tokens:.1f}' in said
+    assert f'palimpsest_tokens_total{{kind="response"}} {usage.output_tokens:.1f}' in said
     assert httpx.get(f"{server.address}/metrics").status_code == 401
 
 
