@@ -48,7 +48,7 @@ class LimitSection:
 class ServeSection:
     host: str = "127.0.0.1"  # address to listen on; 0.0.0.0: every network of this machine
     port: int = 8000  # port to listen on
-    name: str = ""  # the model's name in the interface; empty: the last part of model.path, of a checkpoint its step
+    name: str = ""  # the model's name in the interface; empty: the last part of model.path, of a checkpoint its run
     folder: str = ""  # folder of keys and files; empty: palimpsest/serve in $XDG_STATE_HOME, by default ~/.local/state
     urls: bool = False  # fetch files from URLs that a request names (input_file with file_url)
     temperature: float = 0.7  # sampling temperature of a request without one; 0: the likeliest token
@@ -84,7 +84,8 @@ def load_serve_config(arguments: list[str]) -> ServeConfig:
 def model_name(config: ServeConfig) -> str:
     """The model's name in the interface."""
     parts = [part for part in Path(config.model.path).parts if part not in ("/", MODEL)]
-    return config.serve.name or parts[-1]
+    is_checkpoint = len(parts) > 2 and parts[-2] == "checkpoints"  # <run>/checkpoints/<step>
+    return config.serve.name or parts[-3 if is_checkpoint else -1]
 
 
 def serve_folder(config: ServeConfig) -> Path:

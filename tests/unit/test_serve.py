@@ -67,7 +67,7 @@ def test_the_engine_is_configured_as_the_replicas(state):
     assert engine.generator.max_sequences == 7 and engine.generator.enforce_eager
     assert engine.model.path.endswith("configs/models/tiny") and engine.agent.chunk_tokens == 18
     config.model.path = "runs/mine/checkpoints/3/hf"
-    assert model_name(config) == "3"
+    assert model_name(config) == "mine"
 
 
 def of(*messages: tuple[str, str]):
