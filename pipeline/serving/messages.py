@@ -129,11 +129,11 @@ def asked(messages: list[Message], instructions: str, fits: Callable[[str], bool
     Raises:
         RequestError: there is no question or no document, or the question is too long.
     """
-    last = next((message for message in reversed(messages) if message.role == "user"), None)
-    if last is None or not last.text.strip():
+    of_users = [number for number, message in enumerate(messages) if message.role == "user"]
+    if not of_users or not messages[of_users[-1]].text.strip():
         raise RequestError(400, "there is no question: the last user's message has no text", param="input")
     files = tuple(file for message in messages for file in message.files)
-    before = messages[: messages.index(last)]
+    before, last = messages[: of_users[-1]], messages[of_users[-1]]
     head = "\n\n".join(filter(None, [instructions, *(m.text for m in messages if m.role == "instructions")]))
     question, text = last.text.strip(), None
     if not files and not has_documents:

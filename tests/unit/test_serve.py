@@ -85,6 +85,7 @@ def fits(text: str) -> bool:
         ([("user", "Which?\n\na long text of words, no question")], "Which?", "a long text of words, no question"),
         ([("user", "text"), ("assistant", "said"), ("user", "Which?")], "Which?", "text\n\nsaid"),
         ([("system", "Be short."), ("user", "text"), ("user", "Who?")], "Be short.\n\nWho?", "text"),
+        ([("user", "Who?"), ("assistant", "text"), ("user", "Who?")], "Who?", "Who?\n\ntext"),
     ],
 )  # fmt: skip
 def test_the_question_and_the_document_of_messages(messages, question, document):
