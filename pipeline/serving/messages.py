@@ -3,6 +3,7 @@
 import base64
 import binascii
 import re
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -153,9 +154,8 @@ def asked(messages: list[Message], instructions: str, fits: Callable[[str], bool
 
 def _split(message: str, fits: Callable[[str], bool]) -> tuple[str, str]:
     """The question and the document of a message that is both."""
-    breaks = list(PARAGRAPHS.finditer(message))
-    if breaks:
-        last, first = breaks[-1], breaks[0]
+    if first := PARAGRAPHS.search(message):
+        last = deque(PARAGRAPHS.finditer(message), maxlen=1).pop()  # a list would take 30 times the message's memory
         if fits(message[last.end() :]):
             return message[last.end() :], message[: last.start()]
         if fits(message[: first.start()]):

@@ -1,6 +1,7 @@
 """The arguments and the configuration of jobs.serve, and what a request asks."""
 
 import socket
+import tracemalloc
 
 import pytest
 from hypothesis import given
@@ -10,7 +11,7 @@ from jobs import serve
 from pipeline.serving.config import load_serve_config, model_name, serving_engine_config
 from pipeline.serving.errors import RequestError
 from pipeline.serving.keys import Keys
-from pipeline.serving.messages import asked, messages_of
+from pipeline.serving.messages import Message, asked, messages_of
 
 
 @pytest.fixture(autouse=True)
@@ -91,6 +92,18 @@ def fits(text: str) -> bool:
 def test_the_question_and_the_document_of_messages(messages, question, document):
     found = asked(of(*messages), "", fits, has_documents=False)
     assert (found.question, found.text, found.files) == (question, document, ())
+
+
+def test_a_message_of_many_paragraphs_takes_little_more_memory_than_itself():
+    message = "ab\n\n" * 100_000 + "Which?"
+    tracemalloc.start()
+    try:
+        found = asked([Message("user", message)], "", fits, has_documents=False)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert found.question == "Which?" and found.text == message.removesuffix("\n\nWhich?")
+    assert peak < 3 * len(message)
 
 
 def test_messages_without_a_question_or_a_document_are_refused():
