@@ -7,6 +7,7 @@ checked again.
 
 import ipaddress
 import socket
+import time
 from collections.abc import AsyncGenerator
 from urllib.parse import unquote
 
@@ -71,14 +72,13 @@ async def fetch_url(
         RequestError: the URL or a redirect is refused (400), its host does not send the file (400), or too much (413).
     """
     place, most, sent = _checked(url), limits.file_mib << 20, 0
-    timeout = aiohttp.ClientTimeout(total=SECONDS, connect=CONNECT_SECONDS)
+    ends = time.monotonic() + SECONDS
     connector = aiohttp.TCPConnector(
         resolver=PublicResolver(resolver or ThreadedResolver()), use_dns_cache=False, force_close=True
     )
     # Proxies, .netrc and cookies are this machine's, and compressed bytes could unpack to any size.
     session = aiohttp.ClientSession(
         connector=connector,
-        timeout=timeout,
         trust_env=False,
         cookie_jar=aiohttp.DummyCookieJar(),
         auto_decompress=False,
@@ -87,7 +87,9 @@ async def fetch_url(
     try:
         async with session:
             for _ in range(REDIRECTS + 1):
-                async with session.get(place, allow_redirects=False) as response:
+                # asyncio.timeout would cancel whoever reads this generator; to aiohttp, 0 is no limit.
+                timeout = aiohttp.ClientTimeout(total=max(ends - time.monotonic(), 1e-3), connect=CONNECT_SECONDS)
+                async with session.get(place, allow_redirects=False, timeout=timeout) as response:
                     if response.status in (301, 302, 303, 307, 308) and "Location" in response.headers:
                         place = _checked(response.headers["Location"], place)
                         continue

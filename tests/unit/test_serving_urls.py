@@ -244,6 +244,16 @@ def test_a_slow_host_is_given_up(monkeypatch):
     assert "takes too long" in run(OPEN, slow)[0].message
 
 
+def test_redirects_share_the_time_of_a_fetch(monkeypatch):
+    async def slow(request):
+        await asyncio.sleep(0.3)
+        return await moved("/again")(request)
+
+    monkeypatch.setattr(pipeline.serving.urls, "SECONDS", 1)
+    error, _ = run(OPEN, *[slow] * 5, web.Response(body=b"text"))
+    assert isinstance(error, RequestError) and "takes too long" in error.message
+
+
 def test_a_host_that_breaks_off_is_an_error():
     async def breaks(request):
         response = web.StreamResponse(headers={"Content-Length": "100"})
