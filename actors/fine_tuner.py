@@ -43,7 +43,7 @@ class FineTuner(JobActor):
         self.curve: list[dict] = []  # losses and data hashes for the record
         self.step = self.tokens = 0  # trained
         self.drawn = 0  # steps whose examples are drawn
-        self.losses: list[float] = []  # of the steps since the last point of the curve
+        self.losses: list[float | None] = []  # of the steps since the last point of the curve; None: skipped
         checkpoints = Checkpoints(self.folder / "checkpoints")
         self.keeper = CheckpointKeeper(checkpoints, config.fine_tuning.keep_last, 0, self.say)
         self.gang: FineTuningGang | None = None
@@ -170,7 +170,8 @@ class FineTuner(JobActor):
             ranks = await self.gang.train(batch)
             self.step += 1
             self.tokens += len(batch.tokens)
-            self.losses.append(sum(rank["loss"] for rank in ranks))
+            was_skipped = ranks[0]["grad_norm"] is None
+            self.losses.append(None if was_skipped else sum(rank["loss"] for rank in ranks))
             row = {
                 "step": self.step,
                 "loss": self.losses[-1],
@@ -184,18 +185,19 @@ class FineTuner(JobActor):
             }
             await self.tracker.log(row)
             self.say_of(self.quarantine_file)
-            if row["grad_norm"] is None:
+            if was_skipped:
                 line = f"· step {self.step} was skipped: its loss or gradient is not finite"
                 self.say(Alert("update skipped", line))
-            skipped = skipped + 1 if row["grad_norm"] is None else 0
+            skipped = skipped + 1 if was_skipped else 0
             if skipped == MAX_SKIPPED:
                 raise RunFailed(f"{skipped} steps in a row were skipped: their gradient is not finite")
             due = self.step % s.record_every == 0 or self.step == s.steps
             if due:
                 self._record()
             if due or self.step == self._last:
+                loss = self._loss()
                 self.say(
-                    f"step {self.step}/{self._last}  loss {self._loss():.4f}  "
+                    f"step {self.step}/{self._last}  loss {'-' if loss is None else format(loss, '.4f')}  "
                     f"tokens/s {len(batch.tokens) / row['seconds']:.0f}  {row['seconds']:.1f} s"
                 )
             if self.step % s.checkpoint_every == 0:
@@ -218,9 +220,13 @@ class FineTuner(JobActor):
         self.losses = []
 
     def _loss(self) -> float | None:
-        """The mean loss since the last point of the curve, or that point's; None before the first step."""
+        """The mean loss of the steps since the last point of the curve, or that point's loss.
+
+        None before the first step, and if all those steps were skipped.
+        """
         if self.losses:
-            return round(sum(self.losses) / len(self.losses), 4)
+            known = [loss for loss in self.losses if loss is not None]
+            return round(sum(known) / len(known), 4) if known else None
         return self.curve[-1]["loss"] if self.curve else None
 
     async def _save(self) -> None:

@@ -125,6 +125,33 @@ def test_a_skipped_step_is_reported_and_many_end_the_run(resume):
     assert alerts[0] == ("update skipped", line) and len(alerts) == MAX_SKIPPED
 
 
+def test_the_losses_of_skipped_steps_are_left_out(resume):
+    nan = float("nan")
+    tuner, rows = resume(record(), "fine_tuning.record_every=2", "fine_tuning.stop_after=8"), []
+    steps = iter([(1.5, 1.0), (nan, None), (2.0, None), (2.5, 1.0), (nan, None)])  # loss, grad_norm of steps 4 to 8
+
+    class Tracker:
+        async def log(self, row: dict) -> None:
+            rows.append(row)
+
+        def alert(self, alert: Alert) -> None: ...
+
+    class Gang:
+        async def train(self, batch) -> list[dict]:
+            loss, grad_norm = next(steps)
+            return [{"loss": loss, "grad_norm": grad_norm, "learning_rate": 1.0}]
+
+    tuner.tracker, tuner.gang = Tracker(), Gang()
+    asyncio.run(tuner._train(examples()))
+    assert [row["loss"] for row in rows] == [1.5, None, None, 2.5, None]
+    assert [(point["step"], point["loss"]) for point in tuner.curve] == [(2, 1.5), (4, 1.0), (6, None), (8, 2.5)]
+    assert [line.split("  ")[1] for line in tuner._lines if line.startswith("step ")] == [
+        "loss 1.0000",
+        "loss -",
+        "loss 2.5000",
+    ]
+
+
 @pytest.mark.parametrize(
     ("device", "settings", "said"),
     [
