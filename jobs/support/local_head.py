@@ -19,6 +19,7 @@ from jobs.support.ray_token import ClusterError, check_length, check_listener, l
 
 DASHBOARD_PORT = 8265
 START_TIMEOUT_S = 120.0
+STOP_S = 30.0  # then the head is killed
 # The `ray` command of this interpreter's environment, whether or not that is activated.
 RAY = str(Path(sys.executable).parent / "ray")
 
@@ -106,11 +107,11 @@ def local_head(dashboard_port: int = DASHBOARD_PORT, num_cpus: int | None = None
             shutil.rmtree(folder, ignore_errors=True)
 
 
-def stop_head(head: subprocess.Popen, grace_s: float = 30.0) -> None:
+def stop_head(head: subprocess.Popen) -> None:
     """Stop this head only: `ray stop` would stop every Ray process on the machine."""
     head.send_signal(signal.SIGTERM)
     try:
-        head.wait(grace_s)
+        head.wait(STOP_S)
     except subprocess.TimeoutExpired:
         head.kill()  # Ray's reaper then ends the head's processes
         head.wait()

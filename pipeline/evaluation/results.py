@@ -230,7 +230,7 @@ def cell_of(key: tuple[str, Length, str], rows: list[dict], metric: str, interva
     )
 
 
-def average_cells(rows: list[dict], metric: str = "score") -> list[Cell]:
+def average_cells(rows: list[dict]) -> list[Cell]:
     """For each method and length, the mean of the sets' means as in RULER, if at least two sets have them.
 
     Sets weigh equally. The interval is a bootstrap of the questions within each set, so a set on which all answers
@@ -246,7 +246,7 @@ def average_cells(rows: list[dict], metric: str = "score") -> list[Cell]:
         of_sets = groups[length, method]
         if len(of_sets) < 2:
             continue
-        interval = stratified_mean([list(question_scores(group, metric).values()) for group in of_sets.values()])
+        interval = stratified_mean([list(question_scores(group).values()) for group in of_sets.values()])
         together = [row for group in of_sets.values() for row in group]
         tokens = [median_tokens(group) for group in of_sets.values()]
         averages.append(

@@ -69,8 +69,7 @@ class Ledger:
     version: int = 0  # version of the learner's weights
     entries: dict[str, Entry] = field(default_factory=dict)
     generators: Mapping[str, int] = field(default_factory=dict)  # generators in service: weight version; only read
-    admitted: int = 0
-    numbered: int = 0  # the last group's number; other than `admitted`, it never falls
+    numbered: int = 0  # the last group's number
     failed: int = 0
     lost: int = 0  # lost with the node that held them, and generated again
     dropped_stale: int = 0
@@ -107,7 +106,6 @@ class Ledger:
         """Admit a group and return its generator, or None if no group may start now."""
         name = self.next_generator()
         if name is not None:
-            self.admitted += 1
             self.numbered += 1
             self.entries[group_id] = Entry(position, name, self.generators[name], self.numbered)
         return name
@@ -160,9 +158,8 @@ class Ledger:
         return self._end([group_id])
 
     def withdraw(self, group_id: str) -> Ended:
-        """Remove a running group whose problem cannot be run at all. It does not count as admitted or failed."""
+        """Remove a running group whose problem cannot be run at all. It does not count as failed."""
         self._expect(group_id, RUNNING)
-        self.admitted -= 1
         return self._end([group_id])
 
     def drop_stale(self) -> Ended:

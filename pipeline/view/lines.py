@@ -72,12 +72,12 @@ def number(value: object) -> float | int | None:
         return None
 
 
-def rounded(value: object, digits: int = 4) -> float | int | None:
-    """A finite number with so many significant digits; None for anything else."""
+def rounded(value: object) -> float | int | None:
+    """A finite number with four significant digits; None for anything else."""
     given = number(value)
     if given is None:
         return None
-    short = float(f"{given:.{digits}g}")
+    short = float(f"{given:.4g}")
     return int(short) if short.is_integer() and abs(short) < 1e15 else short
 
 

@@ -25,13 +25,12 @@ LISTED = ("step", "reward", "task", "question")  # of an episode, known before i
 MOST_LISTED = 200  # characters of a text in a list
 
 
-def write_page(folder: Path, path: Path, summary: dict | None = None) -> list[str]:
+def write_page(folder: Path, path: Path) -> list[str]:
     """Write the page of a run folder.
 
     Args:
         folder: the run folder.
         path: the file to write.
-        summary: the run's summary, if summary.json is not written yet.
 
     Returns:
         What the page does not show, in words.
@@ -40,12 +39,17 @@ def write_page(folder: Path, path: Path, summary: dict | None = None) -> list[st
         OSError: the page cannot be written.
     """
     notes = Notes()
-    write_bytes(path, page_of(run_data(folder, notes, summary)))
+    write_bytes(path, page_of(run_data(folder, notes)))
     return notes.texts()
 
 
 def run_data(folder: Path, notes: Notes, summary: dict | None = None) -> dict:
     """All data of the page, from the files that a run has left so far.
+
+    Args:
+        folder: the run folder.
+        notes: receives what the page does not show.
+        summary: the run's summary, if summary.json is not written yet.
 
     Returns:
         `run` (name, status, numbers, notes), `curves`, `validation`, `episodes` and `comparisons`.

@@ -127,23 +127,22 @@ class Spares:
             self._files = []
 
 
-def check_room(size: int, folder: Path = SHARED_MEMORY) -> None:
+def check_room(size: int) -> None:
     """Check that a node has room for the bucket files of a model.
 
     Args:
         size: bytes of all that are there at the same time.
-        folder: where they lie.
 
     Raises:
         BucketError: it has not.
     """
     ours = 0  # bytes of files that are there already; the engines of a node share them
-    for path in folder.glob(f"{BUCKET_FILE}*"):
+    for path in SHARED_MEMORY.glob(f"{BUCKET_FILE}*"):
         with contextlib.suppress(OSError):  # it is gone
             about = path.lstat()
             ours += about.st_size if about.st_uid == os.getuid() else 0
-    if shutil.disk_usage(folder).free + ours < size:
-        raise no_room(folder, size)
+    if shutil.disk_usage(SHARED_MEMORY).free + ours < size:
+        raise no_room(SHARED_MEMORY, size)
 
 
 def no_room(folder: Path, size: int) -> BucketError:

@@ -182,7 +182,7 @@ def test_a_node_without_room_is_told_before_the_run(tmp_path, tiny_config, monke
     deltas = replace(config, learner=replace(config.learner, weight_deltas=True))
     there = tmp_path / f"{BUCKET_FILE}{1:016x}-100"
     there.write_bytes(bytes(100))
-    monkeypatch.setattr(bucket_files.check_room, "__defaults__", (tmp_path,))
+    monkeypatch.setattr(bucket_files, "SHARED_MEMORY", tmp_path)
     for free, given, fits in ((size, config, True), (size - 100, config, True), (size - 101, config, False)):
         usage = shutil._ntuple_diskusage(2 * size, 0, free)
         monkeypatch.setattr(bucket_files.shutil, "disk_usage", lambda folder, usage=usage: usage)

@@ -87,6 +87,7 @@ class GroupLives(RuleBasedStateMachine):
         self.references: list[weakref.ref] = []
         self.ended: list[str] = []
         self.trained_ever, self.generators_ever = 0, 2
+        self.withdrawn_running = 0  # groups, not failed
 
     # What happens to groups.
 
@@ -157,7 +158,11 @@ class GroupLives(RuleBasedStateMachine):
     def find_that_a_problem_cannot_be_run(self, data) -> None:
         group_id = data.draw(st.sampled_from(sorted(self.running())))
         entry = self.ledger.entries[group_id]
-        self.groups.withdraw(group_id, "the question is too long")
+        self.withdraw(group_id, entry, "the question is too long")
+
+    def withdraw(self, group_id: str, entry: Entry, reason: str) -> None:
+        self.groups.withdraw(group_id, reason)
+        self.withdrawn_running += 1
         self.withdrawn(group_id, entry)
 
     def withdrawn(self, group_id: str, entry: Entry) -> None:
@@ -193,8 +198,7 @@ class GroupLives(RuleBasedStateMachine):
                 self.groups.generator_lost(group_id, blame)
             except BadRow as error:
                 assert blame and alone == name and deaths >= 2
-                self.groups.withdraw(group_id, str(error))
-                self.withdrawn(group_id, entry)
+                self.withdraw(group_id, entry, str(error))
             else:
                 assert not (blame and alone)
                 self.move(group_id)
@@ -340,8 +344,8 @@ class GroupLives(RuleBasedStateMachine):
         assert gone <= {*self.queue.withdrawn, self.id_of(BAD_ROW)}
         assert {entry.position for entry in self.ledger.entries.values()} <= {*opened}
         le = self.ledger
-        ends = le.failed + le.dropped_stale + le.discarded + self.trained_ever
-        assert le.admitted == len(le.entries) + ends
+        ends = le.failed + le.dropped_stale + le.discarded + self.trained_ever + self.withdrawn_running
+        assert le.numbered == len(le.entries) + ends
         assert le.trained == len(trained) and le.step == len(self.history)
 
     @invariant()

@@ -90,7 +90,7 @@ def test_admission_waits_when_the_bound_is_reached_and_goes_on_when_a_step_is_do
         _, generator = await asyncio.wait_for(admitting, 1)  # two are training, two in flight
         assert generator == "g"
         groups.step_done(step)
-        assert (groups.ledger.admitted, groups.ledger.trained, len(groups.ledger.entries)) == (5, 2, 3)
+        assert (groups.ledger.numbered, groups.ledger.trained, len(groups.ledger.entries)) == (5, 2, 3)
 
     asyncio.run(run())
 

@@ -93,7 +93,7 @@ def test_any_schedule_keeps_the_bound_and_loses_nothing(data):
             ledger.step_done()
             trained += len(chosen)
     assert trained == ledger.trained == steps * per_step
-    assert ledger.admitted == ledger.trained + ledger.failed + ledger.discarded
+    assert ledger.numbered == ledger.trained + ledger.failed + ledger.discarded
     assert ledger.discarded <= steps * most
     assert not ledger.entries
 
