@@ -2,7 +2,8 @@
 
 Takes the keys of jobs.train and the section `cluster`. Prints GPUs, nodes and memory of each role, tokens per second of
 both sides, the time of a step, what binds it, and hours and price of the run. Starts nothing. Numbers for GPUs are
-estimates from data sheets: no GPU has been measured (pipeline/run/calibration.py).
+estimates from data sheets: one pass of a learner was measured on an H200, all else is assumed
+(pipeline/run/calibration.py).
 Exit status: 0 the run fits, 1 it does not, 2 wrong configuration.
 """
 

@@ -63,8 +63,9 @@ def gpu_rates(device: Device) -> Rates:
         link=NETWORK * device.link,
         host_link=HOST_LINK,
         block=16,
-        source=f"ASSUMED, not measured: {LEARNING:.0%} of the data sheet's peak in learning, {PREFILL:.0%} in prefill, "
-        f"{DECODE_BANDWIDTH:.0%} of its memory bandwidth in decoding",
+        source=f"ASSUMED, not measured: {PREFILL:.0%} of the data sheet's peak in prefill, {DECODE_BANDWIDTH:.0%} of "
+        f"its memory bandwidth in decoding; {LEARNING:.0%} of the peak in learning is from one measured pass on an "
+        "H200",
     )
 
 

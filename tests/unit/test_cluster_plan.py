@@ -315,7 +315,8 @@ def test_the_device_is_a_gpu_where_the_run_has_gpus():
 def test_the_command_prints_the_plan_and_its_price(capsys):
     assert plan.main(["preset=memagent_7b", "cluster.price=2.5", "cluster.document_tokens=32000"]) == 0
     printed, errors = capsys.readouterr()
-    assert errors == "" and "rates: ASSUMED, not measured" in printed
+    assert errors == "" and printed in (CONFIGS.parent / "docs/cluster.md").read_text(encoding="utf-8")
+    assert "rates: ASSUMED, not measured" in printed and "is from one measured pass on an H200\n" in printed
     assert "on 32 GPUs: 4 nodes of 8 H100, 50 GB/s between nodes" in printed
     assert "document: 32,000 tokens: 7 chunks" in printed and "= 16,384 conversations" in printed
     (step,) = re.findall(r"^step +([\d,]+) s  learning binds", printed, re.MULTILINE)
