@@ -29,6 +29,7 @@ EMBEDDED = {
     "preset=smollm2": "preset=tiny agent.problem_tokens=24 agent.window=128 data.source=file "
     "validation.data.source=file train.evaluate_every=0",
     "preset=eval_smollm2": "preset=eval_tiny agent.problem_tokens=24 data.source=file",
+    "agent.chunk_tokens=320 agent.memory_tokens=48": "agent.chunk_tokens=18 agent.memory_tokens=14",
 }
 SHORT = "train.groups_per_step=4 train.group_size=4 train.steps={steps} train.max_staleness=0 wandb.mode=disabled"
 
