@@ -54,8 +54,8 @@ def add_routes(app: FastAPI, served: Served) -> None:
         if plain.is_task:
             model, method = served.method_of(f"{served.name}:{TASK_METHOD}")
         found = asked(plain.messages, "", await readings.check(method, fits), plain.text is not None)
-        with contextlib.ExitStack() as added:  # the reading holds what it needs; nobody can ask for it later
-            documents = await documents_of(served, owner, found.files, added)
+        with contextlib.ExitStack() as files:  # the reading holds what it needs; nobody can ask for it later
+            documents = await documents_of(served, owner, found.files, files)
             if text := plain.text or found.text:
                 documents += (text,)
             run = await readings.start(owner, found.question, documents, method, sampling, model, answer_tokens)

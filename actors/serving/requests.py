@@ -138,17 +138,17 @@ async def documents_of(
         if file.id is not None:
             found.append(served.files.get(owner, file.id))
         elif file.data is not None:
-            found.append(await added(served.files, owner, file.name or "file", once(file.data), undo))
+            found.append(await add_file(served.files, owner, file.name or "file", once(file.data), undo))
         else:
             url = str(file.url)
             if not served.config.serve.urls:
                 raise RequestError(400, "this server fetches no URLs (serve.urls); upload the file", param="file_url")
             chunks = fetch_url(url, served.config.serve.limits)
-            found.append(await added(served.files, owner, file.name or name_of(url), chunks, undo))
+            found.append(await add_file(served.files, owner, file.name or name_of(url), chunks, undo))
     return tuple(found)
 
 
-async def added(
+async def add_file(
     files: FileStore, owner: str, name: str, chunks: AsyncIterator[bytes], undo: contextlib.ExitStack
 ) -> StoredFile:
     """Store a file, as `FileStore.add` does, that is removed when `undo` is closed."""

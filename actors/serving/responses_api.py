@@ -12,7 +12,7 @@ from actors.serving.requests import (
     TASK_METHOD,
     UNSUPPORTED,
     EventStream,
-    added,
+    add_file,
     body_of,
     check_tools,
     documents_of,
@@ -83,7 +83,7 @@ def add_routes(app: FastAPI, served: Served) -> None:
         with contextlib.ExitStack() as undo:
             documents = await documents_of(served, owner, found.files, undo)
             if text := plain.text or found.text:  # on disk, where limits hold: a later question may be about it
-                documents += (await added(served.files, owner, "message.txt", once(text.encode()), undo),)
+                documents += (await add_file(served.files, owner, "message.txt", once(text.encode()), undo),)
             if not documents and before is not None:
                 documents = before.documents
             repeated |= {"instructions": instructions or None, "background": background}
