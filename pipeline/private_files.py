@@ -1,4 +1,4 @@
-"""Folders and files that only their owner can read."""
+"""Folders and files of the user, which nobody else can read."""
 
 import os
 import stat
@@ -6,6 +6,17 @@ from pathlib import Path
 
 from pipeline.errors import DataError
 from pipeline.files import atomic_output
+
+
+def user_folder(variable: str, default: str) -> Path:
+    """palimpsest's folder in a base folder of the XDG specification.
+
+    Args:
+        variable: the environment variable that names the base folder; a relative path there does not count.
+        default: the base folder without it, relative to the home folder.
+    """
+    base = Path(os.environ.get(variable, ""))
+    return (base if base.is_absolute() else Path.home() / default) / "palimpsest"
 
 
 def make_private(folder: Path, advice: str) -> None:

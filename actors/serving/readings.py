@@ -120,7 +120,6 @@ class Readings:
         generate: samples responses.
         make_agent: makes an agent with a tokenizer of its own: method -> agent.
         files: the files of the keys.
-        clock: seconds since 1970.
     """
 
     def __init__(
@@ -129,10 +128,8 @@ class Readings:
         generate: Generate,
         make_agent: Callable[[str], Reader],
         files: FileStore,
-        clock: Callable[[], float] = time.time,
     ):
         self._limits, self._generate, self._make_agent, self._files = limits, generate, make_agent, files
-        self._clock = clock
         self._runs: dict[str, Run] = {}
         self._agents: dict[str, list[Reader]] = {}
         self.observers: list[Callable[[Run, Event | None], None]] = []  # called with each event; None: it is over
@@ -155,7 +152,7 @@ class Readings:
         """
         self.expire()
         self.admit(owner)
-        now = self._clock()
+        now = time.time()
         run = Run(f"resp_{secrets.token_hex(16)}", owner, question, documents, model, now, now, repeated or {})
         holds, agent = contextlib.ExitStack(), None
         try:
@@ -191,7 +188,7 @@ class Readings:
         run = self._runs.get(id)
         if run is None or run.owner != owner:
             raise RequestError(404, f"there is no response {id[:60]!r}; it may have expired", code="not_found")
-        run.used = self._clock()
+        run.used = time.time()
         return run
 
     def stop(self, run: Run) -> None:
@@ -234,7 +231,7 @@ class Readings:
 
     def expire(self) -> int:
         """Forget readings that were over and last used longer than keep_s ago, or are too many; return how many."""
-        before = self._clock() - self._limits.keep_s
+        before = time.time() - self._limits.keep_s
         owners: dict[str, list[Run]] = {}
         for run in sorted(self._runs.values(), key=lambda run: -run.used):
             if run.is_over:
@@ -331,7 +328,7 @@ class Readings:
         if task.cancelled():
             run.error = RequestError(409, "the reading was cancelled", code="cancelled")
         run.status = "cancelled" if task.cancelled() else "completed" if run.error is None else "failed"
-        run.used = self._clock()
+        run.used = time.time()
         holds.close()
         self._observe(run, None)
         run.tell()

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import DataError
-from pipeline.private_files import make_private
+from pipeline.private_files import make_private, user_folder
 from pipeline.rollout.episodes import Completion
 from pipeline.rollout.replay import digest
 
@@ -35,8 +35,7 @@ class KeptCompletion(Completion):
 
 def default_folder() -> Path:
     """The folder of kept readings: in $XDG_CACHE_HOME, by default ~/.cache."""
-    base = os.environ.get("XDG_CACHE_HOME", "")
-    return (Path(base) if Path(base).is_absolute() else Path.home() / ".cache") / "palimpsest" / "asked"
+    return user_folder("XDG_CACHE_HOME", ".cache") / "asked"
 
 
 def reading_key(parts: Mapping[str, Any]) -> str:

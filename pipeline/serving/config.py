@@ -1,11 +1,11 @@
 """The configuration of `jobs.serve`."""
 
-import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from pipeline.asking.config import AskedModel, newest_learned, use_trained_agent
 from pipeline.config import load_config
+from pipeline.private_files import user_folder
 from pipeline.rules import check_rules, one_of, positive
 from pipeline.run.checkpoints import MODEL
 from pipeline.sections import AgentSection, GenerationConfig, GeneratorSection, ModelSection, from_repository
@@ -92,8 +92,7 @@ def serve_folder(config: ServeConfig) -> Path:
     """The folder of keys and files."""
     if config.serve.folder:
         return Path(config.serve.folder).expanduser()
-    base = os.environ.get("XDG_STATE_HOME", "")
-    return (Path(base) if Path(base).is_absolute() else Path.home() / ".local" / "state") / "palimpsest" / "serve"
+    return user_folder("XDG_STATE_HOME", ".local/state") / "serve"
 
 
 def serving_engine_config(config: ServeConfig) -> GenerationConfig:
