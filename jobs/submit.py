@@ -32,10 +32,10 @@ from pipeline.errors import ConfigError
 from pipeline.rules import check_data_given
 from pipeline.run.config import TrainingConfig, load_training_config
 from pipeline.run.rules import check_config
-from pipeline.storage import LineFile
+from pipeline.storage import LineFile, append
 
 if TYPE_CHECKING:
-    from ray.job_submission import JobSubmissionClient
+    from ray.job_submission import JobDetails, JobSubmissionClient
 
 TRAIN = ("python", "-m", "jobs.train")
 # Ray kills a stopped job after three seconds unless told otherwise; saving a checkpoint takes longer. The job's
@@ -126,6 +126,7 @@ def submit(
             arguments = [whole_preset(argument, working_dir) for argument in arguments]
             arguments += [f"run.folder={run.parent}", *whole_paths(config, working_dir)]
         interrupts.raising = False
+        before = versions(run)
         submit_job(client, job, [*entrypoint, *arguments], working_dir)
         interrupts.to_end_job(lambda: client.stop_job(job))
         file = LineFile(log)  # lines that cannot be written wait; the job is shown nevertheless
@@ -138,17 +139,58 @@ def submit(
         info = client.get_job_info(job)
         if problem := file.write():
             progress.say(f"{log} lacks {file.unwritten} lines of the job, which are in Ray's log of it: {problem}")
-    with contextlib.suppress(OSError):  # on failure the log stays where it is
-        if run.is_dir():
-            log = log.replace(run / "job.log")
+    changed = {name for name, version in versions(run).items() if version != before.get(name)}
+    if changed:  # else the job was refused, and the folder is another's
+        log = keep_log(log, run / "job.log")
     if info.status == JobStatus.FAILED and info.driver_exit_code is None:  # it never ran, so its log is empty
         print(info.message)
-    status = report(run) if here else None
-    if status is None:
-        status = {JobStatus.SUCCEEDED: "completed", JobStatus.STOPPED: "interrupted"}.get(info.status, "failed")
-        print(f"{status}, without a summary")
+    summary = report(run) if here and "summary.json" in changed else None
+    status = exit_status(info, summary)
+    ended = {0: "completed", 130: "interrupted"}.get(status, "failed")
+    if summary is None:
+        print(f"{ended}, without a summary")
+    elif summary == "completed" != ended:  # in its evaluation
+        print(f"  {'job':<11} {ended} after its training")
     print(f"  {'log':<11} {log}")
-    return {"completed": 0, "interrupted": 130}.get(status, info.driver_exit_code or 1)
+    return status
+
+
+def versions(run: Path) -> dict[str, tuple[int, int]]:
+    """Inode and time in ns of the files that each job writes in its run folder once it has begun."""
+    found = {}
+    for name in ("config.yaml", "summary.json"):
+        with contextlib.suppress(OSError):
+            state = (run / name).stat()
+            found[name] = (state.st_ino, state.st_mtime_ns)
+    return found
+
+
+def keep_log(log: Path, kept: Path) -> Path:
+    """Move a job's log to `kept`, after the logs of the run's earlier jobs; return the path where it is now."""
+    try:
+        if kept.exists():
+            append(log.read_bytes().decode(errors="replace"), kept)
+            log.unlink()
+        else:
+            log.replace(kept)
+    except OSError:
+        return log  # it stays where it is
+    return kept
+
+
+def exit_status(info: "JobDetails", summary: str | None) -> int:
+    """The exit status for a job that has ended.
+
+    Args:
+        info: what Ray knows of the job.
+        summary: the status in the job's summary; None if it left none.
+    """
+    from ray.job_submission import JobStatus
+
+    if info.status == JobStatus.STOPPED:  # Ray keeps no exit code of a job that it was asked to stop
+        return 1 if summary == "failed" else 130
+    status = 0 if info.status == JobStatus.SUCCEEDED else info.driver_exit_code
+    return status if status in (0, 2, 130) else 1
 
 
 class Interrupts:

@@ -17,6 +17,8 @@ import json, os, signal, sys, time
 from pathlib import Path
 settings = dict(argument.split("=", 1) for argument in sys.argv[2:])
 run = Path(settings["run.folder"], settings["run.name"])
+if sys.argv[1] == "refuse":
+    sys.exit(2)
 run.mkdir()
 stopped = []
 signal.signal(signal.SIGTERM, lambda *_: stopped.append(True))
@@ -107,6 +109,15 @@ def test_a_job_that_fails(source, running_head, capsys):
     assert run_job(source, running_head, "fail", screen) == 1
     assert "ValueError: no such document" in screen.shown
     assert "failed, without a summary" in capsys.readouterr().out
+
+
+def test_a_job_that_refuses_its_configuration_leaves_the_earlier_run_alone(source, running_head, capsys):
+    assert run_job(source, running_head, "complete", Screen(), "run.name=third") == 0
+    log = (source / "runs/third/job.log").read_text()
+    capsys.readouterr()
+    assert run_job(source, running_head, "refuse", Screen(), "run.name=third") == 2
+    assert "failed, without a summary" in capsys.readouterr().out
+    assert (source / "runs/third/job.log").read_text() == log
 
 
 def test_a_job_that_the_cluster_refuses_says_why(source, running_head):
