@@ -106,8 +106,8 @@ def submit(
 
     dashboard_port = dashboard_port or DASHBOARD_PORT
     config = load_training_config(arguments)
-    name = config.run.name  # contains the time unless the user chose it; Ray accepts each job id only once
-    job = f"{name}-{time.strftime('%Y%m%d-%H%M%S')}" if f"run.name={name}" in arguments else name
+    name, now = config.run.name, time.strftime("%Y%m%d-%H%M%S")
+    job = name if name.endswith(now) else f"{name}-{now}"  # Ray accepts each id once; a default name has the time
     run = (working_dir / config.run.folder / name).resolve()
     log = run.parent / f"{job}.log"  # beside the run folder, which the job makes
     progress = progress or JobProgress()
@@ -140,7 +140,7 @@ def submit(
         if problem := file.write():
             progress.say(f"{log} lacks {file.unwritten} lines of the job, which are in Ray's log of it: {problem}")
     changed = {name for name, version in versions(run).items() if version != before.get(name)}
-    if changed:  # else the job was refused, and the folder is another's
+    if changed:  # else the job was refused or ended too early, and the folder is an earlier run's
         log = keep_log(log, run / "job.log")
     if info.status == JobStatus.FAILED and info.driver_exit_code is None:  # it never ran, so its log is empty
         print(info.message)

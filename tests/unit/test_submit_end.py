@@ -97,3 +97,24 @@ def test_a_job_that_began_and_left_no_summary(submitted, old, capsys):
 def test_the_exit_status(submitted, capsys, status, exit_code, summary, ended):
     assert submitted(JobClient(job(status, exit_code, summary))) == ended
     assert ("after its training" in capsys.readouterr().out) == (summary == "completed" and ended != 0)
+
+
+@pytest.mark.parametrize(
+    "given", ["run.name=old", "run.name='old'", "preset=mine.yaml", "run.name=old-20250101-000000"]
+)
+def test_each_job_of_a_run_has_an_id_of_its_own(submitted, tmp_path, monkeypatch, given):
+    """Ray accepts each id once."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.yaml").write_text("preset: tiny\nrun: {name: old}\n")
+    client = JobClient(job(JobStatus.SUCCEEDED, 0))
+    for now in ("20260101-000000", "20260101-000001"):
+        monkeypatch.setattr("time.strftime", lambda form, now=now: now)
+        assert submitted(client, given) == 0
+        assert client.ids[-1].startswith("old-") and client.ids[-1].endswith(f"-{now}")
+
+
+def test_the_id_of_a_job_without_a_name_has_the_time_once(submitted, monkeypatch):
+    monkeypatch.setattr("time.strftime", lambda form: "20260101-000000")
+    client = JobClient(job(JobStatus.SUCCEEDED, 0))
+    assert submitted(client, "train.steps=1") == 0
+    assert client.ids == ["tiny-20260101-000000"]
