@@ -41,6 +41,7 @@ TRAIN = ("python", "-m", "jobs.train")
 # Ray kills a stopped job after three seconds unless told otherwise; saving a checkpoint takes longer. The job's
 # supervisor reads this from the job's own runtime environment, so it holds on any cluster.
 STOP_WAIT_S = 120
+LOST_S = 120.0  # a cluster that has not reported on its job for so long counts as lost
 PATH_KEYS = ("model.path", "data.path", "validation.data.path")
 FOLDER_KEYS = ("data.passage_folders", "validation.data.passage_folders")
 
@@ -94,9 +95,8 @@ def submit(
         The exit status.
 
     Raises:
-        ClusterError: there is no cluster and none could be started.
+        ClusterError: there is no cluster and none could be started, or the cluster was lost.
         SubmissionError: the cluster did not accept the job.
-        ConnectionError: the connection to the cluster was lost.
         KeyboardInterrupt: interrupted before the job was submitted, or a second time while it was ending.
     """
     # All Ray imports here are late: they take a second, and faults of the arguments are reported before.
@@ -114,6 +114,7 @@ def submit(
     with progress, contextlib.ExitStack() as stack:
         interrupts = stack.enter_context(Interrupts(progress))
         client = find_cluster(dashboard_port)
+        own = client is None
         if client is None:
             progress.say("starting a local Ray head")
             client = stack.enter_context(local_head(dashboard_port))
@@ -128,15 +129,28 @@ def submit(
         interrupts.raising = False
         before = versions(run)
         submit_job(client, job, [*entrypoint, *arguments], working_dir)
-        interrupts.to_end_job(lambda: client.stop_job(job))
+
+        def end_job() -> None:
+            try:
+                client.stop_job(job)
+            except (OSError, RuntimeError) as error:
+                again = f"`ray job stop --address {address} {job}` asks again"
+                progress.say(f"the job was not asked to stop: {error}; {again}")
+
+        interrupts.to_end_job(end_job)
         file = LineFile(log)  # lines that cannot be written wait; the job is shown nevertheless
 
         def show(line: str) -> None:
             file.put(line)
             progress.line(line)
 
-        asyncio.run(follow(client, job, show))
-        info = client.get_job_info(job)
+        try:
+            info = asyncio.run(follow(client, job, show))
+        except ClusterError as error:
+            advice = f"if it still runs, so does the job: `ray job logs --address {address} --follow {job}` shows it"
+            if own:
+                advice = f"it is stopped now, and the job with it; run.name={name} resume=auto resumes the run"
+            raise ClusterError(f"{error}; {advice}") from error
         if problem := file.write():
             progress.say(f"{log} lacks {file.unwritten} lines of the job, which are in Ray's log of it: {problem}")
     changed = {name for name, version in versions(run).items() if version != before.get(name)}
@@ -243,11 +257,18 @@ def submit_job(client: "JobSubmissionClient", job: str, command: list[str], work
         raise SubmissionError(f"the Ray cluster did not accept the job: {error}") from error
 
 
-async def follow(client: "JobSubmissionClient", job: str, on_line: Callable[[str], object]) -> None:
-    """Pass each line of the job's log to `on_line` until the job has ended. A broken stream resumes where it broke."""
+async def follow(client: "JobSubmissionClient", job: str, on_line: Callable[[str], object]) -> "JobDetails":
+    """Pass each line of the job's log to `on_line` until the job has ended; return what Ray knows of the job.
+
+    A broken stream resumes where it broke.
+
+    Raises:
+        ClusterError: the cluster has not reported on the job for `LOST_S` seconds.
+    """
     import aiohttp
 
     taken, rest = 0, ""
+    lost_at: float | None = None  # when the cluster stopped reporting
     while True:
         position = 0  # in characters; each stream begins at the start of the log
         with contextlib.suppress(RuntimeError, OSError, aiohttp.ClientError):
@@ -258,11 +279,21 @@ async def follow(client: "JobSubmissionClient", job: str, on_line: Callable[[str
                 *lines, rest = rest.split("\n")
                 for line in lines:
                     on_line(line)
-        if client.get_job_status(job).is_terminal():
-            break
+        try:
+            info = client.get_job_info(job)
+        except (OSError, RuntimeError) as error:
+            lost_at = lost_at or time.monotonic()
+            if time.monotonic() - lost_at >= LOST_S:
+                where = f"the Ray cluster at {client.get_address()}"
+                raise ClusterError(f"{where} has not reported on the job for {LOST_S:.0f} s: {error}") from error
+        else:
+            if info.status.is_terminal():
+                break
+            lost_at = None
         await asyncio.sleep(1)
     if rest:
         on_line(rest)
+    return info
 
 
 def whole_preset(argument: str, working_dir: Path) -> str:

@@ -4,6 +4,7 @@ import shlex
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
+import requests
 from ray.job_submission import JobDetails, JobStatus, JobType
 
 
@@ -14,10 +15,13 @@ class JobClient:
         job: called with the run folder when a job is submitted; returns Ray's status of the job and its exit code,
             which is None for a stopped job, as in Ray.
         lines: the job's log.
+
+    `lost` is the number of next requests about the job that find no cluster.
     """
 
     def __init__(self, job: Callable[[Path], tuple[JobStatus, int | None]], lines: str = "a line\n"):
         self.job, self.lines = job, lines
+        self.lost = 0.0
         self.ids: list[str] = []
 
     def get_address(self) -> str:
@@ -33,10 +37,16 @@ class JobClient:
     async def tail_job_logs(self, job: str) -> AsyncIterator[str]:
         yield self.lines
 
-    def get_job_status(self, job: str) -> JobStatus:
-        return self.get_job_info(job).status
+    def _ask(self) -> None:
+        if self.lost > 0:
+            self.lost -= 1
+            raise requests.exceptions.ConnectionError("connection refused")
+
+    def stop_job(self, job: str) -> None:
+        self._ask()
 
     def get_job_info(self, job: str) -> JobDetails:
+        self._ask()
         return JobDetails(
             type=JobType.SUBMISSION,
             submission_id=job,

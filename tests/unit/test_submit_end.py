@@ -1,6 +1,8 @@
 """make train after its job: the exit status, the summary and the log, which are this job's or an earlier one's."""
 
+import contextlib
 import json
+import math
 import os
 from pathlib import Path
 
@@ -8,7 +10,7 @@ import pytest
 from ray.job_submission import JobStatus
 
 import jobs.support.local_head
-from jobs.submit import submit
+from jobs.submit import main, submit
 from pipeline.summary import write_summary
 from tests.support.job_client import JobClient
 from tests.support.screen import Screen
@@ -18,9 +20,10 @@ from tests.support.screen import Screen
 def submitted(tmp_path, monkeypatch):
     """Submit a run named `old` to a cluster; return the exit status."""
 
-    def run(client: JobClient, *arguments: str) -> int:
+    def run(client: JobClient, *arguments: str, screen: Screen | None = None) -> int:
         monkeypatch.setattr(jobs.support.local_head, "find_cluster", lambda port: client)
-        return submit(["preset=tiny", *(arguments or ["run.name=old"])], working_dir=tmp_path, progress=Screen())
+        arguments = arguments or ("run.name=old",)
+        return submit(["preset=tiny", *arguments], working_dir=tmp_path, progress=screen or Screen())
 
     return run
 
@@ -118,3 +121,37 @@ def test_the_id_of_a_job_without_a_name_has_the_time_once(submitted, monkeypatch
     client = JobClient(job(JobStatus.SUCCEEDED, 0))
     assert submitted(client, "train.steps=1") == 0
     assert client.ids == ["tiny-20260101-000000"]
+
+
+def test_a_cluster_that_answers_again(submitted, tmp_path):
+    client, screen = JobClient(job(JobStatus.SUCCEEDED, 0, "completed")), Screen()
+    client.lost = 1
+    assert submitted(client, screen=screen) == 0
+    assert screen.shown.count("a line") == 1
+    assert (tmp_path / "runs" / "old" / "job.log").read_text() == "a line\n"
+
+
+@pytest.mark.parametrize("own", [False, True])
+def test_a_cluster_that_is_lost(tmp_path, monkeypatch, capsys, own):
+    client = JobClient(job(JobStatus.RUNNING, None))
+    client.lost = math.inf
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("logging.disable", lambda level: None)
+    monkeypatch.setattr("jobs.submit.LOST_S", 0.0)
+    monkeypatch.setattr(jobs.support.local_head, "find_cluster", lambda port: None if own else client)
+    monkeypatch.setattr(jobs.support.local_head, "local_head", lambda port: contextlib.nullcontext(client))
+    assert main(["preset=tiny", "run.name=old"]) == 1
+    (said,) = capsys.readouterr().err.splitlines()
+    assert said.startswith(
+        "the Ray cluster at http://127.0.0.1:8265 has not reported on the job for 0 s: connection refused; "
+    )
+    follows = f"`ray job logs --address http://127.0.0.1:8265 --follow {client.ids[0]}`"
+    assert said.endswith("run.name=old resume=auto resumes the run" if own else f"{follows} shows it")
+
+
+def test_a_request_to_stop_that_the_cluster_does_not_hear(submitted):
+    client, screen = JobClient(job(JobStatus.SUCCEEDED, 0)), Screen(interrupt_at="a line")
+    client.lost = 1
+    assert submitted(client, screen=screen) == 0
+    again = f"`ray job stop --address http://127.0.0.1:8265 {client.ids[0]}` asks again"
+    assert f"· the job was not asked to stop: connection refused; {again}\n" in screen.shown
