@@ -28,7 +28,8 @@ def evaluate_run(config: TrainingConfig, folder: Path, checkpoint: str) -> int:
 
     Args:
         config: the run's configuration; `train.evaluation` has the arguments of the evaluation.
-        folder: the run folder; its subfolder `evaluation/` gets the two evaluations, accuracy.png and accuracy.md.
+        folder: the run folder; its subfolder `evaluation/` gets the two evaluations (before-RL and
+            after-RL-<step>), accuracy.png and accuracy.md.
         checkpoint: the checkpoint of the last weight version.
 
     Returns:
@@ -36,16 +37,16 @@ def evaluate_run(config: TrainingConfig, folder: Path, checkpoint: str) -> int:
     """
     from pipeline.evaluation.plots import accuracy_figure  # imported late: it imports matplotlib
 
-    folder, trained = folder / "evaluation", join(checkpoint, MODEL)
+    folder, step, trained = folder / "evaluation", Path(checkpoint).name, join(checkpoint, MODEL)
     if "://" in trained:  # vLLM and transformers read local folders
-        copy_folder(trained, folder / "model")
-        trained = str(folder / "model")
-    models = {"before RL": config.model.path, "after RL": trained}
+        trained = str(local_copy(trained, folder / f"model-{step}"))
+    # The run may go on with more steps: its later model has results of its own.
+    models = {"before RL": (config.model.path, "before-RL"), "after RL": (trained, f"after-RL-{step}")}
     rows = {}
-    for name, model in models.items():
+    for name, (model, run_name) in models.items():
         print(f"· evaluating the model {name}", flush=True)
         evaluation = evaluation_of(config, model)
-        evaluation.run.folder, evaluation.run.name = str(folder), name.replace(" ", "-")
+        evaluation.run.folder, evaluation.run.name = str(folder), run_name
         summary, place = evaluate(evaluation)
         if summary["status"] != "completed":
             print(f"· the evaluation: {summary['status']}; summary in {place / 'summary.json'}", flush=True)
@@ -56,6 +57,18 @@ def evaluate_run(config: TrainingConfig, folder: Path, checkpoint: str) -> int:
     (folder / "accuracy.md").write_text(table, encoding="utf-8")
     print(table, f"· table {folder / 'accuracy.md'}", f"· figure {folder / 'accuracy.png'}", sep="\n", flush=True)
     return 0
+
+
+def local_copy(source: str, target: Path) -> Path:
+    """Copy a folder of an object store unless `target` is there, which is then complete; return `target`.
+
+    An evaluation resumes only with the very files that it began with, by their times of modification.
+    """
+    if not target.exists():
+        partial = target.with_name(f"{target.name}.partial")
+        copy_folder(source, partial)
+        partial.rename(target)
+    return target
 
 
 def evaluation_of(config: TrainingConfig, model: str) -> EvaluationConfig:

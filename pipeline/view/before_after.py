@@ -25,17 +25,24 @@ def comparisons(folder: Path, notes: Notes) -> list[dict]:
     """
     found = []
     evaluation = folder / "evaluation"
-    places = [("Evaluation", [("before RL", evaluation / "before-RL"), ("after RL", evaluation / "after-RL")])]
-    steps = sorted(path for path in (folder / ANSWERS).glob("step-*") if re.fullmatch(r"step-\d+", path.name))
+    # A run that went on has several. Runs of earlier versions name no step.
+    last = [evaluation / "after-RL", *_by_step(evaluation, "after-RL-").values()][-1]
+    places = [("Evaluation", [("before RL", evaluation / "before-RL"), ("after RL", last)])]
+    steps = list(_by_step(folder / ANSWERS, "step-").items())
     if len(steps) > 1:
-        named = [(f"step {int(path.name.removeprefix('step-'))}", path) for path in (steps[0], steps[-1])]
-        places.append(("Validation", named))
+        places.append(("Validation", [(f"step {step}", path) for step, path in (steps[0], steps[-1])]))
     for title, ((before, old), (after, new)) in places:
         names = [str((path / RESULTS).relative_to(folder)) for path in (old, new)]
         pairs, of = _pairs(old / RESULTS, new / RESULTS, names, notes)
         if pairs:
             found.append({"title": title, "before": before, "after": after, "of": of, "pairs": pairs})
     return found
+
+
+def _by_step(folder: Path, prefix: str) -> dict[int, Path]:
+    """The paths in a folder whose names are `prefix` and a step, by step."""
+    named = {path: re.fullmatch(rf"{prefix}(\d+)", path.name) for path in folder.glob(f"{prefix}*")}
+    return dict(sorted((int(match[1]), path) for path, match in named.items() if match))
 
 
 def _pairs(old: Path, new: Path, names: list[str], notes: Notes) -> tuple[list[list], int]:

@@ -87,14 +87,12 @@ def finished(run, problem_file, ending_model, tmp_path_factory) -> tuple[Path, d
 
 def test_the_run_ends_with_an_evaluation_of_the_model_before_and_after(finished):
     folder, summary, output = finished
-    evaluation = folder / "evaluation"
-    for name in ("before-RL", "after-RL"):
+    evaluation, names = folder / "evaluation", ("before-RL", "after-RL-4")
+    for name in names:
         rows = [json.loads(line) for line in (evaluation / name / "results.jsonl").read_text().splitlines()]
         assert len(rows) == 5 and not any(row["error"] for row in rows)
         assert {row["document_tokens"] for row in rows} == {3 * 18}
-    models = [
-        json.loads((evaluation / name / "summary.json").read_text())["model"] for name in ("before-RL", "after-RL")
-    ]
+    models = [json.loads((evaluation / name / "summary.json").read_text())["model"] for name in names]
     assert models[1] == summary["checkpoint"] + "/hf" != models[0]
     assert named_end_tokens(models[1]) == named_end_tokens(models[0]) == {1, *range(30, 50)}
     assert (evaluation / "accuracy.png").stat().st_size > 0

@@ -74,7 +74,7 @@ def write_run(folder: Path, episodes: dict[int, list] | None = None) -> Path:
     ]
     rows = [{"step": s, "version": s, "questions": "a", "score": s / 24, "cells": cells} for s in (0, 12)]
     write_lines(folder / "validation.jsonl", rows)
-    for place, score in (("evaluation/before-RL", 0), ("evaluation/after-RL", 1)):
+    for place, score in (("evaluation/before-RL", 0), ("evaluation/after-RL-12", 1)):
         write_lines(folder / place / "results.jsonl", [answer("a", score), answer("b", 0.5)])
     for step in (0, 12):
         write_lines(folder / f"validation/step-{step:06d}" / "results.jsonl", [answer("v", step / 12)])

@@ -94,7 +94,7 @@ def test_an_empty_run_and_one_that_was_stopped_by_force(tmp_path):
 def test_an_interrupted_run_has_what_it_left(tmp_path):
     folder = write_run(tmp_path)
     (folder / "summary.json").write_text(json.dumps({"status": "interrupted", "steps": 12, "error": None}))
-    (folder / "evaluation" / "after-RL" / "results.jsonl").unlink()
+    (folder / "evaluation" / "after-RL-12" / "results.jsonl").unlink()
     with (folder / "metrics.jsonl").open("a") as file:
         file.write('{"step": 13, "rewa')
     data, notes = collected(folder)
@@ -178,13 +178,25 @@ def test_questions_whose_score_changed_come_first_and_answers_are_cut(tmp_path):
     before = [answer(name, 0, answer="x" * 5000) for name in names]
     after = [*(answer(name, 0) for name in names[:-1]), answer(names[-1], 1), answer("new", 1), "torn {"]
     write_lines(folder / "evaluation/before-RL/results.jsonl", before)
-    write_lines(folder / "evaluation/after-RL/results.jsonl", after)
+    write_lines(folder / "evaluation/after-RL-12/results.jsonl", after)
     data, notes = collected(folder)
     one = data["comparisons"][0]
     assert one["of"] == MOST_PAIRS + 5 and len(one["pairs"]) == MOST_PAIRS
     assert one["pairs"][0][1] == f"question {names[-1]}" and one["pairs"][1][1] == "question q0"
     assert len(one["pairs"][0][3][0]) == MOST_CHARACTERS + 1
-    assert notes == ["evaluation/after-RL/results.jsonl: 1 line could not be read."]
+    assert notes == ["evaluation/after-RL-12/results.jsonl: 1 line could not be read."]
+
+
+def test_a_run_that_went_on_is_shown_with_its_last_model(tmp_path):
+    folder = write_run(tmp_path)
+    write_lines(folder / "evaluation/after-RL-9/results.jsonl", [answer("a", 0, answer="of step 9")])
+    write_lines(folder / "evaluation/after-RL-100/results.jsonl", [answer("a", 1, answer="of step 100")])
+    write_lines(folder / "evaluation/after-RL/results.jsonl", [answer("a", 1, answer="of an earlier version")])
+    assert collected(folder)[0]["comparisons"][0]["pairs"][0][4][0] == "of step 100"
+    for step in (9, 12, 100):
+        (folder / f"evaluation/after-RL-{step}/results.jsonl").unlink()
+        (folder / f"evaluation/after-RL-{step}").rmdir()
+    assert collected(folder)[0]["comparisons"][0]["pairs"][0][4][0] == "of an earlier version"
 
 
 def test_an_error_is_shown_as_the_answer(tmp_path):

@@ -64,8 +64,9 @@ def test_the_script_makes_no_markup_of_texts():
 def test_markup_in_data_stays_data(tmp_path, text):
     harmless = page(write_run(tmp_path / "harmless"))
     folder = write_run(tmp_path / "run", {1: [episode(question=text, task=text, memories=[text] * 4, answers=[text])]})
-    write_lines(folder / "evaluation/after-RL/results.jsonl", [answer("a", 1, answer=text, memories=[text], set=text)])
-    write_lines(folder / "evaluation/before-RL/results.jsonl", [answer("a", 0, answer=text, set=text)])
+    answers = [answer("a", score, answer=text, memories=[text], set=text) for score in (0, 1)]
+    for place, row in zip(("before-RL", "after-RL-12"), answers, strict=True):
+        write_lines(folder / "evaluation" / place / "results.jsonl", [row])
     write_lines(folder / "metrics.jsonl", [{"step": 1, text: 1}])
     shown = page(folder)
     data = data_of(shown)
