@@ -61,7 +61,7 @@ def compare_runs(folders: list[str]) -> int:
     """Draw the evaluations in `folders` in one figure, and compare each with the first, paired by question.
 
     Returns:
-        The exit status: 0, or 2 if the folders cannot be compared.
+        The exit status: 0, 1 if the comparison cannot be written, or 2 if the folders cannot be compared.
     """
     if len(folders) < 2:
         print("name at least two run folders of evaluations: --compare runs/a runs/b", file=sys.stderr)
@@ -79,11 +79,18 @@ def compare_runs(folders: list[str]) -> int:
     from pipeline.evaluation.plots import accuracy_figure  # imported late: it imports matplotlib
 
     output = Path(folders[0]).parent / f"compare-{'-'.join(Path(folder).name for folder in folders)}"
-    output.mkdir(exist_ok=True)
-    (output / "comparison.md").write_text("\n\n".join(tables) + "\n", encoding="utf-8")
-    accuracy_figure(runs, output / "accuracy.png")
     print("\n\n".join(tables))
-    print(f"· table {output / 'comparison.md'}\n· figure {output / 'accuracy.png'}")
+    try:
+        output.mkdir(exist_ok=True)
+        (output / "comparison.md").write_text("\n\n".join(tables) + "\n", encoding="utf-8")
+        print(f"· table {output / 'comparison.md'}")
+        accuracy_figure(runs, output / "accuracy.png")
+        print(f"· figure {output / 'accuracy.png'}")
+    except ValueError as error:  # too many sets
+        print(f"· no figure: {error}")
+    except OSError as error:
+        print(f"the comparison cannot be written: {error}", file=sys.stderr)
+        return 1
     return 0
 
 

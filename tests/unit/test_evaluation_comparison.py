@@ -1,10 +1,15 @@
 """Two runs compared on the questions that both answered."""
 
+from pathlib import Path
+
 import pytest
 
+from jobs.evaluate import compare_runs
 from pipeline.evaluation.comparison import compare
 from pipeline.evaluation.intervals import paired_difference
+from pipeline.evaluation.plots import MOST_PANELS
 from tests.support.result_rows import row, rows_of
+from tests.support.run_folders import write_lines
 
 
 def lines_of(markdown: str) -> list[list[str]]:
@@ -70,3 +75,27 @@ def test_the_same_id_for_different_questions_is_an_error(change):
 def test_names_cannot_break_the_table():
     (line,) = lines_of(compare(rows_of([1], set="x|y"), rows_of([1], set="x|y"), "a|1", "b").replace("\\|", "/"))
     assert len(line) == 10 and line[0] == "x/y"
+
+
+def write_runs(folder: Path, sets: int) -> list[str]:
+    """Two evaluations with one question in each of `sets` sets; return their folders."""
+    folders = [folder / name for name in ("a", "b")]
+    for run in folders:
+        write_lines(run / "results.jsonl", [row(set=f"set {number}") for number in range(sets)])
+    return list(map(str, folders))
+
+
+def test_more_sets_than_a_figure_has_room_for_are_compared_in_the_table(tmp_path, capsys):
+    assert compare_runs(write_runs(tmp_path, sets=MOST_PANELS + 1)) == 0
+    written = {path.name for path in (tmp_path / "compare-a-b").iterdir()}
+    printed = capsys.readouterr().out.splitlines()
+    assert written == {"comparison.md"} and any(line.startswith("| set 64 |") for line in printed)
+    assert "· no figure: 65 sets are too many for one figure, which has room for 64" in printed
+
+
+def test_a_comparison_that_cannot_be_written_is_printed(tmp_path, capsys):
+    folders = write_runs(tmp_path, sets=1)
+    (tmp_path / "compare-a-b").touch()
+    assert compare_runs(folders) == 1
+    out, err = capsys.readouterr()
+    assert "| set 0 |" in out and "File exists" in err and len(err.splitlines()) == 1

@@ -1,6 +1,5 @@
-"""The evaluation that follows a run: of a run that goes on, and of a model in an object store."""
+"""The evaluation that follows a run: of a run that goes on, of a model in an object store, and what is not drawn."""
 
-import json
 from pathlib import Path
 
 import pytest
@@ -9,9 +8,11 @@ from jobs.support import run_evaluation
 from jobs.support.evaluation import check_folder
 from jobs.support.run_evaluation import evaluate_run
 from pipeline.config import save_config
+from pipeline.evaluation.plots import MOST_PANELS
 from pipeline.evaluation.questions import input_states
 from pipeline.run.config import load_training_config
-from tests.support.result_rows import rows_of
+from tests.support.result_rows import row, rows_of
+from tests.support.run_folders import write_lines
 
 
 @pytest.fixture
@@ -33,7 +34,7 @@ def evaluated(monkeypatch) -> list:
         check_folder(config, folder)
         folder.mkdir(parents=True, exist_ok=True)
         save_config(config, folder / "config.yaml")
-        (folder / "results.jsonl").write_text("".join(json.dumps(row) + "\n" for row in done.rows))
+        write_lines(folder / "results.jsonl", done.rows)
         done.append(config)
         return {"status": "completed"}, folder
 
@@ -72,3 +73,12 @@ def test_a_model_in_a_store_is_copied_once_and_whole(tmp_path, config, evaluated
         evaluate_run(config, tmp_path, store)
         model = Path(evaluated[-1].model.path)
         assert (model / "model.safetensors").read_text() == f"model.safetensors of step {step}"
+
+
+def test_more_sets_than_a_figure_has_room_for_are_in_the_table(tmp_path, config, evaluated, capsys):
+    evaluated.rows = [row(set=f"set {number}") for number in range(MOST_PANELS + 1)]
+    assert evaluate_run(config, tmp_path, checkpoint(tmp_path / "checkpoints", 4)) == 0
+    table = (tmp_path / "evaluation" / "accuracy.md").read_text()
+    printed = capsys.readouterr().out
+    assert "| set 64 |" in table and table in printed and not (tmp_path / "evaluation" / "accuracy.png").exists()
+    assert "· no figure: 65 sets are too many for one figure, which has room for 64" in printed.splitlines()
