@@ -22,7 +22,7 @@ from pipeline.data.quarantine import Quarantine
 from pipeline.data.rows import RowRules
 from pipeline.data.sample_files import SampleFiles, read_samples
 from pipeline.errors import BadRow, DataError
-from pipeline.files import atomic_output, is_local, write_text
+from pipeline.files import atomic_output, is_local, local_path, write_text
 from pipeline.fine_tuning.scripted_reader import Habits, ScriptedReader
 from pipeline.rewards.scoring import SCORERS
 from pipeline.rules import check_rules, positive
@@ -72,7 +72,7 @@ def write_demonstrations(arguments: list[str]) -> int:
     check_model(GenerationConfig(model=config.model, agent=config.agent), ["memory"])
     if dry_run:
         return 0
-    folder = base_folder(in_job=start_ray()) / config.output
+    folder = base_folder(in_job=start_ray()) / local_path(config.output)
     try:
         with RunFolder(folder) as place:
             count, bad = _write(config, folder, lambda line: print(line, flush=True))

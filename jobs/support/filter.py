@@ -25,7 +25,7 @@ from pipeline.errors import ConfigError, DataError
 from pipeline.evaluation.config import EvaluationConfig, check_evaluation
 from pipeline.evaluation.filtering import RULES, hotpotqa_problems, split, verdicts, write_asked
 from pipeline.evaluation.questions import open_source, read_questions
-from pipeline.files import exists, is_local
+from pipeline.files import exists, is_local, local_path
 from pipeline.problems import Problem
 from pipeline.rules import check_data_given, check_rules
 
@@ -62,7 +62,7 @@ def filter_samples(arguments: list[str]) -> int:
     check_filter(config)
     if dry_run:
         return 0
-    folder = base_folder(in_job=start_ray()) / config.output
+    folder = base_folder(in_job=start_ray()) / local_path(config.output)
     with RunFolder(folder):
         return filter_into(folder, config)
 

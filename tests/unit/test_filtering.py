@@ -79,7 +79,7 @@ def result(row: dict, answer: str | None, sample: int = 0, cut: bool = False) ->
     return {**key, **scores, **asked, "score": float(right), "error": error, "document_tokens": None}
 
 
-def filtered(hotpotqa: str, output: Path, *arguments: str) -> int:
+def filtered(hotpotqa: str, output: str | Path, *arguments: str) -> int:
     return filter_samples(
         ["preset=eval_tiny", "data.source=file", f"data.path={hotpotqa}", f"output={output}", *arguments]
     )
@@ -125,6 +125,12 @@ def test_the_first_questions_are_the_first_that_were_kept(hotpotqa, tmp_path):
     (tmp_path / "kept.jsonl").write_text("".join(f'{{"id": "q{i}"}}\n' for i in range(10, 20)))
     settings = RulerHqaSettings(path=hotpotqa, only=[f"{tmp_path}/kept.jsonl"], documents=[10], limit=3)
     assert [p.id for p in prepared(settings, tmp_path / "out")[10]] == ["q10", "q11", "q12"]
+
+
+def test_a_file_uri_names_the_folder_of_the_output(hotpotqa, tmp_path, answering):
+    answering(boxed(3))
+    assert filtered(hotpotqa, f"file://{tmp_path}/kept") == 0
+    assert kept_ids([f"{tmp_path}/kept"]) == {f"q{i}" for i in range(20)} - {"q3"}
 
 
 def test_what_either_of_two_models_answers_is_dropped(hotpotqa, tmp_path, answering):

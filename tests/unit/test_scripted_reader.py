@@ -175,6 +175,8 @@ def test_the_command_writes_conversations_that_fine_tuning_reads(model, tmp_path
     record = json.loads((tmp_path / "out" / "prepare.json").read_text())
     assert record["kind"] == "demonstrations" and record["settings"]["idle_share"] == 1
     assert record["conversations"] == len(lines) and record["quarantined"] == 1
+    assert main(["demonstrations", *all_of, f"output=file://{tmp_path / 'uri'}"]) == 0
+    assert (tmp_path / "uri" / "conversations.jsonl").read_text().splitlines() == lines
     for left_out in ("idle", "tempted"):
         assert main(["demonstrations", *all_of, f"{left_out}_share=0"]) == 0
         there = (tmp_path / "out" / "conversations.jsonl").read_text().splitlines()
