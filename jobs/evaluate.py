@@ -10,7 +10,7 @@ The same command with the same run.name resumes an interrupted evaluation. docs/
 import sys
 from pathlib import Path
 
-from jobs.support.driver import EXIT_STATUS, asks_for_help, show_help
+from jobs.support.driver import EXIT_STATUS, asks_for_help, show_help, then_stop_ray
 from jobs.support.evaluation import check, evaluate
 from pipeline.asking.config import unlike_training
 from pipeline.config import config_yaml, load_config
@@ -95,4 +95,4 @@ def compare_runs(folders: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(then_stop_ray(main, sys.argv[1:]))

@@ -15,7 +15,7 @@ the data, and the losses.
 import sys
 from pathlib import Path
 
-from jobs.support.driver import EXIT_STATUS, asks_for_help, show_help, start_actor, start_ray, stop_ray, summary_of
+from jobs.support.driver import EXIT_STATUS, asks_for_help, show_help, start_actor, start_ray, summary_of, then_stop_ray
 from jobs.support.inputs import check_layers, check_samples, load_model_files, whole_path
 from jobs.support.run_folder import RunFolder, check_earlier, check_unused, leave_interrupted, run_folder
 from jobs.support.stop_signals import StopSignals
@@ -82,7 +82,6 @@ def fine_tune(config: FineTuningConfig) -> int:
     if summary["error"]:
         print(summary["error"], file=sys.stderr)
     print(f"· {summary['status']}; summary in {folder / 'summary.json'}", flush=True)
-    stop_ray()
     return EXIT_STATUS.get(summary["status"], 1)
 
 
@@ -103,4 +102,4 @@ def random_model(config: FineTuningConfig, folder: Path) -> Path:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(then_stop_ray(main, sys.argv[1:]))

@@ -17,7 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from jobs.support.demonstrations import DemonstrationsConfig, write_demonstrations
-from jobs.support.driver import asks_for_help, show_help, start_ray, stop_ray
+from jobs.support.driver import asks_for_help, show_help, start_ray, stop_ray, then_stop_ray
 from jobs.support.filter import FilterConfig, filter_samples
 from jobs.support.run_folder import base_folder
 from pipeline.config import config_yaml, load_config
@@ -134,4 +134,4 @@ def _interrupt(signum, frame):
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(then_stop_ray(main, sys.argv[1:]))

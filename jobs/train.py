@@ -13,7 +13,16 @@ from dataclasses import replace
 from pathlib import Path
 from statistics import median
 
-from jobs.support.driver import EXIT_STATUS, asks_for_help, show_help, start_actor, start_ray, stop_ray, summary_of
+from jobs.support.driver import (
+    EXIT_STATUS,
+    asks_for_help,
+    show_help,
+    start_actor,
+    start_ray,
+    stop_ray,
+    summary_of,
+    then_stop_ray,
+)
 from jobs.support.evaluation import check as check_evaluation_job
 from jobs.support.inputs import (
     check_layers,
@@ -207,4 +216,4 @@ def running_coordinator(config: TrainingConfig, folder: Path):
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(then_stop_ray(main, sys.argv[1:]))

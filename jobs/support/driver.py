@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import os
+import sys
 import threading
 import traceback
 from collections.abc import Callable
@@ -84,6 +85,18 @@ def stop_ray(limit_s: float = STOP_S) -> None:
         ray.shutdown()
     finally:
         watch.cancel()
+
+
+def then_stop_ray(main: Callable[[list[str]], int], arguments: list[str]) -> int:
+    """Run a command and leave the cluster, also if it fails; return its exit status.
+
+    Ray itself leaves at the end of the process, but may wait without a limit (`stop_ray`).
+    """
+    try:
+        return main(arguments)
+    finally:
+        if (ray := sys.modules.get("ray")) and ray.is_initialized():
+            stop_ray()
 
 
 def cluster_to_join() -> str:

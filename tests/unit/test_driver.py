@@ -1,12 +1,15 @@
-"""The run folder before its job is at work: whose it is, whether it can be written, and what a signal leaves in it."""
+"""The run folder before its job is at work, what a signal leaves in it, and how a command ends."""
 
 import json
 import os
+import runpy
 import signal
+import sys
 from pathlib import Path
 
 import pytest
 
+from jobs.support.driver import then_stop_ray
 from jobs.support.run_evaluation import evaluation_of, is_evaluated
 from jobs.support.run_folder import RunFolder, check_unused, leave_interrupted, leave_summary
 from jobs.support.stop_signals import StopSignals
@@ -155,3 +158,29 @@ def test_a_run_is_evaluated_with_its_own_method_and_lengths():
     evaluation = evaluation_of(load_training_config([*arguments, f"train.evaluation={named}"]), "model")
     assert evaluation.evaluate.methods == ["memory", "direct"]
     assert (evaluation.agent.chunk_tokens, evaluation.agent.window) == (18, 64)
+
+
+@pytest.mark.parametrize("job", ["evaluate", "fine_tune", "prepare", "train"])
+def test_a_command_leaves_the_cluster_when_it_ends(job, monkeypatch):
+    import ray
+
+    left = []
+    monkeypatch.setattr(ray, "is_initialized", lambda: not left)
+    monkeypatch.setattr(ray, "shutdown", lambda: left.append(job))
+    monkeypatch.delitem(sys.modules, f"jobs.{job}", raising=False)
+    monkeypatch.setattr(sys, "argv", [job, "no such argument"])
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_module(f"jobs.{job}", run_name="__main__")
+    assert ended.value.code == 2 and left == [job]
+
+
+def test_a_command_that_fails_leaves_the_cluster_and_keeps_its_error(monkeypatch):
+    import ray
+
+    left = []
+    monkeypatch.setattr(ray, "is_initialized", lambda: not left)
+    monkeypatch.setattr(ray, "shutdown", lambda: left.append("left"))
+    with pytest.raises(ZeroDivisionError):
+        then_stop_ray(lambda arguments: 1 // len(arguments), [])
+    assert left == ["left"]
+    assert then_stop_ray(len, ["a", "b"]) == 2 and left == ["left"]  # there is no cluster to leave
