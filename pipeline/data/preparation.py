@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass
 import numpy as np
 
 from pipeline.credentials import without_credentials
-from pipeline.data.recipes import BAD_PASSAGES, QUARANTINE, SampleSet, Settings, input_files
+from pipeline.data.recipes import BAD_PASSAGES, BAD_QUESTIONS, QUARANTINE, SampleSet, Settings, input_files
 from pipeline.data.samples import JoinedSamples, SampleRow, sample_rows
 from pipeline.errors import ConfigError, DataError
 from pipeline.files import atomic_output, exists, file_state, join, list_files, make_folder, open_input, write_text
@@ -64,7 +64,7 @@ def prepare_samples(kind: str, settings: Settings, folder: str, workers: int, sh
     sets = settings.sets(folder, rebuild=not begun)
     files = planned_files(sets, settings.rows_per_file)
     counts = write_files(folder, JoinedSamples(tuple(sets)), files, workers, settings.max_bad_share, show)
-    quarantined = counts.bad + _quarantined(folder, BAD_PASSAGES)
+    quarantined = counts.bad + sum(_quarantined(folder, name) for name in (BAD_PASSAGES, *BAD_QUESTIONS.values()))
     of_sets = {f"{each.name}-{each.length}": {"samples": each.count, "unit": each.unit} for each in sets}
     write_text(join(folder, RECORD), _record_text(record | {"sets": of_sets, "quarantined": quarantined}))
     in_tokens = all(each.unit == "tokens" for each in sets)

@@ -95,10 +95,13 @@ class Quarantine:
         self._ids |= row_ids
 
     def finish(self) -> None:
-        """Raise `DataError` if too many of all rows were bad, or if there were no rows at all."""
+        """Raise `DataError` if too many of all rows were bad, or if there were no rows at all.
+
+        Without a `total`, all rows are those that were counted. A resumed run has counted only what it read since.
+        """
         if self.rows == 0:
             raise DataError("the data holds no rows")
-        self._check(self.rows)
+        self._check(self.rows if self.total is None else self.total)
 
     def _check(self, rows: int) -> None:
         if self.bad > self.max_share * rows:
@@ -106,6 +109,8 @@ class Quarantine:
                 f"{self.bad} of {rows} rows are bad, more than max_bad_share={self.max_share}; "
                 f"their reasons are in {self.path}"
             )
+        if self.bad >= rows:  # whatever share is allowed
+            raise DataError(f"none of the {rows} rows can be used; their reasons are in {self.path}")
 
 
 def withdrawn_ids(path: Path) -> set[str]:

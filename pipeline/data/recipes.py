@@ -32,6 +32,7 @@ from pipeline.text import load_tokenizer
 QUARANTINE = "quarantine"  # folder in the output
 PROSE = ("configs/prose/training.txt", "configs/prose/held_out.txt")  # of the repository, so the same everywhere
 BAD_PASSAGES = "passages.jsonl"  # in that folder: the distractors that cannot be used
+BAD_QUESTIONS = {task: f"{task}-questions.jsonl" for task in ("qa_1", "qa_2")}  # the questions of RULER's tasks
 
 
 @dataclass(frozen=True)
@@ -298,7 +299,7 @@ def _try_first(recipe: HotpotqaRecipe) -> None:
 
 def _check_questions(task: str, path: str, max_bad_share: float, folder: str) -> None:
     """Quarantine the malformed questions of a file, once. Raises: as `load_questions`."""
-    with _quarantine(folder, f"{task}-questions.jsonl", max_bad_share) as quarantine:
+    with _quarantine(folder, BAD_QUESTIONS[task], max_bad_share) as quarantine:
         load_questions(task, path, quarantine)
 
 

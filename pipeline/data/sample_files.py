@@ -1,4 +1,4 @@
-"""Files in the sample schema (pipeline/data/rows.py), JSON lines or parquet, as one source of numbered samples."""
+"""JSON lines or parquet as one source of numbered rows; as samples in the schema of pipeline/data/rows.py."""
 
 import bisect
 import functools
@@ -37,9 +37,15 @@ class SampleFiles:
     files: tuple[str, ...]
     entries: np.ndarray  # ENTRY [N], in the order of the files
     rules: RowRules = RowRules()
+    columns: tuple[str, ...] = FIELDS  # of a parquet file; its other columns are not read
 
     @classmethod
-    def open(cls, path: str, rules: RowRules = RowRules()) -> "SampleFiles":  # noqa: B008  (it is frozen)
+    def open(
+        cls,
+        path: str,
+        rules: RowRules = RowRules(),  # noqa: B008  (it is frozen)
+        columns: tuple[str, ...] = FIELDS,
+    ) -> "SampleFiles":
         """Open the files that `sample_files` names; their rows must keep the `rules`.
 
         Raises:
@@ -47,8 +53,8 @@ class SampleFiles:
             DataError: there are no samples, or a file that should be parquet is not.
         """
         files = sample_files(path)
-        entries = [_entries(number, file) for number, file in enumerate(files)]
-        source = cls(files, np.concatenate(entries), rules)
+        entries = [_entries(number, file, columns) for number, file in enumerate(files)]
+        source = cls(files, np.concatenate(entries), rules, columns)
         if not len(source):
             raise DataError(f"{path} holds no rows")
         return source
@@ -72,7 +78,13 @@ class SampleFiles:
         row = decode_line(row) if isinstance(row, str) else row
         return problem_from_row(row, row_id, posixpath.dirname(file) or ".", self.rules)
 
+    def decoded(self, index: int) -> object:
+        """A row as its file has it. Raises `BadRow`."""
+        _, _, row = self._read(index)
+        return decode_line(row) if isinstance(row, str) else row
+
     def row(self, index: int) -> tuple[str, object]:
+        """A row's id and the row as the quarantine shows it: shortened, or as raw text."""
         try:
             _, row_id, row = self._read(index)
         except _Unreadable as error:
@@ -91,7 +103,7 @@ class SampleFiles:
         file, place, within = self.files[entry["file"]], int(entry["place"]), int(entry["within"])
         row_id = self._name(index)
         if file.endswith(".parquet"):
-            return file, row_id, self._parquet_row(_row_group(file, place), within, row_id)
+            return file, row_id, self._parquet_row(_row_group(file, place, self.columns), within, row_id)
         if within > most:
             begins = _open(file).read_at(CUT, place).decode(errors="replace")
             raise _Unreadable(f"the line has {within} bytes, over data.limits.row_bytes={most}", row_id, begins)
@@ -157,18 +169,20 @@ def read_samples(source: SampleSource, quarantine: Quarantine) -> Iterator[tuple
     quarantine.finish()
 
 
-def _entries(file_number: int, file: str) -> np.ndarray:
+def _entries(file_number: int, file: str, columns: tuple[str, ...]) -> np.ndarray:
     with open_input(file) as handle:
-        place, within, number = _parquet_rows(file, handle) if file.endswith(".parquet") else _lines(handle)
+        place, within, number = _parquet_rows(file, handle, columns) if file.endswith(".parquet") else _lines(handle)
     entries = np.empty(len(place), ENTRY)
     for name, values in (("file", file_number), ("place", place), ("within", within), ("number", number)):
         entries[name] = values
     return entries
 
 
-def _parquet_rows(file: str, handle: pa.NativeFile) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _parquet_rows(
+    file: str, handle: pa.NativeFile, columns: tuple[str, ...]
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     opened = open_parquet(handle, file)
-    for name in FIELDS:
+    for name in columns:
         if opened.schema_arrow.names.count(name) > 1:
             raise DataError(f"{file}: there are two columns {name!r}")
     metadata, size = opened.metadata, file_state(file)["size"]
@@ -205,7 +219,7 @@ def _open(file: str) -> pa.NativeFile:
 
 @dataclass(frozen=True)
 class _RowGroup:
-    """A parquet row group, with only the columns that a sample may have."""
+    """A parquet row group, with only the columns that are read."""
 
     batches: list[pa.RecordBatch]
     ends: list[int]  # rows up to the end of each batch
@@ -219,10 +233,10 @@ class _RowGroup:
 
 
 @functools.lru_cache(maxsize=2)
-def _row_group(file: str, group: int) -> _RowGroup:
-    """Read a row group of a file. Raises `DataError`."""
+def _row_group(file: str, group: int, columns: tuple[str, ...]) -> _RowGroup:
+    """Read these columns of a row group of a file. Raises `DataError`."""
     opened = open_parquet(_open(file), file)
-    names = [name for name in opened.schema_arrow.names if name in FIELDS]
+    names = [name for name in opened.schema_arrow.names if name in columns]
     batches, size = [], 0
     # A row may take as much memory as its whole group in the file, where a text that many rows share is stored once.
     rows = GROUP_BYTES // max(1, opened.metadata.row_group(group).total_byte_size)

@@ -23,6 +23,7 @@ from pipeline.errors import BadRow
 from pipeline.fine_tuning.examples import Example, respond
 from pipeline.text import encode_text
 
+COLUMNS = ("messages", "prompt", "response", "prompt_tokens", "response_tokens")
 CHARACTERS_OF_A_TOKEN = 200  # above any text's average
 ROLES = ("system", "user", "assistant")
 
@@ -32,6 +33,9 @@ def conversation_examples(
 ) -> Iterator[Example]:
     """Yield the files' conversations forever, in a new random order in each pass; bad rows go to `quarantine`.
 
+    Args:
+        source: files opened with these `COLUMNS`.
+
     Raises:
         DataError: too many rows are bad.
     """
@@ -40,10 +44,10 @@ def conversation_examples(
     while True:
         for index in source.order(seed, epoch).tolist():
             quarantine.rows += epoch == 0
-            row_id, row = source.row(index)
             try:
-                yield conversation_example(row, tokenizer, max_tokens)
+                yield conversation_example(source.decoded(index), tokenizer, max_tokens)
             except BadRow as error:
+                row_id, row = source.row(index)
                 quarantine.add(row_id, str(error), row)
         quarantine.finish()
         epoch += 1

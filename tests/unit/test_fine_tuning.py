@@ -2,7 +2,10 @@
 
 import random
 from collections import Counter
+from itertools import islice
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from pipeline.config import load_config
@@ -11,7 +14,7 @@ from pipeline.data.quarantine import Quarantine
 from pipeline.data.sample_files import SampleFiles
 from pipeline.errors import BadRow, ConfigError, DataError
 from pipeline.fine_tuning.config import FineTuningConfig, check_fine_tuning
-from pipeline.fine_tuning.conversations import conversation_example, conversation_examples
+from pipeline.fine_tuning.conversations import COLUMNS, conversation_example, conversation_examples
 from pipeline.fine_tuning.demonstrations import (
     ATTENTIVE,
     CURRICULA,
@@ -25,6 +28,7 @@ from pipeline.fine_tuning.examples import Example, build_example_micro_batch, pa
 from pipeline.learning.forest import Forest
 from pipeline.run.config import load_training_config
 from tests.support.byte_tokenizer import byte_tokenizer
+from tests.support.samples import jsonl
 
 USER, ASSISTANT = {"role": "user", "content": "Why?"}, {"role": "assistant", "content": "Because."}
 
@@ -118,6 +122,40 @@ def test_files_are_read_in_another_order_in_every_pass_and_bad_rows_are_counted_
     strict = conversation_examples(SampleFiles.open(str(path)), tokenizer, 50, 0, Quarantine(tmp_path / "q", 0.01))
     with pytest.raises(DataError, match="1 of 20 rows are bad"):
         list(zip(range(40), strict, strict=False))
+
+
+def test_a_long_conversation_is_read_whole(tokenizer, tmp_path):
+    texts = ("p" * 12_000, "r" * 11_000)
+    tokens = [[i % 100 for i in range(length)] for length in (12_000, 11_000)]
+    rows = [
+        {"prompt": texts[0], "response": texts[1]},
+        {"prompt_tokens": tokens[0], "response_tokens": tokens[1]},
+        {"prompt": "p" * 90_000, "response": "r" * 90_000},
+    ]
+    path, quarantine = jsonl(tmp_path / "c.jsonl", rows), Quarantine(tmp_path / "quarantine.jsonl", 0)
+    source = SampleFiles.open(str(path), columns=COLUMNS)
+    examples = list(islice(conversation_examples(source, tokenizer, 200_000, 0, quarantine), len(rows)))
+    assert sorted(len(example.tokens) for example in examples) == [23_000, 23_001, 180_001]
+    assert [*tokens[0], *tokens[1]] in [example.tokens for example in examples]
+
+
+def test_parquet_files_have_the_same_conversations(tokenizer, tmp_path):
+    rows = [{"prompt": f"p{i}", "response": "r", "other": i} for i in range(5)]
+    chats = [{"messages": [USER, ASSISTANT]}]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "a.parquet")
+    pq.write_table(pa.Table.from_pylist(chats), tmp_path / "b.parquet")
+    quarantine = Quarantine(tmp_path / "quarantine.jsonl", 0)
+    source = SampleFiles.open(str(tmp_path), columns=COLUMNS)
+    read = list(islice(conversation_examples(source, tokenizer, 200, 0, quarantine), 6))
+    expected = [conversation_example(row, tokenizer, 200) for row in (*rows, *chats)]
+    assert sorted(read, key=str) == sorted(expected, key=str)
+
+
+def test_files_without_a_usable_row_are_not_read_forever(tokenizer, tmp_path):
+    path = jsonl(tmp_path / "c.jsonl", [{"question": "?"}] * 3)
+    examples = conversation_examples(SampleFiles.open(str(path)), tokenizer, 50, 0, Quarantine(tmp_path / "q", 1))
+    with pytest.raises(DataError, match="none of the 3 rows can be used; their reasons are in .*q"):
+        next(examples)
 
 
 def test_wrong_settings_are_named():
