@@ -18,11 +18,10 @@ from actors.tracking import Tracking, start_tracker
 from pipeline.alerts import Alert
 from pipeline.data.problem_stream import START
 from pipeline.data.quarantine import Quarantine
-from pipeline.data.sample_files import SampleFiles
 from pipeline.errors import RunFailed, reason_of
 from pipeline.files import write_text
 from pipeline.fine_tuning.config import FineTuningConfig
-from pipeline.fine_tuning.conversations import COLUMNS, conversation_examples
+from pipeline.fine_tuning.conversations import conversation_examples, open_conversations
 from pipeline.fine_tuning.demonstrations import demonstrations
 from pipeline.fine_tuning.examples import Example, ExampleBatch, pack_examples
 from pipeline.fine_tuning.record import RECORD, fine_tuning_record, weights_hash
@@ -108,7 +107,7 @@ class FineTuner(JobActor):
                 lambda: self.drawn / c.fine_tuning.steps,
                 c.data.prompt_template,
             )
-        source = SampleFiles.open(c.data.path, columns=COLUMNS)
+        source = open_conversations(c.data.path)
         return conversation_examples(source, tokenizer, c.fine_tuning.max_tokens, c.run.seed, self.quarantine)
 
     async def _draw_again(self, examples: Iterator[Example], checkpoint: Checkpoint) -> None:

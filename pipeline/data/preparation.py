@@ -32,7 +32,7 @@ Show = Callable[[str], None]
 @dataclass(frozen=True)
 class Prepared:
     samples: int
-    quarantined: int  # bad rows, of the distractors and of RULER's questions too
+    quarantined: int  # unusable rows, distractors and questions
     files: int
     most_tokens: int  # upper limit of all documents' tokens together; 0 if their lengths are not in tokens
 

@@ -43,17 +43,21 @@ def problem_stream(
     """Yield (position, problem) forever: first the cursor's open positions, then from its position on.
 
     Raises:
-        DataError: too many rows were bad.
+        DataError: too many rows were bad, or all rows of a whole pass.
     """
     quarantine.total = len(source)
     yield from _problems(source, seed, quarantine, cursor.open)
     position, rows = cursor.position, FEW
+    good = position - 1  # the last position known to be good; the rows before the cursor's position count as good
     while True:
         end = min(position + rows, (position // len(source) + 1) * len(source))
-        yield from _problems(source, seed, quarantine, range(position, end))
+        for good, problem in _problems(source, seed, quarantine, range(position, end)):
+            yield good, problem
         position, rows = end, SEGMENT
         if position == len(source):  # the first pass is over
             quarantine.finish()
+        if position % len(source) == 0 and good < position - len(source):
+            quarantine.refuse_all()
 
 
 def problem_at(source: SampleFiles | SyntheticRecipe, seed: int, position: int) -> Problem:

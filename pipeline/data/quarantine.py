@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 from pipeline.credentials import without_credentials
 from pipeline.errors import BadRow, DataError
@@ -45,7 +45,8 @@ class Quarantine:
     """Counts the rows that were turned away, and writes each with its reason to `path`.
 
     Reading stops if more than `max_share` of the rows are bad: a file that is mostly broken is the wrong file. `finish`
-    checks this. If the `total` number of rows is known, `add` does too, as soon as good rows could no longer help.
+    checks this. If the `total` number of rows is known, the share is that of the total, since a resumed run reads only
+    some of the rows again; and `add` checks it too, as soon as good rows could no longer help.
     """
 
     path: Path
@@ -95,13 +96,16 @@ class Quarantine:
         self._ids |= row_ids
 
     def finish(self) -> None:
-        """Raise `DataError` if too many of all rows were bad, or if there were no rows at all.
-
-        Without a `total`, all rows are those that were counted. A resumed run has counted only what it read since.
-        """
+        """Raise `DataError` if too many of all rows were bad, or if there were no rows at all."""
         if self.rows == 0:
             raise DataError("the data holds no rows")
         self._check(self.rows if self.total is None else self.total)
+
+    def refuse_all(self) -> NoReturn:
+        """Raise `DataError`: a whole pass over the data had no good row, so another would have none either."""
+        raise DataError(
+            f"all {self.total} rows are bad; their reasons are in {self.path}. Correct the rows, or give other data"
+        )
 
     def _check(self, rows: int) -> None:
         if self.bad > self.max_share * rows:
@@ -109,8 +113,6 @@ class Quarantine:
                 f"{self.bad} of {rows} rows are bad, more than max_bad_share={self.max_share}; "
                 f"their reasons are in {self.path}"
             )
-        if self.bad >= rows:  # whatever share is allowed
-            raise DataError(f"none of the {rows} rows can be used; their reasons are in {self.path}")
 
 
 def withdrawn_ids(path: Path) -> set[str]:

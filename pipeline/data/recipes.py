@@ -32,7 +32,7 @@ from pipeline.text import load_tokenizer
 QUARANTINE = "quarantine"  # folder in the output
 PROSE = ("configs/prose/training.txt", "configs/prose/held_out.txt")  # of the repository, so the same everywhere
 BAD_PASSAGES = "passages.jsonl"  # in that folder: the distractors that cannot be used
-BAD_QUESTIONS = {task: f"{task}-questions.jsonl" for task in ("qa_1", "qa_2")}  # the questions of RULER's tasks
+BAD_QUESTIONS = {task: f"{task}-questions.jsonl" for task in ("qa_1", "qa_2")}  # and the questions
 
 
 @dataclass(frozen=True)

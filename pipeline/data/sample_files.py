@@ -1,4 +1,7 @@
-"""JSON lines or parquet as one source of numbered rows; as samples in the schema of pipeline/data/rows.py."""
+"""Files in the sample schema (pipeline/data/rows.py), JSON lines or parquet, as one source of numbered samples.
+
+Rows in other schemas are read from such files with `SampleFiles.decoded`.
+"""
 
 import bisect
 import functools
@@ -37,7 +40,7 @@ class SampleFiles:
     files: tuple[str, ...]
     entries: np.ndarray  # ENTRY [N], in the order of the files
     rules: RowRules = RowRules()
-    columns: tuple[str, ...] = FIELDS  # of a parquet file; its other columns are not read
+    columns: tuple[str, ...] = FIELDS
 
     @classmethod
     def open(
@@ -46,7 +49,12 @@ class SampleFiles:
         rules: RowRules = RowRules(),  # noqa: B008  (it is frozen)
         columns: tuple[str, ...] = FIELDS,
     ) -> "SampleFiles":
-        """Open the files that `sample_files` names; their rows must keep the `rules`.
+        """Open the files that `sample_files` names.
+
+        Args:
+            path: a file or a folder.
+            rules: the rules that the rows must keep.
+            columns: the columns of the schema. Others in a parquet file are not read.
 
         Raises:
             FileNotFoundError: there is no such file or folder.
@@ -75,16 +83,18 @@ class SampleFiles:
 
     def sample(self, index: int) -> Problem:
         file, row_id, row = self._read(index)
-        row = decode_line(row) if isinstance(row, str) else row
-        return problem_from_row(row, row_id, posixpath.dirname(file) or ".", self.rules)
+        return problem_from_row(_decoded(row), row_id, posixpath.dirname(file) or ".", self.rules)
 
     def decoded(self, index: int) -> object:
-        """A row as its file has it. Raises `BadRow`."""
-        _, _, row = self._read(index)
-        return decode_line(row) if isinstance(row, str) else row
+        """The whole row of sample `index`, for rows in other schemas than a sample's.
+
+        Raises:
+            BadRow: the row is too large, is not JSON or cannot be read.
+            DataError, OSError: its file cannot be read.
+        """
+        return _decoded(self._read(index)[2])
 
     def row(self, index: int) -> tuple[str, object]:
-        """A row's id and the row as the quarantine shows it: shortened, or as raw text."""
         try:
             _, row_id, row = self._read(index)
         except _Unreadable as error:
@@ -97,7 +107,7 @@ class SampleFiles:
             pass  # keep the raw line
         return row_id, row_to_show(row)
 
-    def _read(self, index: int) -> tuple[str, str, object]:
+    def _read(self, index: int) -> tuple[str, str, str | dict]:
         """A sample's file, its id in case the row has none, and its line or parquet row."""
         entry, most = self.entries[index], self.rules.limits.row_bytes
         file, place, within = self.files[entry["file"]], int(entry["place"]), int(entry["within"])
@@ -169,6 +179,10 @@ def read_samples(source: SampleSource, quarantine: Quarantine) -> Iterator[tuple
     quarantine.finish()
 
 
+def _decoded(row: str | dict) -> object:
+    return decode_line(row) if isinstance(row, str) else row
+
+
 def _entries(file_number: int, file: str, columns: tuple[str, ...]) -> np.ndarray:
     with open_input(file) as handle:
         place, within, number = _parquet_rows(file, handle, columns) if file.endswith(".parquet") else _lines(handle)
@@ -219,7 +233,7 @@ def _open(file: str) -> pa.NativeFile:
 
 @dataclass(frozen=True)
 class _RowGroup:
-    """A parquet row group, with only the columns that are read."""
+    """A parquet row group, with only the columns of the schema."""
 
     batches: list[pa.RecordBatch]
     ends: list[int]  # rows up to the end of each batch

@@ -23,9 +23,14 @@ from pipeline.errors import BadRow
 from pipeline.fine_tuning.examples import Example, respond
 from pipeline.text import encode_text
 
-COLUMNS = ("messages", "prompt", "response", "prompt_tokens", "response_tokens")
 CHARACTERS_OF_A_TOKEN = 200  # above any text's average
+COLUMNS = ("messages", "prompt", "response", "prompt_tokens", "response_tokens")
 ROLES = ("system", "user", "assistant")
+
+
+def open_conversations(path: str) -> SampleFiles:
+    """Open a file or a folder of files with conversations. Raises: as `SampleFiles.open`."""
+    return SampleFiles.open(path, columns=COLUMNS)
 
 
 def conversation_examples(
@@ -33,23 +38,27 @@ def conversation_examples(
 ) -> Iterator[Example]:
     """Yield the files' conversations forever, in a new random order in each pass; bad rows go to `quarantine`.
 
-    Args:
-        source: files opened with these `COLUMNS`.
-
     Raises:
-        DataError: too many rows are bad.
+        DataError: too many rows are bad, or all of them, or a file can no longer be read.
+        OSError: the storage failed.
     """
     quarantine.total = len(source)
     epoch = 0
     while True:
+        found = False  # a good row
         for index in source.order(seed, epoch).tolist():
             quarantine.rows += epoch == 0
             try:
-                yield conversation_example(source.decoded(index), tokenizer, max_tokens)
+                example = conversation_example(source.decoded(index), tokenizer, max_tokens)
             except BadRow as error:
                 row_id, row = source.row(index)
                 quarantine.add(row_id, str(error), row)
+            else:
+                found = True
+                yield example
         quarantine.finish()
+        if not found:
+            quarantine.refuse_all()
         epoch += 1
 
 
@@ -106,6 +115,8 @@ def _chat(messages: object, tokenizer) -> Example:
             raise BadRow(
                 f"a message contains the text of the special token {found[0]}, which would be tokenized as that token"
             )
+    # A parquet file has every field in every message, so null means left out; templates ask whether a field is there.
+    messages = [{name: value for name, value in message.items() if value is not None} for message in messages]
     if messages[0]["role"] == "assistant":
         raise BadRow("the conversation begins with the assistant: there is no prompt")
     tokens: list[int] = []

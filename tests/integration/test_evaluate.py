@@ -12,7 +12,7 @@ from transformers import AutoTokenizer
 
 from pipeline.data.quarantine import Quarantine
 from pipeline.data.sample_files import SampleFiles
-from pipeline.fine_tuning.conversations import COLUMNS, conversation_examples
+from pipeline.fine_tuning.conversations import conversation_examples
 from tests.support.bad_scorers import ARGUMENTS
 from tests.support.evaluation_data import CHUNKS, COUNT, evaluation_arguments, write_questions
 from tests.support.faults import Run, inject, run_job, until
@@ -150,10 +150,7 @@ def test_the_conversations_of_right_answers_are_kept_to_learn_from(finished):
         right[key(line)]["last"] = line
     for row in right.values():
         assert tokenizer.decode(row["last"]["response_tokens"], skip_special_tokens=True) == row["answer"]
-    source, quarantine = (
-        SampleFiles.open(str(folder / "successes.jsonl"), columns=COLUMNS),
-        Quarantine(folder / "none", 0),
-    )
+    source, quarantine = SampleFiles.open(str(folder / "successes.jsonl")), Quarantine(folder / "none", 0)
     examples = list(itertools.islice(conversation_examples(source, tokenizer, 256, 0, quarantine), len(lines)))
     assert quarantine.bad == 0
     assert sum(sum(e.learned) for e in examples) == sum(len(line["response_tokens"]) for line in lines)

@@ -311,6 +311,7 @@ def test_ruler_questions_come_from_their_file(ray_session, tmp_path, random_mode
     assert [row["id"] for row in lines(tmp_path / "out" / "quarantine" / "qa_2-questions.jsonl")] == [
         "questions.json:4"
     ]
+    assert json.loads((tmp_path / "out" / "prepare.json").read_text())["quarantined"] == 1
 
 
 # The command itself, on the tests' Ray.

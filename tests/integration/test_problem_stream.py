@@ -204,19 +204,3 @@ def test_bad_rows_stay_away_after_a_rollback(queue):
     assert len(read) < read[-1] + 1  # some were bad
     queue.roll_back(START)
     assert [queue.next() for _ in range(40)] == read
-
-
-def test_a_resumed_pass_is_judged_by_all_rows(ray_session, tmp_path):
-    """One of 40 rows is bad: fewer than a twentieth, but not of the last ten."""
-    source = SampleFiles.open(str(jsonl(tmp_path / "a.jsonl", [row(i) for i in range(40)])))
-    last = int(source.order(0, 0)[-1])
-    rows = [row(i, **({"answers": []} if i == last else {})) for i in range(40)]
-    source = SampleFiles.open(str(jsonl(tmp_path / "b.jsonl", rows)))
-    resumed = stream(source, tmp_path, cursor=Cursor(30), share=0.05)
-    assert [position for position, _ in islice(resumed, 11)] == [*range(30, 39), 40, 41]
-
-
-def test_data_without_a_usable_row_are_not_read_forever(ray_session, tmp_path):
-    source = SampleFiles.open(str(jsonl(tmp_path / "a.jsonl", [row(i, answers=[]) for i in range(3)])))
-    with pytest.raises(DataError, match="none of the 3 rows can be used"):
-        next(stream(source, tmp_path, share=1))

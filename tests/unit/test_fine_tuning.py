@@ -1,8 +1,9 @@
 """Supervised fine-tuning: examples, conversations in files, demonstrations, and the gang against plain torch."""
 
+import itertools
+import json
 import random
 from collections import Counter
-from itertools import islice
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -11,10 +12,11 @@ import pytest
 from pipeline.config import load_config
 from pipeline.data.documents.synthetic import PEOPLE
 from pipeline.data.quarantine import Quarantine
+from pipeline.data.rows import RowRules
 from pipeline.data.sample_files import SampleFiles
 from pipeline.errors import BadRow, ConfigError, DataError
 from pipeline.fine_tuning.config import FineTuningConfig, check_fine_tuning
-from pipeline.fine_tuning.conversations import COLUMNS, conversation_example, conversation_examples
+from pipeline.fine_tuning.conversations import COLUMNS, conversation_example, conversation_examples, open_conversations
 from pipeline.fine_tuning.demonstrations import (
     ATTENTIVE,
     CURRICULA,
@@ -27,6 +29,7 @@ from pipeline.fine_tuning.demonstrations import (
 from pipeline.fine_tuning.examples import Example, build_example_micro_batch, pack_examples, respond
 from pipeline.learning.forest import Forest
 from pipeline.run.config import load_training_config
+from pipeline.sections import RowLimits
 from tests.support.byte_tokenizer import byte_tokenizer
 from tests.support.samples import jsonl
 
@@ -124,38 +127,54 @@ def test_files_are_read_in_another_order_in_every_pass_and_bad_rows_are_counted_
         list(zip(range(40), strict, strict=False))
 
 
-def test_a_long_conversation_is_read_whole(tokenizer, tmp_path):
-    texts = ("p" * 12_000, "r" * 11_000)
-    tokens = [[i % 100 for i in range(length)] for length in (12_000, 11_000)]
+def test_a_long_conversation_is_learned_whole(tokenizer, tmp_path):
     rows = [
-        {"prompt": texts[0], "response": texts[1]},
-        {"prompt_tokens": tokens[0], "response_tokens": tokens[1]},
-        {"prompt": "p" * 90_000, "response": "r" * 90_000},
+        {"prompt": "p" * 100_000, "response": "r" * 100_000},
+        {"prompt_tokens": [1] * 20_000, "response_tokens": [2]},
     ]
-    path, quarantine = jsonl(tmp_path / "c.jsonl", rows), Quarantine(tmp_path / "quarantine.jsonl", 0)
-    source = SampleFiles.open(str(path), columns=COLUMNS)
-    examples = list(islice(conversation_examples(source, tokenizer, 200_000, 0, quarantine), len(rows)))
-    assert sorted(len(example.tokens) for example in examples) == [23_000, 23_001, 180_001]
-    assert [*tokens[0], *tokens[1]] in [example.tokens for example in examples]
+    quarantine = Quarantine(tmp_path / "quarantine.jsonl", max_share=0)
+    source = SampleFiles.open(str(jsonl(tmp_path / "c.jsonl", rows)))
+    examples = itertools.islice(conversation_examples(source, tokenizer, 300_000, 0, quarantine), 2)
+    tokens, long = sorted(examples, key=lambda example: len(example.tokens))
+    assert tokenizer.decode(long.tokens) == f"{'p' * 100_000}{'r' * 100_000}<|end|>" and sum(long.learned) == 100_001
+    assert tokens == respond([1] * 20_000, [2])
 
 
-def test_parquet_files_have_the_same_conversations(tokenizer, tmp_path):
-    rows = [{"prompt": f"p{i}", "response": "r", "other": i} for i in range(5)]
-    chats = [{"messages": [USER, ASSISTANT]}]
-    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "a.parquet")
-    pq.write_table(pa.Table.from_pylist(chats), tmp_path / "b.parquet")
-    quarantine = Quarantine(tmp_path / "quarantine.jsonl", 0)
-    source = SampleFiles.open(str(tmp_path), columns=COLUMNS)
-    read = list(islice(conversation_examples(source, tokenizer, 200, 0, quarantine), 6))
-    expected = [conversation_example(row, tokenizer, 200) for row in (*rows, *chats)]
-    assert sorted(read, key=str) == sorted(expected, key=str)
+def test_conversations_in_parquet_are_the_same(tmp_path):
+    """Parquet has every column in every row, and every field in every message."""
+    tokenizer = byte_tokenizer()
+    with_name = "{{ m.role }}{{ ' ' + m.name if 'name' in m }}"
+    tokenizer.chat_template = tokenizer.chat_template.replace("{{ m.role }}", with_name)
+    rows = [
+        {"messages": [USER | {"name": "Ann"}, ASSISTANT]},
+        {"prompt": "p", "response": "r", "source": "a column of the user's"},
+        {"prompt_tokens": [3, 1], "response_tokens": [4]},
+    ]
+    columns = {name: [row.get(name) for row in rows] for name in (*COLUMNS, "source")}
+    pq.write_table(pa.table(columns), tmp_path / "c.parquet")
+    quarantine = Quarantine(tmp_path / "quarantine.jsonl", max_share=0)
+    source = open_conversations(str(tmp_path / "c.parquet"))
+    examples = list(itertools.islice(conversation_examples(source, tokenizer, 50, 0, quarantine), 3))
+    expected = [conversation_example(rows[i], tokenizer, 50) for i in source.order(0, 0)]
+    assert examples == expected
 
 
-def test_files_without_a_usable_row_are_not_read_forever(tokenizer, tmp_path):
-    path = jsonl(tmp_path / "c.jsonl", [{"question": "?"}] * 3)
-    examples = conversation_examples(SampleFiles.open(str(path)), tokenizer, 50, 0, Quarantine(tmp_path / "q", 1))
-    with pytest.raises(DataError, match="none of the 3 rows can be used; their reasons are in .*q"):
-        next(examples)
+def test_a_row_that_cannot_be_read_is_quarantined_with_the_true_reason(tokenizer, tmp_path):
+    lines = ['{"prompt": "p", "response": "r"}', "{no", json.dumps({"prompt": "p", "response": "r" * 1000})]
+    source = SampleFiles.open(str(jsonl(tmp_path / "c.jsonl", lines)), RowRules(limits=RowLimits(row_bytes=500)))
+    quarantine = Quarantine(tmp_path / "quarantine.jsonl", max_share=1)
+    list(itertools.islice(conversation_examples(source, tokenizer, 50, 0, quarantine), 2))
+    written = [json.loads(line) for line in quarantine.path.read_text().splitlines()]
+    reasons = {row["id"]: row["reason"] for row in written}
+    assert reasons.keys() == {"c.jsonl:2", "c.jsonl:3"} and reasons["c.jsonl:2"].startswith("not JSON: ")
+    assert reasons["c.jsonl:3"] == "the line has 1031 bytes, over data.limits.row_bytes=500"
+
+
+def test_a_file_without_one_good_row_is_an_error_whatever_the_share(tokenizer, tmp_path):
+    source = SampleFiles.open(str(jsonl(tmp_path / "c.jsonl", [{"prompt": 1}] * 3)))
+    quarantine = Quarantine(tmp_path / "quarantine.jsonl", max_share=1)
+    with pytest.raises(DataError, match="all 3 rows are bad; their reasons are in .*jsonl. Correct the rows"):
+        next(conversation_examples(source, tokenizer, 50, 0, quarantine))
 
 
 def test_wrong_settings_are_named():
