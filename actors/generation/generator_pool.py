@@ -192,20 +192,21 @@ class GeneratorPool(Pool):
             GeneratorLost: the generator died or is leaving.
             Exception: an error that the generator raised.
         """
-        limit = self.config.generator.timeout_s
         if name not in self._members:
             raise GeneratorLeft(f"{name} is gone")
         member = self._members[name]
         group, notes = member.actor.rollout.options(num_returns=2).remote(*arguments)
+        timeout_s = self.config.generator.timeout_s
+        limit = asyncio.timeout(timeout_s)
         try:
             async with self._call(member):
                 with self._busy[name].work():
-                    async with asyncio.timeout(limit):
+                    async with limit:
                         return group, await notes
-        except TimeoutError:
-            ray.cancel(notes)
-            raise TimeoutError(f"no episodes within generator.timeout_s={limit}") from None
         except Exception as error:
+            if limit.expired():  # else a TimeoutError is the agent's own
+                ray.cancel(notes)
+                raise TimeoutError(f"no episodes within generator.timeout_s={timeout_s}") from None
             with contextlib.suppress(Exception):
                 await group  # failed like the notes; Ray prints the traceback of an error that is never read
             if isinstance(error, DIED):
@@ -271,7 +272,8 @@ class GeneratorPool(Pool):
         return self._tokens_of_the_gone + sum(m.tokens for m in self._members.values())
 
     async def close(self) -> None:
-        await asyncio.gather(*(result_of(m.actor.close.remote()) for m in self._members.values()))
+        closing = (result_of(m.actor.close.remote()) for m in self._members.values())
+        await asyncio.gather(*closing, return_exceptions=True)  # one that cannot close is killed with the others
         await super().close()
 
     # One generator in service.

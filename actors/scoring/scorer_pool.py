@@ -37,22 +37,23 @@ class ScorerPool(Pool):
         await self.enter(name)
         while True:
             arguments, scored = await self._waiting.get()
+            limit = asyncio.timeout(self.config.timeout_s)
             try:
                 with self._busy[name].work():
-                    async with asyncio.timeout(self.config.timeout_s):
+                    async with limit:
                         result = await actor.score.remote(*arguments)
                 if not scored.done():
                     scored.set_result(result)
                 self._deaths[name] = 0
-            except TimeoutError:
-                error = ScorerHung(f"no reward within scorer.timeout_s={self.config.timeout_s:g}")
-                _fail(scored, error)
-                raise Hung(f"hung: {error}") from None
             except DIED as error:
                 _fail(scored, error)
                 raise
-            except Exception as error:  # raised by the task's scorer; this process is fine
-                _fail(scored, error)
+            except Exception as error:
+                if limit.expired():
+                    hung = ScorerHung(f"no reward within scorer.timeout_s={self.config.timeout_s:g}")
+                    _fail(scored, hung)
+                    raise Hung(f"hung: {hung}") from None
+                _fail(scored, error)  # raised by the task's scorer, maybe a TimeoutError; this process is fine
 
     @property
     def waiting(self) -> int:

@@ -36,6 +36,8 @@ def pool(ray_session, tiny_config, monkeypatch):
             """Does what it is told."""
             if what == "die":
                 os._exit(1)
+            if what == "raise":
+                raise TimeoutError("the agent's tool did not answer")
             if what == "hang":
                 self.hung = True
                 await asyncio.Event().wait()
@@ -114,6 +116,15 @@ def test_one_that_is_lost_fails_its_work_and_another_takes_its_place(pool, how, 
 
     pool.run(work)
     assert any(said in line for line in pool.said)
+
+
+def test_a_timeout_that_an_agent_raises_is_its_own(pool):
+    async def work(generators):
+        with pytest.raises(TimeoutError, match="the agent's tool did not answer"):
+            await generators.rollout("generator-0", "raise")
+        assert generators.versions == {"generator-0": 0} and not pool.gone
+
+    pool.run(work)
 
 
 @pytest.mark.parametrize("version", [1, 2])

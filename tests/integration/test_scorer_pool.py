@@ -88,6 +88,14 @@ def test_a_bad_scorer_fails_its_group_and_the_next_group_is_scored(score, task, 
     assert score("qa").rewards.tolist() == [1, 0, 0]
 
 
+def test_a_scorer_that_raises_a_timeout_is_not_ended(ray_session, tiny_config):
+    with scoring(tiny_config, timeout_s=LIMIT_S) as (score, said):
+        with pytest.raises(TimeoutError, match="the judge did not answer"):
+            score("times_out")
+        assert score("qa").rewards.tolist() == [1, 0, 0]
+    assert not any("hung" in line for line in said)
+
+
 def test_a_scorer_that_hangs_is_ended_and_another_tries(ray_session, tiny_config, monkeypatch):
     monkeypatch.setattr("actors.scoring.scorer_pool.ATTEMPTS", 2)
     with scoring(tiny_config, timeout_s=4) as (score, said):

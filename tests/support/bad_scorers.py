@@ -2,13 +2,17 @@
 
 import time
 
-NAMES = ("raises", "hangs", "returns_nan", "counts_letters", "often_equal", "half_are_right", "overflows")
+NAMES = ("raises", "times_out", "hangs", "returns_nan", "counts_letters", "often_equal", "half_are_right", "overflows")
 MODULES = {name: f"{__name__}:{name}" for name in NAMES}  # scorer.modules of a configuration
 ARGUMENTS = tuple(f"scorer.modules.{name}={named}" for name, named in MODULES.items())  # the same on a command line
 
 
 def raises(answer, answers):
     raise ZeroDivisionError("this scorer always raises")
+
+
+def times_out(answer, answers):
+    raise TimeoutError("the judge did not answer")
 
 
 def hangs(answer, answers):
