@@ -380,6 +380,7 @@ class Coordinator(JobActor):
             wandb_id=self.wandb_id,
             tokens_generated=self.accounts.done.tokens_generated,
             failures=dict(self.groups.failures),
+            discarded=ledger.discarded,
             recoveries=self.accounts.recoveries(),
             withdrawn=self.groups.problems.withdrawn,
             reward=self.accounts.done.reward_after(self.learners.saved_step),

@@ -107,8 +107,10 @@ class Groups:
 
     def resume(self, state: RunState) -> None:
         """Continue from a checkpoint."""
-        self.ledger.step, self.ledger.version = state.step, state.version
         self.failures.update(state.failures)
+        self.ledger.step, self.ledger.version = state.step, state.version
+        self.ledger.discarded, self.ledger.dropped_stale = state.discarded, self.failures[DROPPED_STALE]
+        self.ledger.failed = self.failures.total() - self.ledger.dropped_stale
 
     # Running.
 

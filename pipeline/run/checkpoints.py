@@ -80,6 +80,7 @@ class RunState:
     wandb_id: str = ""
     tokens_generated: int = 0
     failures: dict[str, int] = field(default_factory=dict)
+    discarded: int = 0  # groups that were discarded for their equal rewards
     recoveries: dict[str, int] = field(default_factory=dict)
     reward: float = 0.0  # mean over the steps since the previous checkpoint
     withdrawn: list[str] = field(default_factory=list)  # ids of withdrawn problems, which are never run again

@@ -289,7 +289,8 @@ def test_a_run_resumes_with_its_problems_steps_and_failures(tiny_config, tmp_pat
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     config = replace(tiny_config, data=replace(tiny_config.data, source="file", path=str(path)))
     order = [f"p{row}" for row in training_source(config).order(config.run.seed, 0)]
-    state = RunState(3, 5, Cursor(4, (1,)), 2, failures={"RuntimeError": 2, DROPPED_STALE: 1}, withdrawn=[order[4]])
+    failures = {"RuntimeError": 2, DROPPED_STALE: 1}
+    state = RunState(3, 5, Cursor(4, (1,)), 2, failures=failures, discarded=7, withdrawn=[order[4]])
     groups = make_groups(config, tmp_path)
 
     async def run():
@@ -300,7 +301,8 @@ def test_a_run_resumes_with_its_problems_steps_and_failures(tiny_config, tmp_pat
         return [(groups.position(group_id), groups.problem(group_id).id) for group_id in await admit(groups, 4)]
 
     assert asyncio.run(run()) == [(position, order[position]) for position in (1, 5, 7, 8)]
-    assert (groups.ledger.step, groups.ledger.version, groups.failures) == (3, 5, state.failures)
+    assert (groups.ledger.step, groups.ledger.version, groups.failures) == (3, 5, failures)
+    assert (groups.ledger.failed, groups.ledger.dropped_stale, groups.ledger.discarded) == (2, 1, 7)
     assert groups.problems.withdrawn == sorted([order[4], order[6]]) and groups._quarantine.bad == 2
 
 
